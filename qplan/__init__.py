@@ -1,0 +1,3 @@
+"""qplan: a mixed-precision quantization planner for MNN language models."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,134 @@
+"""Files that a run leaves: atomic, hashed, with a header, and refused when newer than this qplan."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from qplan.errors import InputError, StaleArtifactError
+
+_TRACKED_PACKAGES = ("qplan", "MNN", "llmexport", "torch", "transformers", "numpy", "scipy")
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary sibling of ``path`` that replaces it only if the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    os.close(handle)
+    try:
+        yield Path(temporary)
+        # mkstemp makes the file private; an artifact is as readable as any other new file
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(temporary).chmod(0o666 & ~umask)
+        Path(temporary).replace(path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def sha256_bytes(*parts: bytes) -> str:
+    """SHA-256 over length-prefixed parts, as hex digits."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's content, as hex digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sha256_json(value: Any) -> str:  # noqa: ANN401 - any JSON value
+    """SHA-256 of a JSON value in canonical form."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def sha256_files(paths: Iterable[Path]) -> str:
+    """SHA-256 over names and contents of files, in the order of their names."""
+    parts: list[bytes] = []
+    for path in sorted(paths, key=lambda p: p.name):
+        parts += [path.name.encode(), bytes.fromhex(sha256_file(path))]
+    return sha256_bytes(*parts)
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that a result depends on; "absent" where one is not installed."""
+    found: dict[str, str] = {}
+    for package in _TRACKED_PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "absent"
+    return found
+
+
+def header(kind: str, schema: int, inputs: Mapping[str, str]) -> dict[str, Any]:
+    """Header of an artifact: its kind and schema, sha256 of its inputs, versions that made it."""
+    return {"kind": kind, "schema": schema, "inputs": dict(inputs), "versions": versions()}
+
+
+def write_json(path: Path, kind: str, schema: int, inputs: Mapping[str, str], body: Mapping[str, Any]) -> None:
+    """Write an artifact atomically: the header's keys, then the body's.
+
+    Floats that are not finite are refused: JSON has none, and a result must not hold one.
+
+    Raises:
+        ValueError: a NaN or an infinity in the body.
+    """
+    document = header(kind, schema, inputs) | dict(body)
+    write_text(path, json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def check_header(document: Mapping[str, Any], path: Path, kind: str, schema: int) -> None:
+    """Check kind and schema of a header that was read from ``path``.
+
+    Raises:
+        InputError: the file is something else.
+        StaleArtifactError: the file was written by a newer qplan.
+    """
+    if document.get("kind") != kind:
+        msg = f"{path} holds a {document.get('kind')!r}, expected {kind!r}; was another file put in its place?"
+        raise InputError(msg)
+    found = document.get("schema")
+    if not isinstance(found, int) or found > schema:
+        msg = f"{path} has schema {found}, this qplan reads up to {schema}; update qplan or make the file again"
+        raise StaleArtifactError(msg)
+
+
+def read_json(path: Path, kind: str, schema: int) -> dict[str, Any]:
+    """Read an artifact and check its header.
+
+    Raises:
+        InputError: no such file, not JSON (with line and column), or another kind of file.
+        StaleArtifactError: written by a newer qplan.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        msg = f"{path} does not exist"
+        raise InputError(msg) from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        msg = f"{path} is not valid JSON: {error}; restore it or make it again"
+        raise InputError(msg) from None
+    if not isinstance(document, dict):
+        msg = f"{path} holds a JSON {type(document).__name__}, expected an object"
+        raise InputError(msg)
+    check_header(document, path, kind, schema)
+    return document

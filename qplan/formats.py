@@ -1,0 +1,163 @@
+"""Quantisation formats: how one weight tensor is stored in an MNN file, to the byte.
+
+Source of the layout: MNN's exporter (`transformers/llm/export`), measured on engine 3.6.1.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+
+from qplan.errors import InputError
+
+INT_BITS = (2, 3, 4, 5, 6, 8)
+"""Integer widths that the engine computes exactly (1 symmetric is NaN, 7 cannot be packed)."""
+
+TIED_BITS = (4, 8, 16)
+"""Widths at which the engine decodes a tied embedding; 1-3 bits are silently garbage, 5 and 6 have no decoder."""
+
+_NAME = re.compile(r"^(?:fp(?P<fp>16|32)|int(?P<bits>\d+)(?:-b(?P<block>\d+))?(?P<sym>-sym)?(?:-s(?P<scale>16|32))?)$")
+
+
+@dataclass(frozen=True, order=True)
+class QuantFormat:
+    """One way to store a weight matrix ``[out_features, in_features]``."""
+
+    bits: int
+    """Bits per weight: 2, 3, 4, 5, 6, 8, 16 (halves) or 32 (floats, the reference)."""
+    block: int = 64
+    """Input features that share a scale; 0 is the whole row. Always 0 for floats."""
+    symmetric: bool = False
+    """Without zero points. Always False for floats."""
+    scale_bits: int = 16
+    """Bits per scale and zero point, 16 or 32. Always 16 for floats."""
+
+    def __post_init__(self) -> None:
+        """Reject what no MNN file can hold.
+
+        Raises:
+            InputError: a width, block or scale width that does not exist.
+        """
+        if self.bits not in (*INT_BITS, 16, 32):
+            msg = f"width of {self.bits} bits does not exist in MNN; use one of {(*INT_BITS, 16)}"
+            raise InputError(msg)
+        if self.is_float and (self.block, self.symmetric, self.scale_bits) != (0, False, 16):
+            msg = f"fp{self.bits} has neither blocks nor scales: write 'fp{self.bits}'"
+            raise InputError(msg)
+        if self.block != 0 and (self.block < 4 or self.block % 4):
+            msg = f"block of {self.block} weights: must be 0 (whole row) or a multiple of 4; 32, 64 and 128 are usual"
+            raise InputError(msg)
+        if self.scale_bits not in (16, 32):
+            msg = f"scales of {self.scale_bits} bits: must be 16 or 32"
+            raise InputError(msg)
+
+    @classmethod
+    def parse(cls, name: str) -> QuantFormat:
+        """Read a format's name: ``fp16``, ``int4``, ``int4-b32``, ``int8-b0-sym``, ``int4-s32``.
+
+        Raises:
+            InputError: the name follows no such pattern or names an impossible format.
+        """
+        match = _NAME.match(name.strip().lower())
+        if match is None:
+            msg = f"format {name!r} is not understood; write fp16 or int<bits>[-b<block>][-sym][-s32], e.g. int4-b32"
+            raise InputError(msg)
+        if match["fp"]:
+            return cls(int(match["fp"]), 0)
+        block = 64 if match["block"] is None else int(match["block"])
+        return cls(int(match["bits"]), block, match["sym"] is not None, int(match["scale"] or 16))
+
+    @property
+    def name(self) -> str:
+        """The shortest name that `parse` reads back; block 64, asymmetric, 16-bit scales go unsaid."""
+        if self.is_float:
+            return f"fp{self.bits}"
+        block = "" if self.block == 64 else f"-b{self.block}"
+        return f"int{self.bits}{block}{'-sym' if self.symmetric else ''}{'-s32' if self.scale_bits == 32 else ''}"
+
+    def __str__(self) -> str:
+        """Return the name."""
+        return self.name
+
+    @property
+    def is_float(self) -> bool:
+        """Whether weights are stored as floats, and activations stay floats under memory low."""
+        return self.bits >= 16
+
+    def block_size(self, in_features: int) -> int:
+        """Weights per scale for a row of ``in_features``."""
+        return self.block or in_features
+
+    def divides(self, in_features: int) -> bool:
+        """Whether a row of ``in_features`` is a whole number of blocks."""
+        return self.is_float or in_features % self.block_size(in_features) == 0
+
+    def resolve(self, in_features: int) -> QuantFormat:
+        """The same format with a block that divides the row: itself, else one scale per row.
+
+        MNN's exporter halves the block in silence until it divides, which costs up to 8 bits per weight
+        and is garbage on a tied head. qplan takes block 0 and callers report the change.
+        """
+        return self if self.divides(in_features) else replace(self, block=0)
+
+    def alpha_bytes(self, out_features: int, in_features: int) -> int:
+        """Bytes of scales (and zero points) of a matrix."""
+        if self.is_float:
+            return 0
+        blocks = out_features * (in_features // self.block_size(in_features))
+        return blocks * (1 if self.symmetric else 2) * self.scale_bits // 8
+
+    def code_bytes(self, out_features: int, in_features: int) -> int:
+        """Bytes of the weights themselves, without header and scales."""
+        if self.bits == 32:
+            return out_features * in_features * 4
+        if self.bits == 16:
+            return out_features * in_features * 2
+        block = self.block_size(in_features)
+        if 8 % self.bits == 0:
+            return out_features * in_features * self.bits // 8
+        # 3, 5, 6 bits: a bit stream that restarts at every block
+        return out_features * (in_features // block) * ((block * self.bits + 7) // 8)
+
+    def header_bytes(self, out_features: int, in_features: int) -> int:
+        """Bytes of the record's header: dims count, two dims, value table."""
+        if self.is_float:
+            return 0
+        dim_bytes = 4 if max(out_features, in_features) > 65535 else 2
+        return 1 + 2 * dim_bytes + 1 + (1 << self.bits)
+
+    def record_bytes(self, out_features: int, in_features: int, *, bias: bool) -> int:
+        """Bytes that one matrix takes in ``llm.mnn.weight``: header, codes, scales, fp32 bias."""
+        return (
+            self.header_bytes(out_features, in_features)
+            + self.code_bytes(out_features, in_features)
+            + self.alpha_bytes(out_features, in_features)
+            + (4 * out_features if bias else 0)
+        )
+
+    def effective_bits(self, out_features: int, in_features: int) -> float:
+        """Bits per weight with scales and header, without the bias."""
+        return 8 * self.record_bytes(out_features, in_features, bias=False) / (out_features * in_features)
+
+
+FP32 = QuantFormat(32, 0)
+FP16 = QuantFormat(16, 0)
+INT8 = QuantFormat(8)
+INT4 = QuantFormat(4)
+
+
+def parse_formats(text: str) -> tuple[QuantFormat, ...]:
+    """Read a comma-separated list of formats, widest first, without repeats.
+
+    Raises:
+        InputError: an empty list, an unknown format, or the reference fp32 among them.
+    """
+    names = [part for part in text.split(",") if part.strip()]
+    if not names:
+        msg = "no formats given; write for example --formats fp16,int8,int4"
+        raise InputError(msg)
+    formats = {QuantFormat.parse(name) for name in names}
+    if FP32 in formats:
+        msg = "fp32 is the reference of every measurement; leave it out of --formats"
+        raise InputError(msg)
+    return tuple(sorted(formats, key=lambda f: (-f.bits, f.block, f.symmetric, f.scale_bits)))

@@ -1,0 +1,1 @@
+"""Hugging Face models: loading, their linear tensors, their names in MNN."""

@@ -1,0 +1,1 @@
+"""Budgets, the exact solver, the plan. Plain numbers: no torch, no MNN."""

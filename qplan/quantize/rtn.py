@@ -1,0 +1,60 @@
+"""Round to nearest as MNN's exporter does it (`utils/torch_utils.py: quant`), bit for bit."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from qplan.errors import InputError
+from qplan.formats import QuantFormat
+from qplan.quantize.stored import IntTensor, StoredTensor, store_float
+
+
+def rtn(weight: Tensor, fmt: QuantFormat) -> StoredTensor:
+    """Store ``weight [out, in]`` in ``fmt`` by rounding to nearest.
+
+    Asymmetric: ``scale = (max - min) / (2^bits - 1)``, ``q = round((w - min) / scale) - n``, zero ``min + n * scale``
+    with ``n = 2^(bits-1)``. Symmetric: ``scale = max|w| / (n - 1)``, ``q = round(w / scale)`` in ``±(n - 1)``.
+    Integers are chosen with unrounded scales and the scales rounded afterwards, like the exporter.
+
+    Raises:
+        InputError: the block does not divide the rows, or the weights are not finite.
+    """
+    if fmt.is_float:
+        return store_float(weight, fmt)
+    out_features, in_features = weight.shape
+    if not fmt.divides(in_features):
+        msg = f"{fmt}: blocks of {fmt.block} do not divide rows of {in_features}; use block 0 or a divisor"
+        raise InputError(msg)
+    blocks = weight.to(torch.float32).reshape(out_features, -1, fmt.block_size(in_features))
+    if not torch.isfinite(blocks).all():
+        msg = "weights hold NaN or infinite values; the checkpoint is broken"
+        raise InputError(msg)
+    quantise = _symmetric if fmt.symmetric else _asymmetric
+    codes, scale, zero = quantise(blocks, 2 ** (fmt.bits - 1))
+    return IntTensor(
+        fmt,
+        codes.to(torch.uint8).view(out_features, in_features),
+        _round_alpha(scale, fmt),
+        None if zero is None else _round_alpha(zero, fmt),
+    )
+
+
+def _asymmetric(blocks: Tensor, half: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    low, high = blocks.amin(-1, keepdim=True), blocks.amax(-1, keepdim=True)
+    scale = (high - low) / (2 * half - 1)
+    # a constant block has scale 0: its zero point alone is exact
+    divisor = torch.where(scale == 0, torch.ones_like(scale), scale)
+    codes = (torch.round((blocks - low) / divisor) - half).clamp(-half, half - 1) + half
+    return codes, scale.squeeze(-1), (low + scale * half).squeeze(-1)
+
+
+def _symmetric(blocks: Tensor, half: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    scale = blocks.abs().amax(-1, keepdim=True) / (half - 1)
+    divisor = torch.where(scale == 0, torch.ones_like(scale), scale)
+    codes = torch.round(blocks / divisor).clamp(-(half - 1), half - 1) + half
+    return codes, scale.squeeze(-1), None
+
+
+def _round_alpha(alpha: Tensor, fmt: QuantFormat) -> Tensor:
+    return alpha.to(torch.float16).to(torch.float32) if fmt.scale_bits == 16 else alpha

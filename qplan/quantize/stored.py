@@ -1,0 +1,79 @@
+"""A weight matrix exactly as an MNN file stores it, and the values that the engine reads back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qplan.formats import FP16, FP32, QuantFormat
+from qplan.quantize.packing import pack_codes, value_header
+
+
+@dataclass(frozen=True)
+class IntTensor:
+    """Integers, scales and zero points of a matrix ``[out_features, in_features]``."""
+
+    format: QuantFormat
+    codes: Tensor
+    """uint8 ``[out, in]``: the signed integer plus ``2^(bits-1)``."""
+    scale: Tensor
+    """float32 ``[out, blocks]``, already rounded to the format's scale width."""
+    zero: Tensor | None
+    """float32 ``[out, blocks]``, the value of signed integer 0; None if symmetric."""
+
+    def dequantize(self) -> Tensor:
+        """float32 ``[out, in]``: ``q * scale + zero``, what the engine computes with."""
+        out_features, in_features = self.codes.shape
+        signed: Tensor = self.codes.to(torch.float32) - (1 << (self.format.bits - 1))
+        blocks: Tensor = signed.view(out_features, self.scale.shape[1], -1) * self.scale.unsqueeze(-1)
+        if self.zero is not None:
+            blocks = blocks + self.zero.unsqueeze(-1)
+        return blocks.view(out_features, in_features)
+
+    def weight_bytes(self) -> bytes:
+        """Header and packed integers."""
+        out_features, in_features = self.codes.shape
+        block = self.format.block_size(in_features)
+        return value_header(out_features, in_features, self.format.bits) + pack_codes(
+            self.codes.cpu().numpy(), self.format.bits, block
+        )
+
+    def alpha_bytes(self) -> bytes:
+        """Scales, or (zero, scale) pairs, row by row and block by block."""
+        alpha = self.scale if self.zero is None else torch.stack([self.zero, self.scale], dim=-1)
+        width = torch.float16 if self.format.scale_bits == 16 else torch.float32
+        return alpha.to(width).cpu().contiguous().numpy().tobytes()
+
+
+@dataclass(frozen=True)
+class FloatTensor:
+    """A matrix stored as halves (fp16) or floats (fp32): no header, no scales."""
+
+    format: QuantFormat
+    values: Tensor
+    """float16 or float32 ``[out, in]``."""
+
+    def dequantize(self) -> Tensor:
+        """float32 ``[out, in]``."""
+        return self.values.to(torch.float32)
+
+    def weight_bytes(self) -> bytes:
+        """The raw values."""
+        return self.values.cpu().contiguous().numpy().tobytes()
+
+    def alpha_bytes(self) -> bytes:
+        """Nothing: floats have no scales."""
+        return b""
+
+
+StoredTensor = IntTensor | FloatTensor
+
+
+def store_float(weight: Tensor, fmt: QuantFormat) -> FloatTensor:
+    """Store a matrix as halves or floats; halves are clamped to the largest finite half."""
+    if fmt == FP32:
+        return FloatTensor(FP32, weight.to(torch.float32))
+    limit = torch.finfo(torch.float16).max
+    return FloatTensor(FP16, weight.to(torch.float32).clamp(-limit, limit).to(torch.float16))

@@ -1,0 +1,77 @@
+"""What is planned: tensors of a model and the groups that must share one format."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from qplan.formats import TIED_BITS, QuantFormat
+
+
+class Role(StrEnum):
+    """What a tensor does; rules of the planner speak of roles."""
+
+    ATTENTION = "attention"
+    MLP = "mlp"
+    HEAD = "head"
+    """The matrix that makes the logits; also the embedding where the two are tied."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One linear weight ``[out_features, in_features]`` and its names on both sides."""
+
+    name: str
+    """Module path in the Hugging Face model, e.g. ``model.layers.0.self_attn.q_proj``."""
+    op_name: str
+    """Op name in the MNN graph, e.g. ``/layers.0/self_attn/q_proj/Linear``."""
+    layer: int | None
+    """Decoder layer, counted from 0; None for the head."""
+    kind: str
+    """Last part of the module path, e.g. ``q_proj``, ``lm_head``."""
+    role: Role
+    out_features: int
+    in_features: int
+    bias: bool
+    tied: bool = False
+    """The head whose matrix is also the input embedding: one unit with two uses."""
+
+    @property
+    def weights(self) -> int:
+        """Number of weights, without the bias."""
+        return self.out_features * self.in_features
+
+    def bytes_in(self, fmt: QuantFormat) -> int:
+        """Bytes of this tensor's record in ``llm.mnn.weight``."""
+        return fmt.record_bytes(self.out_features, self.in_features, bias=self.bias)
+
+    def allows(self, fmt: QuantFormat) -> bool:
+        """Whether the engine computes this tensor right in this format."""
+        return fmt.divides(self.in_features) and (not self.tied or fmt.bits in TIED_BITS)
+
+
+@dataclass(frozen=True)
+class TensorGroup:
+    """Tensors that share one format: a single tensor unless a target or the user joins some."""
+
+    name: str
+    members: tuple[TensorSpec, ...]
+
+    @property
+    def weights(self) -> int:
+        """Number of weights of all members."""
+        return sum(member.weights for member in self.members)
+
+    @property
+    def is_head(self) -> bool:
+        """Whether the group makes the logits."""
+        return any(member.role is Role.HEAD for member in self.members)
+
+    def bytes_in(self, fmt: QuantFormat) -> int:
+        """Bytes of the members' records in ``llm.mnn.weight``."""
+        return sum(member.bytes_in(fmt) for member in self.members)
+
+
+def single_groups(tensors: tuple[TensorSpec, ...]) -> tuple[TensorGroup, ...]:
+    """One group per tensor; a tied head and embedding already are one tensor."""
+    return tuple(TensorGroup(tensor.name, (tensor,)) for tensor in tensors)

@@ -1,0 +1,1 @@
+"""The built model against the Hugging Face model, on the real engine."""
