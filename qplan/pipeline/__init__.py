@@ -1,0 +1,1 @@
+"""The jobs behind the commands: analyze a model, emit a plan, build and prove it."""

@@ -1,0 +1,67 @@
+"""The run folder: where every stage leaves its artifact and finds those of the stages before."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from qplan.errors import InputError
+
+RUNS = Path("qplan-runs")
+"""Default parent of run folders, in the current directory."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One analysis and what was made from it."""
+
+    folder: Path
+
+    @classmethod
+    def for_model(cls, source: str, root: Path = RUNS) -> Run:
+        """The default run folder of a model: ``qplan-runs/<last part of its name>``."""
+        name = Path(source).resolve().name if Path(source).exists() else source.rsplit("/", 1)[-1]
+        return cls(root / re.sub(r"[^\w.-]+", "-", name))
+
+    @classmethod
+    def latest(cls, root: Path = RUNS) -> Run:
+        """The run whose sensitivity table is the newest.
+
+        Raises:
+            InputError: there is none.
+        """
+        tables = sorted(root.glob("*/sensitivity.parquet"), key=lambda path: path.stat().st_mtime)
+        if not tables:
+            msg = f"no finished analysis under {root}/; run 'qplan analyze MODEL' first or name one with --run"
+            raise InputError(msg)
+        return cls(tables[-1].parent)
+
+    @property
+    def calibration(self) -> Path:
+        """Tokens that were used and tokens held out."""
+        return self.folder / "calibration.json"
+
+    @property
+    def journal(self) -> Path:
+        """Measurements as they are made; removed when the table is written."""
+        return self.folder / "sensitivity.journal.jsonl"
+
+    @property
+    def sensitivity(self) -> Path:
+        """The finished table."""
+        return self.folder / "sensitivity.parquet"
+
+    @property
+    def skeleton(self) -> Path:
+        """The exporter's fp16 model: graph, tokenizer, settings."""
+        return self.folder / "skeleton"
+
+    @property
+    def baselines(self) -> Path:
+        """Measurements of the uniform models, shared by all budgets."""
+        return self.folder / "baselines"
+
+    def budget(self, budget: str) -> Path:
+        """Folder of one budget's plan: ``int8``, ``4.5bpw``, ``60pct``."""
+        return self.folder / re.sub(r"[^\w.-]+", "-", budget.strip().lower().replace("%", "pct"))

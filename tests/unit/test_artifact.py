@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from qplan.artifact import atomic_path, read_json, sha256_bytes, sha256_files, write_json
+from qplan.errors import InputError, StaleArtifactError
+
+
+def test_a_document_reads_back_with_its_header(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "a.json"
+    write_json(path, "thing", 2, {"model": "abc"}, {"value": 1.5})
+    document = read_json(path, "thing", 2)
+    assert document["value"] == 1.5
+    assert document["inputs"] == {"model": "abc"}
+    assert document["versions"]["torch"] != "absent"
+    assert read_json(path, "thing", 3)["schema"] == 2
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, "thing", 1, {}, {"value": 1})
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(path, "thing", 1, {}, {"value": float("nan")})
+    with pytest.raises(RuntimeError), atomic_path(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_newer_schema_and_another_kind_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, "thing", 3, {}, {})
+    with pytest.raises(StaleArtifactError, match="schema 3"):
+        read_json(path, "thing", 2)
+    with pytest.raises(InputError, match="expected 'other'"):
+        read_json(path, "other", 3)
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"kind": "thing"}\x00', ""])
+def test_broken_files_are_input_errors(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"a\.json"):
+        read_json(path, "thing", 1)
+    with pytest.raises(InputError, match="does not exist"):
+        read_json(tmp_path / "none.json", "thing", 1)
+
+
+def test_hashes_depend_on_where_parts_end(tmp_path: Path) -> None:
+    assert sha256_bytes(b"ab", b"c") != sha256_bytes(b"a", b"bc")
+    first, second = tmp_path / "1", tmp_path / "2"
+    first.write_text("x")
+    second.write_text("y")
+    assert sha256_files([first, second]) == sha256_files([second, first])
+    before = sha256_files([first, second])
+    second.write_text("z")
+    assert sha256_files([first, second]) != before
+
+
+def test_written_files_are_plain_utf8(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, "thing", 1, {}, {"name": "模型"})
+    assert "模型" in path.read_text(encoding="utf-8")
+    assert json.loads(path.read_text(encoding="utf-8"))["name"] == "模型"
