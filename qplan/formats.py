@@ -113,11 +113,7 @@ class QuantFormat:
             return out_features * in_features * 4
         if self.bits == 16:
             return out_features * in_features * 2
-        block = self.block_size(in_features)
-        if 8 % self.bits == 0:
-            return out_features * in_features * self.bits // 8
-        # 3, 5, 6 bits: a bit stream that restarts at every block
-        return out_features * (in_features // block) * ((block * self.bits + 7) // 8)
+        return (out_features * in_features * self.bits + 7) // 8  # one bit stream over the whole matrix
 
     def header_bytes(self, out_features: int, in_features: int) -> int:
         """Bytes of the record's header: dims count, two dims, value table."""
@@ -144,6 +140,9 @@ FP32 = QuantFormat(32, 0)
 FP16 = QuantFormat(16, 0)
 INT8 = QuantFormat(8)
 INT4 = QuantFormat(4)
+
+DEFAULT_FORMATS = (FP16, INT8, QuantFormat(6), QuantFormat(5), INT4, QuantFormat(3))
+"""What is measured unless asked otherwise: a plan without the widths between 4 and 16 loses two to three times more."""
 
 
 def parse_formats(text: str) -> tuple[QuantFormat, ...]:

@@ -28,6 +28,6 @@ def int8_decode(x: Tensor) -> Tensor:
     low, high = x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)
     scale = (high - low) / 255
     divisor = torch.where(scale == 0, torch.ones_like(scale), scale)
-    zero = torch.round(-low / divisor) - 128
-    codes = (torch.round(x / divisor) + zero).clamp(-128, 127)
+    zero = -low / divisor - 128
+    codes = torch.round(x / divisor + zero).clamp(-128, 127)
     return torch.where(scale == 0, x, (codes - zero) * scale)

@@ -18,38 +18,36 @@ def value_header(out_features: int, in_features: int, bits: int) -> bytes:
     return b"\x02" + dims.tobytes() + bytes([len(table) % 256]) + table.tobytes()
 
 
-def pack_codes(codes: NDArray[np.uint8], bits: int, block: int) -> bytes:
+def pack_codes(codes: NDArray[np.uint8], bits: int) -> bytes:
     """Pack unsigned integers ``[out, in]`` MSB first, ``bits`` per value.
 
-    Widths that divide 8 fill whole bytes; 3, 5 and 6 bits are a stream that restarts at every ``block`` values.
+    One bit stream over the whole matrix: blocks and rows do not start on whole bytes.
     """
     if bits == 8:
         return np.ascontiguousarray(codes).tobytes()
-    if 8 % bits == 0:
-        per_byte = 8 // bits
+    per_byte = 8 // bits
+    if 8 % bits == 0 and codes.size % per_byte == 0:
         grouped = codes.reshape(-1, per_byte)
         packed = np.zeros(len(grouped), dtype=np.uint8)
         for position in range(per_byte):
             packed |= grouped[:, position] << np.uint8(bits * (per_byte - 1 - position))
         return packed.tobytes()
-    blocks = codes.reshape(-1, block)
-    step = max(1, (1 << 24) // (block * bits))  # bounds the bit array to 16 MB
-    return b"".join(_pack_stream(blocks[i : i + step], bits) for i in range(0, len(blocks), step))
+    values = codes.reshape(-1)
+    step = 1 << 21  # bounds the bit array to 16 MB; a multiple of 8 values fills whole bytes
+    return b"".join(_pack_stream(values[i : i + step], bits) for i in range(0, len(values), step))
 
 
-def _pack_stream(blocks: NDArray[np.uint8], bits: int) -> bytes:
-    planes = np.unpackbits(blocks[..., None], axis=-1)[..., 8 - bits :]
-    return np.packbits(planes.reshape(len(blocks), -1), axis=-1).tobytes()
+def _pack_stream(values: NDArray[np.uint8], bits: int) -> bytes:
+    planes = np.unpackbits(values[:, None], axis=-1)[:, 8 - bits :]
+    return np.packbits(planes).tobytes()
 
 
-def unpack_codes(data: bytes, bits: int, out_features: int, in_features: int, block: int) -> NDArray[np.uint8]:
+def unpack_codes(data: bytes, bits: int, out_features: int, in_features: int) -> NDArray[np.uint8]:
     """Inverse of `pack_codes`: uint8 ``[out, in]``."""
     raw = np.frombuffer(data, dtype=np.uint8)
     if bits == 8:
         return raw.reshape(out_features, in_features)
-    span = in_features if 8 % bits == 0 else block
-    rows = out_features * in_features // span
-    stream = np.unpackbits(raw.reshape(rows, -1), axis=-1)[:, : span * bits]
-    padded = np.zeros((rows, span, 8), dtype=np.uint8)
-    padded[..., 8 - bits :] = stream.reshape(rows, span, bits)
+    count = out_features * in_features
+    padded = np.zeros((count, 8), dtype=np.uint8)
+    padded[:, 8 - bits :] = np.unpackbits(raw)[: count * bits].reshape(count, bits)
     return np.packbits(padded, axis=-1).reshape(out_features, in_features)

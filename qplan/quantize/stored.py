@@ -35,10 +35,8 @@ class IntTensor:
     def weight_bytes(self) -> bytes:
         """Header and packed integers."""
         out_features, in_features = self.codes.shape
-        block = self.format.block_size(in_features)
-        return value_header(out_features, in_features, self.format.bits) + pack_codes(
-            self.codes.cpu().numpy(), self.format.bits, block
-        )
+        header = value_header(out_features, in_features, self.format.bits)
+        return header + pack_codes(self.codes.cpu().numpy(), self.format.bits)
 
     def alpha_bytes(self) -> bytes:
         """Scales, or (zero, scale) pairs, row by row and block by block."""

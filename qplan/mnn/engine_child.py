@@ -1,0 +1,175 @@
+"""Run in a child process: MNN's engine with one model. Argument: file for what the engine prints.
+
+Reads one JSON request a line from standard input and answers with one JSON line on the original standard output.
+Logits travel as ``.npy`` files that the parent names. Not part of the package's import graph: no qplan, no torch.
+"""
+
+import faulthandler
+import gc
+import importlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Request = dict[str, Any]
+Answer = dict[str, Any]
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process; 0 where the system does not tell."""
+    try:
+        fields = Path("/proc/self/statm").read_text(encoding="ascii").split()
+    except OSError:
+        return 0
+    return int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+class Session:
+    """One loaded model."""
+
+    def __init__(self, config_path: str, settings: Request) -> None:
+        """Load, check the engine's status, and run one token: a broken graph crashes here and not later."""
+        # prints when imported: not before main() has moved the output; "from MNN import llm" is another, native module
+        mnn_llm = importlib.import_module("MNN.llm")
+        before = resident_bytes()
+        self.llm = mnn_llm.create(config_path)
+        # settings must be set before load; the log likelihood needs every position's logits
+        self.llm.set_config(settings | {"all_logits": True, "sampler_type": "greedy", "use_template": False})
+        started = time.perf_counter()
+        self.llm.load()
+        self.load_s = time.perf_counter() - started
+        self._check("the engine did not load the model")
+        self.ram_bytes = resident_bytes() - before
+        self.vocabulary = int(self._forward([0]).shape[-1])
+
+    def _check(self, what: str) -> None:
+        status = int(self.llm.context.status)
+        if status not in (0, 1, 2):  # running, finished, finished at the limit
+            msg = f"{what}: status {self.llm.context.status!r}"
+            raise RuntimeError(msg)
+
+    def _forward(self, ids: list[int], *, fresh: bool = True) -> "np.ndarray[Any, np.dtype[np.float32]]":
+        """Logits ``[tokens, vocabulary]``; a copy, so that no engine variable outlives the call."""
+        if fresh:
+            self.llm.reset()
+            self.llm.generate_init()
+        var = self.llm.forward(ids)
+        self._check("the engine failed in a forward pass")
+        values = np.array(var.read(), dtype=np.float32)
+        del var
+        return values.reshape(-1, values.shape[-1])
+
+    def logits(self, request: Request) -> Answer:
+        """One pass over all tokens."""
+        values = self._forward(request["ids"])
+        np.save(request["path"], values)
+        return {}
+
+    def stepwise(self, request: Request) -> Answer:
+        """Token by token through the KV cache: the path that generation takes."""
+        rows = [self._forward([token], fresh=step == 0) for step, token in enumerate(request["ids"])]
+        np.save(request["path"], np.concatenate(rows))
+        return {}
+
+    def generate(self, request: Request) -> Answer:
+        """Greedy continuation."""
+        ids = request["ids"] if request["ids"] is not None else self.llm.tokenizer_encode(request["prompt"])
+        if not ids:
+            msg = "the prompt holds no tokens"
+            raise RuntimeError(msg)
+        self.llm.set_config({"all_logits": False})
+        try:
+            self.llm.reset()
+            self.llm.generate_init()
+            # the wrapper passes no limit on, and the engine then generates nothing
+            tokens = [int(token) for token in self.llm._c_obj.generate(list(ids), request["max_tokens"])]  # noqa: SLF001
+        finally:
+            # the engine crashes when asked for its state while the text it generated is not UTF-8: clear that first
+            self.llm.generate_init()
+            self.llm.set_config({"all_logits": True})
+        if not tokens:
+            msg = "the engine generated nothing"
+            raise RuntimeError(msg)
+        return {"tokens": tokens, "text": "".join(self._decode(token) for token in tokens)}
+
+    def _decode(self, token: int) -> str:
+        try:
+            return str(self.llm.tokenizer_decode(token))
+        except UnicodeDecodeError:  # half of a character
+            return "\N{REPLACEMENT CHARACTER}"
+
+    def speed(self, request: Request) -> Answer:
+        """Seconds of each prefill and of each decoded token, logits of the last position only."""
+        prompt, steps = request["ids"], int(request["decode_tokens"])
+        prefill: list[float] = []
+        decode: list[float] = []
+        self.llm.set_config({"all_logits": False})
+        try:
+            for _ in range(request["repeats"] + 1):  # the first is to warm up
+                self.llm.reset()
+                self.llm.generate_init()
+                prefill.append(self._timed(prompt))
+                decode += [self._timed([prompt[step % len(prompt)]]) for step in range(steps)]
+        finally:
+            self.llm.set_config({"all_logits": True})
+        return {"prefill_s": prefill[1:], "decode_s": decode[steps:]}
+
+    def _timed(self, ids: list[int]) -> float:
+        started = time.perf_counter()
+        var = self.llm.forward(ids)
+        seconds = time.perf_counter() - started
+        self._check("the engine failed in a forward pass")
+        del var
+        return seconds
+
+
+def answer(state: dict[str, Session], request: Request) -> Answer:
+    """Do one request."""
+    command = request["command"]
+    if command == "load":
+        session = state["session"] = Session(request["config"], request["settings"])
+        return {
+            "version": version("MNN"),
+            "ram_bytes": session.ram_bytes,
+            "load_s": session.load_s,
+            "vocabulary": session.vocabulary,
+        }
+    session = state["session"]
+    commands: dict[str, Callable[[Request], Answer]] = {
+        "logits": session.logits,
+        "stepwise": session.stepwise,
+        "generate": session.generate,
+        "speed": session.speed,
+    }
+    return commands[command](request)
+
+
+def main() -> None:
+    """Serve requests until standard input ends."""
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    log = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    faulthandler.enable()  # a native crash leaves its Python line as last words
+    state: dict[str, Session] = {}
+    for line in sys.stdin:
+        try:
+            reply: Answer = {"ok": answer(state, json.loads(line))}
+        except Exception as error:  # noqa: BLE001 - goes to the parent, which raises it
+            reply = {"error": f"{type(error).__name__}: {error}"}
+        replies.write(json.dumps(reply) + "\n")
+        replies.flush()
+    # the model must go before the interpreter does, or the engine crashes
+    state.clear()
+    gc.collect()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""Settings that the engine runs a model with; they change numbers as much as the weights do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qplan.errors import InputError
+
+JsonScalar = str | int | float | bool
+
+MEMORY = ("low", "normal", "high")
+PRECISION = ("low", "normal", "high")
+DYNAMIC_OPTIONS = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    """The part of ``config.json`` that decides what is computed, and how fast."""
+
+    memory: str = "low"
+    """``low``: quantised weights in RAM and int8 activations; ``normal``: weights become fp32 at load."""
+    precision: str = "low"
+    """``low`` computes in fp16 where the CPU can (ARM); changes nothing on x86."""
+    threads: int = 1
+    dynamic_option: int = 0
+    """2 quantises activations per block of the weights instead of per token: less loss, slower."""
+
+    def __post_init__(self) -> None:
+        """Reject what the engine would take for its default in silence.
+
+        Raises:
+            InputError: a word or number that the engine does not know.
+        """
+        for name, value, known in (
+            ("memory", self.memory, MEMORY),
+            ("precision", self.precision, PRECISION),
+            ("dynamic_option", self.dynamic_option, DYNAMIC_OPTIONS),
+        ):
+            if value not in known:
+                msg = f"{name} {value!r} is unknown to MNN; use one of {', '.join(map(str, known))}"
+                raise InputError(msg)
+        if self.threads < 1:
+            msg = f"{self.threads} threads: must be at least 1"
+            raise InputError(msg)
+
+    def to_json(self) -> dict[str, JsonScalar]:
+        """The keys of MNN's ``config.json``."""
+        return {
+            "backend_type": "cpu",
+            "memory": self.memory,
+            "precision": self.precision,
+            "thread_num": self.threads,
+            "dynamic_option": self.dynamic_option,
+        }

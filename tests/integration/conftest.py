@@ -1,0 +1,83 @@
+"""Tiny random models with tokenizers, made and exported once per session; nothing is downloaded."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mnn_models import VOCABULARY, ExportedModel, save
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+from qplan.mnn.exporter import export_skeleton
+
+
+@pytest.fixture(scope="session")
+def tied_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Qwen2: tied, biases on q, k, v, hidden 128, two layers."""
+    torch.manual_seed(1)
+    config = Qwen2Config(
+        vocab_size=VOCABULARY,
+        hidden_size=128,
+        intermediate_size=192,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        initializer_range=0.05,
+    )
+    model = Qwen2ForCausalLM(config)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            parameter.data.normal_(0, 0.1)
+    return save(model, tmp_path_factory.mktemp("tied"))
+
+
+@pytest.fixture(scope="session")
+def untied_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Llama: untied, no biases, hidden 172, which only blocks of 4 or a whole row divide."""
+    torch.manual_seed(2)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=172,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        head_dim=32,
+        max_position_embeddings=256,
+        tie_word_embeddings=False,
+        initializer_range=0.05,
+    )
+    return save(LlamaForCausalLM(config), tmp_path_factory.mktemp("untied"))
+
+
+@pytest.fixture(scope="session")
+def tied_model(tied_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportedModel:
+    """The tied model, exported."""
+    return ExportedModel(tied_model_dir, export_skeleton(tied_model_dir, tmp_path_factory.mktemp("export") / "tied"))
+
+
+@pytest.fixture(scope="session")
+def untied_model(untied_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportedModel:
+    """The untied model, exported."""
+    folder = tmp_path_factory.mktemp("export") / "untied"
+    return ExportedModel(untied_model_dir, export_skeleton(untied_model_dir, folder))
+
+
+@pytest.fixture(scope="session")
+def model_of(request: pytest.FixtureRequest) -> Callable[[str], ExportedModel]:
+    """Look one of the models up by name: ``tied`` or ``untied``."""
+
+    def find(name: str) -> ExportedModel:
+        found: ExportedModel = request.getfixturevalue(f"{name}_model")
+        return found
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def token_ids() -> list[int]:
+    """Forty tokens of the tiny vocabulary."""
+    return [int(token) for token in np.random.default_rng(0).integers(0, VOCABULARY, 40)]
