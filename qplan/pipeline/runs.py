@@ -44,7 +44,7 @@ class Run:
 
     @property
     def journal(self) -> Path:
-        """Measurements as they are made; removed when the table is written."""
+        """Measurements as they are made."""
         return self.folder / "sensitivity.journal.jsonl"
 
     @property
@@ -56,6 +56,11 @@ class Run:
     def skeleton(self) -> Path:
         """The exporter's fp16 model: graph, tokenizer, settings."""
         return self.folder / "skeleton"
+
+    @property
+    def skeleton_record(self) -> Path:
+        """What the skeleton was exported from, and by what."""
+        return self.folder / "skeleton.json"
 
     @property
     def baselines(self) -> Path:

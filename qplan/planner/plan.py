@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from qplan.artifact import read_json, write_json
+from qplan.cost.file_bytes import FileBytes
+from qplan.errors import InputError
 from qplan.formats import QuantFormat
+from qplan.planner.decode import Source, decode
+
+__all__ = ["FileBytes", "LogitsRule", "Plan", "PlannedTensor", "SolverReport", "UniformPoint"]
 
 KIND, SCHEMA = "qplan-plan", 1
-
-
-@dataclass(frozen=True)
-class FileBytes:
-    """Bytes of the files that ship."""
-
-    weight: int
-    """``llm.mnn.weight``."""
-    embedding: int
-    """``embeddings_bf16.bin``; 0 where the embedding is tied to the head."""
-    graph: int
-    """``llm.mnn``."""
-
-    @property
-    def total(self) -> int:
-        """All three."""
-        return self.weight + self.embedding + self.graph
 
 
 @dataclass(frozen=True)
@@ -134,20 +120,18 @@ class Plan:
         """Read ``plan.json``.
 
         Raises:
-            InputError: not a plan.
+            InputError: not a plan, or a field is missing, unknown or of another type; names the line.
             StaleArtifactError: written by a newer qplan.
         """
-        return cls._from_json(read_json(path, KIND, SCHEMA))
-
-    @classmethod
-    def _from_json(cls, value: Mapping[str, Any]) -> Plan:
-        body = {k: v for k, v in value.items() if k not in ("kind", "schema", "inputs", "versions")}
-        body["tensors"] = tuple(
-            PlannedTensor(**(t | {"format": QuantFormat.parse(t["format"])})) for t in value["tensors"]
-        )
-        body["files"] = FileBytes(**value["files"])
-        body["solver"] = SolverReport(**value["solver"])
-        body["logits"] = LogitsRule(**value["logits"])
-        body["uniform"] = tuple(UniformPoint(**u) for u in value["uniform"])
-        body["notes"] = tuple(value["notes"])
-        return cls(**body)
+        document = read_json(path, KIND, SCHEMA)
+        source = Source(str(path), path.read_text(encoding="utf-8"))
+        body = {key: value for key, value in document.items() if key not in ("kind", "schema", "inputs", "versions")}
+        plan = decode(cls, body, source)
+        for index, tensor in enumerate(plan.tensors):
+            if tensor.weights <= 0:
+                problem = f"{tensor.weights} weights: must be positive"
+                raise source.error(problem, "tensors", index, "weights")
+        if not plan.tensors:
+            msg = f"{path} holds no tensors; make it again with 'qplan emit'"
+            raise InputError(msg)
+        return plan

@@ -6,7 +6,9 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import product
 from pathlib import Path
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,6 +20,9 @@ from qplan.model.card import ModelCard
 
 KIND, SCHEMA = "qplan-sensitivity", 1
 
+Memory = Literal["low", "normal"]
+"""MNN's ``memory`` setting: low computes with int8 activations wherever weights are integers."""
+
 
 @dataclass(frozen=True)
 class Measurement:
@@ -27,6 +32,8 @@ class Measurement:
     """Hugging Face name."""
     format: str
     """Format's name as resolved for this tensor."""
+    memory: Memory
+    """MNN's ``memory`` setting whose arithmetic was emulated: ``low`` (int8 activations) or ``normal``."""
     batch: int
     tokens: int
     """Tokens whose next-token distribution was compared."""
@@ -62,8 +69,9 @@ class Loss:
 class Conditions:
     """How the measurements were made."""
 
-    memory: str
-    """MNN's ``memory`` setting that was emulated: ``low`` (int8 activations) or ``normal``."""
+    memory: Memory
+    """MNN's ``memory`` setting that the model will run with. Under ``low`` both settings are measured: a plan should
+    not lose where the weights alone count."""
     formats: tuple[str, ...]
     """Formats asked for, before resolution per tensor."""
     samples: int
@@ -94,17 +102,34 @@ class SensitivityTable:
         """Hash of the content, not of the file."""
         return sha256_json([self._meta(), [_row(m) for m in self.measurements]])
 
+    @property
+    def goal(self) -> Memory:
+        """The memory setting that plans are optimised for."""
+        return self.conditions.memory
+
+    @property
+    def memories(self) -> tuple[Memory, ...]:
+        """The memory settings that were measured, the goal first."""
+        return memories_of(self.goal)
+
     def formats_of(self, tensor: str) -> tuple[QuantFormat, ...]:
         """Formats measured for a tensor, widest first."""
         names = dict.fromkeys(m.format for m in self.measurements if m.tensor == tensor)
         return tuple(sorted((QuantFormat.parse(n) for n in names), key=lambda f: (-f.bits, f.block, f.symmetric)))
 
-    def losses(self) -> dict[str, dict[str, Loss]]:
-        """Loss by tensor name and format name, tensors in order of execution."""
+    def losses(self, memory: Memory | None = None) -> dict[str, dict[str, Loss]]:
+        """Loss by tensor name and format name, tensors in order of execution; the goal's memory setting by default."""
+        memory = memory or self.goal
         cells: dict[str, dict[str, list[Measurement]]] = {spec.name: {} for spec in self.model.tensors}
         for measurement in self.measurements:
+            if measurement.memory != memory:
+                continue
             cells[measurement.tensor].setdefault(measurement.format, []).append(measurement)
         return {t: {f: summarise(ms) for f, ms in row.items()} for t, row in cells.items()}
+
+    def kl(self, memory: Memory) -> dict[str, dict[str, float]]:
+        """Mean KL in nats per token by tensor name and format name, under a memory setting."""
+        return {t: {f: loss.kl_nats for f, loss in row.items()} for t, row in self.losses(memory).items()}
 
     def check_complete(self) -> None:
         """Prove that every tensor was measured in every batch and format, with usable numbers.
@@ -113,13 +138,14 @@ class SensitivityTable:
             MeasurementError: something is missing, not finite, or negative.
         """
         batches = {m.batch for m in self.measurements}
-        seen = {(m.tensor, m.format, m.batch) for m in self.measurements}
+        seen = {(m.tensor, m.format, m.memory, m.batch) for m in self.measurements}
         for spec in self.model.tensors:
-            formats = {f for t, f, _ in seen if t == spec.name}
+            formats = {f for t, f, _, _ in seen if t == spec.name}
             if not formats or not batches:
                 msg = f"{spec.name} was never measured; the calibration did not reach it"
                 raise MeasurementError(msg)
-            missing = [(f, b) for f in formats for b in batches if (spec.name, f, b) not in seen]
+            cells = product(formats, self.memories, batches)
+            missing = [cell for cell in cells if (spec.name, *cell) not in seen]
             if missing:
                 msg = f"{spec.name} lacks measurements {missing[:3]}; run the same analyze command again to complete"
                 raise MeasurementError(msg)
@@ -171,6 +197,11 @@ class SensitivityTable:
             tuple(meta["notes"]),
             tuple(Measurement(**row) for row in table.to_pylist()),
         )
+
+
+def memories_of(goal: Memory) -> tuple[Memory, ...]:
+    """The memory settings to measure for a goal, the goal first."""
+    return (goal,) if goal == "normal" else (goal, "normal")
 
 
 def _row(measurement: Measurement) -> list[object]:

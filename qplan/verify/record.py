@@ -116,16 +116,15 @@ class Verification:
             StaleArtifactError: written by a newer qplan.
         """
         body = {
-            k: v
-            for k, v in read_json(path, KIND, SCHEMA).items()
-            if k not in ("kind", "schema", "inputs", "versions")
+            k: v for k, v in read_json(path, KIND, SCHEMA).items() if k not in ("kind", "schema", "inputs", "versions")
         }
-        body["models"] = tuple(_built(m) for m in body["models"])
+        body["models"] = tuple(built_model(m) for m in body["models"])
         body["checks"] = tuple(Check(**c) for c in body["checks"])
         return cls(**body)
 
 
-def _built(value: Mapping[str, Any]) -> BuiltModel:
+def built_model(value: Mapping[str, Any]) -> BuiltModel:
+    """Read a `BuiltModel` from its JSON object."""
     runs = tuple(EngineRun(**(r | {"accuracy": Accuracy(**r["accuracy"])})) for r in value["runs"])
     speed = None if value["speed"] is None else Speed(**value["speed"])
     return BuiltModel(value["name"], FileBytes(**value["files"]), runs, speed, value["emulated_nats"])

@@ -1,0 +1,6 @@
+"""Calibration text: where it comes from, and the token ids that everything is measured on."""
+
+from qplan.calibration.text import Text, load_text
+from qplan.calibration.token_set import CalibrationSet, tokenise
+
+__all__ = ["CalibrationSet", "Text", "load_text", "tokenise"]

@@ -1,0 +1,81 @@
+"""Reads datasets of the Hugging Face hub or of a local folder, record by record."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from qplan.calibration.record import Record
+from qplan.errors import InputError
+
+SPLITS = ("train", "validation", "test")
+"""Preferred splits, first to last."""
+
+
+def read_dataset(source: str, *, known: Iterable[str] = ()) -> tuple[Iterator[Record], str, str | None]:
+    """Open ``id``, ``id:config``, ``id:config:split`` or ``id::split``.
+
+    Returns:
+        its records, a description with config and split, and its licence if it states one.
+
+    Raises:
+        InputError: no such dataset, config or split.
+    """
+    name, config, split = _parse(source)
+    if (Path(name) / "state.json").is_file() or (Path(name) / "dataset_dict.json").is_file():
+        loaded, used = _from_disk(name, split)
+    else:
+        loaded, used = _streamed(name, config, split, known)
+    described = ":".join([name, config or "", used])
+    licence = getattr(getattr(loaded, "info", None), "license", None)
+    return _records(described, loaded), described, licence or None
+
+
+def _parse(source: str) -> tuple[str, str | None, str | None]:
+    if Path(source).expanduser().is_dir():
+        return str(Path(source).expanduser()), None, None
+    name, *rest = source.split(":")
+    if len(rest) > 2 or not name:
+        msg = f"dataset {source!r} is not understood; write id, id:config or id:config:split"
+        raise InputError(msg)
+    config, split = ([*rest, "", ""])[:2]
+    return str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name, config or None, split or None
+
+
+def _choose(name: str, available: Iterable[str], wanted: str | None) -> str:
+    splits = [str(split) for split in available]
+    if wanted is None:
+        return next((split for split in SPLITS if split in splits), splits[0])
+    if wanted not in splits:
+        msg = f"dataset {name} has no split {wanted!r}; it has {', '.join(splits)}"
+        raise InputError(msg)
+    return wanted
+
+
+def _from_disk(name: str, split: str | None) -> tuple[Any, str]:
+    stored = datasets.load_from_disk(name)
+    if not isinstance(stored, datasets.DatasetDict):
+        return stored, str(stored.split or split or "")
+    used = _choose(name, stored, split)
+    return stored[used], used
+
+
+def _streamed(name: str, config: str | None, split: str | None, known: Iterable[str]) -> tuple[Any, str]:
+    try:
+        used = _choose(name, datasets.get_dataset_split_names(name, config), split)
+        return datasets.load_dataset(name, config, split=used, streaming=True), used
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        msg = (
+            f"{name!r} is no file, no folder with data files, none of the sets in calib/ "
+            f"({', '.join(known) or 'none'}), and cannot be opened as a dataset: {first}"
+        )
+        raise InputError(msg) from None
+
+
+def _records(described: str, loaded: Iterable[dict[str, Any]]) -> Iterator[Record]:
+    for number, values in enumerate(loaded):
+        yield Record(f"dataset {described}, row {number}", values)

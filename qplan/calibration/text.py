@@ -1,0 +1,153 @@
+"""Reads text from what the user names: a set of calib/, a file, or a dataset."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+import qplan
+from qplan.artifact import sha256_file
+from qplan.calibration.hub import read_dataset
+from qplan.calibration.record import Record, document
+from qplan.errors import InputError
+
+MAX_CHARACTERS = 20_000_000
+"""More text than this is left unread: some five million tokens, far more than a calibration takes."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """Documents and where they come from."""
+
+    documents: tuple[str, ...]
+    source: str
+    """For people: the name or path as the user gave it."""
+    licence: str | None
+    """Where it is known."""
+
+
+def load_text(source: str, tokenizer: Any = None) -> Text:  # noqa: ANN401 - a Hugging Face tokenizer
+    """Read a calibration text.
+
+    Args:
+        source: a name from calib/; a .txt, .jsonl or .parquet file; or a dataset: a local folder or a hub id, with
+            ``:config`` and ``:split`` if wanted. Records hold ``text``, ``content`` or chat ``messages``.
+        tokenizer: renders chat messages with its template; needed only for them.
+
+    Raises:
+        InputError: the source is not found, not understood, or empty.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        text = Text(_capped(_documents(path, tokenizer)), source, None)
+    elif not path.is_dir() and (folder := _calib_folder(source)) is not None:
+        text = _calib_set(folder)
+    elif path.suffix in _READERS:
+        msg = f"{source} does not exist"
+        raise InputError(msg)
+    else:
+        records, described, licence = read_dataset(source, known=calib_names())
+        text = Text(_capped(document(record, tokenizer) for record in records), described, licence)
+    if not any(part.strip() for part in text.documents):
+        msg = f"{source} holds no text; give a source with at least a few thousand tokens"
+        raise InputError(msg)
+    return text
+
+
+def calib_names() -> tuple[str, ...]:
+    """Names of the calibration sets that come with qplan."""
+    return tuple(sorted(path.parent.name for root in _calib_roots() for path in root.glob("*/manifest.json")))
+
+
+def _calib_roots() -> tuple[Path, ...]:
+    # inside the package in a wheel, next to it in a checkout
+    package = Path(qplan.__file__).parent
+    return (package / "calib", package.parent / "calib")
+
+
+def _calib_folder(name: str) -> Path | None:
+    if Path(name).name != name:
+        return None
+    return next((root / name for root in _calib_roots() if (root / name / "manifest.json").is_file()), None)
+
+
+def _calib_set(folder: Path) -> Text:
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    names, expected = manifest["files"], manifest["sha256"]
+    # one hash for one file, a hash by name for several
+    hashes = expected if isinstance(expected, dict) else {names[0]: expected}
+    for name in names:
+        found = sha256_file(folder / name)
+        if found != hashes.get(name):
+            msg = f"{folder / name} has sha256 {found}, its manifest says {hashes.get(name)}; restore the file"
+            raise InputError(msg)
+    documents = tuple((folder / name).read_text(encoding="utf-8") for name in names)
+    return Text(documents, str(manifest["name"]), manifest.get("licence"))
+
+
+def _documents(path: Path, tokenizer: Any) -> Iterator[str]:  # noqa: ANN401
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        msg = f"{path}: extension {path.suffix!r} is not understood; use {', '.join(_READERS)} or a dataset folder"
+        raise InputError(msg)
+    for place, record in reader(path):
+        yield document(Record(place, record), tokenizer)
+
+
+def _read_txt(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        with path.open(encoding="utf-8", newline="") as stream:
+            yield str(path), {"text": stream.read(MAX_CHARACTERS)}
+    except UnicodeDecodeError as error:
+        msg = f"{path} is not UTF-8 text: {error.reason} at byte {error.start}; convert it"
+        raise InputError(msg) from None
+
+
+def _read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    with path.open("rb") as stream:
+        for number, line in enumerate(stream, 1):
+            if not line.strip():
+                continue
+            place = f"{path}, line {number}"
+            try:
+                record = json.loads(line)
+            except (UnicodeDecodeError, json.JSONDecodeError) as error:
+                msg = f"{place} is not valid JSON: {error}"
+                raise InputError(msg) from None
+            if not isinstance(record, dict):
+                msg = f'{place} holds a JSON {type(record).__name__}, expected an object such as {{"text": "..."}}'
+                raise InputError(msg)
+            yield place, record
+
+
+def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        with pq.ParquetFile(path) as parquet:
+            number = 0
+            for batch in parquet.iter_batches(batch_size=256):
+                for record in batch.to_pylist():
+                    yield f"{path}, row {number}", record
+                    number += 1
+    except pa.ArrowInvalid as error:
+        msg = f"{path} is not a readable Parquet file: {error}"
+        raise InputError(msg) from None
+
+
+_READERS = {".txt": _read_txt, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
+
+
+def _capped(documents: Iterable[str]) -> tuple[str, ...]:
+    kept: list[str] = []
+    total = 0
+    for text in documents:
+        kept.append(text[: MAX_CHARACTERS - total])
+        total += len(kept[-1])
+        if total >= MAX_CHARACTERS:
+            break
+    return tuple(kept)

@@ -1,0 +1,190 @@
+"""The token ids that a model is measured on, and held-out ones that the verification uses."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qplan.artifact import read_json, sha256_bytes, sha256_json, write_json
+from qplan.calibration.text import Text
+from qplan.errors import InputError
+
+KIND, SCHEMA = "qplan-calibration", 1
+
+Ids = NDArray[np.int64]
+"""Token ids ``[sequences, seq_len]``."""
+
+
+@dataclass(frozen=True, eq=False)
+class CalibrationSet:
+    """Windows of a text as token ids."""
+
+    tokens: Ids
+    """int64 ``[samples, seq_len]``: what analyze measures on."""
+    heldout: Ids
+    """int64 ``[windows, seq_len]``, none of them among `tokens`: what a plan is verified on."""
+    source: str
+    """What the text was, for people."""
+    licence: str | None
+    seed: int
+    """Of the permutation that chose the windows."""
+    tokenizer_sha256: str
+    sha256: str = field(init=False)
+    """Hash of `tokens`: what a sensitivity table depends on."""
+    heldout_sha256: str = field(init=False)
+    """Hash of `heldout`."""
+
+    def __post_init__(self) -> None:
+        """Hash the ids."""
+        object.__setattr__(self, "sha256", sha256_ids(self.tokens))
+        object.__setattr__(self, "heldout_sha256", sha256_ids(self.heldout))
+
+    @property
+    def samples(self) -> int:
+        """Number of calibration sequences."""
+        return len(self.tokens)
+
+    @property
+    def seq_len(self) -> int:
+        """Tokens per sequence."""
+        return int(self.tokens.shape[1])
+
+    def write(self, path: Path) -> None:
+        """Write ``calibration.json`` atomically; ids as base64 of int32, little endian."""
+        body = {
+            "source": self.source,
+            "licence": self.licence,
+            "seed": self.seed,
+            "tokens": _encode(self.tokens),
+            "heldout": _encode(self.heldout),
+            "sha256": self.sha256,
+            "heldout_sha256": self.heldout_sha256,
+        }
+        write_json(path, KIND, SCHEMA, {"tokenizer": self.tokenizer_sha256}, body)
+
+    @classmethod
+    def read(cls, path: Path) -> CalibrationSet:
+        """Read what `write` wrote.
+
+        Raises:
+            InputError: not a calibration set, or its ids do not match their hash.
+            StaleArtifactError: written by a newer qplan.
+        """
+        value = read_json(path, KIND, SCHEMA)
+        found = cls(
+            _decode(value["tokens"]),
+            _decode(value["heldout"]),
+            value["source"],
+            value["licence"],
+            value["seed"],
+            value["inputs"]["tokenizer"],
+        )
+        if (found.sha256, found.heldout_sha256) != (value["sha256"], value["heldout_sha256"]):
+            msg = f"{path}: the token ids do not match their sha256; the file was changed, make it again"
+            raise InputError(msg)
+        return found
+
+
+def tokenise(
+    text: Text,
+    tokenizer: Any,  # noqa: ANN401 - a Hugging Face tokenizer
+    *,
+    samples: int,
+    seq_len: int,
+    seed: int,
+    context: int,
+    vocabulary: int,
+) -> CalibrationSet:
+    """Cut a text into windows and choose calibration and held-out ones by a seeded permutation.
+
+    Documents are tokenised whole, without special tokens, and joined; windows do not overlap. As many windows are
+    held out as are used, if the text has them, and at least one.
+
+    Args:
+        text: what to tokenise.
+        tokenizer: the model's Hugging Face tokenizer.
+        samples: calibration sequences.
+        seq_len: tokens per sequence.
+        seed: of the permutation.
+        context: longest sequence of the model, in tokens.
+        vocabulary: number of token ids that the model knows.
+
+    Raises:
+        InputError: limits that cannot be met, a text that is too short, or a tokenizer of another model.
+    """
+    _check_limits(samples, seq_len, context)
+    ids = _token_ids(text, tokenizer)
+    needed = (samples + 1) * seq_len
+    if len(ids) < needed:
+        msg = (
+            f"{text.source} has {len(ids)} tokens; --samples {samples} --seq-len {seq_len} needs {samples * seq_len}, "
+            f"and {seq_len} more to hold out; give a longer text or lower --samples or --seq-len"
+        )
+        raise InputError(msg)
+    if int(ids.max()) >= vocabulary:
+        msg = (
+            f"the tokenizer makes id {int(ids.max())}, the model knows ids below {vocabulary}; "
+            "they do not belong together"
+        )
+        raise InputError(msg)
+    windows = ids[: len(ids) // seq_len * seq_len].reshape(-1, seq_len)
+    order = np.random.default_rng(seed).permutation(len(windows))
+    chosen, rest = order[:samples], order[samples : 2 * samples]
+    return CalibrationSet(
+        windows[np.sort(chosen)],
+        windows[np.sort(rest)],
+        text.source,
+        text.licence,
+        seed,
+        sha256_tokenizer(tokenizer),
+    )
+
+
+def sha256_ids(ids: Ids) -> str:
+    """Hash of token ids and their shape."""
+    return sha256_bytes(repr(ids.shape).encode(), np.ascontiguousarray(ids, dtype="<i8").tobytes())
+
+
+def sha256_tokenizer(tokenizer: Any) -> str:  # noqa: ANN401
+    """Hash of what a tokenizer does to text: its serialised rules, else its vocabulary."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        return hashlib.sha256(backend.to_str().encode()).hexdigest()
+    return sha256_json(tokenizer.get_vocab())
+
+
+def _check_limits(samples: int, seq_len: int, context: int) -> None:
+    if samples < 1:
+        msg = f"--samples {samples}: at least 1 sequence is needed"
+        raise InputError(msg)
+    if seq_len < 2:
+        msg = f"--seq-len {seq_len}: at least 2 tokens are needed to predict one from another"
+        raise InputError(msg)
+    if seq_len > context:
+        msg = f"--seq-len {seq_len} is above the model's context of {context} tokens; lower it"
+        raise InputError(msg)
+
+
+def _token_ids(text: Text, tokenizer: Any) -> Ids:  # noqa: ANN401
+    # verbose=False: a document may well be longer than the context, windows are cut afterwards
+    parts = [
+        np.asarray(tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"], dtype=np.int64)
+        for document in text.documents
+    ]
+    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+
+
+def _encode(ids: Ids) -> dict[str, Any]:
+    data = base64.b64encode(np.ascontiguousarray(ids, dtype="<i4").tobytes()).decode("ascii")
+    return {"shape": list(ids.shape), "int32_base64": data}
+
+
+def _decode(value: dict[str, Any]) -> Ids:
+    flat = np.frombuffer(base64.b64decode(value["int32_base64"]), dtype="<i4")
+    return flat.reshape(value["shape"]).astype(np.int64)

@@ -1,0 +1,76 @@
+"""``qplan analyze``: measure what every format costs in every tensor."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qplan.cli.console import out, progress_bar, say
+from qplan.cli.tables import sensitivity_table
+from qplan.errors import InputError
+from qplan.formats import DEFAULT_FORMATS, parse_formats
+
+_DEFAULT_FORMATS = ",".join(fmt.name for fmt in DEFAULT_FORMATS)
+
+
+class MemoryChoice(StrEnum):
+    """MNN's ``memory`` setting that the model will run with."""
+
+    low = "low"
+    normal = "normal"
+
+
+def command(
+    model: Annotated[str, typer.Argument(help="Local folder or hub id of a causal language model.")],
+    calib: Annotated[
+        str, typer.Option(help="A name from calib/, a .txt, .jsonl or .parquet file, or a `datasets` id or folder.")
+    ] = "python-stdlib",
+    samples: Annotated[int, typer.Option(help="Calibration sequences.")] = 16,
+    seq_len: Annotated[int, typer.Option(help="Tokens per sequence.")] = 256,
+    seed: Annotated[int, typer.Option(help="Chooses the sequences.")] = 0,
+    formats: Annotated[
+        str, typer.Option(help="Formats to measure, e.g. `fp16,int8,int4-b32`; blocks and symmetry are part of a name.")
+    ] = _DEFAULT_FORMATS,
+    memory: Annotated[MemoryChoice, typer.Option(help="The engine's setting: low has int8 activations.")] = (
+        MemoryChoice.low
+    ),
+    batch_size: Annotated[int, typer.Option(help="Sequences per pass; fewer need less memory.")] = 4,
+    run: Annotated[Path | None, typer.Option(help="Run folder.  [default: qplan-runs/<model>]")] = None,
+    device: Annotated[str, typer.Option(help="`cpu`, `cuda` or `mps`.")] = "cpu",
+    restart: Annotated[bool, typer.Option("--restart", help="Throw away an earlier run with other inputs.")] = False,
+) -> None:
+    """Measure the loss of every format of every linear tensor.
+
+    Can be killed at any moment: the same command goes on where it was.
+
+    Example: `qplan analyze Qwen/Qwen2.5-0.5B-Instruct --calib my-text.jsonl`
+    """
+    # torch and transformers take seconds to import: not for --help
+    from qplan.pipeline.analyze import AnalyzeOptions, run_analyze  # noqa: PLC0415
+    from qplan.pipeline.runs import Run  # noqa: PLC0415
+
+    if batch_size < 1:
+        msg = f"--batch-size {batch_size}: at least 1"
+        raise InputError(msg)
+    options = AnalyzeOptions(
+        model=model,
+        calib=calib,
+        samples=samples,
+        seq_len=seq_len,
+        seed=seed,
+        formats=parse_formats(formats),
+        memory=memory.value,
+        batch_size=batch_size,
+        device=device,
+        restart=restart,
+    )
+    target = Run(run) if run is not None else Run.for_model(model)
+    with progress_bar("measuring") as progress:
+        table = run_analyze(options, target, say, progress)
+    for note in table.notes:
+        say(note)
+    out.print(sensitivity_table(table))
+    out.print(f"\nwrote {target.sensitivity}\nnext: qplan emit --budget int8 --run {target.folder}", markup=False)

@@ -1,0 +1,37 @@
+"""``qplan demo``: the whole job on the embedded model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qplan.cli.console import out, progress_bar, say
+from qplan.cli.emit import command_line, show
+from qplan.cli.tables import sensitivity_table
+
+SAMPLES, SEQ_LEN = 8, 256
+"""Calibration of the demo; the model was trained on 256 tokens at a time."""
+
+
+def command(
+    folder: Annotated[Path, typer.Option(help="Where runs go.")] = Path("qplan-runs"),
+    budget: Annotated[str, typer.Option(help="As for emit.")] = "int8",
+) -> None:
+    """Analyze, plan, build and prove the embedded model: all of qplan in minutes, offline."""
+    # torch and transformers take seconds to import: not for --help
+    import qplan.demo  # noqa: PLC0415
+    from qplan.pipeline.analyze import AnalyzeOptions, run_analyze  # noqa: PLC0415
+    from qplan.pipeline.emit import EmitOptions, run_emit  # noqa: PLC0415
+    from qplan.pipeline.runs import Run  # noqa: PLC0415
+
+    home = Path(qplan.demo.__file__).parent
+    run = Run(folder / "demo")
+    analysis = AnalyzeOptions(str(home / "model"), samples=SAMPLES, seq_len=SEQ_LEN, restart=False)
+    with progress_bar("measuring") as progress:
+        table = run_analyze(analysis, run, say, progress)
+    out.print(sensitivity_table(table))
+    with progress_bar("FP32 reference") as progress:
+        emitted = run_emit(EmitOptions(budget, text=str(home / "heldout.txt")), run, say, progress, command_line())
+    show(emitted)

@@ -1,0 +1,54 @@
+"""The ``qplan`` command."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from qplan import __version__
+from qplan.cli import analyze, demo, emit
+from qplan.cli.console import err
+from qplan.errors import QplanError
+
+app = typer.Typer(
+    help="Mixed-precision quantization planner for MNN language models.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_show_locals=False,
+)
+app.command("analyze")(analyze.command)
+app.command("emit")(emit.command)
+app.command("demo")(demo.command)
+
+
+def _version(value: bool) -> None:  # noqa: FBT001 - typer's callback
+    if value:
+        typer.echo(f"qplan {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(  # noqa: FBT001
+        False,  # noqa: FBT003
+        "--version",
+        callback=_version,
+        is_eager=True,
+        help="Print the version.",
+    ),
+) -> None:
+    """Measure what every bit width costs, plan under a budget, build the MNN model, prove it on the engine."""
+
+
+def main() -> None:
+    """Run a command; errors that qplan raises on purpose become one message and their exit code."""
+    try:
+        app()
+    except QplanError as error:
+        err.print(f"[bold red]error:[/bold red] {type(error).__name__}", markup=True)
+        err.print(str(error), markup=False)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        err.print("interrupted; the same command goes on where it was")
+        sys.exit(130)

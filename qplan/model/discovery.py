@@ -1,0 +1,165 @@
+"""Finds the linear tensors of a loaded model and proves that none is missed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from qplan.errors import InputError
+from qplan.model.registry import HEAD_OP, Architecture, LinearRule
+from qplan.tensors import Role, TensorSpec
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a tensor's values are inside the Hugging Face model."""
+
+    module: str
+    """Path of the ``nn.Linear``."""
+    start: int
+    """First row of the module's weight."""
+    stop: int
+    """One past the last row."""
+
+    @property
+    def rows(self) -> slice:
+        """The rows of weight and bias."""
+        return slice(self.start, self.stop)
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """The tensors of a model, where they are, and what else weighs."""
+
+    tensors: tuple[TensorSpec, ...]
+    sites: Mapping[str, Site]
+    """By tensor name."""
+    embedding_weights: int
+    """Of an untied embedding; 0 if tied."""
+    norm_weights: int
+
+
+def dissect(model: nn.Module, config: Any, architecture: Architecture) -> Anatomy:  # noqa: ANN401 - a HF config
+    """Find every linear of the decoder layers and the head.
+
+    Raises:
+        InputError: a module that the architecture promises is absent, or the model holds one that it does not know.
+    """
+    tensors: list[TensorSpec] = []
+    sites: dict[str, Site] = {}
+    layers = _module(model, architecture.layers)
+    for index in range(len(list(layers.children()))):
+        for rule in architecture.linears:
+            path = f"{architecture.layers}.{index}.{rule.module}"
+            linear = _linear(model, path)
+            site = Site(path, *_rows(rule, linear, config))
+            name = f"{architecture.layers}.{index}.{rule.tensor}"
+            tensors.append(_spec(name, rule.op_name(index), rule.role, linear, site, layer=index))
+            sites[name] = site
+    head = _linear(model, architecture.head)
+    embedding = _module(model, architecture.embedding)
+    tied = is_tied(head.weight, _weight(embedding, architecture.embedding))
+    site = Site(architecture.head, 0, head.out_features)
+    tensors.append(_spec(architecture.head, HEAD_OP, Role.HEAD, head, site, tied=tied))
+    sites[architecture.head] = site
+    _check_coverage(model, sites)
+    return Anatomy(
+        tuple(tensors),
+        sites,
+        0 if tied else _weight(embedding, architecture.embedding).numel(),
+        _norm_weights(model, {site.module for site in sites.values()}, architecture.embedding),
+    )
+
+
+def is_tied(first: Tensor, second: Tensor) -> bool:
+    """Whether two weights share one storage."""
+    return first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr() and first.shape == second.shape
+
+
+def has_bias(linear: nn.Linear) -> bool:
+    """Whether a linear adds a bias; torch's annotation says always."""
+    return "bias" in dict(linear.named_parameters(recurse=False))
+
+
+def _spec(
+    name: str, op_name: str, role: Role, linear: nn.Linear, site: Site, *, layer: int | None = None, tied: bool = False
+) -> TensorSpec:
+    fused = site.stop - site.start != linear.out_features
+    return TensorSpec(
+        name=name,
+        op_name=op_name,
+        layer=layer,
+        kind=name.rpartition(".")[2],
+        role=role,
+        out_features=site.stop - site.start,
+        in_features=linear.in_features,
+        # the exporter gives each part of a fused matrix a bias of zeros if it has none
+        bias=fused or has_bias(linear),
+        tied=tied,
+    )
+
+
+def _rows(rule: LinearRule, linear: nn.Linear, config: Any) -> tuple[int, int]:  # noqa: ANN401
+    if rule.part is None:
+        return 0, linear.out_features
+    heads, key_heads = config.num_attention_heads, config.num_key_value_heads
+    head_size = linear.out_features // (heads + 2 * key_heads)
+    query, key = heads * head_size, key_heads * head_size
+    return {
+        "query": (0, query),
+        "key": (query, query + key),
+        "value": (query + key, query + 2 * key),
+    }[rule.part]
+
+
+def _module(model: nn.Module, path: str) -> nn.Module:
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        msg = f"the model has no module {path!r}, which its model type promises; is it a modified architecture?"
+        raise InputError(msg) from None
+
+
+def _linear(model: nn.Module, path: str) -> nn.Linear:
+    module = _module(model, path)
+    if not isinstance(module, nn.Linear):
+        msg = f"{path} is a {type(module).__name__}, not a linear; qplan reads unquantised checkpoints without adapters"
+        raise InputError(msg)
+    return module
+
+
+def _weight(module: nn.Module, path: str) -> Tensor:
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor):
+        msg = f"{path} is a {type(module).__name__} without a weight, expected an embedding"
+        raise InputError(msg)
+    return weight
+
+
+def _check_coverage(model: nn.Module, sites: Mapping[str, Site]) -> None:
+    covered: dict[str, int] = {}
+    for site in sites.values():
+        covered[site.module] = covered.get(site.module, 0) + site.stop - site.start
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Linear) and covered.get(path) != module.out_features:
+            msg = (
+                f"{path} is a linear that qplan's registry does not know for this model type; "
+                "it would be left out of the plan. Add it to qplan/model/registry.py"
+            )
+            raise InputError(msg)
+
+
+def _norm_weights(model: nn.Module, linears: set[str], embedding: str) -> int:
+    total = 0
+    for path, module in model.named_modules():
+        if path in linears or path == embedding:
+            continue
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.dim() != 1:
+                msg = f"{path}.{name} of shape {tuple(parameter.shape)} is neither a linear, an embedding nor a norm"
+                raise InputError(msg)
+            total += parameter.numel() if name == "weight" else 0
+    return total

@@ -1,0 +1,183 @@
+"""Loads a causal language model in FP32, checked, with its card."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from qplan.errors import InputError
+from qplan.model.card import ModelCard
+from qplan.model.discovery import Anatomy, Site, dissect, has_bias
+from qplan.model.registry import Architecture, architecture_of
+from qplan.model.source import fetch, read_config, sha256_model
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A Hugging Face model in FP32, in eval mode, without gradients, and everything that qplan knows of it."""
+
+    model: nn.Module
+    tokenizer: Any
+    """Hugging Face tokenizer."""
+    card: ModelCard
+    folder: Path
+    """Where its files are on disk: what an exporter is given."""
+    architecture: Architecture
+    sites: dict[str, Site]
+    """Where each tensor's values are, by tensor name."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.embedding.weight.device
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """The decoder layers in order."""
+        return list(self.model.get_submodule(self.architecture.layers).children())
+
+    @property
+    def embedding(self) -> nn.Embedding:
+        """The input embedding."""
+        module = self.model.get_submodule(self.architecture.embedding)
+        if not isinstance(module, nn.Embedding):
+            msg = f"{self.architecture.embedding} is a {type(module).__name__}, expected an embedding"
+            raise InputError(msg)
+        return module
+
+    @property
+    def head(self) -> nn.Linear:
+        """The linear that makes the logits."""
+        return self.linear(self.architecture.head)
+
+    def linear(self, name: str) -> nn.Linear:
+        """The module that holds a tensor, by the tensor's name."""
+        module = self.model.get_submodule(self.sites[name].module)
+        if not isinstance(module, nn.Linear):
+            msg = f"{name} is a {type(module).__name__}, expected a linear"
+            raise InputError(msg)
+        return module
+
+    def weight(self, name: str) -> Tensor:
+        """FP32 weight ``[out_features, in_features]`` of a tensor (a view)."""
+        return self.linear(name).weight[self.sites[name].rows]
+
+    def bias(self, name: str) -> Tensor | None:
+        """FP32 bias ``[out_features]`` of a tensor (a view), None if the model has none."""
+        linear = self.linear(name)
+        return linear.bias[self.sites[name].rows] if has_bias(linear) else None
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """Next-token logits ``[rows, seq_len, vocabulary]`` of token ids ``[rows, seq_len]``."""
+        with torch.no_grad():
+            output: Tensor = self.model(input_ids=tokens.to(self.device), use_cache=False).logits
+        return output
+
+
+def load_model(source: str, *, device: str = "cpu") -> LoadedModel:
+    """Load a model and prove that its weights are whole.
+
+    Args:
+        source: local folder or hub id.
+        device: ``cpu``, ``cuda`` or ``mps``.
+
+    Raises:
+        InputError: not a usable model; the message says why and what to do.
+    """
+    target = check_device(device)
+    folder = fetch(source)
+    config = read_config(folder / "config.json")
+    if "quantization_config" in config:
+        msg = f"{source} is already quantised; give the original checkpoint in fp32, bf16 or fp16"
+        raise InputError(msg)
+    architecture = architecture_of(str(config.get("model_type")))
+    sha256 = sha256_model(folder)
+    model = _load_weights(folder)
+    check_finite(model)
+    anatomy = dissect(model, model.config, architecture)
+    card = _card(source, sha256, model, anatomy)
+    model = model.to(target).eval().requires_grad_(requires_grad=False)
+    return LoadedModel(model, _load_tokenizer(folder), card, folder, architecture, dict(anatomy.sites))
+
+
+def check_device(device: str) -> torch.device:
+    """Turn a device name into a device.
+
+    Raises:
+        InputError: no such device here.
+    """
+    usable = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not usable.get(device.partition(":")[0], False):
+        names = ", ".join(name for name, present in usable.items() if present)
+        msg = f"device {device!r} is not available; this machine has {names}"
+        raise InputError(msg)
+    return torch.device(device)
+
+
+def check_finite(model: nn.Module) -> None:
+    """Refuse weights that are NaN or infinite.
+
+    Raises:
+        InputError: names the first such tensor.
+    """
+    for name, parameter in model.named_parameters():
+        bad = int((~torch.isfinite(parameter)).sum())
+        if bad:
+            msg = f"{name} holds {bad} NaN or infinite values of {parameter.numel()}; the checkpoint is broken"
+            raise InputError(msg)
+
+
+def _load_weights(folder: Path) -> Any:  # noqa: ANN401 - a PreTrainedModel
+    transformers_logging.disable_progress_bar()
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True
+        )
+        model, info = loaded
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        msg = f"{folder} cannot be loaded as a causal language model: {error}"
+        raise InputError(msg) from error
+    finally:
+        transformers_logging.enable_progress_bar()
+    # Hugging Face fills what a checkpoint lacks with random numbers and a warning
+    for what in ("missing_keys", "mismatched_keys", "error_msgs"):
+        if info.get(what):
+            names = ", ".join(str(key) for key in sorted(info[what], key=str)[:3])
+            msg = f"{folder}: {what.replace('_', ' ')} in the weight files: {names}; download the model again"
+            raise InputError(msg)
+    return model
+
+
+def _load_tokenizer(folder: Path) -> Any:  # noqa: ANN401 - a PreTrainedTokenizerBase
+    # Hugging Face makes an empty tokenizer where the files are not there
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        msg = f"{folder} has no usable tokenizer: none of {', '.join(_TOKENIZER_FILES)} is there"
+        raise InputError(msg)
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        msg = f"{folder} has no usable tokenizer: {error}"
+        raise InputError(msg) from error
+
+
+def _card(source: str, sha256: str, model: Any, anatomy: Anatomy) -> ModelCard:  # noqa: ANN401
+    return ModelCard(
+        source=source,
+        sha256=sha256,
+        architecture=type(model).__name__,
+        model_type=model.config.model_type,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        vocabulary=anatomy.tensors[-1].out_features,
+        context=model.config.max_position_embeddings,
+        tensors=anatomy.tensors,
+        embedding_weights=anatomy.embedding_weights,
+        norm_weights=anatomy.norm_weights,
+    )

@@ -1,0 +1,90 @@
+"""From what the user wrote to a folder on disk, and the hash that identifies it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from qplan.artifact import sha256_files
+from qplan.errors import InputError
+
+_FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
+"""Configuration, weights and tokenizer; no pickles."""
+
+
+def fetch(source: str) -> Path:
+    """The folder of a model: itself if it exists, else a snapshot from the Hugging Face hub.
+
+    Raises:
+        InputError: neither a folder nor a hub id, or the hub cannot be reached and the cache does not hold it.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder.resolve()
+    if folder.is_file() or source.startswith((".", "/", "~")):
+        msg = f"{source} is not a folder; give the folder that holds config.json, or a hub id such as Qwen/Qwen2.5-0.5B"
+        raise InputError(msg)
+    try:
+        return Path(snapshot_download(source, allow_patterns=list(_FILES)))
+    except HFValidationError:
+        msg = f"{source!r} is neither an existing folder nor a hub id (owner/name)"
+        raise InputError(msg) from None
+    except LocalEntryNotFoundError:
+        msg = f"{source!r} is no local folder and the hub cannot be reached; check the path, or connect and try again"
+        raise InputError(msg) from None
+    except (HfHubHTTPError, OSError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        msg = f"{source!r} cannot be fetched from the hub: {first} Check its name and, if it is gated, your login"
+        raise InputError(msg) from None
+
+
+def weight_files(folder: Path) -> tuple[Path, ...]:
+    """The safetensors files of a model, by its index if it has one.
+
+    Raises:
+        InputError: no weights, only pickled ones, or the index names a file that is not there.
+    """
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        paths = {folder / str(name) for name in read_config(index)["weight_map"].values()}
+        missing = sorted(path.name for path in paths if not path.is_file())
+        if missing:
+            msg = f"{folder}: {index.name} names {', '.join(missing[:3])}, which is not there; download the model again"
+            raise InputError(msg)
+        return tuple(sorted(paths))
+    found = tuple(sorted(folder.glob("*.safetensors")))
+    if not found:
+        pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
+        why = "only pickled weights; convert them with save_pretrained" if pickled else "no *.safetensors files"
+        msg = f"{folder} holds {why}"
+        raise InputError(msg)
+    return found
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        InputError: no such file or not a JSON object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        msg = f"{path.parent} has no {path.name}; give the folder of a Hugging Face causal language model"
+        raise InputError(msg) from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        msg = f"{path} is not valid JSON: {error}"
+        raise InputError(msg) from None
+    if not isinstance(value, dict):
+        msg = f"{path} holds a JSON {type(value).__name__}, expected an object"
+        raise InputError(msg)
+    return value
+
+
+def sha256_model(folder: Path) -> str:
+    """Hash of the configuration and the weight files' content; the path does not enter."""
+    return sha256_files((folder / "config.json", *weight_files(folder)))

@@ -1,0 +1,134 @@
+"""Chooses the plan that ships: the planner's, if whole models bear out what single tensors promised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from qplan.cost.file_bytes import FixedBytes
+from qplan.formats import QuantFormat
+from qplan.model.load import LoadedModel
+from qplan.planner.ceiling import Ceiling
+from qplan.planner.plan import Plan
+from qplan.planner.planning import make_plan
+from qplan.planner.uniform import largest_uniform
+from qplan.sensitivity.joint import joint_losses
+from qplan.sensitivity.table import Memory, SensitivityTable
+
+Say = Callable[[str], None]
+
+_ROUNDS = 5
+"""Times that a plan which loses more than uniform is solved again under a lower ceiling."""
+
+_MARGIN = 0.95
+"""How much lower than needed the next ceiling is: losses add up differently in the next plan."""
+
+
+@dataclass(frozen=True)
+class PlanRules:
+    """What the user wants besides a budget."""
+
+    logits_bits: int = 8
+    pins: Mapping[str, QuantFormat] = field(default_factory=dict)
+    min_bits: Mapping[str, int] = field(default_factory=dict)
+
+
+def choose_plan(
+    table: SensitivityTable,
+    budget: str,
+    fixed: FixedBytes,
+    rules: PlanRules,
+    *,
+    loaded: LoadedModel,
+    heldout: NDArray[np.int64],
+    say: Say,
+) -> Plan:
+    """Solve, then hold the plan against uniform of at most its budget, on held-out tokens, in every memory setting.
+
+    Single losses do not add up exactly, and a plan made for one memory setting may lose in the other. A plan that is
+    worse than uniform somewhere is solved again under a ceiling on the loss there, and gives way to uniform itself
+    if that does not help: a plan worse than uniform at the same bytes is never emitted.
+
+    Raises:
+        InputError: a budget or pattern that is not understood.
+        InfeasibleError: no plan fits.
+    """
+    plan = _solve(table, budget, fixed, rules)
+    found = largest_uniform(table.model, fixed, plan.budget_bytes)
+    if found is None:
+        return plan
+    name, uniform = found
+    limits: dict[Memory, float | None] = {
+        memory: _sum(table, memory, uniform) for memory in table.memories if memory != table.goal
+    }
+    for attempt in range(_ROUNDS):
+        ceilings = [Ceiling(f"loss under memory {m}", table.kl(m), limit) for m, limit in limits.items() if limit]
+        if ceilings:
+            plan = _solve(table, budget, fixed, rules, ceilings)
+        if plan.formats == uniform:
+            return plan
+        ratios = _against(plan, uniform, table, loaded, heldout)
+        shown = ", ".join(f"memory {memory} {ratio:.2f}" for memory, ratio in ratios.items())
+        say(f"joint loss of the plan, times uniform {name}'s: {shown}")
+        if max(ratios.values()) <= 1:
+            return plan
+        for memory, ratio in ratios.items():
+            if ratio > 1:
+                reached = _sum(table, memory, plan.formats) or 0.0
+                limits[memory] = _MARGIN / ratio * min(reached, limits.get(memory) or reached)
+        say(f"worse than uniform {name}: solving again under a lower ceiling ({attempt + 1} of {_ROUNDS})")
+    if rules != PlanRules():
+        return replace(plan, notes=(*plan.notes, f"worse than uniform {name} on held-out tokens, by the rules given"))
+    return _give_way(table, budget, fixed, name, uniform)
+
+
+def _solve(
+    table: SensitivityTable, budget: str, fixed: FixedBytes, rules: PlanRules, ceilings: list[Ceiling] | None = None
+) -> Plan:
+    return make_plan(
+        table,
+        budget,
+        fixed,
+        logits_bits=rules.logits_bits,
+        pins=rules.pins,
+        min_bits=rules.min_bits,
+        ceilings=ceilings or (),
+    )
+
+
+def _give_way(
+    table: SensitivityTable, budget: str, fixed: FixedBytes, name: str, uniform: Mapping[str, QuantFormat]
+) -> Plan:
+    plan = make_plan(table, budget, fixed, pins=uniform)
+    note = f"no mix was better than uniform {name} on held-out tokens: the plan is uniform {name}"
+    return replace(plan, notes=(*plan.notes, note))
+
+
+def _sum(table: SensitivityTable, memory: Memory, formats: Mapping[str, QuantFormat]) -> float | None:
+    """Sum of single losses, None where a format was not measured."""
+    losses = table.kl(memory)
+    each = [losses[name].get(fmt.name) for name, fmt in formats.items()]
+    known = [loss for loss in each if loss is not None]
+    return sum(known) if len(known) == len(each) else None
+
+
+def _against(
+    plan: Plan,
+    uniform: Mapping[str, QuantFormat],
+    table: SensitivityTable,
+    loaded: LoadedModel,
+    heldout: NDArray[np.int64],
+) -> dict[Memory, float]:
+    """The plan's joint loss over uniform's, by memory setting."""
+    ratios: dict[Memory, float] = {}
+    for memory in table.memories:
+        losses = joint_losses(
+            loaded, torch.from_numpy(heldout), {"plan": plan.formats, "uniform": uniform}, memory, engine_embedding=True
+        )
+        ours, theirs = losses["plan"].kl_nats, losses["uniform"].kl_nats
+        ratios[memory] = ours / theirs if theirs else float(ours > 0)
+    return ratios

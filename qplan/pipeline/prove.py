@@ -1,0 +1,146 @@
+"""The ladder on the engine: FP16, the uniform models, the plan; each rung measured against FP32 in torch."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from qplan.artifact import sha256_file, versions
+from qplan.errors import VerificationError
+from qplan.formats import QuantFormat
+from qplan.mnn.runtime import RuntimeConfig
+from qplan.mnn.skeleton import Skeleton
+from qplan.mnn.writer import build_model
+from qplan.model.load import LoadedModel
+from qplan.planner.plan import Plan
+from qplan.planner.uniform import uniform_formats
+from qplan.quantize import StoredTensor, rtn
+from qplan.verify.baselines import measured_once
+from qplan.verify.checks import emulation, exact_logits, not_worse, promised_bytes, read_back
+from qplan.verify.measure import Trial, measure_model
+from qplan.verify.record import BuiltModel, Check, Verification
+
+Say = Callable[[str], None]
+
+GATE_TOKENS = 64
+"""Tokens on which the engine's logits are compared one by one with torch's."""
+
+_UNIFORM = {"int8": 8, "int4": 4}
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """What every build and every measurement needs."""
+
+    loaded: LoadedModel
+    skeleton: Skeleton
+    trial: Trial
+    text: str
+    """Where the tokens of the trial come from, for people."""
+    text_sha256: str
+    baselines: Path
+    """Folder for the measurements of uniform models."""
+    say: Say
+
+    def build(self, formats: Mapping[str, QuantFormat], out: Path, runtime: RuntimeConfig) -> None:
+        """Build a runnable folder with stored weights, one tensor at a time in memory."""
+
+        def source(name: str) -> Callable[[], StoredTensor]:
+            return lambda: rtn(self.loaded.weight(name), formats[name])
+
+        tensors = {spec.op_name: source(spec.name) for spec in self.loaded.card.tensors}
+        build_model(self.skeleton, tensors, out, runtime=runtime, replace=True)
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The first tokens of the trial, for logit by logit comparisons."""
+        ids: list[int] = self.trial.reference.rows[0][:GATE_TOKENS].tolist()
+        return ids
+
+
+def gate(shop: Workshop) -> Check:
+    """Prove that the exporter translates this architecture right, before anything is planned on it.
+
+    Raises:
+        VerificationError: the engine computes something else than the Hugging Face model.
+    """
+    shop.say("FP16 on the engine against the Hugging Face model")
+    formats = uniform_formats(shop.loaded.card, 16)
+    folder = shop.baselines / "gate"
+    shop.build(formats, folder, RuntimeConfig("normal"))
+    try:
+        check = exact_logits("fp16", folder, formats, shop.loaded, shop.token_ids)
+    finally:
+        shutil.rmtree(folder)
+    if not check.passed:
+        msg = (
+            f"{shop.loaded.card.architecture} as exported by {shop.skeleton.exporter} computes other logits on the "
+            f"engine than the Hugging Face model: {check.detail}. The export is wrong for this model; every quantised "
+            "version would be too. Try --llmexport with a newer MNN checkout"
+        )
+        raise VerificationError(msg)
+    return check
+
+
+def prove(shop: Workshop, plan: Plan, plan_path: Path, model: Path, first: Check) -> Verification:
+    """Measure FP16, the uniform models and the built plan, and hold the plan's promises against the results.
+
+    Args:
+        shop: model, skeleton, tokens.
+        plan: what was built.
+        plan_path: its file, whose hash the verification carries.
+        model: the built folder.
+        first: the result of `gate`.
+
+    Raises:
+        ToolError: the engine failed.
+        MeasurementError: logits that are not finite.
+    """
+    uniform = {name: _baseline(shop, name, bits) for name, bits in {"fp16": 16, **_UNIFORM}.items()}
+    built = measure_model("plan", model, plan.formats, loaded=shop.loaded, trial=shop.trial, say=shop.say)
+    checks = [first, exact_logits("plan", model, plan.formats, shop.loaded, shop.token_ids), read_back(model, plan)]
+    checks += promised_bytes(plan, built)
+    for name in _UNIFORM:
+        checks += emulation(uniform[name])
+    rival = _rival(plan, uniform)
+    if rival is not None:
+        checks += not_worse(built, rival)
+    return Verification(
+        model_sha256=shop.loaded.card.sha256,
+        plan_sha256=sha256_file(plan_path),
+        text=shop.text,
+        text_sha256=shop.text_sha256,
+        reference_perplexity=shop.trial.reference.perplexity,
+        models=(*uniform.values(), built),
+        checks=tuple(checks),
+    )
+
+
+def _baseline(shop: Workshop, name: str, bits: int) -> BuiltModel:
+    formats = uniform_formats(shop.loaded.card, bits)
+    inputs = {
+        "model": shop.loaded.card.sha256,
+        "text": shop.text_sha256,
+        "exporter": shop.skeleton.exporter,
+        "engine": versions()["MNN"],
+        "trial": shop.trial.settings,
+    }
+
+    def measure() -> BuiltModel:
+        folder = shop.baselines / name
+        shop.say(f"{name}: building")
+        shop.build(formats, folder, RuntimeConfig())
+        try:
+            return measure_model(name, folder, formats, loaded=shop.loaded, trial=shop.trial, say=shop.say)
+        finally:
+            shutil.rmtree(folder)
+
+    return measured_once(shop.baselines / f"{name}.json", inputs, formats, measure)
+
+
+def _rival(plan: Plan, uniform: Mapping[str, BuiltModel]) -> BuiltModel | None:
+    """The widest uniform model that fits the budget, give or take the graph's 1 %: the plan must not be worse."""
+    fitting = [m for m in uniform.values() if m.files.total <= plan.budget_bytes + m.files.graph // 100]
+    return max(fitting, key=lambda model: model.files.total, default=None)

@@ -1,0 +1,137 @@
+"""JSON to frozen dataclasses, with errors that name the field and the line: plans are files that people edit."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from types import NoneType, UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+from qplan.errors import InputError
+from qplan.formats import QuantFormat
+
+Step = str | int
+"""A key of an object or an index of a list."""
+T = TypeVar("T")
+_JSON = json.JSONDecoder()
+
+
+@dataclass(frozen=True)
+class Source:
+    """A JSON text that has been parsed, for finding places in it."""
+
+    name: str
+    text: str
+
+    def error(self, problem: str, *path: Step) -> InputError:
+        """An error that names file, line and field."""
+        field = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).lstrip(".")
+        return InputError(f"{self.name}, line {self.line(*path)}, {field or 'the document'}: {problem}")
+
+    def line(self, *path: Step) -> int:
+        """Line, from 1, where the value at ``path`` begins; of its deepest parent where it is missing."""
+        position = self._skip(0)
+        for step in path:
+            inner = self._enter(position, step)
+            if inner is None:
+                break
+            position = inner
+        return self.text.count("\n", 0, position) + 1
+
+    def _enter(self, position: int, step: Step) -> int | None:
+        """Where the value of a key or index begins, in the object or list that begins at ``position``."""
+        opening, position, index = self.text[position], self._skip(position + 1), 0
+        while opening in "{[" and self.text[position] not in "}]":
+            key: Step = index
+            if opening == "{":
+                key, position = _JSON.raw_decode(self.text, position)
+                position = self._skip(self._skip(position) + 1)
+            if key == step:
+                return position
+            _, position = _JSON.raw_decode(self.text, position)
+            position = self._skip(position)
+            if self.text[position] == ",":
+                position = self._skip(position + 1)
+            index += 1
+        return None
+
+    def _skip(self, position: int) -> int:
+        while self.text[position : position + 1].isspace():
+            position += 1
+        return position
+
+
+def decode(kind: type[T], value: object, source: Source, *path: Step) -> T:
+    """Read a JSON object into a dataclass, fields checked by their annotations.
+
+    Raises:
+        InputError: a field is missing, unknown or of another type.
+    """
+    decoded: T = _value(kind, value, source, path)
+    return decoded
+
+
+def _value(kind: Any, value: object, source: Source, path: tuple[Step, ...]) -> Any:  # noqa: ANN401 - by annotation
+    if kind is QuantFormat:
+        return _format(_scalar(str, value, source, path), source, path)
+    if is_dataclass(kind):
+        return _object(kind, value, source, path)
+    if get_origin(kind) is tuple:
+        items = _expect(list, value, source, path)
+        return tuple(_value(get_args(kind)[0], item, source, (*path, i)) for i, item in enumerate(items))
+    if get_origin(kind) is UnionType:
+        inner = next(k for k in get_args(kind) if k is not NoneType)
+        return None if value is None else _scalar(inner, value, source, path)
+    return _scalar(kind, value, source, path)
+
+
+def _object(kind: Any, value: object, source: Source, path: tuple[Step, ...]) -> Any:  # noqa: ANN401 - by annotation
+    found = _expect(dict, value, source, path)
+    known = {field.name: field for field in fields(kind)}
+    for key in found:
+        if key not in known:
+            problem = f"unknown field; the fields here are {', '.join(known)}"
+            raise source.error(problem, *path, key)
+    for name, field in known.items():
+        if name not in found and field.default is MISSING:
+            problem = f"the field {name!r} is missing"
+            raise source.error(problem, *path)
+    hints = get_type_hints(kind)
+    return kind(**{key: _value(hints[key], item, source, (*path, key)) for key, item in found.items()})
+
+
+def _format(name: str, source: Source, path: tuple[Step, ...]) -> QuantFormat:
+    try:
+        return QuantFormat.parse(name)
+    except InputError as error:
+        raise source.error(str(error), *path) from None
+
+
+def _scalar(kind: type[T], value: object, source: Source, path: tuple[Step, ...]) -> T:
+    if kind is float and type(value) is int:
+        value = float(value)
+    found = _expect(kind, value, source, path)
+    if isinstance(found, float) and not math.isfinite(found):
+        problem = f"{found} is not a number that a plan may hold"
+        raise source.error(problem, *path)
+    return found
+
+
+_KINDS: dict[type, str] = {
+    str: "a text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    list: "a list",
+    dict: "an object",
+}
+
+
+def _expect(kind: type[T], value: object, source: Source, path: tuple[Step, ...]) -> T:
+    # not isinstance: JSON's true is no whole number
+    if type(value) is kind:
+        return value
+    found = _KINDS[type(value)] if isinstance(value, dict | list) else json.dumps(value)
+    problem = f"expected {_KINDS[kind]}, found {found}"
+    raise source.error(problem, *path)

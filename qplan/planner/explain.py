@@ -1,0 +1,160 @@
+"""Why a tensor has its format: what each alternative would cost at the budget's price of a byte."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, replace
+
+from qplan.errors import InputError
+from qplan.formats import QuantFormat
+from qplan.planner.branching import decided, pivot
+from qplan.planner.dominance import Grid, drop_impossible
+from qplan.planner.plan import Plan
+from qplan.planner.planning import Rules, picks_of
+from qplan.planner.problem import FILE_BYTES, GroupChoices, Problem
+from qplan.planner.relaxation import relax
+from qplan.planner.validate import validate_plan
+from qplan.sensitivity.table import SensitivityTable
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """One measured, allowed format of the tensor's group."""
+
+    format: QuantFormat
+    bytes: int
+    loss_nats: float
+    marginal_nats_per_byte: float | None
+    """Loss saved per byte added against the planned format (positive both for up and down); None for equal bytes."""
+    net_nats: float
+    """Loss, plus its bytes and its part in other limits at the budget's prices, above the cheapest alternative's."""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why one tensor has its format."""
+
+    tensor: str
+    """Hugging Face name."""
+    members: tuple[str, ...]
+    """The tensors that share the format, this one included."""
+    format: QuantFormat
+    price_nats_per_byte: float
+    """What one more byte of budget is worth: the dual of the linear relaxation; 0 where the budget does not bind."""
+    other_prices: dict[str, float]
+    """The same of every other limit that binds, by its name, per unit of it."""
+    alternatives: tuple[Alternative, ...]
+    """Every allowed format, the planned one included, bytes ascending."""
+    next_best: Alternative | None
+    """What the group would take if its format were not there; None without alternatives."""
+
+    @property
+    def chosen(self) -> Alternative:
+        """The planned format among the alternatives."""
+        return next(option for option in self.alternatives if option.format == self.format)
+
+    @property
+    def sentence(self) -> str:
+        """The explanation for people."""
+        start = f"{self.tensor} is {self.format}, {self.chosen.loss_nats:.3g} nats in {self.chosen.bytes:,} bytes. "
+        if self.next_best is None:
+            return start + "It has no other measured format that the rules allow."
+        saved = self.chosen.loss_nats - self.next_best.loss_nats
+        added = self.next_best.bytes - self.chosen.bytes
+        trade = (
+            f"Next best is {self.next_best.format}: {added:+,} bytes, {-saved:+.3g} nats"
+            + (f" ({saved / added * 1e6:.3g} nats per MB" if added else " (at equal bytes")
+            + f"; the budget pays {self.price_nats_per_byte * 1e6:.3g} nats per MB)."
+        )
+        if self.chosen.net_nats > self.next_best.net_nats:
+            return start + trade + " By price alone that would be better; whole bytes or another limit decide."
+        return start + trade
+
+
+def explain(table: SensitivityTable, plan: Plan, tensor: str, *, rules: Rules | None = None) -> Explanation:
+    """Explain a tensor's format in a plan.
+
+    Args:
+        table: the losses the plan was made from.
+        plan: also a hand-edited one.
+        tensor: Hugging Face name.
+        rules: those that the plan was made under.
+
+    Raises:
+        InputError: no such tensor, or the plan's format of its group is not measured or not allowed by the rules.
+        StaleArtifactError: the plan is of another model.
+    """
+    rules, card = rules or Rules(), table.model
+    validate_plan(plan, card)
+    fixed_bytes = plan.files.total - sum(planned.bytes for planned in plan.tensors)
+    problem = rules.problem(card, rules.losses(table), plan.budget_bytes - fixed_bytes)
+    index = next((i for i, group in enumerate(problem.groups) if tensor in group.members), None)
+    if index is None:
+        names = [spec.name for spec in card.tensors]
+        near = difflib.get_close_matches(tensor, names, n=3, cutoff=0.3) or names[:3]
+        msg = f"the plan has no tensor {tensor!r}; near it: {', '.join(near)}"
+        raise InputError(msg)
+    group = problem.groups[index]
+    alone = Problem((group,), None, 0)
+    picks = picks_of(alone, plan.formats, card)
+    if picks is None:
+        msg = f"{tensor}: {plan.formats[tensor]} is not among its measured and allowed formats; analyze with it"
+        raise InputError(msg)
+    everything = picks_of(problem, plan.formats, card)
+    largest = pivot(Grid.of(problem.program()))
+    prices = shadow_prices(problem, largest, everything[largest]) if everything is not None else shadow_prices(problem)
+    alternatives = _alternatives(problem, index, picks[0], prices)
+    chosen = group.choices[picks[0]].format
+    others = [option for option in alternatives if option.format != chosen]
+    return Explanation(
+        tensor,
+        group.members,
+        chosen,
+        prices.get(FILE_BYTES, 0.0),
+        {name: price for name, price in prices.items() if price > 0 and name != FILE_BYTES},
+        alternatives,
+        min(others, key=lambda option: option.net_nats, default=None),
+    )
+
+
+def shadow_prices(problem: Problem, index: int = -1, pick: int = -1) -> dict[str, float]:
+    """Worth of one more unit of every limit, nats per unit, from the linear relaxation; empty if it is infeasible.
+
+    Args:
+        problem: with its limits.
+        index: a group whose choice is made: the largest should be, see `qplan.planner.branching`. None if negative.
+        pick: that choice.
+    """
+    program = problem.program()
+    grid = Grid.of(program)
+    if index >= 0:
+        grid = decided(grid, index, pick)
+    grid = drop_impossible(grid)
+    relaxation = relax(grid) if grid.solvable else None
+    if relaxation is None:
+        return {}
+    return {row.name: float(price) for row, price in zip(program.rows, relaxation.prices, strict=True)}
+
+
+def _alternatives(problem: Problem, index: int, pick: int, prices: dict[str, float]) -> tuple[Alternative, ...]:
+    group: GroupChoices = problem.groups[index]
+    rows = problem.program().rows
+    charged = [  # at the budget's prices, against the planned format's bytes
+        choice.loss + sum(prices.get(row.name, 0.0) * (row.costs[index][i] - row.costs[index][pick]) for row in rows)
+        for i, choice in enumerate(group.choices)
+    ]
+    chosen = group.choices[pick]
+    found = [
+        Alternative(
+            choice.format,
+            choice.bytes,
+            choice.loss,
+            (chosen.loss - choice.loss) / (choice.bytes - chosen.bytes) if choice.bytes != chosen.bytes else None,
+            charged[i],
+        )
+        for i, choice in enumerate(group.choices)
+        if choice.format.bits >= (problem.logits_bits if group.is_head else 0) or i == pick
+    ]
+    least = min(option.net_nats for option in found)
+    found = [replace(option, net_nats=option.net_nats - least) for option in found]
+    return tuple(sorted(found, key=lambda option: (option.bytes, option.loss_nats)))

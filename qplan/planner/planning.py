@@ -1,0 +1,215 @@
+"""From a sensitivity table and a budget to a plan."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from qplan.cost.file_bytes import FixedBytes, file_bytes, record_bytes
+from qplan.errors import QplanError
+from qplan.formats import QuantFormat
+from qplan.model.card import ModelCard
+from qplan.planner.budget import Budget, resolve_budget
+from qplan.planner.ceiling import Ceiling
+from qplan.planner.infeasible import infeasible
+from qplan.planner.plan import LogitsRule, Plan, PlannedTensor, SolverReport, UniformPoint
+from qplan.planner.problem import Problem, build_problem
+from qplan.planner.program import Solution, Status
+from qplan.planner.solver import TIME_LIMIT_S, solve
+from qplan.planner.uniform import uniform_formats, uniform_loss
+from qplan.sensitivity.table import Loss, SensitivityTable
+from qplan.tensors import TensorGroup, single_groups
+
+UNIFORM_BITS = {"int4": 4, "int8": 8, "fp16": 16}
+"""Uniform exports that every plan is compared with."""
+
+
+def kl_nats(loss: Loss) -> float:
+    """The default metric: mean KL(FP32 || variant) at the logits, nats per token."""
+    return loss.kl_nats
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the user wants besides a budget."""
+
+    groups: tuple[TensorGroup, ...] | None = None
+    """Tensors that share one format; None for every tensor alone."""
+    logits_bits: int = 8
+    """The head and a tied embedding have at least this width, and at least the others' mean; 0 for no rule."""
+    pins: Mapping[str, QuantFormat] = field(default_factory=dict)
+    """Format by pattern."""
+    min_bits: Mapping[str, int] = field(default_factory=dict)
+    """Least width by pattern."""
+    loss_of: Callable[[Loss], float] = kl_nats
+    """What is summed and minimised; additive, not negative."""
+
+    def losses(self, table: SensitivityTable) -> dict[str, dict[str, float]]:
+        """Loss by tensor name and format name."""
+        return {t: {f: self.loss_of(loss) for f, loss in row.items()} for t, row in table.losses().items()}
+
+    def problem(self, card: ModelCard, losses: Mapping[str, Mapping[str, float]], limit_bytes: int | None) -> Problem:
+        """State the problem for a model; see `build_problem`."""
+        groups = self.groups if self.groups is not None else single_groups(card.tensors)
+        return build_problem(
+            groups, losses, limit_bytes, logits_bits=self.logits_bits, pins=self.pins, min_bits=self.min_bits
+        )
+
+
+def make_plan(
+    table: SensitivityTable,
+    budget_text: str,
+    fixed: FixedBytes,
+    *,
+    groups: tuple[TensorGroup, ...] | None = None,
+    logits_bits: int = 8,
+    pins: Mapping[str, QuantFormat] | None = None,
+    min_bits: Mapping[str, int] | None = None,
+    loss_of: Callable[[Loss], float] = kl_nats,
+    ceilings: Sequence[Ceiling] = (),
+    time_limit_s: float = TIME_LIMIT_S,
+) -> Plan:
+    """The plan with the least predicted loss whose files are not larger than the budget.
+
+    Args:
+        table: measured losses.
+        budget_text: see `resolve_budget`.
+        fixed: bytes that ship whatever the plan.
+        groups: tensors that share one format; every tensor alone by default.
+        logits_bits: least width of the head; 0 turns the logits rule off.
+        pins: format by pattern on tensor names.
+        min_bits: least width by pattern.
+        loss_of: what is summed and minimised.
+        ceilings: limits on other losses.
+        time_limit_s: of each of two solves; a plan that is not proved optimal by then says so in its solver report.
+
+    Raises:
+        InputError: the budget or a pattern is not understood, or a tensor has no measured format that is allowed.
+        InfeasibleError: no plan satisfies the limits; names the smallest.
+        QplanError: no plan was found in time.
+    """
+    rules = Rules(groups, logits_bits, pins or {}, min_bits or {}, loss_of)
+    card, losses = table.model, rules.losses(table)
+    budget = resolve_budget(budget_text, card, fixed)
+    problem = rules.problem(card, losses, budget.limit_bytes - fixed.total)
+    for ceiling in ceilings:
+        problem = ceiling.applied(problem, card)
+    uniform = {name: uniform_formats(card, bits) for name, bits in UNIFORM_BITS.items()}
+    if budget.bits is not None:
+        uniform.setdefault(f"int{budget.bits}", uniform_formats(card, budget.bits))
+    known = [picks for formats in uniform.values() if (picks := picks_of(problem, formats, card)) is not None]
+    solution = solve(problem.program(), known=known, time_limit_s=time_limit_s)
+    if solution.status is Status.INFEASIBLE:
+        raise infeasible(problem, budget, fixed.total, restricted=bool(rules.pins or rules.min_bits))
+    if not solution.picks:
+        msg = f"no plan within {budget.text} was found in {time_limit_s:g} s; raise the budget or the time limit"
+        raise QplanError(msg)
+    formats = member_formats(problem, solution.picks, card)
+    return Plan(
+        model=card.source,
+        model_sha256=card.sha256,
+        sensitivity_sha256=table.sha256,
+        memory=table.conditions.memory,
+        budget=budget.text,
+        budget_bytes=budget.limit_bytes,
+        tensors=planned_tensors(card, formats, losses),
+        predicted_nats=solution.objective,
+        files=file_bytes(card, formats, fixed),
+        solver=_report(solution),
+        logits=_logits_rule(problem, solution, time_limit_s),
+        uniform=tuple(
+            UniformPoint(name, file_bytes(card, f, fixed).total, uniform_loss(f, losses)) for name, f in uniform.items()
+        ),
+        notes=_notes(card, budget, fixed, solution, uniform),
+    )
+
+
+def picks_of(problem: Problem, formats: Mapping[str, QuantFormat], card: ModelCard) -> tuple[int, ...] | None:
+    """Picks of a problem that give every tensor its format; None if the problem does not hold them all."""
+    picks = []
+    for group in problem.groups:
+        specs = [card.tensor(name) for name in group.members]
+        fitting = [
+            index
+            for index, choice in enumerate(group.choices)
+            if all(choice.format.resolve(spec.in_features) == formats[spec.name] for spec in specs)
+        ]
+        if not fitting:
+            return None
+        picks.append(fitting[0])
+    return tuple(picks)
+
+
+def member_formats(problem: Problem, picks: Sequence[int], card: ModelCard) -> dict[str, QuantFormat]:
+    """Format by tensor name, resolved for each tensor's width."""
+    by_group = problem.picked_formats(picks)
+    return {
+        name: by_group[group.name].resolve(card.tensor(name).in_features)
+        for group in problem.groups
+        for name in group.members
+    }
+
+
+def planned_tensors(
+    card: ModelCard, formats: Mapping[str, QuantFormat], losses: Mapping[str, Mapping[str, float]]
+) -> tuple[PlannedTensor, ...]:
+    """The plan's rows, in order of execution."""
+    return tuple(
+        PlannedTensor(
+            spec.name,
+            spec.op_name,
+            spec.layer,
+            spec.kind,
+            spec.weights,
+            formats[spec.name],
+            record_bytes(spec, formats[spec.name]),
+            losses[spec.name][formats[spec.name].name],
+        )
+        for spec in card.tensors
+    )
+
+
+def _report(solution: Solution) -> SolverReport:
+    return SolverReport(
+        solution.status.value, solution.objective, solution.bound, solution.gap, solution.choices, solution.seconds
+    )
+
+
+def _logits_rule(problem: Problem, solution: Solution, time_limit_s: float) -> LogitsRule:
+    """Solve again without the rule; the head keeps its legal formats."""
+    free = solve(replace(problem, logits_bits=0).program(), known=[solution.picks], time_limit_s=time_limit_s)
+    heads = [i for i, group in enumerate(problem.groups) if group.is_head]
+    without = ", ".join(problem.groups[i].choices[free.picks[i]].format.name for i in heads)
+    price = max(0.0, solution.objective - free.objective)
+    if math.isclose(solution.objective, free.objective, rel_tol=1e-12):
+        price = 0.0
+    return LogitsRule(problem.logits_bits, problem.logits_bits > 0 and bool(heads), price, without)
+
+
+def _notes(
+    card: ModelCard,
+    budget: Budget,
+    fixed: FixedBytes,
+    solution: Solution,
+    uniform: Mapping[str, Mapping[str, QuantFormat]],
+) -> tuple[str, ...]:
+    notes = []
+    if solution.status is Status.TIME_LIMIT:
+        notes.append(f"the solver stopped at its time limit; a better plan may exist, by at most {solution.gap:.2%}")
+    if not fixed.exact:
+        notes.append("the graph file's size is an estimate; build the model for the exact bytes")
+    odd = sorted(
+        {
+            spec.in_features
+            for formats in uniform.values()
+            for spec in card.tensors
+            if not formats[spec.name].is_float and formats[spec.name].block != 64
+        }
+    )
+    if odd:
+        rows = ", ".join(str(width) for width in odd)
+        notes.append(f"64 does not divide rows of {rows}: MNN's uniform export, the baseline, takes other blocks there")
+    if budget.limit_bytes > max(file_bytes(card, formats, fixed).total for formats in uniform.values()):
+        notes.append("the budget is larger than uniform fp16")
+    return tuple(notes)

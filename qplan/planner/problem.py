@@ -1,0 +1,207 @@
+"""The planning problem in plain numbers: groups, their choices, and what limits them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from qplan.errors import InputError, MeasurementError
+from qplan.formats import QuantFormat
+from qplan.planner.patterns import least_bits, pinned_formats
+from qplan.planner.program import Program, Row
+from qplan.tensors import TensorGroup
+
+FILE_BYTES, LOGITS_MEAN, LOGITS_BITS, LOSS = "file bytes", "logits rule: mean", "logits rule: bits", "loss"
+"""Names of rows."""
+
+_PICONATS = 1e12
+"""A limit on the loss is kept in integers: whole 1e-12 nats, rounded so that the limit is never exceeded."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One format of a group."""
+
+    format: QuantFormat
+    """Each member takes it as resolved for its own width (`QuantFormat.resolve`)."""
+    bytes: int
+    """Of the members' records in the weight file."""
+    loss: float
+    """Sum over the members of the measured loss, everything else FP32; nats unless another metric was asked for."""
+
+
+@dataclass(frozen=True)
+class GroupChoices:
+    """A group and the formats it may take."""
+
+    name: str
+    members: tuple[str, ...]
+    """Hugging Face names."""
+    weights: int
+    is_head: bool
+    choices: tuple[Choice, ...]
+
+
+@dataclass(frozen=True)
+class Resource:
+    """A limit besides file bytes: RAM, time."""
+
+    name: str
+    unit: str
+    """Of limit and costs, e.g. ``bytes``, ``ns``."""
+    limit: int
+    costs: tuple[tuple[int, ...], ...]
+    """Cost of every choice of every group."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Which format for which group: the least loss within the limits."""
+
+    groups: tuple[GroupChoices, ...]
+    limit_bytes: int | None
+    """For all linear records together, after the fixed bytes; None for no limit."""
+    logits_bits: int
+    """The head has at least this width, and at least the size-weighted mean width of the others; 0 for no rule."""
+    resources: tuple[Resource, ...] = ()
+
+    def limited(self, name: str, unit: str, limit: int, cost: Callable[[GroupChoices, Choice], int]) -> Problem:
+        """The same problem with one more limited resource.
+
+        Args:
+            name: of the resource; must be new.
+            unit: of its costs.
+            limit: what a plan may use at most.
+            cost: of a choice of a group, in whole units.
+        """
+        costs = tuple(tuple(cost(group, choice) for choice in group.choices) for group in self.groups)
+        return replace(self, resources=(*self.resources, Resource(name, unit, limit, costs)))
+
+    def program(self) -> Program:
+        """The least loss within all limits."""
+        rows = self._rows()
+        if self.limit_bytes is not None:
+            rows = (Row(FILE_BYTES, self._per_choice(lambda _, c: c.bytes), self.limit_bytes), *rows)
+        return Program(tuple(tuple(c.loss for c in group.choices) for group in self.groups), rows)
+
+    def smallest_program(self, max_loss: float | None = None) -> Program:
+        """The fewest file bytes with at most ``max_loss``, within all limits but that on bytes."""
+        rows = self._rows()
+        if max_loss is not None:
+            costs = self._per_choice(lambda _, c: math.ceil(c.loss * _PICONATS))
+            rows = (*rows, Row(LOSS, costs, math.floor(max_loss * _PICONATS)))
+        return Program(tuple(tuple(float(c.bytes) for c in group.choices) for group in self.groups), rows)
+
+    def picked_bytes(self, picks: Sequence[int]) -> int:
+        """File bytes of picks."""
+        return sum(group.choices[pick].bytes for group, pick in zip(self.groups, picks, strict=True))
+
+    def picked_formats(self, picks: Sequence[int]) -> dict[str, QuantFormat]:
+        """Format by group name."""
+        return {g.name: g.choices[pick].format for g, pick in zip(self.groups, picks, strict=True)}
+
+    def _per_choice(self, cost: Callable[[GroupChoices, Choice], int]) -> tuple[tuple[int, ...], ...]:
+        return tuple(tuple(cost(group, choice) for choice in group.choices) for group in self.groups)
+
+    def _rows(self) -> tuple[Row, ...]:
+        rows = [Row(resource.name, resource.costs, resource.limit) for resource in self.resources]
+        heads = [group for group in self.groups if group.is_head]
+        if self.logits_bits and heads:
+            short = self._per_choice(lambda g, c: max(0, self.logits_bits - c.format.bits) if g.is_head else 0)
+            rows.append(Row(LOGITS_BITS, short, 0))
+            others = sum(group.weights for group in self.groups if not group.is_head)
+            rows.extend(Row(_mean_row(head, heads), self._mean_costs(head, others), 0) for head in heads)
+        return tuple(rows)
+
+    def _mean_costs(self, head: GroupChoices, others: int) -> tuple[tuple[int, ...], ...]:
+        """Sum over the others of weights x bits, minus the same weights at the head's width: at most 0."""
+
+        def cost(group: GroupChoices, choice: Choice) -> int:
+            if group.is_head:
+                return -others * choice.format.bits if group is head else 0
+            return group.weights * choice.format.bits
+
+        return self._per_choice(cost)
+
+
+def build_problem(
+    groups: Sequence[TensorGroup],
+    losses: Mapping[str, Mapping[str, float]],
+    limit_bytes: int | None,
+    *,
+    logits_bits: int = 8,
+    pins: Mapping[str, QuantFormat] | None = None,
+    min_bits: Mapping[str, int] | None = None,
+) -> Problem:
+    """State the problem from measured losses.
+
+    Args:
+        groups: tensors that share one format.
+        losses: by tensor name and format name.
+        limit_bytes: for all linear records; None for no limit.
+        logits_bits: least width of the head, 0 for no rule at all.
+        pins: format by pattern on tensor or group names.
+        min_bits: least width by such a pattern.
+
+    Raises:
+        InputError: a pattern matches nothing; a group has no measured format that engine, pins and widths allow.
+        MeasurementError: a loss is negative or not finite.
+    """
+    pinned, least = pinned_formats(groups, pins or {}), least_bits(groups, min_bits or {})
+    stated = []
+    for group in groups:
+        measured = _measured_choices(group, losses)
+        floor = max(least.get(group.name, 0), logits_bits if group.is_head else 0)
+        choices = measured
+        if group.name in pinned:
+            choices = tuple(c for c in measured if _same(group, c.format, pinned[group.name]))
+        choices = tuple(c for c in choices if c.format.bits >= least.get(group.name, 0))
+        if not any(choice.format.bits >= floor for choice in choices):
+            raise _no_choice(group, measured, pinned.get(group.name), floor, logits_bits)
+        members = tuple(member.name for member in group.members)
+        stated.append(GroupChoices(group.name, members, group.weights, group.is_head, choices))
+    return Problem(tuple(stated), limit_bytes, logits_bits)
+
+
+def _measured_choices(group: TensorGroup, losses: Mapping[str, Mapping[str, float]]) -> tuple[Choice, ...]:
+    """Formats that every member was measured in and that the engine computes right."""
+    names = dict.fromkeys(name for member in group.members for name in losses.get(member.name, {}))
+    choices: dict[tuple[QuantFormat, ...], Choice] = {}
+    for fmt in map(QuantFormat.parse, names):
+        resolved = tuple(fmt.resolve(member.in_features) for member in group.members)
+        each = [losses.get(m.name, {}).get(f.name) for m, f in zip(group.members, resolved, strict=True)]
+        found = [loss for loss in each if loss is not None]
+        legal = all(m.allows(f) for m, f in zip(group.members, resolved, strict=True))
+        if len(found) < len(each) or not legal:
+            continue
+        if not all(math.isfinite(loss) and loss >= 0 for loss in found):
+            msg = f"{group.name} in {fmt}: losses {found} are impossible; run 'qplan analyze' again"
+            raise MeasurementError(msg)
+        size = sum(m.bytes_in(f) for m, f in zip(group.members, resolved, strict=True))
+        choices.setdefault(resolved, Choice(fmt, size, math.fsum(found)))
+    return tuple(choices.values())
+
+
+def _same(group: TensorGroup, one: QuantFormat, other: QuantFormat) -> bool:
+    return all(one.resolve(member.in_features) == other.resolve(member.in_features) for member in group.members)
+
+
+def _no_choice(
+    group: TensorGroup, measured: Sequence[Choice], pin: QuantFormat | None, floor: int, logits_bits: int
+) -> InputError:
+    have = ", ".join(choice.format.name for choice in measured) or "none"
+    if pin is not None and not any(_same(group, c.format, pin) for c in measured):
+        wanted, remedy = f"is pinned to {pin}", f"add {pin} to --formats if the engine allows it, or change the pin"
+    elif pin is not None:
+        wanted, remedy = f"is pinned to {pin} and has to have at least {floor} bits", "change one of the two"
+    elif measured:
+        lower = "lower --logits-bits" if group.is_head and floor == logits_bits else "lower --min-bits"
+        wanted, remedy = f"needs at least {floor} bits", f"add int8 or fp16 to --formats, or {lower}"
+    else:
+        wanted, remedy = "needs a legal format", "add int8, int4 or fp16 to --formats"
+    return InputError(f"{group.name} {wanted}; measured and legal: {have}; {remedy}")
+
+
+def _mean_row(head: GroupChoices, heads: Sequence[GroupChoices]) -> str:
+    return LOGITS_MEAN if len(heads) == 1 else f"{LOGITS_MEAN} ({head.name})"

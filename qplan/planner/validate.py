@@ -1,0 +1,111 @@
+"""Plans that people edit: checked against the model, and their numbers counted again."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from qplan.cost.file_bytes import FixedBytes, file_bytes
+from qplan.errors import InputError, StaleArtifactError
+from qplan.formats import INT_BITS, QuantFormat
+from qplan.model.card import ModelCard
+from qplan.planner.decode import Source
+from qplan.planner.plan import Plan, PlannedTensor, SolverReport
+from qplan.planner.planning import Rules, planned_tensors
+from qplan.sensitivity.table import SensitivityTable
+from qplan.tensors import TensorSpec
+
+EDITED = "edited"
+"""Solver status of a plan that no solver made."""
+
+
+def validate_plan(plan: Plan, card: ModelCard, path: Path | None = None) -> None:
+    """Check that a plan gives every tensor of a model one format that the engine computes right.
+
+    Args:
+        plan: as read.
+        card: the model it is for.
+        path: the plan's file, for line numbers in errors.
+
+    Raises:
+        InputError: an unknown, missing or repeated tensor, one of another shape, or an illegal format.
+        StaleArtifactError: the plan was made for a model with other weights.
+    """
+    specs = {spec.name: spec for spec in card.tensors}
+    seen: set[str] = set()
+    for index, tensor in enumerate(plan.tensors):
+        wrong = _defect(tensor, specs, seen)
+        if wrong is not None:
+            field, problem = wrong
+            if path is not None:
+                raise Source(str(path), path.read_text(encoding="utf-8")).error(problem, "tensors", index, field)
+            msg = f"plan, tensors[{index}].{field}: {problem}"
+            raise InputError(msg)
+        seen.add(tensor.name)
+    if missing := [name for name in specs if name not in seen]:
+        where = str(path) if path is not None else "the plan"
+        msg = f"{where} lacks {missing[0]} ({len(missing)} of {len(specs)} tensors); add it with a format"
+        raise InputError(msg)
+    if plan.model_sha256 != card.sha256:
+        msg = f"the plan was made for {plan.model} with other weights (sha256 differs); run 'qplan emit' on this model"
+        raise StaleArtifactError(msg)
+
+
+def recount(plan: Plan, table: SensitivityTable, fixed: FixedBytes, rules: Rules | None = None) -> Plan:
+    """An edited plan with bytes and losses that belong to its formats.
+
+    The budget stays as written; the solver's proof goes. A plan whose formats and numbers agree comes back unchanged.
+
+    Raises:
+        InputError: a format that was not measured, or what `validate_plan` refuses.
+        StaleArtifactError: another model.
+    """
+    card = table.model
+    validate_plan(plan, card)
+    losses = (rules or Rules()).losses(table)
+    formats = plan.formats
+    for name, fmt in formats.items():
+        if fmt.name not in losses[name]:
+            msg = f"{name}: {fmt} was not measured, only {', '.join(losses[name])}; analyze with it in --formats"
+            raise InputError(msg)
+    tensors, files = planned_tensors(card, formats, losses), file_bytes(card, formats, fixed)
+    if tensors == plan.tensors and files == plan.files:
+        return plan
+    predicted = math.fsum(tensor.loss_nats for tensor in tensors)
+    unproved = SolverReport(EDITED, predicted, 0.0, 1.0, 0, 0.0)
+    note = "edited by hand: bytes and losses were counted again, nothing proves that no better plan exists"
+    notes = plan.notes if note in plan.notes else (*plan.notes, note)
+    if files.total > plan.budget_bytes:
+        notes = (*notes, f"{files.total:,} bytes: over the budget of {plan.budget_bytes:,}")
+    return replace(plan, tensors=tensors, files=files, predicted_nats=predicted, solver=unproved, notes=notes)
+
+
+def _defect(tensor: PlannedTensor, specs: Mapping[str, TensorSpec], seen: set[str]) -> tuple[str, str] | None:
+    """The first field of a planned tensor that does not fit the model, and why."""
+    spec = specs.get(tensor.name)
+    if spec is None:
+        near = difflib.get_close_matches(tensor.name, specs, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        return "name", f"the model has no tensor {tensor.name!r}{hint}"
+    if tensor.name in seen:
+        return "name", f"{tensor.name} is planned twice; remove one"
+    if tensor.op_name != spec.op_name:
+        return "op_name", f"{tensor.op_name!r} is not the op of {spec.name}, which is {spec.op_name!r}"
+    if tensor.weights != spec.weights:
+        return "weights", f"{tensor.weights} weights, but {spec.name} has {spec.weights}"
+    return None if spec.allows(tensor.format) else ("format", _illegal(spec, tensor.format))
+
+
+def _illegal(spec: TensorSpec, fmt: QuantFormat) -> str:
+    blocks = [block for block in (0, 32, 64, 128) if block == 0 or spec.in_features % block == 0]
+    if not fmt.divides(spec.in_features):
+        return (
+            f"{fmt}: blocks of {fmt.block} do not divide rows of {spec.in_features}; "
+            f"use a block of {', '.join(map(str, blocks))} (0 is the whole row), e.g. int{fmt.bits}-b0"
+        )
+    legal = [f"int{bits}" for bits in INT_BITS if spec.allows(QuantFormat(bits, 0))] + ["fp16"]
+    why = "the engine decodes other widths of a tied embedding to garbage" if spec.tied else "the engine cannot"
+    return f"{fmt} is not legal for {spec.name}: {why}; use {', '.join(legal)}"

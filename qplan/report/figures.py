@@ -1,0 +1,203 @@
+"""Figures for notebooks and papers. Each returns a matplotlib Figure and leaves pyplot's state alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import BoundaryNorm, LinearSegmentedColormap, ListedColormap, LogNorm
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from qplan.errors import InputError
+from qplan.planner.plan import Plan, PlannedTensor
+from qplan.report import notation
+from qplan.report.grid import Grid, LossTable, grid_of, heat_scale, loss_table
+from qplan.report.palette import BITS, HEAT_LIGHT, text_on
+from qplan.report.plan_map import mean_bits
+from qplan.report.summary import Contender, contenders
+from qplan.sensitivity.table import SensitivityTable
+from qplan.verify.record import Verification
+
+_PLAN, _OTHER, _EMULATED = "#1f6f9f", "#8a8f98", "#d2842d"
+_LOSS = LinearSegmentedColormap.from_list("qplan_loss", HEAT_LIGHT)
+
+
+def plan_map(table: SensitivityTable, plan: Plan) -> Figure:
+    """Bits of every tensor: kinds down, layers across, the head in the last row."""
+    grid = grid_of(table.model.tensors)
+    planned = {tensor.name: tensor for tensor in plan.tensors}
+
+    def bits(names: Sequence[str]) -> float:
+        tensors: list[PlannedTensor] = [planned[name] for name in names]
+        return mean_bits(tensors) if tensors else math.nan
+
+    widths = sorted(BITS)
+    edges = [1.0, *((a + b) / 2 for a, b in pairwise(widths)), 40.0]
+    values = _matrix(grid, bits)
+    figure, axes = _grid_axes(grid, values.shape[0])
+    axes.imshow(
+        values, cmap=ListedColormap([BITS[w] for w in widths]), norm=BoundaryNorm(edges, len(widths)), aspect="auto"
+    )
+    for (row, column), value in np.ndenumerate(values):
+        if not math.isnan(value) and len(grid.layers) <= 48:
+            ink = text_on(BITS[min(widths, key=lambda w: abs(w - value))])
+            axes.text(column, row, f"{value:.3g}", ha="center", va="center", color=ink, fontsize=8)
+    axes.set_title(
+        f"{plan.budget}: {plan.mean_bits:.2f} bits on average, {notation.size(plan.files.total)}", loc="left"
+    )
+    return figure
+
+
+def loss_heatmap(table: SensitivityTable, fmt: str) -> Figure:
+    """Loss of every tensor in one format, nats per token, on the scale that all formats share.
+
+    Raises:
+        InputError: the format was not measured.
+    """
+    grid, losses = grid_of(table.model.tensors), _with_column(table, fmt)
+    scale = heat_scale(losses)
+
+    def nats(names: Sequence[str]) -> float:
+        cells = [losses.losses[name][fmt].kl_nats for name in names if fmt in losses.losses[name]]
+        return max(sum(cells), 1e-300 if scale is None else scale.low) if cells else math.nan
+
+    values = _matrix(grid, nats)
+    figure, axes = _grid_axes(grid, values.shape[0])
+    low, high = (1e-12, 1e-11) if scale is None else (scale.low, max(scale.high, scale.low * 1.01))
+    image = axes.imshow(values, cmap=_LOSS, norm=LogNorm(low, high, clip=True), aspect="auto")
+    figure.colorbar(image, ax=axes, label="loss, nats/token", pad=0.02)
+    axes.set_title(f"Loss of one tensor at a time in {fmt}", loc="left")
+    return figure
+
+
+def sensitivity_bars(table: SensitivityTable, fmt: str, top: int = 20) -> Figure:
+    """The ``top`` most sensitive tensors in one format, with standard errors, nats per token.
+
+    Raises:
+        InputError: the format was not measured.
+    """
+    losses = _with_column(table, fmt)
+    cells = sorted(((name, row[fmt]) for name, row in losses.losses.items() if fmt in row), key=lambda c: c[1].kl_nats)
+    cells = cells[-top:]
+    figure = Figure(figsize=(7.0, 0.8 + 0.24 * len(cells)), layout="constrained")
+    axes = figure.subplots()
+    places = np.arange(len(cells))
+    axes.barh(
+        places,
+        [cell.kl_nats for _, cell in cells],
+        xerr=[cell.stderr_nats for _, cell in cells],
+        color=_PLAN,
+        height=0.7,
+        error_kw={"ecolor": "#17191d", "elinewidth": 1},
+    )
+    axes.set_yticks(places, [name for name, _ in cells], fontsize=8)
+    axes.set_ylim(-0.6, len(cells) - 0.4)
+    axes.ticklabel_format(axis="x", style="sci", scilimits=(0, 0))
+    axes.set_xlabel(f"loss in {fmt}, nats/token ± standard error")
+    _quiet(axes, "x")
+    return figure
+
+
+def predicted_vs_measured(plan: Plan, verification: Verification | None) -> Figure:
+    """Sum of single losses, torch emulation and engine, for the plan and the uniform models, nats per token."""
+    models = [m for m in contenders(plan, verification) if m.loss_nats is not None]
+    figure = Figure(figsize=(7.0, 1.2 + 0.4 * len(models)), layout="constrained")
+    axes = figure.subplots()
+    rows = range(len(models))
+    series: tuple[tuple[str, list[float | None], dict[str, object]], ...] = (
+        (
+            "sum of single losses",
+            [m.predicted_nats for m in models],
+            {"marker": "o", "s": 170, "fc": "none", "ec": "k"},
+        ),
+        ("torch emulation", [m.emulated_nats for m in models], {"marker": "D", "s": 70, "color": _EMULATED}),
+        ("engine", [m.measured_nats for m in models], {"marker": "o", "s": 22, "color": _PLAN}),
+    )
+    for label, values, style in series:
+        known = [(value, row) for value, row in zip(values, rows, strict=True) if value]
+        if known:
+            axes.scatter([v for v, _ in known], [r for _, r in known], label=label, zorder=3, **style)  # type: ignore[arg-type]
+            axes.set_xscale("log")
+    axes.set_yticks(list(rows), [m.label for m in models])
+    axes.set_ylim(len(models) - 0.5, -0.5)
+    axes.set_xlabel(f"loss at memory {plan.memory}, nats/token")
+    _quiet(axes, "x")
+    if axes.collections:
+        figure.legend(loc="outside upper center", ncols=3, frameon=False)
+    return figure
+
+
+def sizes_speeds(plan: Plan, verification: Verification | None) -> Figure:
+    """File size, loss and decode speed of the plan and the uniform models, side by side."""
+    models = contenders(plan, verification)
+    panels: list[tuple[str, list[float | None]]] = [
+        ("files, MB", [m.total_bytes / 1e6 for m in models]),
+        (f"loss at memory {plan.memory}, nats/token", [m.loss_nats for m in models]),
+    ]
+    if any(m.speed for m in models):
+        panels.append(("decode, tokens/s", [m.speed.decode_tokens_per_s if m.speed else None for m in models]))
+    figure = Figure(figsize=(3.2 * len(panels), 0.9 + 0.35 * len(models)), layout="constrained")
+    for place, (label, values) in enumerate(panels):
+        axes = figure.add_subplot(1, len(panels), place + 1)
+        _bars(axes, models, values, log=label.startswith("loss"))
+        axes.set_xlabel(label)
+        if place:
+            axes.set_yticklabels([])
+    return figure
+
+
+def _bars(axes: Axes, models: Sequence[Contender], values: Sequence[float | None], *, log: bool) -> None:
+    places = range(len(models))
+    colours = [_PLAN if model.is_plan else _OTHER for model in models]
+    if log:
+        # a bar has no honest start on a logarithmic axis
+        known = [(v, place, c) for v, place, c in zip(values, places, colours, strict=True) if v]
+        if known:
+            axes.scatter([k[0] for k in known], [k[1] for k in known], c=[k[2] for k in known], s=45, zorder=3)
+            axes.set_xscale("log")
+    else:
+        axes.barh(places, [value or 0.0 for value in values], color=colours, height=0.6)
+    axes.set_yticks(list(places), [model.label for model in models])
+    axes.set_ylim(len(models) - 0.5, -0.5)
+    _quiet(axes, "x")
+
+
+def _with_column(table: SensitivityTable, fmt: str) -> LossTable:
+    losses = loss_table(table)
+    if fmt not in losses.formats:
+        msg = f"format {fmt!r} was not measured; choose from {', '.join(losses.formats)}"
+        raise InputError(msg)
+    return losses
+
+
+def _matrix(grid: Grid, value: Callable[[Sequence[str]], float]) -> NDArray[np.float64]:
+    rows = [[value(grid.cells.get((kind, layer), ())) for layer in grid.layers] for kind in grid.kinds]
+    rows += [[value((name,)), *[math.nan] * (len(grid.layers) - 1)] for name in grid.apart]
+    return np.array(rows, dtype=np.float64).reshape(len(rows), -1)
+
+
+def _grid_axes(grid: Grid, rows: int) -> tuple[Figure, Axes]:
+    columns = max(len(grid.layers), 1)
+    figure = Figure(figsize=(min(16.0, 2.4 + 0.42 * columns), 0.9 + 0.3 * rows), layout="constrained")
+    axes = figure.subplots()
+    axes.set_yticks(range(rows), [*grid.kinds, *(name.rpartition(".")[2] for name in grid.apart)])
+    stride = 1 if columns <= 32 else 5
+    axes.set_xticks(range(0, len(grid.layers), stride), [str(layer) for layer in grid.layers[::stride]])
+    axes.set_xlabel("layer")
+    axes.set_xticks(np.arange(columns + 1) - 0.5, minor=True)
+    axes.set_yticks([*(np.arange(rows + 1) - 0.5), len(grid.kinds) - 0.5], minor=True)
+    axes.grid(which="minor", color="white", linewidth=1.5)
+    axes.tick_params(which="both", length=0)
+    axes.spines[:].set_visible(False)
+    return figure, axes
+
+
+def _quiet(axes: Axes, grid: str) -> None:
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(visible=True, axis="x" if grid == "x" else "y", color="#e3e0da", linewidth=0.8)
+    axes.set_axisbelow(True)

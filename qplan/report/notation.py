@@ -1,0 +1,113 @@
+"""How numbers are written for people: one notation in pages, tables, figures and tooltips."""
+
+from __future__ import annotations
+
+import math
+import re
+
+MISSING = "\N{EN DASH}"
+"""Stands for a number that was not measured."""
+
+TIMES = "\N{MULTIPLICATION SIGN}"
+
+_PREFIXES = ("B", "kB", "MB", "GB", "TB")
+_MARKDOWN_MARKS = re.compile(r"([\\`*\[\]<>|~#])|(?<![A-Za-z0-9])(_)|(_)(?![A-Za-z0-9])")
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """A number with ``digits`` significant digits, grouped by thousands, never in scientific notation."""
+    if not math.isfinite(value):
+        return "∞" if value > 0 else MISSING
+    if value == 0:
+        return "0"
+    # the exponent after rounding: 0.9996 is 1.00, not 1.000
+    exponent = int(f"{value:.{digits - 1}e}".split("e")[1])
+    decimals = digits - 1 - exponent
+    return f"{round(value, decimals):,.{max(decimals, 0)}f}"
+
+
+def size(count: float | None) -> str:
+    """Bytes in SI units: ``4.21 MB`` is 4,210,000 bytes, give or take."""
+    if count is None:
+        return MISSING
+    scaled, prefix = float(count), 0
+    while scaled >= 999.5 and prefix < len(_PREFIXES) - 1:
+        scaled, prefix = scaled / 1000, prefix + 1
+    return f"{significant(scaled)} {_PREFIXES[prefix]}"
+
+
+def loss(nats: float | None) -> str:
+    """A loss with two significant digits: ``5.1e-4``, ``0``, ``1.3``; the unit goes into the caption."""
+    if nats is None or math.isnan(nats):
+        return MISSING
+    if nats == 0 or not math.isfinite(nats) or abs(nats) >= 0.995:
+        return significant(nats, 2)
+    mantissa, exponent = f"{nats:.1e}".split("e")
+    return f"{mantissa}e{int(exponent)}"
+
+
+def tick(nats: float) -> str:
+    """A loss as an axis writes it: ``1e-4``, ``2e-4``."""
+    return loss(nats).replace(".0e", "e")
+
+
+def ratio(value: float | None) -> str:
+    """A quotient with a multiplication sign; near one it keeps the digits that tell which side it is on."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    if abs(value) < 0.01:
+        return f"{loss(value)}{TIMES}"
+    if abs(value) >= 9.995:
+        return f"{significant(value)}{TIMES}"
+    decimals = 2 if value == 1 else next((d for d in range(2, 6) if round(value, d) != 1), 6)
+    return f"{value:.{decimals}f}{TIMES}"
+
+
+def percent(fraction: float | None) -> str:
+    """A share: ``98.7 %``; two decimals near one, where they matter."""
+    if fraction is None or math.isnan(fraction):
+        return MISSING
+    decimals = 2 if 0.995 <= fraction < 1 else 1
+    return f"{100 * fraction:.{decimals}f} %"
+
+
+def perplexity(value: float | None) -> str:
+    """A perplexity with four significant digits."""
+    return MISSING if value is None else significant(value, 4)
+
+
+def speed(tokens_per_s: float | None) -> str:
+    """Tokens per second with three significant digits."""
+    return MISSING if tokens_per_s is None else significant(tokens_per_s, 3)
+
+
+def decibel(value: float | None) -> str:
+    """A signal to noise ratio with one decimal; ``∞`` where nothing changed."""
+    if value is None or math.isnan(value):
+        return MISSING
+    return f"{value:.1f}" if math.isfinite(value) else "∞"
+
+
+def sortable(value: float | None) -> float:
+    """A finite number that sorts like ``value``; what is missing comes last from above."""
+    if value is None or math.isnan(value):
+        return -1e99
+    return max(-1e9, min(1e9, value))
+
+
+def quotient(value: float | None, base: float | None) -> float | None:
+    """``value / base``, None where either is missing or the base is zero."""
+    return None if value is None or not base else value / base
+
+
+def markdown(text: object) -> str:
+    """Text that Markdown shows as it is, also inside a table's cell."""
+    return _MARKDOWN_MARKS.sub(r"\\\g<0>", " ".join(str(text).split()))
+
+
+def markdown_code(text: object) -> str:
+    """A code span that survives backticks and a table's bars."""
+    flat = " ".join(str(text).split()).replace("|", r"\|")
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", flat)), default=0))
+    pad = " " if flat.startswith("`") or flat.endswith("`") else ""
+    return f"{fence}{pad}{flat}{pad}{fence}"

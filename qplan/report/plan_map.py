@@ -1,0 +1,173 @@
+"""The plan by layer as inline SVG: kinds of tensors down, layers across, coloured by bits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from qplan.formats import QuantFormat
+from qplan.planner.plan import Plan, PlannedTensor
+from qplan.report import notation, svg
+from qplan.report.grid import Grid
+from qplan.report.palette import BITS
+
+PRIME = "\N{PRIME}"
+ROOM = 1078
+"""Pixels that a map should fit in on a wide screen; cells shrink down to `MIN_CELL` first."""
+MIN_CELL, MAX_CELL, CELL_HEIGHT = 11.0, 48.0, 24
+MARGINAL = 52
+"""Pixels of the column of means."""
+
+
+def label_width(labels: Sequence[str]) -> int:
+    """Pixels that row labels of 12 px need."""
+    return 14 + round(6.6 * max(map(len, labels), default=0))
+
+
+def cell_width(layers: int, taken: float) -> float:
+    """Width of a cell so that all layers fit beside ``taken`` pixels, within limits."""
+    fitting = math.floor(2 * (ROOM - taken) / max(layers, 1)) / 2
+    return min(MAX_CELL, max(MIN_CELL, fitting))
+
+
+def layer_labels(layers: Sequence[int], left: float, width: float, y: float) -> list[Markup]:
+    """Layer numbers over the columns, as many as fit."""
+    stride = next(s for s in (1, 2, 5, 10, 20, 50) if s * width >= 20 or s == 50)
+    return [
+        svg.text(left + (index + 0.5) * width, y, str(layer), class_="axis", anchor="middle")
+        for index, layer in enumerate(layers)
+        if layer % stride == 0
+    ]
+
+
+@dataclass(frozen=True)
+class FormatShare:
+    """One line of the legend."""
+
+    format: QuantFormat
+    mark: str
+    """What cells write: the bits, primed where formats of the same width differ."""
+    tensors: int
+    weights: float
+    """Share of all planned weights."""
+    bytes: int
+
+
+def format_shares(plan: Plan) -> tuple[FormatShare, ...]:
+    """What each format takes of the plan, widest first."""
+    by_format: dict[QuantFormat, list[PlannedTensor]] = {}
+    for tensor in plan.tensors:
+        by_format.setdefault(tensor.format, []).append(tensor)
+    total = sum(t.weights for t in plan.tensors)
+    shares: list[FormatShare] = []
+    same_width: dict[int, int] = {}
+    # the format with the most tensors of a width goes unprimed
+    for fmt, own in sorted(by_format.items(), key=lambda item: (-item[0].bits, -len(item[1]), item[0])):
+        primes = same_width.get(fmt.bits, 0)
+        same_width[fmt.bits] = primes + 1
+        weights = sum(t.weights for t in own) / total
+        shares.append(FormatShare(fmt, f"{fmt.bits}{PRIME * primes}", len(own), weights, sum(t.bytes for t in own)))
+    return tuple(shares)
+
+
+def mean_bits(tensors: Sequence[PlannedTensor]) -> float:
+    """Size-weighted mean width without scales."""
+    return sum(t.format.bits * t.weights for t in tensors) / sum(t.weights for t in tensors)
+
+
+def draw(plan: Plan, grid: Grid) -> Markup:
+    """The map with means per kind and per layer; tensors outside the layers stand apart below."""
+    planned = {tensor.name: tensor for tensor in plan.tensors}
+    marks = {share.format: share.mark for share in format_shares(plan)}
+    left = label_width((*grid.kinds, *(planned[name].kind for name in grid.apart), "mean bits"))
+    width = cell_width(len(grid.layers), left + MARGINAL)
+    right, top = left + width * len(grid.layers), 22.0
+    parts = layer_labels(grid.layers, left, width, 14)
+    if grid.kinds:
+        parts.append(svg.text(right + MARGINAL / 2, 14, "mean", class_="axis", anchor="middle"))
+    for row, kind in enumerate(grid.kinds):
+        y = top + row * CELL_HEIGHT
+        parts.append(svg.text(left - 8, y + 16, kind, class_="name", anchor="end"))
+        for column, layer in enumerate(grid.layers):
+            here = [planned[name] for name in grid.cells.get((kind, layer), ())]
+            parts.append(_cell(here, marks, left + column * width, y, width))
+        own = [t for t in plan.tensors if t.layer is not None and t.kind == kind]
+        parts.append(svg.text(right + MARGINAL / 2, y + 16, f"{mean_bits(own):.1f}", class_="mean", anchor="middle"))
+    y = top + len(grid.kinds) * CELL_HEIGHT
+    if grid.kinds:
+        parts.append(svg.text(left - 8, y + 15, "mean bits", class_="axis", anchor="end"))
+        parts += _layer_means(plan, grid, left, width, y + 15)
+        y += 30
+    for name in grid.apart:
+        parts.append(svg.text(left - 8, y + 16, planned[name].kind, class_="name", anchor="end"))
+        parts.append(_cell([planned[name]], marks, left, y, max(width, 40.0)))
+        about = f"{planned[name].format.name} · {notation.size(planned[name].bytes)}"
+        parts.append(svg.text(left + max(width, 40.0) + 10, y + 16, about, class_="axis"))
+        y += CELL_HEIGHT
+    label = f"Bits of {len(plan.tensors)} tensors over {len(grid.layers)} layers, mean {plan.mean_bits:.2f}"
+    return svg.picture(max(right + MARGINAL, left + 220), y + 4, label, *parts)
+
+
+def _layer_means(plan: Plan, grid: Grid, left: float, width: float, y: float) -> list[Markup]:
+    stride = next(s for s in (1, 2, 5, 10, 20, 50) if s * width >= 24 or s == 50)
+    texts = []
+    for column, layer in enumerate(grid.layers):
+        own = [t for t in plan.tensors if t.layer == layer]
+        if layer % stride == 0:
+            centre = left + (column + 0.5) * width
+            texts.append(svg.text(centre, y, f"{mean_bits(own):.1f}", class_="mean", anchor="middle"))
+    return texts
+
+
+def _cell(here: Sequence[PlannedTensor], marks: dict[QuantFormat, str], x: float, y: float, width: float) -> Markup:
+    box = {"x": x + 0.75, "y": y + 0.75, "width": width - 1.5, "height": CELL_HEIGHT - 1.5, "rx": 2.0}
+    if not here:
+        return svg.element("rect", **box, class_="absent")
+    formats = {tensor.format for tensor in here}
+    bits = here[0].format.bits if len(formats) == 1 else _nearest_width(mean_bits(here))
+    mark = marks[here[0].format] if len(formats) == 1 else f"{mean_bits(here):.1f}"
+    small = " small" if width < 7 * len(mark) + 6 else ""
+    return svg.element(
+        "g",
+        svg.element("title", "\n".join(_about(tensor) for tensor in here)),
+        svg.element("rect", **box),
+        svg.text(x + width / 2, y + 16, mark, anchor="middle"),
+        class_=f"bits b{bits}{small}",
+    )
+
+
+def _nearest_width(bits: float) -> int:
+    return min(BITS, key=lambda width: abs(width - bits))
+
+
+def _about(tensor: PlannedTensor) -> str:
+    loss = notation.loss(tensor.loss_nats)
+    return f"{tensor.name}\n{tensor.format.name} · {notation.size(tensor.bytes)} · loss {loss} nats/token"
+
+
+def as_text(plan: Plan, grid: Grid) -> str:
+    """The map in characters, for Markdown: marks by kind and layer, 40 layers a block."""
+    planned = {tensor.name: tensor for tensor in plan.tensors}
+    marks = {share.format: share.mark for share in format_shares(plan)}
+
+    def mark(names: Sequence[str]) -> str:
+        here = dict.fromkeys(marks[planned[name].format] for name in names)
+        return next(iter(here), "·") if len(here) < 2 else "*"
+
+    apart = {name: " ".join(planned[name].kind.split()) for name in grid.apart}
+    kinds = {kind: " ".join(kind.split()) for kind in grid.kinds}
+    stub = max(map(len, (*kinds.values(), *apart.values(), "layer")))
+    lines = []
+    for start in range(0, len(grid.layers), 40):
+        layers = grid.layers[start : start + 40]
+        lines.append(f"{'layer':{stub}} " + "".join(f"{layer:>4}" for layer in layers))
+        for kind, label in kinds.items():
+            cells = (mark(grid.cells.get((kind, layer), ())) for layer in layers)
+            lines.append(f"{label:{stub}} " + "".join(f"{cell:>4}" for cell in cells))
+        lines.append("")
+    lines += [f"{kind:{stub}} {marks[planned[name].format]:>4}" for name, kind in apart.items()]
+    # a fence in a tensor's name must not end the block
+    return "\n".join(lines).strip("\n").replace("```", "'''")

@@ -1,0 +1,158 @@
+"""Tables of the report as rows of values, the same for the page and for Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from qplan.planner.plan import FileBytes, Plan
+from qplan.report import notation
+from qplan.report.notation import quotient
+from qplan.report.summary import Contender
+from qplan.verify.record import Accuracy, Speed
+
+MEMORIES = ("low", "normal")
+"""MNN's ``memory`` settings."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A property of every model that is compared."""
+
+    label: str
+    values: tuple[str, ...]
+    """One per model, already in their notation."""
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """Rows under one heading."""
+
+    title: str
+    rows: tuple[Row, ...]
+
+
+def sizes_and_speeds(models: Sequence[Contender], base: Contender | None) -> tuple[RowGroup, ...]:
+    """Sizes, memory, speed and accuracy of every model; rows that nobody has a value for are left out."""
+
+    def file_row(label: str, part: Callable[[FileBytes], int | None]) -> Row:
+        return Row(label, tuple(notation.size(None if m.files is None else part(m.files)) for m in models))
+
+    def speed_row(label: str, part: Callable[[Speed], float], write: Callable[[float | None], str]) -> Row:
+        return Row(label, tuple(write(None if m.speed is None else part(m.speed)) for m in models))
+
+    files = [Row("All that ships", tuple(notation.size(m.total_bytes) for m in models))]
+    if base is not None:
+        files.append(Row(f"against {base.label}", tuple(_share(m.total_bytes, base.total_bytes) for m in models)))
+    files += [
+        file_row("llm.mnn.weight", lambda f: f.weight),
+        file_row("llm.mnn, the graph", lambda f: f.graph),
+        file_row("embeddings_bf16.bin", lambda f: f.embedding or None),
+    ]
+    speeds = [
+        speed_row("RAM to load", lambda s: s.ram_bytes, notation.size),
+        speed_row("Prefill, tokens/s", lambda s: s.prefill_tokens_per_s, notation.speed),
+        speed_row("Decode, tokens/s", lambda s: s.decode_tokens_per_s, notation.speed),
+    ]
+    groups = [("Files", files), (_speed_title(models), speeds)]
+    groups += [(f"Accuracy, memory {memory}", _accuracy_rows(models, base, memory)) for memory in MEMORIES]
+    kept = ((title, tuple(r for r in rows if set(r.values) != {notation.MISSING})) for title, rows in groups)
+    return tuple(RowGroup(title, rows) for title, rows in kept if rows)
+
+
+def _share(value: float | None, base: float | None) -> str:
+    return notation.ratio(quotient(value, base))
+
+
+def _speed_title(models: Sequence[Contender]) -> str:
+    settings = {(s.memory, s.threads, s.prompt_tokens) for s in (m.speed for m in models) if s is not None}
+    if len(settings) != 1:
+        return "Speed and memory"
+    memory, threads, prompt = settings.pop()
+    return f"Speed and memory: {threads} thread{'s' * (threads > 1)}, prompt of {prompt} tokens, memory {memory}"
+
+
+def _accuracy_rows(models: Sequence[Contender], base: Contender | None, memory: str) -> list[Row]:
+    def row(
+        label: str, part: Callable[[Accuracy], float], write: Callable[[float | None], str], path: str = "prefill"
+    ) -> Row:
+        found = (_accuracy(m, memory, path) for m in models)
+        return Row(label, tuple(write(None if a is None else part(a)) for a in found))
+
+    reference = _accuracy(base, memory)
+    rows = [row("KL, one pass (prefill)", lambda a: a.kl_nats, notation.loss)]
+    if base is not None and reference is not None:
+        limit = reference.kl_nats
+        rows.append(row(f"against {base.label}", lambda a: a.kl_nats, lambda nats: _share(nats, limit)))
+    return [
+        *rows,
+        row("KL, token by token (decode)", lambda a: a.kl_nats, notation.loss, "decode"),
+        row("KL, 99th percentile", lambda a: a.kl_p99_nats, notation.loss),
+        row("Same top token", lambda a: a.top1, notation.percent),
+        row("Perplexity", lambda a: a.perplexity, notation.perplexity),
+    ]
+
+
+def _accuracy(model: Contender | None, memory: str, path: str = "prefill") -> Accuracy | None:
+    return None if model is None or model.built is None else model.built.accuracy(memory, path)
+
+
+@dataclass(frozen=True)
+class PredictionRow:
+    """How well a model's loss was foreseen, under one memory setting."""
+
+    label: str
+    memory: str
+    predicted: str
+    emulated: str
+    engine: str
+    decode: str
+    """Engine, token by token."""
+    engine_to_predicted: str
+    engine_to_emulated: str
+
+
+def predictions(models: Sequence[Contender]) -> tuple[PredictionRow, ...]:
+    """Every model under every memory setting of which something is known; sums hold for the plan's setting."""
+    rows = []
+    for memory in dict.fromkeys((models[0].memory, *MEMORIES)):
+        for model in models:
+            predicted = model.predicted_nats if memory == model.memory else None
+            emulated = None if model.built is None else model.built.emulated_nats.get(memory)
+            engine, decode = _accuracy(model, memory), _accuracy(model, memory, "decode")
+            if predicted is None and emulated is None and engine is None:
+                continue
+            measured = None if engine is None else engine.kl_nats
+            rows.append(
+                PredictionRow(
+                    model.label,
+                    memory,
+                    notation.loss(predicted),
+                    notation.loss(emulated),
+                    notation.loss(measured),
+                    notation.loss(None if decode is None else decode.kl_nats),
+                    _share(measured, predicted),
+                    _share(measured, emulated),
+                )
+            )
+    return tuple(rows)
+
+
+def price_of_the_logits_rule(plan: Plan) -> str:
+    """The rule and its price, in words."""
+    rule = plan.logits
+    heads = [tensor for tensor in plan.tensors if tensor.layer is None]
+    names = ", ".join(tensor.kind for tensor in heads) or "the head"
+    now = ", ".join(dict.fromkeys(tensor.format.name for tensor in heads)) or notation.MISSING
+    limits = [f"at {rule.min_bits} bits or more"] if rule.min_bits else []
+    limits += ["at or above the size-weighted mean width of the other tensors"] if rule.at_least_mean else []
+    said = f"The rule keeps what makes the logits ({names}) {' and '.join(limits)}. " if limits else "No rule was set. "
+    said += f"The plan stores it as {now}."
+    if rule.price_nats == 0:
+        return f"{said} The rule did not bind: without it the plan would be the same, so its price is zero."
+    share = quotient(abs(rule.price_nats), plan.predicted_nats)
+    price = f"{notation.loss(abs(rule.price_nats))} nats/token of predicted loss"
+    price += "" if share is None else f", {notation.percent(share)} of the whole"
+    verb = "costs" if rule.price_nats > 0 else "saves"
+    without = f"Without it, at the same budget, the head would be {rule.head_format_without}"
+    return f"{said} {without}; the rule {verb} {price}."

@@ -1,0 +1,184 @@
+"""What the report says in one breath: the models that are compared, the verdict, the tiles."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+
+from qplan.errors import InputError
+from qplan.formats import QuantFormat
+from qplan.planner.plan import FileBytes, Plan
+from qplan.report import notation
+from qplan.report.notation import quotient
+from qplan.verify.record import BuiltModel, Speed, Verification
+
+PLAN = "plan"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """The plan or a uniform model, with everything that is known about it."""
+
+    name: str
+    """``plan``, or a uniform's name such as ``int8``."""
+    memory: str
+    """Memory setting of the plan, under which losses are compared."""
+    total_bytes: int
+    files: FileBytes | None
+    """None where only the total is known."""
+    predicted_nats: float | None
+    """Sum of single losses."""
+    built: BuiltModel | None
+    """None where it was not built."""
+
+    @property
+    def is_plan(self) -> bool:
+        """Whether this is the plan."""
+        return self.name == PLAN
+
+    @property
+    def label(self) -> str:
+        """For tables: ``Plan``, ``INT8``."""
+        return "Plan" if self.is_plan else self.name.upper()
+
+    @property
+    def measured_nats(self) -> float | None:
+        """Loss on the engine in one pass per sequence, None if it was not run."""
+        accuracy = None if self.built is None else self.built.accuracy(self.memory)
+        return None if accuracy is None else accuracy.kl_nats
+
+    @property
+    def emulated_nats(self) -> float | None:
+        """Loss that torch computes for the same weights."""
+        return None if self.built is None else self.built.emulated_nats.get(self.memory)
+
+    @property
+    def loss_nats(self) -> float | None:
+        """Measured, else predicted."""
+        return self.predicted_nats if self.measured_nats is None else self.measured_nats
+
+    @property
+    def speed(self) -> Speed | None:
+        """Speed on the engine."""
+        return None if self.built is None else self.built.speed
+
+
+def contenders(plan: Plan, verification: Verification | None) -> tuple[Contender, ...]:
+    """The plan first, then the uniform models from wide to narrow, built or only predicted."""
+    built = {} if verification is None else {model.name: model for model in verification.models}
+    own = built.pop(PLAN, None)
+    rows = [
+        Contender(PLAN, plan.memory, (own or plan).files.total, (own or plan).files, plan.predicted_nats, own),
+    ]
+    uniform = []
+    for point in plan.uniform:
+        model = built.pop(point.name.split()[0], None)
+        files = None if model is None else model.files
+        total = point.total_bytes if files is None else files.total
+        uniform.append(Contender(point.name.split()[0], plan.memory, total, files, point.predicted_nats, model))
+    uniform += [Contender(m.name, plan.memory, m.files.total, m.files, None, m) for m in built.values()]
+    return tuple(rows + sorted(uniform, key=_width, reverse=True))
+
+
+def _width(contender: Contender) -> tuple[int, int]:
+    try:
+        return QuantFormat.parse(contender.name).bits, contender.total_bytes
+    except InputError:
+        return 0, contender.total_bytes
+
+
+def baseline(plan: Plan, models: tuple[Contender, ...]) -> Contender | None:
+    """The uniform model that a budget asks to beat: the one it names, else the nearest in bytes."""
+    uniform = [m for m in models if not m.is_plan and m.loss_nats is not None]
+    named = next((m for m in uniform if m.name == plan.budget.strip().lower()), None)
+    own = models[0].total_bytes
+    return named or min(uniform, key=lambda m: abs(math.log(m.total_bytes / own)), default=None)
+
+
+class Status(StrEnum):
+    """How the plan stands."""
+
+    PASS = "pass"  # noqa: S105 - no password
+    FAIL = "fail"
+    UNVERIFIED = "unverified"
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One number of the headline."""
+
+    label: str
+    value: str
+    unit: str
+    comparison: str
+    """Against the baseline or the reference; may be empty."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The headline."""
+
+    status: Status
+    sentence: str
+    checks: str
+    """How many checks passed, or that none was made."""
+    tiles: tuple[Tile, ...]
+
+
+def verdict(plan: Plan, verification: Verification | None) -> Verdict:
+    """Sum a plan up for someone who decides whether to ship it."""
+    models = contenders(plan, verification)
+    own, base = models[0], baseline(plan, models)
+    like = base if base is None or (base.measured_nats is None) == (own.measured_nats is None) else None
+    where = "predicted, not built" if own.measured_nats is None else "on the engine"
+    sentence = f"{notation.size(own.total_bytes)}, KL {notation.loss(own.loss_nats)} nats/token {where}"
+    if base is not None:
+        share = notation.ratio(quotient(own.total_bytes, base.total_bytes))
+        if like is not None and quotient(own.loss_nats, like.loss_nats) is not None:
+            lost = notation.ratio(quotient(own.loss_nats, like.loss_nats))
+            sentence += f": {lost} the loss of uniform {base.label} at {share} its bytes"
+        else:
+            sentence += f", at {share} the bytes of uniform {base.label}"
+    if verification is None:
+        status, checks = Status.UNVERIFIED, "Not built, so nothing was checked on the engine"
+    else:
+        failed = sum(not check.passed for check in verification.checks)
+        status = Status.PASS if verification.checks and not failed else Status.FAIL
+        count = len(verification.checks)
+        checks = f"{failed} of {count} checks failed" if failed else f"All {count} checks passed"
+        checks = checks if count else "No promise was checked"
+    return Verdict(status, sentence + ".", checks, _tiles(own, like, base, verification))
+
+
+def _tiles(
+    own: Contender, like: Contender | None, base: Contender | None, verification: Verification | None
+) -> tuple[Tile, ...]:
+    def against(value: float | None, other: float | None) -> str:
+        share = quotient(value, other)
+        return "" if share is None or base is None else f"{notation.ratio(share)} uniform {base.label}"
+
+    value, _, unit = notation.size(own.total_bytes).partition(" ")
+    kind = "predicted" if own.measured_nats is None else f"memory {own.memory}"
+    tiles = [
+        Tile("Size", value, unit, against(own.total_bytes, None if base is None else base.total_bytes)),
+        Tile(
+            f"KL, {kind}",
+            notation.loss(own.loss_nats),
+            "nats/token",
+            against(own.loss_nats, None if like is None else like.loss_nats),
+        ),
+    ]
+    accuracy = None if own.built is None else own.built.accuracy(own.memory)
+    other = None if base is None or base.built is None else base.built.accuracy(own.memory)
+    if accuracy is not None and verification is not None:
+        top, _, sign = notation.percent(accuracy.top1).partition(" ")
+        beside = "" if other is None or base is None else f"{notation.percent(other.top1)} uniform {base.label}"
+        tiles.append(Tile("Same top token", top, sign, beside))
+        reference = f"{notation.perplexity(verification.reference_perplexity)} in FP32"
+        tiles.append(Tile("Perplexity", notation.perplexity(accuracy.perplexity), "", reference))
+    if own.speed is not None:
+        rival = None if base is None or base.speed is None else base.speed.decode_tokens_per_s
+        rate = own.speed.decode_tokens_per_s
+        tiles.append(Tile("Decode", notation.speed(rate), "tokens/s", against(rate, rival)))
+    return tuple(tiles)

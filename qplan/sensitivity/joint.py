@@ -1,0 +1,61 @@
+"""Losses of whole plans: many tensors changed at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
+
+from qplan.formats import QuantFormat
+from qplan.model.load import LoadedModel
+from qplan.sensitivity.metrics import TokenStats, compare, join, reference_of
+from qplan.sensitivity.table import Memory
+from qplan.sensitivity.variants import Activation, StoredWeights, apply_formats
+
+Progress = Callable[[int, int], None]
+"""Told how many passes are done, of how many."""
+
+
+def joint_losses(
+    loaded: LoadedModel,
+    tokens: Tensor,
+    plans: Mapping[str, Mapping[str, QuantFormat]],
+    memory: Memory = "low",
+    activation: Activation = "prefill",
+    *,
+    batch_size: int = 4,
+    engine_embedding: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, TokenStats]:
+    """Compare plans with the FP32 model, one reference pass per batch for all of them.
+
+    Args:
+        loaded: the model.
+        tokens: int64 ``[rows, seq_len]``.
+        plans: by label: formats by tensor name, tensors not named stay FP32.
+        memory: MNN's memory setting whose arithmetic is emulated.
+        activation: the engine's path whose int8 activations are meant.
+        batch_size: rows per pass.
+        engine_embedding: also store an untied embedding as bfloat16, as MNN does.
+        progress: called after each pass.
+
+    Returns:
+        by label: the comparison of every token.
+
+    Raises:
+        InputError: a format that a tensor cannot have.
+        MeasurementError: a loss that is not finite.
+    """
+    parts: dict[str, list[TokenStats]] = {label: [] for label in plans}
+    stored = StoredWeights(loaded)
+    batches = tokens.split(batch_size)
+    done, total = 0, len(batches) * len(plans)
+    for batch in batches:
+        reference = reference_of(loaded.logits(batch), batch)
+        for label, formats in plans.items():
+            with apply_formats(loaded, formats, memory, activation, stored=stored, engine_embedding=engine_embedding):
+                parts[label].append(compare(reference, loaded.logits(batch)))
+            done += 1
+            if progress is not None:
+                progress(done, total)
+    return {label: join(stats) for label, stats in parts.items()}

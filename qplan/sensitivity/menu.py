@@ -1,0 +1,58 @@
+"""Which formats each tensor is measured in, and what a reader must know about the differences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from qplan.errors import InputError
+from qplan.formats import TIED_BITS, QuantFormat
+from qplan.model.card import ModelCard
+
+Menu = dict[str, tuple[QuantFormat, ...]]
+"""Formats by tensor name, widest first, tensors in order of execution."""
+
+
+def resolve_menu(card: ModelCard, formats: Sequence[QuantFormat]) -> tuple[Menu, tuple[str, ...]]:
+    """Resolve the asked formats for every tensor.
+
+    A block that does not divide a tensor's width becomes one scale per row; widths that a tied head cannot have are
+    left out. Both are told in the notes.
+
+    Raises:
+        InputError: a tensor that is left without any format.
+    """
+    menu: Menu = {}
+    changed: dict[tuple[QuantFormat, QuantFormat, int], list[str]] = {}
+    skipped: list[str] = []
+    for spec in card.tensors:
+        usable: list[QuantFormat] = []
+        for fmt in formats:
+            resolved = fmt.resolve(spec.in_features)
+            if not spec.allows(resolved):
+                skipped.append(
+                    f"{spec.name} is not measured in {fmt}: it is tied to the embedding, whose lookup the engine "
+                    f"decodes right at {', '.join(map(str, TIED_BITS))} bits only"
+                )
+                continue
+            if resolved != fmt:
+                changed.setdefault((fmt, resolved, spec.in_features), []).append(spec.name)
+            if resolved not in usable:
+                usable.append(resolved)
+        if not usable:
+            msg = (
+                f"{spec.name} allows none of the formats {', '.join(map(str, formats))}; "
+                f"add one of {', '.join(map(str, TIED_BITS))} bits, e.g. int8"
+            )
+            raise InputError(msg)
+        menu[spec.name] = tuple(usable)
+    notes = [
+        f"{fmt} became {resolved} (one scale per row) for {_names(names)}: "
+        f"blocks of {fmt.block} do not divide rows of {width} weights"
+        for (fmt, resolved, width), names in changed.items()
+    ]
+    return menu, (*notes, *skipped)
+
+
+def _names(names: list[str]) -> str:
+    shown = ", ".join(names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"

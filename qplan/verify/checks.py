@@ -1,0 +1,109 @@
+"""The promises of a plan, held against what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from qplan.formats import QuantFormat
+from qplan.mnn.engine import Engine
+from qplan.mnn.graph import read_ops
+from qplan.mnn.runtime import RuntimeConfig
+from qplan.model.load import LoadedModel
+from qplan.planner.plan import Plan
+from qplan.verify.record import BuiltModel, Check
+from qplan.verify.reference import relative_error, stored_logits
+
+EXACT_REL = 1e-5
+"""Largest relative error of the engine's logits against torch with the same stored weights, memory normal."""
+
+LAYERS_OF_EXACT_REL = 24
+"""Depth up to which that holds; float32 rounding grows with depth."""
+
+EMULATION_TOLERANCE = 0.05
+"""Largest relative difference of the loss in torch and on the engine, for uniform models."""
+
+_FLOOR_NATS = 1e-7
+"""Losses below this are float32 rounding; two of them are equal."""
+
+
+def exact_logits(
+    name: str, folder: Path, formats: Mapping[str, QuantFormat], loaded: LoadedModel, token_ids: list[int]
+) -> Check:
+    """Whether the engine computes what torch computes with the same stored weights.
+
+    It does not if the exporter translates the architecture wrongly, or the files hold other weights than planned.
+    """
+    layers = max((spec.layer or 0 for spec in loaded.card.tensors), default=0) + 1
+    limit = EXACT_REL * max(1.0, layers / LAYERS_OF_EXACT_REL)
+    with Engine(folder, RuntimeConfig("normal"), context=loaded.card.context) as engine:
+        error = relative_error(engine.logits(token_ids), stored_logits(loaded, formats, token_ids))
+    return Check(
+        f"{name}: the engine's logits equal torch's with the same stored weights",
+        error <= limit,
+        f"relative error {error:.1e}, limit {limit:.1e} (memory normal, {len(token_ids)} tokens)",
+    )
+
+
+def read_back(folder: Path, plan: Plan) -> Check:
+    """Whether the built graph holds every op of the plan in its format, and no other."""
+    ops = {op.name: op for op in read_ops(folder)}
+    wrong = [t.op_name for t in plan.tensors if t.op_name not in ops or not ops[t.op_name].holds(t.format)]
+    extra = sorted(set(ops) - {t.op_name for t in plan.tensors})
+    detail = f"{len(plan.tensors) - len(wrong)} of {len(plan.tensors)} ops have their bits and block"
+    if wrong or extra:
+        detail += f"; wrong: {wrong[:3]}, unknown: {extra[:3]}"
+    return Check("llm.mnn read back", not wrong and not extra, detail)
+
+
+def promised_bytes(plan: Plan, built: BuiltModel) -> tuple[Check, Check]:
+    """Whether the files fit the budget and have the bytes that were predicted."""
+    actual, said = built.files, plan.files
+    fits = Check(
+        "the files fit the budget",
+        actual.total <= plan.budget_bytes,
+        f"{actual.total:,} bytes of {plan.budget_bytes:,} ({plan.budget})",
+    )
+    same = (actual.weight, actual.embedding) == (said.weight, said.embedding)
+    predicted = Check(
+        "weight and embedding files have the predicted bytes",
+        same,
+        f"{actual.weight + actual.embedding:,} of {said.weight + said.embedding:,} predicted",
+    )
+    return fits, predicted
+
+
+def emulation(built: BuiltModel) -> tuple[Check, ...]:
+    """Whether torch predicts the engine's loss of a uniform model, under each memory setting."""
+    checks = []
+    for memory, emulated in built.emulated_nats.items():
+        run = built.accuracy(memory)
+        if run is None:
+            continue
+        difference = abs(emulated / run.kl_nats - 1) if run.kl_nats else float(emulated > _FLOOR_NATS)
+        checks.append(
+            Check(
+                f"{built.name}: torch's loss equals the engine's, memory {memory}",
+                difference <= EMULATION_TOLERANCE or max(emulated, run.kl_nats) < _FLOOR_NATS,
+                f"{emulated:.3e} and {run.kl_nats:.3e} nats per token, {difference:.1%} apart, limit 5 %",
+            )
+        )
+    return tuple(checks)
+
+
+def not_worse(built: BuiltModel, uniform: BuiltModel) -> tuple[Check, ...]:
+    """Whether the plan loses no more than a uniform model of at least its bytes, under each memory setting."""
+    checks = []
+    for run in built.runs:
+        other = uniform.accuracy(run.memory, run.path)
+        if other is None or run.path != "prefill":
+            continue
+        checks.append(
+            Check(
+                f"the plan is not worse than uniform {uniform.name}, memory {run.memory}",
+                run.accuracy.kl_nats <= max(other.kl_nats, _FLOOR_NATS),
+                f"{run.accuracy.kl_nats:.3e} against {other.kl_nats:.3e} nats per token, "
+                f"{built.files.total:,} against {uniform.files.total:,} bytes",
+            )
+        )
+    return tuple(checks)

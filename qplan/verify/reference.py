@@ -1,0 +1,103 @@
+"""The Hugging Face model's own answers on held-out tokens: what every built model is judged by."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from qplan.formats import QuantFormat
+from qplan.model.load import LoadedModel
+from qplan.sensitivity.metrics import TokenStats, compare, join, reference_of
+from qplan.sensitivity.variants import apply_formats
+from qplan.verify.record import Accuracy
+
+Logits = NDArray[np.float32]
+"""``[tokens, vocabulary]``."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Logits of the model in FP32 on some rows of tokens, on disk: a large vocabulary does not fit twice in RAM."""
+
+    rows: NDArray[np.int64]
+    """Token ids ``[rows, seq_len]``."""
+    logits: Logits
+    """``[rows, seq_len, vocabulary]``, memory-mapped."""
+
+    def compare(self, logits_of: Callable[[Sequence[int]], Logits], rows: int | None = None) -> TokenStats:
+        """Compare another model's logits with these, row by row.
+
+        Args:
+            logits_of: the other model, from token ids to float32 ``[tokens, vocabulary]``.
+            rows: how many rows to take; None for all.
+        """
+        parts = []
+        for ids, expected in zip(self.rows[:rows], self.logits[:rows], strict=True):
+            prepared = reference_of(_tensor(expected), torch.from_numpy(ids))
+            parts.append(compare(prepared, torch.from_numpy(logits_of(ids.tolist()))))
+        return join(parts)
+
+    @property
+    def perplexity(self) -> float:
+        """Of the text under the reference."""
+        pairs = zip(self.rows, self.logits, strict=True)
+        return float(
+            torch.cat([reference_of(_tensor(logits), torch.from_numpy(ids)).nll for ids, logits in pairs]).mean()
+        )
+
+
+@contextmanager
+def reference_logits(
+    loaded: LoadedModel, rows: NDArray[np.int64], progress: Callable[[int, int], None] | None = None
+) -> Iterator[Reference]:
+    """Run the model in FP32 over ``rows [n, seq_len]``; the logits live in a temporary file until the block ends."""
+    shape = (*rows.shape, loaded.card.vocabulary)
+    with tempfile.TemporaryDirectory(prefix="qplan-reference-") as folder:
+        logits = np.memmap(Path(folder) / "logits.f32", np.float32, "w+", shape=shape)
+        for index, row in enumerate(rows):
+            logits[index] = torch_logits(loaded, row.tolist())
+            if progress is not None:
+                progress(index + 1, len(rows))
+        yield Reference(rows, logits)
+        del logits
+
+
+def stored_logits(loaded: LoadedModel, formats: Mapping[str, QuantFormat], token_ids: Sequence[int]) -> Logits:
+    """Logits ``[seq_len, vocabulary]`` that MNN computes with stored weights and float activations (memory normal)."""
+    with apply_formats(loaded, formats, "normal", engine_embedding=True):
+        return torch_logits(loaded, token_ids)
+
+
+def relative_error(actual: Logits, expected: Logits) -> float:
+    """``||actual - expected|| / ||expected||`` over all logits, in float64."""
+    difference = actual.astype(np.float64) - expected
+    return float(np.linalg.norm(difference) / np.linalg.norm(expected.astype(np.float64)))
+
+
+def accuracy_of(stats: TokenStats) -> Accuracy:
+    """Summarise a comparison."""
+    return Accuracy(
+        kl_nats=stats.kl_nats,
+        kl_p99_nats=stats.kl_p99_nats,
+        top1=stats.top1,
+        perplexity=float(np.exp(stats.nll_nats)),
+        tokens=stats.tokens,
+    )
+
+
+def torch_logits(loaded: LoadedModel, token_ids: Sequence[int]) -> Logits:
+    """Logits ``[tokens, vocabulary]`` of the torch model as it is now."""
+    output = loaded.logits(torch.tensor([list(token_ids)]))[0]
+    logits: Logits = output.to(torch.float32).cpu().numpy()
+    return logits
+
+
+def _tensor(values: Logits) -> torch.Tensor:
+    return torch.from_numpy(np.array(values))

@@ -1,0 +1,157 @@
+"""Text from every source, and a remedy for every mistake."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import qplan
+from qplan.artifact import sha256_file
+from qplan.calibration import load_text
+from qplan.calibration import text as text_module
+from qplan.errors import InputError
+from qplan.model.load import LoadedModel
+
+
+def _write_lines(path: Path, *records: object) -> Path:
+    path.write_text("\n".join(r if isinstance(r, str) else json.dumps(r) for r in records) + "\n", encoding="utf-8")
+    return path
+
+
+def test_a_text_file_is_one_document(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes("eins\r\nzwei ö\n".encode())
+    text = load_text(str(path))
+    assert text.documents == ("eins\r\nzwei ö\n",)
+    assert text.source == str(path)
+
+
+def test_jsonl_takes_text_or_content_and_skips_blank_lines(tmp_path: Path) -> None:
+    path = _write_lines(tmp_path / "a.jsonl", {"text": "one", "id": 1}, "", {"content": "two"})
+    assert load_text(str(path)).documents == ("one", "two")
+
+
+def test_chat_messages_go_through_the_template(tmp_path: Path, qwen2: LoadedModel) -> None:
+    path = _write_lines(tmp_path / "a.jsonl", {"messages": [{"role": "user", "content": "hi"}]})
+    assert load_text(str(path), qwen2.tokenizer).documents == ("<user>hi\n",)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"text": "a"', r"line 2 is not valid JSON"),
+        ('["a"]', r"line 2 holds a JSON list"),
+        ('{"body": "a"}', r"line 2 has none of the fields text, content, messages; it has body"),
+        ('{"text": 3}', r"line 2: field 'text' holds a int"),
+        ('{"messages": [{"role": "user", "content": "a"}]}', r"line 2 holds chat messages and .* no chat template"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path: Path, line: str, message: str) -> None:
+    path = _write_lines(tmp_path / "a.jsonl", {"text": "fine"}, line)
+    with pytest.raises(InputError, match=message):
+        load_text(str(path))
+
+
+def test_malformed_messages_are_refused(tmp_path: Path) -> None:
+    path = _write_lines(tmp_path / "a.jsonl", {"messages": ["hi"]})
+    with pytest.raises(InputError, match="list of objects with role and content"):
+        load_text(str(path), SimpleNamespace(chat_template="x"))
+
+
+def test_parquet(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"content": ["one", "two"]}), path)
+    assert load_text(str(path)).documents == ("one", "two")
+
+
+def test_a_broken_parquet_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    path.write_bytes(b"no parquet")
+    with pytest.raises(InputError, match="not a readable Parquet file"):
+        load_text(str(path))
+
+
+def test_a_text_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"caf\xe9 noir")
+    with pytest.raises(InputError, match="not UTF-8"):
+        load_text(str(path))
+
+
+def test_a_dataset_folder_with_a_split_of_choice(tmp_path: Path) -> None:
+    _write_lines(tmp_path / "test.jsonl", {"text": "tested"})
+    _write_lines(tmp_path / "train.jsonl", {"text": "trained"}, {"text": "more"})
+    chosen = load_text(str(tmp_path))
+    assert chosen.documents == ("trained", "more")
+    assert chosen.source.endswith(":train")
+    assert load_text(f"{tmp_path}::test").documents == ("tested",)
+    with pytest.raises(InputError, match="no split 'dev'; it has"):
+        load_text(f"{tmp_path}::dev")
+
+
+def test_a_saved_dataset(tmp_path: Path) -> None:
+    whole = datasets.DatasetDict({"validation": datasets.Dataset.from_dict({"text": ["a", "b"]})})
+    whole.save_to_disk(tmp_path / "saved")
+    assert load_text(str(tmp_path / "saved")).documents == ("a", "b")
+
+
+def test_a_dataset_that_cannot_be_opened_names_what_there_is(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"no folder with data files, none of the sets in calib/"):
+        load_text(str(tmp_path / "empty"))
+
+
+def test_unknown_extension_missing_file_and_empty_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.docx"
+    path.write_text("x")
+    with pytest.raises(InputError, match=r"'\.docx' is not understood; use \.txt, \.jsonl, \.parquet"):
+        load_text(str(path))
+    with pytest.raises(InputError, match="does not exist"):
+        load_text(str(tmp_path / "none.txt"))
+    (tmp_path / "empty.txt").write_text(" \n")
+    with pytest.raises(InputError, match="holds no text"):
+        load_text(str(tmp_path / "empty.txt"))
+
+
+def _fake_calib(monkeypatch: pytest.MonkeyPatch, package: Path, folder: Path, content: str) -> None:
+    folder.mkdir(parents=True)
+    (folder / "text.txt").write_text("known text")
+    digest = sha256_file(folder / "text.txt")
+    (folder / "text.txt").write_text(content)
+    manifest = {"name": "mine", "licence": "CC0-1.0", "files": ["text.txt"], "sha256": digest}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    monkeypatch.setattr(qplan, "__file__", str(package / "__init__.py"))
+
+
+@pytest.mark.parametrize("place", ["calib/mine", "qplan/calib/mine"])
+def test_a_calib_set_is_found_in_a_checkout_and_in_a_wheel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    _fake_calib(monkeypatch, tmp_path / "qplan", tmp_path / place, "known text")
+    text = load_text("mine")
+    assert (text.documents, text.source, text.licence) == (("known text",), "mine", "CC0-1.0")
+    assert text_module.calib_names() == ("mine",)
+
+
+def test_a_changed_calib_set_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _fake_calib(monkeypatch, tmp_path / "qplan", tmp_path / "calib/mine", "changed text")
+    with pytest.raises(InputError, match="its manifest says"):
+        load_text("mine")
+
+
+def test_the_set_that_comes_with_qplan() -> None:
+    text = load_text("python-stdlib")
+    assert text.licence == "PSF-2.0"
+    assert len(text.documents[0]) > 100_000
+
+
+def test_reading_stops_at_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_module, "MAX_CHARACTERS", 5)
+    path = _write_lines(tmp_path / "a.jsonl", {"text": "abc"}, {"text": "defg"}, "not read, so not refused")
+    assert load_text(str(path)).documents == ("abc", "de")

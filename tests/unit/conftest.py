@@ -1,0 +1,49 @@
+"""Tiny models and a calibration set, made once per session and only for the tests that ask."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tiny_models import BUILDERS, VOCABULARY, save_model, words
+
+from qplan.calibration import CalibrationSet, Text, tokenise
+from qplan.model.load import LoadedModel, load_model
+
+
+@pytest.fixture(scope="session")
+def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of the tiny models by model type."""
+    root = tmp_path_factory.mktemp("models")
+    return {name: save_model(name, root / name) for name in BUILDERS}
+
+
+@pytest.fixture(scope="session")
+def tiny_models(model_folders: dict[str, Path]) -> dict[str, LoadedModel]:
+    """The tiny models, loaded, by model type."""
+    return {name: load_model(str(folder)) for name, folder in model_folders.items()}
+
+
+@pytest.fixture(scope="session", params=sorted(BUILDERS))
+def tiny(request: pytest.FixtureRequest, tiny_models: dict[str, LoadedModel]) -> LoadedModel:
+    """Each tiny model in turn."""
+    return tiny_models[request.param]
+
+
+@pytest.fixture(scope="session")
+def qwen2(tiny_models: dict[str, LoadedModel]) -> LoadedModel:
+    """A tiny Qwen2 with tied embeddings."""
+    return tiny_models["qwen2"]
+
+
+@pytest.fixture(scope="session")
+def llama(tiny_models: dict[str, LoadedModel]) -> LoadedModel:
+    """A tiny Llama with an untied embedding and rows of 172 weights."""
+    return tiny_models["llama"]
+
+
+@pytest.fixture(scope="session")
+def calibration(qwen2: LoadedModel) -> CalibrationSet:
+    """Six sequences of 16 tokens; the tiny models share one tokenizer."""
+    text = Text((words(300, seed=1),), "words", None)
+    return tokenise(text, qwen2.tokenizer, samples=6, seq_len=16, seed=0, context=128, vocabulary=VOCABULARY)

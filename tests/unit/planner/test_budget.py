@@ -1,0 +1,84 @@
+"""Budgets as users write them."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from invented_table import make_table
+
+from qplan.cost.file_bytes import FixedBytes, file_bytes
+from qplan.errors import InputError
+from qplan.formats import FP16, INT4, INT8, QuantFormat
+from qplan.planner.budget import Budget, BudgetKind, resolve_budget
+from qplan.planner.uniform import uniform_formats
+from qplan.sensitivity.table import SensitivityTable
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("300MB", 300_000_000),
+        ("1.2GB", 1_200_000_000),
+        ("300MiB", 300 * 2**20),
+        ("0.5 gib", 2**29),
+        ("640kB", 640_000),
+        ("123456B", 123_456),
+        ("123456 bytes", 123_456),
+        (".5MB", 500_000),
+    ],
+)
+def test_bytes(text: str, expected: int, table: SensitivityTable, fixed: FixedBytes) -> None:
+    budget = resolve_budget(text, table.model, fixed)
+    assert (budget.kind, budget.limit_bytes) == (BudgetKind.BYTES, expected)
+
+
+def test_relative_budgets(table: SensitivityTable, fixed: FixedBytes) -> None:
+    card = table.model
+    fp16 = file_bytes(card, dict.fromkeys((t.name for t in card.tensors), FP16), fixed).total
+    assert resolve_budget("fp16", card, fixed).limit_bytes == fp16
+    assert resolve_budget("60%", card, fixed).limit_bytes == int(fp16 * Fraction(60, 100))
+    assert resolve_budget("4.5bpw", card, fixed).limit_bytes == int(Fraction(9, 2) * card.parameters / 8) + fixed.graph
+    int4 = {t.name: INT8 if t.kind == "lm_head" else INT4 for t in card.tensors}
+    budget = resolve_budget("INT4", card, fixed)
+    assert (budget.kind, budget.bits) == (BudgetKind.UNIFORM, 4)
+    assert budget.limit_bytes == file_bytes(card, int4, fixed).total
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("300", "has no unit"),
+        ("3 parsecs", "unknown unit 'parsecs'"),
+        ("int7", "no uniform export of 7 bits"),
+        ("small", "not understood"),
+        ("-3MB", "not understood"),
+        ("0MB", "is nothing"),
+        ("", "not understood"),
+    ],
+)
+def test_nonsense(text: str, problem: str, table: SensitivityTable, fixed: FixedBytes) -> None:
+    with pytest.raises(InputError, match=problem) as error:
+        resolve_budget(text, table.model, fixed)
+    assert "300MB" in str(error.value)
+
+
+@given(st.integers(1, 10**12), st.sampled_from([1, 1000, 10**6, 2**20, 12_345]), st.integers(0, 1))
+def test_an_expressed_size_is_enough_and_close(total: int, unit: int, offset: int) -> None:
+    budget = Budget("x", BudgetKind.BYTES, 0, "MB", Fraction(unit), offset)
+    said = Fraction(budget.express(total + offset).removesuffix("MB").strip())
+    assert total <= said * unit <= total * Fraction(1003, 1000) + 1
+
+
+def test_careful_user_export_of_odd_widths() -> None:
+    tied = uniform_formats(make_table(hidden=172, inner=100).model, 4)
+    # llmexport halves the block until it divides; a tied head would decode to garbage and gets whole rows
+    assert tied["model.layers.0.self_attn.q_proj"] == QuantFormat(4, 4)
+    assert tied["model.layers.0.mlp.down_proj"] == QuantFormat(4, 4)
+    assert tied["lm_head"] == QuantFormat(8, 0)
+    untied = uniform_formats(make_table(hidden=96, inner=98, tied=False).model, 8)
+    assert untied["lm_head"] == QuantFormat(8, 32)
+    assert untied["model.layers.0.mlp.down_proj"] == QuantFormat(8, 0)
+    assert set(uniform_formats(make_table().model, 16).values()) == {FP16}

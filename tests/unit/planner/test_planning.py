@@ -1,0 +1,170 @@
+"""Plans from tables: the budget, the logits rule, pins, and errors that help."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import replace
+
+import pytest
+from invented_table import make_table
+
+from qplan.cost.file_bytes import FixedBytes, file_bytes
+from qplan.errors import InfeasibleError, InputError, MeasurementError
+from qplan.formats import FP16, INT4, INT8, QuantFormat
+from qplan.planner.budget import resolve_budget
+from qplan.planner.planning import kl_nats, make_plan
+from qplan.planner.problem import Problem, build_problem
+from qplan.planner.solver import solve
+from qplan.sensitivity.table import SensitivityTable
+from qplan.tensors import TensorGroup, single_groups
+
+HEAD = "lm_head"
+
+
+def losses(table: SensitivityTable) -> dict[str, dict[str, float]]:
+    return {t: {f: loss.kl_nats for f, loss in row.items()} for t, row in table.losses().items()}
+
+
+@pytest.mark.parametrize("budget", ["int4", "int8", "fp16", "6bpw", "70%", "400kB"])
+def test_a_plan_keeps_its_budget_and_beats_uniform(budget: str, table: SensitivityTable, fixed: FixedBytes) -> None:
+    plan = make_plan(table, budget, fixed)
+    assert plan.files == file_bytes(table.model, plan.formats, fixed)
+    assert plan.files.total <= plan.budget_bytes == resolve_budget(budget, table.model, fixed).limit_bytes
+    assert plan.predicted_nats == math.fsum(t.loss_nats for t in plan.tensors)
+    assert plan.solver.status == "optimal"
+    assert plan.solver.gap == 0
+    for point in plan.uniform:
+        if point.total_bytes <= plan.budget_bytes:
+            assert point.predicted_nats is not None
+            assert plan.predicted_nats <= point.predicted_nats
+
+
+def test_equals_brute_force_over_plans(fixed: FixedBytes) -> None:
+    table = make_table(layers=2)
+    for budget in ("int4", "int8", "7bpw"):
+        plan = make_plan(table, budget, fixed)
+        table_losses, best = losses(table), math.inf
+        menu = [table.formats_of(t.name) for t in table.model.tensors]
+        for formats in itertools.product(*menu):
+            chosen = dict(zip((t.name for t in table.model.tensors), formats, strict=True))
+            head = chosen.pop(HEAD)
+            sizes = {t.name: t.weights for t in table.model.tensors}
+            mean = sum(sizes[n] * f.bits for n, f in chosen.items()) / sum(sizes[n] for n in chosen)
+            chosen[HEAD] = head
+            if head.bits < 8 or head.bits < mean:
+                continue
+            if file_bytes(table.model, chosen, fixed).total <= plan.budget_bytes:
+                best = min(best, math.fsum(table_losses[n][f.name] for n, f in chosen.items()))
+        assert plan.predicted_nats == pytest.approx(best, rel=1e-12)
+
+
+def test_the_logits_rule_has_a_price(table: SensitivityTable, fixed: FixedBytes) -> None:
+    tight = make_plan(table, "int4", fixed)
+    assert tight.formats[HEAD].bits >= 8
+    free = make_plan(table, "int4", fixed, logits_bits=0)
+    assert tight.logits.at_least_mean
+    assert tight.logits.min_bits == 8
+    assert tight.logits.price_nats == pytest.approx(tight.predicted_nats - free.predicted_nats)
+    assert tight.logits.head_format_without == free.formats[HEAD].name
+    assert free.logits.price_nats == 0
+    assert not free.logits.at_least_mean
+
+
+def test_the_head_is_never_below_the_mean_of_the_others(table: SensitivityTable, fixed: FixedBytes) -> None:
+    for budget in ("80%", "90%", "95%", "99%"):
+        plan = make_plan(table, budget, fixed, logits_bits=4)
+        others = [t for t in plan.tensors if t.name != HEAD]
+        mean = sum(t.format.bits * t.weights for t in others) / sum(t.weights for t in others)
+        assert plan.formats[HEAD].bits >= mean
+
+
+def test_pins_and_least_widths(table: SensitivityTable, fixed: FixedBytes) -> None:
+    plan = make_plan(
+        table, "int8", fixed, pins={"*.1.*": FP16, "model.layers.2.mlp.up_proj": INT4}, min_bits={"q_proj": 6}
+    )
+    assert all(t.format == FP16 for t in plan.tensors if t.layer == 1)
+    assert plan.formats["model.layers.2.mlp.up_proj"] == INT4
+    assert all(t.format.bits >= 6 for t in plan.tensors if t.kind == "q_proj")
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"pins": {"*.qproj": INT4}}, "--pin '\\*.qproj' matches no tensor; near it: .*q_proj"),
+        ({"min_bits": {"zzz": 4}}, "--min-bits 'zzz' matches no tensor; near it: "),
+        ({"pins": {"q_proj": QuantFormat(3)}}, "pinned to int3; measured and legal: fp16, int8, int6, int4; add int3"),
+        ({"pins": {HEAD: INT4}}, "lm_head is pinned to int4 and has to have at least 8 bits"),
+        ({"pins": {"*": INT4, HEAD: INT8}}, "lm_head is pinned to int4 by '\\*' and to int8 by 'lm_head'"),
+        ({"min_bits": {"q_proj": 32}}, "needs at least 32 bits"),
+    ],
+)
+def test_options_that_cannot_be_met(
+    options: dict[str, dict[str, QuantFormat]], problem: str, table: SensitivityTable, fixed: FixedBytes
+) -> None:
+    with pytest.raises(InputError, match=problem):
+        make_plan(table, "int8", fixed, **options)  # type: ignore[arg-type]
+
+
+def test_head_without_a_wide_format(fixed: FixedBytes) -> None:
+    with pytest.raises(InputError, match="lm_head needs at least 8 bits; measured and legal: int4; add int8 or fp16"):
+        make_plan(make_table(("int4",)), "int8", fixed)
+
+
+@pytest.mark.parametrize("unit", ["kB", "bpw", "%"])
+def test_infeasible_names_the_smallest_in_the_users_unit(unit: str, table: SensitivityTable, fixed: FixedBytes) -> None:
+    with pytest.raises(InfeasibleError) as error:
+        make_plan(table, f"1{unit}", fixed)
+    message = str(error.value)
+    assert "all int4, head int8 by the logits rule" in message
+    assert "raise it, add int3 to --formats or lower --logits-bits" in message
+    said = message.split("smallest plan, ")[1].split(",", maxsplit=1)[0].replace(" ", "")
+    plan = make_plan(table, said, fixed)
+    smallest = int(message.split(f"{unit}, ")[1].split(" bytes", maxsplit=1)[0].replace(",", ""))
+    assert plan.files.total == smallest or plan.files.total <= plan.budget_bytes
+    assert make_plan(table, f"{smallest}B", fixed).files.total == smallest
+    with pytest.raises(InfeasibleError):
+        make_plan(table, f"{smallest - 1}B", fixed)
+
+
+def test_pins_against_the_logits_rule(table: SensitivityTable, fixed: FixedBytes) -> None:
+    with pytest.raises(InfeasibleError, match="mean width of the other tensors"):
+        make_plan(table, "fp16", fixed, pins={"model.*": FP16, HEAD: INT8})
+
+
+def test_uniform_of_odd_widths_is_not_measured() -> None:
+    table = make_table(hidden=172, inner=100)
+    plan = make_plan(table, "int4", FixedBytes(0, 0, 20_000, exact=False))
+    assert [p.predicted_nats is None for p in plan.uniform] == [True, True, False]
+    assert any("rows of 100, 172" in note for note in plan.notes)
+    assert any("estimate" in note for note in plan.notes)
+    assert plan.formats["model.layers.0.mlp.down_proj"].block == 0
+
+
+def test_groups_share_a_format_across_widths() -> None:
+    table = make_table(hidden=128, inner=172)
+    tensors = table.model.tensors
+    layers = tuple(TensorGroup(f"layer {i}", tuple(t for t in tensors if t.layer == i)) for i in range(4))
+    groups = (*layers, TensorGroup(HEAD, (tensors[-1],)))
+    plan = make_plan(table, "6bpw", FixedBytes(0, 0, 0, exact=True), groups=groups)
+    for layer in range(4):
+        assert len({t.format.bits for t in plan.tensors if t.layer == layer}) == 1
+    down = plan.formats["model.layers.0.mlp.down_proj"]
+    assert down.is_float or down.block == 0
+
+
+def test_impossible_losses_are_refused(table: SensitivityTable, fixed: FixedBytes) -> None:
+    with pytest.raises(MeasurementError, match="impossible"):
+        make_plan(table, "int8", fixed, loss_of=lambda loss: -kl_nats(loss))
+
+
+def test_another_resource_and_the_smallest_plan(table: SensitivityTable, fixed: FixedBytes) -> None:
+    problem = build_problem(single_groups(table.model.tensors), losses(table), None)
+    wide = problem.limited("wide tensors", "tensors", 3, lambda _, choice: int(choice.format.bits > 6))
+    picks = solve(wide.program()).picks
+    assert sum(f.bits > 6 for f in wide.picked_formats(picks).values()) == 3
+    best = solve(problem.program())
+    small = solve(problem.smallest_program(max_loss=10 * best.objective))
+    assert problem.program().value(small.picks) <= 10 * best.objective
+    capped: Problem = replace(problem, limit_bytes=problem.picked_bytes(small.picks) - 1)
+    assert solve(capped.program()).objective > 10 * best.objective

@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from invented_run import Run, deep_run, make_run, plan_of, sensitivity, small_run, verification_of
+
+from qplan.errors import StaleArtifactError
+from qplan.report import Provenance, render_html, render_markdown, write_report
+from qplan.tensors import TensorSpec
+
+
+@pytest.fixture(name="deep")
+def _deep() -> Run:
+    return deep_run()
+
+
+@pytest.fixture(name="small")
+def _small() -> Run:
+    return small_run()
+
+
+VOID = {"meta", "br", "link", "img", "input", "hr"}
+HOSTILE = "model.layers.0.<script>alert('x')</script>&\"`|q_proj"
+
+
+class Balance(HTMLParser):
+    """Opens and closes every element in order, and remembers what a browser would fetch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self.ids: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.links += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "data", "action")]
+        self.ids += [value or "" for name, value in attrs if name == "id"]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag
+
+
+def parsed(page: str) -> Balance:
+    parser = Balance()
+    parser.feed(page)
+    parser.close()
+    assert parser.open == []
+    assert len(parser.ids) == len(set(parser.ids))
+    return parser
+
+
+def test_the_page_is_one_balanced_document_without_requests(small: Run) -> None:
+    page = render_html(small.table, small.plan, small.verification, Provenance(("qplan emit --budget int8",)))
+    found = parsed(page)
+    assert all(link.startswith("#") and link[1:] in found.ids for link in found.links)
+    assert re.search(r"https?://|//cdn|@import|url\(", page) is None
+    assert page.count("<svg") >= 8
+    assert "qplan emit --budget int8" in page
+
+
+def test_every_tensor_and_check_is_on_the_page(small: Run) -> None:
+    page = render_html(small.table, small.plan, small.verification)
+    assert all(f">{tensor.name}<" in page for tensor in small.plan.tensors)
+    assert all(check.name in page and check.detail in page for check in small.verification.checks)
+    assert "PASS" in page
+
+
+def test_same_input_same_bytes(small: Run) -> None:
+    first, second = (render_html(small.table, small.plan, small.verification) for _ in range(2))
+    assert first == second
+
+
+def test_eighty_layers_and_six_formats_stay_small(deep: Run) -> None:
+    page = render_html(deep.table, deep.plan, deep.verification)
+    parsed(page)
+    assert len(page.encode()) < 3_000_000
+    assert all(tensor.name in page for tensor in deep.plan.tensors)
+
+
+def test_failures_are_at_the_top(small: Run) -> None:
+    page = render_html(small.table, small.plan, verification_of(small.plan, failing=True))
+    assert page.index("loss not above uniform INT8, memory low") < page.index('id="plan"')
+    assert "FAILED" in page
+
+
+def test_a_plan_that_was_not_built(small: Run) -> None:
+    page, short = render_html(small.table, small.plan, None), render_markdown(small.table, small.plan, None)
+    parsed(page)
+    assert "NOT VERIFIED" in page
+    assert "NOT VERIFIED" in short
+    assert "## Checks" not in short
+
+
+def test_a_plan_that_was_not_proved_optimal(small: Run) -> None:
+    plan = replace(small.plan, solver=replace(small.plan.solver, status="time limit", gap=0.012))
+    assert "did not prove this plan optimal" in render_html(small.table, plan, small.verification)
+    assert "not proved optimal (time limit, gap 1.2 %)" in render_markdown(small.table, plan, small.verification)
+
+
+def test_one_layer_whose_width_no_block_divides() -> None:
+    run = make_run(1, ("fp16", "int8", "int4"), hidden=172)
+    page = render_html(run.table, run.plan, run.verification)
+    parsed(page)
+    assert "stored as int4-b0" in page
+    assert "∞" in page
+
+
+def test_no_loss_anywhere(small: Run) -> None:
+    table = replace(small.table, measurements=tuple(replace(m, kl_nats=0.0) for m in small.table.measurements))
+    plan = plan_of(table)
+    page = render_html(table, plan, verification_of(plan))
+    parsed(page)
+    assert "every measured loss is zero" in page
+
+
+def test_nothing_to_compare_with(small: Run) -> None:
+    unmeasured = tuple(replace(u, predicted_nats=None) for u in small.plan.uniform)
+    slow = tuple(replace(m, speed=None, runs=m.runs[:1], emulated_nats={}) for m in small.verification.models)
+    for plan in (replace(small.plan, uniform=()), replace(small.plan, uniform=unmeasured)):
+        for verification in (None, replace(small.verification, models=slow), replace(small.verification, models=())):
+            parsed(render_html(small.table, plan, verification))
+            render_markdown(small.table, plan, verification)
+
+
+def test_experts_share_a_cell_and_blocks_are_told_apart(small: Run) -> None:
+    specs = [replace(s, kind="up_proj") if s.kind == "gate_proj" else s for s in small.table.model.tensors]
+    table = sensitivity(tuple(specs), ("fp16", "int8", "int6", "int4", "int8-b32"))
+    plan = plan_of(table)
+    tensors = tuple(
+        replace(t, format=replace(t.format, block=32)) if t.kind == "q_proj" and t.format.bits == 8 else t
+        for t in plan.tensors
+    )
+    page = render_html(table, replace(plan, tensors=tensors), None)
+    parsed(page)
+    assert "int8-b32" in page
+    assert "8\N{PRIME}" in page
+
+
+def hostile_run() -> Run:
+    run = make_run(2)
+    specs: list[TensorSpec] = [
+        replace(s, name=HOSTILE, kind="<b>q_proj") if i == 0 else s for i, s in enumerate(run.table.model.tensors)
+    ]
+    table = sensitivity(tuple(specs), run.table.conditions.formats)
+    table = replace(
+        table,
+        model=replace(table.model, source="</title><script>evil()</script>"),
+        notes=("<img src=x onerror=evil()>", "a | b"),
+        conditions=replace(table.conditions, calibration="<u>text</u>"),
+    )
+    plan = replace(plan_of(table), budget="<b>1MB", notes=("</main>",))
+    return Run(table, plan, replace(verification_of(plan), text="</section><script>evil()</script>"))
+
+
+def test_names_cannot_inject() -> None:
+    run = hostile_run()
+    commands = Provenance(("qplan emit '</pre><script>evil()</script>'",), {"<b>": "</dd>"}, "</p><b>")
+    page = render_html(run.table, run.plan, run.verification, commands)
+    found = parsed(page)
+    assert found.tags.count("script") == 1
+    assert not {"img", "u"} & set(found.tags)
+    short = render_markdown(run.table, run.plan, run.verification, commands)
+    outside_code = re.sub(r"```.*?```|``.*?``|`[^`\n]*`", "", short, flags=re.DOTALL)
+    assert re.search(r"(?<!\\)<(script|img|u|b)\b", outside_code) is None
+
+
+def test_markdown_has_the_numbers_and_whole_tables(small: Run) -> None:
+    short = render_markdown(small.table, small.plan, small.verification)
+    assert "**PASS**" in short
+    assert "7.32 MB" in short
+    assert "INT8" in short
+    assert "| passed | size within the budget | 3 912 442 bytes, limit 3 934 106 |" in short
+    rows = [line.count("|") for line in short.splitlines() if line.startswith("|")]
+    blocks = [block for block in short.split("\n\n") if block.startswith("|")]
+    assert len(rows) > 30
+    for block in blocks:
+        assert len({line.count("|") for line in block.strip().splitlines()}) == 1
+    assert "\n\n\n" not in short
+
+
+def test_write_report(small: Run, tmp_path: Path) -> None:
+    page, short = write_report(tmp_path / "int8", small.table, small.plan, small.verification)
+    assert page.name == "report.html"
+    assert short.read_text(encoding="utf-8").startswith("# qplan: qwen2-8m, budget int8\n")
+    assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize("what", ["model", "sensitivity", "tensors", "verification"])
+def test_artifacts_that_do_not_belong_together(small: Run, tmp_path: Path, what: str) -> None:
+    plan, verification = small.plan, small.verification
+    if what == "model":
+        plan = replace(plan, model_sha256="0" * 64)
+    elif what == "sensitivity":
+        plan = replace(plan, sensitivity_sha256="0" * 64)
+    elif what == "tensors":
+        plan = replace(plan, tensors=plan.tensors[1:])
+    else:
+        verification = replace(verification, model_sha256="0" * 64)
+    with pytest.raises(StaleArtifactError, match="qplan emit"):
+        write_report(tmp_path, small.table, plan, verification)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from invented_run import Run, small_run, verification_of
+
+from qplan.report import sections
+from qplan.report.notation import TIMES
+from qplan.report.summary import Status, baseline, contenders, verdict
+
+
+@pytest.fixture(name="small")
+def _small() -> Run:
+    return small_run()
+
+
+def test_models_run_from_the_plan_to_the_narrowest(small: Run) -> None:
+    models = contenders(small.plan, small.verification)
+    assert [m.label for m in models] == ["Plan", "FP16", "INT8", "INT4"]
+    assert all(m.measured_nats is not None and m.predicted_nats is not None for m in models)
+
+
+@pytest.mark.parametrize(("budget", "rival"), [("int4", "int4"), (" INT8", "int8"), ("7.4MB", "int8")])
+def test_the_rival_is_named_or_nearest(small: Run, budget: str, rival: str) -> None:
+    plan = replace(small.plan, budget=budget)
+    found = baseline(plan, contenders(plan, small.verification))
+    assert found is not None
+    assert found.name == rival
+
+
+def test_verdict_of_a_verified_plan(small: Run) -> None:
+    found = verdict(small.plan, small.verification)
+    assert found.status is Status.PASS
+    assert "on the engine" in found.sentence
+    assert f"{TIMES} the loss of uniform INT8 at 0.96{TIMES} its bytes" in found.sentence
+    assert [tile.label for tile in found.tiles] == ["Size", "KL, memory low", "Same top token", "Perplexity", "Decode"]
+
+
+def test_one_failed_check_fails(small: Run) -> None:
+    found = verdict(small.plan, verification_of(small.plan, failing=True))
+    assert found.status is Status.FAIL
+    assert found.checks == "1 of 7 checks failed"
+
+
+def test_no_checks_are_no_pass(small: Run) -> None:
+    assert verdict(small.plan, replace(small.verification, checks=())).status is Status.FAIL
+
+
+def test_without_a_build_it_says_so(small: Run) -> None:
+    found = verdict(small.plan, None)
+    assert found.status is Status.UNVERIFIED
+    assert "predicted, not built" in found.sentence
+    assert len(found.tiles) == 2
+
+
+def test_a_prediction_is_not_compared_with_a_measurement(small: Run) -> None:
+    others = tuple(m for m in small.verification.models if m.name != "plan")
+    found = verdict(small.plan, replace(small.verification, models=others))
+    assert "the loss of uniform" not in found.sentence
+    assert "the bytes of uniform INT8" in found.sentence
+
+
+def test_without_uniform_models(small: Run) -> None:
+    found = verdict(replace(small.plan, uniform=()), None)
+    assert found.sentence.endswith("not built.")
+
+
+def test_price_of_the_logits_rule(small: Run) -> None:
+    words = sections.price_of_the_logits_rule(small.plan)
+    assert "8 bits or more" in words
+    assert "the head would be int6; the rule costs 1.4e-5 nats/token" in words
+    free = replace(small.plan, logits=replace(small.plan.logits, price_nats=0.0))
+    assert "did not bind" in sections.price_of_the_logits_rule(free)
+
+
+def test_rows_without_any_value_are_left_out(small: Run) -> None:
+    models = contenders(small.plan, None)
+    groups = sections.sizes_and_speeds(models, baseline(small.plan, models))
+    assert [g.title for g in groups] == ["Files"]
+    assert "embeddings_bf16.bin" not in [row.label for row in groups[0].rows]
+
+
+def test_predictions_cover_both_settings(small: Run) -> None:
+    rows = sections.predictions(contenders(small.plan, small.verification))
+    assert [(r.label, r.memory) for r in rows[:4]] == [(n, "low") for n in ("Plan", "FP16", "INT8", "INT4")]
+    assert len(rows) == 8
+    assert rows[4].predicted == "–"  # noqa: RUF001 - sums hold for the plan's own setting

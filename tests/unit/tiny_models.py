@@ -1,0 +1,101 @@
+"""Tiny random models of several architectures, with a tokenizer, in folders as Hugging Face saves them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+CHAT_TEMPLATE = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}"
+VOCABULARY = 320
+_SIZES: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "initializer_range": 0.15,
+}
+
+
+def words(count: int, seed: int = 0) -> str:
+    """A reproducible text of short words."""
+    generator = torch.Generator().manual_seed(seed)
+    letters = torch.randint(0, 26, (count, 4), generator=generator)
+    return " ".join("".join(chr(97 + int(i)) for i in row) for row in letters)
+
+
+def _qwen2() -> PreTrainedModel:
+    return Qwen2ForCausalLM(Qwen2Config(**_SIZES, tie_word_embeddings=True))
+
+
+def _llama() -> PreTrainedModel:
+    # 172: a width that blocks of 64 do not divide
+    return LlamaForCausalLM(LlamaConfig(**(_SIZES | {"intermediate_size": 172}), tie_word_embeddings=False))
+
+
+def _gemma2() -> PreTrainedModel:
+    return Gemma2ForCausalLM(Gemma2Config(**_SIZES, head_dim=16, query_pre_attn_scalar=16, sliding_window=64))
+
+
+def _phi3() -> PreTrainedModel:
+    return Phi3ForCausalLM(Phi3Config(**_SIZES, tie_word_embeddings=False))
+
+
+BUILDERS: dict[str, Callable[[], PreTrainedModel]] = {
+    "qwen2": _qwen2,
+    "llama": _llama,
+    "gemma2": _gemma2,
+    "phi3": _phi3,
+}
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer trained on a few lines."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=["<eos>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([words(400)], trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<eos>", chat_template=CHAT_TEMPLATE
+    )
+
+
+def save_model(name: str, folder: Path) -> Path:
+    """Write a tiny model and its tokenizer into a folder."""
+    torch.manual_seed(7)
+    model = BUILDERS[name]()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                # norms and biases that are not all ones and zeros
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+    model.save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
