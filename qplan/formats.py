@@ -16,6 +16,9 @@ INT_BITS = (2, 3, 4, 5, 6, 8)
 TIED_BITS = (4, 8, 16)
 """Widths at which the engine decodes a tied embedding; 1-3 bits are silently garbage, 5 and 6 have no decoder."""
 
+SMALLEST_BLOCK = 4
+"""Weights to a scale; measured down to this on the engine."""
+
 _NAME = re.compile(r"^(?:fp(?P<fp>16|32)|int(?P<bits>\d+)(?:-b(?P<block>\d+))?(?P<sym>-sym)?(?:-s(?P<scale>16|32))?)$")
 
 
@@ -44,7 +47,7 @@ class QuantFormat:
         if self.is_float and (self.block, self.symmetric, self.scale_bits) != (0, False, 16):
             msg = f"fp{self.bits} has neither blocks nor scales: write 'fp{self.bits}'"
             raise InputError(msg)
-        if self.block != 0 and (self.block < 4 or self.block % 4):
+        if self.block != 0 and (self.block < SMALLEST_BLOCK or self.block % 4):
             msg = f"block of {self.block} weights: must be 0 (whole row) or a multiple of 4; 32, 64 and 128 are usual"
             raise InputError(msg)
         if self.scale_bits not in (16, 32):
@@ -99,6 +102,13 @@ class QuantFormat:
         and is garbage on a tied head. qplan takes block 0 and callers report the change.
         """
         return self if self.divides(in_features) else replace(self, block=0)
+
+    def halved(self, in_features: int) -> QuantFormat:
+        """The format that MNN's exporter makes of this one: the block halved in silence until it divides the row."""
+        block = self.block
+        while block and in_features % block:
+            block //= 2
+        return self if self.is_float else replace(self, block=block if block >= SMALLEST_BLOCK else 0)
 
     def alpha_bytes(self, out_features: int, in_features: int) -> int:
         """Bytes of scales (and zero points) of a matrix."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 import typer
+from rich.markup import escape
 
 from qplan import __version__
 from qplan.cli import analyze, demo, emit
@@ -46,8 +47,7 @@ def main() -> None:
     try:
         app()
     except QplanError as error:
-        err.print(f"[bold red]error:[/bold red] {type(error).__name__}", markup=True)
-        err.print(str(error), markup=False)
+        err.print("[bold red]error:[/bold red]", escape(str(error)), soft_wrap=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         err.print("interrupted; the same command goes on where it was")

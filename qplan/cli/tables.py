@@ -2,33 +2,43 @@
 
 from __future__ import annotations
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from qplan.formats import QuantFormat
 from qplan.planner.plan import Plan
 from qplan.sensitivity.table import SensitivityTable
+from qplan.tensors import TensorSpec
 from qplan.verify.record import Verification
 
 _ROWS = 12
 
 
 def sensitivity_table(table: SensitivityTable) -> Table:
-    """The tensors that lose most, by format; losses in nats per token."""
+    """The tensors that lose most, by format as asked for; losses in nats per token."""
     losses = table.losses()
-    formats = list(dict.fromkeys(fmt for row in losses.values() for fmt in row))
-    worst = sorted(losses, key=lambda name: -max(loss.kl_nats for loss in losses[name].values()))
-    view = Table(title=f"Most sensitive of {len(losses)} tensors: KL to FP32, nats per token, memory {table.goal}")
-    view.add_column("tensor")
-    for fmt in formats:
-        view.add_column(fmt, justify="right")
-    for name in worst[:_ROWS]:
-        cells = [f"{losses[name][fmt].kl_nats:.1e}" if fmt in losses[name] else "-" for fmt in formats]
-        view.add_row(name, *cells)
+    worst = sorted(table.model.tensors, key=lambda spec: -max(loss.kl_nats for loss in losses[spec.name].values()))
+    title = f"Most sensitive of {len(worst)} tensors: KL to FP32, nats per token, memory {table.goal}"
+    view = Table(title=title, box=SIMPLE_HEAD)
+    view.add_column("layer, tensor", no_wrap=True)
+    for fmt in table.conditions.formats:
+        view.add_column(fmt, justify="right", no_wrap=True)
+    for spec in worst[:_ROWS]:
+        stored = [QuantFormat.parse(fmt).resolve(spec.in_features).name for fmt in table.conditions.formats]
+        cells = [f"{losses[spec.name][fmt].kl_nats:.1e}" if fmt in losses[spec.name] else "-" for fmt in stored]
+        view.add_row(short_name(spec), *cells)
     return view
+
+
+def short_name(spec: TensorSpec) -> str:
+    """``3 down_proj`` for a tensor of layer 3, the kind alone for others."""
+    return spec.kind if spec.layer is None else f"{spec.layer} {spec.kind}"
 
 
 def plan_table(plan: Plan) -> Table:
     """How many tensors and weights got which format."""
-    view = Table(title=f"Plan for {plan.budget}: {plan.files.total:,} bytes, {plan.mean_bits:.2f} bits on average")
+    title = f"Plan for {plan.budget}: {plan.files.total:,} bytes, {plan.mean_bits:.2f} bits on average"
+    view = Table(title=title, box=SIMPLE_HEAD, title_style="")
     for column in ("format", "tensors", "weights", "bytes"):
         view.add_column(column, justify="left" if column == "format" else "right")
     for fmt in sorted({t.format for t in plan.tensors}, reverse=True):
@@ -41,10 +51,15 @@ def plan_table(plan: Plan) -> Table:
 
 def verification_table(verification: Verification) -> Table:
     """What every built model did on the engine."""
-    view = Table(title=f"On the engine, {verification.text}; FP32 perplexity {verification.reference_perplexity:.2f}")
-    columns = ("model", "bytes", "KL low", "KL normal", "KL decode", "top-1", "perplexity", "prefill t/s", "decode t/s")
+    view = Table(
+        title="On the engine: KL to FP32 in nats per token, speeds in tokens/s",
+        caption=f"{verification.text}; FP32 perplexity {verification.reference_perplexity:.2f}",
+        box=SIMPLE_HEAD,
+        padding=(0, 0),
+    )
+    columns = ("model", "MB", "KL low", "KL normal", "KL decode", "top-1", "perpl.", "prefill", "decode")
     for column in columns:
-        view.add_column(column, justify="left" if column == "model" else "right")
+        view.add_column(column, justify="left" if column == "model" else "right", no_wrap=True)
     for model in verification.models:
         low, normal, decode = (
             model.accuracy(memory, path)
@@ -52,7 +67,7 @@ def verification_table(verification: Verification) -> Table:
         )
         view.add_row(
             model.name,
-            f"{model.files.total:,}",
+            f"{model.files.total / 1e6:,.2f}",
             *(f"{a.kl_nats:.2e}" if a else "-" for a in (low, normal, decode)),
             f"{low.top1:.4f}" if low else "-",
             f"{low.perplexity:.2f}" if low else "-",

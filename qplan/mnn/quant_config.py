@@ -87,13 +87,13 @@ def _problems(formats: Mapping[str, QuantFormat], exporter: Exporter) -> tuple[s
         name, fmt = next(iter(unpackable.items()))
         found.append(
             f"{exporter.version} packs {exporter.packable_bits} bits only and stops at {len(unpackable)} ops, "
-            f"first {name} ({fmt}); qplan build writes them itself"
+            f"first {name} ({fmt}); the built model has them all the same"
         )
     odd = {name for name, fmt in integers.items() if fmt.symmetric != _symmetry(formats)}
     if odd and exporter.symmetry_is_global:
         found.append(
             f"{exporter.version} declares every op by --sym alone: {len(odd)} ops would be broken, "
-            f"first {min(odd)}; use one symmetry, an MNN checkout, or qplan build"
+            f"first {min(odd)}; use one symmetry or an MNN checkout; the built model is right"
         )
     scales = {fmt.scale_bits for fmt in integers.values()}
     if not exporter.has_scale_bit and 16 in scales:

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from qplan.cost.file_bytes import FixedBytes
+from qplan.errors import InfeasibleError
 from qplan.formats import QuantFormat
 from qplan.model.load import LoadedModel
 from qplan.planner.ceiling import Ceiling
@@ -67,8 +68,10 @@ def choose_plan(
     }
     for attempt in range(_ROUNDS):
         ceilings = [Ceiling(f"loss under memory {m}", table.kl(m), limit) for m, limit in limits.items() if limit]
-        if ceilings:
+        try:
             plan = _solve(table, budget, fixed, rules, ceilings)
+        except InfeasibleError:
+            break  # nothing is below the ceiling
         if plan.formats == uniform:
             return plan
         ratios = _against(plan, uniform, table, loaded, heldout)
@@ -81,8 +84,9 @@ def choose_plan(
                 reached = _sum(table, memory, plan.formats) or 0.0
                 limits[memory] = _MARGIN / ratio * min(reached, limits.get(memory) or reached)
         say(f"worse than uniform {name}: solving again under a lower ceiling ({attempt + 1} of {_ROUNDS})")
-    if rules != PlanRules():
-        return replace(plan, notes=(*plan.notes, f"worse than uniform {name} on held-out tokens, by the rules given"))
+    if rules != PlanRules() or _sum(table, table.goal, uniform) is None:
+        note = f"worse than uniform {name} on held-out tokens; it needs other rules or more --formats to be better"
+        return replace(plan, notes=(*plan.notes, note))
     return _give_way(table, budget, fixed, name, uniform)
 
 

@@ -11,8 +11,6 @@ from qplan.tensors import Role, TensorSpec
 
 HEAD_BITS = 8
 """``--lm_quant_bit 8``: below it a tied embedding loses 15-40 % accuracy (MNN issue 3098)."""
-_BLOCK = 64
-_SMALLEST_BLOCK = 4
 
 
 def uniform_formats(card: ModelCard, bits: int) -> dict[str, QuantFormat]:
@@ -34,13 +32,8 @@ def uniform_loss(formats: Mapping[str, QuantFormat], losses: Mapping[str, Mappin
 def _uniform_format(spec: TensorSpec, bits: int) -> QuantFormat:
     if bits == FP16.bits:
         return FP16
-    width = HEAD_BITS if spec.role is Role.HEAD else bits
-    block = _BLOCK
-    while spec.in_features % block:
-        block //= 2
-    if block < _SMALLEST_BLOCK or (spec.tied and block != _BLOCK):
-        block = 0
-    return QuantFormat(width, block)
+    asked = QuantFormat(HEAD_BITS if spec.role is Role.HEAD else bits)
+    return asked.resolve(spec.in_features) if spec.tied else asked.halved(spec.in_features)
 
 
 def largest_uniform(card: ModelCard, fixed: FixedBytes, limit_bytes: int) -> tuple[str, dict[str, QuantFormat]] | None:

@@ -15,14 +15,14 @@ Menu = dict[str, tuple[QuantFormat, ...]]
 def resolve_menu(card: ModelCard, formats: Sequence[QuantFormat]) -> tuple[Menu, tuple[str, ...]]:
     """Resolve the asked formats for every tensor.
 
-    A block that does not divide a tensor's width becomes one scale per row; widths that a tied head cannot have are
-    left out. Both are told in the notes.
+    A block that does not divide a tensor's width becomes one scale per row, and what MNN's exporter would make of it,
+    a halved block, is measured beside it; widths that a tied head cannot have are left out. All is told in the notes.
 
     Raises:
         InputError: a tensor that is left without any format.
     """
     menu: Menu = {}
-    changed: dict[tuple[QuantFormat, QuantFormat, int], list[str]] = {}
+    changed: dict[tuple[QuantFormat, tuple[QuantFormat, ...], int], list[str]] = {}
     skipped: list[str] = []
     for spec in card.tensors:
         usable: list[QuantFormat] = []
@@ -34,10 +34,10 @@ def resolve_menu(card: ModelCard, formats: Sequence[QuantFormat]) -> tuple[Menu,
                     f"decodes right at {', '.join(map(str, TIED_BITS))} bits only"
                 )
                 continue
+            choices = (resolved,) if resolved == fmt or spec.tied else (resolved, fmt.halved(spec.in_features))
             if resolved != fmt:
-                changed.setdefault((fmt, resolved, spec.in_features), []).append(spec.name)
-            if resolved not in usable:
-                usable.append(resolved)
+                changed.setdefault((fmt, choices, spec.in_features), []).append(spec.name)
+            usable.extend(choice for choice in choices if choice not in usable)
         if not usable:
             msg = (
                 f"{spec.name} allows none of the formats {', '.join(map(str, formats))}; "
@@ -46,9 +46,9 @@ def resolve_menu(card: ModelCard, formats: Sequence[QuantFormat]) -> tuple[Menu,
             raise InputError(msg)
         menu[spec.name] = tuple(usable)
     notes = [
-        f"{fmt} became {resolved} (one scale per row) for {_names(names)}: "
+        f"{fmt} became {' and '.join(choice.name for choice in choices)} for {_names(names)}: "
         f"blocks of {fmt.block} do not divide rows of {width} weights"
-        for (fmt, resolved, width), names in changed.items()
+        for (fmt, choices, width), names in changed.items()
     ]
     return menu, (*notes, *skipped)
 

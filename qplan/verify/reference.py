@@ -48,9 +48,8 @@ class Reference:
     def perplexity(self) -> float:
         """Of the text under the reference."""
         pairs = zip(self.rows, self.logits, strict=True)
-        return float(
-            torch.cat([reference_of(_tensor(logits), torch.from_numpy(ids)).nll for ids, logits in pairs]).mean()
-        )
+        nll = torch.cat([reference_of(_tensor(logits), torch.from_numpy(ids)).nll for ids, logits in pairs])
+        return float(nll.mean().exp())
 
 
 @contextmanager

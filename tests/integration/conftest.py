@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mnn_models import VOCABULARY, ExportedModel, save
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from qplan.mnn.exporter import export_skeleton
+from tests.integration.mnn_models import VOCABULARY, ExportedModel, save
 
 
 @pytest.fixture(scope="session")

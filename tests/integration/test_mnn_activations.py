@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mnn_models import ExportedModel, linear
 from torch import Tensor
 
 from qplan.formats import FP16, INT8
 from qplan.mnn.engine import Engine
 from qplan.mnn.writer import build_model
 from qplan.quantize import int8_decode, int8_prefill
+from tests.integration.mnn_models import ExportedModel, linear
 
 pytestmark = pytest.mark.engine
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mnn_models import ExportedModel
 
 from qplan.artifact import sha256_file
 from qplan.errors import InputError
@@ -20,6 +19,7 @@ from qplan.mnn.quant_config import make_quant_config
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.mnn.skeleton import Skeleton, folder_bytes, predict_files
 from qplan.mnn.writer import build_model
+from tests.integration.mnn_models import ExportedModel
 
 pytestmark = pytest.mark.engine
 

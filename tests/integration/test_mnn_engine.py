@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mnn_models import ExportedModel
 
 from qplan.errors import InputError, ToolError
 from qplan.formats import INT8
 from qplan.mnn.engine import Engine
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.mnn.writer import build_model
+from tests.integration.mnn_models import ExportedModel
 
 pytestmark = pytest.mark.engine
 

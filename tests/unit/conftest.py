@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tiny_models import BUILDERS, VOCABULARY, save_model, words
 
 from qplan.calibration import CalibrationSet, Text, tokenise
 from qplan.model.load import LoadedModel, load_model
+from tests.unit.tiny_models import BUILDERS, VOCABULARY, save_model, words
 
 
 @pytest.fixture(scope="session")

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_models import VOCABULARY, words
 
 from qplan.calibration import CalibrationSet, Text, tokenise
 from qplan.errors import InputError, StaleArtifactError
 from qplan.model.load import LoadedModel
+from tests.unit.tiny_models import VOCABULARY, words
 
 
 def _cut(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from invented_table import make_table
 
 from qplan.cost.file_bytes import FixedBytes
 from qplan.sensitivity.table import SensitivityTable
+from tests.unit.planner.invented_table import make_table
 
 
 @pytest.fixture

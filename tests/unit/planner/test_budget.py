@@ -7,7 +7,6 @@ from fractions import Fraction
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from invented_table import make_table
 
 from qplan.cost.file_bytes import FixedBytes, file_bytes
 from qplan.errors import InputError
@@ -15,6 +14,7 @@ from qplan.formats import FP16, INT4, INT8, QuantFormat
 from qplan.planner.budget import Budget, BudgetKind, resolve_budget
 from qplan.planner.uniform import uniform_formats
 from qplan.sensitivity.table import SensitivityTable
+from tests.unit.planner.invented_table import make_table
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ import math
 from dataclasses import replace
 
 import pytest
-from invented_table import make_table
 
 from qplan.cost.file_bytes import FixedBytes, file_bytes
 from qplan.errors import InfeasibleError, InputError, MeasurementError
@@ -18,6 +17,7 @@ from qplan.planner.problem import Problem, build_problem
 from qplan.planner.solver import solve
 from qplan.sensitivity.table import SensitivityTable
 from qplan.tensors import TensorGroup, single_groups
+from tests.unit.planner.invented_table import make_table
 
 HEAD = "lm_head"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from invented_table import make_table
 
 from qplan.cost.file_bytes import FixedBytes, bits_per_weight, file_bytes
 from qplan.errors import InfeasibleError, InputError
@@ -13,6 +12,7 @@ from qplan.planner.explain import explain
 from qplan.planner.frontier import frontier, knees
 from qplan.planner.planning import Rules, make_plan
 from qplan.sensitivity.table import SensitivityTable
+from tests.unit.planner.invented_table import make_table
 
 
 def test_frontier_falls_and_lies_below_uniform(table: SensitivityTable, fixed: FixedBytes) -> None:

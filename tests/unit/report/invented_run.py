@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from qplan.formats import QuantFormat
 from qplan.model.card import ModelCard
 from qplan.planner.plan import FileBytes, LogitsRule, Plan, PlannedTensor, SolverReport, UniformPoint
-from qplan.sensitivity.table import Conditions, Measurement, SensitivityTable
+from qplan.sensitivity.table import Conditions, Measurement, SensitivityTable, memories_of
 from qplan.tensors import Role, TensorSpec
 from qplan.verify.record import Accuracy, BuiltModel, Check, EngineRun, Speed, Verification
 
@@ -62,21 +62,12 @@ def sensitivity(specs: tuple[TensorSpec, ...], formats: tuple[str, ...], batches
                 continue
             kl = base * FALL[fmt.bits] * rng.lognormvariate(0, 0.2)
             for batch in range(batches):
-                here = kl * rng.lognormvariate(0, 0.15)
+                under_low = kl * rng.lognormvariate(0, 0.15)
                 sqnr = math.inf if fmt.bits == 16 and spec.kind == "k_proj" else 6.02 * min(fmt.bits, 12) - 3
-                measurements.append(
-                    Measurement(
-                        spec.name,
-                        fmt.name,
-                        batch,
-                        2048,
-                        here,
-                        9 * here,
-                        max(0.0, 1 - math.sqrt(here)),
-                        2.9 + here,
-                        sqnr,
-                    )
-                )
+                for memory in memories_of("low"):
+                    here = under_low * (1 if memory == "low" or fmt.is_float else 0.3)
+                    row = (2048, here, 9 * here, max(0.0, 1 - math.sqrt(here)), 2.9 + here, sqnr)
+                    measurements.append(Measurement(spec.name, fmt.name, memory, batch, *row))
     weights = sum(s.weights for s in specs)
     card = ModelCard(
         "../shared/models/qwen2-8m", "ab" * 32, "Qwen2ForCausalLM", "qwen2", weights, 4096, 1024, specs, 0, 3000

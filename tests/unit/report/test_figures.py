@@ -5,11 +5,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from invented_run import Run, make_run, small_run
 from matplotlib.figure import Figure
 
 from qplan.errors import InputError
 from qplan.report import figures
+from tests.unit.report.invented_run import Run, make_run, small_run
 
 
 @pytest.fixture(name="small")

@@ -6,11 +6,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from invented_run import Run, deep_run, make_run, plan_of, sensitivity, small_run, verification_of
 
 from qplan.errors import StaleArtifactError
 from qplan.report import Provenance, render_html, render_markdown, write_report
 from qplan.tensors import TensorSpec
+from tests.unit.report.invented_run import Run, deep_run, make_run, plan_of, sensitivity, small_run, verification_of
 
 
 @pytest.fixture(name="deep")

@@ -3,11 +3,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from invented_run import Run, small_run, verification_of
 
 from qplan.report import sections
 from qplan.report.notation import TIMES
 from qplan.report.summary import Status, baseline, contenders, verdict
+from tests.unit.report.invented_run import Run, small_run, verification_of
 
 
 @pytest.fixture(name="small")

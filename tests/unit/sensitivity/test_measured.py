@@ -79,7 +79,7 @@ def test_formats_are_resolved_and_told(llama: LoadedModel, qwen2: LoadedModel) -
     assert menu["model.layers.0.mlp.down_proj"] == (QuantFormat(4, 0),)
     assert len(menu["model.layers.0.mlp.up_proj"]) == 2
     names = ", ".join(f"model.layers.{layer}.mlp.down_proj" for layer in range(3))
-    change = f"int4 became int4-b0 (one scale per row) for {names}: blocks of 64 do not divide rows of 172 weights"
+    change = f"int4 became int4-b0 and int4-b4 for {names}: blocks of 64 do not divide rows of 172 weights"
     assert notes == (change,)
     menu, notes = resolve_menu(qwen2.card, parse_formats("int8,int3"))
     assert menu["lm_head"] == (INT8,)

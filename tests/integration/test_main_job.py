@@ -1,0 +1,137 @@
+"""The whole job, as a user runs it, on models that qplan never saw."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from qplan.planner.plan import Plan
+from qplan.sensitivity.table import SensitivityTable
+from qplan.verify.record import Verification
+from tests.integration.mnn_models import VOCABULARY, save
+from tests.unit.tiny_models import words
+
+ANALYZE = ("--samples", "4", "--seq-len", "64", "--batch-size", "2", "--formats", "fp16,int8,int6,int4")
+
+
+def qplan(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from qplan.cli.main import main; main()", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=900)
+
+
+def succeed(*arguments: str, folder: Path) -> str:
+    done = qplan(*arguments, folder=folder)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module", params=["tied_model_dir", "untied_model_dir"])
+def work(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an analysed model; the untied one has rows of 172 weights."""
+    folder = tmp_path_factory.mktemp("work")
+    (folder / "text.txt").write_text(words(4000))
+    model: Path = request.getfixturevalue(request.param)
+    succeed("analyze", str(model), "--calib", "text.txt", "--run", "run", *ANALYZE, folder=folder)
+    return folder
+
+
+@pytest.mark.parametrize("budget", ["int8", "int4", "70%"])
+def test_a_plan_keeps_its_promises_on_the_engine(work: Path, budget: str) -> None:
+    printed = succeed("emit", "--run", "run", "--budget", budget, "--tokens", "256", folder=work)
+    out = work / "run" / budget.replace("%", "pct")
+    plan, verification = Plan.read(out / "plan.json"), Verification.read(out / "verification.json")
+    assert verification.passed
+    assert {check.name.split(":")[0] for check in verification.checks} >= {"fp16", "plan", "llm.mnn read back"}
+    built = verification.model("plan")
+    assert built is not None
+    assert built.files.total <= plan.budget_bytes
+    assert sum(path.stat().st_size for path in (out / "model").glob("llm.mnn*")) <= plan.budget_bytes
+    head = plan.tensors[-1]
+    assert head.kind == "lm_head"
+    assert head.format.bits >= 8
+    assert head.format.bits >= sum(t.format.bits * t.weights for t in plan.tensors[:-1]) / sum(
+        t.weights for t in plan.tensors[:-1]
+    )
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert not re.search(r"(src|href)=.?https?:", page)
+    assert set(json.loads((out / "quant_config.json").read_text())) == {t.op_name for t in plan.tensors}
+    assert "--quant_config" in printed
+    assert not list((work / "run" / "baselines").glob("*/llm.mnn"))
+
+
+def test_blocks_that_do_not_divide_are_said_and_the_exporters_are_measured(work: Path) -> None:
+    table = SensitivityTable.read(work / "run" / "sensitivity.parquet")
+    odd = [spec for spec in table.model.tensors if spec.in_features % 64]
+    for spec in odd:
+        formats = {fmt.name for fmt in table.formats_of(spec.name)}
+        assert {"int4-b0", "int4-b4"} <= formats
+        assert any(f"rows of {spec.in_features} weights" in note for note in table.notes)
+    assert bool(odd) == any("do not divide" in note for note in table.notes)
+
+
+def test_configs_alone(work: Path) -> None:
+    succeed("emit", "--run", "run", "--budget", "6bpw", "--no-build", folder=work)
+    out = work / "run" / "6bpw"
+    assert {path.name for path in out.iterdir()} == {"plan.json", "quant_config.json", "report.html", "report.md"}
+
+
+def test_a_budget_below_the_smallest_plan_names_it(work: Path) -> None:
+    done = qplan("emit", "--run", "run", "--budget", "1kB", "--no-build", folder=work)
+    assert done.returncode == 3
+    assert "smallest" in done.stderr
+    assert not (work / "run" / "1kb").exists()
+
+
+def test_another_calibration_is_refused_and_restart_accepts_it(work: Path) -> None:
+    table = SensitivityTable.read(work / "run" / "sensitivity.parquet")
+    (work / "other.txt").write_text(words(4000, seed=1))
+    other = ("analyze", table.model.source, "--calib", "other.txt", "--run", "run", *ANALYZE)
+    refused = qplan(*other, folder=work)
+    assert refused.returncode == 4
+    assert "--restart" in refused.stderr
+    assert SensitivityTable.read(work / "run" / "sensitivity.parquet").sha256 == table.sha256
+
+
+@pytest.mark.parametrize("text", ["", "too short"])
+def test_useless_texts_leave_nothing(tied_model_dir: Path, tmp_path: Path, text: str) -> None:
+    (tmp_path / "text.txt").write_text(text)
+    done = qplan("analyze", str(tied_model_dir), "--calib", "text.txt", "--run", "run", *ANALYZE, folder=tmp_path)
+    assert done.returncode == 2
+    assert "text.txt" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_architecture_that_the_exporter_gets_wrong_is_refused_before_planning(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.2,
+        rope_parameters={
+            "rope_type": "llama3",
+            "rope_theta": 10000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 32,
+        },
+    )
+    model = save(LlamaForCausalLM(config), tmp_path / "llama3")
+    (tmp_path / "text.txt").write_text(words(2000))
+    succeed("analyze", str(model), "--calib", "text.txt", "--run", "run", *ANALYZE, folder=tmp_path)
+    done = qplan("emit", "--run", "run", "--tokens", "128", folder=tmp_path)
+    assert done.returncode == 7
+    assert "computes other logits" in done.stderr
+    assert not (tmp_path / "run" / "int8").exists()

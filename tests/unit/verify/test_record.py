@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from qplan.errors import InputError
+from qplan.planner.plan import FileBytes
+from qplan.verify.baselines import measured_once
+from qplan.verify.checks import emulation, not_worse
+from qplan.verify.record import Accuracy, BuiltModel, Check, EngineRun, Speed, Verification
+
+
+def built(name: str, *, low: float, normal: float, emulated_low: float | None = None) -> BuiltModel:
+    def run(memory: str, path: str, kl: float) -> EngineRun:
+        return EngineRun(memory, path, Accuracy(kl, 9 * kl, 0.98, 45.0, 2048))
+
+    return BuiltModel(
+        name,
+        FileBytes(1000, 0, 50),
+        (run("normal", "prefill", normal), run("low", "prefill", low), run("low", "decode", 99.0)),
+        Speed("low", 1, 128, 1000.0, 100.0, 4096),
+        {"normal": normal, "low": low if emulated_low is None else emulated_low},
+    )
+
+
+def test_a_verification_reads_back(tmp_path: Path) -> None:
+    model = built("plan", low=1e-3, normal=1e-4)
+    verification = Verification("m", "p", "some text", "t", 44.0, (model,), (Check("a", passed=True, detail="1 of 1"),))
+    verification.write(tmp_path / "verification.json")
+    assert Verification.read(tmp_path / "verification.json") == verification
+    assert verification.passed
+    with pytest.raises(InputError, match="qplan-baseline"):
+        measured_once(tmp_path / "verification.json", {}, {}, lambda: model)
+
+
+def test_the_plan_is_held_against_uniform_in_both_memories_but_not_in_decode() -> None:
+    uniform = built("int8", low=1e-3, normal=1e-4)
+    assert [c.passed for c in not_worse(built("plan", low=1e-3, normal=1e-4), uniform)] == [True, True]
+    assert [c.passed for c in not_worse(built("plan", low=9e-4, normal=1.01e-4), uniform)] == [False, True]
+    assert [c.passed for c in not_worse(built("plan", low=1.01e-3, normal=9e-5), uniform)] == [True, False]
+
+
+def test_losses_of_float_rounding_are_equal() -> None:
+    uniform = built("fp16", low=1e-11, normal=1e-11)
+    assert all(check.passed for check in not_worse(built("plan", low=4e-11, normal=4e-11), uniform))
+
+
+@pytest.mark.parametrize(("emulated", "kept"), [(1.04e-3, True), (0.96e-3, True), (1.06e-3, False), (0.94e-3, False)])
+def test_torch_must_predict_the_engine_within_five_percent(emulated: float, *, kept: bool) -> None:
+    checks = emulation(built("int8", low=1e-3, normal=1e-4, emulated_low=emulated))
+    assert [check.passed for check in checks] == [True, kept]
+
+
+def test_baselines_are_measured_once_per_input(tmp_path: Path) -> None:
+    calls = []
+
+    def measure() -> BuiltModel:
+        calls.append(1)
+        return built("int8", low=1e-3, normal=1e-4)
+
+    path = tmp_path / "int8.json"
+    first = measured_once(path, {"model": "a"}, {}, measure)
+    assert measured_once(path, {"model": "a"}, {}, measure) == first
+    assert len(calls) == 1
+    measured_once(path, {"model": "b"}, {}, measure)
+    assert len(calls) == 2
