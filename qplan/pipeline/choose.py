@@ -73,7 +73,7 @@ def choose_plan(
         except InfeasibleError:
             break  # nothing is below the ceiling
         if plan.formats == uniform:
-            return plan
+            return replace(plan, notes=(*plan.notes, f"no mix within the limits is better: the plan is uniform {name}"))
         ratios = _against(plan, uniform, table, loaded, heldout)
         shown = ", ".join(f"memory {memory} {ratio:.2f}" for memory, ratio in ratios.items())
         say(f"joint loss of the plan, times uniform {name}'s: {shown}")

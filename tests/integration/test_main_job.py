@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from qplan.cli.main import main
 from qplan.planner.plan import Plan
 from qplan.sensitivity.table import SensitivityTable
 from qplan.verify.record import Verification
@@ -21,9 +24,26 @@ from tests.unit.tiny_models import words
 ANALYZE = ("--samples", "4", "--seq-len", "64", "--batch-size", "2", "--formats", "fp16,int8,int6,int4")
 
 
-def qplan(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from qplan.cli.main import main; main()", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=900)
+@dataclass(frozen=True)
+class Done:
+    """What a command left behind on the terminal."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def qplan(*arguments: str, folder: Path) -> Done:
+    """Run a command in this process: torch is imported once. Engine and exporter have processes of their own."""
+    code = 0
+    with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err, pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["qplan", *arguments])
+        try:
+            main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+    return Done(code, out.getvalue(), err.getvalue())
 
 
 def succeed(*arguments: str, folder: Path) -> str:

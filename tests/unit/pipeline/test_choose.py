@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from qplan.cost.file_bytes import estimate_fixed
+from qplan.pipeline import choose
+from qplan.pipeline.choose import PlanRules, choose_plan
+from qplan.planner.ceiling import Ceiling
+from qplan.planner.plan import Plan
+from qplan.planner.planning import make_plan
+from qplan.planner.uniform import uniform_formats
+from qplan.sensitivity.table import Memory, SensitivityTable
+from tests.unit.planner.invented_table import make_table
+
+
+def both_memories() -> SensitivityTable:
+    """Under low, attention is far more sensitive than the MLP; under normal only somewhat."""
+    table = make_table()
+    kinds = {spec.name: spec.kind for spec in table.model.tensors}
+    low = {"q_proj": 100.0, "up_proj": 0.01, "down_proj": 1.0, "lm_head": 1.0}
+    normal = {"q_proj": 1.0, "up_proj": 0.01, "down_proj": 1.0, "lm_head": 1.0}
+    memories: tuple[tuple[Memory, dict[str, float]], ...] = (("low", low), ("normal", normal))
+    rows = [
+        replace(m, memory=memory, kl_nats=m.kl_nats * factors[kinds[m.tensor]])
+        for memory, factors in memories
+        for m in table.measurements
+    ]
+    return replace(table, conditions=replace(table.conditions, memory="low"), measurements=tuple(rows))
+
+
+def choose_with(monkeypatch: pytest.MonkeyPatch, ratios: Iterator[dict[str, float]], rules: PlanRules) -> Plan:
+    """Choose with invented joint losses."""
+    table = both_memories()
+    monkeypatch.setattr(choose, "_against", lambda *_: next(ratios))
+    nothing: Any = None
+    fixed = estimate_fixed(table.model)
+    return choose_plan(table, "int8", fixed, rules, loaded=nothing, heldout=nothing, say=lambda _: None)
+
+
+def single(plan: Plan, memory: Any) -> float:
+    losses = both_memories().kl(memory)
+    return sum(losses[t.name][t.format.name] for t in plan.tensors)
+
+
+def test_a_plan_does_not_lose_under_the_other_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = both_memories()
+    uniform = uniform_formats(table.model, 8)
+    limit = sum(table.kl("normal")[name][fmt.name] for name, fmt in uniform.items())
+    free = make_plan(table, "int8", estimate_fixed(table.model))
+    assert single(free, "normal") > limit
+    plan = choose_with(monkeypatch, iter([{"low": 0.9, "normal": 0.99}]), PlanRules())
+    assert single(plan, "normal") <= limit * (1 + 1e-9)
+    assert single(plan, "low") >= single(free, "low")
+
+
+def test_a_plan_that_is_jointly_worse_is_solved_again_lower(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = choose_with(monkeypatch, iter([{"low": 1.0, "normal": 1.0}]), PlanRules())
+    second = choose_with(monkeypatch, iter([{"low": 0.9, "normal": 1.01}, {"low": 1.0, "normal": 0.99}]), PlanRules())
+    assert single(second, "normal") <= single(first, "normal") * 0.95 / 1.01 * (1 + 1e-9)
+
+
+def test_uniform_is_the_last_resort(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = choose_with(monkeypatch, iter([{"low": 1.5, "normal": 1.5}] * 9), PlanRules())
+    assert plan.formats == uniform_formats(both_memories().model, 8)
+    assert any("uniform int8" in note for note in plan.notes)
+
+
+def test_rules_of_the_user_are_kept_even_if_they_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    rules = PlanRules(min_bits={"*.0.mlp.up_proj": 16})
+    plan = choose_with(monkeypatch, iter([{"low": 1.5, "normal": 1.5}] * 9), rules)
+    assert all(t.format.bits == 16 for t in plan.tensors if t.name.endswith(".0.mlp.up_proj"))
+    assert any("worse than uniform int8" in note for note in plan.notes)
+
+
+def test_a_ceiling_limits_the_sum_of_another_loss() -> None:
+    table = both_memories()
+    fixed = estimate_fixed(table.model)
+    least = make_plan(table, "int8", fixed, loss_of=lambda loss: loss.kl_nats)
+    limit = single(least, "normal") / 2
+    plan = make_plan(table, "int8", fixed, ceilings=[Ceiling("loss under memory normal", table.kl("normal"), limit)])
+    assert single(plan, "normal") <= limit * (1 + 1e-9)
+    assert plan.predicted_nats >= least.predicted_nats
