@@ -27,8 +27,8 @@ def command(
     from qplan.pipeline.runs import Run  # noqa: PLC0415
 
     home = Path(qplan.demo.__file__).parent
-    run = Run(folder / "demo")
-    analysis = AnalyzeOptions(str(home / "model"), samples=SAMPLES, seq_len=SEQ_LEN, restart=False)
+    run = Run(folder / "stdlib-3m")
+    analysis = AnalyzeOptions(str(home / "stdlib-3m"), samples=SAMPLES, seq_len=SEQ_LEN, restart=False)
     with progress_bar("measuring") as progress:
         table = run_analyze(analysis, run, say, progress)
     out.print(sensitivity_table(table))

@@ -23,7 +23,7 @@ from qplan.demo.tokenizer import END_OF_TEXT, SPECIAL_TOKENS, train_tokenizer
 
 _LOG = logging.getLogger(__name__)
 
-_MODEL_FOLDER = "qplan/demo/model"
+_MODEL_FOLDER = "qplan/demo/stdlib-3m"
 _TRAINING_FILE = "qplan/demo/training.json"
 _HELDOUT_FILE = "qplan/demo/heldout.txt"
 _CALIBRATION_FOLDER = "calib/python-stdlib"

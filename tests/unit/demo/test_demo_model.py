@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, Qwen2ForCausalLM
 from qplan.demo import corpus, perplexity
 
 ROOT = Path(__file__).resolve().parents[3]
-MODEL = ROOT / "qplan" / "demo" / "model"
+MODEL = ROOT / "qplan" / "demo" / "stdlib-3m"
 CALIBRATION = ROOT / "calib" / "python-stdlib"
 HELDOUT = ROOT / "qplan" / "demo" / "heldout.txt"
 TRAINING = ROOT / "qplan" / "demo" / "training.json"
