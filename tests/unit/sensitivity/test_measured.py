@@ -76,7 +76,7 @@ def test_progress_counts_every_measurement(qwen2: LoadedModel, calibration: Cali
 
 def test_formats_are_resolved_and_told(llama: LoadedModel, qwen2: LoadedModel) -> None:
     menu, notes = resolve_menu(llama.card, parse_formats("int4,int4-b0"))
-    assert menu["model.layers.0.mlp.down_proj"] == (QuantFormat(4, 0),)
+    assert menu["model.layers.0.mlp.down_proj"] == (QuantFormat(4, 0), QuantFormat(4, 4))
     assert len(menu["model.layers.0.mlp.up_proj"]) == 2
     names = ", ".join(f"model.layers.{layer}.mlp.down_proj" for layer in range(3))
     change = f"int4 became int4-b0 and int4-b4 for {names}: blocks of 64 do not divide rows of 172 weights"
