@@ -29,6 +29,8 @@ class CalibrationSet:
     """int64 ``[samples, seq_len]``: what analyze measures on."""
     heldout: Ids
     """int64 ``[windows, seq_len]``, none of them among `tokens`: what a plan is verified on."""
+    fit: Ids
+    """int64 ``[windows, seq_len]``, none of them among the others if the text is long enough: what rounding fits to."""
     source: str
     """What the text was, for people."""
     licence: str | None
@@ -39,11 +41,14 @@ class CalibrationSet:
     """Hash of `tokens`: what a sensitivity table depends on."""
     heldout_sha256: str = field(init=False)
     """Hash of `heldout`."""
+    fit_sha256: str = field(init=False)
+    """Hash of `fit`."""
 
     def __post_init__(self) -> None:
         """Hash the ids."""
         object.__setattr__(self, "sha256", sha256_ids(self.tokens))
         object.__setattr__(self, "heldout_sha256", sha256_ids(self.heldout))
+        object.__setattr__(self, "fit_sha256", sha256_ids(self.fit))
 
     @property
     def samples(self) -> int:
@@ -63,8 +68,10 @@ class CalibrationSet:
             "seed": self.seed,
             "tokens": _encode(self.tokens),
             "heldout": _encode(self.heldout),
+            "fit": _encode(self.fit),
             "sha256": self.sha256,
             "heldout_sha256": self.heldout_sha256,
+            "fit_sha256": self.fit_sha256,
         }
         write_json(path, KIND, SCHEMA, {"tokenizer": self.tokenizer_sha256}, body)
 
@@ -80,12 +87,14 @@ class CalibrationSet:
         found = cls(
             _decode(value["tokens"]),
             _decode(value["heldout"]),
+            _decode(value["fit"]),
             value["source"],
             value["licence"],
             value["seed"],
             value["inputs"]["tokenizer"],
         )
-        if (found.sha256, found.heldout_sha256) != (value["sha256"], value["heldout_sha256"]):
+        hashes = (found.sha256, found.heldout_sha256, found.fit_sha256)
+        if hashes != (value["sha256"], value["heldout_sha256"], value["fit_sha256"]):
             msg = f"{path}: the token ids do not match their sha256; the file was changed, make it again"
             raise InputError(msg)
         return found
@@ -100,11 +109,12 @@ def tokenise(
     seed: int,
     context: int,
     vocabulary: int,
+    fit_tokens: int = 0,
 ) -> CalibrationSet:
     """Cut a text into windows and choose calibration and held-out ones by a seeded permutation.
 
     Documents are tokenised whole, without special tokens, and joined; windows do not overlap. As many windows are
-    held out as are used, if the text has them, and at least one.
+    held out as are used, if the text has them, and at least one; windows beyond those are what rounding fits to.
 
     Args:
         text: what to tokenise.
@@ -114,6 +124,7 @@ def tokenise(
         seed: of the permutation.
         context: longest sequence of the model, in tokens.
         vocabulary: number of token ids that the model knows.
+        fit_tokens: at most this many tokens in `CalibrationSet.fit`.
 
     Raises:
         InputError: limits that cannot be met, a text that is too short, or a tokenizer of another model.
@@ -135,10 +146,12 @@ def tokenise(
         raise InputError(msg)
     windows = ids[: len(ids) // seq_len * seq_len].reshape(-1, seq_len)
     order = np.random.default_rng(seed).permutation(len(windows))
-    chosen, rest = order[:samples], order[samples : 2 * samples]
+    chosen, rest, more = np.split(order[: 2 * samples + fit_tokens // seq_len], (samples, 2 * samples))
     return CalibrationSet(
         windows[np.sort(chosen)],
         windows[np.sort(rest)],
+        # a text without more windows is fitted to what it is measured on; the held-out ones stay apart
+        windows[np.sort(more if len(more) else chosen)],
         text.source,
         text.licence,
         seed,

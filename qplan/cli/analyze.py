@@ -1,4 +1,4 @@
-"""``qplan analyze``: measure what every format costs in every tensor."""
+"""``qplan analyze``: find what every format costs in every tensor."""
 
 from __future__ import annotations
 
@@ -23,6 +23,23 @@ class MemoryChoice(StrEnum):
     normal = "normal"
 
 
+class ModeChoice(StrEnum):
+    """How losses are found."""
+
+    auto = "auto"
+    gradient = "gradient"
+    measured = "measured"
+
+
+class RoundingChoice(StrEnum):
+    """How the integers of a format are chosen."""
+
+    auto = "auto"
+    gptq = "gptq"
+    search = "search"
+    rtn = "rtn"
+
+
 def command(
     model: Annotated[str, typer.Argument(help="Local folder or hub id of a causal language model.")],
     calib: Annotated[
@@ -37,12 +54,24 @@ def command(
     memory: Annotated[MemoryChoice, typer.Option(help="The engine's setting: low has int8 activations.")] = (
         MemoryChoice.low
     ),
+    mode: Annotated[
+        ModeChoice,
+        typer.Option(
+            help="gradient estimates every loss from one backward pass, measured runs the model with every format, "
+            "auto estimates and measures what plans hang on."
+        ),
+    ] = ModeChoice.auto,
+    rounding: Annotated[
+        RoundingChoice,
+        typer.Option(help="auto chooses between gptq, search and rtn; rtn rounds to nearest like MNN's exporter."),
+    ] = RoundingChoice.auto,
+    fit_tokens: Annotated[int, typer.Option(help="At most this many tokens that rounding is fitted to.")] = 32768,
     batch_size: Annotated[int, typer.Option(help="Sequences per pass; fewer need less memory.")] = 4,
     run: Annotated[Path | None, typer.Option(help="Run folder.  [default: qplan-runs/<model>]")] = None,
     device: Annotated[str, typer.Option(help="`cpu`, `cuda` or `mps`.")] = "cpu",
     restart: Annotated[bool, typer.Option("--restart", help="Throw away an earlier run with other inputs.")] = False,
 ) -> None:
-    """Measure the loss of every format of every linear tensor.
+    """Find the loss of every format of every linear tensor.
 
     Can be killed at any moment: the same command goes on where it was.
 
@@ -52,9 +81,10 @@ def command(
     from qplan.pipeline.analyze import AnalyzeOptions, run_analyze  # noqa: PLC0415
     from qplan.pipeline.runs import Run  # noqa: PLC0415
 
-    if batch_size < 1:
-        msg = f"--batch-size {batch_size}: at least 1"
-        raise InputError(msg)
+    for option, value in (("--batch-size", batch_size), ("--fit-tokens", fit_tokens)):
+        if value < 1:
+            msg = f"{option} {value}: at least 1"
+            raise InputError(msg)
     options = AnalyzeOptions(
         model=model,
         calib=calib,
@@ -63,12 +93,15 @@ def command(
         seed=seed,
         formats=parse_formats(formats),
         memory=memory.value,
+        mode=mode.value,
+        rounding=rounding.value,
+        fit_tokens=fit_tokens,
         batch_size=batch_size,
         device=device,
         restart=restart,
     )
     target = Run(run) if run is not None else Run.for_model(model)
-    with progress_bar("measuring") as progress:
+    with progress_bar("analyzing") as progress:
         table = run_analyze(options, target, say, progress)
     for note in table.notes:
         say(note)

@@ -42,11 +42,12 @@ def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
 
 def _lines(label: str) -> Callable[[int, int], None]:
     """Print a line every tenth of the way."""
-    began = time.monotonic()
-    shown = -1
+    began, shown, expected = time.monotonic(), -1, 0
 
     def tell(completed: int, total: int) -> None:
-        nonlocal shown
+        nonlocal began, shown, expected
+        if total != expected:  # the next stage
+            began, shown, expected = time.monotonic(), -1, total
         tenth = 10 * completed // max(1, total)
         if tenth > shown:
             shown = tenth

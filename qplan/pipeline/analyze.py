@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+
+import torch
 
 from qplan.calibration import load_text, tokenise
 from qplan.formats import DEFAULT_FORMATS, QuantFormat
 from qplan.model.load import load_model
+from qplan.pipeline.additivity import measure_additivity
+from qplan.pipeline.auto import analyze_auto
+from qplan.pipeline.rounder import run_rounder
 from qplan.pipeline.runs import Run
-from qplan.sensitivity.measured import analyze as measure
-from qplan.sensitivity.table import Memory, SensitivityTable
+from qplan.sensitivity.analysis import Analysis, open_analysis
+from qplan.sensitivity.gradient import estimate
+from qplan.sensitivity.measured import measure
+from qplan.sensitivity.table import Memory, Mode, SensitivityTable
 
 Say = Callable[[str], None]
 Progress = Callable[[int, int], None]
@@ -27,6 +35,10 @@ class AnalyzeOptions:
     seed: int = 0
     formats: tuple[QuantFormat, ...] = DEFAULT_FORMATS
     memory: Memory = "low"
+    mode: Mode = "auto"
+    rounding: str = "auto"
+    fit_tokens: int = 32768
+    """At most this many tokens that rounding is fitted to."""
     batch_size: int = 4
     device: str = "cpu"
     restart: bool = False
@@ -52,24 +64,48 @@ def run_analyze(options: AnalyzeOptions, run: Run, say: Say, progress: Progress)
         seed=options.seed,
         context=loaded.card.context,
         vocabulary=loaded.card.vocabulary,
+        fit_tokens=options.fit_tokens,
     )
     if options.restart:
         for path in (run.journal, run.sensitivity, run.calibration):
             path.unlink(missing_ok=True)
+        shutil.rmtree(run.rounding, ignore_errors=True)
     say(
         f"{len(loaded.card.tensors)} tensors, {len(options.formats)} formats, "
         f"{calibration.samples} sequences of {calibration.seq_len} tokens from {calibration.source}"
     )
-    table = measure(
+    if options.rounding != "rtn":
+        say(f"second moments of all inputs, {calibration.fit.size} tokens to fit rounding to")
+    rounder = run_rounder(run, loaded, calibration, options.rounding, batch_size=options.batch_size, progress=progress)
+    opened = open_analysis(
         loaded,
         calibration,
         options.formats,
         options.memory,
         batch_size=options.batch_size,
+        rounder=rounder,
         journal=run.journal,
-        progress=progress,
     )
+    with opened as analysis:
+        table = _analyze(analysis, options.mode, say, progress)
+    if options.mode != "gradient":
+        say("whole plans: how losses add up")
+        tokens = torch.from_numpy(calibration.tokens)
+        table = measure_additivity(
+            table, loaded, tokens, batch_size=options.batch_size, rounder=rounder, progress=progress
+        )
     # only now: an interrupted or refused run must not change what a finished table refers to
     calibration.write(run.calibration)
     table.write(run.sensitivity)
     return table
+
+
+def _analyze(analysis: Analysis, mode: Mode, say: Say, progress: Progress) -> SensitivityTable:
+    if mode == "auto":
+        return analyze_auto(analysis, say=say, progress=progress)
+    if mode == "measured":
+        measure(analysis, progress=progress)
+    else:
+        estimate(analysis, progress=progress)
+    entries = [(name, fmt.name, memory) for name, fmt, memory in analysis.entries()]
+    return analysis.table(mode, [row for entry in entries for row in analysis.rows(entry, mode)])

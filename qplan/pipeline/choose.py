@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from qplan.cost.file_bytes import FixedBytes
 from qplan.errors import InfeasibleError
 from qplan.formats import QuantFormat
-from qplan.model.load import LoadedModel
 from qplan.planner.ceiling import Ceiling
 from qplan.planner.plan import Plan
 from qplan.planner.planning import make_plan
 from qplan.planner.uniform import largest_uniform
 from qplan.sensitivity.joint import joint_losses
+from qplan.sensitivity.rounding import Rounder
 from qplan.sensitivity.table import Memory, SensitivityTable
 
 Say = Callable[[str], None]
@@ -44,7 +44,7 @@ def choose_plan(
     fixed: FixedBytes,
     rules: PlanRules,
     *,
-    loaded: LoadedModel,
+    rounder: Rounder,
     heldout: NDArray[np.int64],
     say: Say,
 ) -> Plan:
@@ -63,31 +63,47 @@ def choose_plan(
     if found is None:
         return plan
     name, uniform = found
-    limits: dict[Memory, float | None] = {
-        memory: _sum(table, memory, uniform) for memory in table.memories if memory != table.goal
-    }
+    limits: dict[Memory, float] = {}
     for attempt in range(_ROUNDS):
-        ceilings = [Ceiling(f"loss under memory {m}", table.kl(m), limit) for m, limit in limits.items() if limit]
-        try:
-            plan = _solve(table, budget, fixed, rules, ceilings)
-        except InfeasibleError:
-            break  # nothing is below the ceiling
-        if plan.formats == uniform:
+        if plan.formats == uniform and rounder.rounding == "rtn":
             return replace(plan, notes=(*plan.notes, f"no mix within the limits is better: the plan is uniform {name}"))
-        ratios = _against(plan, uniform, table, loaded, heldout)
+        ratios = _against(plan, uniform, table, rounder, heldout)
         shown = ", ".join(f"memory {memory} {ratio:.2f}" for memory, ratio in ratios.items())
-        say(f"joint loss of the plan, times uniform {name}'s: {shown}")
+        say(f"joint loss of the plan, times that of MNN's uniform {name}: {shown}")
         if max(ratios.values()) <= 1:
             return plan
         for memory, ratio in ratios.items():
             if ratio > 1:
                 reached = _sum(table, memory, plan.formats) or 0.0
-                limits[memory] = _MARGIN / ratio * min(reached, limits.get(memory) or reached)
+                limits[memory] = _MARGIN / ratio * min(reached, limits.get(memory, reached))
         say(f"worse than uniform {name}: solving again under a lower ceiling ({attempt + 1} of {_ROUNDS})")
+        ceilings = [Ceiling(f"loss under memory {memory}", table.kl(memory), limit) for memory, limit in limits.items()]
+        try:
+            plan = _solve(table, budget, fixed, rules, ceilings)
+        except InfeasibleError:
+            break  # nothing is below the ceiling
     if rules != PlanRules() or _sum(table, table.goal, uniform) is None:
         note = f"worse than uniform {name} on held-out tokens; it needs other rules or more --formats to be better"
         return replace(plan, notes=(*plan.notes, note))
     return _give_way(table, budget, fixed, name, uniform)
+
+
+def with_price_of_nearest(plan: Plan, rounder: Rounder, memory: Memory, heldout: NDArray[np.int64]) -> Plan:
+    """The plan with a note of what it would lose if its integers were rounded to nearest, as llmexport rounds."""
+    if rounder.rounding == "rtn":
+        return plan
+    tokens = torch.from_numpy(heldout)
+    ours, nearest = (
+        joint_losses(rounder.loaded, tokens, {"": plan.formats}, memory, engine_embedding=True, rounder=how)[""].kl_nats
+        for how in (rounder, None)
+    )
+    if not ours:
+        return plan
+    note = (
+        f"the built model's integers are chosen by error feedback; llmexport rounds to nearest, and with the same "
+        f"formats loses {nearest / ours:.2f} times as much ({nearest:.1e} nats per token, memory {memory})"
+    )
+    return replace(plan, notes=(*plan.notes, note))
 
 
 def _solve(
@@ -124,15 +140,16 @@ def _against(
     plan: Plan,
     uniform: Mapping[str, QuantFormat],
     table: SensitivityTable,
-    loaded: LoadedModel,
+    rounder: Rounder,
     heldout: NDArray[np.int64],
 ) -> dict[Memory, float]:
-    """The plan's joint loss over uniform's, by memory setting."""
+    """The plan's joint loss over that of uniform as MNN's exporter rounds it, by memory setting."""
     ratios: dict[Memory, float] = {}
+    tokens = torch.from_numpy(heldout)
     for memory in table.memories:
-        losses = joint_losses(
-            loaded, torch.from_numpy(heldout), {"plan": plan.formats, "uniform": uniform}, memory, engine_embedding=True
+        ours, theirs = (
+            joint_losses(rounder.loaded, tokens, {"": formats}, memory, engine_embedding=True, rounder=how)[""].kl_nats
+            for formats, how in ((plan.formats, rounder), (uniform, None))
         )
-        ours, theirs = losses["plan"].kl_nats, losses["uniform"].kl_nats
         ratios[memory] = ours / theirs if theirs else float(ours > 0)
     return ratios

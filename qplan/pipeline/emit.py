@@ -21,8 +21,9 @@ from qplan.mnn.quant_config import export_command, make_quant_config
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.mnn.skeleton import Skeleton, predict_files
 from qplan.model.load import LoadedModel, load_model
-from qplan.pipeline.choose import PlanRules, choose_plan
+from qplan.pipeline.choose import PlanRules, choose_plan, with_price_of_nearest
 from qplan.pipeline.prove import Workshop, gate, prove
+from qplan.pipeline.rounder import run_rounder
 from qplan.pipeline.runs import Run
 from qplan.planner.plan import Plan
 from qplan.report import Provenance, write_report
@@ -98,6 +99,7 @@ def run_emit(options: EmitOptions, run: Run, say: Say, progress: Progress, comma
         raise StaleArtifactError(msg)
     judges = _judges(options, calibration, loaded)
     skeleton = _skeleton(run, loaded, options, say)
+    rounder = run_rounder(run, loaded, calibration, table.conditions.rounding)
     folder = run.budget(options.budget)
     with ExitStack() as stack:
         shop = None
@@ -112,10 +114,11 @@ def run_emit(options: EmitOptions, run: Run, say: Say, progress: Progress, comma
             options.budget,
             fixed_bytes(skeleton),
             options.rules,
-            loaded=loaded,
+            rounder=rounder,
             heldout=calibration.heldout,
             say=say,
         )
+        plan = with_price_of_nearest(plan, rounder, table.goal, calibration.heldout)
         plan_path = folder / "plan.json"
         plan.write(plan_path)
         exporter = find_exporter(options.llmexport)
@@ -127,8 +130,8 @@ def run_emit(options: EmitOptions, run: Run, say: Say, progress: Progress, comma
         verification = None
         if shop is not None and first is not None:
             say("plan: building")
-            shop.build(plan.formats, folder / "model", RuntimeConfig(plan.memory, threads=4))
-            verification = prove(shop, plan, plan_path, folder / "model", first)
+            shop.build(plan.formats, folder / "model", RuntimeConfig(plan.memory, threads=4), rounder)
+            verification = prove(shop, plan, plan_path, folder / "model", first=first, rounder=rounder)
             verification.write(folder / "verification.json")
     write_report(folder, table, plan, verification, Provenance(commands=(command, llmexport)))
     return Emitted(folder, plan, verification, llmexport, config.problems)

@@ -16,7 +16,8 @@ from qplan.mnn.writer import build_model
 from qplan.model.load import LoadedModel
 from qplan.planner.plan import Plan
 from qplan.planner.uniform import uniform_formats
-from qplan.quantize import StoredTensor, rtn
+from qplan.quantize import StoredTensor
+from qplan.sensitivity.rounding import Rounder
 from qplan.verify.baselines import measured_once
 from qplan.verify.checks import emulation, exact_logits, not_worse, promised_bytes, read_back
 from qplan.verify.measure import Trial, measure_model
@@ -44,11 +45,14 @@ class Workshop:
     """Folder for the measurements of uniform models."""
     say: Say
 
-    def build(self, formats: Mapping[str, QuantFormat], out: Path, runtime: RuntimeConfig) -> None:
-        """Build a runnable folder with stored weights, one tensor at a time in memory."""
+    def build(
+        self, formats: Mapping[str, QuantFormat], out: Path, runtime: RuntimeConfig, rounder: Rounder | None = None
+    ) -> None:
+        """Build a runnable folder, one tensor at a time in memory; rounded to nearest without a rounder."""
+        rounding = rounder or Rounder(self.loaded)
 
         def source(name: str) -> Callable[[], StoredTensor]:
-            return lambda: rtn(self.loaded.weight(name), formats[name])
+            return lambda: rounding.store(name, formats[name])
 
         tensors = {spec.op_name: source(spec.name) for spec in self.loaded.card.tensors}
         build_model(self.skeleton, tensors, out, runtime=runtime, replace=True)
@@ -71,7 +75,7 @@ def gate(shop: Workshop) -> Check:
     folder = shop.baselines / "gate"
     shop.build(formats, folder, RuntimeConfig("normal"))
     try:
-        check = exact_logits("fp16", folder, formats, shop.loaded, shop.token_ids)
+        check = exact_logits("fp16", folder, formats, Rounder(shop.loaded), shop.token_ids)
     finally:
         shutil.rmtree(folder)
     if not check.passed:
@@ -84,7 +88,7 @@ def gate(shop: Workshop) -> Check:
     return check
 
 
-def prove(shop: Workshop, plan: Plan, plan_path: Path, model: Path, first: Check) -> Verification:
+def prove(shop: Workshop, plan: Plan, plan_path: Path, model: Path, *, first: Check, rounder: Rounder) -> Verification:
     """Measure FP16, the uniform models and the built plan, and hold the plan's promises against the results.
 
     Args:
@@ -93,14 +97,15 @@ def prove(shop: Workshop, plan: Plan, plan_path: Path, model: Path, first: Check
         plan_path: its file, whose hash the verification carries.
         model: the built folder.
         first: the result of `gate`.
+        rounder: what the plan was built with.
 
     Raises:
         ToolError: the engine failed.
         MeasurementError: logits that are not finite.
     """
     uniform = {name: _baseline(shop, name, bits) for name, bits in {"fp16": 16, **_UNIFORM}.items()}
-    built = measure_model("plan", model, plan.formats, loaded=shop.loaded, trial=shop.trial, say=shop.say)
-    checks = [first, exact_logits("plan", model, plan.formats, shop.loaded, shop.token_ids), read_back(model, plan)]
+    built = measure_model("plan", model, plan.formats, rounder=rounder, trial=shop.trial, say=shop.say)
+    checks = [first, exact_logits("plan", model, plan.formats, rounder, shop.token_ids), read_back(model, plan)]
     checks += promised_bytes(plan, built)
     for name in _UNIFORM:
         checks += emulation(uniform[name])
@@ -133,7 +138,7 @@ def _baseline(shop: Workshop, name: str, bits: int) -> BuiltModel:
         shop.say(f"{name}: building")
         shop.build(formats, folder, RuntimeConfig())
         try:
-            return measure_model(name, folder, formats, loaded=shop.loaded, trial=shop.trial, say=shop.say)
+            return measure_model(name, folder, formats, rounder=Rounder(shop.loaded), trial=shop.trial, say=shop.say)
         finally:
             shutil.rmtree(folder)
 

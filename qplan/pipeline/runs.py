@@ -63,6 +63,11 @@ class Run:
         return self.folder / "skeleton.json"
 
     @property
+    def rounding(self) -> Path:
+        """Moments that rounding fits to, and the tensors it made."""
+        return self.folder / "rounding"
+
+    @property
     def baselines(self) -> Path:
         """Measurements of the uniform models, shared by all budgets."""
         return self.folder / "baselines"

@@ -106,6 +106,8 @@ def make_plan(
         msg = f"no plan within {budget.text} was found in {time_limit_s:g} s; raise the budget or the time limit"
         raise QplanError(msg)
     formats = member_formats(problem, solution.picks, card)
+    # uniform exports are rounded to nearest: losses of better integers are not theirs
+    nearest = losses if table.conditions.rounding == "rtn" else {}
     return Plan(
         model=card.source,
         model_sha256=card.sha256,
@@ -119,7 +121,8 @@ def make_plan(
         solver=_report(solution),
         logits=_logits_rule(problem, solution, time_limit_s),
         uniform=tuple(
-            UniformPoint(name, file_bytes(card, f, fixed).total, uniform_loss(f, losses)) for name, f in uniform.items()
+            UniformPoint(name, file_bytes(card, f, fixed).total, uniform_loss(f, nearest))
+            for name, f in uniform.items()
         ),
         notes=_notes(card, budget, fixed, solution, uniform),
     )

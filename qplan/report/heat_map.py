@@ -66,9 +66,10 @@ def _cell(
 
 
 def _about(name: str, cell: Loss) -> str:
+    source = "estimated from gradients" if cell.top1 is None else f"same top token {notation.percent(cell.top1)}"
     return (
         f"{name}\nloss {notation.loss(cell.kl_nats)} ± {notation.loss(cell.stderr_nats)} nats/token · "
-        f"SQNR {notation.decibel(cell.sqnr_db)} dB · same top token {notation.percent(cell.top1)}"
+        f"SQNR {notation.decibel(cell.sqnr_db)} dB · {source}"
     )
 
 

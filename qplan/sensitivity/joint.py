@@ -9,6 +9,7 @@ from torch import Tensor
 from qplan.formats import QuantFormat
 from qplan.model.load import LoadedModel
 from qplan.sensitivity.metrics import TokenStats, compare, join, reference_of
+from qplan.sensitivity.rounding import Rounder
 from qplan.sensitivity.table import Memory
 from qplan.sensitivity.variants import Activation, StoredWeights, apply_formats
 
@@ -25,6 +26,7 @@ def joint_losses(
     *,
     batch_size: int = 4,
     engine_embedding: bool = False,
+    rounder: Rounder | None = None,
     progress: Progress | None = None,
 ) -> dict[str, TokenStats]:
     """Compare plans with the FP32 model, one reference pass per batch for all of them.
@@ -37,6 +39,7 @@ def joint_losses(
         activation: the engine's path whose int8 activations are meant.
         batch_size: rows per pass.
         engine_embedding: also store an untied embedding as bfloat16, as MNN does.
+        rounder: chooses the integers; None rounds to nearest.
         progress: called after each pass.
 
     Returns:
@@ -47,7 +50,7 @@ def joint_losses(
         MeasurementError: a loss that is not finite.
     """
     parts: dict[str, list[TokenStats]] = {label: [] for label in plans}
-    stored = StoredWeights(loaded)
+    stored = StoredWeights(loaded, rounder)
     batches = tokens.split(batch_size)
     done, total = 0, len(batches) * len(plans)
     for batch in batches:

@@ -21,13 +21,13 @@ _SYNC_S = 1.0
 """Longest time between a measurement and its being safe on the disk."""
 
 
-Cell = tuple[str, str, str, int]
-"""Tensor, format, memory, batch."""
+Cell = tuple[str, str, str, int, str]
+"""Tensor, format, memory, batch, source."""
 
 
 def cell_of(measurement: Measurement) -> Cell:
     """What identifies a measurement."""
-    return measurement.tensor, measurement.format, measurement.memory, measurement.batch
+    return measurement.tensor, measurement.format, measurement.memory, measurement.batch, measurement.source
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,24 @@ class ReferenceRecord:
     """Mean negative log-likelihood over them."""
 
 
-class Journal:
+class Memo:
+    """Measurements that are kept in memory alone: a journal without a file."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self.measurements: dict[Cell, Measurement] = {}
+        self.references: dict[int, ReferenceRecord] = {}
+
+    def add(self, measurement: Measurement) -> None:
+        """Keep a measurement."""
+        self.measurements[cell_of(measurement)] = measurement
+
+    def add_reference(self, record: ReferenceRecord) -> None:
+        """Keep what the unchanged model does on a batch."""
+        self.references[record.batch] = record
+
+
+class Journal(Memo):
     """Measurements of one run, each written as it is made.
 
     A text file: a header line with the run's fingerprint, then one JSON object per line. A last line without its end
@@ -58,9 +75,8 @@ class Journal:
         Raises:
             StaleArtifactError: the file was made under another fingerprint; says what changed.
         """
+        super().__init__()
         self.path = path
-        self.measurements: dict[Cell, Measurement] = {}
-        self.references: dict[int, ReferenceRecord] = {}
         self._synced = time.monotonic()
         lines = _whole_lines(path)
         if lines:
@@ -90,12 +106,12 @@ class Journal:
         # JSON has no infinity: an unchanged output is null
         value["sqnr_db"] = measurement.sqnr_db if math.isfinite(measurement.sqnr_db) else None
         self._append(value)
-        self.measurements[cell_of(measurement)] = measurement
+        super().add(measurement)
 
     def add_reference(self, record: ReferenceRecord) -> None:
         """Write what the unchanged model does on a batch."""
         self._append({"reference": asdict(record)})
-        self.references[record.batch] = record
+        super().add_reference(record)
 
     def _append(self, value: Mapping[str, Any] | None, *, sync: bool = False) -> None:
         if value is not None:
@@ -126,13 +142,11 @@ class Journal:
 
     def _keep(self, value: dict[str, Any]) -> None:
         if "reference" in value:
-            record = ReferenceRecord(**value["reference"])
-            self.references[record.batch] = record
+            super().add_reference(ReferenceRecord(**value["reference"]))
             return
         if value["sqnr_db"] is None:
             value["sqnr_db"] = math.inf
-        measurement = Measurement(**value)
-        self.measurements[cell_of(measurement)] = measurement
+        super().add(Measurement(**value))
 
 
 def _whole_lines(path: Path) -> list[str]:

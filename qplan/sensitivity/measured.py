@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,53 +13,52 @@ from qplan.calibration.token_set import CalibrationSet
 from qplan.errors import MeasurementError
 from qplan.formats import QuantFormat
 from qplan.model.load import LoadedModel
-from qplan.sensitivity.journal import Cell, Journal, ReferenceRecord, cell_of
-from qplan.sensitivity.menu import Menu, resolve_menu
+from qplan.sensitivity.analysis import Analysis, Entry, Progress, open_analysis
+from qplan.sensitivity.journal import Cell, ReferenceRecord
+from qplan.sensitivity.measurement import Measurement, Memory, memories_of
 from qplan.sensitivity.metrics import TokenStats, compare, sqnr_db
 from qplan.sensitivity.replay import LayerPass, ReferencePass
-from qplan.sensitivity.table import SCHEMA, Conditions, Measurement, Memory, SensitivityTable, memories_of
-from qplan.sensitivity.variants import StoredWeights, apply_formats
-from qplan.tensors import TensorSpec
-
-Progress = Callable[[int, int], None]
-"""Told how many measurements are done, of how many."""
-
-
-@dataclass(frozen=True)
-class _Work:
-    """What every step of one analysis needs."""
-
-    loaded: LoadedModel
-    menu: Menu
-    memory: Memory
-    stored: StoredWeights
-    journal: Journal | _Memo
-    progress: Progress | None
-    total: int
+from qplan.sensitivity.table import SensitivityTable
+from qplan.sensitivity.variants import apply_formats
 
 
 @dataclass(frozen=True)
 class _Job:
     """One measurement to make."""
 
-    spec: TensorSpec
+    tensor: str
     format: QuantFormat
     memory: Memory
     batch: int
 
+    @property
+    def cell(self) -> Cell:
+        """Where it is kept."""
+        return self.tensor, self.format.name, self.memory, self.batch, "measured"
 
-class _Memo:
-    """Stands in for a journal where nothing is to be kept."""
 
-    def __init__(self) -> None:
-        self.measurements: dict[Cell, Measurement] = {}
-        self.references: dict[int, ReferenceRecord] = {}
+@dataclass
+class _Work:
+    """The measurements of one call."""
 
-    def add(self, measurement: Measurement) -> None:
-        self.measurements[cell_of(measurement)] = measurement
+    analysis: Analysis
+    jobs: tuple[_Job, ...]
+    progress: Progress | None
+    done: int = 0
 
-    def add_reference(self, record: ReferenceRecord) -> None:
-        self.references[record.batch] = record
+    def pending(self, batch: int) -> dict[str, list[_Job]]:
+        """What is not measured yet in a batch, by tensor."""
+        jobs: dict[str, list[_Job]] = {}
+        for job in self.jobs:
+            if job.batch == batch and job.cell not in self.analysis.kept.measurements:
+                jobs.setdefault(job.tensor, []).append(job)
+        return jobs
+
+    def tell(self, more: int = 0) -> None:
+        """Report progress."""
+        self.done += more
+        if self.progress is not None:
+            self.progress(self.done, len(self.jobs))
 
 
 def analyze(
@@ -92,67 +89,50 @@ def analyze(
         MeasurementError: a measurement that is missing, not finite or impossible.
         StaleArtifactError: the journal was made from other inputs.
     """
-    menu, notes = resolve_menu(loaded.card, formats)
-    conditions = Conditions(
-        memory=memory,
-        formats=tuple(fmt.name for fmt in formats),
-        samples=calibration.samples,
-        seq_len=calibration.seq_len,
-        batch_size=batch_size,
-        calibration=calibration.source,
-        calibration_sha256=calibration.sha256,
-        seed=calibration.seed,
-    )
-    batches = list(torch.from_numpy(calibration.tokens).split(batch_size))
-    fingerprint = {
-        "model": loaded.card.sha256,
-        "calibration": calibration.sha256,
-        "formats": conditions.formats,
-        "memory": memory,
-        "samples": conditions.samples,
-        "seq_len": conditions.seq_len,
-        "batch_size": batch_size,
-        "device": loaded.device.type,
-        "table schema": SCHEMA,
-    }
-    opened = nullcontext(_Memo()) if journal is None else Journal(journal, fingerprint)
-    with opened as kept:
-        total = len(batches) * len(memories_of(memory)) * sum(len(formats) for formats in menu.values())
-        work = _Work(loaded, menu, memory, StoredWeights(loaded), kept, progress, total)
-        for batch, tokens in enumerate(batches):
-            _measure_batch(work, batch, tokens)
-        _check_losses(work)
-        rows = [kept.measurements[n, f.name, m, batch] for n, f, m in _cells(work) for batch in range(len(batches))]
-        table = SensitivityTable(loaded.card, conditions, _reference_nll(kept.references), notes, tuple(rows))
-    table.check_complete()
-    return table
+    opened = open_analysis(loaded, calibration, formats, memory, batch_size=batch_size, journal=journal)
+    with opened as analysis:
+        measure(analysis, progress=progress)
+        rows = [row for n, f, m in analysis.entries() for row in analysis.rows((n, f.name, m), "measured")]
+        return analysis.table("measured", rows)
 
 
-def _measure_batch(work: _Work, batch: int, tokens: Tensor) -> None:
-    done = work.journal.measurements
-    if work.progress is not None:
-        work.progress(len(done), work.total)
-    pending = {
-        spec.name: [
-            _Job(spec, fmt, memory, batch)
-            for name, fmt, memory in _cells(work)
-            if name == spec.name and (name, fmt.name, memory, batch) not in done
-        ]
-        for spec in work.loaded.card.tensors
-    }
-    if not any(pending.values()) and batch in work.journal.references:
+def measure(analysis: Analysis, only: Collection[Entry] | None = None, *, progress: Progress | None = None) -> None:
+    """Measure what is not measured yet.
+
+    Args:
+        analysis: what to measure, and where it is kept.
+        only: entries to measure; all by default.
+        progress: called after each measurement.
+
+    Raises:
+        MeasurementError: a measurement that is not finite or impossible.
+    """
+    entries = [entry for entry in analysis.entries() if only is None or (entry[0], entry[1].name, entry[2]) in only]
+    jobs = [_Job(name, fmt, m, batch) for batch in range(len(analysis.batches)) for name, fmt, m in entries]
+    work = _Work(analysis, tuple(jobs), progress, sum(job.cell in analysis.kept.measurements for job in jobs))
+    for batch in range(len(analysis.batches)):
+        _measure_batch(work, batch)
+    for name, fmt, memory in entries:
+        analysis.check_entry(name, fmt, memory, "measured")
+
+
+def _measure_batch(work: _Work, batch: int) -> None:
+    work.tell()
+    analysis, pending = work.analysis, work.pending(batch)
+    if not pending and batch in analysis.kept.references:
         return
-    base = ReferencePass.run(work.loaded, tokens)
-    if batch not in work.journal.references:
+    loaded = analysis.loaded
+    base = ReferencePass.run(loaded, analysis.batches[batch])
+    if batch not in analysis.kept.references:
         nll = base.reference.nll
-        work.journal.add_reference(ReferenceRecord(batch, len(nll), float(nll.mean())))
-    for layer in (*range(len(work.loaded.layers)), None):
-        specs = [spec for spec in work.loaded.card.tensors if spec.layer == layer and pending[spec.name]]
-        if not specs:
+        analysis.kept.add_reference(ReferenceRecord(batch, len(nll), float(nll.mean())))
+    for layer in (*range(len(loaded.layers)), None):
+        names = [spec.name for spec in loaded.card.tensors if spec.layer == layer and spec.name in pending]
+        if not names:
             continue
-        here = _control(base, work.loaded, layer)
-        for spec in specs:
-            for job in pending[spec.name]:
+        here = _control(base, loaded, layer)
+        for name in names:
+            for job in pending[name]:
                 _measure(work, here, job)
 
 
@@ -177,41 +157,51 @@ def _control(base: ReferencePass, loaded: LoadedModel, layer: int | None) -> Lay
 
 
 def _measure(work: _Work, here: LayerPass, job: _Job) -> None:
-    linear = work.loaded.linear(job.spec.name)
-    rows = work.loaded.sites[job.spec.name].rows
-    if _changes_nothing(work, job.spec.name, job.format, job.memory):
+    analysis = work.analysis
+    twin = _twin(analysis, job)
+    if twin is not None:
+        analysis.kept.add(replace(twin, memory=job.memory))
+        work.tell(1)
+        return
+    linear = analysis.loaded.linear(job.tensor)
+    rows = analysis.loaded.sites[job.tensor].rows
+    if analysis.changes_nothing(job.tensor, job.format, job.memory):
         # what would be computed is the control, which was
         logits, output = here.logits, here.output_of(linear)
     else:
-        logits, output = _run(work, here, job)
+        logits, output = _run(analysis, here, job)
     try:
         stats = compare(here.base.reference, logits)
     except MeasurementError as error:
-        msg = f"{job.spec.name} in {job.format}, memory {job.memory}, batch {job.batch}: {error}"
+        msg = f"{job.tensor} in {job.format}, memory {job.memory}, batch {job.batch}: {error}"
         raise MeasurementError(msg) from error
     sqnr = sqnr_db(here.output_of(linear)[..., rows], output[..., rows])
-    work.journal.add(_measurement(job, stats, sqnr))
-    if work.progress is not None:
-        work.progress(len(work.journal.measurements), work.total)
+    analysis.kept.add(_measurement(job, stats, sqnr))
+    work.tell(1)
 
 
-def _run(work: _Work, here: LayerPass, job: _Job) -> tuple[Tensor, Tensor]:
-    linear = work.loaded.linear(job.spec.name)
-    with torch.no_grad(), apply_formats(work.loaded, {job.spec.name: job.format}, job.memory, stored=work.stored):
-        if job.spec.tied:
+def _twin(analysis: Analysis, job: _Job) -> Measurement | None:
+    """The same format under another memory setting, which computes the same where weights are floats."""
+    if not job.format.is_float:
+        return None
+    known = analysis.kept.measurements
+    cells = (replace(job, memory=memory).cell for memory in memories_of(analysis.conditions.memory))
+    return next((known[cell] for cell in cells if cell in known), None)
+
+
+def _run(analysis: Analysis, here: LayerPass, job: _Job) -> tuple[Tensor, Tensor]:
+    loaded = analysis.loaded
+    linear = loaded.linear(job.tensor)
+    with torch.no_grad(), apply_formats(loaded, {job.tensor: job.format}, job.memory, stored=analysis.stored):
+        if loaded.card.tensor(job.tensor).tied:
             # the embedding changes too: everything is computed; the head's own error is that on the reference input
             return here.base.logits(0), linear(here.input_of(linear))
         return here.replay(linear)
 
 
-def _changes_nothing(work: _Work, name: str, fmt: QuantFormat, memory: Memory) -> bool:
-    """Whether storage keeps every weight to the bit and activations stay floats."""
-    return (fmt.is_float or memory == "normal") and work.stored.unchanged(name, fmt)
-
-
 def _measurement(job: _Job, stats: TokenStats, sqnr: float) -> Measurement:
     return Measurement(
-        tensor=job.spec.name,
+        tensor=job.tensor,
         format=job.format.name,
         memory=job.memory,
         batch=job.batch,
@@ -222,30 +212,3 @@ def _measurement(job: _Job, stats: TokenStats, sqnr: float) -> Measurement:
         nll_nats=stats.nll_nats,
         sqnr_db=sqnr,
     )
-
-
-def _check_losses(work: _Work) -> None:
-    """A loss of exactly 0 over all batches is believed only where nothing was changed."""
-    losses: dict[tuple[str, str, str], float] = {}
-    for (name, fmt_name, memory, _), measurement in work.journal.measurements.items():
-        losses[name, fmt_name, memory] = losses.get((name, fmt_name, memory), 0.0) + measurement.kl_nats
-    for name, fmt, memory in _cells(work):
-        if losses[name, fmt.name, memory] == 0 and not _changes_nothing(work, name, fmt, memory):
-            msg = (
-                f"{name} in {fmt}, memory {memory}, changes its values but loses exactly 0 nats over all batches; "
-                "the tensor has no effect on the logits or the measurement is broken"
-            )
-            raise MeasurementError(msg)
-
-
-def _cells(work: _Work) -> Iterator[tuple[str, QuantFormat, Memory]]:
-    """Tensor name, format and memory of everything that is measured, in the order of the table."""
-    for name, formats in work.menu.items():
-        for fmt in formats:
-            for memory in memories_of(work.memory):
-                yield name, fmt, memory
-
-
-def _reference_nll(references: dict[int, ReferenceRecord]) -> float:
-    records = [references[batch] for batch in sorted(references)]
-    return math.fsum(r.labels * r.nll_nats for r in records) / sum(r.labels for r in records)

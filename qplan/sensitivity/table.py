@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import product
 from pathlib import Path
@@ -17,52 +16,26 @@ from qplan.artifact import atomic_path, check_header, header, sha256_json
 from qplan.errors import InputError, MeasurementError
 from qplan.formats import QuantFormat
 from qplan.model.card import ModelCard
+from qplan.sensitivity.additivity import JointPoint, predict_joint
+from qplan.sensitivity.measurement import Loss, Measurement, Memory, Source, memories_of, summarise
 
-KIND, SCHEMA = "qplan-sensitivity", 1
+__all__ = [
+    "Conditions",
+    "JointPoint",
+    "Loss",
+    "Measurement",
+    "Memory",
+    "Mode",
+    "SensitivityTable",
+    "Source",
+    "memories_of",
+    "summarise",
+]
 
-Memory = Literal["low", "normal"]
-"""MNN's ``memory`` setting: low computes with int8 activations wherever weights are integers."""
+KIND, SCHEMA = "qplan-sensitivity", 2
 
-
-@dataclass(frozen=True)
-class Measurement:
-    """One tensor in one format, everything else FP32, on one calibration batch."""
-
-    tensor: str
-    """Hugging Face name."""
-    format: str
-    """Format's name as resolved for this tensor."""
-    memory: Memory
-    """MNN's ``memory`` setting whose arithmetic was emulated: ``low`` (int8 activations) or ``normal``."""
-    batch: int
-    tokens: int
-    """Tokens whose next-token distribution was compared."""
-    kl_nats: float
-    """Mean over tokens of KL(FP32 || variant) at the logits."""
-    kl_p99_nats: float
-    """99th percentile over tokens of the same."""
-    top1: float
-    """Fraction of tokens whose most likely next token is unchanged."""
-    nll_nats: float
-    """Mean negative log-likelihood of the text under the variant; exp is the perplexity."""
-    sqnr_db: float
-    """Signal to quantisation noise of the tensor's own output; inf where nothing changed."""
-
-
-@dataclass(frozen=True)
-class Loss:
-    """A format's loss over all batches."""
-
-    kl_nats: float
-    """Mean over all tokens."""
-    stderr_nats: float
-    """Standard error of the mean, from the spread over batches; 0 with one batch."""
-    kl_p99_nats: float
-    """Token-weighted mean of the batches' 99th percentiles."""
-    top1: float
-    nll_nats: float
-    sqnr_db: float
-    """Mean over batches in dB."""
+Mode = Literal["measured", "gradient", "auto"]
+"""How losses were found: all by running the model, all from gradients, or what a plan depends on by running it."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +56,11 @@ class Conditions:
     """What the tokens came from, for people."""
     calibration_sha256: str
     seed: int
+    mode: Mode = "measured"
+    rounding: str = "rtn"
+    """How integers were chosen: to nearest (``rtn``) or by what loses less, see `qplan.sensitivity.rounding`."""
+    draws: int = 1
+    """Times that labels are sampled for each sequence, where gradients are used."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +74,8 @@ class SensitivityTable:
     notes: tuple[str, ...]
     """What a reader must know, e.g. formats whose block was changed for a tensor."""
     measurements: tuple[Measurement, ...]
+    joint: tuple[JointPoint, ...] = ()
+    """Plans along the frontier, measured whole: how far losses are from adding up."""
 
     @property
     def sha256(self) -> str:
@@ -131,6 +111,13 @@ class SensitivityTable:
         """Mean KL in nats per token by tensor name and format name, under a memory setting."""
         return {t: {f: loss.kl_nats for f, loss in row.items()} for t, row in self.losses(memory).items()}
 
+    def predict_joint(self, sum_nats: float, memory: Memory | None = None) -> float:
+        """Predict a plan's joint loss in nats from the sum of its single losses.
+
+        See `qplan.sensitivity.additivity.predict_joint`.
+        """
+        return predict_joint(sum_nats, [point for point in self.joint if point.memory == (memory or self.goal)])
+
     def check_complete(self) -> None:
         """Prove that every tensor was measured in every batch and format, with usable numbers.
 
@@ -150,7 +137,7 @@ class SensitivityTable:
                 msg = f"{spec.name} lacks measurements {missing[:3]}; run the same analyze command again to complete"
                 raise MeasurementError(msg)
         for m in self.measurements:
-            if not math.isfinite(m.kl_nats) or m.kl_nats < 0 or not math.isfinite(m.nll_nats):
+            if not math.isfinite(m.kl_nats) or m.kl_nats < 0 or not math.isfinite(m.nll_nats or 0.0):
                 msg = f"{m.tensor} in {m.format}, batch {m.batch}: loss of {m.kl_nats} nats is impossible"
                 raise MeasurementError(msg)
 
@@ -160,6 +147,7 @@ class SensitivityTable:
             "conditions": asdict(self.conditions),
             "reference_nll_nats": self.reference_nll_nats,
             "notes": list(self.notes),
+            "joint": [asdict(point) for point in self.joint],
         }
 
     def write(self, path: Path) -> None:
@@ -196,34 +184,10 @@ class SensitivityTable:
             meta["reference_nll_nats"],
             tuple(meta["notes"]),
             tuple(Measurement(**row) for row in table.to_pylist()),
+            tuple(JointPoint(**point) for point in meta.get("joint", [])),
         )
-
-
-def memories_of(goal: Memory) -> tuple[Memory, ...]:
-    """The memory settings to measure for a goal, the goal first."""
-    return (goal,) if goal == "normal" else (goal, "normal")
 
 
 def _row(measurement: Measurement) -> list[object]:
     # repr keeps inf, which JSON lacks
     return [repr(value) for value in asdict(measurement).values()]
-
-
-def summarise(measurements: Sequence[Measurement]) -> Loss:
-    """Combine the batches of one tensor and format, weighted by tokens."""
-    tokens = sum(m.tokens for m in measurements)
-    mean = _weighted(measurements, {m.batch: m.kl_nats for m in measurements}, tokens)
-    spread = sum((m.tokens / tokens) ** 2 * (m.kl_nats - mean) ** 2 for m in measurements)
-    count = len(measurements)
-    return Loss(
-        mean,
-        math.sqrt(spread * count / (count - 1)) if count > 1 else 0.0,
-        _weighted(measurements, {m.batch: m.kl_p99_nats for m in measurements}, tokens),
-        _weighted(measurements, {m.batch: m.top1 for m in measurements}, tokens),
-        _weighted(measurements, {m.batch: m.nll_nats for m in measurements}, tokens),
-        sum(m.sqnr_db for m in measurements) / count,
-    )
-
-
-def _weighted(measurements: Sequence[Measurement], values: Mapping[int, float], tokens: int) -> float:
-    return sum(m.tokens * values[m.batch] for m in measurements) / tokens

@@ -17,6 +17,7 @@ from qplan.model.discovery import Site
 from qplan.model.load import LoadedModel
 from qplan.model.replace import bfloat16_values, with_embedding, with_forward, with_weights
 from qplan.quantize import int8_decode, int8_prefill, rtn
+from qplan.sensitivity.rounding import Rounder
 from qplan.sensitivity.table import Memory
 
 Activation = Literal["prefill", "decode"]
@@ -33,6 +34,8 @@ class StoredWeights:
     """
 
     loaded: LoadedModel
+    rounder: Rounder | None = None
+    """Chooses the integers; None rounds to nearest."""
     limit_bytes: int = 1 << 30
     _kept: dict[tuple[str, QuantFormat], Tensor] = field(default_factory=dict)
     _bytes: int = 0
@@ -45,15 +48,32 @@ class StoredWeights:
         """
         if (name, fmt) in self._kept:
             return self._kept[name, fmt]
-        spec = self.loaded.card.tensor(name)
-        if fmt != FP32 and not spec.allows(fmt):
-            msg = f"{name} [{spec.out_features}, {spec.in_features}] cannot be {fmt}; resolve the format for it first"
-            raise InputError(msg)
-        value = rtn(self.loaded.weight(name), fmt).dequantize()
+        self._check(name, fmt)
+        value = (self.rounder or Rounder(self.loaded)).store(name, fmt).dequantize().to(self.loaded.device)
         if self._bytes + value.nbytes <= self.limit_bytes:
             self._kept[name, fmt] = value
             self._bytes += value.nbytes
         return value
+
+    def rows(self, name: str, fmt: QuantFormat, rows: slice) -> Tensor:
+        """float32 ``[rows, in_features]``: some rows of `get`, computed alone where the whole would not be kept.
+
+        Raises:
+            InputError: a format that the engine does not compute right for this tensor.
+        """
+        weight = self.loaded.weight(name)
+        if (name, fmt) in self._kept or self._bytes + 4 * weight.numel() <= self.limit_bytes:
+            return self.get(name, fmt)[rows]
+        self._check(name, fmt)
+        if self.rounder is not None:
+            return self.rounder.store(name, fmt).dequantize()[rows]
+        return rtn(weight[rows], fmt).dequantize()
+
+    def _check(self, name: str, fmt: QuantFormat) -> None:
+        spec = self.loaded.card.tensor(name)
+        if fmt != FP32 and not spec.allows(fmt):
+            msg = f"{name} [{spec.out_features}, {spec.in_features}] cannot be {fmt}; resolve the format for it first"
+            raise InputError(msg)
 
     def unchanged(self, name: str, fmt: QuantFormat) -> bool:
         """Whether storage keeps every weight of a tensor to the bit."""

@@ -9,8 +9,8 @@ from qplan.formats import QuantFormat
 from qplan.mnn.engine import Engine
 from qplan.mnn.graph import read_ops
 from qplan.mnn.runtime import RuntimeConfig
-from qplan.model.load import LoadedModel
 from qplan.planner.plan import Plan
+from qplan.sensitivity.rounding import Rounder
 from qplan.verify.record import BuiltModel, Check
 from qplan.verify.reference import relative_error, stored_logits
 
@@ -28,16 +28,17 @@ _FLOOR_NATS = 1e-7
 
 
 def exact_logits(
-    name: str, folder: Path, formats: Mapping[str, QuantFormat], loaded: LoadedModel, token_ids: list[int]
+    name: str, folder: Path, formats: Mapping[str, QuantFormat], rounder: Rounder, token_ids: list[int]
 ) -> Check:
     """Whether the engine computes what torch computes with the same stored weights.
 
     It does not if the exporter translates the architecture wrongly, or the files hold other weights than planned.
     """
-    layers = max((spec.layer or 0 for spec in loaded.card.tensors), default=0) + 1
+    card = rounder.loaded.card
+    layers = max((spec.layer or 0 for spec in card.tensors), default=0) + 1
     limit = EXACT_REL * max(1.0, layers / LAYERS_OF_EXACT_REL)
-    with Engine(folder, RuntimeConfig("normal"), context=loaded.card.context) as engine:
-        error = relative_error(engine.logits(token_ids), stored_logits(loaded, formats, token_ids))
+    with Engine(folder, RuntimeConfig("normal"), context=card.context) as engine:
+        error = relative_error(engine.logits(token_ids), stored_logits(rounder, formats, token_ids))
     return Check(
         f"{name}: the engine's logits equal torch's with the same stored weights",
         error <= limit,

@@ -10,9 +10,9 @@ from qplan.formats import QuantFormat
 from qplan.mnn.engine import Engine
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.mnn.skeleton import folder_bytes
-from qplan.model.load import LoadedModel
+from qplan.sensitivity.rounding import Rounder
 from qplan.sensitivity.table import Memory
-from qplan.sensitivity.variants import apply_formats
+from qplan.sensitivity.variants import StoredWeights, apply_formats
 from qplan.verify.record import BuiltModel, EngineRun, Speed
 from qplan.verify.reference import Reference, accuracy_of, torch_logits
 
@@ -41,7 +41,7 @@ class Trial:
 
 
 def measure_model(
-    name: str, folder: Path, formats: Mapping[str, QuantFormat], *, loaded: LoadedModel, trial: Trial, say: Say
+    name: str, folder: Path, formats: Mapping[str, QuantFormat], *, rounder: Rounder, trial: Trial, say: Say
 ) -> BuiltModel:
     """Run a built folder under both memory settings, and the same stored weights in torch.
 
@@ -49,7 +49,7 @@ def measure_model(
         name: ``fp16``, ``int8``, ``int4`` or ``plan``.
         folder: the built folder.
         formats: what it was built with, by tensor name.
-        loaded: the model it was built from.
+        rounder: what it was built with.
         trial: tokens and repeats.
         say: told what is being done.
 
@@ -57,6 +57,7 @@ def measure_model(
         ToolError: the engine failed.
         MeasurementError: logits that are not finite.
     """
+    loaded = rounder.loaded
     runs: list[EngineRun] = []
     emulated: dict[str, float] = {}
     speed = None
@@ -68,7 +69,7 @@ def measure_model(
                 stepwise = trial.reference.compare(engine.logits_stepwise, trial.decode_rows)
                 runs.append(EngineRun(memory, "decode", accuracy_of(stepwise)))
                 speed = _speed(engine, trial, loaded.card.context)
-        emulated[memory] = _emulated(loaded, formats, memory, trial.reference)
+        emulated[memory] = _emulated(rounder, formats, memory, trial.reference)
     return BuiltModel(name, folder_bytes(folder), tuple(runs), speed, emulated)
 
 
@@ -86,7 +87,8 @@ def _speed(engine: Engine, trial: Trial, context: int) -> Speed:
     )
 
 
-def _emulated(loaded: LoadedModel, formats: Mapping[str, QuantFormat], memory: Memory, reference: Reference) -> float:
+def _emulated(rounder: Rounder, formats: Mapping[str, QuantFormat], memory: Memory, reference: Reference) -> float:
     """Loss in nats that torch computes for the same stored weights, prefill."""
-    with apply_formats(loaded, formats, memory, engine_embedding=True):
+    loaded = rounder.loaded
+    with apply_formats(loaded, formats, memory, stored=StoredWeights(loaded, rounder), engine_embedding=True):
         return reference.compare(lambda ids: torch_logits(loaded, ids)).kl_nats

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from qplan.formats import QuantFormat
 from qplan.model.load import LoadedModel
 from qplan.sensitivity.metrics import TokenStats, compare, join, reference_of
-from qplan.sensitivity.variants import apply_formats
+from qplan.sensitivity.rounding import Rounder
+from qplan.sensitivity.variants import StoredWeights, apply_formats
 from qplan.verify.record import Accuracy
 
 Logits = NDArray[np.float32]
@@ -68,9 +69,10 @@ def reference_logits(
         del logits
 
 
-def stored_logits(loaded: LoadedModel, formats: Mapping[str, QuantFormat], token_ids: Sequence[int]) -> Logits:
+def stored_logits(rounder: Rounder, formats: Mapping[str, QuantFormat], token_ids: Sequence[int]) -> Logits:
     """Logits ``[seq_len, vocabulary]`` that MNN computes with stored weights and float activations (memory normal)."""
-    with apply_formats(loaded, formats, "normal", engine_embedding=True):
+    loaded = rounder.loaded
+    with apply_formats(loaded, formats, "normal", stored=StoredWeights(loaded, rounder), engine_embedding=True):
         return torch_logits(loaded, token_ids)
 
 

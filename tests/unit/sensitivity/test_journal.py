@@ -87,7 +87,9 @@ def test_other_inputs_are_refused_by_name(tmp_path: Path, qwen2: LoadedModel, ca
         analyze(qwen2, calibration, (INT8,), "normal", journal=path)
     with pytest.raises(StaleArtifactError, match="batch_size was 4, now 2"):
         analyze(qwen2, calibration, (INT8,), batch_size=2, journal=path)
-    changed = CalibrationSet(calibration.heldout, calibration.tokens, "words", None, 0, calibration.tokenizer_sha256)
+    changed = CalibrationSet(
+        calibration.heldout, calibration.tokens, calibration.fit, "words", None, 0, calibration.tokenizer_sha256
+    )
     with pytest.raises(StaleArtifactError, match=r"calibration was [0-9a-f]{12}\.\.\., now"):
         analyze(qwen2, changed, (INT8,), journal=path)
     other = replace(qwen2, card=replace(qwen2.card, sha256="0" * 64))

@@ -1,0 +1,71 @@
+"""The rounder of a run: its moments, and the tensors that it has made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+
+from qplan.artifact import sha256_json
+from qplan.calibration import CalibrationSet
+from qplan.errors import InputError
+from qplan.model.load import LoadedModel
+from qplan.pipeline.runs import Run
+from qplan.sensitivity.moments import Moments, gather_moments, open_moments
+from qplan.sensitivity.rounding import ROUNDINGS, Rounder
+from qplan.sensitivity.stored_cache import StoredCache
+
+Progress = Callable[[int, int], None]
+
+
+def run_rounder(
+    run: Run,
+    loaded: LoadedModel,
+    calibration: CalibrationSet,
+    rounding: str,
+    *,
+    batch_size: int = 4,
+    progress: Progress | None = None,
+) -> Rounder:
+    """Make a rounder, gathering moments that the run folder does not hold yet.
+
+    It fits to the calibration's `fit` windows and chooses by the windows that losses are measured on.
+
+    Args:
+        run: where moments and tensors are kept.
+        loaded: the model.
+        calibration: the tokens.
+        rounding: ``auto``, ``rtn``, ``search`` or ``gptq``.
+        batch_size: sequences per pass.
+        progress: called after each pass.
+
+    Raises:
+        InputError: an unknown rounding.
+        MeasurementError: a linear that no token reached.
+    """
+    known = next((known for known in ROUNDINGS if known == rounding), None)
+    if known is None:
+        msg = f"rounding {rounding!r} is unknown; use one of {', '.join(ROUNDINGS)}"
+        raise InputError(msg)
+    if known == "rtn":
+        return Rounder(loaded, "rtn")
+
+    def moments(part: str, tokens: NDArray[Any], sha256: str) -> Moments:
+        path = run.rounding / f"{part}-{sha256[:12]}.safetensors"
+        inputs = {"model": loaded.card.sha256, "tokens": sha256}
+        rows = torch.from_numpy(tokens)
+        return open_moments(loaded, rows, path, inputs) or gather_moments(
+            loaded, rows, path, inputs=inputs, batch_size=batch_size, progress=progress
+        )
+
+    fit = moments("fit", calibration.fit, calibration.fit_sha256)
+    judge = moments("judge", calibration.tokens, calibration.sha256) if known == "auto" else None
+    inputs = {
+        "model": loaded.card.sha256,
+        "fit": calibration.fit_sha256,
+        "judge": calibration.sha256,
+        "rounding": known,
+    }
+    return Rounder(loaded, known, fit, judge, StoredCache(run.rounding / f"tensors-{sha256_json(inputs)[:12]}", inputs))

@@ -1,0 +1,147 @@
+"""One analysis: what is to be known, what is known already, and the table that comes of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from qplan.calibration.token_set import CalibrationSet
+from qplan.errors import MeasurementError
+from qplan.formats import QuantFormat
+from qplan.model.load import LoadedModel
+from qplan.sensitivity.journal import Journal, Memo
+from qplan.sensitivity.measurement import Measurement, Memory, Source, memories_of
+from qplan.sensitivity.menu import Menu, resolve_menu
+from qplan.sensitivity.rounding import Rounder
+from qplan.sensitivity.table import SCHEMA, Conditions, Mode, SensitivityTable
+from qplan.sensitivity.variants import StoredWeights
+
+Progress = Callable[[int, int], None]
+"""Told how much is done, of how much."""
+
+Entry = tuple[str, str, Memory]
+"""Tensor, format, memory: one entry of the table, measured in every batch."""
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What every mode of one analysis needs."""
+
+    loaded: LoadedModel
+    menu: Menu
+    menu_notes: tuple[str, ...]
+    conditions: Conditions
+    batches: tuple[Tensor, ...]
+    """int64 ``[batch_size, seq_len]`` each, the last one may have fewer rows."""
+    stored: StoredWeights
+    kept: Memo
+    """What is known already."""
+
+    def entries(self) -> Iterator[tuple[str, QuantFormat, Memory]]:
+        """Everything that is to be known, in the order of the table."""
+        for name, formats in self.menu.items():
+            for fmt in formats:
+                for memory in memories_of(self.conditions.memory):
+                    yield name, fmt, memory
+
+    def changes_nothing(self, name: str, fmt: QuantFormat, memory: Memory) -> bool:
+        """Whether storage keeps every weight to the bit and activations stay floats."""
+        return (fmt.is_float or memory == "normal") and self.stored.unchanged(name, fmt)
+
+    def rows(self, entry: Entry, source: Source) -> list[Measurement]:
+        """An entry's measurements, batch by batch."""
+        return [self.kept.measurements[(*entry, batch, source)] for batch in range(len(self.batches))]
+
+    def check_entry(self, name: str, fmt: QuantFormat, memory: Memory, source: Source) -> None:
+        """Believe a loss of exactly 0 over all batches only where nothing was changed.
+
+        Raises:
+            MeasurementError: a tensor that changes without any effect.
+        """
+        loss = math.fsum(row.kl_nats for row in self.rows((name, fmt.name, memory), source))
+        if loss == 0 and not self.changes_nothing(name, fmt, memory):
+            msg = (
+                f"{name} in {fmt}, memory {memory}, changes its values but loses exactly 0 nats over all batches; "
+                "the tensor has no effect on the logits or the measurement is broken"
+            )
+            raise MeasurementError(msg)
+
+    def table(self, mode: Mode, rows: Sequence[Measurement], notes: Sequence[str] = ()) -> SensitivityTable:
+        """The finished table.
+
+        Raises:
+            MeasurementError: rows that are missing or impossible.
+        """
+        records = [self.kept.references[batch] for batch in sorted(self.kept.references)]
+        nll = math.fsum(r.labels * r.nll_nats for r in records) / sum(r.labels for r in records)
+        conditions = replace(self.conditions, mode=mode)
+        table = SensitivityTable(self.loaded.card, conditions, nll, (*self.menu_notes, *notes), tuple(rows))
+        table.check_complete()
+        return table
+
+
+@contextmanager
+def open_analysis(
+    loaded: LoadedModel,
+    calibration: CalibrationSet,
+    formats: Sequence[QuantFormat],
+    memory: Memory,
+    *,
+    batch_size: int = 4,
+    draws: int = 1,
+    rounder: Rounder | None = None,
+    journal: Path | None = None,
+) -> Iterator[Analysis]:
+    """Start an analysis, or go on with the one in a journal; all modes share one journal.
+
+    Args:
+        loaded: the model.
+        calibration: the tokens.
+        formats: to measure; blocks are resolved for each tensor.
+        memory: MNN's memory setting whose arithmetic is emulated.
+        batch_size: sequences per pass.
+        draws: times that labels are sampled for each sequence, where gradients are used.
+        rounder: chooses the integers; None rounds to nearest.
+        journal: where measurements are kept as they are made; an interrupted run with the same journal goes on.
+
+    Raises:
+        InputError: a tensor that allows none of the formats.
+        StaleArtifactError: the journal was made from other inputs.
+    """
+    menu, notes = resolve_menu(loaded.card, formats)
+    conditions = Conditions(
+        memory=memory,
+        formats=tuple(fmt.name for fmt in formats),
+        samples=calibration.samples,
+        seq_len=calibration.seq_len,
+        batch_size=batch_size,
+        calibration=calibration.source,
+        calibration_sha256=calibration.sha256,
+        seed=calibration.seed,
+        draws=draws,
+        rounding="rtn" if rounder is None else rounder.rounding,
+    )
+    fingerprint = {
+        "model": loaded.card.sha256,
+        "calibration": calibration.sha256,
+        "formats": conditions.formats,
+        "memory": memory,
+        "samples": conditions.samples,
+        "seq_len": conditions.seq_len,
+        "batch_size": batch_size,
+        "draws": draws,
+        "rounding": conditions.rounding,
+        "rounding fitted to": calibration.fit_sha256 if conditions.rounding != "rtn" else "nothing",
+        "device": loaded.device.type,
+        "table schema": SCHEMA,
+    }
+    batches = torch.from_numpy(calibration.tokens).split(batch_size)
+    opened = nullcontext(Memo()) if journal is None else Journal(journal, fingerprint)
+    with opened as kept:
+        yield Analysis(loaded, menu, notes, conditions, batches, StoredWeights(loaded, rounder), kept)

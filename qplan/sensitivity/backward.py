@@ -1,0 +1,155 @@
+"""One forward pass, and backward passes of the log-likelihood of labels that the model itself draws.
+
+The expected square of a derivative of that log-likelihood is the Fisher information, and KL(model || changed model)
+is half its quadratic form to second order: ``KL = E[(d log p(label))^2] / 2``, labels drawn from the model (Kullback,
+Information Theory and Statistics, 1959, section 2.6; Amari, Natural gradient works efficiently in learning, 1998).
+Labels of the text would give the empirical Fisher, which is another thing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from qplan.errors import MeasurementError
+from qplan.model.load import LoadedModel
+
+
+class Observer(Protocol):
+    """Sees what goes through linears, forwards and backwards."""
+
+    def forward(self, module: nn.Linear, inputs: Tensor, outputs: Tensor) -> None:
+        """See a linear's input ``[rows, seq_len, in]`` and output ``[rows, seq_len, out]``."""
+
+    def backward(self, module: nn.Linear, inputs: Tensor, gradients: Tensor, lookups: Tensor | None) -> None:
+        """See a linear's input again, and the gradient ``[rows, seq_len, out]`` at its output.
+
+        ``lookups`` is the gradient ``[rows, seq_len, in]`` at the rows looked up from the same weight, where the
+        linear is a head tied to the embedding.
+        """
+
+
+@dataclass
+class _Trace:
+    """What hooks see in one forward pass and its backward passes."""
+
+    observer: Observer
+    tied_head: nn.Linear | None
+    """Waits for the gradient at the lookups, the last to be known."""
+    inputs: dict[nn.Linear, Tensor] = field(default_factory=dict)
+    embedded: Tensor | None = None
+    """The embedding's output, where the graph begins."""
+    scale: float = 1.0
+    """What the embedding multiplies rows with: Gemma's the square root of its width."""
+    reached: set[nn.Linear] = field(default_factory=set)
+    """Linears that a gradient came to."""
+    head_gradient: Tensor | None = None
+
+    def embed(self, module: nn.Embedding, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        """Start the graph at the embedding's output."""
+        if self.tied_head is not None:
+            looked_up = functional.embedding(args[0], module.weight)
+            self.scale = float(output.flatten() @ looked_up.flatten() / looked_up.square().sum())
+            if not torch.allclose(output, self.scale * looked_up, rtol=1e-4, atol=1e-6, equal_nan=True):
+                msg = "the embedding does more than look rows up and scale them; use --mode measured"
+                raise MeasurementError(msg)
+        self.embedded = output.detach().requires_grad_()
+        return self.embedded
+
+    def see(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        """See a linear forwards."""
+        if not isinstance(module, nn.Linear) or module in self.inputs:
+            msg = "a linear runs more than once per pass, which qplan cannot measure"
+            raise MeasurementError(msg)
+        self.inputs[module] = args[0].detach()
+        self.observer.forward(module, self.inputs[module], output.detach())
+        output.register_hook(partial(self.see_gradient, module))
+
+    def see_gradient(self, module: nn.Linear, gradient: Tensor) -> None:
+        """See a linear backwards."""
+        self.reached.add(module)
+        if module is self.tied_head:
+            self.head_gradient = gradient
+        else:
+            self.observer.backward(module, self.inputs[module], gradient, None)
+
+    def see_lookups(self, gradient: Tensor) -> None:
+        """See the embedding's output backwards."""
+        if self.tied_head is not None and self.head_gradient is not None:
+            lookups = gradient * self.scale
+            self.observer.backward(self.tied_head, self.inputs[self.tied_head], self.head_gradient, lookups)
+
+
+def sampled_backward(loaded: LoadedModel, tokens: Tensor, seeds: Sequence[int], observer: Observer) -> Tensor:
+    """Run a batch forward once and backward once per seed.
+
+    Args:
+        loaded: the model; stays without gradients of its weights.
+        tokens: int64 ``[rows, seq_len]``.
+        seeds: one for each draw of labels; the same labels on every device.
+        observer: sees every planned linear, once forwards and once for each draw.
+
+    Returns:
+        float64 ``[labelled tokens]`` on the CPU: negative log-likelihood of the tokens that do follow.
+
+    Raises:
+        MeasurementError: a linear that is not reached, or logits that are not finite.
+    """
+    linears = list(dict.fromkeys(loaded.linear(spec.name) for spec in loaded.card.tensors))
+    tied = loaded.card.tensor(loaded.architecture.head).tied
+    trace = _Trace(observer, loaded.head if tied else None)
+    with ExitStack() as stack:
+        stack.callback(loaded.embedding.register_forward_hook(trace.embed).remove)
+        for linear in linears:
+            stack.callback(linear.register_forward_hook(trace.see).remove)
+        with torch.enable_grad():
+            logits: Tensor = loaded.model(input_ids=tokens.to(loaded.device), use_cache=False).logits
+    if trace.embedded is None:
+        msg = "the model did not look its tokens up in its embedding; the calibration cannot reach its layers"
+        raise MeasurementError(msg)
+    _check_reached(loaded, trace.inputs.keys())
+    probabilities, nll = _probabilities(logits.detach(), tokens)
+    for index, seed in enumerate(seeds):
+        slope = _log_likelihood_slope(probabilities, seed)
+        last = index == len(seeds) - 1
+        (lookups,) = torch.autograd.grad(logits, trace.embedded, slope.to(logits.dtype), retain_graph=not last)
+        _check_reached(loaded, trace.reached)
+        trace.see_lookups(lookups)
+    return nll
+
+
+def _check_reached(loaded: LoadedModel, modules: Collection[nn.Linear]) -> None:
+    for spec in loaded.card.tensors:
+        if loaded.linear(spec.name) not in modules:
+            msg = (
+                f"{spec.name} was not reached by any calibration token; the model does not use it as its type promises"
+            )
+            raise MeasurementError(msg)
+
+
+def _probabilities(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Next-token probabilities ``[rows, seq_len, vocabulary]`` and the text's negative log-likelihood."""
+    log_p = torch.log_softmax(logits.to(torch.float32), -1)
+    if not torch.isfinite(log_p).all():
+        msg = "the reference's logits are not finite; the model overflows on this text"
+        raise MeasurementError(msg)
+    labels = tokens[:, 1:].to(log_p.device).unsqueeze(-1)
+    nll = -log_p[:, :-1].gather(-1, labels).flatten()
+    return log_p.exp_(), nll.cpu().to(torch.float64)
+
+
+def _log_likelihood_slope(probabilities: Tensor, seed: int) -> Tensor:
+    """Gradient ``onehot(label) - p`` of log p(label) with respect to the logits, labels drawn from p."""
+    cumulative = probabilities.cumsum(-1)
+    generator = torch.Generator().manual_seed(seed)
+    # a number per token, not per token of the vocabulary, and drawn on the CPU: the same on every device
+    where = torch.rand(*probabilities.shape[:-1], 1, generator=generator).to(probabilities.device)
+    labels = torch.searchsorted(cumulative, where * cumulative[..., -1:]).clamp_(max=probabilities.shape[-1] - 1)
+    return (-probabilities).scatter_add_(-1, labels, torch.ones_like(cumulative[..., -1:]))

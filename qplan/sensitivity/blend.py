@@ -1,0 +1,79 @@
+"""One table from measured losses where they are known and gradient estimates everywhere else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import replace
+from statistics import fmean
+
+from qplan.formats import QuantFormat
+from qplan.sensitivity.analysis import Analysis, Entry
+from qplan.sensitivity.measurement import Measurement, Memory, memories_of
+
+_FEWEST = 8
+"""Measured entries from which the common scale of gradient estimates is taken; fewer say nothing about it."""
+
+
+def blend(analysis: Analysis, measured: Collection[Entry]) -> tuple[list[Measurement], float]:
+    """Rows of the table: measured ones, and gradient estimates brought to the scale of the measured ones.
+
+    What gradient estimates get wrong is specific to the rounding of one tensor in one format (it hardly correlates
+    between formats of a tensor, ``reports/sensitivity/``), so nothing is carried from format to format but the mean
+    of log(measured / gradient) over everything that was measured. Between memory settings of one tensor and format
+    the error is the same as far as it comes from the weights, and is carried over to that degree.
+
+    Returns:
+        the rows in the order of the table, and the common scale.
+    """
+    logs = {entry: log for entry in measured if (log := _log_ratio(analysis, entry)) is not None}
+    integer = [log for (_, fmt, _), log in logs.items() if not QuantFormat.parse(fmt).is_float]
+    common = fmean(integer) if len(integer) >= _FEWEST else 0.0
+    rows: list[Measurement] = []
+    for name, fmt, memory in analysis.entries():
+        entry = (name, fmt.name, memory)
+        if entry in measured:
+            rows.extend(analysis.rows(entry, "measured"))
+            continue
+        scale = math.exp(common)
+        twin = _twin(analysis, entry, logs)
+        if twin is not None:
+            scale = math.exp(logs[twin] * _carried(analysis, name, fmt))
+        rows.extend(_scaled(row, scale) for row in analysis.rows(entry, "gradient"))
+    return rows, math.exp(common)
+
+
+def _log_ratio(analysis: Analysis, entry: Entry) -> float | None:
+    """Log of measured over gradient loss, over all batches; None where nothing is lost."""
+    sums = [
+        math.fsum(r.tokens * r.kl_nats for r in analysis.rows(entry, source)) for source in ("measured", "gradient")
+    ]
+    return math.log(sums[0] / sums[1]) if min(sums) > 0 else None
+
+
+def _twin(analysis: Analysis, entry: Entry, logs: Collection[Entry]) -> Entry | None:
+    """The same tensor and format under another memory setting, if it was measured."""
+    others: list[Entry] = [(entry[0], entry[1], memory) for memory in memories_of(analysis.conditions.memory)]
+    return next((other for other in others if other != entry and other in logs), None)
+
+
+def _carried(analysis: Analysis, name: str, fmt: QuantFormat) -> float:
+    """How much of the log ratio of one memory setting holds in the other.
+
+    With ``s`` the weights' share of the loss under low and independent relative errors of equal size in the shares
+    of weights and activations, the regression of the weights' error on the whole is ``s / (s^2 + (1 - s)^2)``.
+    """
+    if fmt.is_float or analysis.conditions.memory == "normal":
+        return 1.0
+    memories: tuple[Memory, Memory] = ("normal", "low")
+    normal, low = (
+        math.fsum(r.tokens * r.kl_nats for r in analysis.rows((name, fmt.name, memory), "gradient"))
+        for memory in memories
+    )
+    share = min(1.0, normal / low) if low > 0 else 1.0
+    return min(1.0, share / (share**2 + (1 - share) ** 2))
+
+
+def _scaled(row: Measurement, scale: float) -> Measurement:
+    stderr = None if row.stderr_nats is None else row.stderr_nats * scale
+    return replace(row, kl_nats=row.kl_nats * scale, stderr_nats=stderr)

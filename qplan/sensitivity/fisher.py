@@ -1,0 +1,185 @@
+"""Losses of all formats of a tensor from its input and the gradient at its output, for the price of two products.
+
+With ``a = <G, dY>`` summed over a sequence, ``E[a^2] / 2`` is the sequence's KL in nats to second order (see
+`qplan.sensitivity.backward`). One number per sequence is unbiased but noisy: its square has a relative variance of 2.
+Rounding errors are independent, which says which parts of the square vanish on average, and leaving these out takes
+most of the noise away:
+
+- weights: errors of different rows of a matrix are independent. ``a = sum_o <M_o, dW_o>`` with ``M = G^T X`` becomes
+  ``sum_o <M_o, dW_o>^2``: thousands of squares instead of one, and all correlations between tokens and between
+  input features are kept.
+- int8 activations: errors of different tokens are independent, of each other and of the weights'. They add
+  ``sum_t <U_t, dX_t>^2`` with ``U = G W``, the same for every integer format.
+
+How far this is from measured losses, and the plain square, is in ``reports/sensitivity/``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from qplan.model.load import LoadedModel
+from qplan.quantize import int8_prefill
+from qplan.sensitivity.menu import Menu
+from qplan.sensitivity.variants import StoredWeights
+
+_CHUNK_ELEMENTS = 1 << 21
+"""Elements of products and of weight errors worked on at a time: a bound on memory."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What input features add to a tensor's output noise, the same for all batches."""
+
+    weights: Tensor
+    """float32 ``[in_features]``: sum over output features of squared weights."""
+    errors: Tensor
+    """float32 ``[formats, in_features]``: of squared weight errors."""
+
+
+@dataclass
+class FisherSetup:
+    """What all batches of one analysis share."""
+
+    loaded: LoadedModel
+    menu: Menu
+    stored: StoredWeights
+    int8_activations: bool
+    """Whether integer formats compute with int8 activations under some memory setting."""
+    columns: dict[str, Columns] = field(default_factory=dict)
+    """By tensor; filled by the first batch."""
+    names: dict[nn.Linear, list[str]] = field(init=False)
+    """Tensors that a linear holds."""
+
+    def __post_init__(self) -> None:
+        """Find the linears."""
+        self.names = {}
+        for name in self.menu:
+            self.names.setdefault(self.loaded.linear(name), []).append(name)
+
+
+@dataclass(frozen=True)
+class Energies:
+    """Sums of squares over the tokens of a batch that a tensor's signal-to-noise ratio follows from."""
+
+    signal: float
+    """Of the output."""
+    inputs: Tensor
+    """Of the input, float32 ``[in_features]``."""
+    rounding: Tensor
+    """Of the int8 error of the input, float32 ``[in_features]``; zeros where activations stay floats."""
+
+
+@dataclass
+class FisherObserver:
+    """Sees one batch, see `qplan.sensitivity.backward.Observer`; sums squares over draws."""
+
+    setup: FisherSetup
+    tokens: Tensor
+    """int64 ``[rows, seq_len]``."""
+    weight_squares: dict[str, Tensor] = field(default_factory=dict)
+    """By tensor: float64 ``[formats, rows]`` on the CPU."""
+    activation_squares: dict[str, Tensor] = field(default_factory=dict)
+    """By tensor: float64 ``[rows]`` on the CPU; empty without int8 activations."""
+    energies: dict[str, Energies] = field(default_factory=dict)
+    """By tensor."""
+    _rounded: tuple[Tensor, Tensor] | None = None
+    """The last input and its int8 error: linears that share an input follow each other."""
+
+    def forward(self, module: nn.Linear, inputs: Tensor, outputs: Tensor) -> None:
+        """Keep energies."""
+        columns = _square_sum(inputs)
+        rounding = _square_sum(self._rounding(inputs)) if self.setup.int8_activations else torch.zeros_like(columns)
+        for name in self.setup.names[module]:
+            signal = outputs[..., self.setup.loaded.sites[name].rows]
+            self.energies[name] = Energies(float(signal.float().square().sum()), columns, rounding)
+
+    def backward(self, module: nn.Linear, inputs: Tensor, gradients: Tensor, lookups: Tensor | None) -> None:
+        """Add squares."""
+        for name in self.setup.names[module]:
+            part = gradients[..., self.setup.loaded.sites[name].rows]
+            weight = self.setup.loaded.weight(name).float()
+            if name not in self.setup.columns:
+                self.setup.columns[name] = self._columns(name, weight)
+            _add(self.weight_squares, name, self._weights(name, weight, inputs.float(), part.float(), lookups))
+            if self.setup.int8_activations:
+                slope = part.float() @ weight
+                along = torch.linalg.vecdot(slope, self._rounding(inputs))
+                _add(self.activation_squares, name, along.square().sum(-1))
+
+    def sqnr_db(self, name: str, int8: Sequence[bool]) -> list[float]:
+        """A tensor's signal to noise in every format, errors of different input features taken as independent.
+
+        Args:
+            name: the tensor.
+            int8: for each format, whether its activations are int8.
+        """
+        energies, columns = self.energies[name], self.setup.columns[name]
+        stored = (columns.errors @ energies.inputs).tolist()
+        rounded = float(columns.weights @ energies.rounding)
+        noise = [part + rounded * flag for part, flag in zip(stored, int8, strict=True)]
+        return [_decibel(energies.signal, part) for part in noise]
+
+    def _rounding(self, inputs: Tensor) -> Tensor:
+        if self._rounded is None or self._rounded[0] is not inputs:
+            self._rounded = inputs, int8_prefill(inputs.float()) - inputs.float()
+        return self._rounded[1]
+
+    def _weights(self, name: str, weight: Tensor, inputs: Tensor, gradients: Tensor, lookups: Tensor | None) -> Tensor:
+        """Sum over rows ``o`` of ``<M_o, dW_o>^2``: ``[formats, sequences]``."""
+        squares = torch.zeros(len(self.setup.menu[name]), len(inputs), device=inputs.device)
+        for rows in self._chunks(name, weight, len(inputs)):
+            products = gradients[..., rows].transpose(1, 2) @ inputs
+            if lookups is not None:
+                self._add_lookups(products, lookups, rows)
+            # [rows, formats, in] @ [rows, in, sequences]
+            along = torch.bmm(self._errors(name, weight, rows).transpose(0, 1), products.permute(1, 2, 0))
+            squares += along.square_().sum(0)
+        return squares
+
+    def _columns(self, name: str, weight: Tensor) -> Columns:
+        errors = torch.zeros(len(self.setup.menu[name]), weight.shape[1], device=weight.device)
+        for rows in self._chunks(name, weight, 0):
+            errors += self._errors(name, weight, rows).square_().sum(1)
+        return Columns(_square_sum(weight), errors)
+
+    def _chunks(self, name: str, weight: Tensor, sequences: int) -> Iterator[slice]:
+        step = max(1, _CHUNK_ELEMENTS // (weight.shape[1] * (sequences + len(self.setup.menu[name]))))
+        for start in range(0, len(weight), step):
+            yield slice(start, min(start + step, len(weight)))
+
+    def _errors(self, name: str, weight: Tensor, rows: slice) -> Tensor:
+        """What storage changes: float32 ``[formats, rows, in_features]``."""
+        formats, exact = self.setup.menu[name], weight[rows]
+        errors = torch.empty(len(formats), *exact.shape, device=exact.device)
+        for index, fmt in enumerate(formats):
+            torch.sub(self.setup.stored.rows(name, fmt, rows), exact, out=errors[index])
+        return errors
+
+    def _add_lookups(self, products: Tensor, lookups: Tensor, rows: slice) -> None:
+        """Add the gradient of a tied weight's other use, the lookup of the tokens' rows."""
+        for product, slope, ids in zip(products, lookups, self.tokens.to(lookups.device), strict=True):
+            here = (ids >= rows.start) & (ids < rows.stop)
+            product.index_add_(0, ids[here] - rows.start, slope[here].float())
+
+
+def _decibel(signal: float, noise: float) -> float:
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal else -math.inf
+
+
+def _square_sum(values: Tensor) -> Tensor:
+    flat = values.float().flatten(0, -2)
+    total: Tensor = flat.square().sum(0)
+    return total
+
+
+def _add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
+    value = value.cpu().to(torch.float64)
+    sums[name] = value if name not in sums else sums[name] + value

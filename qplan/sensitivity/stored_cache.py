@@ -1,0 +1,47 @@
+"""Quantised tensors on disk: computed once, read by every batch, by a resumed run and by the build."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from qplan.artifact import atomic_path
+from qplan.formats import QuantFormat
+from qplan.quantize import IntTensor, StoredTensor
+
+
+@dataclass(frozen=True)
+class StoredCache:
+    """A folder with one file per tensor and format."""
+
+    folder: Path
+    inputs: Mapping[str, str]
+    """What the tensors depend on; files of other inputs are computed again."""
+
+    def get(self, name: str, fmt: QuantFormat, compute: Callable[[], StoredTensor]) -> StoredTensor:
+        """Read a tensor, or compute and keep it."""
+        path = self.folder / f"{name}.{fmt.name}.safetensors"
+        if path.is_file() and (found := self._read(path, fmt)) is not None:
+            return found
+        stored = compute()
+        if isinstance(stored, IntTensor):
+            parts = {"codes": stored.codes, "scale": stored.scale} | _optional(stored.zero)
+            with atomic_path(path) as temporary:
+                save_file({key: part.contiguous().cpu() for key, part in parts.items()}, temporary, dict(self.inputs))
+        return stored
+
+    def _read(self, path: Path, fmt: QuantFormat) -> IntTensor | None:
+        with safe_open(path, "pt") as parts:
+            if parts.metadata() != dict(self.inputs):
+                return None
+            zero = None if fmt.symmetric else parts.get_tensor("zero")
+            return IntTensor(fmt, parts.get_tensor("codes"), parts.get_tensor("scale"), zero)
+
+
+def _optional(zero: Tensor | None) -> dict[str, Tensor]:
+    return {} if zero is None else {"zero": zero}

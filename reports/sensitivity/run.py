@@ -1,0 +1,193 @@
+"""Gradient and auto mode against measured mode: agreement, plans, time and memory.
+
+Run from the repository's root with
+
+    python -m reports.sensitivity.run                                      # the embedded model, a quarter of an hour
+    python -m reports.sensitivity.run --model FOLDER --calib FILE          # another one
+
+Adds the model to ``results.json`` and writes ``README.md`` beside it. Times are those of the processor, one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+import qplan.demo
+from qplan.calibration import CalibrationSet, load_text, tokenise
+from qplan.cost.file_bytes import estimate_fixed
+from qplan.errors import InfeasibleError
+from qplan.formats import QuantFormat, parse_formats
+from qplan.model.load import LoadedModel, load_model
+from qplan.pipeline.additivity import measure_additivity
+from qplan.pipeline.auto import analyze_auto
+from qplan.planner.planning import make_plan
+from qplan.sensitivity import gradient, measured
+from qplan.sensitivity.analysis import open_analysis
+from qplan.sensitivity.joint import joint_losses
+from qplan.sensitivity.table import Mode, SensitivityTable
+from reports.sensitivity.agreement import Agreement, agree, by_format
+from reports.sensitivity.cost import Cost, cost_of, forward, forward_backward
+from reports.sensitivity.page import write_page
+
+HOME = Path(__file__).parent
+FORMATS = parse_formats("fp16,int8,int6,int5,int4,int3,int2")
+"""Measured."""
+TWELVE = parse_formats("fp16,int8,int8-b32,int6,int6-b32,int5,int5-b32,int4,int4-b32,int3,int3-b32,int2")
+"""What the gradient's time is taken for."""
+BUDGETS = ("3.5bpw", "4bpw", "5bpw", "6bpw", "8bpw")
+BATCH_SIZE = 4
+
+
+@dataclass(frozen=True)
+class PlanPoint:
+    """The plan of one mode at one budget."""
+
+    budget: str
+    mode: Mode
+    same: float
+    """Share of tensors with the format of measured mode's plan."""
+    calibration_ratio: float
+    """Joint loss over that of measured mode's plan, on the calibration tokens."""
+    heldout_ratio: float
+    """The same on held-out tokens."""
+
+
+def load(model: str, calib: str, samples: int, seq_len: int) -> tuple[LoadedModel, CalibrationSet]:
+    """The model and its calibration tokens."""
+    loaded = load_model(model)
+    text = load_text(calib, loaded.tokenizer)
+    card = loaded.card
+    limits = {"samples": samples, "seq_len": seq_len, "context": card.context, "vocabulary": card.vocabulary}
+    return loaded, tokenise(text, loaded.tokenizer, seed=0, **limits)
+
+
+def auto(loaded: LoadedModel, calibration: CalibrationSet) -> SensitivityTable:
+    """Auto mode from nothing."""
+    with open_analysis(loaded, calibration, FORMATS, "low", batch_size=BATCH_SIZE) as analysis:
+        return analyze_auto(analysis, say=print)
+
+
+def costs(loaded: LoadedModel, calibration: CalibrationSet, keep: dict[Mode, SensitivityTable]) -> dict[str, Cost]:
+    """Time of every mode and of what it is held against; leaves the tables in ``keep``."""
+    tokens = torch.from_numpy(calibration.tokens)
+
+    def passes(*, weights: bool) -> None:
+        forward_backward(loaded, tokens, BATCH_SIZE, weights=weights)
+
+    def analyze(mode: Mode) -> None:
+        if mode == "auto":
+            keep[mode] = auto(loaded, calibration)
+        else:
+            module = gradient if mode == "gradient" else measured
+            keep[mode] = module.analyze(loaded, calibration, FORMATS, batch_size=BATCH_SIZE)
+
+    forward(loaded, tokens, BATCH_SIZE)
+    return {
+        "forward": cost_of(lambda: forward(loaded, tokens, BATCH_SIZE), 5),
+        "forward and backward": cost_of(lambda: passes(weights=True), 5),
+        "forward and backward, activations only": cost_of(lambda: passes(weights=False), 5),
+        "gradient, 12 formats": cost_of(lambda: gradient.analyze(loaded, calibration, TWELVE), 3),
+        "gradient": cost_of(lambda: analyze("gradient"), 3),
+        "auto": cost_of(lambda: analyze("auto")),
+        "measured": cost_of(lambda: analyze("measured")),
+    }
+
+
+def plan_points(
+    loaded: LoadedModel, calibration: CalibrationSet, tables: dict[Mode, SensitivityTable]
+) -> list[PlanPoint]:
+    """Joint losses of the plans that each mode leads to."""
+    fixed = estimate_fixed(loaded.card)
+    plans: dict[tuple[str, Mode], dict[str, QuantFormat]] = {}
+    for budget in BUDGETS:
+        for mode, table in tables.items():
+            try:
+                plans[budget, mode] = make_plan(table, budget, fixed, logits_bits=0).formats
+            except InfeasibleError:
+                print(f"{budget} is too small for any plan")
+    labelled = {f"{budget} {mode}": formats for (budget, mode), formats in plans.items()}
+    seen, held = (
+        joint_losses(loaded, torch.from_numpy(ids), labelled) for ids in (calibration.tokens, calibration.heldout)
+    )
+    points = []
+    for (budget, mode), formats in plans.items():
+        best, label, other = plans[budget, "measured"], f"{budget} {mode}", f"{budget} measured"
+        same = sum(formats[name] == fmt for name, fmt in best.items()) / len(best)
+        ratios = [joint[label].kl_nats / joint[other].kl_nats for joint in (seen, held)]
+        points.append(PlanPoint(budget, mode, same, *ratios))
+    return points
+
+
+def random_plans(
+    loaded: LoadedModel, calibration: CalibrationSet, tables: dict[Mode, SensitivityTable], count: int
+) -> dict[str, Agreement]:
+    """Predicted against measured joint loss: sums of single losses, and sums times the additivity ratio."""
+    generator = random.Random(0)
+    plans = {}
+    for index in range(count):
+        widths = generator.sample(FORMATS, generator.randint(1, len(FORMATS)))
+        plans[str(index)] = {
+            spec.name: generator.choice([f for f in widths if f in formats] or formats)
+            for spec in loaded.card.tensors
+            if (formats := list(tables["measured"].formats_of(spec.name)))
+        }
+    tokens = torch.from_numpy(calibration.tokens)
+    joint = joint_losses(loaded, tokens, plans)
+    lossy = [label for label, stats in joint.items() if stats.kl_nats > 0]
+    found = {}
+    for mode, table in tables.items():
+        single = table.kl("low")
+        sums = [sum(single[name][fmt.name] for name, fmt in plans[label].items()) for label in lossy]
+        measured_losses = [joint[label].kl_nats for label in lossy]
+        found[f"{mode}, sum"] = agree(sums, measured_losses)
+        if table.joint:
+            found[f"{mode}, with the additivity ratio"] = agree(
+                [table.predict_joint(total) for total in sums], measured_losses
+            )
+    return found
+
+
+def main() -> None:
+    """Run for one model."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default=str(Path(qplan.demo.__file__).parent / "stdlib-3m"))
+    parser.add_argument("--calib", default="python-stdlib")
+    parser.add_argument("--samples", type=int, default=16)
+    parser.add_argument("--seq-len", type=int, default=256)
+    parser.add_argument("--plans", type=int, default=100)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    loaded, calibration = load(options.model, options.calib, options.samples, options.seq_len)
+    tables: dict[Mode, SensitivityTable] = {}
+    spent = costs(loaded, calibration, tables)
+    tokens = torch.from_numpy(calibration.tokens)
+    tables["auto"], tables["measured"] = (
+        measure_additivity(tables[mode], loaded, tokens) for mode in ("auto", "measured")
+    )
+    entries = {mode: [m.source for m in table.measurements] for mode, table in tables.items()}
+    results = {
+        "model": {"parameters": loaded.card.parameters, "tensors": len(loaded.card.tensors)},
+        "calibration": {"text": Path(options.calib).name, "samples": options.samples, "seq_len": options.seq_len},
+        "entries": len(entries["measured"]) // len({m.batch for m in tables["measured"].measurements}),
+        "auto_measured_share": entries["auto"].count("measured") / len(entries["auto"]),
+        "costs": {name: asdict(cost) for name, cost in spent.items()},
+        "formats": [asdict(row) for row in by_format(tables["gradient"], tables["measured"])],
+        "plans": [asdict(point) for point in plan_points(loaded, calibration, tables)],
+        "joint": {name: asdict(row) for name, row in random_plans(loaded, calibration, tables, options.plans).items()},
+        "additivity": [asdict(point) | {"ratio": point.ratio} for point in tables["measured"].joint],
+    }
+    path = HOME / "results.json"
+    everything = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    everything[Path(options.model).name] = results
+    path.write_text(json.dumps(everything, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    write_page(everything, HOME / "README.md")
+
+
+if __name__ == "__main__":
+    main()
