@@ -46,28 +46,6 @@ def export_skeleton(
     return Skeleton.open(out)
 
 
-def export_uniform(
-    model_dir: Path,
-    out: Path,
-    *,
-    bits: int,
-    lm_bits: int | None = None,
-    block: int = 64,
-    symmetric: bool = False,
-    scale_bits: int | None = None,
-    llmexport: Path | None = None,
-    progress: Progress | None = None,
-) -> Path:
-    """Export with llmexport's own quantiser, one format for all (and one width for the head): the baselines.
-
-    Raises:
-        InputError: no model in ``model_dir``, ``out`` exists, or no exporter.
-        ToolError: the exporter failed.
-    """
-    options = ExportOptions(bits, block, lm_bits, None, symmetric, scale_bits)
-    return export(model_dir, out, options, llmexport=llmexport, progress=progress)
-
-
 def export_with_config(
     model_dir: Path,
     out: Path,
