@@ -15,7 +15,7 @@ from qplan.formats import QuantFormat
 from qplan.planner.ceiling import Ceiling
 from qplan.planner.plan import Plan
 from qplan.planner.planning import make_plan
-from qplan.planner.uniform import largest_uniform
+from qplan.planner.uniform import largest_uniform, uniform_loss
 from qplan.sensitivity.joint import joint_losses
 from qplan.sensitivity.rounding import Rounder
 from qplan.sensitivity.table import Memory, SensitivityTable
@@ -74,7 +74,7 @@ def choose_plan(
             return plan
         for memory, ratio in ratios.items():
             if ratio > 1:
-                reached = _sum(table, memory, plan.formats) or 0.0
+                reached = uniform_loss(plan.formats, table.kl(memory)) or 0.0
                 limits[memory] = _MARGIN / ratio * min(reached, limits.get(memory, reached))
         say(f"worse than uniform {name}: solving again under a lower ceiling ({attempt + 1} of {_ROUNDS})")
         ceilings = [Ceiling(f"loss under memory {memory}", table.kl(memory), limit) for memory, limit in limits.items()]
@@ -82,7 +82,7 @@ def choose_plan(
             plan = _solve(table, budget, fixed, rules, ceilings)
         except InfeasibleError:
             break  # nothing is below the ceiling
-    if rules != PlanRules() or _sum(table, table.goal, uniform) is None:
+    if rules != PlanRules() or uniform_loss(uniform, table.kl(table.goal)) is None:
         note = f"worse than uniform {name} on held-out tokens; it needs other rules or more --formats to be better"
         return replace(plan, notes=(*plan.notes, note))
     return _give_way(table, budget, fixed, name, uniform)
@@ -92,11 +92,8 @@ def with_price_of_nearest(plan: Plan, rounder: Rounder, memory: Memory, heldout:
     """The plan with a note of what it would lose if its integers were rounded to nearest, as llmexport rounds."""
     if rounder.rounding == "rtn":
         return plan
-    tokens = torch.from_numpy(heldout)
-    ours, nearest = (
-        joint_losses(rounder.loaded, tokens, {"": plan.formats}, memory, engine_embedding=True, rounder=how)[""].kl_nats
-        for how in (rounder, None)
-    )
+    ours = _joint_nats(rounder, plan.formats, memory, heldout)
+    nearest = _joint_nats(Rounder(rounder.loaded), plan.formats, memory, heldout)
     if not ours:
         return plan
     note = (
@@ -128,12 +125,13 @@ def _give_way(
     return replace(plan, notes=(*plan.notes, note))
 
 
-def _sum(table: SensitivityTable, memory: Memory, formats: Mapping[str, QuantFormat]) -> float | None:
-    """Sum of single losses, None where a format was not measured."""
-    losses = table.kl(memory)
-    each = [losses[name].get(fmt.name) for name, fmt in formats.items()]
-    known = [loss for loss in each if loss is not None]
-    return sum(known) if len(known) == len(each) else None
+def _joint_nats(
+    rounder: Rounder, formats: Mapping[str, QuantFormat], memory: Memory, heldout: NDArray[np.int64]
+) -> float:
+    """Mean KL per token that torch computes for a whole model, stored by ``rounder``."""
+    tokens = torch.from_numpy(heldout)
+    losses = joint_losses(rounder.loaded, tokens, {"": formats}, memory, engine_embedding=True, rounder=rounder)
+    return losses[""].kl_nats
 
 
 def _against(
@@ -145,11 +143,8 @@ def _against(
 ) -> dict[Memory, float]:
     """The plan's joint loss over that of uniform as MNN's exporter rounds it, by memory setting."""
     ratios: dict[Memory, float] = {}
-    tokens = torch.from_numpy(heldout)
     for memory in table.memories:
-        ours, theirs = (
-            joint_losses(rounder.loaded, tokens, {"": formats}, memory, engine_embedding=True, rounder=how)[""].kl_nats
-            for formats, how in ((plan.formats, rounder), (uniform, None))
-        )
+        ours = _joint_nats(rounder, plan.formats, memory, heldout)
+        theirs = _joint_nats(Rounder(rounder.loaded), uniform, memory, heldout)
         ratios[memory] = ours / theirs if theirs else float(ours > 0)
     return ratios
