@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qplan.cli.console import err, out, progress_bar, say
+from qplan.cli.rules import GroupFused, Groups, LeastWidths, LogitsBits, Pins, rules_of
 from qplan.cli.tables import plan_table, verification_table
 from qplan.errors import InputError, VerificationError
-from qplan.formats import QuantFormat
 
 if TYPE_CHECKING:
     from qplan.pipeline.emit import Emitted
@@ -23,11 +23,14 @@ def command(
         str, typer.Option(help="`int8`, `int4`, `fp16` (as large as that uniform export), `4.5bpw`, `300MB`, `60%`.")
     ] = "int8",
     run: Annotated[Path | None, typer.Option(help="Run folder.  [default: the latest in qplan-runs]")] = None,
-    logits_bits: Annotated[
-        int, typer.Option(help="Least width of the head and a tied embedding; 0 turns the logits rule off.")
-    ] = 8,
-    pin: Annotated[list[str] | None, typer.Option(help="PATTERN=FORMAT, e.g. `*.0.mlp.down_proj=fp16`.")] = None,
-    min_bits: Annotated[list[str] | None, typer.Option(help="PATTERN=BITS, e.g. `*.o_proj=6`.")] = None,
+    plan: Annotated[
+        Path | None, typer.Option(help="Build from this plan, e.g. an edited plan.json, instead of making one.")
+    ] = None,
+    logits_bits: LogitsBits = 8,
+    pin: Pins = None,
+    min_bits: LeastWidths = None,
+    group: Groups = None,
+    group_fused: GroupFused = False,
     text: Annotated[
         str | None, typer.Option(help="What the model is judged on, as for --calib.  [default: held-out windows]")
     ] = None,
@@ -43,7 +46,6 @@ def command(
     Example: `qplan emit --budget 300MB --pin '*.0.mlp.down_proj=fp16'`
     """
     # torch and transformers take seconds to import: not for --help
-    from qplan.pipeline.choose import PlanRules  # noqa: PLC0415
     from qplan.pipeline.emit import EmitOptions, run_emit  # noqa: PLC0415
     from qplan.pipeline.runs import Run  # noqa: PLC0415
 
@@ -53,12 +55,10 @@ def command(
     target = Run(run) if run is not None else Run.latest()
     if run is None:
         say(f"using the latest run, {target.folder}")
-    rules = PlanRules(
-        logits_bits=logits_bits,
-        pins={pattern: QuantFormat.parse(name) for pattern, name in _pairs("--pin", pin or [])},
-        min_bits={pattern: _bits(value) for pattern, value in _pairs("--min-bits", min_bits or [])},
+    rules = rules_of(logits_bits, pin, min_bits, group, fused=group_fused)
+    options = EmitOptions(
+        budget, rules, text, tokens, build=not no_build, llmexport=llmexport, threads=threads, plan=plan
     )
-    options = EmitOptions(budget, rules, text, tokens, build=not no_build, llmexport=llmexport, threads=threads)
     with progress_bar("FP32 reference") as progress:
         emitted = run_emit(options, target, say, progress, command_line())
     show(emitted)
@@ -91,21 +91,3 @@ def show(emitted: Emitted) -> None:
         failed = [check.name for check in emitted.verification.checks if not check.passed]
         msg = f"{len(failed)} promises were not kept: {'; '.join(failed)}. See {emitted.folder / 'report.html'}"
         raise VerificationError(msg)
-
-
-def _pairs(option: str, values: list[str]) -> list[tuple[str, str]]:
-    found = []
-    for value in values:
-        pattern, equals, right = value.rpartition("=")
-        if not equals or not pattern or not right:
-            msg = f"{option} {value!r}: write PATTERN=VALUE, e.g. '*.0.mlp.down_proj=fp16'"
-            raise InputError(msg)
-        found.append((pattern, right))
-    return found
-
-
-def _bits(text: str) -> int:
-    if not text.isdigit():
-        msg = f"--min-bits ...={text!r}: must be a whole number of bits"
-        raise InputError(msg)
-    return int(text)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from qplan.errors import InfeasibleError
 from qplan.formats import QuantFormat
 from qplan.planner.ceiling import Ceiling
 from qplan.planner.plan import Plan
-from qplan.planner.planning import make_plan
+from qplan.planner.planning import Rules, make_plan
 from qplan.planner.uniform import largest_uniform, uniform_loss
 from qplan.sensitivity.joint import joint_losses
 from qplan.sensitivity.rounding import Rounder
@@ -29,20 +29,11 @@ _MARGIN = 0.95
 """How much lower than needed the next ceiling is: losses add up differently in the next plan."""
 
 
-@dataclass(frozen=True)
-class PlanRules:
-    """What the user wants besides a budget."""
-
-    logits_bits: int = 8
-    pins: Mapping[str, QuantFormat] = field(default_factory=dict)
-    min_bits: Mapping[str, int] = field(default_factory=dict)
-
-
 def choose_plan(
     table: SensitivityTable,
     budget: str,
     fixed: FixedBytes,
-    rules: PlanRules,
+    rules: Rules,
     *,
     rounder: Rounder,
     heldout: NDArray[np.int64],
@@ -82,7 +73,7 @@ def choose_plan(
             plan = _solve(table, budget, fixed, rules, ceilings)
         except InfeasibleError:
             break  # nothing is below the ceiling
-    if rules != PlanRules() or uniform_loss(uniform, table.kl(table.goal)) is None:
+    if rules != Rules() or uniform_loss(uniform, table.kl(table.goal)) is None:
         note = f"worse than uniform {name} on held-out tokens; it needs other rules or more --formats to be better"
         return replace(plan, notes=(*plan.notes, note))
     return _give_way(table, budget, fixed, name, uniform)
@@ -104,17 +95,9 @@ def with_price_of_nearest(plan: Plan, rounder: Rounder, memory: Memory, heldout:
 
 
 def _solve(
-    table: SensitivityTable, budget: str, fixed: FixedBytes, rules: PlanRules, ceilings: list[Ceiling] | None = None
+    table: SensitivityTable, budget: str, fixed: FixedBytes, rules: Rules, ceilings: list[Ceiling] | None = None
 ) -> Plan:
-    return make_plan(
-        table,
-        budget,
-        fixed,
-        logits_bits=rules.logits_bits,
-        pins=rules.pins,
-        min_bits=rules.min_bits,
-        ceilings=ceilings or (),
-    )
+    return make_plan(table, budget, fixed, rules=rules, ceilings=ceilings or ())
 
 
 def _give_way(

@@ -12,20 +12,21 @@ from numpy.typing import NDArray
 
 from qplan.artifact import read_json, write_json
 from qplan.calibration import CalibrationSet, load_text, tokenise
-from qplan.cost.file_bytes import FixedBytes
 from qplan.errors import InputError, StaleArtifactError
-from qplan.formats import INT8
 from qplan.mnn.exporter import export_skeleton
 from qplan.mnn.exporter_source import find_exporter
 from qplan.mnn.quant_config import export_command, make_quant_config
 from qplan.mnn.runtime import RuntimeConfig
-from qplan.mnn.skeleton import Skeleton, predict_files
+from qplan.mnn.skeleton import Skeleton
 from qplan.model.load import LoadedModel, load_model
-from qplan.pipeline.choose import PlanRules, choose_plan, with_price_of_nearest
+from qplan.pipeline.choose import choose_plan, with_price_of_nearest
+from qplan.pipeline.plans import PLAN_FILE, edited_plan
 from qplan.pipeline.prove import Workshop, gate, prove
 from qplan.pipeline.rounder import run_rounder
 from qplan.pipeline.runs import Run
+from qplan.pipeline.sizes import SKELETON_KIND, SKELETON_SCHEMA, fixed_bytes
 from qplan.planner.plan import Plan
+from qplan.planner.planning import Rules
 from qplan.report import Provenance, write_report
 from qplan.sensitivity.table import SensitivityTable
 from qplan.verify.measure import Trial
@@ -41,7 +42,7 @@ class EmitOptions:
     """What ``qplan emit`` was asked for."""
 
     budget: str = "int8"
-    rules: PlanRules = field(default_factory=PlanRules)
+    rules: Rules = field(default_factory=Rules)
     text: str | None = None
     """What the built model is judged on; None for held-out windows of the calibration text."""
     tokens: int = 2048
@@ -49,6 +50,8 @@ class EmitOptions:
     build: bool = True
     llmexport: Path | None = None
     threads: int = 1
+    plan: Path | None = None
+    """Build from this plan, which people may have edited, instead of making one."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,8 @@ def run_emit(options: EmitOptions, run: Run, say: Say, progress: Progress, comma
     judges = _judges(options, calibration, loaded)
     skeleton = _skeleton(run, loaded, options, say)
     rounder = run_rounder(run, loaded, calibration, table.conditions.rounding)
-    folder = run.budget(options.budget)
+    given = None if options.plan is None else edited_plan(options.plan, table, fixed_bytes(skeleton))
+    folder = run.budget(options.budget) if options.plan is None else _folder_of(options.plan, run)
     with ExitStack() as stack:
         shop = None
         if options.build:
@@ -109,7 +113,7 @@ def run_emit(options: EmitOptions, run: Run, say: Say, progress: Progress, comma
             trial = Trial(reference, threads=options.threads)
             shop = Workshop(loaded, skeleton, trial, judges.text, judges.sha256, run.baselines, say)
         first = gate(shop) if shop is not None else None
-        plan = choose_plan(
+        plan = given or choose_plan(
             table,
             options.budget,
             fixed_bytes(skeleton),
@@ -119,7 +123,7 @@ def run_emit(options: EmitOptions, run: Run, say: Say, progress: Progress, comma
             say=say,
         )
         plan = with_price_of_nearest(plan, rounder, table.goal, calibration.heldout)
-        plan_path = folder / "plan.json"
+        plan_path = folder / PLAN_FILE
         plan.write(plan_path)
         exporter = find_exporter(options.llmexport)
         formats = {tensor.op_name: tensor.format for tensor in plan.tensors}
@@ -137,18 +141,10 @@ def run_emit(options: EmitOptions, run: Run, say: Say, progress: Progress, comma
     return Emitted(folder, plan, verification, llmexport, config.problems)
 
 
-_GRAPH_SLACK_BYTES = 64
-"""Alignment, and tables that ops share: built graphs were 20 to 52 bytes above the sum of their parts."""
-
-
-def fixed_bytes(skeleton: Skeleton) -> FixedBytes:
-    """What ships whatever the plan; the graph as large as it gets, with every linear an integer.
-
-    An fp16 op takes less, so no plan's graph is larger than a uniform integer model's.
-    """
-    files = predict_files(skeleton, {op.name: INT8 for op in skeleton.ops})
-    graph = files.graph + _GRAPH_SLACK_BYTES
-    return FixedBytes(skeleton.fixed_bytes, skeleton.embedding_bytes, graph, exact=True)
+def _folder_of(plan: Path, run: Run) -> Path:
+    """Where a given plan's model goes: the plan's own folder in the run, or a new one named after its file."""
+    inside = plan.resolve().parent
+    return inside if inside.parent == run.folder.resolve() and plan.name == PLAN_FILE else run.budget(plan.stem)
 
 
 def _judges(options: EmitOptions, calibration: CalibrationSet, loaded: LoadedModel) -> _Judges:
@@ -178,10 +174,10 @@ def _skeleton(run: Run, loaded: LoadedModel, options: EmitOptions, say: Say) -> 
     exporter = find_exporter(options.llmexport).version
     inputs = {"model": loaded.card.sha256, "exporter": exporter}
     kept = run.skeleton.is_dir() and run.skeleton_record.is_file()
-    if kept and read_json(run.skeleton_record, "qplan-skeleton", 1)["inputs"] == inputs:
+    if kept and read_json(run.skeleton_record, SKELETON_KIND, SKELETON_SCHEMA)["inputs"] == inputs:
         return Skeleton.open(run.skeleton)
     run.skeleton_record.unlink(missing_ok=True)
     say(f"exporting the graph with {exporter}")
     skeleton = export_skeleton(loaded.folder, run.skeleton, llmexport=options.llmexport, replace=True)
-    write_json(run.skeleton_record, "qplan-skeleton", 1, inputs, {})
+    write_json(run.skeleton_record, SKELETON_KIND, SKELETON_SCHEMA, inputs, {})
     return skeleton

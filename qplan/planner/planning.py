@@ -12,14 +12,15 @@ from qplan.formats import QuantFormat
 from qplan.model.card import ModelCard
 from qplan.planner.budget import Budget, resolve_budget
 from qplan.planner.ceiling import Ceiling
+from qplan.planner.groups import make_groups
 from qplan.planner.infeasible import infeasible
-from qplan.planner.plan import LogitsRule, Plan, PlannedTensor, SolverReport, UniformPoint
+from qplan.planner.plan import GivenRules, LeastBits, LogitsRule, Pin, Plan, PlannedTensor, SolverReport, UniformPoint
 from qplan.planner.problem import Problem, build_problem
 from qplan.planner.program import Solution, Status
 from qplan.planner.solver import TIME_LIMIT_S, solve
 from qplan.planner.uniform import uniform_formats, uniform_loss
 from qplan.sensitivity.table import Loss, SensitivityTable
-from qplan.tensors import TensorGroup, single_groups
+from qplan.tensors import TensorGroup
 
 UNIFORM_BITS = {"int4": 4, "int8": 8, "fp16": 16}
 """Uniform exports that every plan is compared with."""
@@ -35,7 +36,7 @@ class Rules:
     """What the user wants besides a budget."""
 
     groups: tuple[TensorGroup, ...] | None = None
-    """Tensors that share one format; None for every tensor alone."""
+    """Tensors that share one format; None for what `group_patterns` and `fused` say."""
     logits_bits: int = 8
     """The head and a tied embedding have at least this width, and at least the others' mean; 0 for no rule."""
     pins: Mapping[str, QuantFormat] = field(default_factory=dict)
@@ -44,6 +45,36 @@ class Rules:
     """Least width by pattern."""
     loss_of: Callable[[Loss], float] = kl_nats
     """What is summed and minimised; additive, not negative."""
+    group_patterns: tuple[str, ...] = ()
+    """Patterns whose tensors share a format, see `qplan.planner.groups.make_groups`."""
+    fused: bool = False
+    """Whether q, k, v and gate, up share a format."""
+
+    @classmethod
+    def of(cls, plan: Plan) -> Rules:
+        """The rules that a plan was made under."""
+        given = plan.given
+        return cls(
+            logits_bits=plan.logits.min_bits,
+            pins={pin.pattern: pin.format for pin in given.pins},
+            min_bits={least.pattern: least.bits for least in given.min_bits},
+            group_patterns=given.groups,
+            fused=given.fused,
+        )
+
+    @property
+    def given(self) -> GivenRules:
+        """What a plan records of them."""
+        return GivenRules(
+            tuple(Pin(pattern, fmt) for pattern, fmt in self.pins.items()),
+            tuple(LeastBits(pattern, bits) for pattern, bits in self.min_bits.items()),
+            self.group_patterns,
+            self.fused,
+        )
+
+    def groups_of(self, card: ModelCard) -> tuple[TensorGroup, ...]:
+        """The planning units of a model."""
+        return make_groups(card, self.group_patterns, fused=self.fused) if self.groups is None else self.groups
 
     def losses(self, table: SensitivityTable) -> dict[str, dict[str, float]]:
         """Loss by tensor name and format name."""
@@ -51,9 +82,13 @@ class Rules:
 
     def problem(self, card: ModelCard, losses: Mapping[str, Mapping[str, float]], limit_bytes: int | None) -> Problem:
         """State the problem for a model; see `build_problem`."""
-        groups = self.groups if self.groups is not None else single_groups(card.tensors)
         return build_problem(
-            groups, losses, limit_bytes, logits_bits=self.logits_bits, pins=self.pins, min_bits=self.min_bits
+            self.groups_of(card),
+            losses,
+            limit_bytes,
+            logits_bits=self.logits_bits,
+            pins=self.pins,
+            min_bits=self.min_bits,
         )
 
 
@@ -67,6 +102,7 @@ def make_plan(
     pins: Mapping[str, QuantFormat] | None = None,
     min_bits: Mapping[str, int] | None = None,
     loss_of: Callable[[Loss], float] = kl_nats,
+    rules: Rules | None = None,
     ceilings: Sequence[Ceiling] = (),
     time_limit_s: float = TIME_LIMIT_S,
 ) -> Plan:
@@ -81,6 +117,7 @@ def make_plan(
         pins: format by pattern on tensor names.
         min_bits: least width by pattern.
         loss_of: what is summed and minimised.
+        rules: all of the last five in one, instead of these.
         ceilings: limits on other losses.
         time_limit_s: of each of two solves; a plan that is not proved optimal by then says so in its solver report.
 
@@ -89,7 +126,7 @@ def make_plan(
         InfeasibleError: no plan satisfies the limits; names the smallest.
         QplanError: no plan was found in time.
     """
-    rules = Rules(groups, logits_bits, pins or {}, min_bits or {}, loss_of)
+    rules = rules or Rules(groups, logits_bits, pins or {}, min_bits or {}, loss_of)
     card, losses = table.model, rules.losses(table)
     budget = resolve_budget(budget_text, card, fixed)
     problem = rules.problem(card, losses, budget.limit_bytes - fixed.total)
@@ -125,6 +162,7 @@ def make_plan(
             for name, f in uniform.items()
         ),
         notes=_notes(card, budget, fixed, solution, uniform),
+        given=rules.given,
     )
 
 
