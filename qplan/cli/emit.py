@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,20 +13,50 @@ import typer
 from qplan.cli.console import err, out, progress_bar, say
 from qplan.cli.rules import GroupFused, Groups, LeastWidths, LogitsBits, Pins, rules_of
 from qplan.cli.tables import plan_table, verification_table
+from qplan.cost.target import DEFAULT_TARGET
 from qplan.errors import InputError, VerificationError
 
 if TYPE_CHECKING:
     from qplan.pipeline.emit import Emitted
 
 
+class ObjectiveChoice(StrEnum):
+    """What makes a plan the best."""
+
+    loss = "loss"
+    smallest = "smallest"
+    fastest = "fastest"
+
+
 def command(
     budget: Annotated[
-        str, typer.Option(help="`int8`, `int4`, `fp16` (as large as that uniform export), `4.5bpw`, `300MB`, `60%`.")
-    ] = "int8",
+        list[str] | None,
+        typer.Option(
+            help="`int8`, `int4`, `fp16` (as large as that uniform export), `4.5bpw`, `300MB`, `60%`; repeat it, or "
+            "write commas, for several.  [default: int8, if nothing else is limited]"
+        ),
+    ] = None,
     run: Annotated[Path | None, typer.Option(help="Run folder.  [default: the latest in qplan-runs]")] = None,
     plan: Annotated[
         Path | None, typer.Option(help="Build from this plan, e.g. an edited plan.json, instead of making one.")
     ] = None,
+    objective: Annotated[
+        ObjectiveChoice, typer.Option(help="What is best: the least loss, or smallest or fastest under a loss limit.")
+    ] = ObjectiveChoice.loss,
+    max_kl: Annotated[float | None, typer.Option(help="Most KL to FP32, nats per token.")] = None,
+    max_ppl_increase: Annotated[
+        str | None, typer.Option(help="Most increase of the perplexity: `0.5`, or `1%` of FP32's.")
+    ] = None,
+    max_decode_ms: Annotated[
+        float | None, typer.Option(help="Most milliseconds per decoded token; needs `qplan profile`.")
+    ] = None,
+    max_prefill_ms: Annotated[
+        float | None, typer.Option(help="Most milliseconds for the profile's prompt; needs `qplan profile`.")
+    ] = None,
+    max_ram: Annotated[str | None, typer.Option(help="Most RAM for weights after loading, e.g. `300MB`.")] = None,
+    target: Annotated[
+        str, typer.Option(help="Where it will run: `cpu-x86`, `cpu-arm`, `npu-hexagon`.")
+    ] = DEFAULT_TARGET,
     logits_bits: LogitsBits = 8,
     pin: Pins = None,
     min_bits: LeastWidths = None,
@@ -48,19 +79,23 @@ def command(
     # torch and transformers take seconds to import: not for --help
     from qplan.pipeline.emit import EmitOptions, run_emit  # noqa: PLC0415
     from qplan.pipeline.runs import Run  # noqa: PLC0415
+    from qplan.pipeline.wanted import Increase, Wanted  # noqa: PLC0415
 
     if threads < 1:
         msg = f"--threads {threads}: at least 1"
         raise InputError(msg)
-    target = Run(run) if run is not None else Run.latest()
+    home = Run(run) if run is not None else Run.latest()
     if run is None:
-        say(f"using the latest run, {target.folder}")
-    rules = rules_of(logits_bits, pin, min_bits, group, fused=group_fused)
-    options = EmitOptions(
-        budget, rules, text, tokens, build=not no_build, llmexport=llmexport, threads=threads, plan=plan
-    )
+        say(f"using the latest run, {home.folder}")
+    rules = rules_of(logits_bits, pin, min_bits, group, fused=group_fused, target=target)
+    increase = None if max_ppl_increase is None else Increase.parse(max_ppl_increase)
+    budgets = tuple(part.strip() for text in budget or () for part in text.split(",") if part.strip())
+    if not budgets and objective is ObjectiveChoice.loss and (max_decode_ms, max_prefill_ms, max_ram) == (None,) * 3:
+        budgets = ("int8",)
+    wanted = Wanted(budgets, objective.value, max_kl, increase, max_decode_ms, max_prefill_ms, max_ram, rules)
+    options = EmitOptions(wanted, text, tokens, build=not no_build, llmexport=llmexport, threads=threads, plan=plan)
     with progress_bar("FP32 reference") as progress:
-        emitted = run_emit(options, target, say, progress, command_line())
+        emitted = run_emit(options, home, say, progress, command_line())
     show(emitted)
 
 

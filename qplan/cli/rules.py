@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from qplan.cost.target import DEFAULT_TARGET, find_target
 from qplan.errors import InputError
 from qplan.formats import QuantFormat
 from qplan.planner.planning import Rules
@@ -32,6 +33,7 @@ def rules_of(
     groups: Sequence[str] | None,
     *,
     fused: bool,
+    target: str = DEFAULT_TARGET,
 ) -> Rules:
     """Rules from options as typed.
 
@@ -47,6 +49,7 @@ def rules_of(
         min_bits={pattern: _bits(value) for pattern, value in _pairs("--min-bits", min_bits or ())},
         group_patterns=tuple(groups or ()),
         fused=fused,
+        target=find_target(target),
     )
 
 

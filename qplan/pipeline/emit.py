@@ -10,23 +10,22 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from qplan.artifact import read_json, write_json
 from qplan.calibration import CalibrationSet, load_text, tokenise
 from qplan.errors import InputError, StaleArtifactError
-from qplan.mnn.exporter import export_skeleton
 from qplan.mnn.exporter_source import find_exporter
 from qplan.mnn.quant_config import export_command, make_quant_config
 from qplan.mnn.runtime import RuntimeConfig
-from qplan.mnn.skeleton import Skeleton
 from qplan.model.load import LoadedModel, load_model
-from qplan.pipeline.choose import choose_plan, with_price_of_nearest
+from qplan.pipeline.choose import with_price_of_nearest
+from qplan.pipeline.loss_limits import choose_wanted
 from qplan.pipeline.plans import PLAN_FILE, edited_plan
 from qplan.pipeline.prove import Workshop, gate, prove
 from qplan.pipeline.rounder import run_rounder
 from qplan.pipeline.runs import Run
-from qplan.pipeline.sizes import SKELETON_KIND, SKELETON_SCHEMA, fixed_bytes
+from qplan.pipeline.sizes import fixed_bytes
+from qplan.pipeline.skeletons import run_skeleton
+from qplan.pipeline.wanted import Wanted
 from qplan.planner.plan import Plan
-from qplan.planner.planning import Rules
 from qplan.report import Provenance, write_report
 from qplan.sensitivity.table import SensitivityTable
 from qplan.verify.measure import Trial
@@ -41,8 +40,7 @@ Progress = Callable[[int, int], None]
 class EmitOptions:
     """What ``qplan emit`` was asked for."""
 
-    budget: str = "int8"
-    rules: Rules = field(default_factory=Rules)
+    wanted: Wanted = field(default_factory=Wanted)
     text: str | None = None
     """What the built model is judged on; None for held-out windows of the calibration text."""
     tokens: int = 2048
@@ -101,10 +99,10 @@ def run_emit(options: EmitOptions, run: Run, say: Say, progress: Progress, comma
         msg = f"{table.model.source} has changed since {run.sensitivity} was made; run 'qplan analyze' with --restart"
         raise StaleArtifactError(msg)
     judges = _judges(options, calibration, loaded)
-    skeleton = _skeleton(run, loaded, options, say)
+    skeleton = run_skeleton(run, loaded, options.llmexport, say)
     rounder = run_rounder(run, loaded, calibration, table.conditions.rounding)
     given = None if options.plan is None else edited_plan(options.plan, table, fixed_bytes(skeleton))
-    folder = run.budget(options.budget) if options.plan is None else _folder_of(options.plan, run)
+    folder = run.budget(options.wanted.label) if options.plan is None else _folder_of(options.plan, run)
     with ExitStack() as stack:
         shop = None
         if options.build:
@@ -113,14 +111,8 @@ def run_emit(options: EmitOptions, run: Run, say: Say, progress: Progress, comma
             trial = Trial(reference, threads=options.threads)
             shop = Workshop(loaded, skeleton, trial, judges.text, judges.sha256, run.baselines, say)
         first = gate(shop) if shop is not None else None
-        plan = given or choose_plan(
-            table,
-            options.budget,
-            fixed_bytes(skeleton),
-            options.rules,
-            rounder=rounder,
-            heldout=calibration.heldout,
-            say=say,
+        plan = given or choose_wanted(
+            table, options.wanted, fixed_bytes(skeleton), run, rounder=rounder, heldout=calibration.heldout, say=say
         )
         plan = with_price_of_nearest(plan, rounder, table.goal, calibration.heldout)
         plan_path = folder / PLAN_FILE
@@ -167,17 +159,3 @@ def _judges(options: EmitOptions, calibration: CalibrationSet, loaded: LoadedMod
         vocabulary=loaded.card.vocabulary,
     )
     return _Judges(judged.tokens, text.source, judged.sha256)
-
-
-def _skeleton(run: Run, loaded: LoadedModel, options: EmitOptions, say: Say) -> Skeleton:
-    """The exported graph of this very model by this very exporter: the one in the run folder, or a new one."""
-    exporter = find_exporter(options.llmexport).version
-    inputs = {"model": loaded.card.sha256, "exporter": exporter}
-    kept = run.skeleton.is_dir() and run.skeleton_record.is_file()
-    if kept and read_json(run.skeleton_record, SKELETON_KIND, SKELETON_SCHEMA)["inputs"] == inputs:
-        return Skeleton.open(run.skeleton)
-    run.skeleton_record.unlink(missing_ok=True)
-    say(f"exporting the graph with {exporter}")
-    skeleton = export_skeleton(loaded.folder, run.skeleton, llmexport=options.llmexport, replace=True)
-    write_json(run.skeleton_record, SKELETON_KIND, SKELETON_SCHEMA, inputs, {})
-    return skeleton

@@ -71,7 +71,7 @@ def recount(
     """
     card = table.model
     validate_plan(plan, card, path)
-    losses = (rules or Rules()).losses(table)
+    losses = (rules or Rules.of(plan)).losses(table)
     formats = plan.formats
     for index, (name, fmt) in enumerate(formats.items()):
         if fmt.name not in losses[name]:

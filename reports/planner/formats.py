@@ -1,4 +1,4 @@
-"""Which widths and blocks pay: plans of the same bytes with fewer and fewer formats to choose from.
+r"""Which widths and blocks pay: plans of the same bytes with fewer and fewer formats to choose from.
 
 Needs runs that were analysed with every format, e.g.
 
@@ -62,7 +62,10 @@ def main(runs: Sequence[Path]) -> None:
     for run in runs:
         table = SensitivityTable.read(run / "sensitivity.parquet")
         fixed = estimate_fixed(table.model)
-        print(f"\n## {table.model.source.rpartition('/')[2]}, {table.conditions.mode}, rounding {table.conditions.rounding}\n")
+        print(
+            f"\n## {table.model.source.rpartition('/')[2]}, {table.conditions.mode}, "
+            f"rounding {table.conditions.rounding}\n"
+        )
         print("Sum of losses over that of all 25 formats, at the bytes of\n")
         print(f"| choice | {' | '.join(BUDGETS)} |\n|---{'|---' * len(BUDGETS)}|")
         losses: dict[str, dict[str, float]] = {}

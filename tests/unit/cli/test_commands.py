@@ -61,7 +61,6 @@ def qplan(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
         (["emit", "--pin", "abc", "--run", "x"], 2, "PATTERN=VALUE"),
         (["emit", "--min-bits", "*=x", "--run", "x"], 2, "whole number"),
         (["emit", "--threads", "0"], 2, "at least 1"),
-        (["emit", "--plan", "no.json", "--run", "x"], 2, "no.json"),
         (["frontier"], 2, "qplan analyze"),
         (["frontier", "--logits-bits", "-1", "--run", "x"], 2, "0 (no rule)"),
         (["explain", "int4"], 2, "qplan analyze"),
