@@ -48,7 +48,8 @@ def _table(profile: DeviceProfile) -> Table:
     view = Table(
         title=f"{profile.machine}, MNN {profile.engine}, {profile.threads} thread, memory {profile.memory}",
         caption=f"all tensors of a shape together, against {profile.base}; the model in {profile.base}: prefill of "
-        f"{profile.prompt_tokens} tokens {profile.base_prefill_ms:.2f} ms, decode {profile.base_decode_ms:.3f} ms/token",
+        f"{profile.prompt_tokens} tokens {profile.base_prefill_ms:.2f} ms, decode of a token "
+        f"{profile.base_decode_ms:.3f} ms",
         box=SIMPLE_HEAD,
         title_style="",
     )

@@ -262,8 +262,7 @@ def run_profile(run: Run, options: ProfileOptions, llmexport: Path | None, say: 
         raise StaleArtifactError(msg)
     skeleton = run_skeleton(run, loaded, llmexport, say)
     del loaded  # its memory is better left to the engine
-    measured = profile(
-        table, skeleton, find_target(DEFAULT_TARGET), scratch=run.folder / "profile", options=options, say=say
-    )
+    target, scratch = find_target(DEFAULT_TARGET), run.folder / "profile"
+    measured = profile(table, skeleton, target, scratch=scratch, options=options, say=say)
     measured.write(run.device)
     return measured

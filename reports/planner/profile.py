@@ -1,8 +1,8 @@
 """Predicted against measured decode and prefill time of plans: does a device profile keep its promise of 10 %?
 
 Run with ``python -m reports.planner.profile RUN`` after ``qplan profile --run RUN``, on a machine that is as idle as
-can be; writes ``profile-<model>.json`` and ``.md`` beside this file. Plans are random mixes of the table's formats, half
-of them near 4 bits, half over all; none of them was timed for the profile.
+can be; writes ``profile-<model>.json`` and ``.md`` beside this file. Plans are random mixes of the table's formats,
+half of them near 4 bits, half over all; none of them was timed for the profile.
 """
 
 from __future__ import annotations
@@ -53,13 +53,12 @@ def main(run: Run) -> None:
             options=options,
             say=lambda text: print(text, file=sys.stderr),
         )
-    rows = []
+    rows: list[dict[str, float]] = []
     for name, formats in plans.items():
         prefill, decode = profile.predict(table.model, formats)
         bits = sum(formats[s.name].bits * s.weights for s in table.model.tensors)
         rows.append(
             {
-                "plan": name,
                 "mean_bits": bits / sum(s.weights for s in table.model.tensors),
                 "decode_ms": times[name].decode_ms,
                 "decode_predicted_ms": decode,
@@ -74,17 +73,19 @@ def main(run: Run) -> None:
     lines = [
         f"# Predicted against measured times of {model}",
         "",
-        f"`python -m reports.planner.profile RUN`; {profile.machine}, MNN {profile.engine}, {profile.threads} thread, "
-        f"memory {profile.memory}, prefill of {profile.prompt_tokens} tokens. Processor time of the engine's thread, minima.",
+        (
+            f"`python -m reports.planner.profile RUN`; {profile.machine}, MNN {profile.engine}, "
+            f"{profile.threads} thread, memory {profile.memory}, prefill of {profile.prompt_tokens} tokens; the thread's own time, minima."
+        ),
         "",
         "| plan | bits | decode, ms | predicted | error | prefill, ms | predicted | error |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     errors: dict[str, list[float]] = {"decode": [], "prefill": []}
-    for row in rows:
-        cells = [str(row["plan"]), f"{row['mean_bits']:.2f}"]
+    for name, row in zip(plans, rows, strict=True):
+        cells = [name, f"{row['mean_bits']:.2f}"]
         for kind, found in errors.items():
-            real, said = float(row[f"{kind}_ms"]), float(row[f"{kind}_predicted_ms"])
+            real, said = row[f"{kind}_ms"], row[f"{kind}_predicted_ms"]
             found.append(said / real - 1)
             cells += [f"{real:.3f}", f"{said:.3f}", f"{found[-1]:+.1%}"]
         lines.append(f"| {' | '.join(cells)} |")

@@ -107,5 +107,5 @@ def test_infeasible_limits_name_the_nearest_value(table: SensitivityTable, fixed
 
 
 def test_a_budget_below_everything_is_said_first(table: SensitivityTable, fixed: FixedBytes) -> None:
-    with pytest.raises(InfeasibleError, match="budget 1kB = .* below the smallest plan"):
+    with pytest.raises(InfeasibleError, match="budget 1kB is below the smallest plan"):
         make_plan(table, "1kB", fixed, ceilings=[ResourceLimit(RAM, 10.0)])
