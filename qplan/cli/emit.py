@@ -65,6 +65,9 @@ def command(
     text: Annotated[
         str | None, typer.Option(help="What the model is judged on, as for --calib.  [default: held-out windows]")
     ] = None,
+    repair: Annotated[
+        int, typer.Option(help="Whole models that promotions and demotions may be tried on; 0 for none.")
+    ] = 48,
     tokens: Annotated[int, typer.Option(help="At most this many tokens of it.")] = 2048,
     threads: Annotated[int, typer.Option(help="Threads of the engine in measurements.")] = 1,
     no_build: Annotated[bool, typer.Option("--no-build", help="Stop after plan.json and quant_config.json.")] = False,
@@ -93,7 +96,9 @@ def command(
     if not budgets and objective is ObjectiveChoice.loss and (max_decode_ms, max_prefill_ms, max_ram) == (None,) * 3:
         budgets = ("int8",)
     wanted = Wanted(budgets, objective.value, max_kl, increase, max_decode_ms, max_prefill_ms, max_ram, rules)
-    options = EmitOptions(wanted, text, tokens, build=not no_build, llmexport=llmexport, threads=threads, plan=plan)
+    options = EmitOptions(
+        wanted, text, tokens, build=not no_build, llmexport=llmexport, threads=threads, evaluations=repair, plan=plan
+    )
     with progress_bar("FP32 reference") as progress:
         emitted = run_emit(options, home, say, progress, command_line())
     show(emitted)
@@ -111,6 +116,8 @@ def show(emitted: Emitted) -> None:
         VerificationError: the built model broke a promise.
     """
     out.print(plan_table(emitted.plan))
+    for limit in emitted.plan.limits:
+        out.print(f"{limit.name}: {limit.predicted:.4g} of {limit.limit:.4g} {limit.unit}", markup=False)
     if emitted.verification is not None:
         out.print(verification_table(emitted.verification))
         for check in emitted.verification.checks:

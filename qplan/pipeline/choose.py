@@ -76,7 +76,7 @@ def choose_plan(
     for attempt in range(_ROUNDS):
         if plan.formats == uniform and rounder.rounding == "rtn":
             return replace(plan, notes=(*plan.notes, f"no mix within the limits is better: the plan is uniform {name}"))
-        ratios = _against(plan, uniform, table, rounder, heldout)
+        ratios = against(plan, uniform, table, rounder, heldout)
         shown = ", ".join(f"memory {memory} {ratio:.2f}" for memory, ratio in ratios.items())
         say(f"joint loss of the plan, times that of MNN's uniform {name}: {shown}")
         if max(ratios.values()) <= 1:
@@ -133,7 +133,7 @@ def _joint_nats(
     return losses[""].kl_nats
 
 
-def _against(
+def against(
     plan: Plan,
     uniform: Mapping[str, QuantFormat],
     table: SensitivityTable,

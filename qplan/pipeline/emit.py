@@ -20,6 +20,7 @@ from qplan.pipeline.choose import with_price_of_nearest
 from qplan.pipeline.loss_limits import choose_wanted
 from qplan.pipeline.plans import PLAN_FILE, edited_plan
 from qplan.pipeline.prove import Workshop, gate, prove
+from qplan.pipeline.repair import EVALUATIONS
 from qplan.pipeline.rounder import run_rounder
 from qplan.pipeline.runs import Run
 from qplan.pipeline.sizes import fixed_bytes
@@ -48,6 +49,8 @@ class EmitOptions:
     build: bool = True
     llmexport: Path | None = None
     threads: int = 1
+    evaluations: int = EVALUATIONS
+    """Whole models that a repair may measure."""
     plan: Path | None = None
     """Build from this plan, which people may have edited, instead of making one."""
 
@@ -112,7 +115,14 @@ def run_emit(options: EmitOptions, run: Run, say: Say, progress: Progress, comma
             shop = Workshop(loaded, skeleton, trial, judges.text, judges.sha256, run.baselines, say)
         first = gate(shop) if shop is not None else None
         plan = given or choose_wanted(
-            table, options.wanted, fixed_bytes(skeleton), run, rounder=rounder, heldout=calibration.heldout, say=say
+            table,
+            options.wanted,
+            fixed_bytes(skeleton),
+            run,
+            rounder=rounder,
+            heldout=calibration.heldout,
+            say=say,
+            evaluations=options.evaluations,
         )
         plan = with_price_of_nearest(plan, rounder, table.goal, calibration.heldout)
         plan_path = folder / PLAN_FILE

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,10 +13,15 @@ from numpy.typing import NDArray
 from qplan.cost.file_bytes import FixedBytes
 from qplan.errors import InfeasibleError
 from qplan.formats import QuantFormat
-from qplan.pipeline.choose import choose_plan
+from qplan.pipeline.choose import against, choose_plan
+from qplan.pipeline.repair import EVALUATIONS, repair
 from qplan.pipeline.runs import Run
 from qplan.pipeline.wanted import Wanted
+from qplan.planner.ceiling import Ceiling
+from qplan.planner.limits import ResourceLimit
 from qplan.planner.plan import Plan
+from qplan.planner.planning import Rules
+from qplan.planner.uniform import largest_uniform
 from qplan.sensitivity.joint import joint_losses
 from qplan.sensitivity.rounding import Rounder
 from qplan.sensitivity.table import Memory, SensitivityTable
@@ -50,8 +55,21 @@ def choose_wanted(
     rounder: Rounder,
     heldout: NDArray[np.int64],
     say: Say,
+    evaluations: int = EVALUATIONS,
 ) -> Plan:
-    """The best plan within all budgets and limits; see `choose_plan`.
+    """The best plan within all budgets and limits, repaired by what whole models lose.
+
+    See `choose_plan` and `repair`.
+
+    Args:
+        table: losses.
+        wanted: budgets, limits and rules.
+        fixed: bytes that ship whatever the plan.
+        run: where the device profile is.
+        rounder: chooses the integers.
+        heldout: int64 ``[rows, seq_len]``.
+        say: told what is being done.
+        evaluations: whole models that a repair may measure; 0 for no repair.
 
     Raises:
         InputError: a budget, limit or pattern that is not understood, or no device profile where one is needed.
@@ -61,6 +79,7 @@ def choose_wanted(
     scales = [1.0, 1.0]
     tried: list[WholeLoss] = []
     for _ in range(_ROUNDS):
+        limits: tuple[Ceiling | ResourceLimit, ...] = (*resources, *wanted.loss_ceilings(table, scales))
         plan = choose_plan(
             table,
             wanted.budgets,
@@ -69,9 +88,23 @@ def choose_wanted(
             rounder=rounder,
             heldout=heldout,
             say=say,
-            limits=(*resources, *wanted.loss_ceilings(table, scales)),
+            limits=limits,
             minimise=minimise,
         )
+        if minimise is None and evaluations:
+            plan = _repaired(
+                plan,
+                table,
+                fixed,
+                wanted.rules,
+                rounder=rounder,
+                heldout=heldout,
+                say=say,
+                limits=limits,
+                evaluations=evaluations,
+            )
+        if not wanted.budgets:
+            plan = replace(plan, budget=wanted.label)
         if wanted.max_kl is None and wanted.max_ppl_increase is None:
             return plan
         loss = whole_loss(rounder, plan.formats, table.goal, heldout)
@@ -89,6 +122,41 @@ def choose_wanted(
         f"KL {least.kl_nats:.3e} nats per token and a perplexity {least.perplexity:+.3f}. Raise the limit"
     )
     raise InfeasibleError(msg)
+
+
+def _repaired(
+    plan: Plan,
+    table: SensitivityTable,
+    fixed: FixedBytes,
+    rules: Rules,
+    *,
+    rounder: Rounder,
+    heldout: NDArray[np.int64],
+    say: Say,
+    limits: Sequence[Ceiling | ResourceLimit],
+    evaluations: int,
+) -> Plan:
+    """The plan repaired, unless that makes it worse than uniform where it was not optimised."""
+    better = repair(
+        plan,
+        table,
+        fixed,
+        rules,
+        rounder=rounder,
+        heldout=heldout,
+        say=say,
+        limits=limits,
+        evaluations=evaluations,
+    )
+    found = largest_uniform(table.model, fixed, plan.budget_bytes)
+    if better is plan or found is None:
+        return better
+    name, uniform = found
+    worst = max(against(better, uniform, table, rounder, heldout).values())
+    if worst > 1:
+        say(f"the repaired plan is worse than uniform {name} in a memory setting: the first one is kept")
+        return plan
+    return better
 
 
 def whole_loss(

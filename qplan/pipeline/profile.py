@@ -1,8 +1,7 @@
 """Measures what this machine takes for every op shape and format: whole models on the engine, one shape changed.
 
 Weights are drawn, not quantised: their values do not change the time. Every shape is changed alone to every other
-format; the sum of these changes is then held against uniform models of that format and corrected by their ratio,
-so that noise and what does not add up do not accumulate. Measured: changes of single ops add up to a few percent.
+format, and uniform models of that format correct the sum of these changes, so that noise does not accumulate.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 import math
 import platform
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,8 +40,6 @@ Shape = tuple[int, int]
 
 _KEEP_BYTES = 4_000_000_000
 """Built models together that are kept for further rounds; beyond, each is measured right after it is built."""
-_TRUST = (0.5, 2.0)
-"""Corrections by uniform models stay within these: beyond, a change is too small to be measured."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +48,8 @@ class ProfileOptions:
 
     threads: int = 1
     prompt_tokens: int = 128
-    decode_tokens: int = 24
-    repeats: int = 5
+    decode_tokens: int = 12
+    repeats: int = 12
     rounds: int = 3
     """Times that every model is measured, in turn; minima count."""
 
@@ -69,10 +67,6 @@ class Times:
         """From one sample."""
         steps = np.array(sample.decode_s).reshape(len(sample.prefill_s), -1)
         return cls(1e3 * min(sample.prefill_s), 1e3 * float(steps.min(axis=0).mean()))
-
-    def best(self, other: Times) -> Times:
-        """The faster of two."""
-        return Times(min(self.prefill_ms, other.prefill_ms), min(self.decode_ms, other.decode_ms))
 
 
 def profile(
@@ -113,8 +107,8 @@ def profile(
         prompt_tokens=options.prompt_tokens,
         model_sha256=card.sha256,
         base=INT8.name,
-        base_prefill_ms=times["base"].prefill_ms,
-        base_decode_ms=times["base"].decode_ms,
+        base_prefill_ms=min(time.prefill_ms for time in times["base"]),
+        base_decode_ms=min(time.decode_ms for time in times["base"]),
         ops=tuple(_op_times(card, classes, base, times)),
     )
 
@@ -128,8 +122,8 @@ def measure_times(
     scratch: Path,
     options: ProfileOptions,
     say: Say,
-) -> dict[str, Times]:
-    """Build models and time them in turn, several rounds; minima count.
+) -> dict[str, list[Times]]:
+    """Build models and time them in turn, several rounds.
 
     Raises:
         ToolError: converter or engine failed.
@@ -139,7 +133,7 @@ def measure_times(
     prompt = max(1, min(options.prompt_tokens, card.context - decode))
     size = sum(spec.bytes_in(FP16) for spec in card.tensors) * len(trials)
     keep = size <= _KEEP_BYTES
-    found: dict[str, Times] = {}
+    found: dict[str, list[Times]] = {}
     try:
         for index in range(options.rounds if keep else 1):
             say(f"timing {len(trials)} models, round {index + 1} of {options.rounds if keep else 1}")
@@ -148,8 +142,9 @@ def measure_times(
                 if not folder.is_dir():
                     _build(card, skeleton, formats, folder, runtime)
                 with Engine(folder, runtime, context=card.context) as engine:
-                    time = Times.of(engine.measure_speed(prompt, decode, options.repeats))
-                found[label] = found.get(label, time).best(time)
+                    # a thread's own time is not disturbed by other processes
+                    sample = engine.measure_speed(prompt, decode, options.repeats, own_time=options.threads == 1)
+                found.setdefault(label, []).append(Times.of(sample))
                 if not keep:
                     shutil.rmtree(folder)
     finally:
@@ -189,40 +184,54 @@ def _op_times(
     card: ModelCard,
     classes: Mapping[Shape, Sequence[QuantFormat]],
     base: Formats,
-    times: Mapping[str, Times],
+    times: Mapping[str, Sequence[Times]],
 ) -> Iterator[OpTime]:
-    """Changes of every shape and format, corrected by uniform models."""
-    zero = times["base"]
-    formats = dict.fromkeys(fmt for found in classes.values() for fmt in found)
-    for fmt in formats:
-        shapes = [shape for shape, found in classes.items() if fmt in found]
-        whole = times[f"uniform {fmt}"]
-        changes = {shape: times[f"{shape} {fmt}"] for shape in shapes}
-        prefill = _correction(
-            whole.prefill_ms - zero.prefill_ms, [change.prefill_ms - zero.prefill_ms for change in changes.values()]
-        )
-        decode = _correction(
-            whole.decode_ms - zero.decode_ms, [change.decode_ms - zero.decode_ms for change in changes.values()]
-        )
-        for shape, change in changes.items():
-            yield OpTime(
-                *shape,
-                fmt.name,
-                sum(_shape(spec) == shape for spec in card.tensors),
-                prefill * (change.prefill_ms - zero.prefill_ms),
-                decode * (change.decode_ms - zero.decode_ms),
-            )
-    for shape in classes:
-        count = sum(_shape(spec) == shape for spec in card.tensors)
+    """Changes of every shape and format."""
+    counts = Counter(_shape(spec) for spec in card.tensors)
+    prefill, decode = (
+        _changes(classes, counts, {label: [getattr(t, kind) for t in rounds] for label, rounds in times.items()})
+        for kind in ("prefill_ms", "decode_ms")
+    )
+    for shape, formats in classes.items():
         name = next(base[spec.name].name for spec in card.tensors if _shape(spec) == shape)
-        yield OpTime(*shape, name, count, 0.0, 0.0)
+        yield OpTime(*shape, name, counts[shape], 0.0, 0.0)
+        for fmt in formats:
+            yield OpTime(*shape, fmt.name, counts[shape], prefill[shape, fmt], decode[shape, fmt])
 
 
-def _correction(whole: float, parts: Sequence[float]) -> float:
-    """What makes the parts add up to the whole, if both say something."""
-    total = math.fsum(parts)
-    ratio = whole / total if total else 1.0
-    return ratio if _TRUST[0] <= ratio <= _TRUST[1] else 1.0
+def _changes(
+    classes: Mapping[Shape, Sequence[QuantFormat]], counts: Mapping[Shape, int], times: Mapping[str, Sequence[float]]
+) -> dict[tuple[Shape, QuantFormat], float]:
+    """What each shape takes more in each format: measured, pulled towards a time per weight as far as noise demands.
+
+    On an idle machine that is what single changes say. Where rounds differ as much as shapes do, a format's shapes
+    get the time per weight that fits them all and the uniform model best (James and Stein, "Estimation with quadratic
+    loss", 1961).
+    """
+    zero = min(times["base"])
+    noise = float(np.mean([_noise(rounds) for rounds in times.values()]))
+    found: dict[tuple[Shape, QuantFormat], float] = {}
+    for fmt in dict.fromkeys(fmt for formats in classes.values() for fmt in formats):
+        shapes = [shape for shape, formats in classes.items() if fmt in formats]
+        weights = np.array([counts[shape] * math.prod(shape) for shape in shapes], dtype=np.float64)
+        single = np.array([min(times[f"{shape} {fmt}"]) - zero for shape in shapes])
+        whole = min(times[f"uniform {fmt}"]) - zero
+        design, seen = np.append(weights, weights.sum()), np.append(single, whole)
+        line = weights * float(design @ seen / (design @ design))
+        off = single - line
+        # both the change and its base are noisy
+        kept = max(0.0, 1 - len(shapes) * 2 * noise / float(off @ off)) if off.any() else 0.0
+        changes = line + kept * off
+        # single changes need not add up to the uniform model: what is missing goes where the weights are
+        changes += kept * (whole - changes.sum()) * weights / weights.sum()
+        found |= {(shape, fmt): float(change) for shape, change in zip(shapes, changes, strict=True)}
+    return found
+
+
+def _noise(rounds: Sequence[float]) -> float:
+    """Variance of a minimum over rounds, from its distance to the next best; 0 where there was one round."""
+    ordered = sorted(rounds)
+    return (ordered[1] - ordered[0]) ** 2 if len(ordered) > 1 else 0.0
 
 
 def _build(card: ModelCard, skeleton: Skeleton, formats: Formats, folder: Path, runtime: RuntimeConfig) -> None:

@@ -199,7 +199,7 @@ def make_plan(
         ),
         notes=_notes(card, budget, fixed, solution, uniform),
         given=rules.given,
-        limits=tuple(_planned_limit(ceiling, card, formats) for ceiling in ceilings),
+        limits=planned_limits(ceilings, card, formats),
         objective="loss" if minimise is None else minimise.name,
         target=rules.target.name,
     )
@@ -215,10 +215,16 @@ def tightest(texts: str | Sequence[str], card: ModelCard, fixed: FixedBytes) -> 
     return min(budgets, key=lambda budget: budget.limit_bytes, default=None)
 
 
-def _planned_limit(limit: Ceiling | ResourceLimit, card: ModelCard, formats: Mapping[str, QuantFormat]) -> PlannedLimit:
-    if isinstance(limit, ResourceLimit):
-        return PlannedLimit(limit.name, limit.limit, limit.cost.total(card, formats), limit.cost.unit)
-    return PlannedLimit(limit.name, limit.limit_nats, limit.total_nats(formats), "nats")
+def planned_limits(
+    limits: Sequence[Ceiling | ResourceLimit], card: ModelCard, formats: Mapping[str, QuantFormat]
+) -> tuple[PlannedLimit, ...]:
+    """Limits, with what a plan uses of each."""
+    return tuple(
+        PlannedLimit(limit.name, limit.limit, limit.cost.total(card, formats), limit.cost.unit)
+        if isinstance(limit, ResourceLimit)
+        else PlannedLimit(limit.name, limit.limit_nats, limit.total_nats(formats), "nats")
+        for limit in limits
+    )
 
 
 def picks_of(problem: Problem, formats: Mapping[str, QuantFormat], card: ModelCard) -> tuple[int, ...] | None:

@@ -36,7 +36,7 @@ def both_memories() -> SensitivityTable:
 def choose_with(monkeypatch: pytest.MonkeyPatch, ratios: Iterator[dict[str, float]], rules: Rules) -> Plan:
     """Choose with invented joint losses."""
     table = both_memories()
-    monkeypatch.setattr(choose, "_against", lambda *_: next(ratios))
+    monkeypatch.setattr(choose, "against", lambda *_: next(ratios))
     nothing: Any = None
     rounder = Rounder(nothing)
     fixed = estimate_fixed(table.model)
