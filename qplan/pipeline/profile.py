@@ -10,12 +10,13 @@ import math
 import platform
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from qplan.artifact import versions
 from qplan.cost.device import DeviceProfile, OpTime
@@ -98,6 +99,11 @@ def profile(
             changed = {spec.name: fmt for spec in card.tensors if _shape(spec) == shape}
             trials[f"{shape} {fmt}"] = {**base, **changed}
     times = measure_times(card, skeleton, trials, table.goal, scratch=scratch, options=options, say=say)
+    counts = Counter(_shape(spec) for spec in card.tensors)
+    (base_prefill, prefill), (base_decode, decode) = (
+        _changes(classes, counts, {label: [getattr(t, kind) for t in rounds] for label, rounds in times.items()})
+        for kind in ("prefill_ms", "decode_ms")
+    )
     return DeviceProfile(
         machine=machine(),
         engine=versions()["MNN"],
@@ -107,9 +113,13 @@ def profile(
         prompt_tokens=options.prompt_tokens,
         model_sha256=card.sha256,
         base=INT8.name,
-        base_prefill_ms=min(time.prefill_ms for time in times["base"]),
-        base_decode_ms=min(time.decode_ms for time in times["base"]),
-        ops=tuple(_op_times(card, classes, base, times)),
+        base_prefill_ms=base_prefill,
+        base_decode_ms=base_decode,
+        ops=tuple(
+            OpTime(*shape, fmt.name, counts[shape], prefill.get((shape, fmt), 0.0), decode.get((shape, fmt), 0.0))
+            for shape, formats in classes.items()
+            for fmt in (INT8.resolve(shape[1]), *formats)
+        ),
     )
 
 
@@ -180,38 +190,21 @@ def _uniform(card: ModelCard, fmt: QuantFormat) -> dict[str, QuantFormat]:
     return {spec.name: fmt.resolve(spec.in_features) for spec in card.tensors}
 
 
-def _op_times(
-    card: ModelCard,
-    classes: Mapping[Shape, Sequence[QuantFormat]],
-    base: Formats,
-    times: Mapping[str, Sequence[Times]],
-) -> Iterator[OpTime]:
-    """Changes of every shape and format."""
-    counts = Counter(_shape(spec) for spec in card.tensors)
-    prefill, decode = (
-        _changes(classes, counts, {label: [getattr(t, kind) for t in rounds] for label, rounds in times.items()})
-        for kind in ("prefill_ms", "decode_ms")
-    )
-    for shape, formats in classes.items():
-        name = next(base[spec.name].name for spec in card.tensors if _shape(spec) == shape)
-        yield OpTime(*shape, name, counts[shape], 0.0, 0.0)
-        for fmt in formats:
-            yield OpTime(*shape, fmt.name, counts[shape], prefill[shape, fmt], decode[shape, fmt])
-
-
 def _changes(
     classes: Mapping[Shape, Sequence[QuantFormat]], counts: Mapping[Shape, int], times: Mapping[str, Sequence[float]]
-) -> dict[tuple[Shape, QuantFormat], float]:
-    """What each shape takes more in each format: measured, pulled towards a time per weight as far as noise demands.
+) -> tuple[float, dict[tuple[Shape, QuantFormat], float]]:
+    """What the base model takes, and what each shape takes more in each format.
+
+    Measured times are pulled towards a time per weight as far as noise demands.
 
     On an idle machine that is what single changes say. Where rounds differ as much as shapes do, a format's shapes
     get the time per weight that fits them all and the uniform model best (James and Stein, "Estimation with quadratic
     loss", 1961).
     """
-    zero = min(times["base"])
     noise = float(np.mean([_noise(rounds) for rounds in times.values()]))
+    zero = _level(classes, counts, times, noise)
     found: dict[tuple[Shape, QuantFormat], float] = {}
-    for fmt in dict.fromkeys(fmt for formats in classes.values() for fmt in formats):
+    for fmt in _formats(classes):
         shapes = [shape for shape, formats in classes.items() if fmt in formats]
         weights = np.array([counts[shape] * math.prod(shape) for shape in shapes], dtype=np.float64)
         single = np.array([min(times[f"{shape} {fmt}"]) - zero for shape in shapes])
@@ -219,13 +212,44 @@ def _changes(
         design, seen = np.append(weights, weights.sum()), np.append(single, whole)
         line = weights * float(design @ seen / (design @ design))
         off = single - line
-        # both the change and its base are noisy
-        kept = max(0.0, 1 - len(shapes) * 2 * noise / float(off @ off)) if off.any() else 0.0
+        kept = _trusted(off, noise)
         changes = line + kept * off
         # single changes need not add up to the uniform model: what is missing goes where the weights are
         changes += kept * (whole - changes.sum()) * weights / weights.sum()
         found |= {(shape, fmt): float(change) for shape, change in zip(shapes, changes, strict=True)}
-    return found
+    return zero, found
+
+
+def _level(
+    classes: Mapping[Shape, Sequence[QuantFormat]],
+    counts: Mapping[Shape, int],
+    times: Mapping[str, Sequence[float]],
+    noise: float,
+) -> float:
+    """Time of the base model: its own minimum, pulled towards what all models say by a time per weight of each format.
+
+    Everything is counted from here, so that noise in one model must not shift all.
+    """
+    formats = _formats(classes)
+    rows = [[1.0, *(0.0 for _ in formats)]]
+    seen = [min(times["base"])]
+    for column, fmt in enumerate(formats):
+        shapes = [shape for shape, found in classes.items() if fmt in found]
+        sizes = {shape: float(counts[shape] * math.prod(shape)) for shape in shapes}
+        for label, size in [*((f"{s} {fmt}", w) for s, w in sizes.items()), (f"uniform {fmt}", sum(sizes.values()))]:
+            rows.append([1.0, *(size if column == other else 0.0 for other in range(len(formats)))])
+            seen.append(min(times[label]))
+    level = float(np.linalg.lstsq(np.array(rows), np.array(seen), rcond=None)[0][0])
+    return level + _trusted(np.array([seen[0] - level]), noise) * (seen[0] - level)
+
+
+def _formats(classes: Mapping[Shape, Sequence[QuantFormat]]) -> list[QuantFormat]:
+    return list(dict.fromkeys(fmt for formats in classes.values() for fmt in formats))
+
+
+def _trusted(off: NDArray[np.float64], noise: float) -> float:
+    """Which part of deviations is more than noise, 0 to 1; both sides of a difference are noisy."""
+    return max(0.0, 1 - len(off) * 2 * noise / float(off @ off)) if off.any() else 0.0
 
 
 def _noise(rounds: Sequence[float]) -> float:

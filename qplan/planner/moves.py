@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -23,7 +24,9 @@ class Move:
 
 
 def nearest_moves(program: Program, picks: Sequence[int], most: int) -> tuple[Move, ...]:
-    """The moves that nearly paid, nearest first; those that no other moves could make room for are left out.
+    """The moves that nearly paid, those that take from the limits and those that give back in turn, nearest first.
+
+    One kind makes room for the other. Moves that no others could make room for are left out.
 
     Args:
         program: groups, values and limits.
@@ -35,7 +38,8 @@ def nearest_moves(program: Program, picks: Sequence[int], most: int) -> tuple[Mo
     priced = relax(drop_impossible(decided(grid, largest, picks[largest])))
     prices = [0.0] * len(program.rows) if priced is None else [float(price) for price in priced.prices]
     possible = drop_impossible(grid).alive
-    found = []
+    taking: list[Move] = []
+    giving: list[Move] = []
     for group, values in enumerate(program.values):
         here = picks[group]
         for choice, value in enumerate(values):
@@ -44,8 +48,9 @@ def nearest_moves(program: Program, picks: Sequence[int], most: int) -> tuple[Mo
                     price * (row.costs[group][choice] - row.costs[group][here])
                     for price, row in zip(prices, program.rows, strict=True)
                 )
-                found.append(Move(value - values[here] + taken, group, choice))
-    return tuple(sorted(found)[:most])
+                (taking if taken > 0 else giving).append(Move(value - values[here] + taken, group, choice))
+    turns = itertools.zip_longest(sorted(taking), sorted(giving))
+    return tuple(move for pair in turns for move in pair if move is not None)[:most]
 
 
 def combine(program: Program, picks: Sequence[int], changes: Mapping[tuple[int, int], float]) -> tuple[int, ...]:

@@ -13,7 +13,6 @@ import torch
 from qplan.cost.file_bytes import estimate_fixed
 from qplan.formats import QuantFormat
 from qplan.pipeline import repair as module
-from qplan.pipeline.profile import _changes
 from qplan.pipeline.repair import REPAIRED, repair
 from qplan.planner.plan import Plan
 from qplan.planner.planning import Rules, make_plan
@@ -51,7 +50,7 @@ class Whole:
 def run(monkeypatch: pytest.MonkeyPatch, whole: Whole, evaluations: int = 48) -> tuple[Plan, Plan]:
     monkeypatch.setattr(module, "joint_losses", whole.joint_losses)
     fixed = estimate_fixed(whole.table.model)
-    plan = make_plan(whole.table, "70%", fixed)
+    plan = make_plan(whole.table, "6bpw", fixed)
     nothing: Any = None
     better = repair(
         plan,
@@ -93,22 +92,3 @@ def test_no_evaluations_no_repair(monkeypatch: pytest.MonkeyPatch) -> None:
     plan, better = run(monkeypatch, whole, evaluations=1)
     assert better is plan
     assert whole.measured == 1
-
-
-def test_noisy_times_are_pulled_towards_the_time_per_weight() -> None:
-    formats = [QuantFormat(4)]
-    shapes = {(100, 10): 2, (50, 10): 4, (300, 10): 1}
-    classes = dict.fromkeys(shapes, formats)
-    true = {(100, 10): -2.0, (50, 10): -2.0, (300, 10): -1.5}
-
-    def times(jitter: float) -> dict[str, list[float]]:
-        noise = np.random.default_rng(3)
-        rows = {f"{shape} int4": 10 + change for shape, change in true.items()}
-        rows |= {"base": 10.0, "uniform int4": 10 + sum(true.values())}
-        return {label: [value + jitter * noise.exponential() for _ in range(3)] for label, value in rows.items()}
-
-    exact = _changes(classes, shapes, times(0.0))
-    assert {shape: exact[shape, formats[0]] for shape in shapes} == pytest.approx(true)
-    noisy = _changes(classes, shapes, times(1.5))
-    per_weight = [noisy[shape, formats[0]] / (count * shape[0] * shape[1]) for shape, count in shapes.items()]
-    assert max(per_weight) - min(per_weight) == pytest.approx(0.0, abs=1e-12)

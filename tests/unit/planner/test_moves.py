@@ -37,11 +37,13 @@ def test_the_combination_is_the_best_within_all_limits(program: Program, data: s
 
 
 def test_the_nearest_moves_are_those_that_nearly_paid() -> None:
-    # a byte is worth 1 from group 0 and 2 from group 1; group 2 could only break the limit
-    program = Program(((10.0, 9.0), (10.0, 8.0), (5.0, 1.0)), (Row("bytes", ((0, 1), (0, 1), (0, 9)), 1),))
+    # a byte is worth 1 in group 0, 2 in group 1 and 1.5 in group 3; group 2 could only break the limit
+    values = ((10.0, 9.0), (10.0, 8.0), (5.0, 1.0), (10.0, 8.5))
+    program = Program(values, (Row("bytes", ((0, 1), (0, 1), (0, 9), (0, 1)), 2),))
     picks = solve(program).picks
-    assert picks == (0, 1, 0)
+    assert picks == (0, 1, 0, 1)
     moves = nearest_moves(program, picks, 9)
-    assert [(m.group, m.choice) for m in moves] in ([(0, 1), (1, 0)], [(1, 0), (0, 1)])
+    assert {(m.group, m.choice) for m in moves} == {(0, 1), (1, 0), (3, 0)}
+    assert (moves[0].group, moves[1].group, moves[2].group) == (0, 3, 1)
     assert all(m.net >= 0 for m in moves)
-    assert len(nearest_moves(program, picks, 1)) == 1
+    assert nearest_moves(program, picks, 1) == moves[:1]
