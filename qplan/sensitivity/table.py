@@ -32,7 +32,7 @@ __all__ = [
     "summarise",
 ]
 
-KIND, SCHEMA = "qplan-sensitivity", 2
+KIND, SCHEMA = "qplan-sensitivity", 3
 
 Mode = Literal["measured", "gradient", "auto"]
 """How losses were found: all by running the model, all from gradients, or what a plan depends on by running it."""
