@@ -40,6 +40,14 @@ class RoundingChoice(StrEnum):
     rtn = "rtn"
 
 
+class DTypeChoice(StrEnum):
+    """What the model computes in."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
 def command(
     model: Annotated[str, typer.Argument(help="Local folder or hub id of a causal language model.")],
     calib: Annotated[
@@ -69,6 +77,9 @@ def command(
     batch_size: Annotated[int, typer.Option(help="Sequences per pass; fewer need less memory.")] = 4,
     run: Annotated[Path | None, typer.Option(help="Run folder.  [default: qplan-runs/<model>]")] = None,
     device: Annotated[str, typer.Option(help="`cpu`, `cuda` or `mps`.")] = "cpu",
+    dtype: Annotated[
+        DTypeChoice, typer.Option(help="Half precision for `--mode gradient`, if the checkpoint is stored in it.")
+    ] = DTypeChoice.float32,
     restart: Annotated[bool, typer.Option("--restart", help="Throw away an earlier run with other inputs.")] = False,
 ) -> None:
     """Find the loss of every format of every linear tensor.
@@ -98,6 +109,7 @@ def command(
         fit_tokens=fit_tokens,
         batch_size=batch_size,
         device=device,
+        dtype=dtype.value,
         restart=restart,
     )
     target = Run(run) if run is not None else Run.for_model(model)

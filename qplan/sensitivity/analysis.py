@@ -139,6 +139,7 @@ def open_analysis(
         "rounding": conditions.rounding,
         "rounding fitted to": calibration.fit_sha256 if conditions.rounding != "rtn" else "nothing",
         "device": loaded.device.type,
+        "dtype": str(loaded.embedding.weight.dtype).removeprefix("torch."),
         "table schema": SCHEMA,
     }
     batches = torch.from_numpy(calibration.tokens).split(batch_size)

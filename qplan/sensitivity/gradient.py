@@ -127,6 +127,8 @@ def _measurements(
             top1=None,
             nll_nats=None,
             sqnr_db=sqnr[index],
+            # as if errors were orthogonal to the output
+            cosine=1 / math.sqrt(1 + 10 ** (-sqnr[index] / 10)),
             source="gradient",
             stderr_nats=float(nats[index].std()) / math.sqrt(len(tokens)) if len(tokens) > 1 else None,
         )

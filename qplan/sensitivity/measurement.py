@@ -42,8 +42,8 @@ class Measurement:
     sqnr_db: float
     """Signal to quantisation noise of the tensor's own output; inf where nothing changed."""
     cosine: float | None = None
-    """Of the angle between the tensor's own output and the reference's, as vectors over all tokens; None where only
-    gradients are known."""
+    """Of the angle between the tensor's own output and the reference's, as vectors over all tokens; None in tables of
+    before."""
     source: Source = "measured"
     stderr_nats: float | None = None
     """Standard error of `kl_nats` from the spread over the batch's sequences; None where it is not known."""
@@ -65,7 +65,7 @@ class Loss:
     sqnr_db: float
     """Mean over batches in dB."""
     cosine: float | None
-    """Token-weighted mean of the batches' cosines; None where only gradients are known."""
+    """Token-weighted mean of the batches' cosines; None in tables of before."""
     source: Source = "measured"
 
 

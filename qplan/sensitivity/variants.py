@@ -66,7 +66,7 @@ class StoredWeights:
             return self.get(name, fmt)[rows]
         self._check(name, fmt)
         if self.rounder is not None:
-            return self.rounder.store(name, fmt).dequantize()[rows]
+            return self.rounder.store(name, fmt).dequantize()[rows].to(self.loaded.device)
         return rtn(weight[rows], fmt).dequantize()
 
     def _check(self, name: str, fmt: QuantFormat) -> None:
@@ -77,7 +77,7 @@ class StoredWeights:
 
     def unchanged(self, name: str, fmt: QuantFormat) -> bool:
         """Whether storage keeps every weight of a tensor to the bit."""
-        return torch.equal(self.get(name, fmt), self.loaded.weight(name))
+        return torch.equal(self.get(name, fmt), self.loaded.weight(name).float())
 
 
 @contextmanager

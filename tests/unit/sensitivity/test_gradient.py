@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from qplan.calibration import CalibrationSet
 from qplan.errors import MeasurementError, StaleArtifactError
 from qplan.formats import FP16, INT4, INT8, QuantFormat, parse_formats
-from qplan.model.load import LoadedModel
+from qplan.model.load import LoadedModel, load_model
 from qplan.model.replace import with_forward, with_weights
 from qplan.quantize import int8_prefill
 from qplan.sensitivity import gradient, measured
@@ -262,3 +262,19 @@ def test_an_embedding_that_does_more_is_refused(qwen2: LoadedModel, calibration:
         pytest.raises(MeasurementError, match="--mode measured"),
     ):
         gradient.analyze(qwen2, calibration, (INT8,))
+
+
+@pytest.mark.parametrize(("dtype", "bias"), [(torch.float16, 0.02), (torch.bfloat16, 0.08)])
+def test_half_precision_is_enough_for_gradients_and_for_nothing_else(
+    model_folders: dict[str, Path], calibration: CalibrationSet, dtype: torch.dtype, bias: float
+) -> None:
+    loaded = load_model(str(model_folders["qwen2"]))
+    loaded.model.to(dtype)
+    in_half = gradient.analyze(loaded, calibration, (INT8, INT4), draws=4).losses()
+    with pytest.raises(MeasurementError, match="losses can be measured in float32 only"):
+        measured.analyze(loaded, calibration, (INT8,))
+    loaded.model.to(torch.float32)  # the weights stay those of the half precision
+    in_float = gradient.analyze(loaded, calibration, (INT8, INT4), draws=4).losses()
+    ratios = [in_half[name][fmt].kl_nats / in_float[name][fmt].kl_nats for name in in_float for fmt in in_float[name]]
+    assert np.median(ratios) == pytest.approx(1, abs=bias)
+    assert np.std(np.log(ratios)) < 0.25
