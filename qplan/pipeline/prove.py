@@ -14,9 +14,10 @@ from qplan.mnn.runtime import RuntimeConfig
 from qplan.mnn.skeleton import Skeleton
 from qplan.mnn.writer import build_model
 from qplan.model.load import LoadedModel
+from qplan.pipeline.activations import applies, garbled
 from qplan.planner.plan import Plan
 from qplan.planner.uniform import uniform_formats
-from qplan.quantize import StoredTensor
+from qplan.quantize import DynamicOption, StoredTensor
 from qplan.sensitivity.rounding import Rounder
 from qplan.verify.baselines import measured_once
 from qplan.verify.checks import emulation, exact_logits, not_worse, promised_bytes, read_back
@@ -104,7 +105,7 @@ def prove(shop: Workshop, plan: Plan, plan_path: Path, model: Path, *, first: Ch
         MeasurementError: logits that are not finite.
     """
     uniform = {name: _baseline(shop, name, bits) for name, bits in {"fp16": 16, **_UNIFORM}.items()}
-    built = measure_model("plan", model, plan.formats, rounder=rounder, trial=shop.trial, say=shop.say)
+    built = _measure_plan(shop, plan, model, rounder)
     checks = [first, exact_logits("plan", model, plan.formats, rounder, shop.token_ids), read_back(model, plan)]
     checks += promised_bytes(plan, built)
     for name in _UNIFORM:
@@ -120,6 +121,22 @@ def prove(shop: Workshop, plan: Plan, plan_path: Path, model: Path, *, first: Ch
         reference_perplexity=shop.trial.reference.perplexity,
         models=(*uniform.values(), built),
         checks=tuple(checks),
+    )
+
+
+def _measure_plan(shop: Workshop, plan: Plan, model: Path, rounder: Rounder) -> BuiltModel:
+    """Measure the built plan as it ships, and with the other ``dynamic_option`` where that changes anything."""
+    compared = applies("low", plan.formats) and not garbled(plan.formats)
+    options: tuple[DynamicOption, DynamicOption] = (2, 0) if plan.dynamic_option == 2 else (0, 2)
+    return measure_model(
+        "plan",
+        model,
+        plan.formats,
+        rounder=rounder,
+        trial=shop.trial,
+        say=shop.say,
+        dynamic_option=options[0],
+        beside=options[1] if compared else None,
     )
 
 
