@@ -105,7 +105,7 @@ def test_the_gain_is_that_of_joint_losses(qwen2: LoadedModel, plan: Plan) -> Non
     gain = measure_gain(replace(plan, tensors=rows), Rounder(qwen2), tokens.numpy())
     for path in ("prefill", "decode"):
         token, block = (
-            joint_losses(qwen2, tokens, {"": formats}, "low", Int8Activations(path, option))[""].kl_nats  # type: ignore[arg-type]
+            joint_losses(qwen2, tokens, {"": formats}, "low", Int8Activations(path, option))[""].kl_nats
             for option in (0, 2)
         )
         assert getattr(gain, path) == pytest.approx(block / token)
