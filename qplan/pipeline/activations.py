@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from qplan.errors import InputError
-from qplan.formats import QuantFormat
+from qplan.formats import DynamicOption, QuantFormat
 from qplan.planner.plan import Plan
-from qplan.quantize import DynamicOption, EnginePath, Int8Activations
+from qplan.quantize import EnginePath, Int8Activations
 from qplan.sensitivity.joint import joint_losses
 from qplan.sensitivity.rounding import Rounder
 from qplan.sensitivity.table import SensitivityTable
@@ -123,7 +123,13 @@ def impossible(plan: Plan, names: list[str]) -> Plan:
     return _noted(plan, 0, f"dynamic_option stays 0: the engine garbles {plan.formats[names[0]]} under 2 ({shown})")
 
 
+def with_foreign_losses_told(plan: Plan, measured_with: int) -> Plan:
+    """The plan with a note where its predicted losses are those of another option than it ships with."""
+    if plan.dynamic_option == measured_with:
+        return plan
+    note = f"predicted losses, the sums of single ones, are those of dynamic_option {measured_with}"
+    return replace(plan, notes=(*plan.notes, note))
+
+
 def _noted(plan: Plan, option: DynamicOption, note: str) -> Plan:
-    if option == 2:
-        note += ". Predicted losses, the sums of single ones, are those of dynamic_option 0"
     return replace(plan, dynamic_option=option, notes=(*plan.notes, note))

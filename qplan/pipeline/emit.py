@@ -14,7 +14,7 @@ from qplan.artifact import read_json, write_json
 from qplan.calibration import CalibrationSet, load_text, tokenise
 from qplan.cost.file_bytes import FixedBytes
 from qplan.errors import InputError, StaleArtifactError
-from qplan.formats import INT8
+from qplan.formats import INT8, DynamicOption
 from qplan.mnn.exporter import export_skeleton
 from qplan.mnn.exporter_source import find_exporter
 from qplan.mnn.quant_config import export_command, make_quant_config
@@ -31,13 +31,13 @@ from qplan.pipeline.activations import (
     impossible,
     measure_gain,
     unasked,
+    with_foreign_losses_told,
 )
 from qplan.pipeline.choose import PlanRules, choose_plan, with_price_of_nearest
 from qplan.pipeline.prove import Workshop, gate, prove
 from qplan.pipeline.rounder import run_rounder
 from qplan.pipeline.runs import Run
 from qplan.planner.plan import Plan
-from qplan.quantize import DynamicOption
 from qplan.report import Provenance, write_report
 from qplan.sensitivity.rounding import Rounder
 from qplan.sensitivity.table import SensitivityTable
@@ -139,6 +139,8 @@ def run_emit(options: EmitOptions, run: Run, say: Say, progress: Progress, comma
         plan = replace(plan, sensitivity_sha256=table.sha256)
         plan = with_price_of_nearest(plan, rounder, table.goal, calibration.heldout)
         plan, gain = _first_option(plan, options, rounder, calibration.heldout, say)
+        if gain is None:
+            plan = with_foreign_losses_told(plan, table.conditions.dynamic_option)
         plan_path = folder / "plan.json"
         plan.write(plan_path)
         exporter = find_exporter(options.llmexport)
@@ -153,6 +155,7 @@ def run_emit(options: EmitOptions, run: Run, say: Say, progress: Progress, comma
             shop.build(plan.formats, folder / "model", _runtime(plan), rounder)
             if gain is not None:
                 plan = _settled(shop, plan, gain, folder / "model")
+                plan = with_foreign_losses_told(plan, table.conditions.dynamic_option)
                 plan.write(plan_path)
             verification = prove(shop, plan, plan_path, folder / "model", first=first, rounder=rounder)
             verification.write(folder / "verification.json")

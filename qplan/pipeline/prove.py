@@ -9,7 +9,7 @@ from pathlib import Path
 
 from qplan.artifact import sha256_file, versions
 from qplan.errors import VerificationError
-from qplan.formats import QuantFormat
+from qplan.formats import DynamicOption, QuantFormat
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.mnn.skeleton import Skeleton
 from qplan.mnn.writer import build_model
@@ -17,7 +17,7 @@ from qplan.model.load import LoadedModel
 from qplan.pipeline.activations import applies, garbled
 from qplan.planner.plan import Plan
 from qplan.planner.uniform import uniform_formats
-from qplan.quantize import DynamicOption, StoredTensor
+from qplan.quantize import StoredTensor
 from qplan.sensitivity.rounding import Rounder
 from qplan.verify.baselines import measured_once
 from qplan.verify.checks import emulation, exact_logits, not_worse, promised_bytes, read_back

@@ -1,11 +1,10 @@
 """MNN's quantisers as pure functions on tensors, bit exact."""
 
-from qplan.quantize.activations import DynamicOption, EnginePath, Int8Activations, int8_decode, int8_prefill
+from qplan.quantize.activations import EnginePath, Int8Activations, int8_decode, int8_prefill
 from qplan.quantize.rtn import rtn
 from qplan.quantize.stored import FloatTensor, IntTensor, StoredTensor, store_float
 
 __all__ = [
-    "DynamicOption",
     "EnginePath",
     "FloatTensor",
     "Int8Activations",

@@ -17,13 +17,10 @@ import torch
 from torch import Tensor
 
 from qplan.errors import InputError
-from qplan.formats import QuantFormat
+from qplan.formats import DynamicOption, QuantFormat
 
 EnginePath = Literal["prefill", "decode"]
 """Many tokens at a time, or one."""
-
-DynamicOption = Literal[0, 2]
-"""MNN's ``dynamic_option``: a scale per token, or per token and block of the weights."""
 
 _LANES = 8
 """Features that the engine packs together; rows are filled up with zeros, which count where a range is taken."""

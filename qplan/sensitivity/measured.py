@@ -192,7 +192,9 @@ def _twin(analysis: Analysis, job: _Job) -> Measurement | None:
 def _run(analysis: Analysis, here: LayerPass, job: _Job) -> tuple[Tensor, Tensor]:
     loaded = analysis.loaded
     linear = loaded.linear(job.tensor)
-    with torch.no_grad(), apply_formats(loaded, {job.tensor: job.format}, job.memory, stored=analysis.stored):
+    formats = {job.tensor: job.format}
+    applied = apply_formats(loaded, formats, job.memory, analysis.activations, stored=analysis.stored)
+    with torch.no_grad(), applied:
         if loaded.card.tensor(job.tensor).tied:
             # the embedding changes too: everything is computed; the head's own error is that on the reference input
             return here.base.logits(0), linear(here.input_of(linear))

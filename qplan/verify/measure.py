@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from qplan.formats import QuantFormat
+from qplan.formats import DynamicOption, QuantFormat
 from qplan.mnn.engine import Engine
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.mnn.skeleton import folder_bytes
-from qplan.quantize import DynamicOption, Int8Activations
+from qplan.quantize import Int8Activations
 from qplan.sensitivity.rounding import Rounder
 from qplan.sensitivity.table import Memory
 from qplan.sensitivity.variants import StoredWeights, apply_formats

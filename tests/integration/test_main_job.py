@@ -87,9 +87,9 @@ def test_a_plan_keeps_its_promises_on_the_engine(work: Path, budget: str) -> Non
 
 
 def test_a_scale_per_block_ships_if_asked_for(work: Path) -> None:
-    emit = ("emit", "--run", "run", "--budget", "5bpw", "--tokens", "128", "--dynamic-option")
+    emit = ("emit", "--run", "run", "--budget", "6.5bpw", "--tokens", "128", "--dynamic-option")
     printed = succeed(*emit, "2", folder=work)
-    out = work / "run" / "5bpw"
+    out = work / "run" / "6.5bpw"
     plan, verification = Plan.read(out / "plan.json"), Verification.read(out / "verification.json")
     assert plan.dynamic_option == json.loads((out / "model" / "config.json").read_text())["dynamic_option"] == 2
     assert all(fmt.allows_block_activations for fmt in plan.formats.values())

@@ -23,6 +23,7 @@ from qplan.pipeline.activations import (
     impossible,
     measure_gain,
     unasked,
+    with_foreign_losses_told,
 )
 from qplan.planner.plan import Plan
 from qplan.planner.planning import make_plan
@@ -65,6 +66,11 @@ def test_what_is_asked_for_is_done(plan: Plan) -> None:
     found = as_asked(plan, BlockGain(1.2, 1.3))
     assert found.dynamic_option == 2
     assert "1.20 times the loss" in found.notes[-1]
+
+
+def test_losses_of_another_option_are_told(plan: Plan) -> None:
+    assert with_foreign_losses_told(plan, 0) == plan
+    assert "are those of dynamic_option 2" in with_foreign_losses_told(plan, 2).notes[-1]
 
 
 def test_garbled_formats_keep_a_scale_per_token(plan: Plan) -> None:

@@ -7,9 +7,9 @@ import torch
 from torch.nn import functional
 
 from qplan.errors import InputError
-from qplan.formats import FP16, INT4, INT8, QuantFormat
+from qplan.formats import FP16, INT4, INT8, DynamicOption, QuantFormat
 from qplan.model.load import LoadedModel
-from qplan.quantize import DynamicOption, EnginePath, Int8Activations, int8_prefill, rtn
+from qplan.quantize import EnginePath, Int8Activations, int8_prefill, rtn
 from qplan.sensitivity.variants import StoredWeights, apply_formats
 
 TOKENS = torch.arange(12).view(2, 6)
