@@ -41,7 +41,7 @@ from qplan.planner.plan import Plan
 from qplan.report import Provenance, write_report
 from qplan.sensitivity.rounding import Rounder
 from qplan.sensitivity.table import SensitivityTable
-from qplan.verify.measure import Trial, decode_speed_ratio
+from qplan.verify.measure import Trial, speeds_by_turns
 from qplan.verify.record import Verification
 from qplan.verify.reference import reference_logits
 
@@ -127,20 +127,7 @@ def run_emit(options: EmitOptions, run: Run, say: Say, progress: Progress, comma
             trial = Trial(reference, threads=options.threads)
             shop = Workshop(loaded, skeleton, trial, judges.text, judges.sha256, run.baselines, say)
         first = gate(shop) if shop is not None else None
-        plan = choose_plan(
-            table if options.dynamic_option != 2 else computable(table),
-            options.budget,
-            fixed_bytes(skeleton),
-            options.rules,
-            rounder=rounder,
-            heldout=calibration.heldout,
-            say=say,
-        )
-        plan = replace(plan, sensitivity_sha256=table.sha256)
-        plan = with_price_of_nearest(plan, rounder, table.goal, calibration.heldout)
-        plan, gain = _first_option(plan, options, rounder, calibration.heldout, say)
-        if gain is None:
-            plan = with_foreign_losses_told(plan, table.conditions.dynamic_option)
+        plan, gain = _planned(table, options, skeleton, rounder=rounder, heldout=calibration.heldout, say=say)
         plan_path = folder / "plan.json"
         plan.write(plan_path)
         exporter = find_exporter(options.llmexport)
@@ -153,14 +140,43 @@ def run_emit(options: EmitOptions, run: Run, say: Say, progress: Progress, comma
         if shop is not None and first is not None:
             say("plan: building")
             shop.build(plan.formats, folder / "model", _runtime(plan), rounder)
+            speeds = None
             if gain is not None:
-                plan = _settled(shop, plan, gain, folder / "model")
+                say("plan: speed with a scale per token, and per block of the activations")
+                speeds = speeds_by_turns(folder / "model", trial, loaded.card.context)
+                plan = unasked(plan, gain, speeds[2].decode_tokens_per_s / speeds[0].decode_tokens_per_s)
+                set_runtime(folder / "model", _runtime(plan))
                 plan = with_foreign_losses_told(plan, table.conditions.dynamic_option)
                 plan.write(plan_path)
-            verification = prove(shop, plan, plan_path, folder / "model", first=first, rounder=rounder)
+            verification = prove(shop, plan, plan_path, folder / "model", first=first, rounder=rounder, speeds=speeds)
             verification.write(folder / "verification.json")
     write_report(folder, table, plan, verification, Provenance(commands=(command, llmexport)))
     return Emitted(folder, plan, verification, llmexport, config.problems)
+
+
+def _planned(
+    table: SensitivityTable,
+    options: EmitOptions,
+    skeleton: Skeleton,
+    *,
+    rounder: Rounder,
+    heldout: NDArray[np.int64],
+    say: Say,
+) -> tuple[Plan, BlockGain | None]:
+    """The plan; with the gain of ``dynamic_option`` 2 if that still hangs on the built model's speed."""
+    plan = choose_plan(
+        table if options.dynamic_option != 2 else computable(table),
+        options.budget,
+        fixed_bytes(skeleton),
+        options.rules,
+        rounder=rounder,
+        heldout=heldout,
+        say=say,
+    )
+    plan = replace(plan, sensitivity_sha256=table.sha256)
+    plan = with_price_of_nearest(plan, rounder, table.goal, heldout)
+    plan, gain = _first_option(plan, options, rounder, heldout, say)
+    return (plan, gain) if gain else (with_foreign_losses_told(plan, table.conditions.dynamic_option), None)
 
 
 def _first_option(
@@ -179,14 +195,6 @@ def _first_option(
     if gain.pays and options.build:
         return plan, gain
     return unasked(plan, gain, None), None
-
-
-def _settled(shop: Workshop, plan: Plan, gain: BlockGain, model: Path) -> Plan:
-    """The plan and its built model with the ``dynamic_option`` that its price allows."""
-    shop.say("plan: decode speed with a scale per token, and per block of the activations")
-    plan = unasked(plan, gain, decode_speed_ratio(model, shop.trial, shop.loaded.card.context))
-    set_runtime(model, _runtime(plan))
-    return plan
 
 
 def _runtime(plan: Plan) -> RuntimeConfig:

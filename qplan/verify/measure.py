@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qplan.formats import DynamicOption, QuantFormat
@@ -54,6 +54,7 @@ def measure_model(
     say: Say,
     dynamic_option: DynamicOption = 0,
     beside: DynamicOption | None = None,
+    speeds: Mapping[DynamicOption, Speed] | None = None,
 ) -> BuiltModel:
     """Run a built folder under both memory settings, and the same stored weights in torch.
 
@@ -66,6 +67,7 @@ def measure_model(
         say: told what is being done.
         dynamic_option: that the model ships with.
         beside: the other one, to be measured under memory low for comparison.
+        speeds: what `speeds_by_turns` found, if it was asked before.
 
     Raises:
         ToolError: the engine failed.
@@ -74,7 +76,9 @@ def measure_model(
     loaded = rounder.loaded
     runs: list[EngineRun] = []
     emulated: dict[str, float] = {}
-    speeds: dict[DynamicOption, Speed] = {}
+    if beside is not None and speeds is None:
+        speeds = speeds_by_turns(folder, trial, loaded.card.context)
+    timed = dict(speeds or {})
     settings: list[tuple[Memory, DynamicOption]] = [(memory, dynamic_option) for memory in MEMORIES]
     if beside is not None:
         settings.append(("low", beside))
@@ -86,34 +90,39 @@ def measure_model(
             if memory == "low":
                 stepwise = trial.reference.compare(engine.logits_stepwise, trial.decode_rows)
                 runs.append(EngineRun(memory, "decode", accuracy_of(stepwise), option))
-                speeds[option] = _speed(engine, trial, loaded.card.context)
+                if option not in timed:
+                    timed[option] = _speed(engine, trial, loaded.card.context)
         if option == dynamic_option:
             emulated[memory] = _emulated(rounder, formats, memory, trial.reference, option)
     return BuiltModel(
         name,
         folder_bytes(folder),
         tuple(runs),
-        speeds[dynamic_option],
+        timed[dynamic_option],
         emulated,
         dynamic_option,
-        None if beside is None else speeds[beside],
+        None if beside is None else timed[beside],
     )
 
 
-def decode_speed_ratio(folder: Path, trial: Trial, context: int) -> float:
-    """Decode speed of a built folder with ``dynamic_option`` 2, times that with 0; memory low, best of some runs each.
+def speeds_by_turns(folder: Path, trial: Trial, context: int) -> dict[DynamicOption, Speed]:
+    """Time a built folder with each ``dynamic_option``, memory low; the best of some runs, as a machine's load changes.
 
     Raises:
         ToolError: the engine failed.
     """
-    rates: dict[DynamicOption, list[float]] = {0: [], 2: []}
-    # by turns: what else the machine does changes over seconds
+    runs: dict[DynamicOption, list[Speed]] = {0: [], 2: []}
     for _ in range(_TURNS):
-        for option, found in rates.items():
+        for option, found in runs.items():
             runtime = RuntimeConfig("low", threads=trial.threads, dynamic_option=option)
             with Engine(folder, runtime, context=context) as engine:
-                found.append(_speed(engine, trial, context).decode_tokens_per_s)
-    return max(rates[2]) / max(rates[0])
+                found.append(_speed(engine, trial, context))
+    return {option: _best(found) for option, found in runs.items()}
+
+
+def _best(speeds: Sequence[Speed]) -> Speed:
+    prefill = max(speed.prefill_tokens_per_s for speed in speeds)
+    return replace(max(speeds, key=lambda speed: speed.decode_tokens_per_s), prefill_tokens_per_s=prefill)
 
 
 def _speed(engine: Engine, trial: Trial, context: int) -> Speed:
