@@ -23,6 +23,13 @@ class MemoryChoice(StrEnum):
     normal = "normal"
 
 
+class AnalysedOption(StrEnum):
+    """MNN's ``dynamic_option`` that losses are those of."""
+
+    zero = "0"
+    two = "2"
+
+
 class ModeChoice(StrEnum):
     """How losses are found."""
 
@@ -62,6 +69,9 @@ def command(
     memory: Annotated[MemoryChoice, typer.Option(help="The engine's setting: low has int8 activations.")] = (
         MemoryChoice.low
     ),
+    dynamic_option: Annotated[
+        AnalysedOption, typer.Option(help="The engine's setting: 2 has int8 activations with a scale per block.")
+    ] = AnalysedOption.zero,
     mode: Annotated[
         ModeChoice,
         typer.Option(
@@ -104,6 +114,7 @@ def command(
         seed=seed,
         formats=parse_formats(formats),
         memory=memory.value,
+        dynamic_option=2 if dynamic_option is AnalysedOption.two else 0,
         mode=mode.value,
         rounding=rounding.value,
         fit_tokens=fit_tokens,

@@ -10,7 +10,7 @@ import torch
 
 from qplan.calibration import load_text, tokenise
 from qplan.errors import InputError
-from qplan.formats import DEFAULT_FORMATS, QuantFormat
+from qplan.formats import DEFAULT_FORMATS, DynamicOption, QuantFormat
 from qplan.model.load import DTypeName, load_model
 from qplan.pipeline.additivity import measure_additivity
 from qplan.pipeline.auto import analyze_auto
@@ -40,6 +40,8 @@ class AnalyzeOptions:
     rounding: str = "auto"
     fit_tokens: int = 32768
     """At most this many tokens that rounding is fitted to."""
+    dynamic_option: DynamicOption = 0
+    """MNN's setting that losses under memory low are measured with."""
     batch_size: int = 4
     device: str = "cpu"
     dtype: DTypeName = "float32"
@@ -61,6 +63,9 @@ def run_analyze(options: AnalyzeOptions, run: Run, say: Say, progress: Progress)
             "whose own rounding loses some hundred times what a tensor loses in int8; use --mode gradient or "
             "--dtype float32"
         )
+        raise InputError(msg)
+    if options.dynamic_option == 2 and options.memory != "low":
+        msg = f"--dynamic-option 2 changes nothing under --memory {options.memory}: leave one of them out"
         raise InputError(msg)
     say(f"loading {options.model}")
     loaded = load_model(options.model, device=options.device, dtype=options.dtype)
@@ -92,6 +97,7 @@ def run_analyze(options: AnalyzeOptions, run: Run, say: Say, progress: Progress)
         options.formats,
         options.memory,
         batch_size=options.batch_size,
+        dynamic_option=options.dynamic_option,
         rounder=rounder,
         journal=run.journal,
     )

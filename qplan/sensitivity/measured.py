@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -218,17 +219,21 @@ def _most_together(logits: Tensor) -> int:
 
 def _output(analysis: Analysis, here: LayerPass, job: _Job) -> Tensor:
     """What a tensor's linear gives in a format on its reference input."""
-    loaded = analysis.loaded
-    linear = loaded.linear(job.tensor)
-    with torch.no_grad(), apply_formats(loaded, {job.tensor: job.format}, job.memory, stored=analysis.stored):
+    linear = analysis.loaded.linear(job.tensor)
+    with torch.no_grad(), _applied(analysis, job):
         output: Tensor = linear(here.input_of(linear))
     return output
 
 
 def _logits_of_tied(analysis: Analysis, here: LayerPass, job: _Job) -> Tensor:
     """The embedding changes with a tied head: everything is computed."""
-    with apply_formats(analysis.loaded, {job.tensor: job.format}, job.memory, stored=analysis.stored):
+    with _applied(analysis, job):
         return here.base.logits(0)
+
+
+def _applied(analysis: Analysis, job: _Job) -> AbstractContextManager[None]:
+    formats = {job.tensor: job.format}
+    return apply_formats(analysis.loaded, formats, job.memory, analysis.activations, stored=analysis.stored)
 
 
 def _compare(here: LayerPass, job: _Job, end: Tensor) -> TokenStats:

@@ -15,6 +15,7 @@ from qplan.errors import InputError, MeasurementError
 from qplan.formats import FP16, INT4, INT8, QuantFormat, parse_formats
 from qplan.model.load import LoadedModel
 from qplan.model.replace import with_forward, with_weights
+from qplan.quantize import Int8Activations
 from qplan.sensitivity.joint import joint_losses
 from qplan.sensitivity.measured import analyze
 from qplan.sensitivity.menu import resolve_menu
@@ -206,7 +207,7 @@ def test_joint_losses(tiny: LoadedModel, calibration: CalibrationSet) -> None:
         variant = tiny.logits(tokens)
     direct = compare_logits(tiny.logits(tokens), variant, tokens)
     assert found["all"].kl_nats == pytest.approx(direct.kl_nats, rel=1e-4)
-    decode = joint_losses(tiny, tokens, plans, activation="decode")
+    decode = joint_losses(tiny, tokens, plans, activations=Int8Activations("decode"))
     assert decode["all"].kl_nats != found["all"].kl_nats
 
 
