@@ -15,16 +15,20 @@ _ROWS = 12
 
 
 def sensitivity_table(table: SensitivityTable) -> Table:
-    """The tensors that lose most, by format as asked for; losses in nats per token."""
+    """The tensors that lose most, by width as asked for, in blocks of 64 if these were; losses in nats per token."""
+    shown: dict[int, str] = {}
+    for fmt in map(QuantFormat.parse, table.conditions.formats):
+        if fmt.bits not in shown or fmt.block == 64:
+            shown[fmt.bits] = fmt.name
     losses = table.losses()
     worst = sorted(table.model.tensors, key=lambda spec: -max(loss.kl_nats for loss in losses[spec.name].values()))
     title = f"Most sensitive of {len(worst)} tensors: KL to FP32, nats per token, memory {table.goal}"
     view = Table(title=title, box=SIMPLE_HEAD)
     view.add_column("layer, tensor", no_wrap=True)
-    for fmt in table.conditions.formats:
-        view.add_column(fmt, justify="right", no_wrap=True)
+    for shown_name in shown.values():
+        view.add_column(shown_name, justify="right", no_wrap=True)
     for spec in worst[:_ROWS]:
-        stored = [QuantFormat.parse(fmt).resolve(spec.in_features).name for fmt in table.conditions.formats]
+        stored = [QuantFormat.parse(fmt).resolve(spec.in_features).name for fmt in shown.values()]
         cells = [f"{losses[spec.name][fmt].kl_nats:.1e}" if fmt in losses[spec.name] else "-" for fmt in stored]
         view.add_row(short_name(spec), *cells)
     return view

@@ -10,16 +10,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from qplan.artifact import read_json, write_json
 from qplan.calibration import CalibrationSet, load_text, tokenise
-from qplan.cost.file_bytes import FixedBytes
 from qplan.errors import InputError, StaleArtifactError
-from qplan.formats import INT8, DynamicOption
-from qplan.mnn.exporter import export_skeleton
+from qplan.formats import DynamicOption
 from qplan.mnn.exporter_source import find_exporter
 from qplan.mnn.quant_config import export_command, make_quant_config
 from qplan.mnn.runtime import RuntimeConfig
-from qplan.mnn.skeleton import Skeleton, predict_files
+from qplan.mnn.skeleton import Skeleton
 from qplan.mnn.writer import set_runtime
 from qplan.model.load import LoadedModel, load_model
 from qplan.pipeline.activations import (
@@ -33,10 +30,16 @@ from qplan.pipeline.activations import (
     unasked,
     with_foreign_losses_told,
 )
-from qplan.pipeline.choose import PlanRules, choose_plan, with_price_of_nearest
+from qplan.pipeline.choose import with_price_of_nearest
+from qplan.pipeline.loss_limits import choose_wanted
+from qplan.pipeline.plans import PLAN_FILE, edited_plan
 from qplan.pipeline.prove import Workshop, gate, prove
+from qplan.pipeline.repair import EVALUATIONS
 from qplan.pipeline.rounder import run_rounder
 from qplan.pipeline.runs import Run
+from qplan.pipeline.sizes import fixed_bytes
+from qplan.pipeline.skeletons import run_skeleton
+from qplan.pipeline.wanted import Wanted
 from qplan.planner.plan import Plan
 from qplan.report import Provenance, write_report
 from qplan.sensitivity.rounding import Rounder
@@ -53,8 +56,7 @@ Progress = Callable[[int, int], None]
 class EmitOptions:
     """What ``qplan emit`` was asked for."""
 
-    budget: str = "int8"
-    rules: PlanRules = field(default_factory=PlanRules)
+    wanted: Wanted = field(default_factory=Wanted)
     text: str | None = None
     """What the built model is judged on; None for held-out windows of the calibration text."""
     tokens: int = 2048
@@ -64,6 +66,10 @@ class EmitOptions:
     threads: int = 1
     dynamic_option: DynamicOption | None = None
     """None for the one that `qplan.pipeline.activations` takes unasked."""
+    evaluations: int = EVALUATIONS
+    """Whole models that a repair may measure."""
+    plan: Path | None = None
+    """Build from this plan, which people may have edited, instead of making one."""
 
 
 @dataclass(frozen=True)
@@ -116,9 +122,10 @@ def run_emit(options: EmitOptions, run: Run, say: Say, progress: Progress, comma
         msg = f"{table.model.source} has changed since {run.sensitivity} was made; run 'qplan analyze' with --restart"
         raise StaleArtifactError(msg)
     judges = _judges(options, calibration, loaded)
-    skeleton = _skeleton(run, loaded, options, say)
+    skeleton = run_skeleton(run, loaded, options.llmexport, say)
     rounder = run_rounder(run, loaded, calibration, table.conditions.rounding)
-    folder = run.budget(options.budget)
+    given = None if options.plan is None else edited_plan(options.plan, table, fixed_bytes(skeleton))
+    folder = run.budget(options.wanted.label) if options.plan is None else _folder_of(options.plan, run)
     with ExitStack() as stack:
         shop = None
         if options.build:
@@ -127,8 +134,10 @@ def run_emit(options: EmitOptions, run: Run, say: Say, progress: Progress, comma
             trial = Trial(reference, threads=options.threads)
             shop = Workshop(loaded, skeleton, trial, judges.text, judges.sha256, run.baselines, say)
         first = gate(shop) if shop is not None else None
-        plan, gain = _planned(table, options, skeleton, rounder=rounder, heldout=calibration.heldout, say=say)
-        plan_path = folder / "plan.json"
+        plan, gain = _planned(
+            table, options, skeleton, run, given=given, rounder=rounder, heldout=calibration.heldout, say=say
+        )
+        plan_path = folder / PLAN_FILE
         plan.write(plan_path)
         exporter = find_exporter(options.llmexport)
         formats = {tensor.op_name: tensor.format for tensor in plan.tensors}
@@ -158,23 +167,28 @@ def _planned(
     table: SensitivityTable,
     options: EmitOptions,
     skeleton: Skeleton,
+    run: Run,
     *,
+    given: Plan | None,
     rounder: Rounder,
     heldout: NDArray[np.int64],
     say: Say,
 ) -> tuple[Plan, BlockGain | None]:
     """The plan; with the gain of ``dynamic_option`` 2 if that still hangs on the built model's speed."""
-    plan = choose_plan(
+    plan = given or choose_wanted(
         table if options.dynamic_option != 2 else computable(table),
-        options.budget,
+        options.wanted,
         fixed_bytes(skeleton),
-        options.rules,
+        run,
         rounder=rounder,
         heldout=heldout,
         say=say,
+        evaluations=options.evaluations,
     )
     plan = replace(plan, sensitivity_sha256=table.sha256)
     plan = with_price_of_nearest(plan, rounder, table.goal, heldout)
+    if given is not None and options.dynamic_option is None:
+        options = replace(options, dynamic_option=2 if given.dynamic_option == 2 else 0)
     plan, gain = _first_option(plan, options, rounder, heldout, say)
     return (plan, gain) if gain else (with_foreign_losses_told(plan, table.conditions.dynamic_option), None)
 
@@ -201,18 +215,10 @@ def _runtime(plan: Plan) -> RuntimeConfig:
     return RuntimeConfig(plan.memory, threads=4, dynamic_option=plan.dynamic_option)
 
 
-_GRAPH_SLACK_BYTES = 64
-"""Alignment, and tables that ops share: built graphs were 20 to 52 bytes above the sum of their parts."""
-
-
-def fixed_bytes(skeleton: Skeleton) -> FixedBytes:
-    """What ships whatever the plan; the graph as large as it gets, with every linear an integer.
-
-    An fp16 op takes less, so no plan's graph is larger than a uniform integer model's.
-    """
-    files = predict_files(skeleton, {op.name: INT8 for op in skeleton.ops})
-    graph = files.graph + _GRAPH_SLACK_BYTES
-    return FixedBytes(skeleton.fixed_bytes, skeleton.embedding_bytes, graph, exact=True)
+def _folder_of(plan: Path, run: Run) -> Path:
+    """Where a given plan's model goes: the plan's own folder in the run, or a new one named after its file."""
+    inside = plan.resolve().parent
+    return inside if inside.parent == run.folder.resolve() and plan.name == PLAN_FILE else run.budget(plan.stem)
 
 
 def _judges(options: EmitOptions, calibration: CalibrationSet, loaded: LoadedModel) -> _Judges:
@@ -235,17 +241,3 @@ def _judges(options: EmitOptions, calibration: CalibrationSet, loaded: LoadedMod
         vocabulary=loaded.card.vocabulary,
     )
     return _Judges(judged.tokens, text.source, judged.sha256)
-
-
-def _skeleton(run: Run, loaded: LoadedModel, options: EmitOptions, say: Say) -> Skeleton:
-    """The exported graph of this very model by this very exporter: the one in the run folder, or a new one."""
-    exporter = find_exporter(options.llmexport).version
-    inputs = {"model": loaded.card.sha256, "exporter": exporter}
-    kept = run.skeleton.is_dir() and run.skeleton_record.is_file()
-    if kept and read_json(run.skeleton_record, "qplan-skeleton", 1)["inputs"] == inputs:
-        return Skeleton.open(run.skeleton)
-    run.skeleton_record.unlink(missing_ok=True)
-    say(f"exporting the graph with {exporter}")
-    skeleton = export_skeleton(loaded.folder, run.skeleton, llmexport=options.llmexport, replace=True)
-    write_json(run.skeleton_record, "qplan-skeleton", 1, inputs, {})
-    return skeleton

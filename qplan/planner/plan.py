@@ -11,7 +11,18 @@ from qplan.errors import InputError
 from qplan.formats import QuantFormat
 from qplan.planner.decode import Source, decode
 
-__all__ = ["FileBytes", "LogitsRule", "Plan", "PlannedTensor", "SolverReport", "UniformPoint"]
+__all__ = [
+    "FileBytes",
+    "GivenRules",
+    "LeastBits",
+    "LogitsRule",
+    "Pin",
+    "Plan",
+    "PlannedLimit",
+    "PlannedTensor",
+    "SolverReport",
+    "UniformPoint",
+]
 
 KIND, SCHEMA = "qplan-plan", 2
 
@@ -80,6 +91,46 @@ class UniformPoint:
 
 
 @dataclass(frozen=True)
+class Pin:
+    """Tensors whose format was given."""
+
+    pattern: str
+    format: QuantFormat
+
+
+@dataclass(frozen=True)
+class LeastBits:
+    """Tensors whose width was given a lower limit."""
+
+    pattern: str
+    bits: int
+
+
+@dataclass(frozen=True)
+class GivenRules:
+    """What the user asked for besides budgets and the logits rule; see `qplan.planner.planning.Rules`."""
+
+    pins: tuple[Pin, ...] = ()
+    min_bits: tuple[LeastBits, ...] = ()
+    groups: tuple[str, ...] = ()
+    """Patterns whose tensors share a format."""
+    fused: bool = False
+    """Whether q, k, v and gate, up share a format."""
+
+
+@dataclass(frozen=True)
+class PlannedLimit:
+    """A limit besides file bytes, and what the plan is predicted to use."""
+
+    name: str
+    """What is limited, e.g. ``RAM``."""
+    limit: float
+    predicted: float
+    unit: str
+    """Of both: ``MB``, ``ms``, ``nats``."""
+
+
+@dataclass(frozen=True)
 class Plan:
     """One format for every tensor, under a budget."""
 
@@ -102,6 +153,12 @@ class Plan:
     notes: tuple[str, ...]
     dynamic_option: int = 0
     """MNN's ``dynamic_option`` that the model ships with: 2 for int8 activations with a scale per block."""
+    given: GivenRules = GivenRules()
+    limits: tuple[PlannedLimit, ...] = ()
+    objective: str = "loss"
+    """What was minimised: ``loss``, ``smallest`` (bytes) or ``fastest`` (decode time)."""
+    target: str = "cpu-x86"
+    """Where the plan is to run, see `qplan.cost.target`."""
 
     @property
     def formats(self) -> dict[str, QuantFormat]:
@@ -117,6 +174,7 @@ class Plan:
         """Write ``plan.json`` atomically."""
         body = asdict(self)
         body["tensors"] = [asdict(t) | {"format": t.format.name} for t in self.tensors]
+        body["given"]["pins"] = [{"pattern": pin.pattern, "format": pin.format.name} for pin in self.given.pins]
         inputs = {"model": self.model_sha256, "sensitivity": self.sensitivity_sha256}
         write_json(path, KIND, SCHEMA, inputs, body)
 
