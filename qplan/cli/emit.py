@@ -6,7 +6,7 @@ import shlex
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -18,6 +18,14 @@ from qplan.errors import InputError, VerificationError
 
 if TYPE_CHECKING:
     from qplan.pipeline.emit import Emitted
+
+
+class DynamicOptionChoice(StrEnum):
+    """MNN's ``dynamic_option`` that the model ships with."""
+
+    auto = "auto"
+    zero = "0"
+    two = "2"
 
 
 class ObjectiveChoice(StrEnum):
@@ -70,6 +78,10 @@ def command(
     ] = 48,
     tokens: Annotated[int, typer.Option(help="At most this many tokens of it.")] = 2048,
     threads: Annotated[int, typer.Option(help="Threads of the engine in measurements.")] = 1,
+    dynamic_option: Annotated[
+        DynamicOptionChoice,
+        typer.Option(help="2: int8 activations with a scale per block, more exact and slower; auto if it pays."),
+    ] = DynamicOptionChoice.auto,
     no_build: Annotated[bool, typer.Option("--no-build", help="Stop after plan.json and quant_config.json.")] = False,
     llmexport: Annotated[
         Path | None, typer.Option(help="A MNN checkout whose exporter to use.  [default: the PyPI package]")
@@ -97,11 +109,26 @@ def command(
         budgets = ("int8",)
     wanted = Wanted(budgets, objective.value, max_kl, increase, max_decode_ms, max_prefill_ms, max_ram, rules)
     options = EmitOptions(
-        wanted, text, tokens, build=not no_build, llmexport=llmexport, threads=threads, evaluations=repair, plan=plan
+        wanted,
+        text,
+        tokens,
+        build=not no_build,
+        llmexport=llmexport,
+        threads=threads,
+        dynamic_option=_OPTIONS[dynamic_option],
+        evaluations=repair,
+        plan=plan,
     )
     with progress_bar("FP32 reference") as progress:
         emitted = run_emit(options, home, say, progress, command_line())
     show(emitted)
+
+
+_OPTIONS: dict[DynamicOptionChoice, Literal[0, 2] | None] = {
+    DynamicOptionChoice.auto: None,
+    DynamicOptionChoice.zero: 0,
+    DynamicOptionChoice.two: 2,
+}
 
 
 def command_line() -> str:
