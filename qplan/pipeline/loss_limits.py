@@ -22,9 +22,10 @@ from qplan.planner.limits import ResourceLimit
 from qplan.planner.plan import Plan
 from qplan.planner.planning import Rules
 from qplan.planner.uniform import largest_uniform
+from qplan.quantize import Int8Activations
 from qplan.sensitivity.joint import joint_losses
 from qplan.sensitivity.rounding import Rounder
-from qplan.sensitivity.table import Memory, SensitivityTable
+from qplan.sensitivity.table import SensitivityTable
 
 Say = Callable[[str], None]
 
@@ -107,7 +108,7 @@ def choose_wanted(
             plan = replace(plan, budget=wanted.label)
         if wanted.max_kl is None and wanted.max_ppl_increase is None:
             return plan
-        loss = whole_loss(rounder, plan.formats, table.goal, heldout)
+        loss = whole_loss(rounder, plan.formats, table, heldout)
         tried.append(loss)
         over = _over(wanted, loss, table.reference_nll_nats)
         say(f"held-out tokens: KL {loss.kl_nats:.3e} nats per token, perplexity {loss.perplexity:+.3f}")
@@ -160,12 +161,13 @@ def _repaired(
 
 
 def whole_loss(
-    rounder: Rounder, formats: Mapping[str, QuantFormat], memory: Memory, heldout: NDArray[np.int64]
+    rounder: Rounder, formats: Mapping[str, QuantFormat], table: SensitivityTable, heldout: NDArray[np.int64]
 ) -> WholeLoss:
-    """Measure a whole model in torch."""
+    """Measure a whole model in torch, as the table's losses were measured."""
     tokens = torch.from_numpy(heldout)
     plans: dict[str, Mapping[str, QuantFormat]] = {"fp32": {}, "plan": formats}
-    found = joint_losses(rounder.loaded, tokens, plans, memory, engine_embedding=True, rounder=rounder)
+    activations = Int8Activations("prefill", table.conditions.dynamic_option)
+    found = joint_losses(rounder.loaded, tokens, plans, table.goal, activations, engine_embedding=True, rounder=rounder)
     before, after = found["fp32"].nll_nats, found["plan"].nll_nats
     return WholeLoss(found["plan"].kl_nats, after - before, math.exp(after) - math.exp(before))
 

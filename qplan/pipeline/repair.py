@@ -22,6 +22,7 @@ from qplan.planner.limits import ResourceLimit
 from qplan.planner.moves import combine, nearest_moves
 from qplan.planner.plan import Plan
 from qplan.planner.planning import Rules, member_formats, picks_of, planned_limits, planned_tensors
+from qplan.quantize import Int8Activations
 from qplan.sensitivity.joint import joint_losses
 from qplan.sensitivity.metrics import TokenStats
 from qplan.sensitivity.rounding import Rounder
@@ -49,7 +50,8 @@ class _Judge:
     def losses(self, plans: Mapping[str, Formats]) -> dict[str, TokenStats]:
         tokens = torch.from_numpy(self.rows)
         goal, loaded = self.table.goal, self.rounder.loaded
-        return joint_losses(loaded, tokens, plans, goal, engine_embedding=True, rounder=self.rounder)
+        activations = Int8Activations("prefill", self.table.conditions.dynamic_option)
+        return joint_losses(loaded, tokens, plans, goal, activations, engine_embedding=True, rounder=self.rounder)
 
 
 def repair(
