@@ -53,8 +53,10 @@ def command(
         padding=(0, 1),
         pad_edge=False,
     )
-    for column in ("MB", "bpw", "KL", "of uniform", "bits of weights", "head", ""):
-        view.add_column(column, justify="left" if column in ("", "head", "bits of weights") else "right", no_wrap=True)
+    for column in ("MB", "bpw", "KL", "of uniform", "bits of weights", "head", "uniform"):
+        view.add_column(
+            column, justify="left" if column in ("uniform", "head", "bits of weights") else "right", no_wrap=True
+        )
     for row in frontier_rows(swept.table, swept.frontier):
         style = "dim" if row.is_uniform else ("bold" if row.label == KNEE else "")
         view.add_row(
@@ -64,7 +66,7 @@ def command(
             "" if row.against_uniform is None else notation.ratio(row.against_uniform),
             _bar(row.widths),
             row.head,
-            f"◀ {row.label}" if row.label == KNEE else row.label,
+            row.label.removeprefix("uniform ") if row.is_uniform else f"◀ {row.label}" if row.label else "",
             style=style,
         )
     out.print(view)
