@@ -30,27 +30,29 @@ def command(
 
     Example: `qplan explain int4 0.mlp.down_proj`
     """
-    from qplan.pipeline.plans import find_plan, table_of  # noqa: PLC0415
+    from qplan.pipeline.plans import find_plan, run_of, table_of  # noqa: PLC0415
     from qplan.pipeline.runs import Run  # noqa: PLC0415
+    from qplan.pipeline.wanted import limits_of  # noqa: PLC0415
     from qplan.planner.explain import explain_all  # noqa: PLC0415
     from qplan.planner.patterns import matching  # noqa: PLC0415
 
     home = None if run is None else Run(run)
     found = find_plan(plan, home)
     table = table_of(found, home)
+    limits = limits_of(found.plan, table, home or run_of(found.path))
     if tensor is None:
-        explanations = explain_all(table, found.plan)
+        explanations = explain_all(table, found.plan, limits=limits)
         out.print(_overview(explanations, found.plan.budget))
     else:
         names = matching(tensor, [planned.name for planned in found.plan.tensors], "TENSOR")
-        explanations = explain_all(table, found.plan, names)
+        explanations = explain_all(table, found.plan, names, limits=limits)
         for explanation in explanations:
             out.print(_details(explanation))
             out.print(explanation.sentence, markup=False)
             if len(explanation.members) > 1:
                 out.print(f"It shares its format with {', '.join(explanation.members)}.", markup=False)
     for name, worth in explanations[0].other_prices.items():
-        out.print(f"{name} binds too: one more unit of it is worth {worth:.3g} nats.", markup=False)
+        out.print(f"A limit besides the budget binds: {name} more is worth {notation.loss(worth)} nats.", markup=False)
 
 
 def _overview(explanations: Sequence[Explanation], budget: str) -> Table:

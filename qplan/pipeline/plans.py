@@ -55,7 +55,7 @@ def table_of(found: FoundPlan, run: Run | None = None) -> SensitivityTable:
         InputError: no such table, or the plan does not fit its model; names the line.
         StaleArtifactError: the table is another one.
     """
-    home = run or _home_of(found.path)
+    home = run or run_of(found.path)
     table = SensitivityTable.read(home.sensitivity)
     validate_plan(found.plan, table.model, found.path)
     if table.sha256 != found.plan.sensitivity_sha256:
@@ -67,7 +67,7 @@ def table_of(found: FoundPlan, run: Run | None = None) -> SensitivityTable:
     return table
 
 
-def _home_of(path: Path) -> Run:
+def run_of(path: Path) -> Run:
     """The run that a plan's file lies in; the latest one if it lies elsewhere."""
     folder = path.resolve().parent
     inside = (run for run in (Run(folder), Run(folder.parent)) if run.sensitivity.is_file())

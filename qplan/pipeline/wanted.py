@@ -15,6 +15,7 @@ from qplan.pipeline.runs import Run
 from qplan.planner.budget import UNITS
 from qplan.planner.ceiling import Ceiling
 from qplan.planner.limits import Cost, ResourceLimit
+from qplan.planner.plan import Plan
 from qplan.planner.planning import Rules
 from qplan.sensitivity.table import SensitivityTable
 from qplan.tensors import TensorSpec
@@ -22,6 +23,7 @@ from qplan.tensors import TensorSpec
 Objective = Literal["loss", "smallest", "fastest"]
 
 RAM, DECODE, PREFILL, FILES = "RAM", "decode time", "prefill time", "file size"
+KL, PERPLEXITY = "KL", "perplexity increase, as KL"
 _NANOSECONDS = 10**6
 """In a millisecond."""
 _AMOUNT = re.compile(r"^(\d+(?:\.\d*)?|\.\d+)\s*([a-z]+)$")
@@ -144,12 +146,32 @@ class Wanted:
         """
         wanted = []
         if self.max_kl is not None:
-            wanted.append(("KL", self.max_kl * scales[0]))
+            wanted.append((KL, self.max_kl * scales[0]))
         if self.max_ppl_increase is not None:
             nats = self.max_ppl_increase.nll_nats(table.reference_nll_nats) * scales[1]
-            wanted.append(("perplexity increase, as KL", nats))
+            wanted.append((PERPLEXITY, nats))
         losses = self.rules.losses(table)
         return tuple(Ceiling(name, losses, largest_sum(table, nats)) for name, nats in wanted)
+
+
+def limits_of(plan: Plan, table: SensitivityTable, run: Run) -> tuple[Ceiling | ResourceLimit, ...]:
+    """The limits that a plan records, besides its budget.
+
+    Raises:
+        InputError: no device profile where one is needed.
+    """
+    rules = Rules.of(plan)
+    found: list[Ceiling | ResourceLimit] = []
+    for limit in plan.limits:
+        if limit.name == RAM:
+            found.append(ResourceLimit(ram_cost(rules, table), limit.limit))
+        elif limit.name == DECODE:
+            found.append(ResourceLimit(decode_cost(table, run), limit.limit))
+        elif limit.name == PREFILL:
+            found.append(ResourceLimit(prefill_cost(table, run), limit.limit))
+        elif limit.name in (KL, PERPLEXITY):
+            found.append(Ceiling(limit.name, rules.losses(table), limit.limit))
+    return tuple(found)
 
 
 def largest_sum(table: SensitivityTable, joint_nats: float) -> float:

@@ -10,7 +10,9 @@ from qplan.errors import InputError
 from qplan.formats import QuantFormat
 from qplan.model.card import ModelCard
 from qplan.planner.branching import decided, pivot
+from qplan.planner.ceiling import Ceiling
 from qplan.planner.dominance import Grid, drop_impossible
+from qplan.planner.limits import ResourceLimit
 from qplan.planner.plan import Plan
 from qplan.planner.planning import Rules, picks_of
 from qplan.planner.problem import FILE_BYTES, GroupChoices, Problem
@@ -44,7 +46,7 @@ class Explanation:
     price_nats_per_byte: float
     """What one more byte of budget is worth: the dual of the linear relaxation; 0 where the budget does not bind."""
     other_prices: dict[str, float]
-    """The same of every other limit that binds, by its name, per unit of it."""
+    """The same of every other limit that binds, per unit, by name and unit."""
     alternatives: tuple[Alternative, ...]
     """Every allowed format, the planned one included, bytes ascending."""
     next_best: Alternative | None
@@ -84,7 +86,12 @@ def explain(table: SensitivityTable, plan: Plan, tensor: str, *, rules: Rules | 
 
 
 def explain_all(
-    table: SensitivityTable, plan: Plan, tensors: Sequence[str] | None = None, *, rules: Rules | None = None
+    table: SensitivityTable,
+    plan: Plan,
+    tensors: Sequence[str] | None = None,
+    *,
+    rules: Rules | None = None,
+    limits: Sequence[Ceiling | ResourceLimit] = (),
 ) -> tuple[Explanation, ...]:
     """Explain the formats of tensors, or of all groups, in a plan.
 
@@ -93,6 +100,7 @@ def explain_all(
         plan: also a hand-edited one.
         tensors: Hugging Face names; None for the first tensor of every group.
         rules: those that the plan was made under; None for those that it records.
+        limits: besides the budget.
 
     Raises:
         InputError: no such tensor, or the plan's format of its group is not measured or not allowed by the rules.
@@ -102,6 +110,8 @@ def explain_all(
     validate_plan(plan, card)
     fixed_bytes = plan.files.total - sum(planned.bytes for planned in plan.tensors)
     problem = rules.problem(card, rules.losses(table), plan.budget_bytes - fixed_bytes)
+    for limit in limits:
+        problem = limit.applied(problem, card)
     owner = {name: index for index, group in enumerate(problem.groups) for name in group.members}
     wanted = [group.members[0] for group in problem.groups] if tensors is None else list(tensors)
     for tensor in wanted:
@@ -138,7 +148,11 @@ def _explain(
         group.members,
         chosen,
         prices.get(FILE_BYTES, 0.0),
-        {name: price for name, price in prices.items() if price > 0 and name != FILE_BYTES},
+        {
+            f"{resource.name}, per {resource.unit}": prices[resource.name] * resource.units
+            for resource in problem.resources
+            if prices.get(resource.name, 0.0) > 0
+        },
         alternatives,
         min(others, key=lambda option: option.net_nats, default=None),
     )

@@ -15,6 +15,7 @@ from qplan.cost.target import find_target
 from qplan.errors import InfeasibleError
 from qplan.formats import QuantFormat
 from qplan.planner.ceiling import Ceiling
+from qplan.planner.explain import explain_all
 from qplan.planner.limits import Cost, ResourceLimit
 from qplan.planner.planning import Rules, make_plan
 from qplan.sensitivity.table import SensitivityTable
@@ -83,6 +84,18 @@ def test_smallest_and_fastest_are_exact(share: float, cost: Cost, logits_bits: i
     assert plan.objective == cost.name
     assert plan.files == file_bytes(card, plan.formats, fixed)
     assert plan.budget_bytes == plan.files.total
+
+
+def test_explanations_know_what_a_limit_is_worth(table: SensitivityTable, fixed: FixedBytes) -> None:
+    ram = RAM.total(table.model, make_plan(table, "int8", fixed).formats) * 0.8
+    limits = [ResourceLimit(RAM, ram)]
+    plan = make_plan(table, "int8", fixed, ceilings=limits)
+    (one,) = explain_all(table, plan, ["model.layers.0.mlp.up_proj"], limits=limits)
+    assert list(one.other_prices) == ["RAM, per MB"]
+    assert one.price_nats_per_byte == 0
+    looser = make_plan(table, "int8", fixed, ceilings=[ResourceLimit(RAM, ram + 0.02)])
+    gained = plan.predicted_nats - looser.predicted_nats
+    assert gained == pytest.approx(0.02 * one.other_prices["RAM, per MB"], rel=0.5)
 
 
 def test_infeasible_limits_name_the_nearest_value(table: SensitivityTable, fixed: FixedBytes) -> None:
