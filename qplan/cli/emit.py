@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from qplan.cli.console import err, out, progress_bar, say
-from qplan.cli.rules import GroupFused, Groups, LeastWidths, LogitsBits, Pins, rules_of
+from qplan.cli.rules import GroupFused, Groups, LeastWidths, LogitsBits, MetricOption, Pins, rules_of
 from qplan.cli.tables import plan_table, verification_table
 from qplan.cost.target import DEFAULT_TARGET
 from qplan.errors import InputError, VerificationError
+from qplan.planner.metric import Metric
 
 if TYPE_CHECKING:
     from qplan.pipeline.emit import Emitted
@@ -70,6 +71,7 @@ def command(
     min_bits: LeastWidths = None,
     group: Groups = None,
     group_fused: GroupFused = False,
+    metric: MetricOption = Metric.kl,
     text: Annotated[
         str | None, typer.Option(help="What the model is judged on, as for --calib.  [default: held-out windows]")
     ] = None,
@@ -102,7 +104,7 @@ def command(
     home = Run(run) if run is not None else Run.latest()
     if run is None:
         say(f"using the latest run, {home.folder}")
-    rules = rules_of(logits_bits, pin, min_bits, group, fused=group_fused, target=target)
+    rules = rules_of(logits_bits, pin, min_bits, group, fused=group_fused, target=target, metric=metric)
     increase = None if max_ppl_increase is None else Increase.parse(max_ppl_increase)
     budgets = tuple(part.strip() for text in budget or () for part in text.split(",") if part.strip())
     if not budgets and objective is ObjectiveChoice.loss and (max_decode_ms, max_prefill_ms, max_ram) == (None,) * 3:

@@ -12,7 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from qplan.cli.console import out, say
-from qplan.cli.rules import GroupFused, Groups, LeastWidths, LogitsBits, Pins, rules_of
+from qplan.cli.rules import GroupFused, Groups, LeastWidths, LogitsBits, MetricOption, Pins, rules_of
+from qplan.planner.metric import Metric
 from qplan.report import notation
 from qplan.report.palette import BITS, text_on
 
@@ -28,6 +29,7 @@ def command(
     min_bits: LeastWidths = None,
     group: Groups = None,
     group_fused: GroupFused = False,
+    metric: MetricOption = Metric.kl,
 ) -> None:
     """Solve a sweep of budgets: a table and a plot of what bytes buy, with uniform formats and the knees.
 
@@ -41,7 +43,7 @@ def command(
     target = Run(run) if run is not None else Run.latest()
     if run is None:
         say(f"using the latest run, {target.folder}")
-    swept = run_frontier(target, rules_of(logits_bits, pin, min_bits, group, fused=group_fused), points)
+    swept = run_frontier(target, rules_of(logits_bits, pin, min_bits, group, fused=group_fused, metric=metric), points)
     view = Table(
         title=f"{len(swept.frontier.points)} plans in {swept.frontier.seconds:.1f} s: predicted KL to FP32, "
         f"nats per token, memory {swept.table.goal}",

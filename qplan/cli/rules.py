@@ -10,6 +10,7 @@ import typer
 from qplan.cost.target import DEFAULT_TARGET, find_target
 from qplan.errors import InputError
 from qplan.formats import QuantFormat
+from qplan.planner.metric import Metric
 from qplan.planner.planning import Rules
 
 LogitsBits = Annotated[
@@ -24,6 +25,10 @@ Groups = Annotated[
 GroupFused = Annotated[
     bool, typer.Option("--group-fused", help="q, k, v share a format, and so do gate and up, in every layer.")
 ]
+MetricOption = Annotated[
+    Metric,
+    typer.Option("--metric", help="What is summed and minimised; all but kl, sqnr and cosine need `--mode measured`."),
+]
 
 
 def rules_of(
@@ -34,6 +39,7 @@ def rules_of(
     *,
     fused: bool,
     target: str = DEFAULT_TARGET,
+    metric: Metric = Metric.kl,
 ) -> Rules:
     """Rules from options as typed.
 
@@ -50,6 +56,7 @@ def rules_of(
         group_patterns=tuple(groups or ()),
         fused=fused,
         target=find_target(target),
+        metric=metric,
     )
 
 

@@ -102,7 +102,7 @@ def run_analyze(options: AnalyzeOptions, run: Run, say: Say, progress: Progress)
         journal=run.journal,
     )
     with opened as analysis:
-        table = _analyze(analysis, options.mode, say, progress)
+        table = analyze(analysis, options.mode, say, progress)
     if options.mode != "gradient":
         say("whole plans: how losses add up")
         tokens = torch.from_numpy(calibration.tokens)
@@ -115,7 +115,12 @@ def run_analyze(options: AnalyzeOptions, run: Run, say: Say, progress: Progress)
     return table
 
 
-def _analyze(analysis: Analysis, mode: Mode, say: Say, progress: Progress) -> SensitivityTable:
+def analyze(analysis: Analysis, mode: Mode, say: Say, progress: Progress) -> SensitivityTable:
+    """The finished table of one mode.
+
+    Raises:
+        MeasurementError: an impossible measurement or estimate.
+    """
     if mode == "auto":
         return analyze_auto(analysis, say=say, progress=progress)
     if mode == "measured":

@@ -19,9 +19,10 @@ from qplan.cost.file_bytes import FixedBytes, file_bytes
 from qplan.formats import QuantFormat
 from qplan.planner.ceiling import Ceiling
 from qplan.planner.limits import ResourceLimit
+from qplan.planner.metric import Metric
 from qplan.planner.moves import combine, nearest_moves
 from qplan.planner.plan import Plan
-from qplan.planner.planning import Rules, member_formats, picks_of, planned_limits, planned_tensors
+from qplan.planner.planning import Rules, member_formats, picks_of, planned_limits, planned_tensors, predicted_nats
 from qplan.quantize import Int8Activations
 from qplan.sensitivity.joint import joint_losses
 from qplan.sensitivity.metrics import TokenStats
@@ -88,7 +89,7 @@ def repair(
         problem = limit.applied(problem, card)
     program = problem.program()
     picks = picks_of(problem, plan.formats, card)
-    if picks is None or not program.holds(picks) or len(heldout) < 2:
+    if picks is None or not program.holds(picks) or len(heldout) < 2 or rules.metric is not Metric.kl:
         return plan
     choosing, confirming = (_Judge(rounder, table, heldout[start::2]) for start in (0, 1))
     first, best = picks, choosing.losses({"": plan.formats})[""]
@@ -143,8 +144,8 @@ def _changed(
     share: float,
 ) -> Plan:
     """The plan with other formats, and the numbers that belong to them."""
-    tensors = planned_tensors(table.model, formats, rules.losses(table))
-    total = math.fsum(tensor.loss_nats for tensor in tensors)
+    tensors, losses = planned_tensors(table, formats), rules.losses(table)
+    total = math.fsum(losses[name][fmt.name] for name, fmt in formats.items())
     bound = plan.solver.bound_nats
     gap = (total - bound) / total if total else 0.0
     changed = sum(formats[name] != fmt for name, fmt in plan.formats.items())
@@ -155,7 +156,7 @@ def _changed(
     return replace(
         plan,
         tensors=tensors,
-        predicted_nats=total,
+        predicted_nats=predicted_nats(tensors, table),
         files=file_bytes(table.model, formats, fixed),
         solver=replace(plan.solver, status=REPAIRED, objective_nats=total, gap=gap),
         limits=planned_limits(limits, table.model, formats),

@@ -150,7 +150,7 @@ class Wanted:
         if self.max_ppl_increase is not None:
             nats = self.max_ppl_increase.nll_nats(table.reference_nll_nats) * scales[1]
             wanted.append((PERPLEXITY, nats))
-        losses = self.rules.losses(table)
+        losses = table.kl(table.goal)  # whatever metric is minimised
         return tuple(Ceiling(name, losses, largest_sum(table, nats)) for name, nats in wanted)
 
 
@@ -170,7 +170,7 @@ def limits_of(plan: Plan, table: SensitivityTable, run: Run) -> tuple[Ceiling | 
         elif limit.name == PREFILL:
             found.append(ResourceLimit(prefill_cost(table, run), limit.limit))
         elif limit.name in (KL, PERPLEXITY):
-            found.append(Ceiling(limit.name, rules.losses(table), limit.limit))
+            found.append(Ceiling(limit.name, table.kl(table.goal), limit.limit))
     return tuple(found)
 
 

@@ -89,7 +89,7 @@ def frontier(
         raise InputError(msg)
     start = time.perf_counter()
     rules = rules or Rules()
-    card, losses = table.model, rules.losses(table)
+    card, losses, kl = table.model, rules.losses(table), table.kl(table.goal)
     problem = rules.problem(card, losses, None)
     smallest, best = solve(problem.smallest_program()), solve(problem.program())
     if not smallest.picks or not best.picks:
@@ -109,12 +109,13 @@ def frontier(
     for picks, solution in solved.items():
         formats = member_formats(problem, picks, card)
         files = file_bytes(card, formats, fixed)
+        total = math.fsum(kl[name][fmt.name] for name, fmt in formats.items())
         found.append(
             FrontierPoint(
                 files.total,
                 bits_per_weight(files, card),
-                solution.objective,
-                table.predict_joint(solution.objective),
+                total,
+                table.predict_joint(total),
                 solution.gap,
                 formats,
                 knee=False,
@@ -123,7 +124,7 @@ def frontier(
     found.sort(key=lambda point: point.total_bytes)
     bends = knees([p.total_bytes for p in found], [p.joint_nats for p in found])
     marked = tuple(replace(point, knee=index in bends) for index, point in enumerate(found))
-    return Frontier(marked, _uniform(table, fixed, losses), time.perf_counter() - start)
+    return Frontier(marked, _uniform(table, fixed, kl), time.perf_counter() - start)
 
 
 def _uniform(

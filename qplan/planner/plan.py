@@ -45,7 +45,7 @@ class PlannedTensor:
     bytes: int
     """Bytes of its record in the weight file."""
     loss_nats: float
-    """Measured loss of this format with everything else FP32."""
+    """Loss of this format with everything else FP32."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class SolverReport:
     status: str
     """``optimal``, or why not."""
     objective_nats: float
-    """Sum of single-tensor losses of the plan."""
+    """Sum over the plan of what was minimised: of single-tensor losses in nats, unless another metric was asked for."""
     bound_nats: float
     """No plan within the constraints has a smaller sum than this."""
     gap: float
@@ -87,7 +87,7 @@ class UniformPoint:
     """e.g. ``int4`` (head at 8 bits)."""
     total_bytes: int
     predicted_nats: float | None
-    """Sum of single losses, None where a format was not measured."""
+    """As of a plan, None where a format was not measured."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,8 @@ class GivenRules:
     """Patterns whose tensors share a format."""
     fused: bool = False
     """Whether q, k, v and gate, up share a format."""
+    metric: str = "kl"
+    """What was summed and minimised, see `qplan.planner.metric.Metric`."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ class Plan:
     """What it means for the files that ship."""
     tensors: tuple[PlannedTensor, ...]
     predicted_nats: float
-    """Predicted joint loss: the sum of single losses."""
+    """Predicted loss of the whole plan: the sum of single losses, corrected by how sums and whole plans compared."""
     files: FileBytes
     solver: SolverReport
     logits: LogitsRule

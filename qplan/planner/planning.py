@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -17,6 +17,7 @@ from qplan.planner.ceiling import Ceiling
 from qplan.planner.groups import make_groups
 from qplan.planner.infeasible import infeasible
 from qplan.planner.limits import Cost, ResourceLimit
+from qplan.planner.metric import Metric, loss_of
 from qplan.planner.plan import (
     GivenRules,
     LeastBits,
@@ -32,16 +33,11 @@ from qplan.planner.problem import Problem, build_problem
 from qplan.planner.program import Solution, Status
 from qplan.planner.solver import TIME_LIMIT_S, solve
 from qplan.planner.uniform import uniform_formats, uniform_loss
-from qplan.sensitivity.table import Loss, SensitivityTable
+from qplan.sensitivity.table import SensitivityTable
 from qplan.tensors import TensorGroup
 
 UNIFORM_BITS = {"int4": 4, "int8": 8, "fp16": 16}
 """Uniform exports that every plan is compared with."""
-
-
-def kl_nats(loss: Loss) -> float:
-    """The default metric: mean KL(FP32 || variant) at the logits, nats per token."""
-    return loss.kl_nats
 
 
 @dataclass(frozen=True)
@@ -56,8 +52,8 @@ class Rules:
     """Format by pattern."""
     min_bits: Mapping[str, int] = field(default_factory=dict)
     """Least width by pattern."""
-    loss_of: Callable[[Loss], float] = kl_nats
-    """What is summed and minimised; additive, not negative."""
+    metric: Metric = Metric.kl
+    """What is summed and minimised."""
     group_patterns: tuple[str, ...] = ()
     """Patterns whose tensors share a format, see `qplan.planner.groups.make_groups`."""
     fused: bool = False
@@ -77,6 +73,7 @@ class Rules:
             group_patterns=given.groups,
             fused=given.fused,
             target=find_target(plan.target),
+            metric=Metric(given.metric),
         )
 
     @property
@@ -87,6 +84,7 @@ class Rules:
             tuple(LeastBits(pattern, bits) for pattern, bits in self.min_bits.items()),
             self.group_patterns,
             self.fused,
+            self.metric.value,
         )
 
     def groups_of(self, card: ModelCard) -> tuple[TensorGroup, ...]:
@@ -94,10 +92,15 @@ class Rules:
         return make_groups(card, self.group_patterns, fused=self.fused) if self.groups is None else self.groups
 
     def losses(self, table: SensitivityTable) -> dict[str, dict[str, float]]:
-        """Loss by tensor name and name of a format that is legal on the target."""
+        """What is minimised, by tensor name and name of a format that is legal on the target.
+
+        Raises:
+            InputError: a metric that the table does not hold for every format.
+        """
+        value = loss_of(self.metric, table)
         return {
             spec.name: {
-                name: self.loss_of(loss)
+                name: value(spec.name, name, loss)
                 for name, loss in row.items()
                 if self.target.legal(spec, QuantFormat.parse(name))
             }
@@ -125,7 +128,7 @@ def make_plan(
     logits_bits: int = 8,
     pins: Mapping[str, QuantFormat] | None = None,
     min_bits: Mapping[str, int] | None = None,
-    loss_of: Callable[[Loss], float] = kl_nats,
+    metric: Metric = Metric.kl,
     rules: Rules | None = None,
     ceilings: Sequence[Ceiling | ResourceLimit] = (),
     minimise: Cost | None = None,
@@ -141,7 +144,7 @@ def make_plan(
         logits_bits: least width of the head; 0 turns the logits rule off.
         pins: format by pattern on tensor names.
         min_bits: least width by pattern.
-        loss_of: what is summed and minimised.
+        metric: what is summed and minimised.
         rules: all of the last five in one, instead of these.
         ceilings: limits on other losses, on RAM, on time.
         minimise: this cost before the loss, e.g. bytes; the loss is then the least among the plans that cost the least.
@@ -152,7 +155,7 @@ def make_plan(
         InfeasibleError: no plan satisfies the limits; names the smallest.
         QplanError: no plan was found in time.
     """
-    rules = rules or Rules(groups, logits_bits, pins or {}, min_bits or {}, loss_of)
+    rules = rules or Rules(groups, logits_bits, pins or {}, min_bits or {}, metric)
     card, losses = table.model, rules.losses(table)
     budget = tightest(budget_text, card, fixed)
     problem = rules.problem(card, losses, None if budget is None else budget.limit_bytes - fixed.total)
@@ -180,7 +183,8 @@ def make_plan(
     formats = member_formats(problem, solution.picks, card)
     files = file_bytes(card, formats, fixed)
     # uniform exports are rounded to nearest: losses of better integers are not theirs
-    nearest = losses if table.conditions.rounding == "rtn" else {}
+    nearest = table.kl(table.goal) if table.conditions.rounding == "rtn" else {}
+    tensors = planned_tensors(table, formats)
     return Plan(
         model=card.source,
         model_sha256=card.sha256,
@@ -188,13 +192,13 @@ def make_plan(
         memory=table.conditions.memory,
         budget="none" if budget is None else budget.text,
         budget_bytes=files.total if budget is None else budget.limit_bytes,
-        tensors=planned_tensors(card, formats, losses),
-        predicted_nats=solution.objective,
+        tensors=tensors,
+        predicted_nats=predicted_nats(tensors, table),
         files=files,
         solver=_report(solution, cheapest),
         logits=_logits_rule(problem, solution, time_limit_s),
         uniform=tuple(
-            UniformPoint(name, file_bytes(card, f, fixed).total, uniform_loss(f, nearest))
+            UniformPoint(name, file_bytes(card, f, fixed).total, _predicted_uniform(f, nearest, table))
             for name, f in uniform.items()
         ),
         notes=_notes(card, budget, fixed, solution, uniform),
@@ -253,10 +257,9 @@ def member_formats(problem: Problem, picks: Sequence[int], card: ModelCard) -> d
     }
 
 
-def planned_tensors(
-    card: ModelCard, formats: Mapping[str, QuantFormat], losses: Mapping[str, Mapping[str, float]]
-) -> tuple[PlannedTensor, ...]:
+def planned_tensors(table: SensitivityTable, formats: Mapping[str, QuantFormat]) -> tuple[PlannedTensor, ...]:
     """The plan's rows, in order of execution."""
+    losses = table.kl(table.goal)
     return tuple(
         PlannedTensor(
             spec.name,
@@ -268,8 +271,23 @@ def planned_tensors(
             record_bytes(spec, formats[spec.name]),
             losses[spec.name][formats[spec.name].name],
         )
-        for spec in card.tensors
+        for spec in table.model.tensors
     )
+
+
+def predicted_nats(tensors: Sequence[PlannedTensor], table: SensitivityTable) -> float:
+    """The loss of a whole plan: the sum of single ones, corrected by how sums and whole plans compared.
+
+    See `qplan.sensitivity.additivity`.
+    """
+    return table.predict_joint(math.fsum(tensor.loss_nats for tensor in tensors))
+
+
+def _predicted_uniform(
+    formats: Mapping[str, QuantFormat], losses: Mapping[str, Mapping[str, float]], table: SensitivityTable
+) -> float | None:
+    total = uniform_loss(formats, losses)
+    return None if total is None else table.predict_joint(total)
 
 
 def _report(solution: Solution, cheapest: Solution | None) -> SolverReport:

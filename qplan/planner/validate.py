@@ -14,7 +14,7 @@ from qplan.formats import INT_BITS, QuantFormat
 from qplan.model.card import ModelCard
 from qplan.planner.decode import Source
 from qplan.planner.plan import Plan, PlannedTensor, SolverReport
-from qplan.planner.planning import Rules, planned_tensors
+from qplan.planner.planning import Rules, planned_tensors, predicted_nats
 from qplan.sensitivity.table import SensitivityTable
 from qplan.tensors import TensorSpec
 
@@ -77,15 +77,16 @@ def recount(
         if fmt.name not in losses[name]:
             problem = f"{name}: {fmt} was not measured, only {', '.join(losses[name])}; analyze with it in --formats"
             raise _error(path, problem, index, "format")
-    tensors, files = planned_tensors(card, formats, losses), file_bytes(card, formats, fixed)
+    tensors, files = planned_tensors(table, formats), file_bytes(card, formats, fixed)
     if tensors == plan.tensors and files == plan.files:
         return plan
-    predicted = math.fsum(tensor.loss_nats for tensor in tensors)
-    unproved = SolverReport(EDITED, predicted, 0.0, 1.0, 0, 0.0)
+    objective = math.fsum(losses[name][fmt.name] for name, fmt in formats.items())
+    unproved = SolverReport(EDITED, objective, 0.0, 1.0, 0, 0.0)
     note = "edited by hand: bytes and losses were counted again, nothing proves that no better plan exists"
     notes = plan.notes if note in plan.notes else (*plan.notes, note)
     if files.total > plan.budget_bytes:
         notes = (*notes, f"{files.total:,} bytes: over the budget of {plan.budget_bytes:,}")
+    predicted = predicted_nats(tensors, table)
     return replace(plan, tensors=tensors, files=files, predicted_nats=predicted, solver=unproved, notes=notes)
 
 

@@ -77,7 +77,7 @@ def test_rules_of_the_user_are_kept_even_if_they_cost(monkeypatch: pytest.Monkey
 def test_a_ceiling_limits_the_sum_of_another_loss() -> None:
     table = both_memories()
     fixed = estimate_fixed(table.model)
-    least = make_plan(table, "int8", fixed, loss_of=lambda loss: loss.kl_nats)
+    least = make_plan(table, "int8", fixed)
     limit = single(least, "normal") / 2
     plan = make_plan(table, "int8", fixed, ceilings=[Ceiling("loss under memory normal", table.kl("normal"), limit)])
     assert single(plan, "normal") <= limit * (1 + 1e-9)
