@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 
 from qplan import __version__
-from qplan.cli import analyze, demo, emit
+from qplan.cli import analyze, check, demo, emit
 from qplan.cli.console import err
 from qplan.errors import QplanError
 
@@ -21,6 +21,7 @@ app = typer.Typer(
 app.command("analyze")(analyze.command)
 app.command("emit")(emit.command)
 app.command("demo")(demo.command)
+app.command("check")(check.command)
 
 
 def _version(value: bool) -> None:  # noqa: FBT001 - typer's callback
