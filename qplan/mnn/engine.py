@@ -29,6 +29,17 @@ class Generation:
 
 
 @dataclass(frozen=True)
+class Step:
+    """One token of a greedy continuation."""
+
+    token: int
+    text: str
+    """Characters that it completes; empty within a character of several tokens."""
+    seconds: float
+    """Of the pass that made it."""
+
+
+@dataclass(frozen=True)
 class SpeedSample:
     """Seconds of single runs, the warm-up left out."""
 
@@ -86,6 +97,11 @@ class Engine:
         self._process: EngineProcess | None = None
         self._loaded: dict[str, Any] = {}
         self.restart()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process still runs."""
+        return self._process is not None and self._process.alive
 
     @property
     def version(self) -> str:
@@ -157,6 +173,32 @@ class Engine:
             raise InputError(msg)
         reply = self._ask(command="generate", prompt=text, ids=ids, max_tokens=max_tokens)
         return Generation(tuple(reply["tokens"]), reply["text"])
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, without a chat template.
+
+        Raises:
+            ToolError: the engine failed.
+        """
+        return [int(token) for token in self._ask(command="encode", prompt=text)["ids"]]
+
+    def begin(self, token_ids: Sequence[int]) -> Step:
+        """Prefill a prompt and give the likeliest next token; `step` continues.
+
+        Raises:
+            InputError: no tokens, too many, or one outside of the vocabulary.
+            ToolError: the engine failed, or its logits are not finite.
+        """
+        return Step(**self._ask(command="begin", ids=self._checked(token_ids, 0)))
+
+    def step(self, token: int) -> Step:
+        """Add a token to what `begin` and earlier steps left in the cache, and give the likeliest next one.
+
+        Raises:
+            InputError: a token outside of the vocabulary.
+            ToolError: the engine failed, or its logits are not finite.
+        """
+        return Step(**self._ask(command="step", token=self._checked([token], 0)[0]))
 
     def measure_speed(self, prompt_tokens: int = 128, decode_tokens: int = 32, repeats: int = 5) -> SpeedSample:
         """Time prefill and decode, logits of the last position only, as in generation.

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from qplan.formats import INT8, QuantFormat
+from qplan.formats import QuantFormat
 from qplan.mnn.engines import EngineVersion
 from qplan.mnn.preflight import check_folder
 from qplan.mnn.writer import build_model
-from tests.integration.fault_corpus import FAULTS, Fault, make_corpus, write_graph_json
+from tests.integration.fault_corpus import FAULTS, Fault
 from tests.integration.mnn_models import ExportedModel
 from tests.unit.cli.test_commands import qplan
 
@@ -80,21 +80,3 @@ def test_damaged_files_never_break_the_check(good: dict[str, Path], tmp_path: Pa
         found += bool(check_folder(folder).findings)
         shutil.copyfile(good["tied"] / name, folder / name)
     assert found > 60
-
-
-@pytest.fixture(scope="module")
-def good(
-    tied_model: ExportedModel, untied_model: ExportedModel, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Path]:
-    """A tied and an untied int8 model."""
-    out = tmp_path_factory.mktemp("good")
-    for name, model in (("tied", tied_model), ("untied", untied_model)):
-        build_model(model.skeleton, model.tensors(model.formats(INT8)), out / name)
-    return {name: out / name for name in ("tied", "untied")}
-
-
-@pytest.fixture(scope="module")
-def corpus(good: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    for folder in good.values():
-        write_graph_json(folder)
-    return make_corpus(FAULTS, good, tmp_path_factory.mktemp("faults"))
