@@ -37,6 +37,9 @@ def command(
     llmexport: Annotated[
         Path | None, typer.Option(help="A MNN checkout whose exporter to use.  [default: the PyPI package]")
     ] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="MNN version that the model must run on, e.g. `3.5.0`.  [default: the installed]")
+    ] = None,
 ) -> None:
     """Plan under a budget, build the MNN model and prove it on the engine.
 
@@ -58,7 +61,9 @@ def command(
         pins={pattern: QuantFormat.parse(name) for pattern, name in _pairs("--pin", pin or [])},
         min_bits={pattern: _bits(value) for pattern, value in _pairs("--min-bits", min_bits or [])},
     )
-    options = EmitOptions(budget, rules, text, tokens, build=not no_build, llmexport=llmexport, threads=threads)
+    options = EmitOptions(
+        budget, rules, text, tokens, build=not no_build, llmexport=llmexport, threads=threads, engine=engine
+    )
     with progress_bar("FP32 reference") as progress:
         emitted = run_emit(options, target, say, progress, command_line())
     show(emitted)

@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 
 from qplan import __version__
-from qplan.cli import analyze, check, demo, emit
+from qplan.cli import analyze, check, compat, demo, emit, ladder
 from qplan.cli.console import err
 from qplan.errors import QplanError
 
@@ -22,6 +22,8 @@ app.command("analyze")(analyze.command)
 app.command("emit")(emit.command)
 app.command("demo")(demo.command)
 app.command("check")(check.command)
+app.command("ladder")(ladder.command)
+app.add_typer(compat.app, name="compat")
 
 
 def _version(value: bool) -> None:  # noqa: FBT001 - typer's callback

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 
 from qplan.errors import InputError
+from qplan.formats import QuantFormat
 
 _VERSION = re.compile(r"^(\d+)\.(\d+)(?:\.(\d+))?$")
 
@@ -59,3 +60,40 @@ C4_FUSION = EngineVersion(3, 6, 1)
 
 FUSED_LINEAR = EngineVersion(3, 6, 2)
 """Releases up to 3.6.1 do not know the op."""
+
+
+@dataclass(frozen=True)
+class EngineTarget:
+    """How a model must be written for an engine."""
+
+    engine: EngineVersion
+    scale_bits: int
+    """32 where scales of 16 bits would be misread."""
+    tie_list: bool
+    """Whether a tied embedding must be described by a list."""
+    c4: bool
+    """Whether attention may be fused for packed channels."""
+
+    def wide(self, fmt: QuantFormat) -> QuantFormat:
+        """The format with scales that the engine reads."""
+        return fmt if fmt.is_float else replace(fmt, scale_bits=max(fmt.scale_bits, self.scale_bits))
+
+    @classmethod
+    def of(cls, engine: EngineVersion) -> EngineTarget:
+        """What an engine needs.
+
+        Raises:
+            InputError: no model that qplan can write is known to run there.
+        """
+        if engine < PYTHON_LLM:
+            msg = (
+                f"engine {engine}: qplan can write no model that is known to run there. The first release with MNN.llm "
+            )
+            msg += f"on PyPI is {PYTHON_LLM}: older ones cannot be measured"
+            if engine < FEEDS_LOGITS_INDEX:
+                msg += (
+                    f", and those before {FEEDS_LOGITS_INDEX} crash on every graph of today's exporter (logits_index)"
+                )
+            raise InputError(msg)
+        old_form = engine < TIE_RECORD_OBJECT
+        return cls(engine, 32 if engine < HALF_SCALES else 16, old_form, engine >= C4_FUSION)

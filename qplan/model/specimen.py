@@ -61,7 +61,13 @@ SPECIMENS: dict[str, Specimen] = {
     "gemma": Specimen("gemma", {"tie_word_embeddings": True}),
     "gemma2": Specimen("gemma2", {"tie_word_embeddings": True, "query_pre_attn_scalar": 16, "sliding_window": 64}),
     "gemma3_text": Specimen(
-        "gemma3_text", {"tie_word_embeddings": True, "query_pre_attn_scalar": 16, "sliding_window": 16}
+        "gemma3_text",
+        {
+            "tie_word_embeddings": True,
+            "query_pre_attn_scalar": 16,
+            "sliding_window": 64,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
     ),
     "phi": Specimen("phi", {"num_key_value_heads": 4}),
     "phi3": Specimen("phi3", {"num_key_value_heads": 4}),
@@ -69,14 +75,15 @@ SPECIMENS: dict[str, Specimen] = {
     "ernie4_5": Specimen("ernie4_5"),
     "hunyuan_v1_dense": Specimen("hunyuan_v1_dense"),
     "lfm2": Specimen("lfm2", {"layer_types": ["conv", "full_attention"]}),
-    "smollm3": Specimen("smollm3", {"tie_word_embeddings": True}),
+    # every fourth layer has no rotation: here the second
+    "smollm3": Specimen("smollm3", {"tie_word_embeddings": True, "no_rope_layers": [1, 0]}),
     "granite": Specimen("granite", {"logits_scaling": 2.0, "residual_multiplier": 0.5}),
     "glm4": Specimen("glm4"),
     "olmo": Specimen("olmo"),
     "olmo2": Specimen("olmo2"),
     "cohere": Specimen("cohere", {"tie_word_embeddings": True}),
     "starcoder2": Specimen("starcoder2"),
-    "exaone4": Specimen("exaone4", {"sliding_window": None}),
+    "exaone4": Specimen("exaone4", {"sliding_window": None, "layer_types": ["full_attention"] * 2}),
     "qwen2_moe": Specimen(
         "qwen2_moe",
         {

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from qplan.cost.file_bytes import FixedBytes
 from qplan.errors import InfeasibleError
 from qplan.formats import QuantFormat
+from qplan.model.card import ModelCard
 from qplan.planner.ceiling import Ceiling
 from qplan.planner.plan import Plan
 from qplan.planner.planning import make_plan
@@ -21,6 +22,9 @@ from qplan.sensitivity.rounding import Rounder
 from qplan.sensitivity.table import Memory, SensitivityTable
 
 Say = Callable[[str], None]
+
+UniformWithin = Callable[[ModelCard, FixedBytes, int], tuple[str, dict[str, QuantFormat]] | None]
+"""The widest uniform export within a limit in bytes, with its name."""
 
 _ROUNDS = 5
 """Times that a plan which loses more than uniform is solved again under a lower ceiling."""
@@ -47,6 +51,7 @@ def choose_plan(
     rounder: Rounder,
     heldout: NDArray[np.int64],
     say: Say,
+    uniform_within: UniformWithin = largest_uniform,
 ) -> Plan:
     """Solve, then hold the plan against uniform of at most its budget, on held-out tokens, in every memory setting.
 
@@ -59,7 +64,7 @@ def choose_plan(
         InfeasibleError: no plan fits.
     """
     plan = _solve(table, budget, fixed, rules)
-    found = largest_uniform(table.model, fixed, plan.budget_bytes)
+    found = uniform_within(table.model, fixed, plan.budget_bytes)
     if found is None:
         return plan
     name, uniform = found

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from qplan.calibration import CalibrationSet, load_text, tokenise
 from qplan.cost.file_bytes import FixedBytes
 from qplan.errors import InputError, StaleArtifactError
 from qplan.formats import INT8
+from qplan.mnn.engines import EngineTarget, EngineVersion
 from qplan.mnn.exporter import export_skeleton
 from qplan.mnn.exporter_source import find_exporter
 from qplan.mnn.quant_config import export_command, make_quant_config
@@ -23,6 +25,7 @@ from qplan.mnn.skeleton import Skeleton, predict_files
 from qplan.model.load import LoadedModel, load_model
 from qplan.pipeline.choose import PlanRules, choose_plan, with_price_of_nearest
 from qplan.pipeline.prove import Workshop, gate, prove
+from qplan.pipeline.retarget import engine_checks, largest_uniform_for, retarget_budget, retarget_table
 from qplan.pipeline.rounder import run_rounder
 from qplan.pipeline.runs import Run
 from qplan.planner.plan import Plan
@@ -30,7 +33,7 @@ from qplan.report import Provenance, write_report
 from qplan.sensitivity.table import SensitivityTable
 from qplan.verify.measure import Trial
 from qplan.verify.record import Verification
-from qplan.verify.reference import reference_logits
+from qplan.verify.reference import reference_logits, stored_logits
 
 Say = Callable[[str], None]
 Progress = Callable[[int, int], None]
@@ -49,6 +52,17 @@ class EmitOptions:
     build: bool = True
     llmexport: Path | None = None
     threads: int = 1
+    engine: str | None = None
+    """MNN version that the model is for; None for the installed one."""
+
+    @property
+    def target(self) -> EngineTarget:
+        """What that engine needs.
+
+        Raises:
+            InputError: no model is known to run there.
+        """
+        return EngineTarget.of(EngineVersion.installed() if self.engine is None else EngineVersion.parse(self.engine))
 
 
 @dataclass(frozen=True)
@@ -90,7 +104,8 @@ def run_emit(options: EmitOptions, run: Run, say: Say, progress: Progress, comma
         ToolError: exporter, converter or engine failed.
         VerificationError: the export of this architecture is wrong.
     """
-    table = SensitivityTable.read(run.sensitivity)
+    target = options.target
+    table = retarget_table(SensitivityTable.read(run.sensitivity), target)
     calibration = CalibrationSet.read(run.calibration)
     say(f"loading {table.model.source}")
     loaded = load_model(table.model.source)
@@ -100,23 +115,26 @@ def run_emit(options: EmitOptions, run: Run, say: Say, progress: Progress, comma
     judges = _judges(options, calibration, loaded)
     skeleton = _skeleton(run, loaded, options, say)
     rounder = run_rounder(run, loaded, calibration, table.conditions.rounding)
-    folder = run.budget(options.budget)
+    folder = run.budget(options.budget if options.engine is None else f"{options.budget}-mnn-{target.engine}")
     with ExitStack() as stack:
         shop = None
         if options.build:
             say(f"FP32 reference on {judges.rows.size} tokens: {judges.text}")
             reference = stack.enter_context(reference_logits(loaded, judges.rows, progress))
             trial = Trial(reference, threads=options.threads)
-            shop = Workshop(loaded, skeleton, trial, judges.text, judges.sha256, run.baselines, say)
+            baselines = run.baselines_for(None if options.engine is None else str(target.engine))
+            shop = Workshop(loaded, skeleton, trial, judges.text, judges.sha256, baselines, say, target)
         first = gate(shop) if shop is not None else None
+        fixed = fixed_bytes(skeleton)
         plan = choose_plan(
             table,
-            options.budget,
-            fixed_bytes(skeleton),
+            retarget_budget(options.budget, table, fixed, target),
+            fixed,
             options.rules,
             rounder=rounder,
             heldout=calibration.heldout,
             say=say,
+            uniform_within=partial(largest_uniform_for, target),
         )
         plan = with_price_of_nearest(plan, rounder, table.goal, calibration.heldout)
         plan_path = folder / "plan.json"
@@ -132,10 +150,20 @@ def run_emit(options: EmitOptions, run: Run, say: Say, progress: Progress, comma
             say("plan: building")
             shop.build(plan.formats, folder / "model", RuntimeConfig(plan.memory, threads=4), rounder)
             verification = prove(shop, plan, plan_path, folder / "model", first=first, rounder=rounder)
+            if options.engine is not None:
+                expected = stored_logits(rounder, plan.formats, shop.token_ids)
+                more = engine_checks(folder / "model", target, shop.token_ids, expected)
+                verification = replace(verification, checks=(*verification.checks, *more))
             verification.write(folder / "verification.json")
     write_report(folder, table, plan, verification, Provenance(commands=(command, llmexport)))
-    return Emitted(folder, plan, verification, llmexport, config.problems)
+    problems = config.problems if target.c4 else (*config.problems, WITHOUT_C4.format(target.engine))
+    return Emitted(folder, plan, verification, llmexport, problems)
 
+
+WITHOUT_C4 = (
+    "llmexport fuses attention for packed channels, which engine {} crashes on; the built model is free of it, for "
+    "llmexport take an MNN checkout and --disable_transformer_c4"
+)
 
 _GRAPH_SLACK_BYTES = 64
 """Alignment, and tables that ops share: built graphs were 20 to 52 bytes above the sum of their parts."""
@@ -176,12 +204,14 @@ def _judges(options: EmitOptions, calibration: CalibrationSet, loaded: LoadedMod
 def _skeleton(run: Run, loaded: LoadedModel, options: EmitOptions, say: Say) -> Skeleton:
     """The exported graph of this very model by this very exporter: the one in the run folder, or a new one."""
     exporter = find_exporter(options.llmexport).version
+    c4 = options.target.c4
     inputs = {"model": loaded.card.sha256, "exporter": exporter}
-    kept = run.skeleton.is_dir() and run.skeleton_record.is_file()
-    if kept and read_json(run.skeleton_record, "qplan-skeleton", 1)["inputs"] == inputs:
-        return Skeleton.open(run.skeleton)
-    run.skeleton_record.unlink(missing_ok=True)
+    folder, record = run.skeleton_for(c4=c4)
+    kept = folder.is_dir() and record.is_file()
+    if kept and read_json(record, "qplan-skeleton", 1)["inputs"] == inputs:
+        return Skeleton.open(folder)
+    record.unlink(missing_ok=True)
     say(f"exporting the graph with {exporter}")
-    skeleton = export_skeleton(loaded.folder, run.skeleton, llmexport=options.llmexport, replace=True)
-    write_json(run.skeleton_record, "qplan-skeleton", 1, inputs, {})
+    skeleton = export_skeleton(loaded.folder, folder, llmexport=options.llmexport, replace=True, c4=c4)
+    write_json(record, "qplan-skeleton", 1, inputs, {})
     return skeleton
