@@ -12,7 +12,7 @@ from pathlib import Path
 from qplan.errors import InputError
 from qplan.mnn.flatbuffer import Table
 
-INPUT, CONST, CONVOLUTION, ATTENTION, FUSED_LINEAR, LAYER_NORM, TRAINABLE = 34, 11, 12, 299, 307, 603, 266
+INPUT, LINEAR_ATTENTION, FUSED_LINEAR, LAYER_NORM = 34, 305, 307, 603
 """Op types."""
 
 _BLOB, _CONVOLUTION, _INPUT, _SCALE, _LAYER_NORM, _ATTENTION, _FUSED = 7, 9, 21, 58, 88, 98, 103

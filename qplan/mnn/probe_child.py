@@ -31,9 +31,10 @@ def main() -> None:
     llm.set_config(settings | {"all_logits": True, "sampler_type": "greedy", "use_template": False})
     llm.load()
 
-    prefill = forward(llm, ids)
-    llm.reset()
+    # token by token first: reset() leaves the state of convolutions over time, which one pass does not look at
     decode = np.concatenate([forward(llm, [token]) for token in ids])
+    llm.reset()
+    prefill = forward(llm, ids)
     np.save(target, np.stack([prefill[-len(ids) :], decode]))
     del llm
     gc.collect()

@@ -60,6 +60,16 @@ SPECIMENS: dict[str, Specimen] = {
     "mistral-window": Specimen("mistral", {"sliding_window": 16}),
     "gemma": Specimen("gemma", {"tie_word_embeddings": True}),
     "gemma2": Specimen("gemma2", {"tie_word_embeddings": True, "query_pre_attn_scalar": 16, "sliding_window": 64}),
+    "gemma2-uncapped": Specimen(
+        "gemma2",
+        {
+            "tie_word_embeddings": True,
+            "query_pre_attn_scalar": 16,
+            "sliding_window": 64,
+            "attn_logit_softcapping": None,
+            "final_logit_softcapping": None,
+        },
+    ),
     "gemma3_text": Specimen(
         "gemma3_text",
         {
@@ -83,7 +93,7 @@ SPECIMENS: dict[str, Specimen] = {
     "olmo2": Specimen("olmo2"),
     "cohere": Specimen("cohere", {"tie_word_embeddings": True}),
     "starcoder2": Specimen("starcoder2"),
-    "exaone4": Specimen("exaone4", {"sliding_window": None, "layer_types": ["full_attention"] * 2}),
+    "exaone4": Specimen("exaone4", {"sliding_window": 64, "sliding_window_pattern": 4}),
     "qwen2_moe": Specimen(
         "qwen2_moe",
         {
@@ -93,7 +103,10 @@ SPECIMENS: dict[str, Specimen] = {
             "shared_expert_intermediate_size": 32,
         },
     ),
-    "qwen3_moe": Specimen("qwen3_moe", {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}),
+    "qwen3_moe": Specimen(
+        "qwen3_moe",
+        {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "norm_topk_prob": True},
+    ),
     "gpt_oss": Specimen("gpt_oss", {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 16}),
     "qwen3_next": Specimen("qwen3_next", {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}),
 }

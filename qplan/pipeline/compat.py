@@ -270,7 +270,9 @@ def merged(table: CompatTable | None, cells: list[Cell], architectures: list[Arc
     by_cell = {_place(cell): cell for cell in (*old.cells, *cells)}
     by_architecture = {(cell.architecture, cell.exporter, cell.tokens): cell for cell in old.architectures}
     by_architecture |= {(cell.architecture, cell.exporter, cell.tokens): cell for cell in architectures}
-    return CompatTable(platform.machine(), tuple(by_cell.values()), tuple(by_architecture.values()))
+    order = list(SPECIMENS)
+    ordered = sorted(by_architecture.values(), key=lambda cell: (order.index(cell.architecture), cell.tokens))
+    return CompatTable(platform.machine(), tuple(by_cell.values()), tuple(ordered))
 
 
 def _place(cell: Cell) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import qplan
 from qplan.artifact import versions
 from qplan.errors import QplanError
 from qplan.formats import INT8
+from qplan.mnn.binary_graph import read_binary_graph
 from qplan.mnn.engines import EngineVersion
 from qplan.mnn.exporter import export, export_skeleton
 from qplan.mnn.exporter_source import ExportOptions
@@ -43,7 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--restarts", type=int, default=1000)
     parser.add_argument("--architectures", default=",".join(SPECIMENS))
-    parser.add_argument("--only", choices=("faults", "good", "restarts"))
+    parser.add_argument("--only", choices=("faults", "good", "restarts", "speed"))
     arguments = parser.parse_args()
     path = HOME / "results.json"
     results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -55,6 +57,8 @@ def main() -> None:
             results["faults"] = faults(good, work / "faults")
         if arguments.only in {None, "restarts"}:
             results["restarts"] = restarts(good["tied"], arguments.restarts)
+        if arguments.only in {None, "speed"}:
+            results["speed"] = speed(work)
         if arguments.only in {None, "good"}:
             results["good"] = alarms(arguments.architectures.split(","), work)
     path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
@@ -127,6 +131,21 @@ def restarts(model: Path, count: int) -> dict[str, Any]:
             engine.restart()
             assert np.array_equal(engine.logits(IDS), expected)
     return {"count": count, "trace": trace}
+
+
+def speed(work: Path) -> dict[str, Any]:
+    """Seconds of a check of a graph with as many ops as Qwen2.5-7B's: 28 layers; the fastest of five."""
+    out = work / "deep"
+    export(save_specimen("qwen2", work / "deep-hf", num_hidden_layers=28), out, ExportOptions(8, 32))
+    seconds = []
+    for _ in range(5):
+        started = time.perf_counter()
+        findings = check_folder(out).findings
+        seconds.append(time.perf_counter() - started)
+    ops = len(read_binary_graph(out / "llm.mnn").nodes)
+    found = {"layers": 28, "ops": ops, "graph_bytes": (out / "llm.mnn").stat().st_size, "seconds": min(seconds)}
+    print(found, findings)
+    return found
 
 
 def alarms(names: list[str], work: Path) -> list[dict[str, Any]]:

@@ -233,6 +233,11 @@ def _start(name: str) -> Callable[[Document], int]:
     return lambda document: int(linear(document, name)["external"][0])
 
 
+def _value_count(name: str) -> Callable[[Document], int]:
+    """Where a record counts its values: after the number of sizes and two of them."""
+    return lambda document: int(linear(document, name)["external"][0]) + 5
+
+
 def _norm(document: Document) -> int:
     node = next(node for node in document["oplists"] if node["type"] == "LayerNorm")
     return int(node["main"]["external"][0])
@@ -266,6 +271,11 @@ def _half_embedding(folder: Path) -> None:
     _cut("embeddings_bf16.bin", 0.5)(folder)
 
 
+def _half_the_scales(main: Document) -> None:
+    """What llmexport 0.0.5 writes for a symmetric op of an asymmetric export."""
+    main["external"][2] //= 2
+
+
 def _three_blocks(main: Document) -> None:
     """Three scales to a row of 128, and everything else in keeping."""
     rows = main["common"]["outputCount"]
@@ -281,14 +291,16 @@ FAULTS: tuple[Fault, ...] = (
     Fault("no-weights", "missing-file", "tied", _remove("llm.mnn.weight")),
     Fault("no-tokenizer", "missing-file", "tied", _remove("tokenizer.mtok")),
     Fault("no-embedding", "missing-file", "untied", _remove("embeddings_bf16.bin")),
-    Fault("visual-without-its-graph", "missing-file", "tied", _set("llm_config.json", is_visual=True)),
+    Fault(
+        "visual-without-its-graph", "missing-file", "tied", _set("llm_config.json", is_visual=True), severity="warning"
+    ),
     Fault("other-graph-named", "missing-file", "tied", _set("config.json", llm_model="other.mnn")),
     # settings
     Fault("config-cut", "bad-json", "tied", _cut("config.json", 0.6)),
     Fault("config-a-list", "bad-json", "tied", _write("config.json", "[]")),
     Fault("llm-config-empty", "bad-json", "tied", _write("llm_config.json", "")),
-    Fault("threads-in-words", "bad-setting", "tied", _set("config.json", thread_num="four")),
-    Fault("threads-negative", "bad-setting", "tied", _set("config.json", thread_num=-1)),
+    Fault("threads-in-words", "bad-setting", "tied", _set("config.json", thread_num="four"), severity="warning"),
+    Fault("threads-negative", "bad-setting", "tied", _set("config.json", thread_num=-1), severity="warning"),
     Fault("hidden-size-a-text", "bad-setting", "tied", _set("llm_config.json", hidden_size="128")),
     Fault("hidden-size-gone", "bad-setting", "tied", _set("llm_config.json", hidden_size=None)),
     Fault("hidden-size-wrong", "hidden-size", "tied", _set("llm_config.json", hidden_size=64)),
@@ -330,10 +342,18 @@ FAULTS: tuple[Fault, ...] = (
     # records
     Fault("weights-of-another-model", "weights-foreign", "tied", _shuffled),
     Fault("record-header-flipped", "weights-foreign", "untied", _poke(_start(Q), b"\x05")),
-    Fault("bits-declared-wrong", "record-length", "tied", edit=_quant(Q, aMaxOrBits=4)),
-    Fault("one-bit-symmetric", "one-bit-symmetric", "tied", edit=_quant(Q, aMaxOrBits=1, readType=0, aMin=0)),
-    Fault("seven-bits", "width", "tied", edit=_quant(Q, aMaxOrBits=7)),
-    Fault("symmetry-declared-wrong", "scales", "tied", edit=_quant(Q, readType=999)),
+    Fault("bits-declared-wrong", "bits-declared", "tied", edit=_quant(Q, aMaxOrBits=4), severity="warning"),
+    Fault("record-cut-short", "record-length", "tied", edit=_external(Q, 1, lambda length: length - 64)),
+    Fault(
+        "one-bit-symmetric",
+        "one-bit-symmetric",
+        "tied",
+        _poke(_value_count(Q), b"\x02"),
+        edit=_quant(Q, aMaxOrBits=1, readType=0, aMin=0),
+    ),
+    Fault("seven-bits", "width", "tied", _poke(_value_count(Q), b"\x80"), edit=_quant(Q, aMaxOrBits=7)),
+    Fault("zero-points-miscounted", "scales", "tied", edit=_quant(Q, readType=999), severity="warning"),
+    Fault("symmetric-declared-asymmetric", "scales", "tied", edit=_linear(Q, _half_the_scales)),
     Fault("block-does-not-divide", "block", "tied", edit=_linear(Q, _three_blocks)),
     Fault("scales-of-another-width", "scales", "tied", edit=_quant(Q, scaleStorage="FP32")),
     Fault("half-scales-before-3-6", "half-scales", "tied", edit=lambda document: None, engine="3.5.0"),
@@ -356,7 +376,9 @@ FAULTS: tuple[Fault, ...] = (
     Fault("c4-before-3-6-1", "c4-fusion", "untied", edit=lambda document: None, engine="3.6.0"),
     # embedding and tokenizer
     Fault("embedding-cut", "embedding-size", "untied", _half_embedding),
-    Fault("embedding-of-another-width", "embedding-size", "untied", _append("embeddings_bf16.bin", 6)),
+    Fault(
+        "embedding-of-another-width", "embedding-size", "untied", _append("embeddings_bf16.bin", 6), severity="warning"
+    ),
     Fault(
         "embedding-too-long", "embedding-size", "untied", _append("embeddings_bf16.bin", 2 * 172), severity="warning"
     ),

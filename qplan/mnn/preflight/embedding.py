@@ -16,11 +16,11 @@ def check_embedding(model: ModelFolder) -> Iterator[Finding]:
         return
     size, vocabulary = path.stat().st_size, head[1].out_features
     expected = 2 * hidden * vocabulary
-    if size % (2 * hidden) or size < expected:
+    if size < expected:
         what = f"{size:,} bytes, expected {expected:,}: {vocabulary:,} tokens of {hidden} numbers"
         yield error("embedding-size", path.name, what, f"tokens without a row have {GARBAGE}", COPY_AGAIN)
     elif size > expected:
-        what = f"{size // (2 * hidden):,} rows for a vocabulary of {vocabulary:,}"
+        what = f"{size / (2 * hidden):,.6g} rows for a vocabulary of {vocabulary:,}"
         effect = "right if only the head was cut; another model's embedding is garbage without a message"
         yield warning("embedding-size", path.name, what, effect, "compare it with the folder it was copied from")
 

@@ -11,7 +11,7 @@ from typing import Any
 from qplan.errors import InputError
 from qplan.mnn.binary_graph import BinaryGraph, Convolution, GraphNode, read_binary_graph
 from qplan.mnn.engines import FEEDS_LOGITS_INDEX, EngineVersion
-from qplan.mnn.preflight.finding import COPY_AGAIN, EXPORT_AGAIN, REFUSED, Finding, error
+from qplan.mnn.preflight.finding import COPY_AGAIN, EXPORT_AGAIN, REFUSED, Finding, error, warning
 from qplan.mnn.tokenizer_file import TokenizerFile, read_tokenizer
 
 Settings = dict[str, Any]
@@ -137,10 +137,13 @@ class ModelFolder:
         needed = [graph, self.weight_path, self.path("tokenizer_file", "tokenizer.txt")]
         if not self.tied:
             needed.append(self.path("embedding_file", "embeddings_bf16.bin"))
-        if self.settings.get("is_visual"):
-            needed.append(self.path("visual_model", "visual.mnn"))
-        if self.settings.get("is_audio"):
-            needed.append(self.path("audio_model", "audio.mnn"))
+        for kind in ("visual", "audio"):
+            beside = self.path(f"{kind}_model", f"{kind}.mnn")
+            if self.settings.get(f"is_{kind}") and not beside.is_file():
+                effect = f"texts run; {kind} input does not"
+                self.findings.append(
+                    warning("missing-file", beside.name, f"there is no {beside.name}", effect, COPY_AGAIN)
+                )
         absent = [path for path in needed if not path.is_file()]
         for path in absent:
             self.findings.append(error("missing-file", path.name, f"there is no {path.name}", REFUSED, COPY_AGAIN))

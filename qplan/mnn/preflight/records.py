@@ -9,10 +9,10 @@ from typing import BinaryIO
 from qplan.formats import INT_BITS
 from qplan.mnn.binary_graph import Convolution
 from qplan.mnn.engines import HALF_SCALES
-from qplan.mnn.preflight.finding import COPY_AGAIN, EXPORT_AGAIN, GARBAGE, Finding, error
+from qplan.mnn.preflight.finding import COPY_AGAIN, EXPORT_AGAIN, GARBAGE, Finding, error, warning
 from qplan.mnn.preflight.model import ModelFolder
 
-_INTEGERS, _HALVES = 1, 3
+_FLOATS, _INTEGERS, _HALVES = 0, 1, 3
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,14 @@ def check_records(model: ModelFolder) -> Iterator[Finding]:
             if min(convolution.external) < 0 or sum(convolution.external) > model.weight_bytes:
                 continue  # told by the checks of ranges
             half_scales += convolution.coding == _INTEGERS and convolution.scale_bits == 16
-            found = list(_declaration(name, convolution))
-            yield from found
-            if convolution.coding != _INTEGERS or found:
+            if convolution.coding != _INTEGERS:
+                yield from _floats(name, convolution)
                 continue
             header = read_header(stream, convolution.external[0], wide=convolution.wide_shape)
             if header is None or not _belongs(header, convolution):
                 odd.append((name, header, convolution))
+                continue
+            yield from _integers(name, convolution, header.bits)
     if odd:
         name, header, convolution = odd[0]
         there = f"{header.dims} at {header.bits} bits" if header is not None and header.dims else "no record"
@@ -78,25 +79,19 @@ def _belongs(header: Header, convolution: Convolution) -> bool:
     product = 1
     for size in header.dims:
         product *= size
-    same = header.dims[:1] == (convolution.out_features,) and product == convolution.weights
-    return same and header.bits == convolution.bits
+    return header.dims[:1] == (convolution.out_features,) and product == convolution.weights
 
 
-def _declaration(name: str, convolution: Convolution) -> Iterator[Finding]:
-    """What contradicts itself, or has no meaning on the engine."""
-    where, bits = f"llm.mnn, {name}", convolution.bits
-    if convolution.coding == _HALVES:
-        if convolution.external[1] != 2 * convolution.weights:
-            what = f"{convolution.external[1]:,} bytes of halves for {convolution.weights:,} weights"
-            yield error("record-length", where, what, "a crash or " + GARBAGE, EXPORT_AGAIN)
-        return
-    if convolution.coding == 0:
-        if convolution.external[1] != 4 * convolution.weights:
-            what = f"{convolution.external[1]:,} bytes of floats for {convolution.weights:,} weights"
-            yield error("record-length", where, what, "a crash or " + GARBAGE, EXPORT_AGAIN)
-        return
-    if convolution.coding != _INTEGERS:
-        return
+def _floats(name: str, convolution: Convolution) -> Iterator[Finding]:
+    width = {_HALVES: 2, _FLOATS: 4}.get(convolution.coding)
+    if width is not None and convolution.external[1] != width * convolution.weights:
+        what = f"{convolution.external[1]:,} bytes for {convolution.weights:,} weights of {width} bytes"
+        yield error("record-length", f"llm.mnn, {name}", what, "a crash or " + GARBAGE, EXPORT_AGAIN)
+
+
+def _integers(name: str, convolution: Convolution, bits: int) -> Iterator[Finding]:
+    """What contradicts itself, or has no meaning on the engine; ``bits`` are those of the record itself."""
+    where = f"llm.mnn, {name}"
     if bits == 1 and convolution.symmetric:
         remedy = "use asymmetric 1 bit, or 2 bits and more"
         yield error("one-bit-symmetric", where, "1 bit without zero points", "NaN without a message", remedy)
@@ -105,21 +100,29 @@ def _declaration(name: str, convolution: Convolution) -> Iterator[Finding]:
         what = f"{bits} bits; the engine reads 1 to 6 and 8"
         yield error("width", where, what, "a crash or " + GARBAGE, "use 2 to 6, 8 or 16 bits")
         return
-    yield from _blocks(where, convolution)
+    if bits != convolution.bits:
+        what = f"{convolution.bits} bits are declared, the record has {bits}"
+        effect = "the CPU back end believes the record and is right; others may not"
+        yield warning("bits-declared", where, what, effect, EXPORT_AGAIN)
+    yield from _blocks(where, convolution, bits)
 
 
-def _blocks(where: str, convolution: Convolution) -> Iterator[Finding]:
+def _blocks(where: str, convolution: Convolution, bits: int) -> Iterator[Finding]:
     """Scales against the matrix: a whole number of blocks in a row, and as many zero points as said."""
     _, weight_len, alpha_len = (*convolution.external, 0, 0)[:3]
     scales = alpha_len * 8 // convolution.scale_bits
+    rows, width = convolution.out_features, convolution.in_features * convolution.kernel
     if not convolution.symmetric:
-        if scales != 2 * convolution.zero_points:
+        if scales == convolution.zero_points or scales % (2 * rows):
             what = f"{convolution.zero_points:,} zero points are declared, {scales:,} scales and zero points stored; "
             what += "symmetric weights declared as asymmetric look like this (llmexport 0.0.5 with --quant_config)"
             yield error("scales", where, what, GARBAGE, "use one symmetry for all, or build with qplan")
             return
+        if scales != 2 * convolution.zero_points:
+            what = f"{convolution.zero_points:,} zero points are declared, {scales // 2:,} stored"
+            effect = "the CPU back end counts those stored and is right; others may not"
+            yield warning("scales", where, what, effect, EXPORT_AGAIN)
         scales //= 2
-    rows, width = convolution.out_features, convolution.in_features * convolution.kernel
     if scales == 0 or scales % rows:
         what = f"{scales:,} scales for {rows:,} rows"
         yield error("scales", where, what, "a crash or " + GARBAGE, EXPORT_AGAIN)
@@ -129,10 +132,10 @@ def _blocks(where: str, convolution: Convolution) -> Iterator[Finding]:
         yield error("block", where, what, "NaN or " + GARBAGE, "use a block that divides, or 0 for whole rows")
         return
     shape_bytes = 4 if convolution.wide_shape else 2
-    header = 2 + (1 << convolution.bits)
-    codes = (convolution.weights * convolution.bits + 7) // 8
+    header = 2 + (1 << bits)
+    codes = (convolution.weights * bits + 7) // 8
     lengths = {header + codes + shape_bytes * dims for dims in (2, 4)}
     if weight_len not in lengths:
-        what = f"{weight_len:,} bytes for {convolution.weights:,} weights at {convolution.bits} bits, "
+        what = f"{weight_len:,} bytes for {convolution.weights:,} weights at {bits} bits, "
         what += f"expected {min(lengths):,}"
         yield error("record-length", where, what, "a crash or " + GARBAGE, EXPORT_AGAIN)

@@ -17,7 +17,9 @@ _WORDS = {
     "attention_mask": ("float", "int", "glm", "glm2"),
     "attention_type": ("full", "sliding", "mix"),
 }
-_WHOLE = ("thread_num", "hidden_size", "layer_nums", "max_new_tokens", "max_all_tokens")
+_SIZES = ("hidden_size", "layer_nums")
+_LIMITS = ("thread_num", "max_new_tokens", "max_all_tokens")
+"""Taken for their defaults where they make no sense."""
 _TEXT = ("llm_model", "llm_weight", "tokenizer_file", "embedding_file", "sampler_type", "llm_config", "base_dir")
 _FLOAT, _INT32 = 1, 3
 
@@ -33,14 +35,17 @@ def check_settings(model: ModelFolder) -> Iterator[Finding]:
 
 
 def _types(model: ModelFolder) -> Iterator[Finding]:
-    crash = "a crash, or the engine's default in silence"
-    for key in _WHOLE:
+    crash = "a crash (SIGFPE, SIGSEGV)"
+    for key in (*_SIZES, *_LIMITS):
         if key not in model.settings:
             continue
         value = model.whole(key)
         if value is None or value < 1:
             what = f"{key} is {model.settings[key]!r}, expected a whole number from 1"
-            yield error("bad-setting", key, what, crash, f"correct {key}")
+            if key in _SIZES:
+                yield error("bad-setting", key, what, crash, f"correct {key}")
+            else:
+                yield warning("bad-setting", key, what, "it takes its default in silence", f"correct {key}")
     for key in _TEXT:
         if key in model.settings and not isinstance(model.settings[key], str):
             what = f"{key} is {model.settings[key]!r}, expected a text"
