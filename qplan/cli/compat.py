@@ -60,9 +60,7 @@ def measure(
     ),
     engine: Annotated[list[str] | None, typer.Option(help="Only these versions.  [default: all on PyPI]")] = None,
     only: Annotated[list[str] | None, typer.Option(help="Only these architectures.")] = None,
-    llmexport: Annotated[
-        Path | None, typer.Option(help="A MNN checkout whose exporter to use for --architectures.")
-    ] = None,
+    llmexport: Annotated[Path | None, typer.Option(help="A MNN checkout whose exporter to measure.")] = None,
     table: Annotated[Path, typer.Option(help="Where the table goes.")] = Path("qplan-compat.json"),
 ) -> None:
     """Measure the table again: pip installs every engine into a venv of its own, a child process runs each cell.
@@ -85,7 +83,7 @@ def measure(
         after = merged(before, [], measured)
     else:
         versions = tuple(EngineVersion.parse(text) for text in engine) if engine else None
-        after = merged(before, list(measure_engines(venvs, say, versions)), [])
+        after = merged(before, list(measure_engines(venvs, say, versions, llmexport)), [])
     after.write(table)
     out.print(_architectures(after) if architectures else _engines(after))
     out.print(f"wrote {table}", markup=False)

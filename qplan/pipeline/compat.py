@@ -75,21 +75,39 @@ BUILDS = (
 )
 """Widths that a tied head cannot have leave it at 8 bits."""
 
+_HALF, _FULL = QuantFormat(8, 32), QuantFormat(8, 32, scale_bits=32)
+
 EXPORTS = {
     "--quant_bit 16": (ExportOptions(), FP16),
-    "--quant_bit 8 --quant_block 32": (ExportOptions(8, 32), QuantFormat(8, 32, scale_bits=32)),
+    "--quant_bit 8 --quant_block 32": (ExportOptions(8, 32), _FULL),
     "--quant_bit 4 --quant_block 32": (ExportOptions(4, 32), QuantFormat(4, 32, scale_bits=32)),
 }
-"""Options of llmexport, and the format that every linear then has."""
+"""Options of llmexport from PyPI, and the format that every linear then has."""
+
+CHECKOUT_EXPORTS = {
+    "--quant_bit 16": (ExportOptions(), FP16),
+    "--quant_bit 16 --disable_transformer_c4": (ExportOptions(c4=False), FP16),
+    "--quant_bit 8 --quant_block 32": (ExportOptions(8, 32), _HALF),
+    "--quant_bit 8 --quant_block 32 --disable_transformer_c4": (ExportOptions(8, 32, c4=False), _HALF),
+    "--quant_bit 8 --quant_block 32 --disable_transformer_c4 --scale_bit 32": (
+        ExportOptions(8, 32, scale_bits=32, c4=False),
+        _FULL,
+    ),
+}
+"""The same for a MNN checkout, which stores scales in 16 bits unless told otherwise."""
 
 
-def measure_engines(venvs: Path, say: Say, engines: tuple[EngineVersion, ...] | None = None) -> Iterator[Cell]:
+def measure_engines(
+    venvs: Path, say: Say, engines: tuple[EngineVersion, ...] | None = None, llmexport: Path | None = None
+) -> Iterator[Cell]:
     """Every way to make a model, on every engine, in a child process each.
 
     Args:
         venvs: folder of virtual environments, which are made there if they are not.
         say: told what is being done.
         engines: versions; None for all that pip finds.
+        llmexport: a MNN checkout, whose exporter is then measured alone, with the installed converter: it knows options
+            that older converters do not.
 
     Raises:
         ToolError: pip failed.
@@ -101,7 +119,9 @@ def measure_engines(venvs: Path, say: Say, engines: tuple[EngineVersion, ...] | 
         work = Path(temporary)
         for name in MODELS:
             loaded = load_model(str(save_specimen(name, work / name)))
-            for made in chain(_exports(work, name, loaded, homes, say), _builds(work, name, loaded, say)):
+            exports = _exports(work, name, loaded, homes, llmexport=llmexport, say=say)
+            builds = _builds(work, name, loaded, say) if llmexport is None else ()
+            for made in chain(exports, builds):
                 yield from _on_engines(made, homes, say)
 
 
@@ -124,23 +144,30 @@ def token_ids(count: int) -> list[int]:
     return [int(token) for token in np.random.default_rng(0).integers(1, VOCABULARY, count)]
 
 
-def _exports(work: Path, name: str, loaded: LoadedModel, homes: list[EngineVenv], say: Say) -> Iterator[_Made]:
-    exporter = find_exporter().version
-    for home in homes:
-        shim = work / f"converter-{home.version}"
-        if not shim.exists():
-            home.converter(shim)
-        for options, (arguments, fmt) in EXPORTS.items():
-            say(f"{name}: {exporter} {options}, converter {home.version}")
-            out = work / f"{name}-{home.version}-{fmt}"
+def _exports(
+    work: Path, name: str, loaded: LoadedModel, homes: list[EngineVenv], *, llmexport: Path | None, say: Say
+) -> Iterator[_Made]:
+    exporter = find_exporter(llmexport)
+    converters: dict[str, Path | None] = {version("MNN"): None}
+    if llmexport is None:
+        converters = {str(home.version): _shim(work, home) for home in homes}
+    for converter, shim in converters.items():
+        for options, (arguments, fmt) in (CHECKOUT_EXPORTS if exporter.has_c4_option else EXPORTS).items():
+            say(f"{name}: {exporter.version} {options}, converter {converter}")
+            out = work / f"{name}-{converter}-{options.replace(' ', '')}"
             try:
-                export(work / name, out, arguments, converter=shim)
+                export(work / name, out, arguments, converter=shim, llmexport=llmexport)
             except ToolError as error:
                 failure = error.tail.strip().rpartition("\n")[2][:200]
-                yield _Made(name, exporter, options, str(home.version), None, None, failure)
+                yield _Made(name, exporter.version, options, converter, None, None, failure)
                 continue
             formats = {spec.name: fmt for spec in loaded.card.tensors}
-            yield _Made(name, exporter, options, str(home.version), out, _stored(loaded, formats))
+            yield _Made(name, exporter.version, options, converter, out, _stored(loaded, formats))
+
+
+def _shim(work: Path, home: EngineVenv) -> Path:
+    shim = work / f"converter-{home.version}"
+    return shim if shim.exists() else home.converter(shim)
 
 
 def _builds(work: Path, name: str, loaded: LoadedModel, say: Say) -> Iterator[_Made]:

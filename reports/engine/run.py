@@ -32,6 +32,7 @@ from qplan.mnn.writer import build_model
 from qplan.model.load import load_model
 from qplan.model.specimen import SPECIMENS, save_specimen
 from qplan.sensitivity.rounding import Rounder
+from reports.engine import page
 from tests.integration.fault_corpus import FAULTS, make_corpus, write_graph_json
 
 HOME = Path(__file__).parent
@@ -62,6 +63,7 @@ def main() -> None:
         if arguments.only in {None, "good"}:
             results["good"] = alarms(arguments.architectures.split(","), work)
     path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    page.main()
 
 
 def int8_model(work: Path, specimen: str) -> Path:
