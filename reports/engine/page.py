@@ -28,14 +28,14 @@ def _faults(faults: list[dict[str, Any]]) -> list[str]:
         return []
     native = Counter((row["severity"], row["native"]) for row in faults)
     named = sum(row["named"] for row in faults)
-    shown = ", ".join(f"{count} × {severity}: {outcome}" for (severity, outcome), count in sorted(native.items()))
+    shown = ", ".join(f"{count} {severity}s {outcome}" for (severity, outcome), count in sorted(native.items()))
     lines = [
         f"## {len(faults)} broken folders",
         "",
         f"`qplan check` names the fault of {named} of {len(faults)}.",
         f"What the engine itself does with them, unchecked: {shown}.",
-        "*wrong* is garbage without a message: logits more than 1 % off. `qplan.Engine` refuses every folder with an error",
-        "before the engine sees it; without its check (last column) a crash is a `ToolError`, and garbage stays garbage.",
+        "*wrong* is garbage without a message: logits more than 1 % off. `qplan.Engine` refuses every folder with an",
+        "error before the engine sees it; without its check (last column) a crash is a `ToolError`.",
         "",
         "| fault | finding | | engine, unchecked | `Engine(check=False)` |",
         "|---|---|---|---|---|",
