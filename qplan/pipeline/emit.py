@@ -162,7 +162,9 @@ def run_emit(options: EmitOptions, run: Run, say: Say, progress: Progress, comma
         llmexport = export_command(exporter, loaded.folder, folder / "llmexport", config_path, formats)
         verification = None
         if shop is not None and first is not None:
-            plan, verification = _prove(shop, first, plan, gain, options, table, folder=folder, rounder=rounder)
+            plan, verification = _prove(
+                shop, first, plan, gain, options=options, table=table, folder=folder, rounder=rounder
+            )
     write_report(folder, table, plan, verification, Provenance(commands=(command, llmexport)))
     problems = config.problems if target.c4 else (*config.problems, WITHOUT_C4.format(target.engine))
     return Emitted(folder, plan, verification, llmexport, problems)
@@ -173,9 +175,9 @@ def _prove(
     first: Check,
     plan: Plan,
     gain: BlockGain | None,
+    *,
     options: EmitOptions,
     table: SensitivityTable,
-    *,
     folder: Path,
     rounder: Rounder,
 ) -> tuple[Plan, Verification]:
