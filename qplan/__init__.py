@@ -1,3 +1,19 @@
 """qplan: a mixed-precision quantization planner for MNN language models."""
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from qplan.mnn.guarded_engine import GuardedEngine as Engine
+
+__all__ = ["Engine"]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> object:
+    """Import `Engine` when it is asked for: ``import qplan`` stays light."""
+    if name == "Engine":
+        from qplan.mnn.guarded_engine import GuardedEngine  # noqa: PLC0415
+
+        return GuardedEngine
+    msg = f"module 'qplan' has no attribute {name!r}"
+    raise AttributeError(msg)

@@ -65,3 +65,9 @@ class VerificationError(QplanError):
     """The built model does not do on the engine what the plan promised."""
 
     exit_code = 7
+
+
+class PreflightError(QplanError):
+    """A model folder would crash the engine, be refused by it, or compute garbage."""
+
+    exit_code = 8

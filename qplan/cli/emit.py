@@ -88,6 +88,9 @@ def command(
     llmexport: Annotated[
         Path | None, typer.Option(help="A MNN checkout whose exporter to use.  [default: the PyPI package]")
     ] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="MNN version that the model must run on, e.g. `3.5.0`.  [default: the installed]")
+    ] = None,
 ) -> None:
     """Plan under a budget, build the MNN model and prove it on the engine.
 
@@ -120,6 +123,7 @@ def command(
         dynamic_option=_OPTIONS[dynamic_option],
         evaluations=repair,
         plan=plan,
+        engine=engine,
     )
     with progress_bar("FP32 reference") as progress:
         emitted = run_emit(options, home, say, progress, command_line())

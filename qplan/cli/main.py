@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 
 from qplan import __version__
-from qplan.cli import analyze, demo, emit, explain, frontier, plan, profile
+from qplan.cli import analyze, check, compat, demo, emit, explain, frontier, ladder, plan, profile
 from qplan.cli.console import err
 from qplan.errors import QplanError
 
@@ -25,6 +25,9 @@ app.command("frontier")(frontier.command)
 app.command("profile")(profile.command)
 app.command("explain")(explain.command)
 app.add_typer(plan.app, name="plan")
+app.command("check")(check.command)
+app.command("ladder")(ladder.command)
+app.add_typer(compat.app, name="compat")
 
 
 def _version(value: bool) -> None:  # noqa: FBT001 - typer's callback

@@ -4,6 +4,7 @@ Reads one JSON request a line from standard input and answers with one JSON line
 Logits travel as ``.npy`` files that the parent names. Not part of the package's import graph: no qplan, no torch.
 """
 
+import codecs
 import faulthandler
 import gc
 import importlib
@@ -99,6 +100,43 @@ class Session:
             raise RuntimeError(msg)
         return {"tokens": tokens, "text": "".join(self._decode(token) for token in tokens)}
 
+    def encode(self, request: Request) -> Answer:
+        """Token ids of a text."""
+        return {"ids": [int(token) for token in self.llm.tokenizer_encode(request["prompt"])]}
+
+    def begin(self, request: Request) -> Answer:
+        """Prefill; then greedy steps are asked for one at a time."""
+        self.llm.reset()
+        self.llm.generate_init()
+        self.text = codecs.getincrementaldecoder("utf-8")("replace")
+        return self._step(request["ids"])
+
+    def step(self, request: Request) -> Answer:
+        """Continue with one token."""
+        return self._step([request["token"]])
+
+    def _step(self, ids: list[int]) -> Answer:
+        """The likeliest token after ``ids``, the text that it completes, and the seconds of the pass."""
+        self.llm.set_config({"all_logits": False})
+        try:
+            started = time.perf_counter()
+            values = self._forward(ids, fresh=False)
+            seconds = time.perf_counter() - started
+        finally:
+            self.llm.set_config({"all_logits": True})
+        last = values[-1]
+        if not np.isfinite(last).all():
+            msg = "logits that are not finite: the model's weights or widths are wrong, see qplan check"
+            raise RuntimeError(msg)
+        token = int(last.argmax())
+        return {"token": token, "text": self.text.decode(self._bytes(token)), "seconds": seconds}
+
+    def _bytes(self, token: int) -> bytes:
+        try:
+            return str(self.llm.tokenizer_decode(token)).encode()
+        except UnicodeDecodeError as error:  # part of a character: the next token completes it
+            return bytes(error.object)
+
     def _decode(self, token: int) -> str:
         try:
             return str(self.llm.tokenizer_decode(token))
@@ -148,6 +186,9 @@ def answer(state: dict[str, Session], request: Request) -> Answer:
         "stepwise": session.stepwise,
         "generate": session.generate,
         "speed": session.speed,
+        "encode": session.encode,
+        "begin": session.begin,
+        "step": session.step,
     }
     return commands[command](request)
 

@@ -14,6 +14,7 @@ from qplan.mnn.skeleton import REQUIRED_FILES, Skeleton, write_marker
 Progress = Callable[[str], None]
 
 _SPINNER = "".join(map(chr, range(0x2800, 0x2900)))
+_WITHOUT_C4 = {"QPLAN_CONVERTER_ARGUMENTS": "--transformerFuseC4=0"}
 _OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 
 
@@ -25,6 +26,7 @@ def export_skeleton(
     progress: Progress | None = None,
     timeout_s: float = 7200,
     replace: bool = False,
+    c4: bool = True,
 ) -> Skeleton:
     """Export a model at fp16: the graph, norms, biases and embedding that every build starts from.
 
@@ -35,14 +37,14 @@ def export_skeleton(
         progress: called with every line that the exporter prints.
         timeout_s: seconds until it is killed.
         replace: whether a folder that is there already gives way.
+        c4: whether attention is fused for packed channels, which engines before 3.6.1 crash on.
 
     Raises:
         InputError: no model in ``model_dir``, ``out`` exists, or no exporter.
         ToolError: the exporter failed.
     """
-    export(
-        model_dir, out, ExportOptions(), llmexport=llmexport, progress=progress, timeout_s=timeout_s, replace=replace
-    )
+    options = ExportOptions(c4=c4)
+    export(model_dir, out, options, llmexport=llmexport, progress=progress, timeout_s=timeout_s, replace=replace)
     return Skeleton.open(out)
 
 
@@ -80,8 +82,19 @@ def export(
     progress: Progress | None = None,
     timeout_s: float = 7200,
     replace: bool = False,
+    converter: Path | None = None,
 ) -> Path:
     """Run llmexport with any options; the folder appears whole or not at all and holds no paths of this machine.
+
+    Args:
+        model_dir: Hugging Face folder; nothing is downloaded.
+        out: folder to make.
+        options: of llmexport.
+        llmexport: another exporter than the installed package.
+        progress: called with every line that the exporter prints.
+        timeout_s: seconds until it is killed.
+        replace: whether a folder that is there already gives way.
+        converter: folder of another MNN package, whose converter the exporter then uses; None for the installed one.
 
     Raises:
         InputError: no model in ``model_dir``, ``out`` exists, or no exporter.
@@ -99,13 +112,16 @@ def export(
         # its default converter is a path relative to the working folder: an empty one selects the installed MNN
         arguments = [*options.arguments(exporter, Path("model"), Path("../draft")), "--mnnconvert="]
         what = f"{exporter.version} failed to export {model_dir}"
+        environment = _OFFLINE | ({} if options.c4 else _WITHOUT_C4)
+        if converter is not None:
+            environment["PYTHONPATH"] = str(converter.resolve())
         output = run_child(
             "exporter_child.py",
             [str(exporter.script), *arguments],
             what=what,
             cwd=work,
             timeout_s=timeout_s,
-            environment=_OFFLINE,
+            environment=environment,
             progress=None if progress is None else _without_frames(progress),
         )
         missing = [name for name in REQUIRED_FILES if not (draft / name).is_file()]

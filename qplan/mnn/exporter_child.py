@@ -1,7 +1,23 @@
 """Run in a child process: llmexport, from its own folder. Arguments: path of llmexport.py, then its arguments."""
 
+import os
 import sys
+import types
 from pathlib import Path
+
+import _tools
+
+
+def offer_converter(more: list[str]) -> None:
+    """Put the bare converter in the place of MNN's wrapper, with arguments that llmexport has no option for.
+
+    The wrapper, ``MNN.tools.mnnconvert``, imports a telemetry logger that pip-installs packages into the user's
+    environment and sends a machine id. llmexport calls its ``main()``, which reads ``sys.argv``.
+    """
+    tools, wrapper = types.ModuleType("MNN.tools"), types.ModuleType("MNN.tools.mnnconvert")
+    vars(wrapper)["main"] = lambda: _tools.mnnconvert([*sys.argv, *more])
+    vars(tools)["mnnconvert"] = wrapper
+    sys.modules.update({"MNN.tools": tools, "MNN.tools.mnnconvert": wrapper})
 
 
 def main() -> None:
@@ -10,8 +26,7 @@ def main() -> None:
     Not with runpy: llmexport empties ``sys.argv``, and runpy raises IndexError when it restores it.
     """
     script = Path(sys.argv[1])
-    # MNN's converter wrapper imports a telemetry logger that pip-installs packages into the user's environment
-    sys.modules["MNN.tools.utils.log"] = None  # type: ignore[assignment]
+    offer_converter(os.environ.get("QPLAN_CONVERTER_ARGUMENTS", "").split())
     sys.path.insert(0, str(script.parent))
     sys.argv = [str(script), *sys.argv[2:]]
     code = compile(script.read_bytes(), str(script), "exec")

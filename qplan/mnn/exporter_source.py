@@ -30,6 +30,8 @@ class Exporter:
     """Whether it has ``--scale_bit``; without it every scale is stored in 32 bits."""
     has_quant_config: bool
     """Whether it has ``--quant_config``."""
+    has_c4_option: bool
+    """Whether it can leave out the C4 fusion itself; otherwise its converter is told to."""
     symmetry_is_global: bool
     """Whether it writes the graph of every op after ``--sym`` alone, which breaks ops that differ from it."""
 
@@ -48,6 +50,8 @@ class ExportOptions:
     """16 or 32; None leaves the exporter its default."""
     quant_config: Path | None = None
     """File of per-op settings."""
+    c4: bool = True
+    """Whether attention is fused for packed channels, which engines before 3.6.1 crash on."""
 
     def arguments(self, exporter: Exporter, model: Path, out: Path) -> list[str]:
         """Command line arguments after ``llmexport.py``.
@@ -69,6 +73,8 @@ class ExportOptions:
         if self.quant_config is not None:
             _require(exporter, "--quant_config", has=exporter.has_quant_config)
             words += ["--quant_config", str(self.quant_config)]
+        if not self.c4 and exporter.has_c4_option:
+            words.append("--disable_transformer_c4")
         return words
 
 
@@ -102,6 +108,7 @@ def find_exporter(llmexport: Path | None = None) -> Exporter:
         packable_bits=tuple(int(part) for part in match[1].split(",") if part.strip()) if match else (4, 8),
         has_scale_bit="--scale_bit" in main,
         has_quant_config="--quant_config" in main,
+        has_c4_option="--disable_transformer_c4" in main,
         symmetry_is_global=_GLOBAL_SYMMETRY.search(packing) is not None,
     )
 

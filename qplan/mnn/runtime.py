@@ -11,6 +11,7 @@ JsonScalar = str | int | float | bool
 MEMORY = ("low", "normal", "high")
 PRECISION = ("low", "normal", "high")
 DYNAMIC_OPTIONS = (0, 1, 2)
+MOST_THREADS = 1024
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,12 @@ class RuntimeConfig:
             ("precision", self.precision, PRECISION),
             ("dynamic_option", self.dynamic_option, DYNAMIC_OPTIONS),
         ):
-            if value not in known:
+            if isinstance(value, bool) or value not in known:
                 msg = f"{name} {value!r} is unknown to MNN; use one of {', '.join(map(str, known))}"
                 raise InputError(msg)
-        if self.threads < 1:
-            msg = f"{self.threads} threads: must be at least 1"
+        whole = isinstance(self.threads, int) and not isinstance(self.threads, bool)
+        if not whole or not 1 <= self.threads <= MOST_THREADS:
+            msg = f"{self.threads!r} threads: must be a whole number from 1 to {MOST_THREADS}"
             raise InputError(msg)
 
     def to_json(self) -> dict[str, JsonScalar]:

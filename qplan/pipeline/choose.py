@@ -68,7 +68,7 @@ def choose_plan(
         return make_plan(table, budget, fixed, rules=rules, ceilings=(*limits, *ceilings), minimise=minimise)
 
     plan = solve()
-    found = largest_uniform(table.model, fixed, plan.budget_bytes)
+    found = largest_uniform(table.model, fixed, plan.budget_bytes, rules.uniform_scale_bits)
     if found is None:
         return plan
     name, uniform = found
@@ -91,7 +91,12 @@ def choose_plan(
             plan = solve(ceilings)
         except InfeasibleError:
             break  # nothing is below the ceiling
-    if rules != Rules() or limits or minimise is not None or uniform_loss(uniform, table.kl(table.goal)) is None:
+    if (
+        replace(rules, uniform_scale_bits=16) != Rules()
+        or limits
+        or minimise is not None
+        or uniform_loss(uniform, table.kl(table.goal)) is None
+    ):
         note = f"worse than uniform {name} on held-out tokens; it needs other rules or more --formats to be better"
         return replace(plan, notes=(*plan.notes, note))
     return _give_way(table, budget, fixed, name, uniform)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from qplan.calibration import CalibrationSet, load_text, tokenise
 from qplan.errors import InputError, StaleArtifactError
 from qplan.formats import DynamicOption
+from qplan.mnn.engines import EngineTarget, EngineVersion
 from qplan.mnn.exporter_source import find_exporter
 from qplan.mnn.quant_config import export_command, make_quant_config
 from qplan.mnn.runtime import RuntimeConfig
@@ -35,6 +36,7 @@ from qplan.pipeline.loss_limits import choose_wanted
 from qplan.pipeline.plans import PLAN_FILE, edited_plan
 from qplan.pipeline.prove import Workshop, gate, prove
 from qplan.pipeline.repair import EVALUATIONS
+from qplan.pipeline.retarget import engine_checks, retarget_table, retarget_wanted
 from qplan.pipeline.rounder import run_rounder
 from qplan.pipeline.runs import Run
 from qplan.pipeline.sizes import fixed_bytes
@@ -45,8 +47,8 @@ from qplan.report import Provenance, write_report
 from qplan.sensitivity.rounding import Rounder
 from qplan.sensitivity.table import SensitivityTable
 from qplan.verify.measure import Trial, speeds_by_turns
-from qplan.verify.record import Verification
-from qplan.verify.reference import reference_logits
+from qplan.verify.record import Check, Verification
+from qplan.verify.reference import reference_logits, stored_logits
 
 Say = Callable[[str], None]
 Progress = Callable[[int, int], None]
@@ -70,6 +72,17 @@ class EmitOptions:
     """Whole models that a repair may measure."""
     plan: Path | None = None
     """Build from this plan, which people may have edited, instead of making one."""
+    engine: str | None = None
+    """MNN version that the model is for; None for the installed one."""
+
+    @property
+    def target(self) -> EngineTarget:
+        """What that engine needs.
+
+        Raises:
+            InputError: no model is known to run there.
+        """
+        return EngineTarget.of(EngineVersion.installed() if self.engine is None else EngineVersion.parse(self.engine))
 
 
 @dataclass(frozen=True)
@@ -111,7 +124,8 @@ def run_emit(options: EmitOptions, run: Run, say: Say, progress: Progress, comma
         ToolError: exporter, converter or engine failed.
         VerificationError: the export of this architecture is wrong.
     """
-    table = SensitivityTable.read(run.sensitivity)
+    target = options.target
+    table = retarget_table(SensitivityTable.read(run.sensitivity), target)
     if options.dynamic_option == 2 and table.goal != "low":
         msg = f"--dynamic-option 2 changes nothing under memory {table.goal}, which {run.folder} is for: leave it out"
         raise InputError(msg)
@@ -122,17 +136,18 @@ def run_emit(options: EmitOptions, run: Run, say: Say, progress: Progress, comma
         msg = f"{table.model.source} has changed since {run.sensitivity} was made; run 'qplan analyze' with --restart"
         raise StaleArtifactError(msg)
     judges = _judges(options, calibration, loaded)
-    skeleton = run_skeleton(run, loaded, options.llmexport, say)
+    skeleton = run_skeleton(run, loaded, options.llmexport, say, c4=target.c4)
     rounder = run_rounder(run, loaded, calibration, table.conditions.rounding)
     given = None if options.plan is None else edited_plan(options.plan, table, fixed_bytes(skeleton))
-    folder = run.budget(options.wanted.label) if options.plan is None else _folder_of(options.plan, run)
+    folder = _folder(options, run)
     with ExitStack() as stack:
         shop = None
         if options.build:
             say(f"FP32 reference on {judges.rows.size} tokens: {judges.text}")
             reference = stack.enter_context(reference_logits(loaded, judges.rows, progress))
             trial = Trial(reference, threads=options.threads)
-            shop = Workshop(loaded, skeleton, trial, judges.text, judges.sha256, run.baselines, say)
+            baselines = run.baselines_for(None if options.engine is None else str(target.engine))
+            shop = Workshop(loaded, skeleton, trial, judges.text, judges.sha256, baselines, say, target)
         first = gate(shop) if shop is not None else None
         plan, gain = _planned(
             table, options, skeleton, run, given=given, rounder=rounder, heldout=calibration.heldout, say=say
@@ -147,20 +162,44 @@ def run_emit(options: EmitOptions, run: Run, say: Say, progress: Progress, comma
         llmexport = export_command(exporter, loaded.folder, folder / "llmexport", config_path, formats)
         verification = None
         if shop is not None and first is not None:
-            say("plan: building")
-            shop.build(plan.formats, folder / "model", _runtime(plan), rounder)
-            speeds = None
-            if gain is not None:
-                say("plan: speed with a scale per token, and per block of the activations")
-                speeds = speeds_by_turns(folder / "model", trial, loaded.card.context)
-                plan = unasked(plan, gain, speeds[2].decode_tokens_per_s / speeds[0].decode_tokens_per_s)
-                set_runtime(folder / "model", _runtime(plan))
-                plan = with_foreign_losses_told(plan, table.conditions.dynamic_option)
-                plan.write(plan_path)
-            verification = prove(shop, plan, plan_path, folder / "model", first=first, rounder=rounder, speeds=speeds)
-            verification.write(folder / "verification.json")
+            plan, verification = _prove(
+                shop, first, plan, gain, options=options, table=table, folder=folder, rounder=rounder
+            )
     write_report(folder, table, plan, verification, Provenance(commands=(command, llmexport)))
-    return Emitted(folder, plan, verification, llmexport, config.problems)
+    problems = config.problems if target.c4 else (*config.problems, WITHOUT_C4.format(target.engine))
+    return Emitted(folder, plan, verification, llmexport, problems)
+
+
+def _prove(
+    shop: Workshop,
+    first: Check,
+    plan: Plan,
+    gain: BlockGain | None,
+    *,
+    options: EmitOptions,
+    table: SensitivityTable,
+    folder: Path,
+    rounder: Rounder,
+) -> tuple[Plan, Verification]:
+    """Build and verify the plan; it comes back with its ``dynamic_option`` decided by the built model's speed."""
+    model, plan_path = folder / "model", folder / PLAN_FILE
+    shop.say("plan: building")
+    shop.build(plan.formats, model, _runtime(plan), rounder)
+    speeds = None
+    if gain is not None:
+        shop.say("plan: speed with a scale per token, and per block of the activations")
+        speeds = speeds_by_turns(model, shop.trial, shop.loaded.card.context)
+        plan = unasked(plan, gain, speeds[2].decode_tokens_per_s / speeds[0].decode_tokens_per_s)
+        set_runtime(model, _runtime(plan))
+        plan = with_foreign_losses_told(plan, table.conditions.dynamic_option)
+        plan.write(plan_path)
+    verification = prove(shop, plan, plan_path, model, first=first, rounder=rounder, speeds=speeds)
+    if options.engine is not None:
+        expected = stored_logits(rounder, plan.formats, shop.token_ids)
+        more = engine_checks(model, options.target, shop.token_ids, expected)
+        verification = replace(verification, checks=(*verification.checks, *more))
+    verification.write(folder / "verification.json")
+    return plan, verification
 
 
 def _planned(
@@ -177,7 +216,7 @@ def _planned(
     """The plan; with the gain of ``dynamic_option`` 2 if that still hangs on the built model's speed."""
     plan = given or choose_wanted(
         table if options.dynamic_option != 2 else computable(table),
-        options.wanted,
+        retarget_wanted(options.wanted, table, fixed_bytes(skeleton), options.target),
         fixed_bytes(skeleton),
         run,
         rounder=rounder,
@@ -215,10 +254,20 @@ def _runtime(plan: Plan) -> RuntimeConfig:
     return RuntimeConfig(plan.memory, threads=4, dynamic_option=plan.dynamic_option)
 
 
-def _folder_of(plan: Path, run: Run) -> Path:
-    """Where a given plan's model goes: the plan's own folder in the run, or a new one named after its file."""
-    inside = plan.resolve().parent
-    return inside if inside.parent == run.folder.resolve() and plan.name == PLAN_FILE else run.budget(plan.stem)
+def _folder(options: EmitOptions, run: Run) -> Path:
+    """Where the model goes: a given plan's own folder in the run, or one named after its file or after the budget."""
+    label = options.wanted.label if options.plan is None else options.plan.stem
+    if options.plan is not None and options.plan.name == PLAN_FILE:
+        inside = options.plan.resolve().parent
+        if inside.parent == run.folder.resolve():
+            return inside
+    return run.budget(label if options.engine is None else f"{label}-mnn-{options.target.engine}")
+
+
+WITHOUT_C4 = (
+    "llmexport fuses attention for packed channels, which engine {} crashes on; the built model is free of it, for "
+    "llmexport take an MNN checkout and --disable_transformer_c4"
+)
 
 
 def _judges(options: EmitOptions, calibration: CalibrationSet, loaded: LoadedModel) -> _Judges:

@@ -10,8 +10,10 @@ from pathlib import Path
 from qplan.artifact import sha256_file, versions
 from qplan.errors import VerificationError
 from qplan.formats import DynamicOption, QuantFormat
+from qplan.mnn.engines import EngineTarget
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.mnn.skeleton import Skeleton
+from qplan.mnn.tie import TieForm
 from qplan.mnn.writer import build_model
 from qplan.model.load import LoadedModel
 from qplan.pipeline.activations import applies, garbled
@@ -45,6 +47,8 @@ class Workshop:
     baselines: Path
     """Folder for the measurements of uniform models."""
     say: Say
+    target: EngineTarget
+    """What the engine that the model is for can read."""
 
     def build(
         self, formats: Mapping[str, QuantFormat], out: Path, runtime: RuntimeConfig, rounder: Rounder | None = None
@@ -56,7 +60,8 @@ class Workshop:
             return lambda: rounding.store(name, formats[name])
 
         tensors = {spec.op_name: source(spec.name) for spec in self.loaded.card.tensors}
-        build_model(self.skeleton, tensors, out, runtime=runtime, replace=True)
+        tie_form: TieForm = "list" if self.target.tie_list else "dict"
+        build_model(self.skeleton, tensors, out, tie_form=tie_form, runtime=runtime, replace=True)
 
     @property
     def token_ids(self) -> list[int]:
@@ -154,7 +159,7 @@ def _measure_plan(
 
 
 def _baseline(shop: Workshop, name: str, bits: int) -> BuiltModel:
-    formats = uniform_formats(shop.loaded.card, bits)
+    formats = {name_: shop.target.wide(fmt) for name_, fmt in uniform_formats(shop.loaded.card, bits).items()}
     inputs = {
         "model": shop.loaded.card.sha256,
         "text": shop.text_sha256,

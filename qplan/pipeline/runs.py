@@ -67,6 +67,12 @@ class Run:
         """What the skeleton was exported from, and by what."""
         return self.folder / "skeleton.json"
 
+    def skeleton_for(self, *, c4: bool) -> tuple[Path, Path]:
+        """The skeleton and its record, with or without the fusion that engines before 3.6.1 crash on."""
+        if c4:
+            return self.skeleton, self.skeleton_record
+        return self.folder / "skeleton-without-c4", self.folder / "skeleton-without-c4.json"
+
     @property
     def rounding(self) -> Path:
         """Moments that rounding fits to, and the tensors it made."""
@@ -76,6 +82,10 @@ class Run:
     def baselines(self) -> Path:
         """Measurements of the uniform models, shared by all budgets."""
         return self.folder / "baselines"
+
+    def baselines_for(self, engine: str | None) -> Path:
+        """The same for models that another engine must read; None for the installed one."""
+        return self.baselines if engine is None else self.folder / f"baselines-mnn-{engine}"
 
     def budget(self, budget: str) -> Path:
         """Folder of one budget's plan: ``int8``, ``4.5bpw``, ``60pct``."""

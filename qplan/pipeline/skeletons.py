@@ -16,19 +16,27 @@ from qplan.pipeline.sizes import SKELETON_KIND, SKELETON_SCHEMA
 Say = Callable[[str], None]
 
 
-def run_skeleton(run: Run, loaded: LoadedModel, llmexport: Path | None, say: Say) -> Skeleton:
+def run_skeleton(run: Run, loaded: LoadedModel, llmexport: Path | None, say: Say, *, c4: bool = True) -> Skeleton:
     """The exported graph of this very model by this very exporter: the one in the run folder, or a new one.
+
+    Args:
+        run: where it is kept.
+        loaded: the model.
+        llmexport: a MNN checkout whose exporter to use; None for the PyPI package.
+        say: told what is being done.
+        c4: with the fusion that engines before 3.6.1 crash on.
 
     Raises:
         ToolError: the exporter failed.
     """
     exporter = find_exporter(llmexport).version
     inputs = {"model": loaded.card.sha256, "exporter": exporter}
-    kept = run.skeleton.is_dir() and run.skeleton_record.is_file()
-    if kept and read_json(run.skeleton_record, SKELETON_KIND, SKELETON_SCHEMA)["inputs"] == inputs:
-        return Skeleton.open(run.skeleton)
-    run.skeleton_record.unlink(missing_ok=True)
+    folder, record = run.skeleton_for(c4=c4)
+    kept = folder.is_dir() and record.is_file()
+    if kept and read_json(record, SKELETON_KIND, SKELETON_SCHEMA)["inputs"] == inputs:
+        return Skeleton.open(folder)
+    record.unlink(missing_ok=True)
     say(f"exporting the graph with {exporter}")
-    skeleton = export_skeleton(loaded.folder, run.skeleton, llmexport=llmexport, replace=True)
-    write_json(run.skeleton_record, SKELETON_KIND, SKELETON_SCHEMA, inputs, {})
+    skeleton = export_skeleton(loaded.folder, folder, llmexport=llmexport, replace=True, c4=c4)
+    write_json(record, SKELETON_KIND, SKELETON_SCHEMA, inputs, {})
     return skeleton

@@ -58,9 +58,10 @@ class Rules:
     """Patterns whose tensors share a format, see `qplan.planner.groups.make_groups`."""
     fused: bool = False
     """Whether q, k, v and gate, up share a format."""
-
     target: Target = field(default_factory=partial(find_target, DEFAULT_TARGET))
     """Where the plan runs: formats that are not legal there are not chosen."""
+    uniform_scale_bits: int = 16
+    """Bits of the scales of the uniform export that the plan is held against; some engines read 32 only."""
 
     @classmethod
     def of(cls, plan: Plan) -> Rules:

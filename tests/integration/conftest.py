@@ -8,7 +8,10 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
+from qplan.formats import INT8
 from qplan.mnn.exporter import export_skeleton
+from qplan.mnn.writer import build_model
+from tests.integration.fault_corpus import FAULTS, make_corpus, write_graph_json
 from tests.integration.mnn_models import VOCABULARY, ExportedModel, save
 
 
@@ -81,3 +84,22 @@ def model_of(request: pytest.FixtureRequest) -> Callable[[str], ExportedModel]:
 def token_ids() -> list[int]:
     """Forty tokens of the tiny vocabulary."""
     return [int(token) for token in np.random.default_rng(0).integers(0, VOCABULARY, 40)]
+
+
+@pytest.fixture(scope="session")
+def good(
+    tied_model: ExportedModel, untied_model: ExportedModel, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """A tied and an untied int8 model."""
+    out = tmp_path_factory.mktemp("good")
+    for name, model in (("tied", tied_model), ("untied", untied_model)):
+        build_model(model.skeleton, model.tensors(model.formats(INT8)), out / name)
+    return {name: out / name for name in ("tied", "untied")}
+
+
+@pytest.fixture(scope="session")
+def corpus(good: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A folder for every fault, by its name."""
+    for folder in good.values():
+        write_graph_json(folder)
+    return make_corpus(FAULTS, good, tmp_path_factory.mktemp("faults"))

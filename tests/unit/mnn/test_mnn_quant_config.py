@@ -18,6 +18,7 @@ PYPI = Exporter(
     (1, 2, 4, 8),
     has_scale_bit=False,
     has_quant_config=True,
+    has_c4_option=False,
     symmetry_is_global=True,
 )
 CHECKOUT = Exporter(
@@ -26,6 +27,7 @@ CHECKOUT = Exporter(
     (1, 2, 3, 4, 8),
     has_scale_bit=True,
     has_quant_config=True,
+    has_c4_option=False,
     symmetry_is_global=False,
 )
 

@@ -13,7 +13,9 @@ from qplan.mnn.tie import Tie, check_tied
 
 
 def exporter(*, scale: bool = False, config: bool = True) -> Exporter:
-    return Exporter(Path("/x/llmexport.py"), "llmexport 9", (4, 8), scale, config, symmetry_is_global=True)
+    return Exporter(
+        Path("/x/llmexport.py"), "llmexport 9", (4, 8), scale, config, has_c4_option=False, symmetry_is_global=True
+    )
 
 
 def test_runtime_settings() -> None:

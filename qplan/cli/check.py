@@ -1,0 +1,59 @@
+"""``qplan check``: what is wrong with a model folder, without loading the engine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+
+from qplan.cli.console import out
+from qplan.errors import PreflightError
+
+if TYPE_CHECKING:
+    from qplan.mnn.preflight import Preflight
+
+
+def command(
+    model: Annotated[Path, typer.Argument(help="Folder of a MNN model, whoever made it.")],
+    engine: Annotated[
+        str | None, typer.Option(help="MNN version to judge by, e.g. `3.5.0`.  [default: the installed one]")
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="Read all scales instead of samples: seconds per GB.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Check a MNN model for everything known to crash the engine or to make it say garbage.
+
+    Example: `qplan check model/ --engine 3.5.0`
+    """
+    from qplan.mnn.engines import EngineVersion  # noqa: PLC0415 - not for --help
+    from qplan.mnn.preflight import check_folder  # noqa: PLC0415
+
+    result = check_folder(model, None if engine is None else EngineVersion.parse(engine), full=full)
+    if json_:
+        body = {
+            "model": str(model),
+            "engine": str(result.engine),
+            "ok": not result.errors,
+            "findings": [finding.to_json() for finding in result.findings],
+        }
+        typer.echo(json.dumps(body, indent=1, ensure_ascii=False))
+    else:
+        show(result)
+    if result.errors:
+        codes = ", ".join(sorted({finding.code for finding in result.errors}))
+        msg = f"{model} would not run right on engine {result.engine}: {codes}"
+        raise PreflightError(msg)
+
+
+def show(result: Preflight) -> None:
+    """Print findings for people."""
+    for finding in result.findings:
+        colour = "bold red" if finding.severity == "error" else "yellow"
+        out.print(f"[{colour}]{finding.severity}[/{colour}] {finding.code}: {escape(finding.where)}", soft_wrap=True)
+        for label, text in (("what", finding.what), ("engine", finding.effect), ("remedy", finding.remedy)):
+            out.print(f"  [dim]{label + ':':8}[/dim]{escape(text)}", soft_wrap=True)
+    if not result.findings:
+        out.print(f"nothing found: {result.folder} for engine {result.engine}", markup=False, soft_wrap=True)

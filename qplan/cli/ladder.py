@@ -1,0 +1,109 @@
+"""``qplan ladder``: FP32, FP16, INT8, INT4 and the plan on the engine, until one breaks, and where it breaks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from qplan.cli.console import out, progress_bar, say
+from qplan.errors import InputError, VerificationError
+
+if TYPE_CHECKING:
+    from qplan.pipeline.ladder import Climbed
+
+
+def command(
+    model: Annotated[str, typer.Argument(help="Local folder or hub id of a causal language model.")],
+    text: Annotated[str, typer.Option(help="What rungs are judged on, as for analyze's --calib.")] = "python-stdlib",
+    tokens: Annotated[int, typer.Option(help="At most this many tokens of it.")] = 1024,
+    seq_len: Annotated[int, typer.Option(help="Tokens per sequence.")] = 128,
+    memory: Annotated[
+        str, typer.Option(help="The engine's setting that rungs are judged with: `low` or `normal`.")
+    ] = "low",
+    run: Annotated[
+        Path | None, typer.Option(help="Run folder whose newest plan is the last rung.  [default: the model's, if any]")
+    ] = None,
+    tolerance: Annotated[
+        list[str] | None, typer.Option(help="RUNG=NATS, e.g. `int8=0.01`: KL to FP32 that a rung may reach.")
+    ] = None,
+    llmexport: Annotated[
+        Path | None, typer.Option(help="A MNN checkout whose exporter to use.  [default: the PyPI package]")
+    ] = None,
+) -> None:
+    """Climb from FP32 down to the plan on the engine; stop at the first rung that breaks and find the layer.
+
+    Example: `qplan ladder Qwen/Qwen2.5-0.5B-Instruct --tolerance int8=0.01`
+    """
+    # torch and transformers take seconds to import: not for --help
+    from qplan.pipeline.ladder import LadderOptions, run_ladder  # noqa: PLC0415
+    from qplan.pipeline.runs import Run  # noqa: PLC0415
+
+    if memory not in {"low", "normal"}:
+        msg = f"--memory {memory}: low or normal"
+        raise InputError(msg)
+    if run is not None and not run.is_dir():
+        msg = f"--run {run}: no such folder"
+        raise InputError(msg)
+    limits = dict(map(_limit, tolerance or []))
+    plan = _newest_plan(run or Run.for_model(model).folder)
+    options = LadderOptions(model, text, tokens, seq_len, memory, plan, limits, llmexport)
+    with progress_bar("FP32 reference") as progress:
+        climbed = run_ladder(options, say, progress)
+    show(climbed)
+
+
+def show(climbed: Climbed) -> None:
+    """Print the rungs.
+
+    Raises:
+        VerificationError: one broke; says where.
+    """
+    view = Table(
+        title="The ladder on the engine: KL to FP32 in nats per token",
+        caption=f"{climbed.text}; FP32 perplexity {climbed.reference_perplexity:.2f}",
+        box=SIMPLE_HEAD,
+    )
+    for column in ("rung", "MB", "logits", "KL", "limit", "top-1", "perplexity", ""):
+        view.add_column(column, justify="left" if column == "rung" else "right", no_wrap=True)
+    for rung in climbed.rungs:
+        view.add_row(
+            rung.name,
+            f"{rung.bytes / 1e6:,.2f}",
+            f"{rung.exact_error:.1e}",
+            f"{rung.kl_nats:.2e}",
+            f"{rung.limit_nats:.0e}",
+            f"{rung.top1:.4f}",
+            f"{rung.perplexity:.2f}",
+            "[green]✓[/green]" if rung.holds else "[bold red]✗[/bold red]",
+        )
+    out.print(view)
+    if climbed.broke is None:
+        return
+    last, broke = climbed.rungs[-1], climbed.broke
+    why = "the engine computes something else than torch with the same weights"
+    if last.computes:
+        why = f"it loses {last.kl_nats:.2e} nats per token, limit {last.limit_nats:g}"
+    msg = (
+        f"{last.name} breaks: {why}. The first output that leaves the tolerance is that of {broke.what}: "
+        f"{broke.error_before:.1e} before, {broke.error_after:.1e} after ({broke.measure})"
+    )
+    raise VerificationError(msg)
+
+
+def _limit(text: str) -> tuple[str, float]:
+    name, _, value = text.partition("=")
+    try:
+        return name, float(value)
+    except ValueError:
+        msg = f"--tolerance {text!r}: write RUNG=NATS, e.g. int8=0.01"
+        raise InputError(msg) from None
+
+
+def _newest_plan(folder: Path) -> Path | None:
+    """The newest plan of a run that was built."""
+    plans = [path for path in folder.glob("*/plan.json") if (path.parent / "model").is_dir()]
+    return max(plans, key=lambda path: path.stat().st_mtime, default=None)

@@ -1,0 +1,84 @@
+"""All checks of a folder, in the order in which the engine would meet the trouble."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from qplan.errors import InputError
+from qplan.mnn.engines import EngineVersion
+from qplan.mnn.preflight.embedding import check_embedding, check_tokenizer
+from qplan.mnn.preflight.finding import Finding
+from qplan.mnn.preflight.inputs import check_inputs
+from qplan.mnn.preflight.model import ModelFolder
+from qplan.mnn.preflight.numbers import check_numbers
+from qplan.mnn.preflight.ranges import check_ranges
+from qplan.mnn.preflight.records import check_records
+from qplan.mnn.preflight.settings import check_settings
+from qplan.mnn.preflight.tie import check_tie
+from qplan.mnn.preflight.versions import check_version
+
+Check = Callable[[ModelFolder], Iterator[Finding]]
+
+CHECKS: tuple[Check, ...] = (
+    check_settings,
+    check_version,
+    check_inputs,
+    check_ranges,
+    check_records,
+    check_numbers,
+    check_tie,
+    check_embedding,
+    check_tokenizer,
+)
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What was found in a folder."""
+
+    folder: Path
+    engine: EngineVersion
+    findings: tuple[Finding, ...]
+    vocabulary: int | None
+    """Width of the logits; None if the graph could not be read."""
+    context: int | None
+    """Longest sequence that the model was made for; None if the folder does not say."""
+    stops: tuple[int, ...] = ()
+    """Tokens that end a text."""
+
+    @property
+    def errors(self) -> tuple[Finding, ...]:
+        """The findings that keep the model from running right."""
+        return tuple(finding for finding in self.findings if finding.severity == "error")
+
+
+def check_folder(folder: Path, engine: EngineVersion | None = None, *, full: bool = False) -> Preflight:
+    """Check a model folder, whoever made it, without loading the engine.
+
+    Args:
+        folder: holds ``config.json`` and what it names.
+        engine: version to judge by; None for the installed one.
+        full: read all scales instead of samples.
+
+    Raises:
+        InputError: no such folder.
+    """
+    if not folder.is_dir():
+        msg = f"{folder} is not a folder; give the folder of a MNN model, with config.json and llm.mnn"
+        raise InputError(msg)
+    model = ModelFolder.read(folder, engine or EngineVersion.installed())
+    for check in CHECKS:
+        found = check_numbers(model, full=full) if check is check_numbers else check(model)
+        model.findings.extend(found)
+    head = model.head()
+    limit = model.whole("max_position_embeddings")
+    return Preflight(
+        folder=folder,
+        engine=model.engine,
+        findings=tuple(model.findings),
+        vocabulary=head[1].out_features if head is not None else None,
+        context=limit if limit is not None and limit > 0 else None,
+        stops=model.tokenizer.stops if model.tokenizer is not None else (),
+    )

@@ -1,0 +1,161 @@
+"""A model folder as the checks see it: settings, sizes of files, the graph, its head; read once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from qplan.errors import InputError
+from qplan.mnn.binary_graph import BinaryGraph, Convolution, GraphNode, read_binary_graph
+from qplan.mnn.engines import FEEDS_LOGITS_INDEX, EngineVersion
+from qplan.mnn.preflight.finding import COPY_AGAIN, EXPORT_AGAIN, REFUSED, Finding, error, warning
+from qplan.mnn.tokenizer_file import TokenizerFile, read_tokenizer
+
+Settings = dict[str, Any]
+
+LOGITS = "logits"
+ENGINE_INPUTS = ("input_ids", "attention_mask", "position_ids", "logits_index")
+"""What the engine feeds into the graph."""
+
+_OPTIONAL_INPUTS = {"has_deepstack": "deepstack_embeds", "ple_embed_file": "ple_embeddings"}
+
+
+@dataclass
+class ModelFolder:
+    """What could be read of a folder; what could not is a finding."""
+
+    folder: Path
+    engine: EngineVersion
+    settings: Settings = field(default_factory=dict)
+    """``config.json`` with ``llm_config.json`` over it, as the engine merges them."""
+    graph: BinaryGraph | None = None
+    tokenizer: TokenizerFile | None = None
+    findings: list[Finding] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, folder: Path, engine: EngineVersion) -> ModelFolder:
+        """Read what is there."""
+        model = cls(folder, engine)
+        config = model._json("config.json")  # noqa: SLF001 - its own constructor
+        name = config.get("llm_config", "llm_config.json")
+        model.settings = config | model._json(name if isinstance(name, str) else "llm_config.json")  # noqa: SLF001
+        model._files()  # noqa: SLF001
+        return model
+
+    def path(self, key: str, default: str) -> Path:
+        """Where the engine looks for a file, by its key in the settings."""
+        value, base = self.settings.get(key, default), self.settings.get("base_dir")
+        root = Path(base) if isinstance(base, str) else self.folder
+        return root / (value if isinstance(value, str) else default)
+
+    @property
+    def weight_path(self) -> Path:
+        """The weight file."""
+        return self.path("llm_weight", "llm.mnn.weight")
+
+    @property
+    def weight_bytes(self) -> int:
+        """Its size; 0 if it is not there."""
+        path = self.weight_path
+        return path.stat().st_size if path.is_file() else 0
+
+    def whole(self, key: str) -> int | None:
+        """A setting that is a whole number; None if it is something else."""
+        value = self.settings.get(key)
+        return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+    @property
+    def tied(self) -> bool:
+        """Whether tokens are looked up in the head's bytes."""
+        return self.settings.get("tie_embeddings") is not None
+
+    @property
+    def fed_inputs(self) -> tuple[str, ...]:
+        """Names of the tensors that the engine feeds."""
+        more = tuple(name for key, name in _OPTIONAL_INPUTS.items() if self.settings.get(key))
+        fed = ENGINE_INPUTS if self.engine >= FEEDS_LOGITS_INDEX else ENGINE_INPUTS[:3]
+        return fed + more
+
+    def live_nodes(self) -> tuple[GraphNode, ...]:
+        """Ops of the main graph that the logits depend on, in graph order; all of them if there are no logits."""
+        graph = self.graph
+        if graph is None:
+            return ()
+        producer = {index: node for node in graph.nodes for index in node.outputs}
+        wanted = [index for index, name in enumerate(graph.tensor_names) if name == LOGITS]
+        if not wanted:
+            return graph.nodes
+        seen: set[int] = set()
+        live: set[int] = set()
+        while wanted:
+            index = wanted.pop()
+            node = producer.get(index)
+            if index in seen or node is None:
+                continue
+            seen.add(index)
+            if id(node) not in live:
+                live.add(id(node))
+                wanted.extend(node.inputs)
+        return tuple(node for node in graph.nodes if id(node) in live)
+
+    def linears(self) -> Iterator[tuple[str, Convolution]]:
+        """Every matrix product with external weights, with its name."""
+        for node in self.graph.all_nodes if self.graph else ():
+            for number, convolution in enumerate(node.convolutions):
+                if convolution.external:
+                    name = node.name if len(node.convolutions) == 1 else f"{node.name}[{number}]"
+                    yield name, convolution
+
+    def head(self) -> tuple[str, Convolution] | None:
+        """The matrix product that makes the logits: the last one before them."""
+        for node in reversed(self.live_nodes()):
+            if node.convolutions:
+                return node.name, node.convolutions[-1]
+        return None
+
+    def _json(self, name: str) -> Settings:
+        path = self.folder / name
+        effect = "the engine takes its defaults (4096 wide, 32 layers) and crashes or says garbage"
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            self.findings.append(error("missing-file", name, f"there is no {name}", effect, COPY_AGAIN))
+        except (OSError, UnicodeDecodeError, ValueError) as problem:
+            self.findings.append(error("bad-json", name, f"it is not JSON: {problem}", effect, EXPORT_AGAIN))
+        else:
+            if isinstance(found, dict):
+                return found
+            what = f"it holds a JSON {type(found).__name__}, expected an object"
+            self.findings.append(error("bad-json", name, what, effect, EXPORT_AGAIN))
+        return {}
+
+    def _files(self) -> None:
+        graph = self.path("llm_model", "llm.mnn")
+        needed = [graph, self.weight_path, self.path("tokenizer_file", "tokenizer.txt")]
+        if not self.tied:
+            needed.append(self.path("embedding_file", "embeddings_bf16.bin"))
+        for kind in ("visual", "audio"):
+            beside = self.path(f"{kind}_model", f"{kind}.mnn")
+            if self.settings.get(f"is_{kind}") and not beside.is_file():
+                effect = f"texts run; {kind} input does not"
+                self.findings.append(
+                    warning("missing-file", beside.name, f"there is no {beside.name}", effect, COPY_AGAIN)
+                )
+        absent = [path for path in needed if not path.is_file()]
+        for path in absent:
+            self.findings.append(error("missing-file", path.name, f"there is no {path.name}", REFUSED, COPY_AGAIN))
+        if graph not in absent:
+            try:
+                self.graph = read_binary_graph(graph)
+            except (InputError, RecursionError) as problem:
+                self.findings.append(error("bad-graph", graph.name, str(problem), REFUSED, COPY_AGAIN))
+        tokenizer = needed[2]
+        if tokenizer not in absent:
+            try:
+                self.tokenizer = read_tokenizer(tokenizer)
+            except InputError as problem:
+                effect = "the engine does not load the model, or crashes reading past the file's end"
+                self.findings.append(error("bad-tokenizer", tokenizer.name, str(problem), effect, COPY_AGAIN))

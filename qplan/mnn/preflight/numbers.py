@@ -1,0 +1,73 @@
+"""Norms, biases and samples of the scales: numbers that no model has, as bits flipped in storage make them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import BinaryIO
+
+import numpy as np
+
+from qplan.mnn.binary_graph import LAYER_NORM, Convolution
+from qplan.mnn.preflight.finding import COPY_AGAIN, GARBAGE, Finding, error
+from qplan.mnn.preflight.model import ModelFolder
+
+LIMIT = 1e6
+"""Largest scale, zero point, bias or norm weight that is believed."""
+
+_WINDOW_BYTES = 4096
+
+
+def check_numbers(model: ModelFolder, *, full: bool = False) -> Iterator[Finding]:
+    """Look for NaN, infinities and absurd sizes.
+
+    Args:
+        model: the folder.
+        full: read all scales, not windows at their start, middle and end.
+    """
+    if model.graph is None or not model.weight_path.is_file():
+        return
+    size = model.weight_bytes
+    wrong: list[str] = []
+    with model.weight_path.open("rb") as stream:
+        for node in model.graph.all_nodes:
+            if node.type == LAYER_NORM:
+                for offset, *lengths in node.externals:
+                    if not _sane(stream, offset, sum(lengths), 4, size, full=True):
+                        wrong.append(node.name)
+        for name, convolution in model.linears():
+            parts = _parts(convolution)
+            if not all(_sane(stream, *part, size, full=full) for part in parts):
+                wrong.append(name)
+    if wrong:
+        what = f"{len(wrong)} ops have scales, biases or norms that are not finite or beyond {LIMIT:g}: {wrong[0]}"
+        yield error("bad-numbers", model.weight_path.name, what, f"NaN, or {GARBAGE}", COPY_AGAIN)
+
+
+def _parts(convolution: Convolution) -> list[tuple[int, int, int]]:
+    """Offset, bytes and bytes per number of everything that is floats."""
+    external = convolution.external
+    if convolution.coding == 0:  # plain floats: weights, bias
+        return [(external[0], sum(external[1:3]), 4)]
+    start, weights, alphas, bias = (*external, 0, 0, 0)[:4]
+    floats = [(start + weights + alphas, bias, 4)]
+    if convolution.coding == 3:
+        return [(start, weights, 2), *floats]
+    return [(start + weights, alphas, convolution.scale_bits // 8), *floats]
+
+
+def _sane(stream: BinaryIO, offset: int, length: int, width: int, size: int, *, full: bool) -> bool:
+    if length <= 0 or offset < 0 or offset + length > size:
+        return True  # nothing there, or told by the checks of ranges
+    starts = [0]
+    window = length
+    if not full and length > 3 * _WINDOW_BYTES:
+        window = _WINDOW_BYTES
+        starts = [0, (length // 2) // width * width, length - window]
+    for start in starts:
+        stream.seek(offset + start)
+        data = stream.read(window)
+        values = np.frombuffer(data, np.float16 if width == 2 else np.float32, len(data) // width)
+        # a comparison with NaN is false
+        if not bool((np.abs(values.astype(np.float32)) < LIMIT).all()):
+            return False
+    return True

@@ -1,0 +1,56 @@
+"""The graph's ranges of the weight file against its size and against each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from qplan.mnn.preflight.finding import COPY_AGAIN, EXPORT_AGAIN, GARBAGE, Finding, error, warning
+from qplan.mnn.preflight.model import ModelFolder
+from qplan.mnn.preflight.tie import lookup_range
+
+
+def check_ranges(model: ModelFolder) -> Iterator[Finding]:
+    """Every byte that an op reads must be there, and belong to one op."""
+    if model.graph is None or not model.weight_path.is_file():
+        return
+    size, file = model.weight_bytes, model.weight_path.name
+    ranges: list[tuple[int, int, str]] = []
+    beyond: list[tuple[str, int]] = []
+    for node in model.graph.all_nodes:
+        for external in node.externals:
+            start, end = external[0], external[0] + sum(external[1:])
+            if min(external) < 0:
+                what = f"its range of the weight file is {list(external)}"
+                yield error("bad-range", f"llm.mnn, {node.name}", what, "a crash or " + GARBAGE, EXPORT_AGAIN)
+            elif end > size:
+                beyond.append((node.name, end))
+            elif end > start:
+                ranges.append((start, end, node.name))
+    if beyond:
+        last = max(end for _, end in beyond)
+        what = f"{size:,} bytes, the graph reads up to byte {last:,}: {len(beyond)} ops, first {beyond[0][0]}"
+        yield error("weights-cut", file, what, f"a crash, or {GARBAGE}", COPY_AGAIN)
+    yield from _overlaps(sorted(set(ranges)), file)
+    looked_up = lookup_range(model)
+    claimed = max((end for _, end, _ in ranges), default=0)
+    if looked_up is not None:
+        claimed = max(claimed, looked_up[1])
+    if claimed < size and not beyond:
+        what = f"{size - claimed:,} of its {size:,} bytes, from byte {claimed:,}, belong to no op"
+        effect = "nothing reads them; a weight file of another model looks like this too"
+        yield warning("weights-unclaimed", file, what, effect, "compare the folder with the one it was copied from")
+
+
+def _overlaps(ranges: list[tuple[int, int, str]], file: str) -> Iterator[Finding]:
+    """Neighbours that share bytes, unless they share all of them, as ops with equal weights do."""
+    furthest: tuple[int, int, str] | None = None
+    found = []
+    for part in ranges:
+        if furthest is not None and part[0] < furthest[1] and part[:2] != furthest[:2]:
+            found.append((furthest, part))
+        if furthest is None or part[1] > furthest[1]:
+            furthest = part
+    if found:
+        (_, end, name), (start, _, other) = found[0]
+        what = f"{name} ends at byte {end:,}, {other} starts at {start:,}; {len(found)} pairs of ops overlap"
+        yield error("weights-overlap", file, what, GARBAGE, EXPORT_AGAIN)

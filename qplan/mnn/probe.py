@@ -1,0 +1,89 @@
+"""What one engine does with one model folder: right, wrong, refused, crashed or hung."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qplan.mnn.child import kill, plain_text
+from qplan.mnn.runtime import RuntimeConfig
+
+Outcome = Literal["ok", "wrong", "refused", "crash", "hang", "export fails"]
+"""``wrong``: logits that are not those of the model, without a message."""
+
+
+@dataclass(frozen=True)
+class Ran:
+    """The end of a run."""
+
+    outcome: Outcome
+    """``ok`` if there are logits, whatever they are."""
+    logits: NDArray[np.float32] | None
+    """``[2, tokens, vocabulary]``: in one pass, and token by token."""
+    detail: str
+    """The signal or the engine's last words; empty if there are logits."""
+
+    def judged(self, expected: NDArray[np.float32], limit: float) -> tuple[Outcome, float | None]:
+        """Outcome and relative error, the larger of both paths, against ``[tokens, vocabulary]``."""
+        if self.logits is None:
+            return self.outcome, None
+        if self.logits.shape[1:] != expected.shape or not np.isfinite(self.logits).all():
+            return "wrong", None
+        reference = expected.astype(np.float64)
+        errors = [float(np.linalg.norm(path - reference) / np.linalg.norm(reference)) for path in self.logits]
+        return ("ok" if max(errors) <= limit else "wrong"), max(errors)
+
+
+def run_probe(
+    folder: Path, token_ids: list[int], runtime: RuntimeConfig, *, python: Path | None = None, timeout_s: float = 120
+) -> Ran:
+    """Run a model in a child process.
+
+    Args:
+        folder: the model.
+        token_ids: one sequence.
+        runtime: settings of the engine.
+        python: an interpreter with MNN and numpy; None for this one.
+        timeout_s: seconds until it counts as hung.
+    """
+    script = Path(__file__).with_name("probe_child.py")
+    settings, ids = json.dumps(runtime.to_json()), json.dumps(token_ids)
+    with tempfile.TemporaryDirectory(prefix="qplan-probe-") as work:
+        target = Path(work) / "logits.npy"
+        config = str((folder / "config.json").resolve())
+        interpreter = sys.executable if python is None else str(python.absolute())
+        command = [interpreter, "-P", str(script), config, settings, ids, str(target)]
+        with (Path(work) / "log").open("w+b") as log:
+            with subprocess.Popen(
+                command, cwd=work, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            ) as process:
+                try:
+                    process.wait(timeout_s)
+                except subprocess.TimeoutExpired:
+                    return Ran("hang", None, f"no end after {timeout_s:g} s")
+                finally:
+                    kill(process)
+            log.seek(0)
+            words = plain_text(log.read()).replace(f"{folder.resolve()}/", "")  # no paths of this machine in results
+        if process.returncode == 0 and target.is_file():
+            return Ran("ok", np.load(target), "")
+        if process.returncode < 0:
+            name = signal.Signals(-process.returncode).name
+            refused = _refusal(words)
+            return Ran("crash", None, f"{name} after: {refused}" if refused else name)
+        return Ran("refused", None, _refusal(words) or words.strip().rpartition("\n")[2][:200])
+
+
+def _refusal(words: str) -> str:
+    """The line in which the engine says why."""
+    marks = ("input but not found", "not found", "Can't", "Error", "error", "Failed")
+    return next((line.strip()[:200] for mark in marks for line in words.splitlines() if mark in line), "")

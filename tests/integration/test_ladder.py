@@ -1,0 +1,59 @@
+"""Looking at the engine's residual stream through the head, and finding the layer that is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qplan.formats import FP16, QuantFormat
+from qplan.mnn.engine import Engine
+from qplan.mnn.lens import look_after, open_lens
+from qplan.mnn.runtime import RuntimeConfig
+from qplan.mnn.writer import build_model
+from qplan.model.load import load_model
+from qplan.pipeline.ladder import _Judge, _Step
+from qplan.sensitivity.rounding import Rounder
+from qplan.verify.lens import lens_logits
+from qplan.verify.reference import reference_logits, relative_error
+from tests.integration.mnn_models import ExportedModel
+
+pytestmark = pytest.mark.engine
+
+
+@pytest.mark.parametrize("name", ["tied", "untied"])
+def test_engine_and_torch_agree_after_every_layer(
+    name: str, request: pytest.FixtureRequest, token_ids: list[int], tmp_path: Path
+) -> None:
+    model: ExportedModel = request.getfixturevalue(f"{name}_model")
+    build_model(model.skeleton, model.tensors(model.formats(FP16)), tmp_path / "m")
+    document = open_lens(tmp_path / "m", tmp_path)
+    expected = lens_logits(load_model(str(model.folder)), token_ids)
+    assert len(expected) == 3
+    for layers in (0, 1):
+        folder = look_after(tmp_path / "m", document, layers, tmp_path / "lens")
+        with Engine(folder, RuntimeConfig("normal")) as engine:
+            found = engine.logits(token_ids)
+        assert relative_error(found, expected[layers]) < 1e-2  # halves against floats
+        assert relative_error(found, expected[layers + 1]) > 0.1
+
+
+@pytest.mark.parametrize(
+    ("op_name", "layer"), [("/layers.0/mlp/up_proj/Linear", 0), ("/layers.1/self_attn/q_proj/Linear", 1)]
+)
+def test_the_wrong_layer_is_found(tied_model: ExportedModel, op_name: str, layer: int, tmp_path: Path) -> None:
+    # weights of two bits where the rung claims halves
+    build_model(
+        tied_model.skeleton, tied_model.tensors(tied_model.formats(FP16) | {op_name: QuantFormat(2)}), tmp_path / "m"
+    )
+    loaded = load_model(str(tied_model.folder))
+    step = _Step("fp16", {spec.name: FP16 for spec in loaded.card.tensors}, Rounder(loaded), tmp_path / "m")
+    rows = np.random.default_rng(0).integers(0, 320, (2, 32))
+    with reference_logits(loaded, rows) as reference:
+        judge = _Judge(loaded, tied_model.skeleton, reference, "low", tmp_path)
+        rung = judge.rung(step, tmp_path / "m", 1e-3)
+        broke = judge.where(step, tmp_path / "m", rung)
+    assert not rung.computes
+    assert (broke.layer, broke.what) == (layer, f"layer {layer} of 2")
+    assert broke.error_before <= rung.exact_limit < broke.error_after
