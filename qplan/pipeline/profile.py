@@ -201,7 +201,8 @@ def _changes(
     get the time per weight that fits them all and the uniform model best (James and Stein, "Estimation with quadratic
     loss", 1961).
     """
-    noise = float(np.mean([_noise(rounds) for rounds in times.values()]))
+    # the median: one model that was disturbed in two rounds says nothing about the others
+    noise = float(np.median([_noise(rounds) for rounds in times.values()]))
     zero = _level(classes, counts, times, noise)
     found: dict[tuple[Shape, QuantFormat], float] = {}
     for fmt in _formats(classes):
