@@ -48,6 +48,8 @@ class ExportOptions:
     """16 or 32; None leaves the exporter its default."""
     quant_config: Path | None = None
     """File of per-op settings."""
+    others: tuple[str, ...] = ()
+    """Options that are passed on as they are, e.g. ``--hqq``."""
 
     def arguments(self, exporter: Exporter, model: Path, out: Path) -> list[str]:
         """Command line arguments after ``llmexport.py``.
@@ -69,7 +71,7 @@ class ExportOptions:
         if self.quant_config is not None:
             _require(exporter, "--quant_config", has=exporter.has_quant_config)
             words += ["--quant_config", str(self.quant_config)]
-        return words
+        return [*words, *self.others]
 
 
 def _require(exporter: Exporter, option: str, *, has: bool) -> None:
