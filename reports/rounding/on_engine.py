@@ -9,7 +9,7 @@ from qplan.mnn.engine import Engine
 from qplan.mnn.exporter import export
 from qplan.mnn.exporter_source import ExportOptions, find_exporter
 from qplan.mnn.runtime import RuntimeConfig
-from qplan.mnn.skeleton import Skeleton, folder_bytes
+from qplan.mnn.skeleton import Skeleton
 from qplan.mnn.writer import build_model
 from qplan.quantize import StoredTensor
 from qplan.sensitivity.rounding import Rounder
@@ -30,14 +30,14 @@ def build(subject: Subject, skeleton: Skeleton, rounder: Rounder, bits: int, out
     build_model(skeleton, tensors, out, runtime=NORMAL, replace=True)
 
 
-def exported_nats(subject: Subject, bits: int, out: Path, ref: Reference, *others: str) -> dict[str, float]:
-    """Export with llmexport's own quantiser, and run it under memory normal; nothing where it cannot pack the width."""
+def exported_nats(subject: Subject, bits: int, out: Path, ref: Reference, *others: str) -> float | None:
+    """Export with llmexport's own quantiser, and run it under memory normal; None where it cannot pack the width."""
     if bits not in find_exporter().packable_bits:
-        return {}
+        return None
     head = subject.formats(bits)[subject.loaded.architecture.head].bits
     options = ExportOptions(bits, BLOCK, lm_bits=head, lm_block=BLOCK, others=others)
     export(subject.loaded.folder, out, options, replace=True)
-    return {"kl_nats": engine_nats(subject, out, ref), "bytes": float(folder_bytes(out).total)}
+    return engine_nats(subject, out, ref)
 
 
 def engine_nats(subject: Subject, folder: Path, reference: Reference) -> float:

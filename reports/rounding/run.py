@@ -42,9 +42,9 @@ from reports.sensitivity.cost import Cost, cost_of
 
 HOME = Path(__file__).parent
 WIDTHS = (8, 4, 3, 2)
-FIT_TOKENS = 65536
-TOKEN_COUNTS = (256, 1024, 4096, 16384, 65536)
-SHIFT_WIDTHS = (4, 3)
+FIT_TOKENS = 32768
+TOKEN_COUNTS = (256, 1024, 4096, 16384, 32768)
+SHIFT_WIDTHS = (4,)
 LAYER = (2048, 2048)
 """Out and in features of the layer that roundings are timed on."""
 
@@ -78,9 +78,8 @@ class Bench:
                 build(self.subject, skeleton, rounder, bits, self.work / "built")
                 measured = engine_nats(self.subject, self.work / "built", reference)
                 yield {"bits": bits, "rounding": how, "kl_nats": measured, "torch_nats": emulated}
-            for name, others in {"llmexport": (), "llmexport --hqq": ("--hqq",)}.items():
-                found = exported_nats(self.subject, bits, self.work / "exported", reference, *others)
-                yield {"bits": bits, "rounding": name, "kl_nats": found.get("kl_nats"), "torch_nats": None}
+            theirs = exported_nats(self.subject, bits, self.work / "exported", reference, "--hqq")
+            yield {"bits": bits, "rounding": "llmexport --hqq", "kl_nats": theirs, "torch_nats": None}
 
     def by_tokens(self) -> Iterator[dict[str, Any]]:
         """``gptq`` and ``auto`` fitted to more and more tokens, in torch."""
@@ -226,8 +225,6 @@ def main() -> None:
     parser.add_argument("--only", choices=("embedded", "qwen2-8m", "cost"), help="do a part again")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    path = HOME / "results.json"
-    results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     wikitext = None if options.shared is None else options.shared / "data" / "wikitext2"
     models: dict[str, Path | None] = {"embedded": None}
     if options.shared is not None:
@@ -235,15 +232,18 @@ def main() -> None:
     for name, folder in models.items():
         if options.only in (None, name):
             with tempfile.TemporaryDirectory(prefix="qplan-rounding-") as work:
-                results.setdefault("models", {})[name] = run(load_subject(folder, FIT_TOKENS, wikitext), Path(work))
-            _write(path, results)
+                _add("models", name, run(load_subject(folder, FIT_TOKENS, wikitext), Path(work)))
     if options.only in (None, "cost"):
         devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-        results["cost"] = {device: [_said(device, row) for row in costs(device)] for device in devices}
-        _write(path, results)
+        for device in devices:
+            _add("cost", device, [_said(device, row) for row in costs(device)])
 
 
-def _write(path: Path, results: Mapping[str, Any]) -> None:
+def _add(part: str, name: str, found: object) -> None:
+    """Add to the results as they are now: models may run side by side."""
+    path = HOME / "results.json"
+    results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    results.setdefault(part, {})[name] = found
     path.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     write_page(results, HOME / "README.md")
 

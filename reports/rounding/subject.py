@@ -20,7 +20,7 @@ from qplan.sensitivity.variants import StoredWeights, apply_formats
 from qplan.verify.reference import Reference, torch_logits
 
 SEQ_LEN = 256
-JUDGE_ROWS, TEST_ROWS = 16, 16
+JUDGE_ROWS, TEST_ROWS = 16, 8
 BLOCK = 64
 
 
@@ -95,7 +95,7 @@ def load_subject(model: Path | None, fit_tokens: int, wikitext: Path | None) -> 
     domains = {"code": Domain(*code)}
     if wikitext is not None:
         fit, judge, _ = _windows(loaded, str(wikitext / "valid.txt"), fit_tokens)
-        domains["prose"] = Domain(fit, judge, _windows(loaded, str(wikitext / "test.txt"), 0)[1])
+        domains["prose"] = Domain(fit, judge, _windows(loaded, str(wikitext / "test.txt"), 0)[2])
     return Subject(loaded, "prose" if model is not None and wikitext is not None else "code", domains)
 
 
@@ -103,11 +103,11 @@ def _windows(loaded: LoadedModel, text: str, fit_tokens: int) -> tuple[Tensor, T
     found = tokenise(
         load_text(text, loaded.tokenizer),
         loaded.tokenizer,
-        samples=max(JUDGE_ROWS, TEST_ROWS),
+        samples=JUDGE_ROWS,
         seq_len=SEQ_LEN,
         seed=0,
         context=loaded.card.context,
         vocabulary=loaded.card.vocabulary,
         fit_tokens=fit_tokens,
     )
-    return torch.from_numpy(found.fit), torch.from_numpy(found.tokens), torch.from_numpy(found.heldout)
+    return torch.from_numpy(found.fit), torch.from_numpy(found.tokens), torch.from_numpy(found.heldout[:TEST_ROWS])
