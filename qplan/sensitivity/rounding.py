@@ -28,7 +28,10 @@ CANDIDATES = ("gptq", "search", "rtn")
 """What ``auto`` chooses from."""
 
 FEW_TOKENS = 256
-"""Tensors that fewer calibration tokens reach are rounded to nearest: their moments are of those tokens alone."""
+"""Tensors that fewer calibration tokens reach are rounded to nearest: their moments are those of single tokens.
+
+With 256 tokens ``auto`` still took a third to half off the loss of rounding to nearest (``reports/rounding``).
+"""
 
 
 class _Prepared:
