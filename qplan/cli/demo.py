@@ -25,6 +25,7 @@ def command(
     from qplan.pipeline.analyze import AnalyzeOptions, run_analyze  # noqa: PLC0415
     from qplan.pipeline.emit import EmitOptions, run_emit  # noqa: PLC0415
     from qplan.pipeline.runs import Run  # noqa: PLC0415
+    from qplan.pipeline.wanted import Wanted  # noqa: PLC0415
 
     home = Path(qplan.demo.__file__).parent
     run = Run(folder / "stdlib-3m")
@@ -33,5 +34,6 @@ def command(
         table = run_analyze(analysis, run, say, progress)
     out.print(sensitivity_table(table))
     with progress_bar("FP32 reference") as progress:
-        emitted = run_emit(EmitOptions(budget, text=str(home / "heldout.txt")), run, say, progress, command_line())
+        options = EmitOptions(Wanted((budget,)), text=str(home / "heldout.txt"))
+        emitted = run_emit(options, run, say, progress, command_line())
     show(emitted)

@@ -4,35 +4,86 @@ from __future__ import annotations
 
 import shlex
 import sys
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from qplan.cli.console import err, out, progress_bar, say
+from qplan.cli.rules import GroupFused, Groups, LeastWidths, LogitsBits, MetricOption, Pins, rules_of
 from qplan.cli.tables import plan_table, verification_table
+from qplan.cost.target import DEFAULT_TARGET
 from qplan.errors import InputError, VerificationError
-from qplan.formats import QuantFormat
+from qplan.planner.metric import Metric
 
 if TYPE_CHECKING:
     from qplan.pipeline.emit import Emitted
 
 
+class DynamicOptionChoice(StrEnum):
+    """MNN's ``dynamic_option`` that the model ships with."""
+
+    auto = "auto"
+    zero = "0"
+    two = "2"
+
+
+class ObjectiveChoice(StrEnum):
+    """What makes a plan the best."""
+
+    loss = "loss"
+    smallest = "smallest"
+    fastest = "fastest"
+
+
 def command(
     budget: Annotated[
-        str, typer.Option(help="`int8`, `int4`, `fp16` (as large as that uniform export), `4.5bpw`, `300MB`, `60%`.")
-    ] = "int8",
+        list[str] | None,
+        typer.Option(
+            help="`int8`, `int4`, `fp16` (as large as that uniform export), `4.5bpw`, `300MB`, `60%`; repeat it, or "
+            "write commas, for several.  [default: int8, if nothing else is limited]"
+        ),
+    ] = None,
     run: Annotated[Path | None, typer.Option(help="Run folder.  [default: the latest in qplan-runs]")] = None,
-    logits_bits: Annotated[
-        int, typer.Option(help="Least width of the head and a tied embedding; 0 turns the logits rule off.")
-    ] = 8,
-    pin: Annotated[list[str] | None, typer.Option(help="PATTERN=FORMAT, e.g. `*.0.mlp.down_proj=fp16`.")] = None,
-    min_bits: Annotated[list[str] | None, typer.Option(help="PATTERN=BITS, e.g. `*.o_proj=6`.")] = None,
+    plan: Annotated[
+        Path | None, typer.Option(help="Build from this plan, e.g. an edited plan.json, instead of making one.")
+    ] = None,
+    objective: Annotated[
+        ObjectiveChoice, typer.Option(help="What is best: the least loss, or smallest or fastest under a loss limit.")
+    ] = ObjectiveChoice.loss,
+    max_kl: Annotated[float | None, typer.Option(help="Most KL to FP32, nats per token.")] = None,
+    max_ppl_increase: Annotated[
+        str | None, typer.Option(help="Most increase of the perplexity: `0.5`, or `1%` of FP32's.")
+    ] = None,
+    max_decode_ms: Annotated[
+        float | None, typer.Option(help="Most milliseconds per decoded token; needs `qplan profile`.")
+    ] = None,
+    max_prefill_ms: Annotated[
+        float | None, typer.Option(help="Most milliseconds for the profile's prompt; needs `qplan profile`.")
+    ] = None,
+    max_ram: Annotated[str | None, typer.Option(help="Most RAM for weights after loading, e.g. `300MB`.")] = None,
+    target: Annotated[
+        str, typer.Option(help="Where it will run: `cpu-x86`, `cpu-arm`, `npu-hexagon`.")
+    ] = DEFAULT_TARGET,
+    logits_bits: LogitsBits = 8,
+    pin: Pins = None,
+    min_bits: LeastWidths = None,
+    group: Groups = None,
+    group_fused: GroupFused = False,
+    metric: MetricOption = Metric.kl,
     text: Annotated[
         str | None, typer.Option(help="What the model is judged on, as for --calib.  [default: held-out windows]")
     ] = None,
+    repair: Annotated[
+        int, typer.Option(help="Whole models that promotions and demotions may be tried on; 0 for none.")
+    ] = 48,
     tokens: Annotated[int, typer.Option(help="At most this many tokens of it.")] = 2048,
     threads: Annotated[int, typer.Option(help="Threads of the engine in measurements.")] = 1,
+    dynamic_option: Annotated[
+        DynamicOptionChoice,
+        typer.Option(help="2: int8 activations with a scale per block, more exact and slower; auto if it pays."),
+    ] = DynamicOptionChoice.auto,
     no_build: Annotated[bool, typer.Option("--no-build", help="Stop after plan.json and quant_config.json.")] = False,
     llmexport: Annotated[
         Path | None, typer.Option(help="A MNN checkout whose exporter to use.  [default: the PyPI package]")
@@ -43,25 +94,43 @@ def command(
     Example: `qplan emit --budget 300MB --pin '*.0.mlp.down_proj=fp16'`
     """
     # torch and transformers take seconds to import: not for --help
-    from qplan.pipeline.choose import PlanRules  # noqa: PLC0415
     from qplan.pipeline.emit import EmitOptions, run_emit  # noqa: PLC0415
     from qplan.pipeline.runs import Run  # noqa: PLC0415
+    from qplan.pipeline.wanted import Increase, Wanted  # noqa: PLC0415
 
     if threads < 1:
         msg = f"--threads {threads}: at least 1"
         raise InputError(msg)
-    target = Run(run) if run is not None else Run.latest()
+    home = Run(run) if run is not None else Run.latest()
     if run is None:
-        say(f"using the latest run, {target.folder}")
-    rules = PlanRules(
-        logits_bits=logits_bits,
-        pins={pattern: QuantFormat.parse(name) for pattern, name in _pairs("--pin", pin or [])},
-        min_bits={pattern: _bits(value) for pattern, value in _pairs("--min-bits", min_bits or [])},
+        say(f"using the latest run, {home.folder}")
+    rules = rules_of(logits_bits, pin, min_bits, group, fused=group_fused, target=target, metric=metric)
+    increase = None if max_ppl_increase is None else Increase.parse(max_ppl_increase)
+    budgets = tuple(part.strip() for text in budget or () for part in text.split(",") if part.strip())
+    if not budgets and objective is ObjectiveChoice.loss and (max_decode_ms, max_prefill_ms, max_ram) == (None,) * 3:
+        budgets = ("int8",)
+    wanted = Wanted(budgets, objective.value, max_kl, increase, max_decode_ms, max_prefill_ms, max_ram, rules)
+    options = EmitOptions(
+        wanted,
+        text,
+        tokens,
+        build=not no_build,
+        llmexport=llmexport,
+        threads=threads,
+        dynamic_option=_OPTIONS[dynamic_option],
+        evaluations=repair,
+        plan=plan,
     )
-    options = EmitOptions(budget, rules, text, tokens, build=not no_build, llmexport=llmexport, threads=threads)
     with progress_bar("FP32 reference") as progress:
-        emitted = run_emit(options, target, say, progress, command_line())
+        emitted = run_emit(options, home, say, progress, command_line())
     show(emitted)
+
+
+_OPTIONS: dict[DynamicOptionChoice, Literal[0, 2] | None] = {
+    DynamicOptionChoice.auto: None,
+    DynamicOptionChoice.zero: 0,
+    DynamicOptionChoice.two: 2,
+}
 
 
 def command_line() -> str:
@@ -76,6 +145,8 @@ def show(emitted: Emitted) -> None:
         VerificationError: the built model broke a promise.
     """
     out.print(plan_table(emitted.plan))
+    for limit in emitted.plan.limits:
+        out.print(f"{limit.name}: {limit.predicted:.4g} of {limit.limit:.4g} {limit.unit}", markup=False)
     if emitted.verification is not None:
         out.print(verification_table(emitted.verification))
         for check in emitted.verification.checks:
@@ -91,21 +162,3 @@ def show(emitted: Emitted) -> None:
         failed = [check.name for check in emitted.verification.checks if not check.passed]
         msg = f"{len(failed)} promises were not kept: {'; '.join(failed)}. See {emitted.folder / 'report.html'}"
         raise VerificationError(msg)
-
-
-def _pairs(option: str, values: list[str]) -> list[tuple[str, str]]:
-    found = []
-    for value in values:
-        pattern, equals, right = value.rpartition("=")
-        if not equals or not pattern or not right:
-            msg = f"{option} {value!r}: write PATTERN=VALUE, e.g. '*.0.mlp.down_proj=fp16'"
-            raise InputError(msg)
-        found.append((pattern, right))
-    return found
-
-
-def _bits(text: str) -> int:
-    if not text.isdigit():
-        msg = f"--min-bits ...={text!r}: must be a whole number of bits"
-        raise InputError(msg)
-    return int(text)

@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 
 from qplan import __version__
-from qplan.cli import analyze, demo, emit
+from qplan.cli import analyze, demo, emit, explain, frontier, plan, profile
 from qplan.cli.console import err
 from qplan.errors import QplanError
 
@@ -21,6 +21,10 @@ app = typer.Typer(
 app.command("analyze")(analyze.command)
 app.command("emit")(emit.command)
 app.command("demo")(demo.command)
+app.command("frontier")(frontier.command)
+app.command("profile")(profile.command)
+app.command("explain")(explain.command)
+app.add_typer(plan.app, name="plan")
 
 
 def _version(value: bool) -> None:  # noqa: FBT001 - typer's callback

@@ -9,22 +9,26 @@ from qplan.formats import QuantFormat
 from qplan.planner.plan import Plan
 from qplan.sensitivity.table import SensitivityTable
 from qplan.tensors import TensorSpec
-from qplan.verify.record import Verification
+from qplan.verify.record import BuiltModel, Speed, Verification
 
 _ROWS = 12
 
 
 def sensitivity_table(table: SensitivityTable) -> Table:
-    """The tensors that lose most, by format as asked for; losses in nats per token."""
+    """The tensors that lose most, by width as asked for, in blocks of 64 if these were; losses in nats per token."""
+    shown: dict[int, str] = {}
+    for fmt in map(QuantFormat.parse, table.conditions.formats):
+        if fmt.bits not in shown or fmt.block == 64:
+            shown[fmt.bits] = fmt.name
     losses = table.losses()
     worst = sorted(table.model.tensors, key=lambda spec: -max(loss.kl_nats for loss in losses[spec.name].values()))
     title = f"Most sensitive of {len(worst)} tensors: KL to FP32, nats per token, memory {table.goal}"
     view = Table(title=title, box=SIMPLE_HEAD)
     view.add_column("layer, tensor", no_wrap=True)
-    for fmt in table.conditions.formats:
-        view.add_column(fmt, justify="right", no_wrap=True)
+    for shown_name in shown.values():
+        view.add_column(shown_name, justify="right", no_wrap=True)
     for spec in worst[:_ROWS]:
-        stored = [QuantFormat.parse(fmt).resolve(spec.in_features).name for fmt in table.conditions.formats]
+        stored = [QuantFormat.parse(fmt).resolve(spec.in_features).name for fmt in shown.values()]
         cells = [f"{losses[spec.name][fmt].kl_nats:.1e}" if fmt in losses[spec.name] else "-" for fmt in stored]
         view.add_row(short_name(spec), *cells)
     return view
@@ -61,17 +65,21 @@ def verification_table(verification: Verification) -> Table:
     for column in columns:
         view.add_column(column, justify="left" if column == "model" else "right", no_wrap=True)
     for model in verification.models:
-        low, normal, decode = (
-            model.accuracy(memory, path)
-            for memory, path in (("low", "prefill"), ("normal", "prefill"), ("low", "decode"))
-        )
-        view.add_row(
-            model.name,
-            f"{model.files.total / 1e6:,.2f}",
-            *(f"{a.kl_nats:.2e}" if a else "-" for a in (low, normal, decode)),
-            f"{low.top1:.4f}" if low else "-",
-            f"{low.perplexity:.2f}" if low else "-",
-            f"{model.speed.prefill_tokens_per_s:,.0f}" if model.speed else "-",
-            f"{model.speed.decode_tokens_per_s:,.0f}" if model.speed else "-",
-        )
+        view.add_row(model.name, f"{model.files.total / 1e6:,.2f}", *_cells(model, model.dynamic_option, model.speed))
+        if model.other_speed is not None:
+            other = model.other_speed.dynamic_option
+            view.add_row(f" dynamic_option {other}", "", *_cells(model, other, model.other_speed))
     return view
+
+
+def _cells(model: BuiltModel, option: int, speed: Speed | None) -> list[str]:
+    """Losses, agreement and speeds of a model with one of MNN's ``dynamic_option``."""
+    low, decode = (model.accuracy("low", path, option) for path in ("prefill", "decode"))
+    normal = model.accuracy("normal") if option == model.dynamic_option else None
+    return [
+        *(f"{a.kl_nats:.2e}" if a else "-" for a in (low, normal, decode)),
+        f"{low.top1:.4f}" if low else "-",
+        f"{low.perplexity:.2f}" if low else "-",
+        f"{speed.prefill_tokens_per_s:,.0f}" if speed else "-",
+        f"{speed.decode_tokens_per_s:,.0f}" if speed else "-",
+    ]

@@ -158,8 +158,17 @@ class Engine:
         reply = self._ask(command="generate", prompt=text, ids=ids, max_tokens=max_tokens)
         return Generation(tuple(reply["tokens"]), reply["text"])
 
-    def measure_speed(self, prompt_tokens: int = 128, decode_tokens: int = 32, repeats: int = 5) -> SpeedSample:
+    def measure_speed(
+        self, prompt_tokens: int = 128, decode_tokens: int = 32, repeats: int = 5, *, own_time: bool = False
+    ) -> SpeedSample:
         """Time prefill and decode, logits of the last position only, as in generation.
+
+        Args:
+            prompt_tokens: length of the prefill.
+            decode_tokens: tokens after it, one at a time.
+            repeats: of all that, after a warm-up.
+            own_time: count the thread's own processor time, not the clock's: the same on an idle machine, and not
+                disturbed by other processes on a busy one. For one thread only.
 
         Raises:
             InputError: a count below 1, or a sequence beyond the context.
@@ -168,10 +177,13 @@ class Engine:
         if min(prompt_tokens, decode_tokens, repeats) < 1:
             msg = f"{prompt_tokens} prompt tokens, {decode_tokens} decoded, {repeats} repeats: must be at least 1 each"
             raise InputError(msg)
+        if own_time and self.runtime.threads > 1:
+            msg = f"own time of {self.runtime.threads} threads: the engine's other threads cannot be seen; use 1"
+            raise InputError(msg)
         # any tokens cost the same; spread over the vocabulary, as text is
         ids = [(7919 * step) % self.vocabulary for step in range(prompt_tokens)]
         ids = self._checked(ids, decode_tokens)
-        reply = self._ask(command="speed", ids=ids, decode_tokens=decode_tokens, repeats=repeats)
+        reply = self._ask(command="speed", ids=ids, decode_tokens=decode_tokens, repeats=repeats, own_time=own_time)
         return SpeedSample(prompt_tokens, tuple(reply["prefill_s"]), tuple(reply["decode_s"]))
 
     def close(self) -> None:

@@ -98,7 +98,7 @@ def _deciding(table: SensitivityTable, fixed: FixedBytes, generator: np.random.G
             other, losses = make_plan(drawn, budget, fixed), drawn.kl(table.goal)
             others.append(other)
             ours = math.fsum(losses[name][fmt.name] for name, fmt in plan.formats.items())
-            regrets.append(ours / other.predicted_nats - 1 if other.predicted_nats else 0.0)
+            regrets.append(ours / least - 1 if (least := other.solver.objective_nats) else 0.0)
         if fmean(regrets) > _TOLERANCE:
             yield from (entry for other in others for entry in _differences(plan, other, table.goal))
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -13,8 +13,9 @@ from qplan.cost.file_bytes import FixedBytes
 from qplan.errors import InfeasibleError
 from qplan.formats import QuantFormat
 from qplan.planner.ceiling import Ceiling
+from qplan.planner.limits import Cost, ResourceLimit
 from qplan.planner.plan import Plan
-from qplan.planner.planning import make_plan
+from qplan.planner.planning import Rules, make_plan
 from qplan.planner.uniform import largest_uniform, uniform_loss
 from qplan.sensitivity.joint import joint_losses
 from qplan.sensitivity.rounding import Rounder
@@ -29,24 +30,17 @@ _MARGIN = 0.95
 """How much lower than needed the next ceiling is: losses add up differently in the next plan."""
 
 
-@dataclass(frozen=True)
-class PlanRules:
-    """What the user wants besides a budget."""
-
-    logits_bits: int = 8
-    pins: Mapping[str, QuantFormat] = field(default_factory=dict)
-    min_bits: Mapping[str, int] = field(default_factory=dict)
-
-
 def choose_plan(
     table: SensitivityTable,
-    budget: str,
+    budget: str | Sequence[str],
     fixed: FixedBytes,
-    rules: PlanRules,
+    rules: Rules,
     *,
     rounder: Rounder,
     heldout: NDArray[np.int64],
     say: Say,
+    limits: Sequence[Ceiling | ResourceLimit] = (),
+    minimise: Cost | None = None,
 ) -> Plan:
     """Solve, then hold the plan against uniform of at most its budget, on held-out tokens, in every memory setting.
 
@@ -54,20 +48,35 @@ def choose_plan(
     worse than uniform somewhere is solved again under a ceiling on the loss there, and gives way to uniform itself
     if that does not help: a plan worse than uniform at the same bytes is never emitted.
 
+    Args:
+        table: losses.
+        budget: one, several that must all hold, or none.
+        fixed: bytes that ship whatever the plan.
+        rules: what the user wants besides.
+        rounder: chooses the integers.
+        heldout: int64 ``[rows, seq_len]``.
+        say: told what is being done.
+        limits: on other losses, RAM, time.
+        minimise: a cost that comes before the loss.
+
     Raises:
         InputError: a budget or pattern that is not understood.
         InfeasibleError: no plan fits.
     """
-    plan = _solve(table, budget, fixed, rules)
+
+    def solve(ceilings: Sequence[Ceiling] = ()) -> Plan:
+        return make_plan(table, budget, fixed, rules=rules, ceilings=(*limits, *ceilings), minimise=minimise)
+
+    plan = solve()
     found = largest_uniform(table.model, fixed, plan.budget_bytes)
     if found is None:
         return plan
     name, uniform = found
-    limits: dict[Memory, float] = {}
+    most: dict[Memory, float] = {}
     for attempt in range(_ROUNDS):
         if plan.formats == uniform and rounder.rounding == "rtn":
             return replace(plan, notes=(*plan.notes, f"no mix within the limits is better: the plan is uniform {name}"))
-        ratios = _against(plan, uniform, table, rounder, heldout)
+        ratios = against(plan, uniform, table, rounder, heldout)
         shown = ", ".join(f"memory {memory} {ratio:.2f}" for memory, ratio in ratios.items())
         say(f"joint loss of the plan, times that of MNN's uniform {name}: {shown}")
         if max(ratios.values()) <= 1:
@@ -75,14 +84,14 @@ def choose_plan(
         for memory, ratio in ratios.items():
             if ratio > 1:
                 reached = uniform_loss(plan.formats, table.kl(memory)) or 0.0
-                limits[memory] = _MARGIN / ratio * min(reached, limits.get(memory, reached))
+                most[memory] = _MARGIN / ratio * min(reached, most.get(memory, reached))
         say(f"worse than uniform {name}: solving again under a lower ceiling ({attempt + 1} of {_ROUNDS})")
-        ceilings = [Ceiling(f"loss under memory {memory}", table.kl(memory), limit) for memory, limit in limits.items()]
+        ceilings = [Ceiling(f"loss under memory {memory}", table.kl(memory), limit) for memory, limit in most.items()]
         try:
-            plan = _solve(table, budget, fixed, rules, ceilings)
+            plan = solve(ceilings)
         except InfeasibleError:
             break  # nothing is below the ceiling
-    if rules != PlanRules() or uniform_loss(uniform, table.kl(table.goal)) is None:
+    if rules != Rules() or limits or minimise is not None or uniform_loss(uniform, table.kl(table.goal)) is None:
         note = f"worse than uniform {name} on held-out tokens; it needs other rules or more --formats to be better"
         return replace(plan, notes=(*plan.notes, note))
     return _give_way(table, budget, fixed, name, uniform)
@@ -103,22 +112,12 @@ def with_price_of_nearest(plan: Plan, rounder: Rounder, memory: Memory, heldout:
     return replace(plan, notes=(*plan.notes, note))
 
 
-def _solve(
-    table: SensitivityTable, budget: str, fixed: FixedBytes, rules: PlanRules, ceilings: list[Ceiling] | None = None
-) -> Plan:
-    return make_plan(
-        table,
-        budget,
-        fixed,
-        logits_bits=rules.logits_bits,
-        pins=rules.pins,
-        min_bits=rules.min_bits,
-        ceilings=ceilings or (),
-    )
-
-
 def _give_way(
-    table: SensitivityTable, budget: str, fixed: FixedBytes, name: str, uniform: Mapping[str, QuantFormat]
+    table: SensitivityTable,
+    budget: str | Sequence[str],
+    fixed: FixedBytes,
+    name: str,
+    uniform: Mapping[str, QuantFormat],
 ) -> Plan:
     plan = make_plan(table, budget, fixed, pins=uniform)
     note = f"no mix was better than uniform {name} on held-out tokens: the plan is uniform {name}"
@@ -134,7 +133,7 @@ def _joint_nats(
     return losses[""].kl_nats
 
 
-def _against(
+def against(
     plan: Plan,
     uniform: Mapping[str, QuantFormat],
     table: SensitivityTable,

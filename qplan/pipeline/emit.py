@@ -4,31 +4,47 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qplan.artifact import read_json, write_json
 from qplan.calibration import CalibrationSet, load_text, tokenise
-from qplan.cost.file_bytes import FixedBytes
 from qplan.errors import InputError, StaleArtifactError
-from qplan.formats import INT8
-from qplan.mnn.exporter import export_skeleton
+from qplan.formats import DynamicOption
 from qplan.mnn.exporter_source import find_exporter
 from qplan.mnn.quant_config import export_command, make_quant_config
 from qplan.mnn.runtime import RuntimeConfig
-from qplan.mnn.skeleton import Skeleton, predict_files
+from qplan.mnn.skeleton import Skeleton
+from qplan.mnn.writer import set_runtime
 from qplan.model.load import LoadedModel, load_model
-from qplan.pipeline.choose import PlanRules, choose_plan, with_price_of_nearest
+from qplan.pipeline.activations import (
+    BlockGain,
+    applies,
+    as_asked,
+    computable,
+    garbled,
+    impossible,
+    measure_gain,
+    unasked,
+    with_foreign_losses_told,
+)
+from qplan.pipeline.choose import with_price_of_nearest
+from qplan.pipeline.loss_limits import choose_wanted
+from qplan.pipeline.plans import PLAN_FILE, edited_plan
 from qplan.pipeline.prove import Workshop, gate, prove
+from qplan.pipeline.repair import EVALUATIONS
 from qplan.pipeline.rounder import run_rounder
 from qplan.pipeline.runs import Run
+from qplan.pipeline.sizes import fixed_bytes
+from qplan.pipeline.skeletons import run_skeleton
+from qplan.pipeline.wanted import Wanted
 from qplan.planner.plan import Plan
 from qplan.report import Provenance, write_report
+from qplan.sensitivity.rounding import Rounder
 from qplan.sensitivity.table import SensitivityTable
-from qplan.verify.measure import Trial
+from qplan.verify.measure import Trial, speeds_by_turns
 from qplan.verify.record import Verification
 from qplan.verify.reference import reference_logits
 
@@ -40,8 +56,7 @@ Progress = Callable[[int, int], None]
 class EmitOptions:
     """What ``qplan emit`` was asked for."""
 
-    budget: str = "int8"
-    rules: PlanRules = field(default_factory=PlanRules)
+    wanted: Wanted = field(default_factory=Wanted)
     text: str | None = None
     """What the built model is judged on; None for held-out windows of the calibration text."""
     tokens: int = 2048
@@ -49,6 +64,12 @@ class EmitOptions:
     build: bool = True
     llmexport: Path | None = None
     threads: int = 1
+    dynamic_option: DynamicOption | None = None
+    """None for the one that `qplan.pipeline.activations` takes unasked."""
+    evaluations: int = EVALUATIONS
+    """Whole models that a repair may measure."""
+    plan: Path | None = None
+    """Build from this plan, which people may have edited, instead of making one."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +112,9 @@ def run_emit(options: EmitOptions, run: Run, say: Say, progress: Progress, comma
         VerificationError: the export of this architecture is wrong.
     """
     table = SensitivityTable.read(run.sensitivity)
+    if options.dynamic_option == 2 and table.goal != "low":
+        msg = f"--dynamic-option 2 changes nothing under memory {table.goal}, which {run.folder} is for: leave it out"
+        raise InputError(msg)
     calibration = CalibrationSet.read(run.calibration)
     say(f"loading {table.model.source}")
     loaded = load_model(table.model.source)
@@ -98,9 +122,10 @@ def run_emit(options: EmitOptions, run: Run, say: Say, progress: Progress, comma
         msg = f"{table.model.source} has changed since {run.sensitivity} was made; run 'qplan analyze' with --restart"
         raise StaleArtifactError(msg)
     judges = _judges(options, calibration, loaded)
-    skeleton = _skeleton(run, loaded, options, say)
+    skeleton = run_skeleton(run, loaded, options.llmexport, say)
     rounder = run_rounder(run, loaded, calibration, table.conditions.rounding)
-    folder = run.budget(options.budget)
+    given = None if options.plan is None else edited_plan(options.plan, table, fixed_bytes(skeleton))
+    folder = run.budget(options.wanted.label) if options.plan is None else _folder_of(options.plan, run)
     with ExitStack() as stack:
         shop = None
         if options.build:
@@ -109,17 +134,10 @@ def run_emit(options: EmitOptions, run: Run, say: Say, progress: Progress, comma
             trial = Trial(reference, threads=options.threads)
             shop = Workshop(loaded, skeleton, trial, judges.text, judges.sha256, run.baselines, say)
         first = gate(shop) if shop is not None else None
-        plan = choose_plan(
-            table,
-            options.budget,
-            fixed_bytes(skeleton),
-            options.rules,
-            rounder=rounder,
-            heldout=calibration.heldout,
-            say=say,
+        plan, gain = _planned(
+            table, options, skeleton, run, given=given, rounder=rounder, heldout=calibration.heldout, say=say
         )
-        plan = with_price_of_nearest(plan, rounder, table.goal, calibration.heldout)
-        plan_path = folder / "plan.json"
+        plan_path = folder / PLAN_FILE
         plan.write(plan_path)
         exporter = find_exporter(options.llmexport)
         formats = {tensor.op_name: tensor.format for tensor in plan.tensors}
@@ -130,25 +148,77 @@ def run_emit(options: EmitOptions, run: Run, say: Say, progress: Progress, comma
         verification = None
         if shop is not None and first is not None:
             say("plan: building")
-            shop.build(plan.formats, folder / "model", RuntimeConfig(plan.memory, threads=4), rounder)
-            verification = prove(shop, plan, plan_path, folder / "model", first=first, rounder=rounder)
+            shop.build(plan.formats, folder / "model", _runtime(plan), rounder)
+            speeds = None
+            if gain is not None:
+                say("plan: speed with a scale per token, and per block of the activations")
+                speeds = speeds_by_turns(folder / "model", trial, loaded.card.context)
+                plan = unasked(plan, gain, speeds[2].decode_tokens_per_s / speeds[0].decode_tokens_per_s)
+                set_runtime(folder / "model", _runtime(plan))
+                plan = with_foreign_losses_told(plan, table.conditions.dynamic_option)
+                plan.write(plan_path)
+            verification = prove(shop, plan, plan_path, folder / "model", first=first, rounder=rounder, speeds=speeds)
             verification.write(folder / "verification.json")
     write_report(folder, table, plan, verification, Provenance(commands=(command, llmexport)))
     return Emitted(folder, plan, verification, llmexport, config.problems)
 
 
-_GRAPH_SLACK_BYTES = 64
-"""Alignment, and tables that ops share: built graphs were 20 to 52 bytes above the sum of their parts."""
+def _planned(
+    table: SensitivityTable,
+    options: EmitOptions,
+    skeleton: Skeleton,
+    run: Run,
+    *,
+    given: Plan | None,
+    rounder: Rounder,
+    heldout: NDArray[np.int64],
+    say: Say,
+) -> tuple[Plan, BlockGain | None]:
+    """The plan; with the gain of ``dynamic_option`` 2 if that still hangs on the built model's speed."""
+    plan = given or choose_wanted(
+        table if options.dynamic_option != 2 else computable(table),
+        options.wanted,
+        fixed_bytes(skeleton),
+        run,
+        rounder=rounder,
+        heldout=heldout,
+        say=say,
+        evaluations=options.evaluations,
+    )
+    plan = replace(plan, sensitivity_sha256=table.sha256)
+    plan = with_price_of_nearest(plan, rounder, table.goal, heldout)
+    if given is not None and options.dynamic_option is None:
+        options = replace(options, dynamic_option=2 if given.dynamic_option == 2 else 0)
+    plan, gain = _first_option(plan, options, rounder, heldout, say)
+    return (plan, gain) if gain else (with_foreign_losses_told(plan, table.conditions.dynamic_option), None)
 
 
-def fixed_bytes(skeleton: Skeleton) -> FixedBytes:
-    """What ships whatever the plan; the graph as large as it gets, with every linear an integer.
+def _first_option(
+    plan: Plan, options: EmitOptions, rounder: Rounder, heldout: NDArray[np.int64], say: Say
+) -> tuple[Plan, BlockGain | None]:
+    """The plan with a ``dynamic_option``; with a gain if that still hangs on the built model's speed."""
+    if options.dynamic_option == 0 or not applies(plan.memory, plan.formats):
+        return replace(plan, dynamic_option=options.dynamic_option or 0), None
+    names = garbled(plan.formats)
+    if names:
+        return impossible(plan, names), None
+    say("joint loss with a scale per token, and per block of the activations")
+    gain = measure_gain(plan, rounder, heldout)
+    if options.dynamic_option == 2:
+        return as_asked(plan, gain), None
+    if gain.pays and options.build:
+        return plan, gain
+    return unasked(plan, gain, None), None
 
-    An fp16 op takes less, so no plan's graph is larger than a uniform integer model's.
-    """
-    files = predict_files(skeleton, {op.name: INT8 for op in skeleton.ops})
-    graph = files.graph + _GRAPH_SLACK_BYTES
-    return FixedBytes(skeleton.fixed_bytes, skeleton.embedding_bytes, graph, exact=True)
+
+def _runtime(plan: Plan) -> RuntimeConfig:
+    return RuntimeConfig(plan.memory, threads=4, dynamic_option=plan.dynamic_option)
+
+
+def _folder_of(plan: Path, run: Run) -> Path:
+    """Where a given plan's model goes: the plan's own folder in the run, or a new one named after its file."""
+    inside = plan.resolve().parent
+    return inside if inside.parent == run.folder.resolve() and plan.name == PLAN_FILE else run.budget(plan.stem)
 
 
 def _judges(options: EmitOptions, calibration: CalibrationSet, loaded: LoadedModel) -> _Judges:
@@ -171,17 +241,3 @@ def _judges(options: EmitOptions, calibration: CalibrationSet, loaded: LoadedMod
         vocabulary=loaded.card.vocabulary,
     )
     return _Judges(judged.tokens, text.source, judged.sha256)
-
-
-def _skeleton(run: Run, loaded: LoadedModel, options: EmitOptions, say: Say) -> Skeleton:
-    """The exported graph of this very model by this very exporter: the one in the run folder, or a new one."""
-    exporter = find_exporter(options.llmexport).version
-    inputs = {"model": loaded.card.sha256, "exporter": exporter}
-    kept = run.skeleton.is_dir() and run.skeleton_record.is_file()
-    if kept and read_json(run.skeleton_record, "qplan-skeleton", 1)["inputs"] == inputs:
-        return Skeleton.open(run.skeleton)
-    run.skeleton_record.unlink(missing_ok=True)
-    say(f"exporting the graph with {exporter}")
-    skeleton = export_skeleton(loaded.folder, run.skeleton, llmexport=options.llmexport, replace=True)
-    write_json(run.skeleton_record, "qplan-skeleton", 1, inputs, {})
-    return skeleton

@@ -53,6 +53,11 @@ class Run:
         return self.folder / "sensitivity.parquet"
 
     @property
+    def device(self) -> Path:
+        """What this machine takes for every op and format."""
+        return self.folder / "device.json"
+
+    @property
     def skeleton(self) -> Path:
         """The exporter's fp16 model: graph, tokenizer, settings."""
         return self.folder / "skeleton"

@@ -36,7 +36,11 @@ class Ceiling:
             return round(_PICONATS * math.fsum(self._loss(card.tensor(name), choice.format) for name in group.members))
 
         limit = math.floor(self.limit_nats * _PICONATS) + len(problem.groups)
-        return problem.limited(self.name, "1e-12 nats", limit, cost)
+        return problem.limited(self.name, "nats", limit, cost, units=_PICONATS)
+
+    def total_nats(self, formats: Mapping[str, QuantFormat]) -> float:
+        """What a plan loses by this ceiling's losses."""
+        return math.fsum(self.losses[name][fmt.name] for name, fmt in formats.items())
 
     def _loss(self, spec: TensorSpec, fmt: QuantFormat) -> float:
         return self.losses[spec.name][fmt.resolve(spec.in_features).name]

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from qplan.errors import InputError
 from qplan.formats import QuantFormat
+from qplan.model.card import ModelCard
 from qplan.planner.branching import decided, pivot
+from qplan.planner.ceiling import Ceiling
 from qplan.planner.dominance import Grid, drop_impossible
+from qplan.planner.limits import ResourceLimit
 from qplan.planner.plan import Plan
 from qplan.planner.planning import Rules, picks_of
 from qplan.planner.problem import FILE_BYTES, GroupChoices, Problem
@@ -42,7 +46,7 @@ class Explanation:
     price_nats_per_byte: float
     """What one more byte of budget is worth: the dual of the linear relaxation; 0 where the budget does not bind."""
     other_prices: dict[str, float]
-    """The same of every other limit that binds, by its name, per unit of it."""
+    """The same of every other limit that binds, per unit, by name and unit."""
     alternatives: tuple[Alternative, ...]
     """Every allowed format, the planned one included, bytes ascending."""
     next_best: Alternative | None
@@ -72,37 +76,70 @@ class Explanation:
 
 
 def explain(table: SensitivityTable, plan: Plan, tensor: str, *, rules: Rules | None = None) -> Explanation:
-    """Explain a tensor's format in a plan.
-
-    Args:
-        table: the losses the plan was made from.
-        plan: also a hand-edited one.
-        tensor: Hugging Face name.
-        rules: those that the plan was made under.
+    """Explain a tensor's format in a plan; see `explain_all`.
 
     Raises:
         InputError: no such tensor, or the plan's format of its group is not measured or not allowed by the rules.
         StaleArtifactError: the plan is of another model.
     """
-    rules, card = rules or Rules(), table.model
+    return explain_all(table, plan, (tensor,), rules=rules)[0]
+
+
+def explain_all(
+    table: SensitivityTable,
+    plan: Plan,
+    tensors: Sequence[str] | None = None,
+    *,
+    rules: Rules | None = None,
+    limits: Sequence[Ceiling | ResourceLimit] = (),
+) -> tuple[Explanation, ...]:
+    """Explain the formats of tensors, or of all groups, in a plan.
+
+    Args:
+        table: the losses the plan was made from.
+        plan: also a hand-edited one.
+        tensors: Hugging Face names; None for the first tensor of every group.
+        rules: those that the plan was made under; None for those that it records.
+        limits: besides the budget.
+
+    Raises:
+        InputError: no such tensor, or the plan's format of its group is not measured or not allowed by the rules.
+        StaleArtifactError: the plan is of another model.
+    """
+    card, rules = table.model, rules or Rules.of(plan)
     validate_plan(plan, card)
     fixed_bytes = plan.files.total - sum(planned.bytes for planned in plan.tensors)
     problem = rules.problem(card, rules.losses(table), plan.budget_bytes - fixed_bytes)
-    index = next((i for i, group in enumerate(problem.groups) if tensor in group.members), None)
-    if index is None:
-        names = [spec.name for spec in card.tensors]
-        near = difflib.get_close_matches(tensor, names, n=3, cutoff=0.3) or names[:3]
-        msg = f"the plan has no tensor {tensor!r}; near it: {', '.join(near)}"
-        raise InputError(msg)
+    for limit in limits:
+        problem = limit.applied(problem, card)
+    owner = {name: index for index, group in enumerate(problem.groups) for name in group.members}
+    wanted = [group.members[0] for group in problem.groups] if tensors is None else list(tensors)
+    for tensor in wanted:
+        if tensor not in owner:
+            names = [spec.name for spec in card.tensors]
+            near = difflib.get_close_matches(tensor, names, n=3, cutoff=0.3) or names[:3]
+            msg = f"the plan has no tensor {tensor!r}; near it: {', '.join(near)}"
+            raise InputError(msg)
+    prices = _prices_around(problem, picks_of(problem, plan.formats, card))
+    return tuple(_explain(problem, owner[tensor], plan, card, tensor=tensor, prices=prices) for tensor in wanted)
+
+
+def _prices_around(problem: Problem, picks: tuple[int, ...] | None) -> dict[str, float]:
+    """Shadow prices with the largest group's choice made as in the plan, where the plan is among the choices."""
+    if picks is None:
+        return shadow_prices(problem)
+    largest = pivot(Grid.of(problem.program()))
+    return shadow_prices(problem, largest, picks[largest])
+
+
+def _explain(
+    problem: Problem, index: int, plan: Plan, card: ModelCard, *, tensor: str, prices: dict[str, float]
+) -> Explanation:
     group = problem.groups[index]
-    alone = Problem((group,), None, 0)
-    picks = picks_of(alone, plan.formats, card)
+    picks = picks_of(Problem((group,), None, 0), plan.formats, card)
     if picks is None:
         msg = f"{tensor}: {plan.formats[tensor]} is not among its measured and allowed formats; analyze with it"
         raise InputError(msg)
-    everything = picks_of(problem, plan.formats, card)
-    largest = pivot(Grid.of(problem.program()))
-    prices = shadow_prices(problem, largest, everything[largest]) if everything is not None else shadow_prices(problem)
     alternatives = _alternatives(problem, index, picks[0], prices)
     chosen = group.choices[picks[0]].format
     others = [option for option in alternatives if option.format != chosen]
@@ -111,7 +148,11 @@ def explain(table: SensitivityTable, plan: Plan, tensor: str, *, rules: Rules | 
         group.members,
         chosen,
         prices.get(FILE_BYTES, 0.0),
-        {name: price for name, price in prices.items() if price > 0 and name != FILE_BYTES},
+        {
+            f"{resource.name}, per {resource.unit}": prices[resource.name] * resource.units
+            for resource in problem.resources
+            if prices.get(resource.name, 0.0) > 0
+        },
         alternatives,
         min(others, key=lambda option: option.net_nats, default=None),
     )

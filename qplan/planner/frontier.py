@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from qplan.cost.file_bytes import FixedBytes, bits_per_weight, file_bytes
 from qplan.errors import InfeasibleError, InputError
-from qplan.formats import QuantFormat
-from qplan.planner.plan import UniformPoint
-from qplan.planner.planning import UNIFORM_BITS, Rules, member_formats
+from qplan.formats import FP16, INT_BITS, QuantFormat
+from qplan.planner.planning import Rules, member_formats
 from qplan.planner.program import Solution
 from qplan.planner.solver import solve
 from qplan.planner.uniform import uniform_formats, uniform_loss
@@ -22,6 +22,8 @@ POINTS = 24
 POINT_TIME_LIMIT_S = 10.0
 _KNEE = 0.5
 """A knee's curvature is at least this part of the largest."""
+_REACH = 0.12
+"""A bend is seen over this much of the curve to both sides, both axes being 1 long: smaller wiggles are no knees."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class FrontierPoint:
     """Bits of weight and embedding files per parameter."""
     predicted_nats: float
     """Sum of single-tensor losses."""
+    joint_nats: float
+    """Predicted loss of the whole model, see `SensitivityTable.predict_joint`."""
     gap: float
     """What the solver left unproved, relative; 0 is optimal."""
     formats: dict[str, QuantFormat]
@@ -43,13 +47,26 @@ class FrontierPoint:
 
 
 @dataclass(frozen=True)
+class UniformModel:
+    """One format for all tensors, the head at 8 bits, with the same rounding as the plans."""
+
+    name: str
+    """e.g. ``int4``."""
+    total_bytes: int
+    joint_nats: float
+    """Predicted loss of the whole model."""
+
+
+@dataclass(frozen=True)
 class Frontier:
     """A sweep of budgets."""
 
     points: tuple[FrontierPoint, ...]
     """From the smallest plan to the least loss, bytes ascending, no plan twice."""
-    uniform: tuple[UniformPoint, ...]
-    """int4, int8 and fp16 for comparison."""
+    uniform: tuple[UniformModel, ...]
+    """Every uniform format whose losses are known, bytes ascending."""
+    seconds: float
+    """Wall time of all solves."""
 
 
 def frontier(
@@ -70,8 +87,9 @@ def frontier(
     if points < 2:
         msg = f"a frontier of {points} points: give at least 2"
         raise InputError(msg)
+    start = time.perf_counter()
     rules = rules or Rules()
-    card, losses = table.model, rules.losses(table)
+    card, losses, kl = table.model, rules.losses(table), table.kl(table.goal)
     problem = rules.problem(card, losses, None)
     smallest, best = solve(problem.smallest_program()), solve(problem.program())
     if not smallest.picks or not best.picks:
@@ -91,42 +109,57 @@ def frontier(
     for picks, solution in solved.items():
         formats = member_formats(problem, picks, card)
         files = file_bytes(card, formats, fixed)
+        total = math.fsum(kl[name][fmt.name] for name, fmt in formats.items())
         found.append(
             FrontierPoint(
-                files.total, bits_per_weight(files, card), solution.objective, solution.gap, formats, knee=False
+                files.total,
+                bits_per_weight(files, card),
+                total,
+                table.predict_joint(total),
+                solution.gap,
+                formats,
+                knee=False,
             )
         )
     found.sort(key=lambda point: point.total_bytes)
-    bends = knees([p.total_bytes for p in found], [p.predicted_nats for p in found])
-    uniform = {name: uniform_formats(card, bits) for name, bits in UNIFORM_BITS.items()}
-    return Frontier(
-        tuple(replace(point, knee=index in bends) for index, point in enumerate(found)),
-        tuple(
-            UniformPoint(name, file_bytes(card, f, fixed).total, uniform_loss(f, losses)) for name, f in uniform.items()
-        ),
-    )
+    bends = knees([p.total_bytes for p in found], [p.joint_nats for p in found])
+    marked = tuple(replace(point, knee=index in bends) for index, point in enumerate(found))
+    return Frontier(marked, _uniform(table, fixed, kl), time.perf_counter() - start)
+
+
+def _uniform(
+    table: SensitivityTable, fixed: FixedBytes, losses: Mapping[str, Mapping[str, float]]
+) -> tuple[UniformModel, ...]:
+    found = []
+    for bits in (*INT_BITS, FP16.bits):
+        formats = uniform_formats(table.model, bits)
+        loss = uniform_loss(formats, losses)
+        if loss is not None:
+            size = file_bytes(table.model, formats, fixed).total
+            found.append(UniformModel("fp16" if bits == FP16.bits else f"int{bits}", size, table.predict_joint(loss)))
+    return tuple(found)
 
 
 def knees(sizes: Sequence[float], losses: Sequence[float]) -> tuple[int, ...]:
     """Indices where the curve of log loss over size bends upwards most.
 
     Both axes are scaled to 0..1; the curvature is that of the circle through a point and its neighbours
-    (Menger). A knee is a local maximum of at least half the largest.
+    (Menger), the nearest that are `_REACH` away. A knee is a local maximum of at least half the largest.
 
     Args:
         sizes: ascending, bytes.
-        losses: not negative; zeros count as the smallest positive loss.
+        losses: not negative; lossless points have no logarithm and are left out.
     """
-    if len(sizes) < 3 or max(losses) <= 0:
+    kept = [index for index, loss in enumerate(losses) if loss > 0]
+    if len(kept) < 3:
         return ()
-    smallest = min(loss for loss in losses if loss > 0)
-    points = list(zip(_unit(sizes), _unit([math.log(max(loss, smallest)) for loss in losses]), strict=True))
-    bends = [0.0] + [_bend(*points[i - 1 : i + 2]) for i in range(1, len(points) - 1)] + [0.0]
+    points = list(zip(_unit([sizes[i] for i in kept]), _unit([math.log(losses[i]) for i in kept]), strict=True))
+    bends = [0.0] + [_bend_at(points, i) for i in range(1, len(points) - 1)] + [0.0]
     largest = max(bends)
     if largest <= 1e-9:
         return ()
     return tuple(
-        i
+        kept[i]
         for i in range(1, len(bends) - 1)
         if bends[i] >= _KNEE * largest and bends[i] > bends[i - 1] and bends[i] >= bends[i + 1]
     )
@@ -135,6 +168,14 @@ def knees(sizes: Sequence[float], losses: Sequence[float]) -> tuple[int, ...]:
 def _unit(values: Sequence[float]) -> list[float]:
     low, span = min(values), max(values) - min(values)
     return [(value - low) / span if span else 0.0 for value in values]
+
+
+def _bend_at(points: Sequence[tuple[float, float]], index: int) -> float:
+    here = points[index]
+    left = next((i for i in range(index - 1, 0, -1) if math.dist(points[i], here) >= _REACH), 0)
+    last = len(points) - 1
+    right = next((i for i in range(index + 1, last) if math.dist(points[i], here) >= _REACH), last)
+    return _bend(points[left], here, points[right])
 
 
 def _bend(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float]) -> float:

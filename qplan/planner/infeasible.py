@@ -14,18 +14,22 @@ from qplan.planner.program import Program
 from qplan.planner.solver import solve
 
 
-def infeasible(problem: Problem, budget: Budget, fixed_bytes: int, *, restricted: bool) -> InfeasibleError:
+def infeasible(problem: Problem, budget: Budget | None, fixed_bytes: int, *, restricted: bool) -> InfeasibleError:
     """Compose the error for a problem without a solution.
 
     Args:
         problem: what was asked.
-        budget: its budget, as the user wrote it.
+        budget: its budget, as the user wrote it; None for none.
         fixed_bytes: what ships besides the linear records.
         restricted: whether pins or least widths were given.
     """
-    smallest = solve(problem.smallest_program())
+    free = replace(problem, resources=())
+    smallest = solve(free.smallest_program())
     if not smallest.picks:
-        return _conflict(problem, restricted=restricted)
+        return _conflict(restricted=restricted)
+    fits = problem.limit_bytes is None or problem.picked_bytes(smallest.picks) <= problem.limit_bytes
+    if budget is None or fits:
+        return _together(problem, budget, fixed_bytes)
     total = problem.picked_bytes(smallest.picks) + fixed_bytes
     remedies = ["raise it"]
     narrowest = min(c.format.bits for group in problem.groups if not group.is_head for c in group.choices)
@@ -36,8 +40,6 @@ def infeasible(problem: Problem, budget: Budget, fixed_bytes: int, *, restricted
         remedies.append("lower --logits-bits")
     if restricted:
         remedies.append("loosen --pin or --min-bits")
-    if problem.resources:
-        remedies.append("raise the limit on " + " or ".join(resource.name for resource in problem.resources))
     asked = f"budget {budget.text}"
     if budget.bits is not None or budget.unit.lower() not in ("mb", "gb", "kb"):
         asked += f" = {megabytes(budget.limit_bytes)}"
@@ -73,19 +75,8 @@ def _rule_binds(problem: Problem, picks: Sequence[int]) -> bool:
     )
 
 
-def _conflict(problem: Problem, *, restricted: bool) -> InfeasibleError:
-    """No plan of any size: another limit, or the logits rule against pins."""
-    program = problem.smallest_program()
-    for resource in problem.resources:
-        alone = _least(program, resource.name)
-        if alone is None or alone > resource.limit:
-            least = "" if alone is None else f", {_amount(alone, resource.unit)}"
-            limit = _amount(resource.limit, resource.unit)
-            msg = f"the limit on {resource.name}, {limit}, is below what any plan can reach{least}"
-            return InfeasibleError(f"{msg}; raise it or add formats")
-    if problem.resources:
-        names = " and ".join(resource.name for resource in problem.resources)
-        return InfeasibleError(f"the limits on {names} cannot hold together; raise one of them")
+def _conflict(*, restricted: bool) -> InfeasibleError:
+    """No plan of any size: the logits rule against pins."""
     remedy = "loosen --pin or --min-bits, or" if restricted else "add fp16 to --formats, or"
     msg = (
         "the logits rule cannot hold: at every width that the head may take, the mean width of the other tensors is "
@@ -94,16 +85,42 @@ def _conflict(problem: Problem, *, restricted: bool) -> InfeasibleError:
     return InfeasibleError(msg)
 
 
-def _amount(value: int, unit: str) -> str:
-    """A cost for people; units such as ``1e-12 nats`` are multiplied out."""
-    scale, _, name = unit.partition(" ")
-    return f"{value * float(scale):.4g} {name}" if name else f"{value:,} {unit}"
+def _together(problem: Problem, budget: Budget | None, fixed_bytes: int) -> InfeasibleError:
+    """Other limits make the problem infeasible: name them, and by how much each alone would have to give way."""
+    rows = {row.name: row for row in problem.program().rows}
+    shown = {resource.name: resource for resource in problem.resources}
+    nearest = []
+    for name, row in rows.items():
+        if name not in shown and name != FILE_BYTES:
+            continue
+        least = _least(problem.program(), name)
+        if least is None:
+            continue
+        if name in shown:
+            nearest.append(f"{name} {shown[name].express(least)} instead of {shown[name].express(row.limit)}")
+        elif budget is not None:
+            total = least + fixed_bytes
+            nearest.append(f"a budget of {budget.express(total)} ({total:,} bytes) instead of {budget.text}")
+    asked = [f"{name} <= {resource.express(rows[name].limit)}" for name, resource in shown.items()]
+    asked += [] if budget is None else [f"budget {budget.text}"]
+    if len(asked) == 1 and nearest:
+        return InfeasibleError(f"no plan has {asked[0]}; the nearest is {nearest[0]}. Raise it or add --formats")
+    said = f"no plan has {' and '.join(asked)} together; "
+    if nearest:
+        return InfeasibleError(f"{said}with the others as they are, the nearest is {', or '.join(nearest)}")
+    alone = [
+        f"{name} {resource.express(least)}"
+        for name, resource in shown.items()
+        if (least := _least(problem.program(), name, alone=True)) is not None
+    ]
+    return InfeasibleError(f"{said}no single one can be raised enough. Alone, plans reach {', '.join(alone)}")
 
 
-def _least(program: Program, name: str) -> int | None:
-    """The least that a plan can use of one row's resource, with all other rows in force."""
+def _least(program: Program, name: str, *, alone: bool = False) -> int | None:
+    """The least that a plan can use of one row's resource, with the others in force or only the logits rule."""
     row = next(row for row in program.rows if row.name == name)
     values = tuple(tuple(float(cost) for cost in costs) for costs in row.costs)
-    others = tuple(other for other in program.rows if other.name not in (name, FILE_BYTES))
-    found = solve(replace(program, values=values, rows=others))
+    others = (other for other in program.rows if other.name != name)
+    kept = tuple(other for other in others if not alone or other.name.startswith("logits rule"))
+    found = solve(replace(program, values=values, rows=kept))
     return row.used(found.picks) if found.picks else None

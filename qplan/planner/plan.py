@@ -11,9 +11,23 @@ from qplan.errors import InputError
 from qplan.formats import QuantFormat
 from qplan.planner.decode import Source, decode
 
-__all__ = ["FileBytes", "LogitsRule", "Plan", "PlannedTensor", "SolverReport", "UniformPoint"]
+__all__ = [
+    "FileBytes",
+    "GivenRules",
+    "LeastBits",
+    "LogitsRule",
+    "Pin",
+    "Plan",
+    "PlannedLimit",
+    "PlannedTensor",
+    "SolverReport",
+    "UniformPoint",
+]
 
-KIND, SCHEMA = "qplan-plan", 1
+KIND, SCHEMA = "qplan-plan", 2
+
+DYNAMIC_OPTIONS = (0, 2)
+"""MNN's settings that a model can ship with; 1 computes what 0 computes."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +45,7 @@ class PlannedTensor:
     bytes: int
     """Bytes of its record in the weight file."""
     loss_nats: float
-    """Measured loss of this format with everything else FP32."""
+    """Loss of this format with everything else FP32."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +55,7 @@ class SolverReport:
     status: str
     """``optimal``, or why not."""
     objective_nats: float
-    """Sum of single-tensor losses of the plan."""
+    """Sum over the plan of what was minimised: of single-tensor losses in nats, unless another metric was asked for."""
     bound_nats: float
     """No plan within the constraints has a smaller sum than this."""
     gap: float
@@ -73,7 +87,49 @@ class UniformPoint:
     """e.g. ``int4`` (head at 8 bits)."""
     total_bytes: int
     predicted_nats: float | None
-    """Sum of single losses, None where a format was not measured."""
+    """As of a plan, None where a format was not measured."""
+
+
+@dataclass(frozen=True)
+class Pin:
+    """Tensors whose format was given."""
+
+    pattern: str
+    format: QuantFormat
+
+
+@dataclass(frozen=True)
+class LeastBits:
+    """Tensors whose width was given a lower limit."""
+
+    pattern: str
+    bits: int
+
+
+@dataclass(frozen=True)
+class GivenRules:
+    """What the user asked for besides budgets and the logits rule; see `qplan.planner.planning.Rules`."""
+
+    pins: tuple[Pin, ...] = ()
+    min_bits: tuple[LeastBits, ...] = ()
+    groups: tuple[str, ...] = ()
+    """Patterns whose tensors share a format."""
+    fused: bool = False
+    """Whether q, k, v and gate, up share a format."""
+    metric: str = "kl"
+    """What was summed and minimised, see `qplan.planner.metric.Metric`."""
+
+
+@dataclass(frozen=True)
+class PlannedLimit:
+    """A limit besides file bytes, and what the plan is predicted to use."""
+
+    name: str
+    """What is limited, e.g. ``RAM``."""
+    limit: float
+    predicted: float
+    unit: str
+    """Of both: ``MB``, ``ms``, ``nats``."""
 
 
 @dataclass(frozen=True)
@@ -91,12 +147,20 @@ class Plan:
     """What it means for the files that ship."""
     tensors: tuple[PlannedTensor, ...]
     predicted_nats: float
-    """Predicted joint loss: the sum of single losses."""
+    """Predicted loss of the whole plan: the sum of single losses, corrected by how sums and whole plans compared."""
     files: FileBytes
     solver: SolverReport
     logits: LogitsRule
     uniform: tuple[UniformPoint, ...]
     notes: tuple[str, ...]
+    dynamic_option: int = 0
+    """MNN's ``dynamic_option`` that the model ships with: 2 for int8 activations with a scale per block."""
+    given: GivenRules = GivenRules()
+    limits: tuple[PlannedLimit, ...] = ()
+    objective: str = "loss"
+    """What was minimised: ``loss``, ``smallest`` (bytes) or ``fastest`` (decode time)."""
+    target: str = "cpu-x86"
+    """Where the plan is to run, see `qplan.cost.target`."""
 
     @property
     def formats(self) -> dict[str, QuantFormat]:
@@ -112,6 +176,7 @@ class Plan:
         """Write ``plan.json`` atomically."""
         body = asdict(self)
         body["tensors"] = [asdict(t) | {"format": t.format.name} for t in self.tensors]
+        body["given"]["pins"] = [{"pattern": pin.pattern, "format": pin.format.name} for pin in self.given.pins]
         inputs = {"model": self.model_sha256, "sensitivity": self.sensitivity_sha256}
         write_json(path, KIND, SCHEMA, inputs, body)
 
@@ -131,6 +196,9 @@ class Plan:
             if tensor.weights <= 0:
                 problem = f"{tensor.weights} weights: must be positive"
                 raise source.error(problem, "tensors", index, "weights")
+        if plan.dynamic_option not in DYNAMIC_OPTIONS:
+            problem = f"{plan.dynamic_option} is none of {', '.join(map(str, DYNAMIC_OPTIONS))}"
+            raise source.error(problem, "dynamic_option")
         if not plan.tensors:
             msg = f"{path} holds no tensors; make it again with 'qplan emit'"
             raise InputError(msg)

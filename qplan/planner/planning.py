@@ -3,31 +3,41 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from qplan.cost.file_bytes import FixedBytes, file_bytes, record_bytes
+from qplan.cost.target import DEFAULT_TARGET, Target, find_target
 from qplan.errors import QplanError
 from qplan.formats import QuantFormat
 from qplan.model.card import ModelCard
 from qplan.planner.budget import Budget, resolve_budget
 from qplan.planner.ceiling import Ceiling
+from qplan.planner.groups import make_groups
 from qplan.planner.infeasible import infeasible
-from qplan.planner.plan import LogitsRule, Plan, PlannedTensor, SolverReport, UniformPoint
+from qplan.planner.limits import Cost, ResourceLimit
+from qplan.planner.metric import Metric, loss_of
+from qplan.planner.plan import (
+    GivenRules,
+    LeastBits,
+    LogitsRule,
+    Pin,
+    Plan,
+    PlannedLimit,
+    PlannedTensor,
+    SolverReport,
+    UniformPoint,
+)
 from qplan.planner.problem import Problem, build_problem
 from qplan.planner.program import Solution, Status
 from qplan.planner.solver import TIME_LIMIT_S, solve
 from qplan.planner.uniform import uniform_formats, uniform_loss
-from qplan.sensitivity.table import Loss, SensitivityTable
-from qplan.tensors import TensorGroup, single_groups
+from qplan.sensitivity.table import SensitivityTable
+from qplan.tensors import TensorGroup
 
 UNIFORM_BITS = {"int4": 4, "int8": 8, "fp16": 16}
 """Uniform exports that every plan is compared with."""
-
-
-def kl_nats(loss: Loss) -> float:
-    """The default metric: mean KL(FP32 || variant) at the logits, nats per token."""
-    return loss.kl_nats
 
 
 @dataclass(frozen=True)
@@ -35,53 +45,109 @@ class Rules:
     """What the user wants besides a budget."""
 
     groups: tuple[TensorGroup, ...] | None = None
-    """Tensors that share one format; None for every tensor alone."""
+    """Tensors that share one format; None for what `group_patterns` and `fused` say."""
     logits_bits: int = 8
     """The head and a tied embedding have at least this width, and at least the others' mean; 0 for no rule."""
     pins: Mapping[str, QuantFormat] = field(default_factory=dict)
     """Format by pattern."""
     min_bits: Mapping[str, int] = field(default_factory=dict)
     """Least width by pattern."""
-    loss_of: Callable[[Loss], float] = kl_nats
-    """What is summed and minimised; additive, not negative."""
+    metric: Metric = Metric.kl
+    """What is summed and minimised."""
+    group_patterns: tuple[str, ...] = ()
+    """Patterns whose tensors share a format, see `qplan.planner.groups.make_groups`."""
+    fused: bool = False
+    """Whether q, k, v and gate, up share a format."""
+
+    target: Target = field(default_factory=partial(find_target, DEFAULT_TARGET))
+    """Where the plan runs: formats that are not legal there are not chosen."""
+
+    @classmethod
+    def of(cls, plan: Plan) -> Rules:
+        """The rules that a plan was made under."""
+        given = plan.given
+        return cls(
+            logits_bits=plan.logits.min_bits,
+            pins={pin.pattern: pin.format for pin in given.pins},
+            min_bits={least.pattern: least.bits for least in given.min_bits},
+            group_patterns=given.groups,
+            fused=given.fused,
+            target=find_target(plan.target),
+            metric=Metric(given.metric),
+        )
+
+    @property
+    def given(self) -> GivenRules:
+        """What a plan records of them."""
+        return GivenRules(
+            tuple(Pin(pattern, fmt) for pattern, fmt in self.pins.items()),
+            tuple(LeastBits(pattern, bits) for pattern, bits in self.min_bits.items()),
+            self.group_patterns,
+            self.fused,
+            self.metric.value,
+        )
+
+    def groups_of(self, card: ModelCard) -> tuple[TensorGroup, ...]:
+        """The planning units of a model."""
+        return make_groups(card, self.group_patterns, fused=self.fused) if self.groups is None else self.groups
 
     def losses(self, table: SensitivityTable) -> dict[str, dict[str, float]]:
-        """Loss by tensor name and format name."""
-        return {t: {f: self.loss_of(loss) for f, loss in row.items()} for t, row in table.losses().items()}
+        """What is minimised, by tensor name and name of a format that is legal on the target.
+
+        Raises:
+            InputError: a metric that the table does not hold for every format.
+        """
+        value = loss_of(self.metric, table)
+        return {
+            spec.name: {
+                name: value(spec.name, name, loss)
+                for name, loss in row.items()
+                if self.target.legal(spec, QuantFormat.parse(name))
+            }
+            for spec, row in zip(table.model.tensors, table.losses().values(), strict=True)
+        }
 
     def problem(self, card: ModelCard, losses: Mapping[str, Mapping[str, float]], limit_bytes: int | None) -> Problem:
         """State the problem for a model; see `build_problem`."""
-        groups = self.groups if self.groups is not None else single_groups(card.tensors)
         return build_problem(
-            groups, losses, limit_bytes, logits_bits=self.logits_bits, pins=self.pins, min_bits=self.min_bits
+            self.groups_of(card),
+            losses,
+            limit_bytes,
+            logits_bits=self.logits_bits,
+            pins=self.pins,
+            min_bits=self.min_bits,
         )
 
 
 def make_plan(
     table: SensitivityTable,
-    budget_text: str,
+    budget_text: str | Sequence[str],
     fixed: FixedBytes,
     *,
     groups: tuple[TensorGroup, ...] | None = None,
     logits_bits: int = 8,
     pins: Mapping[str, QuantFormat] | None = None,
     min_bits: Mapping[str, int] | None = None,
-    loss_of: Callable[[Loss], float] = kl_nats,
-    ceilings: Sequence[Ceiling] = (),
+    metric: Metric = Metric.kl,
+    rules: Rules | None = None,
+    ceilings: Sequence[Ceiling | ResourceLimit] = (),
+    minimise: Cost | None = None,
     time_limit_s: float = TIME_LIMIT_S,
 ) -> Plan:
     """The plan with the least predicted loss whose files are not larger than the budget.
 
     Args:
         table: measured losses.
-        budget_text: see `resolve_budget`.
+        budget_text: see `resolve_budget`; of several the tightest counts, none is no limit on bytes.
         fixed: bytes that ship whatever the plan.
         groups: tensors that share one format; every tensor alone by default.
         logits_bits: least width of the head; 0 turns the logits rule off.
         pins: format by pattern on tensor names.
         min_bits: least width by pattern.
-        loss_of: what is summed and minimised.
-        ceilings: limits on other losses.
+        metric: what is summed and minimised.
+        rules: all of the last five in one, instead of these.
+        ceilings: limits on other losses, on RAM, on time.
+        minimise: this cost before the loss, e.g. bytes; the loss is then the least among the plans that cost the least.
         time_limit_s: of each of two solves; a plan that is not proved optimal by then says so in its solver report.
 
     Raises:
@@ -89,42 +155,79 @@ def make_plan(
         InfeasibleError: no plan satisfies the limits; names the smallest.
         QplanError: no plan was found in time.
     """
-    rules = Rules(groups, logits_bits, pins or {}, min_bits or {}, loss_of)
+    rules = rules or Rules(groups, logits_bits, pins or {}, min_bits or {}, metric)
     card, losses = table.model, rules.losses(table)
-    budget = resolve_budget(budget_text, card, fixed)
-    problem = rules.problem(card, losses, budget.limit_bytes - fixed.total)
+    budget = tightest(budget_text, card, fixed)
+    problem = rules.problem(card, losses, None if budget is None else budget.limit_bytes - fixed.total)
     for ceiling in ceilings:
         problem = ceiling.applied(problem, card)
     uniform = {name: uniform_formats(card, bits) for name, bits in UNIFORM_BITS.items()}
-    if budget.bits is not None:
+    if budget is not None and budget.bits is not None:
         uniform.setdefault(f"int{budget.bits}", uniform_formats(card, budget.bits))
     known = [picks for formats in uniform.values() if (picks := picks_of(problem, formats, card)) is not None]
+    cheapest = None
+    if minimise is not None:
+        cheapest = solve(problem.cheapest_program(minimise.choice(card)), known=known, time_limit_s=time_limit_s)
+        if cheapest.picks:
+            problem = problem.limited(
+                f"least {minimise.name}", minimise.unit, round(cheapest.objective), minimise.choice(card)
+            )
+            known = [cheapest.picks]
     solution = solve(problem.program(), known=known, time_limit_s=time_limit_s)
     if solution.status is Status.INFEASIBLE:
         raise infeasible(problem, budget, fixed.total, restricted=bool(rules.pins or rules.min_bits))
     if not solution.picks:
-        msg = f"no plan within {budget.text} was found in {time_limit_s:g} s; raise the budget or the time limit"
+        asked = "the limits" if budget is None else budget.text
+        msg = f"no plan within {asked} was found in {time_limit_s:g} s; raise the budget or the time limit"
         raise QplanError(msg)
     formats = member_formats(problem, solution.picks, card)
+    files = file_bytes(card, formats, fixed)
     # uniform exports are rounded to nearest: losses of better integers are not theirs
-    nearest = losses if table.conditions.rounding == "rtn" else {}
+    nearest = table.kl(table.goal) if table.conditions.rounding == "rtn" else {}
+    tensors = planned_tensors(table, formats)
     return Plan(
         model=card.source,
         model_sha256=card.sha256,
         sensitivity_sha256=table.sha256,
         memory=table.conditions.memory,
-        budget=budget.text,
-        budget_bytes=budget.limit_bytes,
-        tensors=planned_tensors(card, formats, losses),
-        predicted_nats=solution.objective,
-        files=file_bytes(card, formats, fixed),
-        solver=_report(solution),
+        budget="none" if budget is None else budget.text,
+        budget_bytes=files.total if budget is None else budget.limit_bytes,
+        tensors=tensors,
+        predicted_nats=predicted_nats(tensors, table),
+        files=files,
+        solver=_report(solution, cheapest),
         logits=_logits_rule(problem, solution, time_limit_s),
         uniform=tuple(
-            UniformPoint(name, file_bytes(card, f, fixed).total, uniform_loss(f, nearest))
+            UniformPoint(name, file_bytes(card, f, fixed).total, _predicted_uniform(f, nearest, table))
             for name, f in uniform.items()
         ),
         notes=_notes(card, budget, fixed, solution, uniform),
+        given=rules.given,
+        limits=planned_limits(ceilings, card, formats),
+        objective="loss" if minimise is None else minimise.name,
+        target=rules.target.name,
+    )
+
+
+def tightest(texts: str | Sequence[str], card: ModelCard, fixed: FixedBytes) -> Budget | None:
+    """The smallest of several budgets; None without any.
+
+    Raises:
+        InputError: one is not understood.
+    """
+    budgets = [resolve_budget(text, card, fixed) for text in ([texts] if isinstance(texts, str) else texts)]
+    return min(budgets, key=lambda budget: budget.limit_bytes, default=None)
+
+
+def planned_limits(
+    limits: Sequence[Ceiling | ResourceLimit], card: ModelCard, formats: Mapping[str, QuantFormat]
+) -> tuple[PlannedLimit, ...]:
+    """Limits, with what a plan uses of each."""
+    return tuple(
+        PlannedLimit(limit.name, limit.limit, limit.cost.total(card, formats), limit.cost.unit)
+        if isinstance(limit, ResourceLimit)
+        else PlannedLimit(limit.name, limit.limit_nats, limit.total_nats(formats), "nats")
+        for limit in limits
     )
 
 
@@ -154,10 +257,9 @@ def member_formats(problem: Problem, picks: Sequence[int], card: ModelCard) -> d
     }
 
 
-def planned_tensors(
-    card: ModelCard, formats: Mapping[str, QuantFormat], losses: Mapping[str, Mapping[str, float]]
-) -> tuple[PlannedTensor, ...]:
+def planned_tensors(table: SensitivityTable, formats: Mapping[str, QuantFormat]) -> tuple[PlannedTensor, ...]:
     """The plan's rows, in order of execution."""
+    losses = table.kl(table.goal)
     return tuple(
         PlannedTensor(
             spec.name,
@@ -169,13 +271,35 @@ def planned_tensors(
             record_bytes(spec, formats[spec.name]),
             losses[spec.name][formats[spec.name].name],
         )
-        for spec in card.tensors
+        for spec in table.model.tensors
     )
 
 
-def _report(solution: Solution) -> SolverReport:
+def predicted_nats(tensors: Sequence[PlannedTensor], table: SensitivityTable) -> float:
+    """The loss of a whole plan: the sum of single ones, corrected by how sums and whole plans compared.
+
+    See `qplan.sensitivity.additivity`.
+    """
+    return table.predict_joint(math.fsum(tensor.loss_nats for tensor in tensors))
+
+
+def _predicted_uniform(
+    formats: Mapping[str, QuantFormat], losses: Mapping[str, Mapping[str, float]], table: SensitivityTable
+) -> float | None:
+    total = uniform_loss(formats, losses)
+    return None if total is None else table.predict_joint(total)
+
+
+def _report(solution: Solution, cheapest: Solution | None) -> SolverReport:
+    """What was proved; of two solves the weaker proof."""
+    first = solution if cheapest is None or cheapest.status is Status.OPTIMAL else cheapest
     return SolverReport(
-        solution.status.value, solution.objective, solution.bound, solution.gap, solution.choices, solution.seconds
+        first.status.value,
+        solution.objective,
+        solution.bound,
+        max(solution.gap, first.gap),
+        solution.choices,
+        solution.seconds + (0.0 if cheapest is None else cheapest.seconds),
     )
 
 
@@ -192,7 +316,7 @@ def _logits_rule(problem: Problem, solution: Solution, time_limit_s: float) -> L
 
 def _notes(
     card: ModelCard,
-    budget: Budget,
+    budget: Budget | None,
     fixed: FixedBytes,
     solution: Solution,
     uniform: Mapping[str, Mapping[str, QuantFormat]],
@@ -213,6 +337,8 @@ def _notes(
     if odd:
         rows = ", ".join(str(width) for width in odd)
         notes.append(f"64 does not divide rows of {rows}: MNN's uniform export, the baseline, takes other blocks there")
-    if budget.limit_bytes > max(file_bytes(card, formats, fixed).total for formats in uniform.values()):
+    if budget is not None and budget.limit_bytes > max(
+        file_bytes(card, formats, fixed).total for formats in uniform.values()
+    ):
         notes.append("the budget is larger than uniform fp16")
     return tuple(notes)

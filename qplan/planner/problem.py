@@ -52,7 +52,17 @@ class Resource:
     """Of limit and costs, e.g. ``bytes``, ``ns``."""
     limit: int
     costs: tuple[tuple[int, ...], ...]
-    """Cost of every choice of every group."""
+    """Cost of every choice of every group, in whole counts."""
+    units: float = 1
+    """Counts in one ``unit``."""
+    offset: int = 0
+    """Counts that are used whatever the plan; `limit` is what they leave."""
+
+    def express(self, counts: int) -> str:
+        """What a plan uses altogether, for people; rounded up, so that it is feasible where the counts are."""
+        amount = (counts + self.offset) / self.units
+        step = 10.0 ** (math.floor(math.log10(abs(amount))) - 3) if amount else 1.0
+        return f"{math.ceil(amount / step) * step:.4g} {self.unit}"
 
 
 @dataclass(frozen=True)
@@ -66,17 +76,28 @@ class Problem:
     """The head has at least this width, and at least the size-weighted mean width of the others; 0 for no rule."""
     resources: tuple[Resource, ...] = ()
 
-    def limited(self, name: str, unit: str, limit: int, cost: Callable[[GroupChoices, Choice], int]) -> Problem:
+    def limited(
+        self,
+        name: str,
+        unit: str,
+        limit: int,
+        cost: Callable[[GroupChoices, Choice], int],
+        *,
+        units: float = 1,
+        offset: int = 0,
+    ) -> Problem:
         """The same problem with one more limited resource.
 
         Args:
             name: of the resource; must be new.
-            unit: of its costs.
-            limit: what a plan may use at most.
-            cost: of a choice of a group, in whole units.
+            unit: for people.
+            limit: what the choices may use at most, in whole counts.
+            cost: of a choice of a group, in whole counts.
+            units: counts in one ``unit``.
+            offset: counts that are used whatever the plan, beside the limit.
         """
         costs = tuple(tuple(cost(group, choice) for choice in group.choices) for group in self.groups)
-        return replace(self, resources=(*self.resources, Resource(name, unit, limit, costs)))
+        return replace(self, resources=(*self.resources, Resource(name, unit, limit, costs, units, offset)))
 
     def program(self) -> Program:
         """The least loss within all limits."""
@@ -92,6 +113,10 @@ class Problem:
             costs = self._per_choice(lambda _, c: math.ceil(c.loss * _PICONATS))
             rows = (*rows, Row(LOSS, costs, math.floor(max_loss * _PICONATS)))
         return Program(tuple(tuple(float(c.bytes) for c in group.choices) for group in self.groups), rows)
+
+    def cheapest_program(self, cost: Callable[[GroupChoices, Choice], int]) -> Program:
+        """The least of some cost within all limits."""
+        return replace(self.program(), values=tuple(tuple(float(c) for c in row) for row in self._per_choice(cost)))
 
     def picked_bytes(self, picks: Sequence[int]) -> int:
         """File bytes of picks."""

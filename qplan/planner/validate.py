@@ -14,7 +14,7 @@ from qplan.formats import INT_BITS, QuantFormat
 from qplan.model.card import ModelCard
 from qplan.planner.decode import Source
 from qplan.planner.plan import Plan, PlannedTensor, SolverReport
-from qplan.planner.planning import Rules, planned_tensors
+from qplan.planner.planning import Rules, planned_tensors, predicted_nats
 from qplan.sensitivity.table import SensitivityTable
 from qplan.tensors import TensorSpec
 
@@ -40,10 +40,7 @@ def validate_plan(plan: Plan, card: ModelCard, path: Path | None = None) -> None
         wrong = _defect(tensor, specs, seen)
         if wrong is not None:
             field, problem = wrong
-            if path is not None:
-                raise Source(str(path), path.read_text(encoding="utf-8")).error(problem, "tensors", index, field)
-            msg = f"plan, tensors[{index}].{field}: {problem}"
-            raise InputError(msg)
+            raise _error(path, problem, index, field)
         seen.add(tensor.name)
     if missing := [name for name in specs if name not in seen]:
         where = str(path) if path is not None else "the plan"
@@ -54,33 +51,50 @@ def validate_plan(plan: Plan, card: ModelCard, path: Path | None = None) -> None
         raise StaleArtifactError(msg)
 
 
-def recount(plan: Plan, table: SensitivityTable, fixed: FixedBytes, rules: Rules | None = None) -> Plan:
+def recount(
+    plan: Plan, table: SensitivityTable, fixed: FixedBytes, rules: Rules | None = None, path: Path | None = None
+) -> Plan:
     """An edited plan with bytes and losses that belong to its formats.
 
     The budget stays as written; the solver's proof goes. A plan whose formats and numbers agree comes back unchanged.
+
+    Args:
+        plan: as read.
+        table: the losses.
+        fixed: bytes that ship whatever the plan.
+        rules: which loss counts.
+        path: the plan's file, for line numbers in errors.
 
     Raises:
         InputError: a format that was not measured, or what `validate_plan` refuses.
         StaleArtifactError: another model.
     """
     card = table.model
-    validate_plan(plan, card)
-    losses = (rules or Rules()).losses(table)
+    validate_plan(plan, card, path)
+    losses = (rules or Rules.of(plan)).losses(table)
     formats = plan.formats
-    for name, fmt in formats.items():
+    for index, (name, fmt) in enumerate(formats.items()):
         if fmt.name not in losses[name]:
-            msg = f"{name}: {fmt} was not measured, only {', '.join(losses[name])}; analyze with it in --formats"
-            raise InputError(msg)
-    tensors, files = planned_tensors(card, formats, losses), file_bytes(card, formats, fixed)
+            problem = f"{name}: {fmt} was not measured, only {', '.join(losses[name])}; analyze with it in --formats"
+            raise _error(path, problem, index, "format")
+    tensors, files = planned_tensors(table, formats), file_bytes(card, formats, fixed)
     if tensors == plan.tensors and files == plan.files:
         return plan
-    predicted = math.fsum(tensor.loss_nats for tensor in tensors)
-    unproved = SolverReport(EDITED, predicted, 0.0, 1.0, 0, 0.0)
+    objective = math.fsum(losses[name][fmt.name] for name, fmt in formats.items())
+    unproved = SolverReport(EDITED, objective, 0.0, 1.0, 0, 0.0)
     note = "edited by hand: bytes and losses were counted again, nothing proves that no better plan exists"
     notes = plan.notes if note in plan.notes else (*plan.notes, note)
     if files.total > plan.budget_bytes:
         notes = (*notes, f"{files.total:,} bytes: over the budget of {plan.budget_bytes:,}")
+    predicted = predicted_nats(tensors, table)
     return replace(plan, tensors=tensors, files=files, predicted_nats=predicted, solver=unproved, notes=notes)
+
+
+def _error(path: Path | None, problem: str, index: int, field: str) -> InputError:
+    """An error about one tensor of a plan, with its line where the file is known."""
+    if path is None:
+        return InputError(f"plan, tensors[{index}].{field}: {problem}")
+    return Source(str(path), path.read_text(encoding="utf-8")).error(problem, "tensors", index, field)
 
 
 def _defect(tensor: PlannedTensor, specs: Mapping[str, TensorSpec], seen: set[str]) -> tuple[str, str] | None:

@@ -13,7 +13,7 @@ _ROW = 38.0
 
 
 def predicted_vs_measured(models: Sequence[Contender]) -> Markup | None:
-    """Dots on a logarithmic axis, a row per model: sum of single losses, torch emulation, engine."""
+    """Dots on a logarithmic axis, a row per model: predicted, torch emulation, engine."""
     shown = [m for m in models if m.loss_nats is not None]
     if not shown:
         return None
@@ -39,7 +39,7 @@ def predicted_vs_measured(models: Sequence[Contender]) -> Markup | None:
 
 def _marks(model: Contender) -> list[tuple[str, float]]:
     named = (
-        ("sum of single losses", model.predicted_nats),
+        ("predicted", model.predicted_nats),
         ("torch emulation", model.emulated_nats),
         ("engine", model.measured_nats),
     )
@@ -58,7 +58,7 @@ def _mark(kind: str, x: float, y: float, label: str, value: float | None) -> Mar
 
 def _legend(x: float) -> Markup:
     parts: list[Markup] = []
-    for kind, room in (("sum of single losses", 158), ("torch emulation", 130), ("engine", 60)):
+    for kind, room in (("predicted", 158), ("torch emulation", 130), ("engine", 60)):
         parts += [_mark(kind, x, 11, kind, None), svg.text(x + 15, 15, kind, class_="axis")]
         x += room
     return svg.element("g", *parts)

@@ -110,7 +110,7 @@ def predicted_vs_measured(plan: Plan, verification: Verification | None) -> Figu
     rows = range(len(models))
     series: tuple[tuple[str, list[float | None], dict[str, object]], ...] = (
         (
-            "sum of single losses",
+            "predicted",
             [m.predicted_nats for m in models],
             {"marker": "o", "s": 170, "fc": "none", "ec": "k"},
         ),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import platform
 import sys
+import time
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -36,7 +37,8 @@ SHAPES = {
 TIGHTNESS = ((0.06, 0.1), (0.1, 0.15), (0.15, 0.15), (0.2, 0.3), (0.4, 0.3))
 """Budgets for file bytes and RAM, from 0 for the smallest plan to 1 for all fp16."""
 LAYERS = 80
-TIME_LIMIT_S = 20.0
+TIME_LIMIT_S = 120.0
+"""Of wall time; what is reported is processor time, which other processes do not disturb."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,10 @@ def main() -> None:
     for kind in ("smooth", "wild"):
         for seed in range(3):
             for file_budget, ram_budget in TIGHTNESS:
-                solution = solve(state(kind, seed, file_budget, ram_budget), time_limit_s=TIME_LIMIT_S)
+                program = state(kind, seed, file_budget, ram_budget)
+                began = time.process_time()
+                solution = solve(program, time_limit_s=TIME_LIMIT_S)
+                spent_s = time.process_time() - began
                 objective = solution.objective if solution.picks else -1.0
                 status = solution.status.value
                 case = Case(
@@ -123,7 +128,7 @@ def main() -> None:
                     status,
                     objective,
                     solution.gap,
-                    solution.seconds,
+                    spent_s,
                 )
                 cases.append(case)
                 print(case, file=sys.stderr)
@@ -144,7 +149,7 @@ def markdown(cases: list[Case], machine: str) -> str:
         f"`python reports/planner/scaling.py`, {machine}.",
         (
             f"{len(cases)} programs of {cases[0].binaries} binaries: {proved} proved optimal, "
-            f"median {seconds[len(seconds) // 2]:.2f} s, worst {seconds[-1]:.2f} s."
+            f"median {seconds[len(seconds) // 2]:.2f} s, worst {seconds[-1]:.2f} s of processor time."
         ),
         "",
         "| losses | seed | file bytes | RAM | status | sum of losses, nats | gap | seconds |",

@@ -7,7 +7,7 @@ import gc
 import re
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from qplan.model.load import LoadedModel
+from qplan.sensitivity.metrics import Reference, compare
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -45,6 +46,12 @@ def forward(loaded: LoadedModel, tokens: Tensor, batch_size: int) -> None:
     """One forward pass over all tokens."""
     for batch in tokens.split(batch_size):
         loaded.logits(batch)
+
+
+def forward_and_loss(loaded: LoadedModel, tokens: Tensor, references: Sequence[Reference]) -> None:
+    """One forward pass compared with known references, batch by batch: a measurement that reuses nothing else."""
+    for batch, reference in zip(tokens.split(len(tokens) // len(references)), references, strict=True):
+        compare(reference, loaded.logits(batch))
 
 
 def forward_backward(loaded: LoadedModel, tokens: Tensor, batch_size: int, *, weights: bool) -> None:

@@ -4,6 +4,7 @@ Run from the repository's root with
 
     python -m reports.sensitivity.run                                      # the embedded model, a quarter of an hour
     python -m reports.sensitivity.run --model FOLDER --calib FILE          # another one
+    python -m reports.sensitivity.run --rounding auto                      # with the integers that ship
 
 Adds the model to ``results.json`` and writes ``README.md`` beside it. Times are those of the processor, one thread.
 """
@@ -13,10 +14,14 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 import qplan.demo
 from qplan.calibration import CalibrationSet, load_text, tokenise
@@ -25,14 +30,17 @@ from qplan.errors import InfeasibleError
 from qplan.formats import QuantFormat, parse_formats
 from qplan.model.load import LoadedModel, load_model
 from qplan.pipeline.additivity import measure_additivity
-from qplan.pipeline.auto import analyze_auto
+from qplan.pipeline.analyze import analyze
+from qplan.pipeline.rounder import run_rounder
+from qplan.pipeline.runs import Run
 from qplan.planner.planning import make_plan
-from qplan.sensitivity import gradient, measured
 from qplan.sensitivity.analysis import open_analysis
 from qplan.sensitivity.joint import joint_losses
+from qplan.sensitivity.metrics import reference_of
+from qplan.sensitivity.rounding import Rounder
 from qplan.sensitivity.table import Mode, SensitivityTable
 from reports.sensitivity.agreement import Agreement, agree, by_format
-from reports.sensitivity.cost import Cost, cost_of, forward, forward_backward
+from reports.sensitivity.cost import Cost, cost_of, forward, forward_and_loss, forward_backward
 from reports.sensitivity.page import write_page
 
 HOME = Path(__file__).parent
@@ -58,51 +66,66 @@ class PlanPoint:
     """The same on held-out tokens."""
 
 
-def load(model: str, calib: str, samples: int, seq_len: int) -> tuple[LoadedModel, CalibrationSet]:
+@dataclass(frozen=True)
+class Subject:
+    """What is analysed."""
+
+    loaded: LoadedModel
+    calibration: CalibrationSet
+    rounder: Rounder | None
+    """None rounds to nearest."""
+
+    @property
+    def tokens(self) -> Tensor:
+        """Calibration tokens ``[samples, seq_len]``."""
+        return torch.from_numpy(self.calibration.tokens)
+
+    def analyze(self, mode: Mode, formats: Sequence[QuantFormat] = FORMATS) -> SensitivityTable:
+        """One mode from nothing."""
+        opened = open_analysis(
+            self.loaded, self.calibration, formats, "low", batch_size=BATCH_SIZE, rounder=self.rounder
+        )
+        with opened as analysis:
+            return analyze(analysis, mode, print, lambda _done, _total: None)
+
+
+def load(model: str, calib: str, samples: int, seq_len: int, fit_tokens: int = 0) -> tuple[LoadedModel, CalibrationSet]:
     """The model and its calibration tokens."""
     loaded = load_model(model)
     text = load_text(calib, loaded.tokenizer)
     card = loaded.card
     limits = {"samples": samples, "seq_len": seq_len, "context": card.context, "vocabulary": card.vocabulary}
-    return loaded, tokenise(text, loaded.tokenizer, seed=0, **limits)
+    return loaded, tokenise(text, loaded.tokenizer, seed=0, fit_tokens=fit_tokens, **limits)
 
 
-def auto(loaded: LoadedModel, calibration: CalibrationSet) -> SensitivityTable:
-    """Auto mode from nothing."""
-    with open_analysis(loaded, calibration, FORMATS, "low", batch_size=BATCH_SIZE) as analysis:
-        return analyze_auto(analysis, say=print)
-
-
-def costs(loaded: LoadedModel, calibration: CalibrationSet, keep: dict[Mode, SensitivityTable]) -> dict[str, Cost]:
+def costs(subject: Subject, keep: dict[Mode, SensitivityTable]) -> dict[str, Cost]:
     """Time of every mode and of what it is held against; leaves the tables in ``keep``."""
-    tokens = torch.from_numpy(calibration.tokens)
+    loaded, tokens = subject.loaded, subject.tokens
 
     def passes(*, weights: bool) -> None:
         forward_backward(loaded, tokens, BATCH_SIZE, weights=weights)
 
-    def analyze(mode: Mode) -> None:
-        if mode == "auto":
-            keep[mode] = auto(loaded, calibration)
-        else:
-            module = gradient if mode == "gradient" else measured
-            keep[mode] = module.analyze(loaded, calibration, FORMATS, batch_size=BATCH_SIZE)
+    def analyze_and_keep(mode: Mode) -> None:
+        keep[mode] = subject.analyze(mode)
 
-    forward(loaded, tokens, BATCH_SIZE)
+    references = [reference_of(loaded.logits(batch), batch) for batch in tokens.split(BATCH_SIZE)]
+    if subject.rounder is not None:
+        analyze_and_keep("gradient")  # rounds everything, once
     return {
         "forward": cost_of(lambda: forward(loaded, tokens, BATCH_SIZE), 5),
+        "forward and loss": cost_of(lambda: forward_and_loss(loaded, tokens, references), 5),
         "forward and backward": cost_of(lambda: passes(weights=True), 5),
         "forward and backward, activations only": cost_of(lambda: passes(weights=False), 5),
-        "gradient, 12 formats": cost_of(lambda: gradient.analyze(loaded, calibration, TWELVE), 3),
-        "gradient": cost_of(lambda: analyze("gradient"), 3),
-        "auto": cost_of(lambda: analyze("auto")),
-        "measured": cost_of(lambda: analyze("measured")),
+        "gradient, 12 formats": cost_of(lambda: subject.analyze("gradient", TWELVE), 3),
+        "gradient": cost_of(lambda: analyze_and_keep("gradient"), 3),
+        "auto": cost_of(lambda: analyze_and_keep("auto")),
+        "measured": cost_of(lambda: analyze_and_keep("measured")),
     }
 
 
-def plan_points(
-    loaded: LoadedModel, calibration: CalibrationSet, tables: dict[Mode, SensitivityTable]
-) -> list[PlanPoint]:
+def plan_points(subject: Subject, tables: dict[Mode, SensitivityTable]) -> list[PlanPoint]:
     """Joint losses of the plans that each mode leads to."""
+    loaded, calibration = subject.loaded, subject.calibration
     fixed = estimate_fixed(loaded.card)
     plans: dict[tuple[str, Mode], dict[str, QuantFormat]] = {}
     for budget in BUDGETS:
@@ -113,7 +136,8 @@ def plan_points(
                 print(f"{budget} is too small for any plan")
     labelled = {f"{budget} {mode}": formats for (budget, mode), formats in plans.items()}
     seen, held = (
-        joint_losses(loaded, torch.from_numpy(ids), labelled) for ids in (calibration.tokens, calibration.heldout)
+        joint_losses(loaded, torch.from_numpy(ids), labelled, rounder=subject.rounder)
+        for ids in (calibration.tokens, calibration.heldout)
     )
     points = []
     for (budget, mode), formats in plans.items():
@@ -124,9 +148,7 @@ def plan_points(
     return points
 
 
-def random_plans(
-    loaded: LoadedModel, calibration: CalibrationSet, tables: dict[Mode, SensitivityTable], count: int
-) -> dict[str, Agreement]:
+def random_plans(subject: Subject, tables: dict[Mode, SensitivityTable], count: int) -> dict[str, Agreement]:
     """Predicted against measured joint loss: sums of single losses, and sums times the additivity ratio."""
     generator = random.Random(0)
     plans = {}
@@ -134,11 +156,10 @@ def random_plans(
         widths = generator.sample(FORMATS, generator.randint(1, len(FORMATS)))
         plans[str(index)] = {
             spec.name: generator.choice([f for f in widths if f in formats] or formats)
-            for spec in loaded.card.tensors
+            for spec in subject.loaded.card.tensors
             if (formats := list(tables["measured"].formats_of(spec.name)))
         }
-    tokens = torch.from_numpy(calibration.tokens)
-    joint = joint_losses(loaded, tokens, plans)
+    joint = joint_losses(subject.loaded, subject.tokens, plans, rounder=subject.rounder)
     lossy = [label for label, stats in joint.items() if stats.kl_nats > 0]
     found = {}
     for mode, table in tables.items():
@@ -161,32 +182,42 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--seq-len", type=int, default=256)
     parser.add_argument("--plans", type=int, default=100)
+    parser.add_argument("--rounding", default="rtn")
+    parser.add_argument("--fit-tokens", type=int, default=32768, help="what --rounding is fitted to, at most")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    loaded, calibration = load(options.model, options.calib, options.samples, options.seq_len)
+    loaded, calibration = load(options.model, options.calib, options.samples, options.seq_len, options.fit_tokens)
+    with tempfile.TemporaryDirectory() as folder:
+        rounder = run_rounder(Run(Path(folder)), loaded, calibration, options.rounding)
+        results = study(Subject(loaded, calibration, rounder), options.plans)
+    results["calibration"] = {"text": Path(options.calib).name, "samples": options.samples, "seq_len": options.seq_len}
+    path = HOME / "results.json"
+    everything = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    everything[f"{Path(options.model).name}, rounding {options.rounding}"] = results
+    path.write_text(json.dumps(everything, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    write_page(everything, HOME / "README.md")
+
+
+def study(subject: Subject, plans: int) -> dict[str, Any]:
+    """Everything about one model, ready for JSON."""
     tables: dict[Mode, SensitivityTable] = {}
-    spent = costs(loaded, calibration, tables)
-    tokens = torch.from_numpy(calibration.tokens)
+    spent = costs(subject, tables)
     tables["auto"], tables["measured"] = (
-        measure_additivity(tables[mode], loaded, tokens) for mode in ("auto", "measured")
+        measure_additivity(tables[mode], subject.loaded, subject.tokens, rounder=subject.rounder)
+        for mode in ("auto", "measured")
     )
     entries = {mode: [m.source for m in table.measurements] for mode, table in tables.items()}
-    results = {
-        "model": {"parameters": loaded.card.parameters, "tensors": len(loaded.card.tensors)},
-        "calibration": {"text": Path(options.calib).name, "samples": options.samples, "seq_len": options.seq_len},
+    card = subject.loaded.card
+    return {
+        "model": {"parameters": card.parameters, "tensors": len(card.tensors)},
         "entries": len(entries["measured"]) // len({m.batch for m in tables["measured"].measurements}),
         "auto_measured_share": entries["auto"].count("measured") / len(entries["auto"]),
         "costs": {name: asdict(cost) for name, cost in spent.items()},
         "formats": [asdict(row) for row in by_format(tables["gradient"], tables["measured"])],
-        "plans": [asdict(point) for point in plan_points(loaded, calibration, tables)],
-        "joint": {name: asdict(row) for name, row in random_plans(loaded, calibration, tables, options.plans).items()},
+        "plans": [asdict(point) for point in plan_points(subject, tables)],
+        "joint": {name: asdict(row) for name, row in random_plans(subject, tables, plans).items()},
         "additivity": [asdict(point) | {"ratio": point.ratio} for point in tables["measured"].joint],
     }
-    path = HOME / "results.json"
-    everything = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    everything[Path(options.model).name] = results
-    path.write_text(json.dumps(everything, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    write_page(everything, HOME / "README.md")
 
 
 if __name__ == "__main__":

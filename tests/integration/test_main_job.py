@@ -15,6 +15,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from qplan.cli.main import main
+from qplan.cost.device import DeviceProfile
 from qplan.planner.plan import Plan
 from qplan.sensitivity.table import SensitivityTable
 from qplan.verify.record import Verification
@@ -86,6 +87,28 @@ def test_a_plan_keeps_its_promises_on_the_engine(work: Path, budget: str) -> Non
     assert not list((work / "run" / "baselines").glob("*/llm.mnn"))
 
 
+def test_a_scale_per_block_ships_if_asked_for(work: Path) -> None:
+    emit = ("emit", "--run", "run", "--budget", "6.5bpw", "--tokens", "128", "--dynamic-option")
+    printed = succeed(*emit, "2", folder=work)
+    out = work / "run" / "6.5bpw"
+    plan, verification = Plan.read(out / "plan.json"), Verification.read(out / "verification.json")
+    assert plan.dynamic_option == json.loads((out / "model" / "config.json").read_text())["dynamic_option"] == 2
+    assert all(fmt.allows_block_activations for fmt in plan.formats.values())
+    built = verification.model("plan")
+    assert built is not None
+    token, block = (built.accuracy("low", dynamic_option=option) for option in (0, 2))
+    assert token is not None
+    assert block is not None
+    assert built.accuracy("low") == block != token
+    # garbled activations would lose a thousand times more than they save
+    assert built.emulated_nats["low"] == pytest.approx(block.kl_nats, rel=0.1)
+    assert "dynamic_option 0" in printed
+    assert "Scales of the int8 activations" in (out / "report.md").read_text(encoding="utf-8")
+    uniform = verification.model("int8")
+    assert uniform is not None
+    assert uniform.dynamic_option == 0
+
+
 def test_blocks_that_do_not_divide_are_said_and_the_exporters_are_measured(work: Path) -> None:
     table = SensitivityTable.read(work / "run" / "sensitivity.parquet")
     odd = [spec for spec in table.model.tensors if spec.in_features % 64]
@@ -94,6 +117,49 @@ def test_blocks_that_do_not_divide_are_said_and_the_exporters_are_measured(work:
         assert {"int4-b0", "int4-b4"} <= formats
         assert any(f"rows of {spec.in_features} weights" in note for note in table.notes)
     assert bool(odd) == any("do not divide" in note for note in table.notes)
+
+
+def test_an_edited_plan_is_built_and_verified(work: Path) -> None:
+    succeed("emit", "--run", "run", "--budget", "int8", "--no-build", folder=work)
+    document = json.loads((work / "run" / "int8" / "plan.json").read_text())
+    for tensor in document["tensors"]:
+        if tensor["kind"] == "down_proj":
+            tensor["format"] = "fp16"
+    (work / "mine.json").write_text(json.dumps(document, indent=1))
+    printed = succeed("emit", "--run", "run", "--plan", "mine.json", "--tokens", "128", folder=work)
+    assert "llm.mnn read back" in printed
+    plan = Plan.read(work / "run" / "mine" / "plan.json")
+    assert {t.format.name for t in plan.tensors if t.kind == "down_proj"} == {"fp16"}
+    verification = Verification.read(work / "run" / "mine" / "verification.json")
+    built = verification.model("plan")
+    assert built is not None
+    assert (built.files.weight, built.files.embedding) == (plan.files.weight, plan.files.embedding)
+
+
+def test_limits_on_time_ram_and_loss(work: Path) -> None:
+    if not SensitivityTable.read(work / "run" / "sensitivity.parquet").model.tensors[-1].tied:
+        return  # one model is enough: profiles build many
+    emit = ("emit", "--run", "run", "--no-build")
+    needs = qplan(*emit, "--max-decode-ms", "1", folder=work)
+    assert needs.returncode == 2
+    assert "qplan profile" in needs.stderr
+    assert "decode, ms" in succeed("profile", "--run", "run", "--rounds", "1", "--prompt-tokens", "16", folder=work)
+    profile = DeviceProfile.read(work / "run" / "device.json")
+    assert min(profile.base_decode_ms, profile.base_prefill_ms) > 0
+    assert not (work / "run" / "profile").exists()
+    limit = f"{profile.base_decode_ms * 1.5:.6f}"
+    succeed(*emit, "--max-decode-ms", limit, "--max-ram", "1MB", "--budget", "int8,5MB", folder=work)
+    plan = Plan.read(next((work / "run").glob("int8-5mb-*/plan.json")))
+    assert [limit.name for limit in plan.limits] == ["RAM", "decode time"]
+    assert all(limit.predicted <= limit.limit for limit in plan.limits)
+    printed = succeed(*emit, "--objective", "smallest", "--max-kl", "0.01", folder=work)
+    assert "of 0.0" in printed
+    smallest = Plan.read(work / "run" / "smallest-max-kl-0.01" / "plan.json")
+    assert smallest.objective == "file size"
+    assert any("held-out tokens the whole model loses" in note for note in smallest.notes)
+    none = qplan(*emit, "--max-ram", "1kB", folder=work)
+    assert none.returncode == 3
+    assert "the nearest is RAM" in none.stderr
 
 
 def test_configs_alone(work: Path) -> None:

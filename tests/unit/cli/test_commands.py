@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer.main
@@ -15,10 +16,17 @@ README = Path(__file__).parents[3] / "README.md"
 
 
 def commands() -> dict[str, list[str]]:
-    group = typer.main.get_command(app)
     found = {}
-    for name, command in group.commands.items():  # type: ignore[attr-defined]
-        found[name] = [option for parameter in command.params for option in parameter.opts if option.startswith("--")]
+
+    def walk(group: Any, above: str) -> None:
+        for name, command in group.commands.items():
+            if hasattr(command, "commands"):
+                walk(command, f"{above}{name} ")
+            else:
+                options = [option for parameter in command.params for option in parameter.opts]
+                found[above + name] = [option for option in options if option.startswith("--")]
+
+    walk(typer.main.get_command(app), "")
     return found
 
 
@@ -32,7 +40,7 @@ def test_every_command_and_option_is_in_the_readme(name: str) -> None:
 
 @pytest.mark.parametrize("name", commands())
 def test_help_shows_an_example_or_says_what_it_does(name: str) -> None:
-    result = CliRunner().invoke(app, [name, "--help"])
+    result = CliRunner().invoke(app, [*name.split(), "--help"])
     assert result.exit_code == 0
     assert "qplan" in result.stdout
 
@@ -48,11 +56,16 @@ def qplan(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
         (["analyze", "no-such-folder/model"], 2, "no-such-folder/model"),
         (["analyze", "x", "--formats", "int7"], 2, "7 bits"),
         (["analyze", "x", "--batch-size", "0"], 2, "at least 1"),
+        (["analyze", "x", "--dtype", "float16"], 2, "use --mode gradient or --dtype float32"),
         (["emit"], 2, "qplan analyze"),
         (["emit", "--run", "nothing"], 2, "qplan analyze"),
         (["emit", "--pin", "abc", "--run", "x"], 2, "PATTERN=VALUE"),
         (["emit", "--min-bits", "*=x", "--run", "x"], 2, "whole number"),
         (["emit", "--threads", "0"], 2, "at least 1"),
+        (["frontier"], 2, "qplan analyze"),
+        (["frontier", "--logits-bits", "-1", "--run", "x"], 2, "0 (no rule)"),
+        (["explain", "int4"], 2, "qplan analyze"),
+        (["plan", "diff", "int4", "int8"], 2, "qplan analyze"),
     ],
 )
 def test_bad_input_has_a_message_and_an_exit_code(tmp_path: Path, arguments: list[str], code: int, words: str) -> None:

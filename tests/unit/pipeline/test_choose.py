@@ -8,10 +8,10 @@ import pytest
 
 from qplan.cost.file_bytes import estimate_fixed
 from qplan.pipeline import choose
-from qplan.pipeline.choose import PlanRules, choose_plan
+from qplan.pipeline.choose import choose_plan
 from qplan.planner.ceiling import Ceiling
 from qplan.planner.plan import Plan
-from qplan.planner.planning import make_plan
+from qplan.planner.planning import Rules, make_plan
 from qplan.planner.uniform import uniform_formats
 from qplan.sensitivity.rounding import Rounder
 from qplan.sensitivity.table import Memory, SensitivityTable
@@ -33,10 +33,10 @@ def both_memories() -> SensitivityTable:
     return replace(table, conditions=replace(table.conditions, memory="low"), measurements=tuple(rows))
 
 
-def choose_with(monkeypatch: pytest.MonkeyPatch, ratios: Iterator[dict[str, float]], rules: PlanRules) -> Plan:
+def choose_with(monkeypatch: pytest.MonkeyPatch, ratios: Iterator[dict[str, float]], rules: Rules) -> Plan:
     """Choose with invented joint losses."""
     table = both_memories()
-    monkeypatch.setattr(choose, "_against", lambda *_: next(ratios))
+    monkeypatch.setattr(choose, "against", lambda *_: next(ratios))
     nothing: Any = None
     rounder = Rounder(nothing)
     fixed = estimate_fixed(table.model)
@@ -50,25 +50,25 @@ def single(plan: Plan, memory: Any) -> float:
 
 def test_a_plan_that_is_nowhere_worse_is_taken_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     table = both_memories()
-    plan = choose_with(monkeypatch, iter([{"low": 1.0, "normal": 1.0}]), PlanRules())
+    plan = choose_with(monkeypatch, iter([{"low": 1.0, "normal": 1.0}]), Rules())
     assert plan.formats == make_plan(table, "int8", estimate_fixed(table.model)).formats
 
 
 def test_a_plan_that_is_jointly_worse_is_solved_again_lower(monkeypatch: pytest.MonkeyPatch) -> None:
-    first = choose_with(monkeypatch, iter([{"low": 1.0, "normal": 1.0}]), PlanRules())
-    second = choose_with(monkeypatch, iter([{"low": 0.9, "normal": 1.7}, {"low": 1.0, "normal": 0.99}]), PlanRules())
+    first = choose_with(monkeypatch, iter([{"low": 1.0, "normal": 1.0}]), Rules())
+    second = choose_with(monkeypatch, iter([{"low": 0.9, "normal": 1.7}, {"low": 1.0, "normal": 0.99}]), Rules())
     assert single(second, "normal") <= single(first, "normal") * 0.95 / 1.7 * (1 + 1e-9)
     assert single(second, "low") >= single(first, "low")
 
 
 def test_uniform_is_the_last_resort(monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = choose_with(monkeypatch, iter([{"low": 1.5, "normal": 1.5}] * 9), PlanRules())
+    plan = choose_with(monkeypatch, iter([{"low": 1.5, "normal": 1.5}] * 9), Rules())
     assert plan.formats == uniform_formats(both_memories().model, 8)
     assert any("uniform int8" in note for note in plan.notes)
 
 
 def test_rules_of_the_user_are_kept_even_if_they_cost(monkeypatch: pytest.MonkeyPatch) -> None:
-    rules = PlanRules(min_bits={"*.0.mlp.up_proj": 16})
+    rules = Rules(min_bits={"*.0.mlp.up_proj": 16})
     plan = choose_with(monkeypatch, iter([{"low": 1.5, "normal": 1.5}] * 9), rules)
     assert all(t.format.bits == 16 for t in plan.tensors if t.name.endswith(".0.mlp.up_proj"))
     assert any("worse than uniform int8" in note for note in plan.notes)
@@ -77,7 +77,7 @@ def test_rules_of_the_user_are_kept_even_if_they_cost(monkeypatch: pytest.Monkey
 def test_a_ceiling_limits_the_sum_of_another_loss() -> None:
     table = both_memories()
     fixed = estimate_fixed(table.model)
-    least = make_plan(table, "int8", fixed, loss_of=lambda loss: loss.kl_nats)
+    least = make_plan(table, "int8", fixed)
     limit = single(least, "normal") / 2
     plan = make_plan(table, "int8", fixed, ceilings=[Ceiling("loss under memory normal", table.kl("normal"), limit)])
     assert single(plan, "normal") <= limit * (1 + 1e-9)

@@ -12,10 +12,11 @@ from qplan.cost.file_bytes import FixedBytes, file_bytes
 from qplan.errors import InfeasibleError, InputError, MeasurementError
 from qplan.formats import FP16, INT4, INT8, QuantFormat
 from qplan.planner.budget import resolve_budget
-from qplan.planner.planning import kl_nats, make_plan
+from qplan.planner.metric import Metric, loss_of
+from qplan.planner.planning import Rules, make_plan
 from qplan.planner.problem import Problem, build_problem
 from qplan.planner.solver import solve
-from qplan.sensitivity.table import SensitivityTable
+from qplan.sensitivity.table import JointPoint, Loss, SensitivityTable
 from qplan.tensors import TensorGroup, single_groups
 from tests.unit.planner.invented_table import make_table
 
@@ -154,8 +155,9 @@ def test_groups_share_a_format_across_widths() -> None:
 
 
 def test_impossible_losses_are_refused(table: SensitivityTable, fixed: FixedBytes) -> None:
+    rows = tuple(replace(m, kl_nats=-1.0) for m in table.measurements)
     with pytest.raises(MeasurementError, match="impossible"):
-        make_plan(table, "int8", fixed, loss_of=lambda loss: -kl_nats(loss))
+        make_plan(replace(table, measurements=rows), "int8", fixed)
 
 
 def test_another_resource_and_the_smallest_plan(table: SensitivityTable, fixed: FixedBytes) -> None:
@@ -168,3 +170,39 @@ def test_another_resource_and_the_smallest_plan(table: SensitivityTable, fixed: 
     assert problem.program().value(small.picks) <= 10 * best.objective
     capped: Problem = replace(problem, limit_bytes=problem.picked_bytes(small.picks) - 1)
     assert solve(capped.program()).objective > 10 * best.objective
+
+
+def test_another_metric_is_minimised_and_the_promise_stays_the_kl(fixed: FixedBytes) -> None:
+    table = make_table()
+    # the other way round than the KL: early tensors matter most
+    order = [spec.name for spec in table.model.tensors]
+    rows = []
+    for m in table.measurements:
+        share = 0.1 * 4.0 ** (4 - QuantFormat.parse(m.format).bits) / (1 + order.index(m.tensor))
+        rows.append(replace(m, top1=1 - share, cosine=1 - share / 2))
+    table = replace(table, measurements=tuple(rows), joint=(JointPoint("normal", 1e-3, 2e-3),))
+    by_kl = make_plan(table, "7bpw", fixed)
+    for metric in (Metric.top1, Metric.cosine):
+        plan = make_plan(table, "7bpw", fixed, metric=metric)
+        assert plan.formats != by_kl.formats
+        flips = {(m.tensor, m.format): 1 - (m.top1 or 0) for m in table.measurements}
+        ours, theirs = (sum(flips[n, f.name] for n, f in p.formats.items()) for p in (plan, by_kl))
+        assert ours < theirs
+        assert plan.predicted_nats == pytest.approx(2 * math.fsum(t.loss_nats for t in plan.tensors))
+        assert plan.predicted_nats > by_kl.predicted_nats
+        assert plan.given.metric == metric.value
+        assert Rules.of(plan).metric is metric
+    assert by_kl.solver.objective_nats == pytest.approx(by_kl.predicted_nats / 2)
+
+
+def test_metrics_of_one_loss() -> None:
+    table = make_table()
+    loss = Loss(0.01, 0.0, 0.2, 0.9, 3.25, 20.0, 0.99)
+    values = {metric.value: loss_of(metric, table)("x", "int4", loss) for metric in Metric}
+    exact = {"kl": 0.01, "kl-p99": 0.2, "top1": 0.1, "perplexity": 0.25, "sqnr": 0.01, "cosine": 0.01}
+    assert values == pytest.approx(exact)
+    assert loss_of(Metric.perplexity, table)("x", "int4", replace(loss, nll_nats=2.9)) == 0
+    estimate = replace(loss, kl_p99_nats=None, top1=None, nll_nats=None, source="gradient")
+    assert loss_of(Metric.sqnr, table)("x", "int4", estimate) == pytest.approx(0.01)
+    with pytest.raises(InputError, match=r"--metric top1: x in int4 is an estimate .* analyze with --mode measured"):
+        loss_of(Metric.top1, table)("x", "int4", estimate)

@@ -27,7 +27,7 @@ def test_frontier_falls_and_lies_below_uniform(table: SensitivityTable, fixed: F
         files = file_bytes(table.model, point.formats, fixed)
         assert (files.total, bits_per_weight(files, table.model)) == (point.total_bytes, point.bpw)
         assert point.predicted_nats <= make_plan(table, f"{point.total_bytes}B", fixed).predicted_nats * (1 + 1e-12)
-    assert [point.name for point in curve.uniform] == ["int4", "int8", "fp16"]
+    assert [point.name for point in curve.uniform] == ["int4", "int6", "int8", "fp16"]
 
 
 def test_frontier_needs_points_and_plans(table: SensitivityTable, fixed: FixedBytes) -> None:

@@ -1,0 +1,180 @@
+"""Chooses the plan that a user wants; limits on the loss are held on whole models, on held-out tokens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from qplan.cost.file_bytes import FixedBytes
+from qplan.errors import InfeasibleError
+from qplan.formats import QuantFormat
+from qplan.pipeline.choose import against, choose_plan
+from qplan.pipeline.repair import EVALUATIONS, repair
+from qplan.pipeline.runs import Run
+from qplan.pipeline.wanted import Wanted
+from qplan.planner.ceiling import Ceiling
+from qplan.planner.limits import ResourceLimit
+from qplan.planner.plan import Plan
+from qplan.planner.planning import Rules
+from qplan.planner.uniform import largest_uniform
+from qplan.quantize import Int8Activations
+from qplan.sensitivity.joint import joint_losses
+from qplan.sensitivity.rounding import Rounder
+from qplan.sensitivity.table import SensitivityTable
+
+Say = Callable[[str], None]
+
+_ROUNDS = 5
+"""Times that a plan whose whole model loses more than allowed is solved again under a lower limit."""
+
+_MARGIN = 0.97
+"""How much lower than needed the next limit is."""
+
+
+@dataclass(frozen=True)
+class WholeLoss:
+    """What a whole model loses on held-out tokens."""
+
+    kl_nats: float
+    nll_nats: float
+    """Increase of the mean negative log-likelihood over FP32's; may be negative."""
+    perplexity: float
+    """Increase of the perplexity."""
+
+
+def choose_wanted(
+    table: SensitivityTable,
+    wanted: Wanted,
+    fixed: FixedBytes,
+    run: Run,
+    *,
+    rounder: Rounder,
+    heldout: NDArray[np.int64],
+    say: Say,
+    evaluations: int = EVALUATIONS,
+) -> Plan:
+    """The best plan within all budgets and limits, repaired by what whole models lose.
+
+    See `choose_plan` and `repair`.
+
+    Args:
+        table: losses.
+        wanted: budgets, limits and rules.
+        fixed: bytes that ship whatever the plan.
+        run: where the device profile is.
+        rounder: chooses the integers.
+        heldout: int64 ``[rows, seq_len]``.
+        say: told what is being done.
+        evaluations: whole models that a repair may measure; 0 for no repair.
+
+    Raises:
+        InputError: a budget, limit or pattern that is not understood, or no device profile where one is needed.
+        InfeasibleError: no plan fits; names the nearest value.
+    """
+    resources, minimise = wanted.limits(table, run), wanted.minimise(table, run)
+    scales = [1.0, 1.0]
+    tried: list[WholeLoss] = []
+    for _ in range(_ROUNDS):
+        limits: tuple[Ceiling | ResourceLimit, ...] = (*resources, *wanted.loss_ceilings(table, scales))
+        plan = choose_plan(
+            table,
+            wanted.budgets,
+            fixed,
+            wanted.rules,
+            rounder=rounder,
+            heldout=heldout,
+            say=say,
+            limits=limits,
+            minimise=minimise,
+        )
+        if minimise is None and evaluations:
+            plan = _repaired(
+                plan,
+                table,
+                fixed,
+                wanted.rules,
+                rounder=rounder,
+                heldout=heldout,
+                say=say,
+                limits=limits,
+                evaluations=evaluations,
+            )
+        if not wanted.budgets:
+            plan = replace(plan, budget=wanted.label)
+        if wanted.max_kl is None and wanted.max_ppl_increase is None:
+            return plan
+        loss = whole_loss(rounder, plan.formats, table, heldout)
+        tried.append(loss)
+        over = _over(wanted, loss, table.reference_nll_nats)
+        say(f"held-out tokens: KL {loss.kl_nats:.3e} nats per token, perplexity {loss.perplexity:+.3f}")
+        if max(over) <= 1:
+            note = f"on held-out tokens the whole model loses {loss.kl_nats:.3e} nats per token, memory {table.goal}"
+            return replace(plan, notes=(*plan.notes, f"{note}; its perplexity changes by {loss.perplexity:+.3f}"))
+        say("more than allowed: solving again under a lower limit")
+        scales = [scale * min(1.0, _MARGIN / ratio) for scale, ratio in zip(scales, over, strict=True)]
+    least = min(tried, key=lambda loss: loss.kl_nats)
+    msg = (
+        f"no plan was found whose whole model keeps the loss limit on held-out tokens; the nearest has "
+        f"KL {least.kl_nats:.3e} nats per token and a perplexity {least.perplexity:+.3f}. Raise the limit"
+    )
+    raise InfeasibleError(msg)
+
+
+def _repaired(
+    plan: Plan,
+    table: SensitivityTable,
+    fixed: FixedBytes,
+    rules: Rules,
+    *,
+    rounder: Rounder,
+    heldout: NDArray[np.int64],
+    say: Say,
+    limits: Sequence[Ceiling | ResourceLimit],
+    evaluations: int,
+) -> Plan:
+    """The plan repaired, unless that makes it worse than uniform where it was not optimised."""
+    better = repair(
+        plan,
+        table,
+        fixed,
+        rules,
+        rounder=rounder,
+        heldout=heldout,
+        say=say,
+        limits=limits,
+        evaluations=evaluations,
+    )
+    found = largest_uniform(table.model, fixed, plan.budget_bytes)
+    if better is plan or found is None:
+        return better
+    name, uniform = found
+    worst = max(against(better, uniform, table, rounder, heldout).values())
+    if worst > 1:
+        say(f"the repaired plan is worse than uniform {name} in a memory setting: the first one is kept")
+        return plan
+    return better
+
+
+def whole_loss(
+    rounder: Rounder, formats: Mapping[str, QuantFormat], table: SensitivityTable, heldout: NDArray[np.int64]
+) -> WholeLoss:
+    """Measure a whole model in torch, as the table's losses were measured."""
+    tokens = torch.from_numpy(heldout)
+    plans: dict[str, Mapping[str, QuantFormat]] = {"fp32": {}, "plan": formats}
+    activations = Int8Activations("prefill", table.conditions.dynamic_option)
+    found = joint_losses(rounder.loaded, tokens, plans, table.goal, activations, engine_embedding=True, rounder=rounder)
+    before, after = found["fp32"].nll_nats, found["plan"].nll_nats
+    return WholeLoss(found["plan"].kl_nats, after - before, math.exp(after) - math.exp(before))
+
+
+def _over(wanted: Wanted, loss: WholeLoss, reference_nll_nats: float) -> tuple[float, float]:
+    """How many times the limits on KL and perplexity are exceeded; at most 1 where they hold."""
+    kl = 0.0 if wanted.max_kl is None else loss.kl_nats / wanted.max_kl
+    increase = wanted.max_ppl_increase
+    nll = 0.0 if increase is None else loss.nll_nats / increase.nll_nats(reference_nll_nats)
+    return kl, max(nll, 0.0)

@@ -1,0 +1,301 @@
+"""Measures what this machine takes for every op shape and format: whole models on the engine, one shape changed.
+
+Weights are drawn, not quantised: their values do not change the time. Every shape is changed alone to every other
+format, and uniform models of that format correct the sum of these changes, so that noise does not accumulate.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+import shutil
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from qplan.artifact import versions
+from qplan.cost.device import DeviceProfile, OpTime
+from qplan.cost.target import DEFAULT_TARGET, Target, find_target
+from qplan.errors import StaleArtifactError
+from qplan.formats import FP16, INT8, QuantFormat
+from qplan.mnn.engine import Engine, SpeedSample
+from qplan.mnn.runtime import RuntimeConfig
+from qplan.mnn.skeleton import Skeleton
+from qplan.mnn.writer import build_model
+from qplan.model.card import ModelCard
+from qplan.model.load import load_model
+from qplan.pipeline.runs import Run
+from qplan.pipeline.skeletons import run_skeleton
+from qplan.quantize import IntTensor, StoredTensor, store_float
+from qplan.sensitivity.table import SensitivityTable
+from qplan.tensors import TensorSpec
+
+Say = Callable[[str], None]
+Formats = Mapping[str, QuantFormat]
+Shape = tuple[int, int]
+
+_KEEP_BYTES = 4_000_000_000
+"""Built models together that are kept for further rounds; beyond, each is measured right after it is built."""
+
+
+@dataclass(frozen=True)
+class ProfileOptions:
+    """How thoroughly to measure."""
+
+    threads: int = 1
+    prompt_tokens: int = 128
+    decode_tokens: int = 12
+    repeats: int = 12
+    rounds: int = 3
+    """Times that every model is measured, in turn; minima count."""
+
+
+@dataclass(frozen=True)
+class Times:
+    """Fastest times of one model."""
+
+    prefill_ms: float
+    decode_ms: float
+    """Per token: the mean over positions of the fastest repeat."""
+
+    @classmethod
+    def of(cls, sample: SpeedSample) -> Times:
+        """From one sample."""
+        steps = np.array(sample.decode_s).reshape(len(sample.prefill_s), -1)
+        return cls(1e3 * min(sample.prefill_s), 1e3 * float(steps.min(axis=0).mean()))
+
+
+def profile(
+    table: SensitivityTable, skeleton: Skeleton, target: Target, *, scratch: Path, options: ProfileOptions, say: Say
+) -> DeviceProfile:
+    """Measure a model's ops on this machine.
+
+    Args:
+        table: whose formats are timed, under its memory setting.
+        skeleton: the exported graph.
+        target: which widths take the same time.
+        scratch: folder for built models; removed in the end.
+        options: how thoroughly.
+        say: told what is being done.
+
+    Raises:
+        ToolError: converter or engine failed.
+    """
+    card = table.model
+    classes = _classes(table, target)
+    base = _uniform(card, INT8)
+    trials: dict[str, Formats] = {"base": base}
+    for fmt in dict.fromkeys(f for found in classes.values() for f in found):
+        trials[f"uniform {fmt}"] = {
+            spec.name: fmt if fmt in classes[_shape(spec)] else base[spec.name] for spec in card.tensors
+        }
+    for shape, formats in classes.items():
+        for fmt in formats:
+            changed = {spec.name: fmt for spec in card.tensors if _shape(spec) == shape}
+            trials[f"{shape} {fmt}"] = {**base, **changed}
+    times = measure_times(card, skeleton, trials, table.goal, scratch=scratch, options=options, say=say)
+    counts = Counter(_shape(spec) for spec in card.tensors)
+    (base_prefill, prefill), (base_decode, decode) = (
+        _changes(classes, counts, {label: [getattr(t, kind) for t in rounds] for label, rounds in times.items()})
+        for kind in ("prefill_ms", "decode_ms")
+    )
+    return DeviceProfile(
+        machine=machine(),
+        engine=versions()["MNN"],
+        target=target.name,
+        memory=table.goal,
+        threads=options.threads,
+        prompt_tokens=options.prompt_tokens,
+        model_sha256=card.sha256,
+        base=INT8.name,
+        base_prefill_ms=base_prefill,
+        base_decode_ms=base_decode,
+        ops=tuple(
+            OpTime(*shape, fmt.name, counts[shape], prefill.get((shape, fmt), 0.0), decode.get((shape, fmt), 0.0))
+            for shape, formats in classes.items()
+            for fmt in (INT8.resolve(shape[1]), *formats)
+        ),
+    )
+
+
+def measure_times(
+    card: ModelCard,
+    skeleton: Skeleton,
+    trials: Mapping[str, Formats],
+    memory: str,
+    *,
+    scratch: Path,
+    options: ProfileOptions,
+    say: Say,
+) -> dict[str, list[Times]]:
+    """Build models and time them in turn, several rounds.
+
+    Raises:
+        ToolError: converter or engine failed.
+    """
+    runtime = RuntimeConfig(memory, threads=options.threads)
+    decode = max(1, min(options.decode_tokens, card.context // 4))
+    prompt = max(1, min(options.prompt_tokens, card.context - decode))
+    size = sum(spec.bytes_in(FP16) for spec in card.tensors) * len(trials)
+    keep = size <= _KEEP_BYTES
+    found: dict[str, list[Times]] = {}
+    try:
+        for index in range(options.rounds if keep else 1):
+            say(f"timing {len(trials)} models, round {index + 1} of {options.rounds if keep else 1}")
+            for number, (label, formats) in enumerate(trials.items()):
+                folder = scratch / str(number)
+                if not folder.is_dir():
+                    _build(card, skeleton, formats, folder, runtime)
+                with Engine(folder, runtime, context=card.context) as engine:
+                    # a thread's own time is not disturbed by other processes
+                    sample = engine.measure_speed(prompt, decode, options.repeats, own_time=options.threads == 1)
+                found.setdefault(label, []).append(Times.of(sample))
+                if not keep:
+                    shutil.rmtree(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return found
+
+
+def machine() -> str:
+    """The processor's name, as far as the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return f"{platform.system()} {platform.machine()}" + (f", {model}" if model else "")
+
+
+def _shape(spec: TensorSpec) -> Shape:
+    return spec.out_features, spec.in_features
+
+
+def _classes(table: SensitivityTable, target: Target) -> dict[Shape, list[QuantFormat]]:
+    """Formats of every shape that differ in time, the base's left out; a tied head has only what it may have."""
+    found: dict[Shape, dict[QuantFormat, None]] = {}
+    for spec in table.model.tensors:
+        known = found.setdefault(_shape(spec), {})
+        for fmt in table.formats_of(spec.name):
+            known.setdefault(target.timed_as(fmt))
+    return {shape: [f for f in known if f != INT8.resolve(shape[1])] for shape, known in found.items()}
+
+
+def _uniform(card: ModelCard, fmt: QuantFormat) -> dict[str, QuantFormat]:
+    return {spec.name: fmt.resolve(spec.in_features) for spec in card.tensors}
+
+
+def _changes(
+    classes: Mapping[Shape, Sequence[QuantFormat]], counts: Mapping[Shape, int], times: Mapping[str, Sequence[float]]
+) -> tuple[float, dict[tuple[Shape, QuantFormat], float]]:
+    """What the base model takes, and what each shape takes more in each format.
+
+    Measured times are pulled towards a time per weight as far as noise demands.
+
+    On an idle machine that is what single changes say. Where rounds differ as much as shapes do, a format's shapes
+    get the time per weight that fits them all and the uniform model best (James and Stein, "Estimation with quadratic
+    loss", 1961).
+    """
+    noise = float(np.mean([_noise(rounds) for rounds in times.values()]))
+    zero = _level(classes, counts, times, noise)
+    found: dict[tuple[Shape, QuantFormat], float] = {}
+    for fmt in _formats(classes):
+        shapes = [shape for shape, formats in classes.items() if fmt in formats]
+        weights = np.array([counts[shape] * math.prod(shape) for shape in shapes], dtype=np.float64)
+        single = np.array([min(times[f"{shape} {fmt}"]) - zero for shape in shapes])
+        whole = min(times[f"uniform {fmt}"]) - zero
+        design, seen = np.append(weights, weights.sum()), np.append(single, whole)
+        line = weights * float(design @ seen / (design @ design))
+        off = single - line
+        kept = _trusted(off, noise)
+        changes = line + kept * off
+        # single changes need not add up to the uniform model: what is missing goes where the weights are
+        changes += kept * (whole - changes.sum()) * weights / weights.sum()
+        found |= {(shape, fmt): float(change) for shape, change in zip(shapes, changes, strict=True)}
+    return zero, found
+
+
+def _level(
+    classes: Mapping[Shape, Sequence[QuantFormat]],
+    counts: Mapping[Shape, int],
+    times: Mapping[str, Sequence[float]],
+    noise: float,
+) -> float:
+    """Time of the base model: its own minimum, pulled towards what all models say by a time per weight of each format.
+
+    Everything is counted from here, so that noise in one model must not shift all.
+    """
+    formats = _formats(classes)
+    rows = [[1.0, *(0.0 for _ in formats)]]
+    seen = [min(times["base"])]
+    for column, fmt in enumerate(formats):
+        shapes = [shape for shape, found in classes.items() if fmt in found]
+        sizes = {shape: float(counts[shape] * math.prod(shape)) for shape in shapes}
+        for label, size in [*((f"{s} {fmt}", w) for s, w in sizes.items()), (f"uniform {fmt}", sum(sizes.values()))]:
+            rows.append([1.0, *(size if column == other else 0.0 for other in range(len(formats)))])
+            seen.append(min(times[label]))
+    level = float(np.linalg.lstsq(np.array(rows), np.array(seen), rcond=None)[0][0])
+    return level + _trusted(np.array([seen[0] - level]), noise) * (seen[0] - level)
+
+
+def _formats(classes: Mapping[Shape, Sequence[QuantFormat]]) -> list[QuantFormat]:
+    return list(dict.fromkeys(fmt for formats in classes.values() for fmt in formats))
+
+
+def _trusted(off: NDArray[np.float64], noise: float) -> float:
+    """Which part of deviations is more than noise, 0 to 1; both sides of a difference are noisy."""
+    return max(0.0, 1 - len(off) * 2 * noise / float(off @ off)) if off.any() else 0.0
+
+
+def _noise(rounds: Sequence[float]) -> float:
+    """Variance of a minimum over rounds, from its distance to the next best; 0 where there was one round."""
+    ordered = sorted(rounds)
+    return (ordered[1] - ordered[0]) ** 2 if len(ordered) > 1 else 0.0
+
+
+def _build(card: ModelCard, skeleton: Skeleton, formats: Formats, folder: Path, runtime: RuntimeConfig) -> None:
+    def source(spec: TensorSpec) -> Callable[[], StoredTensor]:
+        return lambda: drawn(spec, formats[spec.name])
+
+    tensors = {spec.op_name: source(spec) for spec in card.tensors}
+    build_model(skeleton, tensors, folder, runtime=runtime, replace=True)
+
+
+def drawn(spec: TensorSpec, fmt: QuantFormat) -> StoredTensor:
+    """A stored tensor with drawn values of the size that weights have."""
+    generator = torch.Generator().manual_seed(0)
+    rows, width = spec.out_features, spec.in_features
+    if fmt.is_float:
+        return store_float(torch.randn(rows, width, generator=generator) / math.sqrt(width), fmt)
+    half = 1 << (fmt.bits - 1)
+    codes = torch.randint(1, 2 * half, (rows, width), generator=generator, dtype=torch.uint8)
+    blocks = width // fmt.block_size(width)
+    scale = torch.full((rows, blocks), 1 / (half * math.sqrt(width)))
+    return IntTensor(fmt, codes, scale, None if fmt.symmetric else torch.zeros(rows, blocks))
+
+
+def run_profile(run: Run, options: ProfileOptions, llmexport: Path | None, say: Say) -> DeviceProfile:
+    """Profile a run's model and write ``device.json``.
+
+    Raises:
+        InputError: no analysis.
+        StaleArtifactError: the model is not the one that was analysed.
+        ToolError: exporter, converter or engine failed.
+    """
+    table = SensitivityTable.read(run.sensitivity)
+    say(f"loading {table.model.source}")
+    loaded = load_model(table.model.source)
+    if loaded.card.sha256 != table.model.sha256:
+        msg = f"{table.model.source} has changed since {run.sensitivity} was made; run 'qplan analyze' with --restart"
+        raise StaleArtifactError(msg)
+    skeleton = run_skeleton(run, loaded, llmexport, say)
+    del loaded  # its memory is better left to the engine
+    target, scratch = find_target(DEFAULT_TARGET), run.folder / "profile"
+    measured = profile(table, skeleton, target, scratch=scratch, options=options, say=say)
+    measured.write(run.device)
+    return measured

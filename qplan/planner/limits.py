@@ -1,0 +1,61 @@
+"""What a plan uses besides loss: costs that are limited or minimised, such as RAM and time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from qplan.formats import QuantFormat
+from qplan.model.card import ModelCard
+from qplan.planner.problem import Choice, GroupChoices, Problem
+from qplan.tensors import TensorSpec
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A cost that adds up over tensors, in whole units."""
+
+    name: str
+    """For messages, e.g. ``RAM``."""
+    unit: str
+    """What people read, e.g. ``MB``."""
+    units: int
+    """Whole units in one ``unit``: 10**6 for bytes in MB, for nanoseconds in ms."""
+    of: Callable[[TensorSpec, QuantFormat], int]
+    """Units of one tensor in one format, as resolved for its width; may be negative."""
+    offset: int = 0
+    """Units that are used whatever the plan."""
+
+    def choice(self, card: ModelCard) -> Callable[[GroupChoices, Choice], int]:
+        """The cost of a group's choice."""
+
+        def cost(group: GroupChoices, choice: Choice) -> int:
+            specs = [card.tensor(name) for name in group.members]
+            return sum(self.of(spec, choice.format.resolve(spec.in_features)) for spec in specs)
+
+        return cost
+
+    def total(self, card: ModelCard, formats: Mapping[str, QuantFormat]) -> float:
+        """What a plan uses, in ``unit``."""
+        return (self.offset + sum(self.of(spec, formats[spec.name]) for spec in card.tensors)) / self.units
+
+
+@dataclass(frozen=True)
+class ResourceLimit:
+    """A limit on a cost."""
+
+    cost: Cost
+    limit: float
+    """In the cost's ``unit``."""
+
+    @property
+    def name(self) -> str:
+        """Of the cost."""
+        return self.cost.name
+
+    def applied(self, problem: Problem, card: ModelCard) -> Problem:
+        """The problem with this limit added."""
+        units = int(self.limit * self.cost.units) - self.cost.offset
+        return problem.limited(
+            self.name, self.cost.unit, units, self.cost.choice(card), units=self.cost.units, offset=self.cost.offset
+        )

@@ -1,0 +1,208 @@
+"""The frontier for people: one list of plans and uniform models by size, as a figure and as Markdown."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from qplan.formats import QuantFormat
+from qplan.model.card import ModelCard
+from qplan.planner.frontier import Frontier, FrontierPoint, UniformModel
+from qplan.report import notation
+from qplan.sensitivity.table import SensitivityTable
+from qplan.tensors import Role
+
+KNEE = "knee"
+
+_PLAN, _UNIFORM, _INK = "#1f6f9f", "#c2571a", "#17191d"
+
+
+@dataclass(frozen=True)
+class MeasuredModel:
+    """A built model on the engine."""
+
+    name: str
+    is_plan: bool
+    """A plan; else a uniform model as MNN's exporter rounds it."""
+    total_bytes: int
+    kl_nats: float
+
+
+@dataclass(frozen=True)
+class FrontierRow:
+    """One line of the table."""
+
+    label: str
+    """``knee`` where the curve bends, the name of a uniform model, or empty."""
+    is_uniform: bool
+    total_bytes: int
+    bpw: float | None
+    joint_nats: float
+    against_uniform: float | None
+    """Loss over that of the best uniform model of at most these bytes; None where none is as small."""
+    widths: Mapping[int, float]
+    """Share of the weights by width, the head's left out; widths ascending, empty for uniform models."""
+    head: str
+
+
+def frontier_rows(table: SensitivityTable, frontier: Frontier) -> tuple[FrontierRow, ...]:
+    """Plans and uniform models in one list, bytes ascending."""
+    rows = [_plan_row(table.model, frontier, point) for point in frontier.points]
+    rows += [
+        FrontierRow(
+            f"uniform {m.name}",
+            is_uniform=True,
+            total_bytes=m.total_bytes,
+            bpw=None,
+            joint_nats=m.joint_nats,
+            against_uniform=None,
+            widths={},
+            head="fp16" if m.name == "fp16" else "int8",
+        )
+        for m in frontier.uniform
+    ]
+    return tuple(sorted(rows, key=lambda row: (row.total_bytes, row.is_uniform)))
+
+
+def _plan_row(card: ModelCard, frontier: Frontier, point: FrontierPoint) -> FrontierRow:
+    fitting = [m.joint_nats for m in frontier.uniform if m.total_bytes <= point.total_bytes]
+    best = min(fitting, default=None)
+    return FrontierRow(
+        KNEE if point.knee else "",
+        is_uniform=False,
+        total_bytes=point.total_bytes,
+        bpw=point.bpw,
+        joint_nats=point.joint_nats,
+        against_uniform=point.joint_nats / best if best else None,
+        widths=shares(card, point.formats),
+        head=", ".join(point.formats[s.name].name for s in card.tensors if s.role is Role.HEAD),
+    )
+
+
+def shares(card: ModelCard, formats: Mapping[str, QuantFormat]) -> dict[int, float]:
+    """Share of the weights by width, ascending, the head left out."""
+    weights: Counter[int] = Counter()
+    for spec in card.tensors:
+        if spec.role is not Role.HEAD:
+            weights[formats[spec.name].bits] += spec.weights
+    total = sum(weights.values())
+    return {bits: count / total for bits, count in sorted(weights.items())}
+
+
+def frontier_markdown(table: SensitivityTable, frontier: Frontier) -> str:
+    """The table for a pull request."""
+    lines = [
+        f"# Frontier of {notation.markdown(table.model.source.rstrip('/').rpartition('/')[2])}",
+        "",
+        (
+            f"Predicted KL to FP32 in nats per token, memory {table.goal}; {len(frontier.points)} plans solved in "
+            f"{frontier.seconds:.1f} s. Uniform models have the head at 8 bits and the plans' rounding."
+        ),
+        "",
+        "| bytes | bits per weight | predicted KL | of uniform's | bits: share of the weights | head | |",
+        "|---:|---:|---:|---:|---|---|---|",
+    ]
+    for row in frontier_rows(table, frontier):
+        name = f"**{row.label}**" if row.label else ""
+        widths = ", ".join(f"{bits}: {share:.0%}" for bits, share in row.widths.items() if share >= 0.005)
+        bpw = notation.MISSING if row.bpw is None else f"{row.bpw:.2f}"
+        lines.append(
+            f"| {row.total_bytes:,} | {bpw} | {notation.loss(row.joint_nats)} | {notation.ratio(row.against_uniform)} "
+            f"| {widths} | {row.head} | {name} |"
+        )
+    return "\n".join([*lines, ""])
+
+
+def frontier_figure(table: SensitivityTable, frontier: Frontier, measured: Sequence[MeasuredModel] = ()) -> Figure:
+    """Loss over file size: the frontier with its knees, the uniform models, and what the engine measured."""
+    figure = Figure(figsize=(8.0, 5.0), layout="constrained")
+    axes = figure.subplots()
+    lossy = [point for point in frontier.points if point.joint_nats > 0]
+    uniform = [model for model in frontier.uniform if model.joint_nats > 0]
+    least = min((point.joint_nats for point in lossy), default=0.0)
+    axes.set_yscale("log")
+    axes.plot(
+        [_mb(p) for p in lossy],
+        [p.joint_nats for p in lossy],
+        color=_PLAN,
+        marker="o",
+        markersize=4,
+        label="qplan, predicted",
+    )
+    axes.plot(
+        [_mb(m) for m in uniform],
+        [m.joint_nats for m in uniform],
+        color=_UNIFORM,
+        marker="s",
+        markersize=5,
+        linestyle=":",
+        label="uniform with the same rounding, predicted",
+    )
+    for is_plan, label, marker, colour in (
+        (True, "qplan, measured on the engine", "D", _PLAN),
+        (False, "MNN's uniform export, measured on the engine", "X", _UNIFORM),
+    ):
+        found = [m for m in measured if m.is_plan == is_plan and m.kl_nats > least / 2]
+        if found:
+            axes.scatter(
+                [_mb(m) for m in found],
+                [m.kl_nats for m in found],
+                marker=marker,
+                s=70,
+                facecolor=colour,
+                edgecolor="white",
+                linewidth=0.8,
+                zorder=4,
+                label=label,
+            )
+    for model in uniform:
+        axes.annotate(
+            model.name, (_mb(model), model.joint_nats), (6, 4), textcoords="offset points", color=_UNIFORM, fontsize=9
+        )
+    bends = [point for point in lossy if point.knee]
+    axes.scatter(
+        [_mb(p) for p in bends],
+        [p.joint_nats for p in bends],
+        s=110,
+        facecolor="none",
+        edgecolor=_INK,
+        linewidth=1.2,
+        zorder=5,
+        label="knee: below it bytes buy much, above it less",
+    )
+    for point in bends:
+        text = f"{notation.size(point.total_bytes)}\n{point.bpw:.2f} bpw"
+        place = (_mb(point), point.joint_nats)
+        axes.annotate(text, place, (-4, -34), textcoords="offset points", ha="center", color=_INK, fontsize=9)
+    lossless = next((point for point in frontier.points if point.joint_nats == 0), None)
+    if lossless is not None:
+        axes.axvline(_mb(lossless), color=_PLAN, linewidth=1, linestyle=(0, (4, 3)))
+        axes.annotate(
+            "lossless",
+            (_mb(lossless), 0.5),
+            (-4, 0),
+            xycoords=("data", "axes fraction"),
+            textcoords="offset points",
+            rotation=90,
+            ha="right",
+            va="center",
+            color=_PLAN,
+            fontsize=9,
+        )
+    axes.set_xlabel("files that ship, MB")
+    axes.set_ylabel(f"KL to FP32 at memory {table.goal}, nats/token")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda nats, _: notation.tick(nats)))
+    axes.set_title(f"{table.model.source.rstrip('/').rpartition('/')[2]}: what bytes buy", loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(visible=True, color="#e3e0da", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.legend(loc="upper right", facecolor="white", edgecolor="none", framealpha=1)
+    return figure
+
+
+def _mb(model: FrontierPoint | UniformModel | MeasuredModel) -> float:
+    return model.total_bytes / 1e6

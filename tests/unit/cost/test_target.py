@@ -1,0 +1,88 @@
+"""What targets allow and cost."""
+
+from __future__ import annotations
+
+import pytest
+
+from qplan.cost.device import DeviceProfile, OpTime
+from qplan.cost.file_bytes import FixedBytes
+from qplan.cost.target import find_target, targets
+from qplan.errors import InputError
+from qplan.formats import FP16, INT4, INT8, QuantFormat
+from qplan.planner.planning import Rules, make_plan
+from qplan.tensors import Role, TensorSpec
+from tests.unit.planner.invented_table import make_table
+
+SPEC = TensorSpec("x.q_proj", "/x", 0, "q_proj", Role.ATTENTION, 1000, 1024, bias=False)
+HEAD = TensorSpec("lm_head", "/lm", None, "lm_head", Role.HEAD, 1000, 1024, bias=False, tied=True)
+
+
+def test_every_target_says_where_it_is_from_and_whether_it_was_run() -> None:
+    assert [name for name, target in targets().items() if target.measured] == ["cpu-x86"]
+    for target in targets().values():
+        assert target.source
+        assert set(target.ram_bits) == set(target.widths)
+        assert set(target.ram_block_bytes) == set(target.widths) - {16}
+        assert set(target.runs_like.values()) <= set(target.widths)
+    with pytest.raises(InputError, match=r"'gpu' is unknown; use one of cpu-arm \(not measured\), cpu-x86,"):
+        find_target("gpu")
+
+
+def test_x86_saves_ram_and_time_with_4_and_8_bits_only() -> None:
+    x86 = find_target("cpu-x86")
+    codes = SPEC.weights
+    blocks = 1000 * 16
+    sizes = {bits: x86.ram_bytes(SPEC, QuantFormat(bits)) for bits in (2, 3, 4, 5, 6, 8)}
+    assert {sizes[bits] for bits in (2, 3, 5, 6)} == {sizes[8]} == {codes + 12 * blocks}
+    assert sizes[4] == codes // 2 + 8 * blocks
+    assert x86.ram_bytes(SPEC, FP16) == 4 * codes == x86.ram_bytes(SPEC, INT4, "normal")
+    assert x86.timed_as(QuantFormat(3, 32)) == QuantFormat(8, 32)
+    assert x86.timed_as(INT4) == INT4
+    assert [bits for bits in (2, 3, 4, 5, 6, 8) if x86.legal(HEAD, QuantFormat(bits))] == [4, 8]
+
+
+def test_hexagon_takes_symmetric_4_bits_only() -> None:
+    hexagon = find_target("npu-hexagon")
+    assert hexagon.legal(SPEC, QuantFormat(4, symmetric=True))
+    assert not hexagon.legal(SPEC, INT4)
+    assert not hexagon.legal(SPEC, INT8)
+    with pytest.raises(InputError, match="npu-hexagon has no int8"):
+        hexagon.ram_bytes(SPEC, INT8)
+
+
+def test_plans_keep_to_what_the_target_allows(fixed: FixedBytes) -> None:
+    table = make_table(("int8", "int4", "int4-sym"))
+    free = make_plan(table, "int4", fixed, rules=Rules(logits_bits=0))
+    assert INT8 in free.formats.values()
+    plan = make_plan(table, "int4", fixed, rules=Rules(logits_bits=0, target=find_target("npu-hexagon")))
+    assert set(plan.formats.values()) == {QuantFormat(4, symmetric=True)}
+    assert (plan.target, Rules.of(plan).target) == ("npu-hexagon", find_target("npu-hexagon"))
+
+
+def test_a_profile_adds_times_up(tmp_path_factory: pytest.TempPathFactory) -> None:
+    card = make_table().model
+    shapes = dict.fromkeys((s.out_features, s.in_features) for s in card.tensors)
+    ops = [OpTime(*shape, name, 4, *times) for shape in shapes for name, times in TIMES.items()]
+    profile = DeviceProfile("a machine", "3.6.1", "cpu-x86", "low", 1, 128, card.sha256, "int8", 10.0, 2.0, tuple(ops))
+    path = tmp_path_factory.mktemp("device") / "device.json"
+    profile.write(path)
+    assert DeviceProfile.read(path) == profile
+    mixed = {spec.name: (INT4, QuantFormat(6), FP16)[index % 3] for index, spec in enumerate(card.tensors)}
+    counts = [sum(fmt == kind for fmt in mixed.values()) for kind in (INT4, FP16)]
+    prefill, decode = profile.predict(card, mixed)
+    assert prefill == pytest.approx(10 - counts[0] + counts[1] * 2)
+    assert decode == pytest.approx(2 - 0.25 * counts[0] + counts[1])
+    with pytest.raises(InputError, match="no int4-b32 of shape"):
+        profile.decode_ms(card.tensors[0], QuantFormat(4, 32))
+    with pytest.raises(InputError, match="another model or of memory low, not normal"):
+        profile.check_model(card, "normal")
+    with pytest.raises(InputError, match="run 'qplan profile' first"):
+        DeviceProfile.read(path.with_name("none.json"))
+
+
+TIMES = {"int8": (0.0, 0.0), "int4": (-4.0, -1.0), "fp16": (8.0, 4.0)}
+
+
+@pytest.fixture
+def fixed() -> FixedBytes:
+    return FixedBytes(8 * make_table().model.norm_weights, 0, 20_000, exact=True)

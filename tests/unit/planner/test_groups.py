@@ -1,0 +1,60 @@
+"""Tensors that share one format."""
+
+from __future__ import annotations
+
+import pytest
+
+from qplan.cost.file_bytes import FixedBytes
+from qplan.errors import InputError
+from qplan.formats import INT8
+from qplan.planner.groups import make_groups
+from qplan.planner.planning import Rules, make_plan
+from qplan.sensitivity.table import SensitivityTable
+from tests.unit.report.invented_run import qwen_tensors, sensitivity
+
+QWEN = sensitivity(qwen_tensors(2, 128, 64, 192, 512), ("fp16", "int8", "int4")).model
+
+
+def test_fused_groups_are_those_that_read_the_same_input() -> None:
+    groups = make_groups(QWEN, fused=True)
+    assert [group.name for group in groups[:4]] == [
+        "model.layers.0.self_attn.q_proj+k_proj+v_proj",
+        "model.layers.0.self_attn.o_proj",
+        "model.layers.0.mlp.gate_proj+up_proj",
+        "model.layers.0.mlp.down_proj",
+    ]
+    assert [m.name for group in groups for m in group.members] != []
+    assert {m.name for group in groups for m in group.members} == {spec.name for spec in QWEN.tensors}
+
+
+def test_patterns_join_over_the_model_or_per_layer(table: SensitivityTable) -> None:
+    everywhere = make_groups(table.model, ["*.up_proj"])
+    assert sum(len(group.members) > 1 for group in everywhere) == 1
+    assert next(len(group.members) for group in everywhere if len(group.members) > 1) == 4
+    each = make_groups(table.model, ["{layer}.mlp.*"])
+    assert [len(group.members) for group in each] == [1, 2] * 4 + [1]
+    assert make_groups(table.model) == make_groups(table.model, [], fused=False)
+
+
+@pytest.mark.parametrize(
+    ("patterns", "fused", "problem"),
+    [
+        (["*.experts.*"], False, "--group '\\*.experts.\\*' matches no tensor; near it"),
+        (["lm_head"], False, "matches only lm_head"),
+        (["0.mlp.*", "*.up_proj"], False, "model.layers.0.mlp.up_proj is in two groups"),
+        ([], True, "no q/k/v or gate/up to fuse, its tensors are down_proj"),
+    ],
+)
+def test_groups_that_mean_nothing(patterns: list[str], *, fused: bool, problem: str, table: SensitivityTable) -> None:
+    with pytest.raises(InputError, match=problem):
+        make_groups(table.model, patterns, fused=fused)
+
+
+def test_a_plan_keeps_groups_together_and_remembers_its_rules(table: SensitivityTable, fixed: FixedBytes) -> None:
+    rules = Rules(pins={"*.0.*.q_proj": INT8}, min_bits={"lm_head": 8}, group_patterns=("{layer}.mlp.*",))
+    plan = make_plan(table, "int8", fixed, rules=rules)
+    for layer in range(4):
+        assert len({t.format for t in plan.tensors if t.layer == layer and t.kind != "q_proj"}) == 1
+    assert Rules.of(plan) == rules
+    free = make_plan(table, "int8", fixed)
+    assert plan.predicted_nats >= free.predicted_nats
