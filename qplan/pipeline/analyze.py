@@ -16,9 +16,11 @@ from qplan.pipeline.additivity import measure_additivity
 from qplan.pipeline.auto import analyze_auto
 from qplan.pipeline.rounder import run_rounder
 from qplan.pipeline.runs import Run
+from qplan.quantize.methods import DATA_FREE
 from qplan.sensitivity.analysis import Analysis, open_analysis
 from qplan.sensitivity.gradient import estimate
 from qplan.sensitivity.measured import measure
+from qplan.sensitivity.round_all import round_all
 from qplan.sensitivity.table import Memory, Mode, SensitivityTable
 
 Say = Callable[[str], None]
@@ -40,6 +42,8 @@ class AnalyzeOptions:
     rounding: str = "auto"
     fit_tokens: int = 32768
     """At most this many tokens that rounding is fitted to."""
+    jobs: int = 1
+    """Tensors that are rounded at a time."""
     dynamic_option: DynamicOption = 0
     """MNN's setting that losses under memory low are measured with."""
     batch_size: int = 4
@@ -88,7 +92,7 @@ def run_analyze(options: AnalyzeOptions, run: Run, say: Say, progress: Progress)
         f"{len(loaded.card.tensors)} tensors, {len(options.formats)} formats, "
         f"{calibration.samples} sequences of {calibration.seq_len} tokens from {calibration.source}"
     )
-    if options.rounding != "rtn":
+    if options.rounding not in DATA_FREE:
         say(f"second moments of all inputs, {calibration.fit.size} tokens to fit rounding to")
     rounder = run_rounder(run, loaded, calibration, options.rounding, batch_size=options.batch_size, progress=progress)
     opened = open_analysis(
@@ -102,6 +106,9 @@ def run_analyze(options: AnalyzeOptions, run: Run, say: Say, progress: Progress)
         journal=run.journal,
     )
     with opened as analysis:
+        if options.rounding != "rtn":
+            say(f"choosing integers, {options.jobs} tensors at a time")
+        round_all(rounder, analysis.menu, jobs=options.jobs, progress=progress)
         table = analyze(analysis, options.mode, say, progress)
     if options.mode != "gradient":
         say("whole plans: how losses add up")
