@@ -57,7 +57,7 @@ class Bench:
     loaded: LoadedModel
     calibration: CalibrationSet
     heldout: torch.Tensor
-    """int64 ``[samples, seq_len]``."""
+    """int64 ``[judged, seq_len]``."""
     folder: Path
 
     @property
@@ -153,12 +153,10 @@ def load(options: argparse.Namespace, folder: Path) -> Bench:
     """The model, its calibration tokens and others."""
     loaded = load_model(options.model)
     card, tokenizer = loaded.card, loaded.tokenizer
-    limits = {"samples": options.samples, "seq_len": options.seq_len, "context": card.context}
+    limits = {"seq_len": options.seq_len, "context": card.context, "vocabulary": card.vocabulary}
     calibration, judged = (
-        tokenise(
-            load_text(text, tokenizer), tokenizer, seed=0, vocabulary=card.vocabulary, fit_tokens=FIT_TOKENS, **limits
-        )
-        for text in (options.calib, options.text)
+        tokenise(load_text(text, tokenizer), tokenizer, samples=samples, seed=0, fit_tokens=FIT_TOKENS, **limits)
+        for text, samples in ((options.calib, options.samples), (options.text, options.judged))
     )
     return Bench(options, loaded, calibration, torch.from_numpy(judged.tokens), folder)
 
@@ -208,6 +206,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--calib", default="python-stdlib", help="what is scored on")
     parser.add_argument("--text", default=str(DEMO / "heldout.txt"), help="what plans are judged on")
     parser.add_argument("--samples", type=int, default=16)
+    parser.add_argument("--judged", type=int, default=8, help="sequences that plans are judged on")
     parser.add_argument("--seq-len", type=int, default=256)
     parser.add_argument("--budgets", type=numbers, default=(4.5, 5.0, 6.0), help="mean bits of the peers' plans")
     parser.add_argument("--peers", type=names, default=tuple(dict.fromkeys(s.peer for s in SCORERS)))
