@@ -9,12 +9,13 @@ from typing import Any
 
 INTRODUCTION = """# Plans of the peers against qplan's, at equal bytes
 
-Written by `python -m reports.peers.run`, from `results.json`. Every peer scores and plans the same model with the same
-calibration tokens in an environment of its own: 4 and 8 bits in blocks of 64, the widths that it is good at, for a mean
-of {budgets} bits. Its allocation then becomes a plan of MNN's formats (INT4 and INT8, block 64, zero points; a head
-that it does not plan at 8 bits), and qplan plans within exactly the bytes of that, its table made for the same memory
-setting and rounding. All plans are stored alike, by qplan's writer, and judged alike: mean KL divergence from FP32 per
-held-out token, of a text that nothing was fitted to. Rounding *rtn* is to nearest; *auto* is qplan's default.
+Written by `python -m reports.peers.run`, from `results.json`. Every peer scores and plans the same model with the
+same calibration tokens in an environment of its own: 4 and 8 bits in blocks of 64, the widths that all of them know, for
+a mean of {budgets} bits. Its allocation then becomes a plan of MNN's formats (INT4 and INT8, block 64, zero points; a
+head that it does not plan at 8 bits), and qplan plans within exactly the bytes of that, for the same memory setting
+and rounding (auto mode measures for memory low only, and plans for memory normal from estimates). All plans are
+stored alike, by qplan's writer, and judged alike: mean KL divergence from FP32 per held-out token, of a text that
+nothing was fitted to. Rounding *rtn* is to nearest; *auto* is qplan's default.
 
 ModelOpt runs without its fused groups, unless the row says so, and may not leave a tensor unquantised; AutoScheme
 scores with symmetric integers, its default; NNCF's INT8 has one scale per row while it scores. A number above 1 is a

@@ -32,31 +32,30 @@ class Shelf:
     def table(self, mode: Mode, menu: Menu, memory: Memory, rounder: Rounder) -> SensitivityTable:
         """Losses in a mode, for plans of a menu under a memory setting.
 
-        Estimates and measurements of single formats do not depend on the others, so that those of all formats under
-        memory low hold those of fewer formats, and of memory normal; what auto measures depends on both.
+        Estimates and measurements of single formats do not depend on the others, so that those of all formats hold
+        those of fewer; what auto measures depends on them. All tables are made for memory low, the default, and hold
+        memory normal beside it, which auto estimates only.
         """
-        if mode != "auto":
-            return view(self._all(mode, "2-16", "low", rounder)[0], menu, memory)
-        return self._all(mode, menu, memory, rounder)[0]
+        return view(self._all(mode, menu if mode == "auto" else "2-16", rounder)[0], menu, memory)
 
     def cost(self, mode: Mode) -> Cost:
         """What a mode takes for all formats under memory low, rounded to nearest."""
-        return self._all(mode, "2-16", "low", Rounder(self.loaded))[1]
+        return self._all(mode, "2-16", Rounder(self.loaded))[1]
 
-    def _all(self, mode: Mode, menu: Menu, memory: Memory, rounder: Rounder) -> tuple[SensitivityTable, Cost]:
+    def _all(self, mode: Mode, menu: Menu, rounder: Rounder) -> tuple[SensitivityTable, Cost]:
         inputs = f"{self.loaded.card.sha256[:8]}-{self.calibration.sha256[:8]}"
-        name = f"{mode}-{menu.replace('/', '')}-{memory}-{rounder.rounding}-{inputs}"
+        name = f"{mode}-{menu.replace('/', '')}-low-{rounder.rounding}-{inputs}"
         path, spent = self.folder / f"{name}.parquet", self.folder / f"{name}.json"
         if not spent.is_file():
-            print(f"qplan {mode}, formats {menu}, memory {memory}, rounding {rounder.rounding}")
+            print(f"qplan {mode}, formats {menu}, rounding {rounder.rounding}")
             made: list[SensitivityTable] = []
-            cost = cost_of(lambda: made.append(self._make(mode, MENUS[menu], memory, rounder)))
+            cost = cost_of(lambda: made.append(self._make(mode, MENUS[menu], rounder)))
             made[-1].write(path)
             spent.write_text(json.dumps(asdict(cost)), encoding="utf-8")
         return SensitivityTable.read(path), Cost(**json.loads(spent.read_text(encoding="utf-8")))
 
-    def _make(self, mode: Mode, formats: tuple[QuantFormat, ...], memory: Memory, rounder: Rounder) -> SensitivityTable:
-        opened = open_analysis(self.loaded, self.calibration, formats, memory, batch_size=BATCH_SIZE, rounder=rounder)
+    def _make(self, mode: Mode, formats: tuple[QuantFormat, ...], rounder: Rounder) -> SensitivityTable:
+        opened = open_analysis(self.loaded, self.calibration, formats, "low", batch_size=BATCH_SIZE, rounder=rounder)
         with opened as analysis:
             if mode == "auto":
                 return analyze_auto(analysis, say=print)
