@@ -27,9 +27,10 @@ def spent_on(work: Callable[[], T]) -> tuple[T, Spent]:
     return result, Spent(*spent, None if before is None or after is None else after - before)
 
 
-def seconds_of(work: Callable[[], object]) -> float:
-    """Processor seconds of a piece of work, done once before to warm up."""
-    work()
+def seconds_of(work: Callable[[], object], *, warm: bool = True) -> float:
+    """Processor seconds of a piece of work, done once before to warm up if ``warm``."""
+    if warm:
+        work()
     before = time.process_time()
     work()
     return time.process_time() - before
