@@ -10,7 +10,7 @@ from typing import Any
 INTRODUCTION = """# Plans of the peers against qplan's, at equal bytes
 
 Written by `python -m reports.peers.run`, from `results.json`. Every peer scores and plans the same model with the
-same calibration tokens in an environment of its own: 4 and 8 bits in blocks of 64, the widths that all of them know, for
+same calibration tokens in an environment of its own: 4 and 8 bits in blocks of 64, widths that they all have, for
 a mean of {budgets} bits. Its allocation then becomes a plan of MNN's formats (INT4 and INT8, block 64, zero points; a
 head that it does not plan at 8 bits), and qplan plans within exactly the bytes of that, for the same memory setting
 and rounding (auto mode measures for memory low only, and plans for memory normal from estimates). All plans are
