@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from qplan.errors import InputError
 
@@ -18,6 +19,14 @@ TIED_BITS = (4, 8, 16)
 
 SMALLEST_BLOCK = 4
 """Weights to a scale; measured down to this on the engine."""
+
+ACTIVATION_LANES = 16
+"""Blocks that are no multiple of the features that a kernel packs together are silently garbage under
+``dynamic_option: 2``. Measured on MNN's wheel (AVX2, 8 features): 8, 16, 24 are right, 4 and 12 are not; AVX512 builds
+pack 16, by their source."""
+
+DynamicOption = Literal[0, 2]
+"""MNN's ``dynamic_option``: int8 activations with a scale per token, or per token and block of the weights."""
 
 _NAME = re.compile(r"^(?:fp(?P<fp>16|32)|int(?P<bits>\d+)(?:-b(?P<block>\d+))?(?P<sym>-sym)?(?:-s(?P<scale>16|32))?)$")
 
@@ -86,6 +95,11 @@ class QuantFormat:
     def is_float(self) -> bool:
         """Whether weights are stored as floats, and activations stay floats under memory low."""
         return self.bits >= 16
+
+    @property
+    def allows_block_activations(self) -> bool:
+        """Whether the engine computes it right under ``dynamic_option: 2``, a scale per block of the activations."""
+        return self.block % ACTIVATION_LANES == 0
 
     def block_size(self, in_features: int) -> int:
         """Weights per scale for a row of ``in_features``."""

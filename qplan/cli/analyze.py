@@ -23,6 +23,13 @@ class MemoryChoice(StrEnum):
     normal = "normal"
 
 
+class AnalysedOption(StrEnum):
+    """MNN's ``dynamic_option`` that losses are those of."""
+
+    zero = "0"
+    two = "2"
+
+
 class ModeChoice(StrEnum):
     """How losses are found."""
 
@@ -40,6 +47,14 @@ class RoundingChoice(StrEnum):
     rtn = "rtn"
 
 
+class DTypeChoice(StrEnum):
+    """What the model computes in."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
 def command(
     model: Annotated[str, typer.Argument(help="Local folder or hub id of a causal language model.")],
     calib: Annotated[
@@ -54,6 +69,9 @@ def command(
     memory: Annotated[MemoryChoice, typer.Option(help="The engine's setting: low has int8 activations.")] = (
         MemoryChoice.low
     ),
+    dynamic_option: Annotated[
+        AnalysedOption, typer.Option(help="The engine's setting: 2 has int8 activations with a scale per block.")
+    ] = AnalysedOption.zero,
     mode: Annotated[
         ModeChoice,
         typer.Option(
@@ -69,6 +87,9 @@ def command(
     batch_size: Annotated[int, typer.Option(help="Sequences per pass; fewer need less memory.")] = 4,
     run: Annotated[Path | None, typer.Option(help="Run folder.  [default: qplan-runs/<model>]")] = None,
     device: Annotated[str, typer.Option(help="`cpu`, `cuda` or `mps`.")] = "cpu",
+    dtype: Annotated[
+        DTypeChoice, typer.Option(help="Half precision for `--mode gradient`, if the checkpoint is stored in it.")
+    ] = DTypeChoice.float32,
     restart: Annotated[bool, typer.Option("--restart", help="Throw away an earlier run with other inputs.")] = False,
 ) -> None:
     """Find the loss of every format of every linear tensor.
@@ -93,11 +114,13 @@ def command(
         seed=seed,
         formats=parse_formats(formats),
         memory=memory.value,
+        dynamic_option=2 if dynamic_option is AnalysedOption.two else 0,
         mode=mode.value,
         rounding=rounding.value,
         fit_tokens=fit_tokens,
         batch_size=batch_size,
         device=device,
+        dtype=dtype.value,
         restart=restart,
     )
     target = Run(run) if run is not None else Run.for_model(model)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shlex
 import sys
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -16,6 +17,14 @@ from qplan.formats import QuantFormat
 
 if TYPE_CHECKING:
     from qplan.pipeline.emit import Emitted
+
+
+class DynamicOptionChoice(StrEnum):
+    """MNN's ``dynamic_option`` that the model ships with."""
+
+    auto = "auto"
+    zero = "0"
+    two = "2"
 
 
 def command(
@@ -33,6 +42,10 @@ def command(
     ] = None,
     tokens: Annotated[int, typer.Option(help="At most this many tokens of it.")] = 2048,
     threads: Annotated[int, typer.Option(help="Threads of the engine in measurements.")] = 1,
+    dynamic_option: Annotated[
+        DynamicOptionChoice,
+        typer.Option(help="2: int8 activations with a scale per block, more exact and slower; auto if it pays."),
+    ] = DynamicOptionChoice.auto,
     no_build: Annotated[bool, typer.Option("--no-build", help="Stop after plan.json and quant_config.json.")] = False,
     llmexport: Annotated[
         Path | None, typer.Option(help="A MNN checkout whose exporter to use.  [default: the PyPI package]")
@@ -58,10 +71,26 @@ def command(
         pins={pattern: QuantFormat.parse(name) for pattern, name in _pairs("--pin", pin or [])},
         min_bits={pattern: _bits(value) for pattern, value in _pairs("--min-bits", min_bits or [])},
     )
-    options = EmitOptions(budget, rules, text, tokens, build=not no_build, llmexport=llmexport, threads=threads)
+    options = EmitOptions(
+        budget,
+        rules,
+        text,
+        tokens,
+        build=not no_build,
+        llmexport=llmexport,
+        threads=threads,
+        dynamic_option=_OPTIONS[dynamic_option],
+    )
     with progress_bar("FP32 reference") as progress:
         emitted = run_emit(options, target, say, progress, command_line())
     show(emitted)
+
+
+_OPTIONS: dict[DynamicOptionChoice, Literal[0, 2] | None] = {
+    DynamicOptionChoice.auto: None,
+    DynamicOptionChoice.zero: 0,
+    DynamicOptionChoice.two: 2,
+}
 
 
 def command_line() -> str:

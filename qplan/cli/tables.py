@@ -9,7 +9,7 @@ from qplan.formats import QuantFormat
 from qplan.planner.plan import Plan
 from qplan.sensitivity.table import SensitivityTable
 from qplan.tensors import TensorSpec
-from qplan.verify.record import Verification
+from qplan.verify.record import BuiltModel, Speed, Verification
 
 _ROWS = 12
 
@@ -61,17 +61,21 @@ def verification_table(verification: Verification) -> Table:
     for column in columns:
         view.add_column(column, justify="left" if column == "model" else "right", no_wrap=True)
     for model in verification.models:
-        low, normal, decode = (
-            model.accuracy(memory, path)
-            for memory, path in (("low", "prefill"), ("normal", "prefill"), ("low", "decode"))
-        )
-        view.add_row(
-            model.name,
-            f"{model.files.total / 1e6:,.2f}",
-            *(f"{a.kl_nats:.2e}" if a else "-" for a in (low, normal, decode)),
-            f"{low.top1:.4f}" if low else "-",
-            f"{low.perplexity:.2f}" if low else "-",
-            f"{model.speed.prefill_tokens_per_s:,.0f}" if model.speed else "-",
-            f"{model.speed.decode_tokens_per_s:,.0f}" if model.speed else "-",
-        )
+        view.add_row(model.name, f"{model.files.total / 1e6:,.2f}", *_cells(model, model.dynamic_option, model.speed))
+        if model.other_speed is not None:
+            other = model.other_speed.dynamic_option
+            view.add_row(f" dynamic_option {other}", "", *_cells(model, other, model.other_speed))
     return view
+
+
+def _cells(model: BuiltModel, option: int, speed: Speed | None) -> list[str]:
+    """Losses, agreement and speeds of a model with one of MNN's ``dynamic_option``."""
+    low, decode = (model.accuracy("low", path, option) for path in ("prefill", "decode"))
+    normal = model.accuracy("normal") if option == model.dynamic_option else None
+    return [
+        *(f"{a.kl_nats:.2e}" if a else "-" for a in (low, normal, decode)),
+        f"{low.top1:.4f}" if low else "-",
+        f"{low.perplexity:.2f}" if low else "-",
+        f"{speed.prefill_tokens_per_s:,.0f}" if speed else "-",
+        f"{speed.decode_tokens_per_s:,.0f}" if speed else "-",
+    ]

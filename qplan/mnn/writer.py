@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from qplan.artifact import write_text
 from qplan.errors import ToolError
 from qplan.formats import QuantFormat
 from qplan.mnn.converter import json_to_graph
@@ -67,6 +68,13 @@ def build_model(
         _check_read_back(ops, written.formats)
         _copy_rest(skeleton.folder, draft)
     return ops
+
+
+def set_runtime(folder: Path, runtime: RuntimeConfig) -> None:
+    """Change the settings that a built folder runs with."""
+    path = folder / CONFIG_FILE
+    settings = json.loads(path.read_text(encoding="utf-8")) | runtime.to_json()
+    write_text(path, json.dumps(settings, ensure_ascii=False, indent=4))
 
 
 def _check_read_back(ops: tuple[GraphOp, ...], formats: Mapping[str, QuantFormat]) -> None:

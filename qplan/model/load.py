@@ -1,10 +1,10 @@
-"""Loads a causal language model in FP32, checked, with its card."""
+"""Loads a causal language model, checked, with its card: in FP32, or in its checkpoint's own half precision."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +17,17 @@ from qplan.model.discovery import Anatomy, Site, dissect, has_bias
 from qplan.model.registry import Architecture, architecture_of
 from qplan.model.source import fetch, read_config, sha256_model
 
+DTypeName = Literal["float32", "bfloat16", "float16"]
+
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A Hugging Face model in FP32, in eval mode, without gradients, and everything that qplan knows of it."""
+    """A Hugging Face model in eval mode, without gradients, and everything that qplan knows of it.
+
+    In FP32 wherever losses are measured; half precision is for gradients alone.
+    """
 
     model: nn.Module
     tokenizer: Any
@@ -67,11 +72,11 @@ class LoadedModel:
         return module
 
     def weight(self, name: str) -> Tensor:
-        """FP32 weight ``[out_features, in_features]`` of a tensor (a view)."""
+        """Weight ``[out_features, in_features]`` of a tensor (a view)."""
         return self.linear(name).weight[self.sites[name].rows]
 
     def bias(self, name: str) -> Tensor | None:
-        """FP32 bias ``[out_features]`` of a tensor (a view), None if the model has none."""
+        """Bias ``[out_features]`` of a tensor (a view), None if the model has none."""
         linear = self.linear(name)
         return linear.bias[self.sites[name].rows] if has_bias(linear) else None
 
@@ -82,12 +87,13 @@ class LoadedModel:
         return output
 
 
-def load_model(source: str, *, device: str = "cpu") -> LoadedModel:
+def load_model(source: str, *, device: str = "cpu", dtype: DTypeName = "float32") -> LoadedModel:
     """Load a model and prove that its weights are whole.
 
     Args:
         source: local folder or hub id.
         device: ``cpu``, ``cuda`` or ``mps``.
+        dtype: what it computes in; a half precision only if the checkpoint is stored in it.
 
     Raises:
         InputError: not a usable model; the message says why and what to do.
@@ -98,9 +104,10 @@ def load_model(source: str, *, device: str = "cpu") -> LoadedModel:
     if "quantization_config" in config:
         msg = f"{source} is already quantised; give the original checkpoint in fp32, bf16 or fp16"
         raise InputError(msg)
+    _check_dtype(source, dtype, config)
     architecture = architecture_of(str(config.get("model_type")))
     sha256 = sha256_model(folder)
-    model = _load_weights(folder)
+    model = _load_weights(folder, getattr(torch, dtype))
     check_finite(model)
     anatomy = dissect(model, model.config, architecture)
     card = _card(source, sha256, model, anatomy)
@@ -122,6 +129,16 @@ def check_device(device: str) -> torch.device:
     return torch.device(device)
 
 
+def _check_dtype(source: str, dtype: str, config: dict[str, Any]) -> None:
+    stored = str(config.get("dtype") or config.get("torch_dtype") or "float32")
+    if dtype not in ("float32", stored):
+        msg = (
+            f"--dtype {dtype}: {source} is stored in {stored}, and rounding it would make another model; "
+            f"use float32{'' if stored == 'float32' else f' or {stored}'}"
+        )
+        raise InputError(msg)
+
+
 def check_finite(model: nn.Module) -> None:
     """Refuse weights that are NaN or infinite.
 
@@ -135,11 +152,11 @@ def check_finite(model: nn.Module) -> None:
             raise InputError(msg)
 
 
-def _load_weights(folder: Path) -> Any:  # noqa: ANN401 - a PreTrainedModel
+def _load_weights(folder: Path, dtype: torch.dtype) -> Any:  # noqa: ANN401 - a PreTrainedModel
     transformers_logging.disable_progress_bar()
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True
+            folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
         )
         model, info = loaded
     except (OSError, ValueError, RuntimeError, KeyError) as error:

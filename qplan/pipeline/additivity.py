@@ -12,6 +12,7 @@ from qplan.cost.file_bytes import estimate_fixed, file_bytes
 from qplan.formats import QuantFormat
 from qplan.model.load import LoadedModel
 from qplan.planner.planning import make_plan
+from qplan.quantize import Int8Activations
 from qplan.sensitivity.additivity import JointPoint
 from qplan.sensitivity.joint import joint_losses
 from qplan.sensitivity.rounding import Rounder
@@ -50,7 +51,16 @@ def measure_additivity(
         MeasurementError: a loss that is not finite.
     """
     plans = {str(index): formats for index, formats in enumerate(_frontier(table))}
-    joint = joint_losses(loaded, tokens, plans, table.goal, batch_size=batch_size, rounder=rounder, progress=progress)
+    joint = joint_losses(
+        loaded,
+        tokens,
+        plans,
+        table.goal,
+        Int8Activations("prefill", table.conditions.dynamic_option),
+        batch_size=batch_size,
+        rounder=rounder,
+        progress=progress,
+    )
     single = table.kl(table.goal)
     points = [
         JointPoint(

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 
 from qplan.calibration import load_text, tokenise
-from qplan.formats import DEFAULT_FORMATS, QuantFormat
-from qplan.model.load import load_model
+from qplan.errors import InputError
+from qplan.formats import DEFAULT_FORMATS, DynamicOption, QuantFormat
+from qplan.model.load import DTypeName, load_model
 from qplan.pipeline.additivity import measure_additivity
 from qplan.pipeline.auto import analyze_auto
 from qplan.pipeline.rounder import run_rounder
@@ -39,8 +40,11 @@ class AnalyzeOptions:
     rounding: str = "auto"
     fit_tokens: int = 32768
     """At most this many tokens that rounding is fitted to."""
+    dynamic_option: DynamicOption = 0
+    """MNN's setting that losses under memory low are measured with."""
     batch_size: int = 4
     device: str = "cpu"
+    dtype: DTypeName = "float32"
     restart: bool = False
     """Throw away what an earlier run with other inputs left."""
 
@@ -49,12 +53,22 @@ def run_analyze(options: AnalyzeOptions, run: Run, say: Say, progress: Progress)
     """Load, tokenise, measure, write; goes on where an interrupted run with the same inputs stopped.
 
     Raises:
-        InputError: a model, text or option that cannot be used.
+        InputError: a model, text or option that cannot be used, or two that do not go together.
         StaleArtifactError: the run folder holds the work of other inputs.
         MeasurementError: an impossible measurement.
     """
+    if options.dtype != "float32" and options.mode != "gradient":
+        msg = (
+            f"--dtype {options.dtype} --mode {options.mode}: only gradients have digits to spare for half precision, "
+            "whose own rounding loses some hundred times what a tensor loses in int8; use --mode gradient or "
+            "--dtype float32"
+        )
+        raise InputError(msg)
+    if options.dynamic_option == 2 and options.memory != "low":
+        msg = f"--dynamic-option 2 changes nothing under --memory {options.memory}: leave one of them out"
+        raise InputError(msg)
     say(f"loading {options.model}")
-    loaded = load_model(options.model, device=options.device)
+    loaded = load_model(options.model, device=options.device, dtype=options.dtype)
     text = load_text(options.calib, loaded.tokenizer)
     calibration = tokenise(
         text,
@@ -83,6 +97,7 @@ def run_analyze(options: AnalyzeOptions, run: Run, say: Say, progress: Progress)
         options.formats,
         options.memory,
         batch_size=options.batch_size,
+        dynamic_option=options.dynamic_option,
         rounder=rounder,
         journal=run.journal,
     )

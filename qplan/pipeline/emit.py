@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,21 +14,34 @@ from qplan.artifact import read_json, write_json
 from qplan.calibration import CalibrationSet, load_text, tokenise
 from qplan.cost.file_bytes import FixedBytes
 from qplan.errors import InputError, StaleArtifactError
-from qplan.formats import INT8
+from qplan.formats import INT8, DynamicOption
 from qplan.mnn.exporter import export_skeleton
 from qplan.mnn.exporter_source import find_exporter
 from qplan.mnn.quant_config import export_command, make_quant_config
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.mnn.skeleton import Skeleton, predict_files
+from qplan.mnn.writer import set_runtime
 from qplan.model.load import LoadedModel, load_model
+from qplan.pipeline.activations import (
+    BlockGain,
+    applies,
+    as_asked,
+    computable,
+    garbled,
+    impossible,
+    measure_gain,
+    unasked,
+    with_foreign_losses_told,
+)
 from qplan.pipeline.choose import PlanRules, choose_plan, with_price_of_nearest
 from qplan.pipeline.prove import Workshop, gate, prove
 from qplan.pipeline.rounder import run_rounder
 from qplan.pipeline.runs import Run
 from qplan.planner.plan import Plan
 from qplan.report import Provenance, write_report
+from qplan.sensitivity.rounding import Rounder
 from qplan.sensitivity.table import SensitivityTable
-from qplan.verify.measure import Trial
+from qplan.verify.measure import Trial, speeds_by_turns
 from qplan.verify.record import Verification
 from qplan.verify.reference import reference_logits
 
@@ -49,6 +62,8 @@ class EmitOptions:
     build: bool = True
     llmexport: Path | None = None
     threads: int = 1
+    dynamic_option: DynamicOption | None = None
+    """None for the one that `qplan.pipeline.activations` takes unasked."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +106,9 @@ def run_emit(options: EmitOptions, run: Run, say: Say, progress: Progress, comma
         VerificationError: the export of this architecture is wrong.
     """
     table = SensitivityTable.read(run.sensitivity)
+    if options.dynamic_option == 2 and table.goal != "low":
+        msg = f"--dynamic-option 2 changes nothing under memory {table.goal}, which {run.folder} is for: leave it out"
+        raise InputError(msg)
     calibration = CalibrationSet.read(run.calibration)
     say(f"loading {table.model.source}")
     loaded = load_model(table.model.source)
@@ -109,16 +127,7 @@ def run_emit(options: EmitOptions, run: Run, say: Say, progress: Progress, comma
             trial = Trial(reference, threads=options.threads)
             shop = Workshop(loaded, skeleton, trial, judges.text, judges.sha256, run.baselines, say)
         first = gate(shop) if shop is not None else None
-        plan = choose_plan(
-            table,
-            options.budget,
-            fixed_bytes(skeleton),
-            options.rules,
-            rounder=rounder,
-            heldout=calibration.heldout,
-            say=say,
-        )
-        plan = with_price_of_nearest(plan, rounder, table.goal, calibration.heldout)
+        plan, gain = _planned(table, options, skeleton, rounder=rounder, heldout=calibration.heldout, say=say)
         plan_path = folder / "plan.json"
         plan.write(plan_path)
         exporter = find_exporter(options.llmexport)
@@ -130,11 +139,66 @@ def run_emit(options: EmitOptions, run: Run, say: Say, progress: Progress, comma
         verification = None
         if shop is not None and first is not None:
             say("plan: building")
-            shop.build(plan.formats, folder / "model", RuntimeConfig(plan.memory, threads=4), rounder)
-            verification = prove(shop, plan, plan_path, folder / "model", first=first, rounder=rounder)
+            shop.build(plan.formats, folder / "model", _runtime(plan), rounder)
+            speeds = None
+            if gain is not None:
+                say("plan: speed with a scale per token, and per block of the activations")
+                speeds = speeds_by_turns(folder / "model", trial, loaded.card.context)
+                plan = unasked(plan, gain, speeds[2].decode_tokens_per_s / speeds[0].decode_tokens_per_s)
+                set_runtime(folder / "model", _runtime(plan))
+                plan = with_foreign_losses_told(plan, table.conditions.dynamic_option)
+                plan.write(plan_path)
+            verification = prove(shop, plan, plan_path, folder / "model", first=first, rounder=rounder, speeds=speeds)
             verification.write(folder / "verification.json")
     write_report(folder, table, plan, verification, Provenance(commands=(command, llmexport)))
     return Emitted(folder, plan, verification, llmexport, config.problems)
+
+
+def _planned(
+    table: SensitivityTable,
+    options: EmitOptions,
+    skeleton: Skeleton,
+    *,
+    rounder: Rounder,
+    heldout: NDArray[np.int64],
+    say: Say,
+) -> tuple[Plan, BlockGain | None]:
+    """The plan; with the gain of ``dynamic_option`` 2 if that still hangs on the built model's speed."""
+    plan = choose_plan(
+        table if options.dynamic_option != 2 else computable(table),
+        options.budget,
+        fixed_bytes(skeleton),
+        options.rules,
+        rounder=rounder,
+        heldout=heldout,
+        say=say,
+    )
+    plan = replace(plan, sensitivity_sha256=table.sha256)
+    plan = with_price_of_nearest(plan, rounder, table.goal, heldout)
+    plan, gain = _first_option(plan, options, rounder, heldout, say)
+    return (plan, gain) if gain else (with_foreign_losses_told(plan, table.conditions.dynamic_option), None)
+
+
+def _first_option(
+    plan: Plan, options: EmitOptions, rounder: Rounder, heldout: NDArray[np.int64], say: Say
+) -> tuple[Plan, BlockGain | None]:
+    """The plan with a ``dynamic_option``; with a gain if that still hangs on the built model's speed."""
+    if options.dynamic_option == 0 or not applies(plan.memory, plan.formats):
+        return replace(plan, dynamic_option=options.dynamic_option or 0), None
+    names = garbled(plan.formats)
+    if names:
+        return impossible(plan, names), None
+    say("joint loss with a scale per token, and per block of the activations")
+    gain = measure_gain(plan, rounder, heldout)
+    if options.dynamic_option == 2:
+        return as_asked(plan, gain), None
+    if gain.pays and options.build:
+        return plan, gain
+    return unasked(plan, gain, None), None
+
+
+def _runtime(plan: Plan) -> RuntimeConfig:
+    return RuntimeConfig(plan.memory, threads=4, dynamic_option=plan.dynamic_option)
 
 
 _GRAPH_SLACK_BYTES = 64

@@ -9,11 +9,12 @@ from pathlib import Path
 
 from qplan.artifact import sha256_file, versions
 from qplan.errors import VerificationError
-from qplan.formats import QuantFormat
+from qplan.formats import DynamicOption, QuantFormat
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.mnn.skeleton import Skeleton
 from qplan.mnn.writer import build_model
 from qplan.model.load import LoadedModel
+from qplan.pipeline.activations import applies, garbled
 from qplan.planner.plan import Plan
 from qplan.planner.uniform import uniform_formats
 from qplan.quantize import StoredTensor
@@ -21,7 +22,7 @@ from qplan.sensitivity.rounding import Rounder
 from qplan.verify.baselines import measured_once
 from qplan.verify.checks import emulation, exact_logits, not_worse, promised_bytes, read_back
 from qplan.verify.measure import Trial, measure_model
-from qplan.verify.record import BuiltModel, Check, Verification
+from qplan.verify.record import BuiltModel, Check, Speed, Verification
 
 Say = Callable[[str], None]
 
@@ -88,7 +89,16 @@ def gate(shop: Workshop) -> Check:
     return check
 
 
-def prove(shop: Workshop, plan: Plan, plan_path: Path, model: Path, *, first: Check, rounder: Rounder) -> Verification:
+def prove(
+    shop: Workshop,
+    plan: Plan,
+    plan_path: Path,
+    model: Path,
+    *,
+    first: Check,
+    rounder: Rounder,
+    speeds: Mapping[DynamicOption, Speed] | None = None,
+) -> Verification:
     """Measure FP16, the uniform models and the built plan, and hold the plan's promises against the results.
 
     Args:
@@ -98,13 +108,14 @@ def prove(shop: Workshop, plan: Plan, plan_path: Path, model: Path, *, first: Ch
         model: the built folder.
         first: the result of `gate`.
         rounder: what the plan was built with.
+        speeds: of the built model with each ``dynamic_option``, if they were measured already.
 
     Raises:
         ToolError: the engine failed.
         MeasurementError: logits that are not finite.
     """
     uniform = {name: _baseline(shop, name, bits) for name, bits in {"fp16": 16, **_UNIFORM}.items()}
-    built = measure_model("plan", model, plan.formats, rounder=rounder, trial=shop.trial, say=shop.say)
+    built = _measure_plan(shop, plan, model, rounder, speeds)
     checks = [first, exact_logits("plan", model, plan.formats, rounder, shop.token_ids), read_back(model, plan)]
     checks += promised_bytes(plan, built)
     for name in _UNIFORM:
@@ -120,6 +131,25 @@ def prove(shop: Workshop, plan: Plan, plan_path: Path, model: Path, *, first: Ch
         reference_perplexity=shop.trial.reference.perplexity,
         models=(*uniform.values(), built),
         checks=tuple(checks),
+    )
+
+
+def _measure_plan(
+    shop: Workshop, plan: Plan, model: Path, rounder: Rounder, speeds: Mapping[DynamicOption, Speed] | None
+) -> BuiltModel:
+    """Measure the built plan as it ships, and with the other ``dynamic_option`` where that changes anything."""
+    compared = applies("low", plan.formats) and not garbled(plan.formats)
+    options: tuple[DynamicOption, DynamicOption] = (2, 0) if plan.dynamic_option == 2 else (0, 2)
+    return measure_model(
+        "plan",
+        model,
+        plan.formats,
+        rounder=rounder,
+        trial=shop.trial,
+        say=shop.say,
+        dynamic_option=options[0],
+        beside=options[1] if compared else None,
+        speeds=speeds,
     )
 
 

@@ -13,7 +13,10 @@ from qplan.planner.decode import Source, decode
 
 __all__ = ["FileBytes", "LogitsRule", "Plan", "PlannedTensor", "SolverReport", "UniformPoint"]
 
-KIND, SCHEMA = "qplan-plan", 1
+KIND, SCHEMA = "qplan-plan", 2
+
+DYNAMIC_OPTIONS = (0, 2)
+"""MNN's settings that a model can ship with; 1 computes what 0 computes."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,8 @@ class Plan:
     logits: LogitsRule
     uniform: tuple[UniformPoint, ...]
     notes: tuple[str, ...]
+    dynamic_option: int = 0
+    """MNN's ``dynamic_option`` that the model ships with: 2 for int8 activations with a scale per block."""
 
     @property
     def formats(self) -> dict[str, QuantFormat]:
@@ -131,6 +136,9 @@ class Plan:
             if tensor.weights <= 0:
                 problem = f"{tensor.weights} weights: must be positive"
                 raise source.error(problem, "tensors", index, "weights")
+        if plan.dynamic_option not in DYNAMIC_OPTIONS:
+            problem = f"{plan.dynamic_option} is none of {', '.join(map(str, DYNAMIC_OPTIONS))}"
+            raise source.error(problem, "dynamic_option")
         if not plan.tensors:
             msg = f"{path} holds no tensors; make it again with 'qplan emit'"
             raise InputError(msg)

@@ -1,7 +1,17 @@
 """MNN's quantisers as pure functions on tensors, bit exact."""
 
-from qplan.quantize.activations import int8_decode, int8_prefill
+from qplan.quantize.activations import EnginePath, Int8Activations, int8_decode, int8_prefill
 from qplan.quantize.rtn import rtn
 from qplan.quantize.stored import FloatTensor, IntTensor, StoredTensor, store_float
 
-__all__ = ["FloatTensor", "IntTensor", "StoredTensor", "int8_decode", "int8_prefill", "rtn", "store_float"]
+__all__ = [
+    "EnginePath",
+    "FloatTensor",
+    "Int8Activations",
+    "IntTensor",
+    "StoredTensor",
+    "int8_decode",
+    "int8_prefill",
+    "rtn",
+    "store_float",
+]

@@ -1,13 +1,70 @@
 """The int8 activations that MNN's CPU back end computes with under ``memory: low``.
 
-Source: ``source/backend/cpu/compute/ConvInt8TiledExecutor.cpp`` and ``CommonOptFunction.cpp`` of MNN 3.6.1.
-Ops with fp16 weights keep float activations.
+Source: ``ConvInt8TiledExecutor.cpp``, ``CommonOptFunction.cpp`` and ``x86_64/avx/GemmAVX2.cpp`` of MNN 3.6.1's CPU back
+end. Its PyPI wheel has AVX2 kernels and none for AVX512: what is here was measured to be what it computes on x86. Ops
+with fp16 weights keep float activations.
+
+``dynamic_option`` 0 gives every token one scale, 2 every token and block of the weights one. For matrix products 1 is
+the same as 0, and 8 added to either concerns ARM's SME2 only. It is a setting of the runtime: no op has its own.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
 import torch
 from torch import Tensor
+
+from qplan.errors import InputError
+from qplan.formats import DynamicOption, QuantFormat
+
+EnginePath = Literal["prefill", "decode"]
+"""Many tokens at a time, or one."""
+
+_LANES = 8
+"""Features that the engine packs together; rows are filled up with zeros, which count where a range is taken."""
+
+_TILE = 4
+"""Tokens that are worked on together; what is left over at the end of a prompt takes another branch."""
+
+_FLAT = 1e-7
+"""A range below this has no scale: all features become the largest."""
+
+
+@dataclass(frozen=True)
+class Int8Activations:
+    """Which int8 activations are meant."""
+
+    path: EnginePath = "prefill"
+    dynamic_option: DynamicOption = 0
+
+    def block(self, fmt: QuantFormat) -> int:
+        """Input features that share a scale where weights have a format; 0 is the whole row.
+
+        Raises:
+            InputError: blocks that the engine garbles.
+        """
+        if self.dynamic_option == 0 or fmt.is_float:
+            return 0
+        if not fmt.allows_block_activations:
+            msg = (
+                f"{fmt} under dynamic_option 2 is garbage on the engine: blocks of {fmt.block} weights cut through the "
+                "16 features that it packs together; take multiples of 16, a whole row, or dynamic_option 0"
+            )
+            raise InputError(msg)
+        return fmt.block
+
+    def round(self, x: Tensor, block: int = 0) -> Tensor:
+        """Activations ``[..., tokens, features]`` as the engine sees them; ``tokens`` are one sequence.
+
+        Args:
+            x: exact activations.
+            block: see `block`.
+        """
+        if self.dynamic_option == 2:
+            return int8_block_prefill(x, block) if self.path == "prefill" else int8_block_decode(x, block)
+        return int8_prefill(x) if self.path == "prefill" else int8_decode(x)
 
 
 def int8_prefill(x: Tensor) -> Tensor:
@@ -25,9 +82,51 @@ def int8_decode(x: Tensor) -> Tensor:
 
     Asymmetric per token over all features: ``scale = (max - min) / 255``.
     """
+    return _asymmetric(x)
+
+
+def int8_block_prefill(x: Tensor, block: int) -> Tensor:
+    """Activations ``[..., tokens, features]`` as ``dynamic_option: 2`` makes them of more than one token at a time.
+
+    Asymmetric per token and block. Tokens that do not fill a tile of four at the sequence's end are as in decode.
+
+    Args:
+        x: exact activations.
+        block: of the weights, divides ``features``; 0 for the whole row.
+    """
+    whole = x.shape[-2] // _TILE * _TILE
+    blocks = x.unflatten(-1, (-1, block or x.shape[-1]))
+    parts = (_asymmetric(blocks[..., :whole, :, :]), _asymmetric(blocks[..., whole:, :, :], shifted=True))
+    return torch.cat(parts, -3).flatten(-2)
+
+
+def int8_block_decode(x: Tensor, block: int) -> Tensor:
+    """Activations ``[..., tokens, features]`` as ``dynamic_option: 2`` makes them of one token at a time.
+
+    The engine counts steps from the nearest multiple of the scale but takes them back from the exact minimum, so that
+    all features of a block are off by the same part of a step, up to half: more loss than a step's rounding alone.
+
+    Args:
+        x: exact activations.
+        block: of the weights, divides ``features``; 0 for the whole row.
+    """
+    return _asymmetric(x.unflatten(-1, (-1, block or x.shape[-1])), shifted=True).flatten(-2)
+
+
+def _asymmetric(x: Tensor, *, shifted: bool = False) -> Tensor:
+    """Round to 256 values over the range of the last dimension.
+
+    Args:
+        x: exact values.
+        shifted: whether steps are counted from a rounded zero, see `int8_block_decode`.
+    """
     low, high = x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)
-    scale = (high - low) / 255
-    divisor = torch.where(scale == 0, torch.ones_like(scale), scale)
-    zero = -low / divisor - 128
-    codes = torch.round(x / divisor + zero).clamp(-128, 127)
-    return torch.where(scale == 0, x, (codes - zero) * scale)
+    if x.shape[-1] % _LANES:
+        low, high = low.clamp(max=0), high.clamp(min=0)
+    flat = high - low <= _FLAT
+    scale = torch.where(flat, torch.ones_like(low), (high - low) / 255)
+    steps_to_zero = -low / scale
+    if shifted:
+        steps_to_zero = torch.round(steps_to_zero)
+    codes = torch.round(x / scale + steps_to_zero).clamp(0, 255)
+    return torch.where(flat, high, codes * scale + low)

@@ -155,6 +155,7 @@ def _context(
         "panels": [(f, heat_map.draw(losses, grid, scale, f)) for f in losses.formats],
         "heat_key": None if scale is None else heat_map.key(scale),
         "predicted_vs_measured": comparison.predicted_vs_measured(models),
+        "dynamic_options": sections.dynamic_options(models[0]),
         "predictions": sections.predictions(models),
         "size_vs_loss": comparison.size_vs_loss(models),
         "sizes_and_speeds": sections.sizes_and_speeds(models, base),

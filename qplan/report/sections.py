@@ -138,6 +138,36 @@ def predictions(models: Sequence[Contender]) -> tuple[PredictionRow, ...]:
     return tuple(rows)
 
 
+@dataclass(frozen=True)
+class OptionRow:
+    """The built plan with one of MNN's ``dynamic_option``, memory low."""
+
+    label: str
+    prefill: str
+    """Loss in one pass per sequence."""
+    decode: str
+    """Loss token by token."""
+    prefill_speed: str
+    decode_speed: str
+    ships: bool
+
+
+def dynamic_options(plan: Contender) -> tuple[OptionRow, ...]:
+    """What a scale per block of the activations buys and costs; empty where it was not measured."""
+    model = plan.built
+    if model is None or model.speed is None or model.other_speed is None:
+        return ()
+    names = {0: "0: a scale per token", 2: "2: a scale per token and block"}
+    rows = []
+    for speed in sorted((model.speed, model.other_speed), key=lambda speed: speed.dynamic_option):
+        option = speed.dynamic_option
+        losses = (model.accuracy("low", path, option) for path in ("prefill", "decode"))
+        prefill, decode = (notation.loss(None if loss is None else loss.kl_nats) for loss in losses)
+        rates = (notation.speed(speed.prefill_tokens_per_s), notation.speed(speed.decode_tokens_per_s))
+        rows.append(OptionRow(names[option], prefill, decode, *rates, option == model.dynamic_option))
+    return tuple(rows)
+
+
 def price_of_the_logits_rule(plan: Plan) -> str:
     """The rule and its price, in words."""
     rule = plan.logits

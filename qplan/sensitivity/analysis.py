@@ -13,8 +13,9 @@ from torch import Tensor
 
 from qplan.calibration.token_set import CalibrationSet
 from qplan.errors import MeasurementError
-from qplan.formats import QuantFormat
+from qplan.formats import DynamicOption, QuantFormat
 from qplan.model.load import LoadedModel
+from qplan.quantize import Int8Activations
 from qplan.sensitivity.journal import Journal, Memo
 from qplan.sensitivity.measurement import Measurement, Memory, Source, memories_of
 from qplan.sensitivity.menu import Menu, resolve_menu
@@ -42,6 +43,11 @@ class Analysis:
     stored: StoredWeights
     kept: Memo
     """What is known already."""
+
+    @property
+    def activations(self) -> Int8Activations:
+        """The int8 activations of losses under memory low."""
+        return Int8Activations("prefill", self.conditions.dynamic_option)
 
     def entries(self) -> Iterator[tuple[str, QuantFormat, Memory]]:
         """Everything that is to be known, in the order of the table."""
@@ -95,6 +101,7 @@ def open_analysis(
     *,
     batch_size: int = 4,
     draws: int = 1,
+    dynamic_option: DynamicOption = 0,
     rounder: Rounder | None = None,
     journal: Path | None = None,
 ) -> Iterator[Analysis]:
@@ -107,6 +114,7 @@ def open_analysis(
         memory: MNN's memory setting whose arithmetic is emulated.
         batch_size: sequences per pass.
         draws: times that labels are sampled for each sequence, where gradients are used.
+        dynamic_option: MNN's setting that int8 activations are rounded with.
         rounder: chooses the integers; None rounds to nearest.
         journal: where measurements are kept as they are made; an interrupted run with the same journal goes on.
 
@@ -114,7 +122,7 @@ def open_analysis(
         InputError: a tensor that allows none of the formats.
         StaleArtifactError: the journal was made from other inputs.
     """
-    menu, notes = resolve_menu(loaded.card, formats)
+    menu, notes = resolve_menu(loaded.card, formats, dynamic_option)
     conditions = Conditions(
         memory=memory,
         formats=tuple(fmt.name for fmt in formats),
@@ -126,6 +134,7 @@ def open_analysis(
         seed=calibration.seed,
         draws=draws,
         rounding="rtn" if rounder is None else rounder.rounding,
+        dynamic_option=dynamic_option,
     )
     fingerprint = {
         "model": loaded.card.sha256,
@@ -136,9 +145,11 @@ def open_analysis(
         "seq_len": conditions.seq_len,
         "batch_size": batch_size,
         "draws": draws,
+        "dynamic option": dynamic_option,
         "rounding": conditions.rounding,
         "rounding fitted to": calibration.fit_sha256 if conditions.rounding != "rtn" else "nothing",
         "device": loaded.device.type,
+        "dtype": str(loaded.embedding.weight.dtype).removeprefix("torch."),
         "table schema": SCHEMA,
     }
     batches = torch.from_numpy(calibration.tokens).split(batch_size)

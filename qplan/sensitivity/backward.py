@@ -56,8 +56,10 @@ class _Trace:
         """Start the graph at the embedding's output."""
         if self.tied_head is not None:
             looked_up = functional.embedding(args[0], module.weight)
-            self.scale = float(output.flatten() @ looked_up.flatten() / looked_up.square().sum())
-            if not torch.allclose(output, self.scale * looked_up, rtol=1e-4, atol=1e-6, equal_nan=True):
+            rows = looked_up.float()
+            self.scale = float(torch.linalg.vecdot(output.float(), rows).sum() / rows.square().sum())
+            tolerance = 4 * torch.finfo(output.dtype).eps
+            if not torch.allclose(output, self.scale * looked_up, rtol=max(1e-4, tolerance), atol=1e-6, equal_nan=True):
                 msg = "the embedding does more than look rows up and scale them; use --mode measured"
                 raise MeasurementError(msg)
         self.embedded = output.detach().requires_grad_()

@@ -9,7 +9,7 @@ most of the noise away:
   ``sum_o <M_o, dW_o>^2``: thousands of squares instead of one, and all correlations between tokens and between
   input features are kept.
 - int8 activations: errors of different tokens are independent, of each other and of the weights'. They add
-  ``sum_t <U_t, dX_t>^2`` with ``U = G W``, the same for every integer format.
+  ``sum_t <U_t, dX_t>^2`` with ``U = G W``, the same for every integer format that has the same scales of activations.
 
 How far this is from measured losses, and the plain square, is in ``reports/sensitivity/``.
 """
@@ -17,16 +17,20 @@ How far this is from measured losses, and the plain square, is in ``reports/sens
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from qplan.formats import QuantFormat
 from qplan.model.load import LoadedModel
-from qplan.quantize import int8_prefill
+from qplan.quantize import Int8Activations
 from qplan.sensitivity.menu import Menu
 from qplan.sensitivity.variants import StoredWeights
+
+_Key = TypeVar("_Key", bound=Hashable)
 
 _CHUNK_ELEMENTS = 1 << 21
 """Elements of products and of weight errors worked on at a time: a bound on memory."""
@@ -49,8 +53,8 @@ class FisherSetup:
     loaded: LoadedModel
     menu: Menu
     stored: StoredWeights
-    int8_activations: bool
-    """Whether integer formats compute with int8 activations under some memory setting."""
+    activations: Int8Activations | None
+    """Those of integer formats under memory low; None where only memory normal counts."""
     columns: dict[str, Columns] = field(default_factory=dict)
     """By tensor; filled by the first batch."""
     names: dict[nn.Linear, list[str]] = field(init=False)
@@ -62,6 +66,14 @@ class FisherSetup:
         for name in self.menu:
             self.names.setdefault(self.loaded.linear(name), []).append(name)
 
+    def block(self, fmt: QuantFormat) -> int | None:
+        """Features that share a scale of int8 activations, 0 for all; None for float activations."""
+        return None if self.activations is None or fmt.is_float else self.activations.block(fmt)
+
+    def blocks(self, name: str) -> list[int]:
+        """The different ones of a tensor's formats."""
+        return sorted({block for fmt in self.menu[name] if (block := self.block(fmt)) is not None})
+
 
 @dataclass(frozen=True)
 class Energies:
@@ -71,8 +83,8 @@ class Energies:
     """Of the output."""
     inputs: Tensor
     """Of the input, float32 ``[in_features]``."""
-    rounding: Tensor
-    """Of the int8 error of the input, float32 ``[in_features]``; zeros where activations stay floats."""
+    rounding: dict[int, Tensor]
+    """Of the int8 error of the input by block of the activations, float32 ``[in_features]``."""
 
 
 @dataclass
@@ -84,19 +96,19 @@ class FisherObserver:
     """int64 ``[rows, seq_len]``."""
     weight_squares: dict[str, Tensor] = field(default_factory=dict)
     """By tensor: float64 ``[formats, rows]`` on the CPU."""
-    activation_squares: dict[str, Tensor] = field(default_factory=dict)
-    """By tensor: float64 ``[rows]`` on the CPU; empty without int8 activations."""
+    activation_squares: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+    """By tensor and block of the activations: float64 ``[rows]`` on the CPU; empty without int8 activations."""
     energies: dict[str, Energies] = field(default_factory=dict)
     """By tensor."""
-    _rounded: tuple[Tensor, Tensor] | None = None
-    """The last input and its int8 error: linears that share an input follow each other."""
+    _rounded: tuple[Tensor, dict[int, Tensor]] | None = None
+    """The last input and its int8 errors by block: linears that share an input follow each other."""
 
     def forward(self, module: nn.Linear, inputs: Tensor, outputs: Tensor) -> None:
         """Keep energies."""
         columns = _square_sum(inputs)
-        rounding = _square_sum(self._rounding(inputs)) if self.setup.int8_activations else torch.zeros_like(columns)
         for name in self.setup.names[module]:
             signal = outputs[..., self.setup.loaded.sites[name].rows]
+            rounding = {block: _square_sum(self._rounding(inputs, block)) for block in self.setup.blocks(name)}
             self.energies[name] = Energies(float(signal.float().square().sum()), columns, rounding)
 
     def backward(self, module: nn.Linear, inputs: Tensor, gradients: Tensor, lookups: Tensor | None) -> None:
@@ -107,28 +119,42 @@ class FisherObserver:
             if name not in self.setup.columns:
                 self.setup.columns[name] = self._columns(name, weight)
             _add(self.weight_squares, name, self._weights(name, weight, inputs.float(), part.float(), lookups))
-            if self.setup.int8_activations:
-                slope = part.float() @ weight
-                along = torch.linalg.vecdot(slope, self._rounding(inputs))
-                _add(self.activation_squares, name, along.square().sum(-1))
+            blocks = self.setup.blocks(name)
+            slope = part.float() @ weight if blocks else None
+            for block in blocks:
+                along = torch.linalg.vecdot(slope, self._rounding(inputs, block))
+                _add(self.activation_squares, (name, block), along.square().sum(-1))
 
-    def sqnr_db(self, name: str, int8: Sequence[bool]) -> list[float]:
+    def squares(self, name: str, index: int, *, int8: bool) -> Tensor:
+        """Summed squares of a tensor's format, float64 ``[rows]``, with or without those of its activations."""
+        block = self.setup.block(self.setup.menu[name][index]) if int8 else None
+        weights = self.weight_squares[name][index]
+        return weights if block is None else weights + self.activation_squares[name, block]
+
+    def sqnr_db(self, name: str, *, int8: bool) -> list[float]:
         """A tensor's signal to noise in every format, errors of different input features taken as independent.
 
         Args:
             name: the tensor.
-            int8: for each format, whether its activations are int8.
+            int8: whether integer formats have int8 activations.
         """
         energies, columns = self.energies[name], self.setup.columns[name]
         stored = (columns.errors @ energies.inputs).tolist()
-        rounded = float(columns.weights @ energies.rounding)
-        noise = [part + rounded * flag for part, flag in zip(stored, int8, strict=True)]
+        rounded = {block: float(columns.weights @ energy) for block, energy in energies.rounding.items()}
+        blocks = [self.setup.block(fmt) if int8 else None for fmt in self.setup.menu[name]]
+        noise = [part if block is None else part + rounded[block] for part, block in zip(stored, blocks, strict=True)]
         return [_decibel(energies.signal, part) for part in noise]
 
-    def _rounding(self, inputs: Tensor) -> Tensor:
+    def _rounding(self, inputs: Tensor, block: int) -> Tensor:
+        if self.setup.activations is None:
+            msg = "only int8 activations have a rounding error"
+            raise ValueError(msg)
         if self._rounded is None or self._rounded[0] is not inputs:
-            self._rounded = inputs, int8_prefill(inputs.float()) - inputs.float()
-        return self._rounded[1]
+            self._rounded = inputs, {}
+        errors = self._rounded[1]
+        if block not in errors:
+            errors[block] = self.setup.activations.round(inputs.float(), block) - inputs.float()
+        return errors[block]
 
     def _weights(self, name: str, weight: Tensor, inputs: Tensor, gradients: Tensor, lookups: Tensor | None) -> Tensor:
         """Sum over rows ``o`` of ``<M_o, dW_o>^2``: ``[formats, sequences]``."""
@@ -180,6 +206,6 @@ def _square_sum(values: Tensor) -> Tensor:
     return total
 
 
-def _add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
+def _add(sums: dict[_Key, Tensor], key: _Key, value: Tensor) -> None:
     value = value.cpu().to(torch.float64)
-    sums[name] = value if name not in sums else sums[name] + value
+    sums[key] = value if key not in sums else sums[key] + value

@@ -66,7 +66,8 @@ def estimate(analysis: Analysis, *, progress: Progress | None = None) -> None:
         MeasurementError: a tensor that is not reached, an estimate that is not finite or impossible.
     """
     low = analysis.conditions.memory == "low"
-    setup = FisherSetup(analysis.loaded, analysis.menu, analysis.stored, int8_activations=low)
+    activations = analysis.activations if low else None
+    setup = FisherSetup(analysis.loaded, analysis.menu, analysis.stored, activations)
     known = analysis.kept.measurements
     for batch in range(len(analysis.batches)):
         if progress is not None:
@@ -104,13 +105,11 @@ def _measurements(
 ) -> Iterator[Measurement]:
     """One tensor in all formats."""
     tokens, formats = analysis.batches[batch], analysis.menu[name]
-    int8 = [memory == "low" and not fmt.is_float for fmt in formats]
-    squares = observer.weight_squares[name]
-    if any(int8):
-        squares = squares + torch.outer(torch.tensor(int8).double(), observer.activation_squares[name])
+    int8 = memory == "low"
+    squares = torch.stack([observer.squares(name, index, int8=int8) for index in range(len(formats))])
     # half the square is a sequence's KL; draws are averaged
     nats = squares * (0.5 / analysis.conditions.draws / tokens.shape[1])
-    sqnr = observer.sqnr_db(name, int8)
+    sqnr = observer.sqnr_db(name, int8=int8)
     for index, fmt in enumerate(formats):
         mean = float(nats[index].mean())
         if not math.isfinite(mean):
@@ -127,6 +126,8 @@ def _measurements(
             top1=None,
             nll_nats=None,
             sqnr_db=sqnr[index],
+            # as if errors were orthogonal to the output
+            cosine=1 / math.sqrt(1 + 10 ** (-sqnr[index] / 10)),
             source="gradient",
             stderr_nats=float(nats[index].std()) / math.sqrt(len(tokens)) if len(tokens) > 1 else None,
         )

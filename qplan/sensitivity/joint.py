@@ -8,13 +8,16 @@ from torch import Tensor
 
 from qplan.formats import QuantFormat
 from qplan.model.load import LoadedModel
+from qplan.quantize import Int8Activations
 from qplan.sensitivity.metrics import TokenStats, compare, join, reference_of
 from qplan.sensitivity.rounding import Rounder
 from qplan.sensitivity.table import Memory
-from qplan.sensitivity.variants import Activation, StoredWeights, apply_formats
+from qplan.sensitivity.variants import StoredWeights, apply_formats
 
 Progress = Callable[[int, int], None]
 """Told how many passes are done, of how many."""
+
+_PREFILL = Int8Activations()
 
 
 def joint_losses(
@@ -22,7 +25,7 @@ def joint_losses(
     tokens: Tensor,
     plans: Mapping[str, Mapping[str, QuantFormat]],
     memory: Memory = "low",
-    activation: Activation = "prefill",
+    activations: Int8Activations = _PREFILL,
     *,
     batch_size: int = 4,
     engine_embedding: bool = False,
@@ -36,7 +39,7 @@ def joint_losses(
         tokens: int64 ``[rows, seq_len]``.
         plans: by label: formats by tensor name, tensors not named stay FP32.
         memory: MNN's memory setting whose arithmetic is emulated.
-        activation: the engine's path whose int8 activations are meant.
+        activations: which int8 activations, under ``low``.
         batch_size: rows per pass.
         engine_embedding: also store an untied embedding as bfloat16, as MNN does.
         rounder: chooses the integers; None rounds to nearest.
@@ -56,7 +59,7 @@ def joint_losses(
     for batch in batches:
         reference = reference_of(loaded.logits(batch), batch)
         for label, formats in plans.items():
-            with apply_formats(loaded, formats, memory, activation, stored=stored, engine_embedding=engine_embedding):
+            with apply_formats(loaded, formats, memory, activations, stored=stored, engine_embedding=engine_embedding):
                 parts[label].append(compare(reference, loaded.logits(batch)))
             done += 1
             if progress is not None:

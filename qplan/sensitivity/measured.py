@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,11 +16,17 @@ from qplan.formats import QuantFormat
 from qplan.model.load import LoadedModel
 from qplan.sensitivity.analysis import Analysis, Entry, Progress, open_analysis
 from qplan.sensitivity.journal import Cell, ReferenceRecord
-from qplan.sensitivity.measurement import Measurement, Memory, memories_of
-from qplan.sensitivity.metrics import TokenStats, compare, sqnr_db
+from qplan.sensitivity.measurement import Measurement, Memory
+from qplan.sensitivity.metrics import OutputError, OutputScale, TokenStats
 from qplan.sensitivity.replay import LayerPass, ReferencePass
 from qplan.sensitivity.table import SensitivityTable
 from qplan.sensitivity.variants import apply_formats
+
+_TOKENS_TOGETHER = 1024
+"""Tokens, over formats of one tensor, that go through the rest of the model at once on a processor."""
+
+_LOGITS_TOGETHER = 1 << 28
+"""Logits of formats of one tensor that exist at once on other devices: 1 GiB of float32."""
 
 
 @dataclass(frozen=True)
@@ -46,13 +53,17 @@ class _Work:
     progress: Progress | None
     done: int = 0
 
-    def pending(self, batch: int) -> dict[str, list[_Job]]:
-        """What is not measured yet in a batch, by tensor."""
+    def of_batch(self, batch: int) -> dict[str, list[_Job]]:
+        """What is to be measured in a batch, by tensor; tensors of which nothing is missing are left out."""
         jobs: dict[str, list[_Job]] = {}
         for job in self.jobs:
-            if job.batch == batch and job.cell not in self.analysis.kept.measurements:
+            if job.batch == batch:
                 jobs.setdefault(job.tensor, []).append(job)
-        return jobs
+        return {name: those for name, those in jobs.items() if not all(map(self.knows, those))}
+
+    def knows(self, job: _Job) -> bool:
+        """Whether a measurement is made already."""
+        return job.cell in self.analysis.kept.measurements
 
     def tell(self, more: int = 0) -> None:
         """Report progress."""
@@ -107,9 +118,16 @@ def measure(analysis: Analysis, only: Collection[Entry] | None = None, *, progre
     Raises:
         MeasurementError: a measurement that is not finite or impossible.
     """
+    if analysis.loaded.embedding.weight.dtype != torch.float32:
+        msg = (
+            "losses can be measured in float32 only: half precision's own rounding loses 1e-4 nats, some hundred times "
+            "what a tensor loses in int8 (reports/sensitivity/). Use --dtype float32, or --mode gradient"
+        )
+        raise MeasurementError(msg)
     entries = [entry for entry in analysis.entries() if only is None or (entry[0], entry[1].name, entry[2]) in only]
     jobs = [_Job(name, fmt, m, batch) for batch in range(len(analysis.batches)) for name, fmt, m in entries]
-    work = _Work(analysis, tuple(jobs), progress, sum(job.cell in analysis.kept.measurements for job in jobs))
+    work = _Work(analysis, tuple(jobs), progress)
+    work.done = sum(map(work.knows, jobs))
     for batch in range(len(analysis.batches)):
         _measure_batch(work, batch)
     for name, fmt, memory in entries:
@@ -118,7 +136,7 @@ def measure(analysis: Analysis, only: Collection[Entry] | None = None, *, progre
 
 def _measure_batch(work: _Work, batch: int) -> None:
     work.tell()
-    analysis, pending = work.analysis, work.pending(batch)
+    analysis, pending = work.analysis, work.of_batch(batch)
     if not pending and batch in analysis.kept.references:
         return
     loaded = analysis.loaded
@@ -130,85 +148,118 @@ def _measure_batch(work: _Work, batch: int) -> None:
         names = [spec.name for spec in loaded.card.tensors if spec.layer == layer and spec.name in pending]
         if not names:
             continue
-        here = _control(base, loaded, layer)
+        here, unchanged = _control(base, loaded, layer)
         for name in names:
-            for job in pending[name]:
-                _measure(work, here, job)
+            _measure_tensor(work, here, unchanged, pending[name])
 
 
-def _control(base: ReferencePass, loaded: LoadedModel, layer: int | None) -> LayerPass:
+def _control(base: ReferencePass, loaded: LoadedModel, layer: int | None) -> tuple[LayerPass, TokenStats]:
     """Score the unchanged model through the path of a layer's variants: it must lose exactly nothing."""
     names = [spec.name for spec in loaded.card.tensors if spec.layer == layer]
     linears = list(dict.fromkeys(loaded.linear(name) for name in names))
     here = LayerPass.run(base, len(loaded.layers) if layer is None else layer, linears)
     for name in names:
-        if loaded.linear(name) not in here.order:
+        if loaded.linear(name) not in here.calls:
             msg = f"{name} was not reached by any calibration token; the model does not use it as its type promises"
             raise MeasurementError(msg)
-    loss = compare(base.reference, here.logits).kl_nats
+    stats = here.compare(here.end)
     where = "the head" if layer is None else f"layer {layer}"
-    if loss != 0:
+    if stats.kl_nats != 0:
         msg = (
-            f"the unchanged model loses {loss:g} nats when it is run from {where} on, expected exactly 0; "
+            f"the unchanged model loses {stats.kl_nats:g} nats when it is run from {where} on, expected exactly 0; "
             "its arithmetic is not repeatable here. Try --device cpu"
         )
         raise MeasurementError(msg)
-    return here
+    return here, stats
 
 
-def _measure(work: _Work, here: LayerPass, job: _Job) -> None:
-    analysis = work.analysis
-    twin = _twin(analysis, job)
-    if twin is not None:
-        analysis.kept.add(replace(twin, memory=job.memory))
-        work.tell(1)
-        return
+def _measure_tensor(work: _Work, here: LayerPass, unchanged: TokenStats, jobs: Sequence[_Job]) -> None:
+    """Measure one tensor in some formats, as many together as the device takes."""
+    analysis, name = work.analysis, jobs[0].tensor
+    spec, site = analysis.loaded.card.tensor(name), analysis.loaded.sites[name]
+    linear = analysis.loaded.linear(name)
+    scale = OutputScale(here.output_of(linear)[..., site.rows])
+    twins: list[_Job] = []
+    changed: list[_Job] = []
+    for job in jobs:
+        # where weights are floats every memory setting computes the same
+        if job.format.is_float and any(other.format == job.format for other in changed):
+            twins.append(job)
+        elif analysis.changes_nothing(name, job.format, job.memory):
+            # what would be computed is the control, which was
+            _keep(work, job, unchanged, scale.error(here.output_of(linear)[..., site.rows]))
+        else:
+            changed.append(job)
+    # the same jobs together whatever an interrupted run left, so that they come out the same to the bit
+    together = 1 if spec.tied else _most_together(here.base.reference.logits)
+    for start in range(0, len(changed), together):
+        some = changed[start : start + together]
+        if all(map(work.knows, some)):
+            continue
+        outputs = [_output(analysis, here, job) for job in some]
+        ends = (_logits_of_tied(analysis, here, some[0]),) if spec.tied else here.replay(linear, outputs)
+        for job, end, output in zip(some, ends, outputs, strict=True):
+            _keep(work, job, _compare(here, job, end), scale.error(output[..., site.rows]))
+    for job in twins:
+        if not work.knows(job):
+            twin = next(other for other in changed if other.format == job.format)
+            analysis.kept.add(replace(analysis.kept.measurements[twin.cell], memory=job.memory))
+            work.tell(1)
+
+
+def _most_together(logits: Tensor) -> int:
+    """Formats whose rows go through the rest of the model at once, each with logits ``[tokens, vocabulary]``.
+
+    On a processor more rows than fill its units only wait for memory; elsewhere memory is the bound.
+    """
+    if logits.device.type == "cpu":
+        return max(1, _TOKENS_TOGETHER // len(logits))
+    return max(1, _LOGITS_TOGETHER // logits.numel())
+
+
+def _output(analysis: Analysis, here: LayerPass, job: _Job) -> Tensor:
+    """What a tensor's linear gives in a format on its reference input."""
     linear = analysis.loaded.linear(job.tensor)
-    rows = analysis.loaded.sites[job.tensor].rows
-    if analysis.changes_nothing(job.tensor, job.format, job.memory):
-        # what would be computed is the control, which was
-        logits, output = here.logits, here.output_of(linear)
-    else:
-        logits, output = _run(analysis, here, job)
+    with torch.no_grad(), _applied(analysis, job):
+        output: Tensor = linear(here.input_of(linear))
+    return output
+
+
+def _logits_of_tied(analysis: Analysis, here: LayerPass, job: _Job) -> Tensor:
+    """The embedding changes with a tied head: everything is computed."""
+    with _applied(analysis, job):
+        return here.base.logits(0)
+
+
+def _applied(analysis: Analysis, job: _Job) -> AbstractContextManager[None]:
+    formats = {job.tensor: job.format}
+    return apply_formats(analysis.loaded, formats, job.memory, analysis.activations, stored=analysis.stored)
+
+
+def _compare(here: LayerPass, job: _Job, end: Tensor) -> TokenStats:
     try:
-        stats = compare(here.base.reference, logits)
+        return here.compare(end)
     except MeasurementError as error:
         msg = f"{job.tensor} in {job.format}, memory {job.memory}, batch {job.batch}: {error}"
         raise MeasurementError(msg) from error
-    sqnr = sqnr_db(here.output_of(linear)[..., rows], output[..., rows])
-    analysis.kept.add(_measurement(job, stats, sqnr))
-    work.tell(1)
 
 
-def _twin(analysis: Analysis, job: _Job) -> Measurement | None:
-    """The same format under another memory setting, which computes the same where weights are floats."""
-    if not job.format.is_float:
-        return None
-    known = analysis.kept.measurements
-    cells = (replace(job, memory=memory).cell for memory in memories_of(analysis.conditions.memory))
-    return next((known[cell] for cell in cells if cell in known), None)
-
-
-def _run(analysis: Analysis, here: LayerPass, job: _Job) -> tuple[Tensor, Tensor]:
-    loaded = analysis.loaded
-    linear = loaded.linear(job.tensor)
-    with torch.no_grad(), apply_formats(loaded, {job.tensor: job.format}, job.memory, stored=analysis.stored):
-        if loaded.card.tensor(job.tensor).tied:
-            # the embedding changes too: everything is computed; the head's own error is that on the reference input
-            return here.base.logits(0), linear(here.input_of(linear))
-        return here.replay(linear)
-
-
-def _measurement(job: _Job, stats: TokenStats, sqnr: float) -> Measurement:
-    return Measurement(
-        tensor=job.tensor,
-        format=job.format.name,
-        memory=job.memory,
-        batch=job.batch,
-        tokens=stats.tokens,
-        kl_nats=stats.kl_nats,
-        kl_p99_nats=stats.kl_p99_nats,
-        top1=stats.top1,
-        nll_nats=stats.nll_nats,
-        sqnr_db=sqnr,
+def _keep(work: _Work, job: _Job, stats: TokenStats, output: OutputError) -> None:
+    if work.knows(job):
+        return
+    work.analysis.kept.add(
+        Measurement(
+            tensor=job.tensor,
+            format=job.format.name,
+            memory=job.memory,
+            batch=job.batch,
+            tokens=stats.tokens,
+            kl_nats=stats.kl_nats,
+            kl_p99_nats=stats.kl_p99_nats,
+            top1=stats.top1,
+            nll_nats=stats.nll_nats,
+            sqnr_db=output.sqnr_db,
+            cosine=output.cosine,
+        )
     )
+    work.tell(1)

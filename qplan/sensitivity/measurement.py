@@ -41,6 +41,9 @@ class Measurement:
     """Mean negative log-likelihood of the text under the variant, exp is the perplexity; None as above."""
     sqnr_db: float
     """Signal to quantisation noise of the tensor's own output; inf where nothing changed."""
+    cosine: float | None = None
+    """Of the angle between the tensor's own output and the reference's, as vectors over all tokens; None in tables of
+    before."""
     source: Source = "measured"
     stderr_nats: float | None = None
     """Standard error of `kl_nats` from the spread over the batch's sequences; None where it is not known."""
@@ -61,6 +64,8 @@ class Loss:
     nll_nats: float | None
     sqnr_db: float
     """Mean over batches in dB."""
+    cosine: float | None
+    """Token-weighted mean of the batches' cosines; None in tables of before."""
     source: Source = "measured"
 
 
@@ -87,6 +92,7 @@ def summarise(measurements: Sequence[Measurement]) -> Loss:
         _mean([(m.tokens, m.top1) for m in measurements]),
         _mean([(m.tokens, m.nll_nats) for m in measurements]),
         sum(m.sqnr_db for m in measurements) / len(measurements),
+        _mean([(m.tokens, m.cosine) for m in measurements]),
         source,
     )
 

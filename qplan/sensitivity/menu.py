@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from qplan.errors import InputError
-from qplan.formats import TIED_BITS, QuantFormat
+from qplan.formats import TIED_BITS, DynamicOption, QuantFormat
 from qplan.model.card import ModelCard
 
 Menu = dict[str, tuple[QuantFormat, ...]]
 """Formats by tensor name, widest first, tensors in order of execution."""
 
 
-def resolve_menu(card: ModelCard, formats: Sequence[QuantFormat]) -> tuple[Menu, tuple[str, ...]]:
+def resolve_menu(
+    card: ModelCard, formats: Sequence[QuantFormat], dynamic_option: DynamicOption = 0
+) -> tuple[Menu, tuple[str, ...]]:
     """Resolve the asked formats for every tensor.
 
     A block that does not divide a tensor's width becomes one scale per row, and what MNN's exporter would make of it,
-    a halved block, is measured beside it; widths that a tied head cannot have are left out. All is told in the notes.
+    a halved block, is measured beside it; widths that a tied head cannot have are left out, and blocks that the engine
+    garbles under ``dynamic_option`` 2. All is told in the notes.
 
     Raises:
         InputError: a tensor that is left without any format.
@@ -24,6 +27,7 @@ def resolve_menu(card: ModelCard, formats: Sequence[QuantFormat]) -> tuple[Menu,
     menu: Menu = {}
     changed: dict[tuple[QuantFormat, tuple[QuantFormat, ...], int], list[str]] = {}
     skipped: list[str] = []
+    garbled: list[str] = []
     for spec in card.tensors:
         usable: list[QuantFormat] = []
         for fmt in formats:
@@ -34,7 +38,11 @@ def resolve_menu(card: ModelCard, formats: Sequence[QuantFormat]) -> tuple[Menu,
                     f"decodes right at {', '.join(map(str, TIED_BITS))} bits only"
                 )
                 continue
+            choices: tuple[QuantFormat, ...]
             choices = (resolved,) if resolved == fmt or spec.tied else (resolved, fmt.halved(spec.in_features))
+            if dynamic_option == 2:
+                garbled += [choice.name for choice in choices if not choice.allows_block_activations]
+                choices = tuple(choice for choice in choices if choice.allows_block_activations)
             if resolved != fmt:
                 changed.setdefault((fmt, choices, spec.in_features), []).append(spec.name)
             usable.extend(choice for choice in choices if choice not in usable)
@@ -50,6 +58,9 @@ def resolve_menu(card: ModelCard, formats: Sequence[QuantFormat]) -> tuple[Menu,
         f"blocks of {fmt.block} do not divide rows of {width} weights"
         for (fmt, choices, width), names in changed.items()
     ]
+    if garbled:
+        left = ", ".join(dict.fromkeys(garbled))
+        skipped.append(f"{left} are not measured: the engine garbles them with a scale per block (dynamic_option 2)")
     return menu, (*notes, *skipped)
 
 

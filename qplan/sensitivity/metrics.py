@@ -6,7 +6,7 @@ All losses are in nats. Logits are float32; sums end in float64 on devices that 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -14,8 +14,13 @@ from torch.nn import functional
 
 from qplan.errors import MeasurementError
 
-_CHUNK_ELEMENTS = 1 << 20
-"""Logits worked on at a time: about what a processor's cache holds, and a bound on memory."""
+_CHUNK_ELEMENTS = 1 << 17
+"""Logits worked on at a time by a processor: four arrays of this size stay in its second-level cache."""
+
+_DEVICE_CHUNK_ELEMENTS = 1 << 26
+"""The same on other devices, where it only bounds memory."""
+
+_SERIES_LIMIT = 1 / 32
 
 
 @dataclass(frozen=True)
@@ -100,7 +105,7 @@ def reference_of(logits: Tensor, tokens: Tensor) -> Reference:
         msg = "the reference's logits are not finite; the model overflows in float32 on this text"
         raise MeasurementError(msg)
     labels = functional.pad(tokens[..., 1:], (0, 1), value=-1).flatten().to(flat.device)
-    norms = [torch.logsumexp(chunk.to(_wide(chunk)), -1) for chunk in flat.split(_rows(flat))]
+    norms = [torch.logsumexp(chunk.to(wide(chunk)), -1) for chunk in flat.split(cache_rows(flat))]
     log_norm = torch.cat(norms)
     return Reference(flat, torch.softmax(flat, -1), log_norm, flat.argmax(-1), labels)
 
@@ -119,23 +124,25 @@ def compare(reference: Reference, logits: Tensor) -> TokenStats:
     Raises:
         MeasurementError: logits that are not finite or of another shape.
     """
-    flat = logits.to(torch.float32).flatten(0, -2)
+    flat = logits.flatten(0, -2)
     if flat.shape != reference.logits.shape:
         msg = f"logits of shape {tuple(flat.shape)} cannot be compared with {tuple(reference.logits.shape)}"
         raise MeasurementError(msg)
-    kls, shifts = [], []
-    rows = _rows(flat)
+    rows = cache_rows(flat)
+    space = flat.new_empty(2, min(rows, len(flat)), flat.shape[-1], dtype=torch.float32)
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
     for start in range(0, len(flat), rows):
         chunk = slice(start, start + rows)
-        kl, shift = _kl_and_shift(reference.probabilities[chunk], reference.logits[chunk], flat[chunk])
-        kls.append(kl)
-        shifts.append(shift)
-    kl, shift = torch.cat(kls), torch.cat(shifts)
+        variant = flat[chunk].to(torch.float32)
+        kl, shift = _kl_and_shift(reference.probabilities[chunk], reference.logits[chunk], variant, space)
+        best = variant.gather(-1, reference.top[chunk].unsqueeze(-1)).squeeze(-1)
+        found.append((kl, shift, best >= variant.amax(-1)))
+    kl, shift, same_top = (torch.cat(parts) for parts in zip(*found, strict=True))
     if not torch.isfinite(kl).all():
         msg = f"{int((~torch.isfinite(kl)).sum())} of {len(kl)} tokens have a loss that is not finite"
         raise MeasurementError(msg)
     nll = _label_nll(flat, reference.log_norm + shift + kl, reference.labels)
-    return TokenStats(kl.cpu().to(torch.float64), (flat.argmax(-1) == reference.top).cpu(), nll)
+    return TokenStats(kl.cpu().to(torch.float64), same_top.cpu(), nll)
 
 
 def compare_logits(reference: Tensor, variant: Tensor, tokens: Tensor) -> TokenStats:
@@ -143,49 +150,87 @@ def compare_logits(reference: Tensor, variant: Tensor, tokens: Tensor) -> TokenS
     return compare(reference_of(reference, tokens), variant)
 
 
-def sqnr_db(reference: Tensor, actual: Tensor) -> float:
-    """Signal to quantisation noise ``10 log10(sum(r^2) / sum((r - a)^2))`` in dB; inf if nothing changed."""
-    noise = _square_sum(reference - actual)
-    if noise == 0:
-        return float("inf")
-    signal = _square_sum(reference)
-    if signal == 0:
-        return float("-inf")
-    return 10 * math.log10(signal / noise)
+@dataclass(frozen=True)
+class OutputError:
+    """A tensor's own output against the reference's, as vectors over all tokens and features."""
+
+    sqnr_db: float
+    """Signal to quantisation noise ``10 log10(sum(r^2) / sum((a - r)^2))`` in dB; inf if nothing changed."""
+    cosine: float
+    """Of the angle between the two; 1 if they point the same way."""
 
 
-def cosine(reference: Tensor, actual: Tensor) -> float:
-    """Cosine of the angle between two tensors seen as vectors; 1 if they point the same way."""
-    left, right = reference.flatten().to(_wide(reference)), actual.flatten().to(_wide(actual))
-    return float(functional.cosine_similarity(left, right, dim=0))
+@dataclass(frozen=True)
+class OutputScale:
+    """A reference output, with its energy: what errors of several formats are measured by."""
+
+    reference: Tensor
+    signal: float = field(init=False)
+    """Sum of squares."""
+
+    def __post_init__(self) -> None:
+        """Sum the squares once."""
+        object.__setattr__(self, "reference", self.reference.to(torch.float32))
+        object.__setattr__(self, "signal", _dot(self.reference, self.reference))
+
+    def error(self, actual: Tensor) -> OutputError:
+        """Compare another output of the same shape."""
+        difference = actual.to(torch.float32) - self.reference
+        noise, along = _dot(difference, difference), _dot(self.reference, difference)
+        if noise == 0:
+            return OutputError(math.inf, 1.0)
+        if self.signal == 0:
+            return OutputError(-math.inf, 0.0)
+        length = self.signal + 2 * along + noise
+        cosine = (self.signal + along) / math.sqrt(self.signal * length) if length > 0 else 0.0
+        return OutputError(10 * math.log10(self.signal / noise), min(1.0, max(-1.0, cosine)))
 
 
-def _kl_and_shift(probabilities: Tensor, logits: Tensor, variant: Tensor) -> tuple[Tensor, Tensor]:
-    difference = variant - logits
-    shift = torch.linalg.vecdot(probabilities, difference)
-    centred = difference.sub_(shift.unsqueeze(-1))
-    terms = torch.expm1(centred).sub_(centred)
+def _kl_and_shift(probabilities: Tensor, logits: Tensor, variant: Tensor, space: Tensor) -> tuple[Tensor, Tensor]:
+    """See `compare`; ``space [2, rows, vocabulary]`` is written over, since fresh memory costs more than the sums."""
+    centred, terms = space[:, : len(variant)]
+    torch.sub(variant, logits, out=centred)
+    shift = torch.linalg.vecdot(probabilities, centred)
+    centred.sub_(shift.unsqueeze(-1))
+    total = torch.linalg.vecdot(probabilities, excess(centred, terms))
+    dtype = wide(total)
+    return torch.log1p(total.to(dtype)), shift.to(dtype)
+
+
+def excess(x: Tensor, out: Tensor) -> Tensor:
+    """``expm1(x) - x``, never negative, written into ``out``.
+
+    Where all of ``x`` is small, by the series ``x^2 (1/2 + x/6 + x^2/24 + x^3/120)``: the difference would cancel, and
+    costs more. The next term is ``x^4/360`` of the sum, below 3e-9 at the limit.
+    """
+    low, high = x.aminmax()
+    if max(-float(low), float(high)) <= _SERIES_LIMIT:
+        torch.mul(x, 1 / 120, out=out).add_(1 / 24)
+        return out.mul_(x).add_(1 / 6).mul_(x).add_(0.5).mul_(x).mul_(x)
     # expm1(x) >= x; a vectorised expm1 may miss that by its last digit
-    total = torch.linalg.vecdot(probabilities, terms).clamp(min=0)
-    wide = _wide(total)
-    return torch.log1p(total.to(wide)), shift.to(wide)
+    return torch.expm1(x, out=out).sub_(x).clamp_(min=0)
 
 
 def _label_nll(logits: Tensor, log_norm: Tensor, labels: Tensor) -> Tensor:
     known = labels >= 0
-    chosen = logits[known].gather(-1, labels[known].unsqueeze(-1)).squeeze(-1)
+    chosen = logits.gather(-1, labels.clamp(min=0).unsqueeze(-1)).squeeze(-1)[known]
     return (log_norm[known] - chosen.to(log_norm.dtype)).cpu().to(torch.float64)
 
 
-def _square_sum(values: Tensor) -> float:
-    # not torch.dot: its last digits depend on how many threads it takes, and a resumed run may have others
-    return math.fsum(float(p.square().sum(dtype=_wide(p))) for p in values.flatten().split(_CHUNK_ELEMENTS))
+def _dot(left: Tensor, right: Tensor) -> float:
+    # rows first: the last digits of one long sum depend on how many threads make it, and a resumed run may have others
+    return float(torch.linalg.vecdot(left, right).sum(dtype=wide(left)))
 
 
-def _wide(values: Tensor) -> torch.dtype:
-    # Apple's GPU has no float64
+def wide(values: Tensor) -> torch.dtype:
+    """The widest float of a tensor's device: Apple's GPU has no float64."""
     return torch.float32 if values.device.type == "mps" else torch.float64
 
 
-def _rows(logits: Tensor) -> int:
-    return max(1, _CHUNK_ELEMENTS // logits.shape[-1])
+def _chunk(values: Tensor) -> int:
+    return _CHUNK_ELEMENTS if values.device.type == "cpu" else _DEVICE_CHUNK_ELEMENTS
+
+
+def cache_rows(logits: Tensor) -> int:
+    """Rows of logits ``[rows, vocabulary]`` that are worked on at a time."""
+    return max(1, _chunk(logits) // logits.shape[-1])

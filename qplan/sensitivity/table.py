@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from qplan.artifact import atomic_path, check_header, header, sha256_json
 from qplan.errors import InputError, MeasurementError
-from qplan.formats import QuantFormat
+from qplan.formats import DynamicOption, QuantFormat
 from qplan.model.card import ModelCard
 from qplan.sensitivity.additivity import JointPoint, predict_joint
 from qplan.sensitivity.measurement import Loss, Measurement, Memory, Source, memories_of, summarise
@@ -32,7 +32,7 @@ __all__ = [
     "summarise",
 ]
 
-KIND, SCHEMA = "qplan-sensitivity", 2
+KIND, SCHEMA = "qplan-sensitivity", 3
 
 Mode = Literal["measured", "gradient", "auto"]
 """How losses were found: all by running the model, all from gradients, or what a plan depends on by running it."""
@@ -61,6 +61,8 @@ class Conditions:
     """How integers were chosen: to nearest (``rtn``) or by what loses less, see `qplan.sensitivity.rounding`."""
     draws: int = 1
     """Times that labels are sampled for each sequence, where gradients are used."""
+    dynamic_option: DynamicOption = 0
+    """MNN's ``dynamic_option`` that int8 activations are rounded with: a scale per token, or per block (2)."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,14 +15,11 @@ from qplan.formats import FP32, QuantFormat
 from qplan.model.discovery import Site
 from qplan.model.load import LoadedModel
 from qplan.model.replace import bfloat16_values, with_embedding, with_forward, with_weights
-from qplan.quantize import int8_decode, int8_prefill, rtn
+from qplan.quantize import Int8Activations, rtn
 from qplan.sensitivity.rounding import Rounder
 from qplan.sensitivity.table import Memory
 
-Activation = Literal["prefill", "decode"]
-"""Which of the engine's int8 activations: many tokens at a time, or one."""
-
-_QUANTISERS: dict[Activation, Callable[[Tensor], Tensor]] = {"prefill": int8_prefill, "decode": int8_decode}
+_PREFILL = Int8Activations()
 
 
 @dataclass
@@ -66,7 +62,7 @@ class StoredWeights:
             return self.get(name, fmt)[rows]
         self._check(name, fmt)
         if self.rounder is not None:
-            return self.rounder.store(name, fmt).dequantize()[rows]
+            return self.rounder.store(name, fmt).dequantize()[rows].to(self.loaded.device)
         return rtn(weight[rows], fmt).dequantize()
 
     def _check(self, name: str, fmt: QuantFormat) -> None:
@@ -77,7 +73,7 @@ class StoredWeights:
 
     def unchanged(self, name: str, fmt: QuantFormat) -> bool:
         """Whether storage keeps every weight of a tensor to the bit."""
-        return torch.equal(self.get(name, fmt), self.loaded.weight(name))
+        return torch.equal(self.get(name, fmt), self.loaded.weight(name).float())
 
 
 @contextmanager
@@ -85,7 +81,7 @@ def apply_formats(
     loaded: LoadedModel,
     formats: Mapping[str, QuantFormat],
     memory: Memory,
-    activation: Activation = "prefill",
+    activations: Int8Activations = _PREFILL,
     *,
     stored: StoredWeights | None = None,
     engine_embedding: bool = False,
@@ -99,12 +95,12 @@ def apply_formats(
         loaded: the model.
         formats: by tensor name; tensors not named stay FP32.
         memory: ``low`` for int8 activations, ``normal`` for float ones.
-        activation: the engine's path whose int8 activations are meant.
+        activations: which int8 activations, under ``low``.
         stored: keeps stored weights between calls.
         engine_embedding: also round an untied embedding to bfloat16, as MNN stores it.
 
     Raises:
-        InputError: a format that a tensor cannot have.
+        InputError: a format that a tensor cannot have, or that the engine garbles with these activations.
     """
     stored = stored or StoredWeights(loaded)
     with ExitStack() as stack:
@@ -112,34 +108,40 @@ def apply_formats(
             stack.enter_context(with_embedding(loaded, bfloat16_values(loaded.embedding.weight.detach())))
         stack.enter_context(with_weights(loaded, {name: stored.get(name, fmt) for name, fmt in formats.items()}))
         if memory == "low":
-            quantise = _QUANTISERS[activation]
-            for module, sites in _integer_sites(loaded, formats).items():
-                stack.enter_context(with_forward(module, _int8_forward(module, sites, quantise)))
+            for module, sites in _integer_sites(loaded, formats, activations).items():
+                stack.enter_context(with_forward(module, _int8_forward(module, sites, activations)))
         yield
 
 
-def _integer_sites(loaded: LoadedModel, formats: Mapping[str, QuantFormat]) -> dict[nn.Linear, list[Site]]:
-    found: dict[nn.Linear, list[Site]] = {}
+_Sites = dict[int, list[Site]]
+"""Where a linear's integer tensors are, by the block of their activations."""
+
+
+def _integer_sites(
+    loaded: LoadedModel, formats: Mapping[str, QuantFormat], activations: Int8Activations
+) -> dict[nn.Linear, _Sites]:
+    found: dict[nn.Linear, _Sites] = {}
     for name, fmt in formats.items():
         if not fmt.is_float:
-            found.setdefault(loaded.linear(name), []).append(loaded.sites[name])
+            sites = found.setdefault(loaded.linear(name), {})
+            sites.setdefault(activations.block(fmt), []).append(loaded.sites[name])
     return found
 
 
-def _int8_forward(
-    module: nn.Linear, sites: list[Site], quantise: Callable[[Tensor], Tensor]
-) -> Callable[[Tensor], Tensor]:
+def _int8_forward(module: nn.Linear, sites: _Sites, activations: Int8Activations) -> Callable[[Tensor], Tensor]:
     """A linear whose input is int8 for the rows of ``sites`` and float for the others."""
-    integer_rows = sum(site.stop - site.start for site in sites)
-    if integer_rows == module.out_features:
-        return lambda x: functional.linear(quantise(x), module.weight, module.bias)
+    integer_rows = sum(site.stop - site.start for same in sites.values() for site in same)
+    if integer_rows == module.out_features and len(sites) == 1:
+        block = next(iter(sites))
+        return lambda x: functional.linear(activations.round(x, block), module.weight, module.bias)
 
     def mixed(x: Tensor) -> Tensor:
         output = functional.linear(x, module.weight, module.bias)
-        rounded = quantise(x)
-        for site in sites:
-            bias = None if module.bias is None else module.bias[site.rows]
-            output[..., site.rows] = functional.linear(rounded, module.weight[site.rows], bias)
+        for block, same in sites.items():
+            rounded = activations.round(x, block)
+            for site in same:
+                bias = None if module.bias is None else module.bias[site.rows]
+                output[..., site.rows] = functional.linear(rounded, module.weight[site.rows], bias)
         return output
 
     return mixed

@@ -95,7 +95,7 @@ def emulation(built: BuiltModel) -> tuple[Check, ...]:
 def not_worse(built: BuiltModel, uniform: BuiltModel) -> tuple[Check, ...]:
     """Whether the plan loses no more than a uniform model of at least its bytes, under each memory setting."""
     checks = []
-    for run in built.runs:
+    for run in built.own_runs:
         other = uniform.accuracy(run.memory, run.path)
         if other is None or run.path != "prefill":
             continue

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from qplan.formats import QuantFormat
+from qplan.formats import DynamicOption, QuantFormat
 from qplan.mnn.engine import Engine
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.mnn.skeleton import folder_bytes
+from qplan.quantize import Int8Activations
 from qplan.sensitivity.rounding import Rounder
 from qplan.sensitivity.table import Memory
 from qplan.sensitivity.variants import StoredWeights, apply_formats
@@ -17,6 +18,9 @@ from qplan.verify.record import BuiltModel, EngineRun, Speed
 from qplan.verify.reference import Reference, accuracy_of, torch_logits
 
 MEMORIES: tuple[Memory, ...] = ("normal", "low")
+
+_TURNS = 3
+"""Times that each ``dynamic_option`` is timed."""
 
 Say = Callable[[str], None]
 
@@ -41,7 +45,16 @@ class Trial:
 
 
 def measure_model(
-    name: str, folder: Path, formats: Mapping[str, QuantFormat], *, rounder: Rounder, trial: Trial, say: Say
+    name: str,
+    folder: Path,
+    formats: Mapping[str, QuantFormat],
+    *,
+    rounder: Rounder,
+    trial: Trial,
+    say: Say,
+    dynamic_option: DynamicOption = 0,
+    beside: DynamicOption | None = None,
+    speeds: Mapping[DynamicOption, Speed] | None = None,
 ) -> BuiltModel:
     """Run a built folder under both memory settings, and the same stored weights in torch.
 
@@ -52,6 +65,9 @@ def measure_model(
         rounder: what it was built with.
         trial: tokens and repeats.
         say: told what is being done.
+        dynamic_option: that the model ships with.
+        beside: the other one, to be measured under memory low for comparison.
+        speeds: what `speeds_by_turns` found, if it was asked before.
 
     Raises:
         ToolError: the engine failed.
@@ -60,17 +76,53 @@ def measure_model(
     loaded = rounder.loaded
     runs: list[EngineRun] = []
     emulated: dict[str, float] = {}
-    speed = None
-    for memory in MEMORIES:
-        say(f"{name}: memory {memory}")
-        with Engine(folder, RuntimeConfig(memory, threads=trial.threads), context=loaded.card.context) as engine:
-            runs.append(EngineRun(memory, "prefill", accuracy_of(trial.reference.compare(engine.logits))))
+    if beside is not None and speeds is None:
+        speeds = speeds_by_turns(folder, trial, loaded.card.context)
+    timed = dict(speeds or {})
+    settings: list[tuple[Memory, DynamicOption]] = [(memory, dynamic_option) for memory in MEMORIES]
+    if beside is not None:
+        settings.append(("low", beside))
+    for memory, option in settings:
+        say(f"{name}: memory {memory}" + (f", dynamic_option {option}" if memory == "low" and option else ""))
+        runtime = RuntimeConfig(memory, threads=trial.threads, dynamic_option=option)
+        with Engine(folder, runtime, context=loaded.card.context) as engine:
+            runs.append(EngineRun(memory, "prefill", accuracy_of(trial.reference.compare(engine.logits)), option))
             if memory == "low":
                 stepwise = trial.reference.compare(engine.logits_stepwise, trial.decode_rows)
-                runs.append(EngineRun(memory, "decode", accuracy_of(stepwise)))
-                speed = _speed(engine, trial, loaded.card.context)
-        emulated[memory] = _emulated(rounder, formats, memory, trial.reference)
-    return BuiltModel(name, folder_bytes(folder), tuple(runs), speed, emulated)
+                runs.append(EngineRun(memory, "decode", accuracy_of(stepwise), option))
+                if option not in timed:
+                    timed[option] = _speed(engine, trial, loaded.card.context)
+        if option == dynamic_option:
+            emulated[memory] = _emulated(rounder, formats, memory, trial.reference, option)
+    return BuiltModel(
+        name,
+        folder_bytes(folder),
+        tuple(runs),
+        timed[dynamic_option],
+        emulated,
+        dynamic_option,
+        None if beside is None else timed[beside],
+    )
+
+
+def speeds_by_turns(folder: Path, trial: Trial, context: int) -> dict[DynamicOption, Speed]:
+    """Time a built folder with each ``dynamic_option``, memory low; the best of some runs, as a machine's load changes.
+
+    Raises:
+        ToolError: the engine failed.
+    """
+    runs: dict[DynamicOption, list[Speed]] = {0: [], 2: []}
+    for _ in range(_TURNS):
+        for option, found in runs.items():
+            runtime = RuntimeConfig("low", threads=trial.threads, dynamic_option=option)
+            with Engine(folder, runtime, context=context) as engine:
+                found.append(_speed(engine, trial, context))
+    return {option: _best(found) for option, found in runs.items()}
+
+
+def _best(speeds: Sequence[Speed]) -> Speed:
+    prefill = max(speed.prefill_tokens_per_s for speed in speeds)
+    return replace(max(speeds, key=lambda speed: speed.decode_tokens_per_s), prefill_tokens_per_s=prefill)
 
 
 def _speed(engine: Engine, trial: Trial, context: int) -> Speed:
@@ -84,11 +136,15 @@ def _speed(engine: Engine, trial: Trial, context: int) -> Speed:
         prefill_tokens_per_s=sample.prefill_tokens_per_s,
         decode_tokens_per_s=sample.decode_tokens_per_s,
         ram_bytes=engine.ram_bytes,
+        dynamic_option=engine.runtime.dynamic_option,
     )
 
 
-def _emulated(rounder: Rounder, formats: Mapping[str, QuantFormat], memory: Memory, reference: Reference) -> float:
+def _emulated(
+    rounder: Rounder, formats: Mapping[str, QuantFormat], memory: Memory, reference: Reference, option: DynamicOption
+) -> float:
     """Loss in nats that torch computes for the same stored weights, prefill."""
-    loaded = rounder.loaded
-    with apply_formats(loaded, formats, memory, stored=StoredWeights(loaded, rounder), engine_embedding=True):
+    loaded, stored = rounder.loaded, StoredWeights(rounder.loaded, rounder)
+    activations = Int8Activations("prefill", option)
+    with apply_formats(loaded, formats, memory, activations, stored=stored, engine_embedding=True):
         return reference.compare(lambda ids: torch_logits(loaded, ids)).kl_nats

@@ -10,7 +10,7 @@ from typing import Any
 from qplan.artifact import read_json, write_json
 from qplan.planner.plan import FileBytes
 
-KIND, SCHEMA = "qplan-verification", 1
+KIND, SCHEMA = "qplan-verification", 2
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,8 @@ class EngineRun:
     path: str
     """``prefill`` (one pass per sequence) or ``decode`` (token by token)."""
     accuracy: Accuracy
+    dynamic_option: int = 0
+    """MNN's ``dynamic_option``; changes nothing under memory normal."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Speed:
     decode_tokens_per_s: float
     ram_bytes: int
     """Growth of the engine process's resident memory by loading the model."""
+    dynamic_option: int = 0
 
 
 @dataclass(frozen=True)
@@ -63,10 +66,21 @@ class BuiltModel:
     speed: Speed | None
     emulated_nats: dict[str, float]
     """By memory setting: the loss that torch computes for the same stored weights (prefill)."""
+    dynamic_option: int = 0
+    """The one that the model ships with; `speed` and `emulated_nats` are with it."""
+    other_speed: Speed | None = None
+    """With the other ``dynamic_option``, where that was measured for comparison."""
 
-    def accuracy(self, memory: str, path: str = "prefill") -> Accuracy | None:
-        """Accuracy under a setting, None if it was not run."""
-        return next((r.accuracy for r in self.runs if (r.memory, r.path) == (memory, path)), None)
+    def accuracy(self, memory: str, path: str = "prefill", dynamic_option: int | None = None) -> Accuracy | None:
+        """Accuracy under a setting, with the model's own ``dynamic_option`` by default; None if it was not run."""
+        option = self.dynamic_option if dynamic_option is None else dynamic_option
+        found = (r.accuracy for r in self.runs if (r.memory, r.path, r.dynamic_option) == (memory, path, option))
+        return next(found, None)
+
+    @property
+    def own_runs(self) -> tuple[EngineRun, ...]:
+        """The runs with the ``dynamic_option`` that the model ships with."""
+        return tuple(run for run in self.runs if run.dynamic_option == self.dynamic_option)
 
 
 @dataclass(frozen=True)
@@ -126,5 +140,13 @@ class Verification:
 def built_model(value: Mapping[str, Any]) -> BuiltModel:
     """Read a `BuiltModel` from its JSON object."""
     runs = tuple(EngineRun(**(r | {"accuracy": Accuracy(**r["accuracy"])})) for r in value["runs"])
-    speed = None if value["speed"] is None else Speed(**value["speed"])
-    return BuiltModel(value["name"], FileBytes(**value["files"]), runs, speed, value["emulated_nats"])
+    speed, other = (None if value.get(key) is None else Speed(**value[key]) for key in ("speed", "other_speed"))
+    return BuiltModel(
+        value["name"],
+        FileBytes(**value["files"]),
+        runs,
+        speed,
+        value["emulated_nats"],
+        value.get("dynamic_option", 0),
+        other,
+    )

@@ -86,6 +86,28 @@ def test_a_plan_keeps_its_promises_on_the_engine(work: Path, budget: str) -> Non
     assert not list((work / "run" / "baselines").glob("*/llm.mnn"))
 
 
+def test_a_scale_per_block_ships_if_asked_for(work: Path) -> None:
+    emit = ("emit", "--run", "run", "--budget", "6.5bpw", "--tokens", "128", "--dynamic-option")
+    printed = succeed(*emit, "2", folder=work)
+    out = work / "run" / "6.5bpw"
+    plan, verification = Plan.read(out / "plan.json"), Verification.read(out / "verification.json")
+    assert plan.dynamic_option == json.loads((out / "model" / "config.json").read_text())["dynamic_option"] == 2
+    assert all(fmt.allows_block_activations for fmt in plan.formats.values())
+    built = verification.model("plan")
+    assert built is not None
+    token, block = (built.accuracy("low", dynamic_option=option) for option in (0, 2))
+    assert token is not None
+    assert block is not None
+    assert built.accuracy("low") == block != token
+    # garbled activations would lose a thousand times more than they save
+    assert built.emulated_nats["low"] == pytest.approx(block.kl_nats, rel=0.1)
+    assert "dynamic_option 0" in printed
+    assert "Scales of the int8 activations" in (out / "report.md").read_text(encoding="utf-8")
+    uniform = verification.model("int8")
+    assert uniform is not None
+    assert uniform.dynamic_option == 0
+
+
 def test_blocks_that_do_not_divide_are_said_and_the_exporters_are_measured(work: Path) -> None:
     table = SensitivityTable.read(work / "run" / "sensitivity.parquet")
     odd = [spec for spec in table.model.tensors if spec.in_features % 64]

@@ -1,4 +1,4 @@
-"""The emulated int8 activations of memory low against the engine, one quantised op at a time."""
+"""The emulated int8 activations of memory low against the engine: one quantised op at a time, and losses of models."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,41 +8,121 @@ import pytest
 import torch
 from torch import Tensor
 
-from qplan.formats import FP16, INT8
-from qplan.mnn.engine import Engine
+import qplan.demo
+from qplan.formats import FP16, INT4, INT8, DynamicOption, QuantFormat
+from qplan.mnn.engine import Engine, Logits
+from qplan.mnn.exporter import export_skeleton
+from qplan.mnn.runtime import RuntimeConfig
+from qplan.mnn.skeleton import Skeleton
 from qplan.mnn.writer import build_model
-from qplan.quantize import int8_decode, int8_prefill
+from qplan.model.load import LoadedModel, load_model
+from qplan.planner.uniform import uniform_formats
+from qplan.quantize import EnginePath, Int8Activations, rtn
+from qplan.sensitivity.joint import joint_losses
+from qplan.verify.reference import reference_logits
 from tests.integration.mnn_models import ExportedModel, linear
 
 pytestmark = pytest.mark.engine
 
+HOME = Path(qplan.demo.__file__).parent
+OPTIONS: tuple[DynamicOption, ...] = (0, 2)
+Q_PROJ, DOWN_PROJ = "/layers.0/self_attn/q_proj/Linear", "/layers.1/mlp/down_proj/Linear"
 
-@pytest.mark.parametrize("op_name", ["/layers.0/self_attn/q_proj/Linear", "/layers.1/mlp/down_proj/Linear"])
-def test_emulation_is_the_engines_arithmetic(
-    tied_model: ExportedModel, op_name: str, token_ids: list[int], tmp_path: Path
-) -> None:
-    tensors = tied_model.tensors(tied_model.formats(FP16) | {op_name: INT8})
-    build_model(tied_model.skeleton, tensors, tmp_path / "m")
-    model = tied_model.load()
-    for name, tensor in tensors.items():
-        linear(model, name).weight.data.copy_(tensor.dequantize())
 
-    def emulate(quantise: Callable[[Tensor], Tensor]) -> "np.ndarray[tuple[int, ...], np.dtype[np.float32]]":
+class Emulated:
+    """A tiny model in torch in which one op is quantised."""
+
+    def __init__(self, exported: ExportedModel, op_name: str, fmt: QuantFormat) -> None:
+        self.tensors = exported.tensors(exported.formats(FP16) | {op_name: fmt})
+        self.model = exported.load()
+        for name, tensor in self.tensors.items():
+            linear(self.model, name).weight.data.copy_(tensor.dequantize())
+        self.op = linear(self.model, op_name)
+
+    def logits(self, token_ids: list[int], seen: Callable[[Tensor], Tensor]) -> Logits:
+        """Logits where the op sees its input through a function."""
+
         def before(module: object, args: tuple[Tensor]) -> tuple[Tensor]:
-            return (quantise(args[0]),)
+            return (seen(args[0]),)
 
-        hook = linear(model, op_name).register_forward_pre_hook(before)
+        hook = self.op.register_forward_pre_hook(before)
         with torch.no_grad():
-            logits = model(torch.tensor([token_ids])).logits[0].numpy()
+            logits: Logits = self.model(torch.tensor([token_ids])).logits[0].numpy()
         hook.remove()
-        return np.asarray(logits)
+        return logits
 
-    plain = emulate(lambda x: x)
-    with Engine(tmp_path / "m") as engine:
-        for found, quantise in (
-            (engine.logits(token_ids), int8_prefill),
-            (engine.logits_stepwise(token_ids), int8_decode),
-        ):
-            effect = np.linalg.norm(found - plain)
-            # a code that lies on the edge may fall to either side
-            assert np.linalg.norm(found - emulate(quantise)) < 0.05 * effect
+
+@pytest.mark.parametrize(("op_name", "fmt"), [(Q_PROJ, INT8), (DOWN_PROJ, QuantFormat(8, 32)), (DOWN_PROJ, INT4)])
+def test_emulation_is_the_engines_arithmetic(
+    tied_model: ExportedModel, op_name: str, fmt: QuantFormat, token_ids: list[int], tmp_path: Path
+) -> None:
+    emulated = Emulated(tied_model, op_name, fmt)
+    build_model(tied_model.skeleton, emulated.tensors, tmp_path / "m")
+    plain = emulated.logits(token_ids, lambda x: x)
+    odd = token_ids[:-1]  # the last three tokens fill no tile
+    for option in OPTIONS:
+        prefill, decode = Int8Activations("prefill", option), Int8Activations("decode", option)
+        with Engine(tmp_path / "m", RuntimeConfig(dynamic_option=option)) as engine:
+            for found, activations in (
+                (engine.logits(token_ids), prefill),
+                (engine.logits(odd), prefill),
+                (engine.logits_stepwise(token_ids), decode),
+            ):
+                ids = token_ids[: len(found)]
+                expected = emulated.logits(ids, lambda x, a=activations: a.round(x, a.block(fmt)))  # type: ignore[misc]
+                # a code that lies on the edge may fall to either side
+                assert np.linalg.norm(found - expected) < 0.05 * np.linalg.norm(found - plain[: len(found)])
+
+
+def test_option_2_garbles_blocks_that_cut_through_packed_features(
+    tied_model: ExportedModel, token_ids: list[int], tmp_path: Path
+) -> None:
+    """If this fails, MNN computes them now: `QuantFormat.allows_block_activations` forbids too much."""
+    fmt = QuantFormat(8, 12)
+    assert not fmt.allows_block_activations
+    emulated = Emulated(tied_model, DOWN_PROJ, fmt)
+    build_model(tied_model.skeleton, emulated.tensors, tmp_path / "m")
+    plain = emulated.logits(token_ids, lambda x: x)
+    errors = []
+    for option in OPTIONS:
+        with Engine(tmp_path / "m", RuntimeConfig(dynamic_option=option)) as engine:
+            errors.append(np.linalg.norm(engine.logits(token_ids) - plain))
+    assert errors[1] > 20 * errors[0]
+
+
+@pytest.fixture(scope="module")
+def embedded() -> LoadedModel:
+    return load_model(str(HOME / "stdlib-3m"))
+
+
+@pytest.fixture(scope="module")
+def skeleton(embedded: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Skeleton:
+    return export_skeleton(embedded.folder, tmp_path_factory.mktemp("embedded") / "skeleton")
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_torch_predicts_the_engines_loss_within_five_percent(
+    embedded: LoadedModel, skeleton: Skeleton, bits: int, tmp_path: Path
+) -> None:
+    text = (HOME / "heldout.txt").read_text(encoding="utf-8")
+    rows = np.array(embedded.tokenizer(text)["input_ids"][: 4 * 128], dtype=np.int64).reshape(4, 128)
+    formats = uniform_formats(embedded.card, bits)
+    weights = {s.op_name: rtn(embedded.weight(s.name), formats[s.name]) for s in embedded.card.tensors}
+    build_model(skeleton, weights, tmp_path / "m")
+    paths: tuple[EnginePath, ...] = ("prefill", "decode")
+    with reference_logits(embedded, rows) as reference:
+        for option in OPTIONS:
+            with Engine(tmp_path / "m", RuntimeConfig(dynamic_option=option)) as engine:
+                measured = [reference.compare(logits).kl_nats for logits in (engine.logits, engine.logits_stepwise)]
+            predicted = [
+                joint_losses(
+                    embedded,
+                    torch.from_numpy(rows),
+                    {"": formats},
+                    "low",
+                    Int8Activations(path, option),
+                    engine_embedding=True,
+                )[""].kl_nats
+                for path in paths
+            ]
+            assert predicted == pytest.approx(measured, rel=0.05)

@@ -48,6 +48,7 @@ def qplan(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
         (["analyze", "no-such-folder/model"], 2, "no-such-folder/model"),
         (["analyze", "x", "--formats", "int7"], 2, "7 bits"),
         (["analyze", "x", "--batch-size", "0"], 2, "at least 1"),
+        (["analyze", "x", "--dtype", "float16"], 2, "use --mode gradient or --dtype float32"),
         (["emit"], 2, "qplan analyze"),
         (["emit", "--run", "nothing"], 2, "qplan analyze"),
         (["emit", "--pin", "abc", "--run", "x"], 2, "PATTERN=VALUE"),

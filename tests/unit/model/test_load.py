@@ -199,3 +199,16 @@ def test_the_registry_is_explicit() -> None:
     assert {"qwen2", "qwen3", "llama", "mistral", "gemma", "gemma2", "phi", "phi3", "stablelm"} <= set(ARCHITECTURES)
     dense = next(rule for rule in ARCHITECTURES["phi"].linears if rule.module == "self_attn.dense")
     assert dense.op_name(4) == "/layers.4/self_attn/o_proj/Linear"
+
+
+def test_half_precision_is_the_checkpoint_s_own(model_folders: dict[str, Path], tmp_path: Path) -> None:
+    half = load_model(str(model_folders["qwen2"])).model.to(torch.float16)
+    half.save_pretrained(tmp_path / "half")  # type: ignore[operator]
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(model_folders["qwen2"] / name, tmp_path / "half")
+    loaded = load_model(str(tmp_path / "half"), dtype="float16")
+    assert {parameter.dtype for parameter in loaded.model.parameters()} == {torch.float16}
+    with pytest.raises(InputError, match=r"--dtype bfloat16: .* is stored in float16, .* use float32 or float16"):
+        load_model(str(tmp_path / "half"), dtype="bfloat16")
+    with pytest.raises(InputError, match=r"is stored in float32, .* use float32$"):
+        load_model(str(model_folders["qwen2"]), dtype="float16")

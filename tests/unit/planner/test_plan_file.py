@@ -64,6 +64,16 @@ def test_errors_name_line_and_field(path: Path, old: str, new: str, problem: str
         Plan.read(path)
 
 
+def test_a_plan_of_before_dynamic_options_has_a_scale_per_token(plan: Plan, path: Path) -> None:
+    document = json.loads(path.read_text())
+    del document["dynamic_option"]
+    path.write_text(json.dumps(document | {"schema": 1}))
+    assert Plan.read(path) == plan
+    path.write_text(json.dumps(document | {"dynamic_option": 1}))
+    with pytest.raises(InputError, match=r"line 1, dynamic_option: 1 is none of 0, 2"):
+        Plan.read(path)
+
+
 def test_missing_parts(path: Path) -> None:
     document = json.loads(path.read_text())
     del document["tensors"][3]["bytes"]

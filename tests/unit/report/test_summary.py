@@ -6,6 +6,7 @@ import pytest
 
 from qplan.report import sections
 from qplan.report.notation import TIMES
+from qplan.report.page import render_html, render_markdown
 from qplan.report.summary import Status, baseline, contenders, verdict
 from tests.unit.report.invented_run import Run, small_run, verification_of
 
@@ -86,3 +87,28 @@ def test_predictions_cover_both_settings(small: Run) -> None:
     assert [(r.label, r.memory) for r in rows[:4]] == [(n, "low") for n in ("Plan", "FP16", "INT8", "INT4")]
     assert len(rows) == 8
     assert rows[4].predicted == "–"  # noqa: RUF001 - sums hold for the plan's own setting
+
+
+def test_both_dynamic_options_are_shown_and_the_one_that_ships_speaks_for_the_plan(small: Run) -> None:
+    plan, *uniform = small.verification.models
+    assert plan.name == "plan"
+    assert plan.speed is not None
+    shipped = [replace(r, dynamic_option=2, accuracy=replace(r.accuracy, kl_nats=1e-5)) for r in plan.runs]
+    both = replace(
+        plan,
+        runs=(*plan.runs, *shipped),
+        dynamic_option=2,
+        speed=replace(plan.speed, dynamic_option=2),
+        other_speed=replace(plan.speed, decode_tokens_per_s=777.0),
+    )
+    verification = replace(small.verification, models=(both, *uniform))
+    own = contenders(small.plan, verification)[0]
+    assert own.measured_nats == 1e-5
+    token, block = sections.dynamic_options(own)
+    assert (token.ships, block.ships) == (False, True)
+    assert token.decode_speed == "777"
+    assert block.prefill != token.prefill
+    shown = "Scales of the int8 activations"
+    for render in (render_html, render_markdown):
+        assert shown in render(small.table, small.plan, verification)
+        assert shown not in render(small.table, small.plan, small.verification)

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from qplan.calibration import CalibrationSet
 from qplan.errors import MeasurementError, StaleArtifactError
-from qplan.formats import FP16, INT4, INT8, QuantFormat, parse_formats
-from qplan.model.load import LoadedModel
+from qplan.formats import FP16, INT4, INT8, DynamicOption, QuantFormat, parse_formats
+from qplan.model.load import LoadedModel, load_model
 from qplan.model.replace import with_forward, with_weights
-from qplan.quantize import int8_prefill
+from qplan.quantize import Int8Activations
 from qplan.sensitivity import gradient, measured
 from qplan.sensitivity.analysis import open_analysis
 from qplan.sensitivity.backward import sampled_backward
@@ -73,15 +73,19 @@ class _Recorder:
         self.seen[module] = inputs, gradients, lookups
 
 
-@pytest.mark.parametrize("chunk", [1 << 21, 1])
+@pytest.mark.parametrize(("chunk", "option"), [(1 << 21, 0), (1, 2)])
 def test_squares_are_their_definition(
-    tiny: LoadedModel, calibration: CalibrationSet, monkeypatch: pytest.MonkeyPatch, chunk: int
+    tiny: LoadedModel,
+    calibration: CalibrationSet,
+    monkeypatch: pytest.MonkeyPatch,
+    chunk: int,
+    option: DynamicOption,
 ) -> None:
     monkeypatch.setattr("qplan.sensitivity.fisher._CHUNK_ELEMENTS", chunk)
     tokens = torch.from_numpy(calibration.tokens)[:2]
-    menu, _ = resolve_menu(tiny.card, (INT8, INT4))
-    stored = StoredWeights(tiny, limit_bytes=0)
-    observer, recorder = FisherObserver(FisherSetup(tiny, menu, stored, int8_activations=True), tokens), _Recorder()
+    menu, _ = resolve_menu(tiny.card, (INT8, QuantFormat(4, 0)), option)
+    stored, activations = StoredWeights(tiny, limit_bytes=0), Int8Activations("prefill", option)
+    observer, recorder = FisherObserver(FisherSetup(tiny, menu, stored, activations), tokens), _Recorder()
     sampled_backward(tiny, tokens, [5], observer)
     sampled_backward(tiny, tokens, [5], recorder)
     for spec in tiny.card.tensors:
@@ -95,10 +99,10 @@ def test_squares_are_their_definition(
         for index, fmt in enumerate(menu[spec.name]):
             rows = ((stored.get(spec.name, fmt) - weight) * products).sum(-1)
             expected = rows.square().sum(-1).double()
-            torch.testing.assert_close(observer.weight_squares[spec.name][index], expected, rtol=1e-3, atol=0)
-        along = (slope @ weight * (int8_prefill(inputs) - inputs)).sum(-1)
-        expected = along.square().sum(-1).double()
-        torch.testing.assert_close(observer.activation_squares[spec.name], expected, rtol=1e-3, atol=0)
+            torch.testing.assert_close(observer.squares(spec.name, index, int8=False), expected, rtol=1e-3, atol=0)
+            rounding = activations.round(inputs, activations.block(fmt)) - inputs
+            expected += (slope @ weight * rounding).sum(-1).square().sum(-1).double()
+            torch.testing.assert_close(observer.squares(spec.name, index, int8=True), expected, rtol=1e-3, atol=0)
 
 
 def test_labels_are_drawn_from_the_model(qwen2: LoadedModel, calibration: CalibrationSet) -> None:
@@ -262,3 +266,19 @@ def test_an_embedding_that_does_more_is_refused(qwen2: LoadedModel, calibration:
         pytest.raises(MeasurementError, match="--mode measured"),
     ):
         gradient.analyze(qwen2, calibration, (INT8,))
+
+
+@pytest.mark.parametrize(("dtype", "bias"), [(torch.float16, 0.02), (torch.bfloat16, 0.08)])
+def test_half_precision_is_enough_for_gradients_and_for_nothing_else(
+    model_folders: dict[str, Path], calibration: CalibrationSet, dtype: torch.dtype, bias: float
+) -> None:
+    loaded = load_model(str(model_folders["qwen2"]))
+    loaded.model.to(dtype)
+    in_half = gradient.analyze(loaded, calibration, (INT8, INT4), draws=4).losses()
+    with pytest.raises(MeasurementError, match="losses can be measured in float32 only"):
+        measured.analyze(loaded, calibration, (INT8,))
+    loaded.model.to(torch.float32)  # the weights stay those of the half precision
+    in_float = gradient.analyze(loaded, calibration, (INT8, INT4), draws=4).losses()
+    ratios = [in_half[name][fmt].kl_nats / in_float[name][fmt].kl_nats for name in in_float for fmt in in_float[name]]
+    assert np.median(ratios) == pytest.approx(1, abs=bias)
+    assert np.std(np.log(ratios)) < 0.25

@@ -15,10 +15,12 @@ from qplan.errors import InputError, MeasurementError
 from qplan.formats import FP16, INT4, INT8, QuantFormat, parse_formats
 from qplan.model.load import LoadedModel
 from qplan.model.replace import with_forward, with_weights
+from qplan.quantize import Int8Activations
 from qplan.sensitivity.joint import joint_losses
 from qplan.sensitivity.measured import analyze
 from qplan.sensitivity.menu import resolve_menu
-from qplan.sensitivity.metrics import compare_logits, reference_of
+from qplan.sensitivity.metrics import compare, compare_logits, reference_of
+from qplan.sensitivity.replay import ReferencePass
 from qplan.sensitivity.table import Memory, SensitivityTable
 from qplan.sensitivity.variants import StoredWeights, apply_formats
 
@@ -30,18 +32,57 @@ def test_it_is_what_a_full_run_gives(tiny: LoadedModel, calibration: Calibration
     table = analyze(tiny, calibration, (INT8, INT4), memory, batch_size=4)
     tokens = torch.from_numpy(calibration.tokens)
     batches = tokens.split(4)
-    references = [tiny.logits(batch) for batch in batches]
+    passes = [ReferencePass.run(tiny, batch) for batch in batches]
     assert {m.tensor for m in table.measurements} == {spec.name for spec in tiny.card.tensors}
     assert {m.memory for m in table.measurements} == {memory, "normal"}
     for m in table.measurements:
+        base, batch = passes[m.batch], batches[m.batch]
         with apply_formats(tiny, {m.tensor: QuantFormat.parse(m.format)}, m.memory):
-            full = compare_logits(references[m.batch], tiny.logits(batches[m.batch]), batches[m.batch])
+            logits, hidden = _logits_and_last_hidden(tiny, batch)
+        plain = compare(base.reference, logits)
+        full = plain if base.last_hidden is None or m.tensor == "lm_head" else base.last_hidden.compare(hidden)
         assert m.tokens == full.tokens
         assert m.kl_nats == pytest.approx(full.kl_nats, rel=1e-6)
         assert m.kl_p99_nats == pytest.approx(full.kl_p99_nats, rel=1e-6)
         assert m.nll_nats == pytest.approx(full.nll_nats, rel=1e-6)
-        assert m.top1 == full.top1
+        assert m.top1 == full.top1 == plain.top1
+        # differences of float32 logits have fewer digits than differences of hidden states
+        assert m.kl_nats == pytest.approx(plain.kl_nats, rel=1e-4)
+        assert m.nll_nats == pytest.approx(plain.nll_nats, rel=1e-6)
         assert 0 < m.sqnr_db < 90
+        assert m.cosine is not None
+        assert 0.9 < m.cosine < 1
+
+
+def test_softcapped_logits_are_compared_whole(tiny_models: dict[str, LoadedModel], calibration: CalibrationSet) -> None:
+    tokens = torch.from_numpy(calibration.tokens)
+    assert ReferencePass.run(tiny_models["gemma2"], tokens).last_hidden is None
+
+
+def test_differences_of_hidden_states_have_more_digits(qwen2: LoadedModel, calibration: CalibrationSet) -> None:
+    tokens = torch.from_numpy(calibration.tokens)
+    last = ReferencePass.run(qwen2, tokens).last_hidden
+    assert last is not None
+    generator = torch.Generator().manual_seed(1)
+    for scale in (1e-5, 1e-3, 0.03, 1.0):
+        moved = last.hidden + scale * torch.randn(last.hidden.shape, generator=generator)
+        exact = [(hidden.double() @ qwen2.head.weight.double().T) for hidden in (last.hidden, moved)]
+        log_p, log_q = (torch.log_softmax(logits, -1) for logits in exact)
+        stats = last.compare(moved)
+        torch.testing.assert_close(stats.kl, (log_p.exp() * (log_p - log_q)).sum(-1), rtol=2e-4, atol=1e-14)
+        assert torch.equal(stats.same_top, exact[0].argmax(-1) == exact[1].argmax(-1))
+        labels = last.reference.labels
+        nll = -log_q[labels >= 0].gather(-1, labels[labels >= 0].unsqueeze(-1)).squeeze(-1)
+        torch.testing.assert_close(stats.nll, nll, rtol=1e-6, atol=1e-6)
+    assert last.compare(last.hidden.clone()).kl.count_nonzero() == 0
+
+
+def _logits_and_last_hidden(loaded: LoadedModel, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    seen: list[torch.Tensor] = []
+    handle = loaded.head.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
+    logits = loaded.logits(tokens)
+    handle.remove()
+    return logits, seen[0]
 
 
 def test_wider_is_better_and_the_table_is_read_back(
@@ -166,7 +207,7 @@ def test_joint_losses(tiny: LoadedModel, calibration: CalibrationSet) -> None:
         variant = tiny.logits(tokens)
     direct = compare_logits(tiny.logits(tokens), variant, tokens)
     assert found["all"].kl_nats == pytest.approx(direct.kl_nats, rel=1e-4)
-    decode = joint_losses(tiny, tokens, plans, activation="decode")
+    decode = joint_losses(tiny, tokens, plans, activations=Int8Activations("decode"))
     assert decode["all"].kl_nats != found["all"].kl_nats
 
 

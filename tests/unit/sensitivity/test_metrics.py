@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from qplan.errors import MeasurementError
-from qplan.sensitivity.metrics import compare, compare_logits, cosine, join, reference_of, sqnr_db
+from qplan.sensitivity.metrics import OutputError, OutputScale, compare, compare_logits, join, reference_of
 
 
 def _direct_kl(reference: Tensor, variant: Tensor) -> Tensor:
@@ -112,10 +112,18 @@ def test_logits_that_cannot_be_compared_are_refused() -> None:
         reference_of(variant, tokens)
 
 
-def test_sqnr_and_cosine() -> None:
-    signal = torch.tensor([3.0, 4.0])
-    assert sqnr_db(signal, signal) == math.inf
-    assert sqnr_db(torch.zeros(2), signal) == -math.inf
-    assert sqnr_db(signal, signal + torch.tensor([0.5, 0.0])) == pytest.approx(20.0)
-    assert cosine(signal, signal * 2) == pytest.approx(1.0)
-    assert cosine(signal, torch.tensor([4.0, -3.0])) == pytest.approx(0.0)
+def test_errors_of_outputs() -> None:
+    scale = OutputScale(torch.tensor([3.0, 4.0]))
+    assert scale.error(torch.tensor([3.0, 4.0])) == OutputError(math.inf, 1.0)
+    assert OutputScale(torch.zeros(2)).error(torch.ones(2)) == OutputError(-math.inf, 0.0)
+    assert scale.error(torch.tensor([3.5, 4.0])).sqnr_db == pytest.approx(20.0)
+    assert scale.error(torch.tensor([6.0, 8.0])).cosine == pytest.approx(1.0)
+    assert scale.error(torch.tensor([4.0, -3.0])).cosine == pytest.approx(0.0)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 10**6), st.floats(-4, 1).map(lambda exponent: 10**exponent))
+def test_cosine_is_its_definition(seed: int, noise: float) -> None:
+    signal, actual, _ = _pair(seed, 2, noise)
+    exact = torch.nn.functional.cosine_similarity(signal.double().flatten(), actual.double().flatten(), dim=0)
+    assert OutputScale(signal).error(actual).cosine == pytest.approx(float(exact), rel=1e-6, abs=1e-7)

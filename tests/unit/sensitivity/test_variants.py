@@ -7,9 +7,9 @@ import torch
 from torch.nn import functional
 
 from qplan.errors import InputError
-from qplan.formats import FP16, INT4, INT8, QuantFormat
+from qplan.formats import FP16, INT4, INT8, DynamicOption, QuantFormat
 from qplan.model.load import LoadedModel
-from qplan.quantize import int8_decode, int8_prefill, rtn
+from qplan.quantize import EnginePath, Int8Activations, int8_prefill, rtn
 from qplan.sensitivity.variants import StoredWeights, apply_formats
 
 TOKENS = torch.arange(12).view(2, 6)
@@ -20,13 +20,17 @@ def _layer_input(loaded: LoadedModel) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", ["model.layers.1.mlp.up_proj", "model.layers.0.self_attn.q_proj", "lm_head"])
-@pytest.mark.parametrize("activation", ["prefill", "decode"])
-def test_low_quantises_the_input_of_integer_tensors_only(qwen2: LoadedModel, name: str, activation: str) -> None:
+@pytest.mark.parametrize("path", ["prefill", "decode"])
+@pytest.mark.parametrize("option", [0, 2])
+def test_low_quantises_the_input_of_integer_tensors_only(
+    qwen2: LoadedModel, name: str, path: EnginePath, option: DynamicOption
+) -> None:
     x, linear = _layer_input(qwen2), qwen2.linear(name)
-    rounded = int8_prefill(x) if activation == "prefill" else int8_decode(x)
+    activations = Int8Activations(path, option)
+    rounded = activations.round(x, activations.block(INT8))
     for fmt, memory, seen in ((INT8, "low", rounded), (INT8, "normal", x), (FP16, "low", x)):
         weight = rtn(qwen2.weight(name), fmt).dequantize()
-        with apply_formats(qwen2, {name: fmt}, memory, activation):  # type: ignore[arg-type]
+        with apply_formats(qwen2, {name: fmt}, memory, activations):  # type: ignore[arg-type]
             assert torch.equal(linear(x), functional.linear(seen, weight, linear.bias))
     assert torch.equal(linear(x), functional.linear(x, linear.weight, linear.bias))
 
@@ -43,6 +47,30 @@ def test_parts_of_a_fused_matrix_see_their_own_activations(tiny_models: dict[str
     torch.testing.assert_close(output[..., :64], query)
     torch.testing.assert_close(output[..., 64:96], functional.linear(x, phi3.weight(names[1])))
     torch.testing.assert_close(output[..., 96:], value)
+
+
+def test_parts_of_a_fused_matrix_have_activations_of_their_own_blocks(tiny_models: dict[str, LoadedModel]) -> None:
+    phi3 = tiny_models["phi3"]
+    names = [f"model.layers.0.self_attn.{p}_proj" for p in "qkv"]
+    x, linear = _layer_input(phi3), phi3.linear(names[0])
+    formats = {names[0]: INT8, names[1]: QuantFormat(8, 32), names[2]: QuantFormat(8, 0)}
+    activations = Int8Activations(dynamic_option=2)
+    with torch.no_grad(), apply_formats(phi3, formats, "low", activations):
+        output = linear(x)
+    for (name, fmt), part in zip(formats.items(), output.split([64, 32, 32], -1), strict=True):
+        rounded = activations.round(x, fmt.block)
+        torch.testing.assert_close(part, functional.linear(rounded, rtn(phi3.weight(name), fmt).dequantize()))
+
+
+def test_blocks_that_the_engine_garbles_are_refused(qwen2: LoadedModel) -> None:
+    formats = {"model.layers.0.mlp.up_proj": QuantFormat(4, 4)}
+    with apply_formats(qwen2, formats, "low"):
+        pass
+    with (
+        pytest.raises(InputError, match=r"int4-b4 under dynamic_option 2 is garbage"),
+        apply_formats(qwen2, formats, "low", Int8Activations(dynamic_option=2)),
+    ):
+        pass
 
 
 def test_a_tied_tensor_is_looked_up_as_stored(qwen2: LoadedModel) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,36 @@ def test_a_verification_reads_back(tmp_path: Path) -> None:
     assert verification.passed
     with pytest.raises(InputError, match="qplan-baseline"):
         measured_once(tmp_path / "verification.json", {}, {}, lambda: model)
+
+
+def with_other_option(model: BuiltModel, *, low: float) -> BuiltModel:
+    """Ships with a scale per block; measured with one per token too."""
+    own = tuple(replace(run, dynamic_option=2) for run in model.runs)
+    other = EngineRun("low", "prefill", Accuracy(low, 9 * low, 0.98, 45.0, 2048))
+    speed = replace(model.speed, dynamic_option=2) if model.speed else None
+    return replace(model, runs=(*own, other), speed=speed, dynamic_option=2, other_speed=model.speed)
+
+
+def test_a_model_speaks_for_the_option_that_it_ships_with(tmp_path: Path) -> None:
+    model = with_other_option(built("plan", low=2e-4, normal=1e-4), low=9e-4)
+    own, other = model.accuracy("low"), model.accuracy("low", dynamic_option=0)
+    assert (own and own.kl_nats, other and other.kl_nats) == (2e-4, 9e-4)
+    assert [c.passed for c in not_worse(model, built("int8", low=3e-4, normal=1e-4))] == [True, True]
+    verification = Verification("m", "p", "some text", "t", 44.0, (model,), ())
+    verification.write(tmp_path / "verification.json")
+    assert Verification.read(tmp_path / "verification.json") == verification
+
+
+def test_a_verification_of_before_dynamic_options_reads(tmp_path: Path) -> None:
+    path, model = tmp_path / "verification.json", built("plan", low=1e-3, normal=1e-4)
+    verification = Verification("m", "p", "some text", "t", 44.0, (model,), ())
+    verification.write(path)
+    document = json.loads(path.read_text())
+    for old in (*document["models"], *document["models"][0]["runs"], document["models"][0]["speed"]):
+        del old["dynamic_option"]
+    del document["models"][0]["other_speed"]
+    path.write_text(json.dumps(document | {"schema": 1}))
+    assert Verification.read(path) == verification
 
 
 def test_the_plan_is_held_against_uniform_in_both_memories_but_not_in_decode() -> None:

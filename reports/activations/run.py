@@ -1,0 +1,91 @@
+"""What MNN's two ``dynamic_option`` lose and how fast they are: torch's emulation and the engine, memory low.
+
+    python reports/activations/run.py --model ../shared/models/qwen2-8m --text ../shared/data/wikitext2/test.txt
+
+Without arguments: the embedded model. Writes ``<model>.md`` beside this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import qplan.demo
+from qplan.artifact import versions
+from qplan.formats import DynamicOption, QuantFormat
+from qplan.mnn.engine import Engine
+from qplan.mnn.exporter import export_skeleton
+from qplan.mnn.runtime import RuntimeConfig
+from qplan.mnn.skeleton import Skeleton
+from qplan.mnn.writer import build_model
+from qplan.model.load import LoadedModel, load_model
+from qplan.quantize import EnginePath, Int8Activations, rtn
+from qplan.sensitivity.joint import joint_losses
+from qplan.verify.measure import Trial, speeds_by_turns
+from qplan.verify.reference import Reference, reference_logits
+
+HOME = Path(qplan.demo.__file__).parent
+HEAD = (
+    "| all linears | option | path | engine, nats | torch, nats | torch / engine | tokens/s |",
+    "|---|---|---|---:|---:|---:|---:|",
+)
+OPTIONS: tuple[DynamicOption, ...] = (0, 2)
+PATHS: tuple[EnginePath, ...] = ("prefill", "decode")
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default=str(HOME / "stdlib-3m"))
+    parser.add_argument("--text", type=Path, default=HOME / "heldout.txt")
+    parser.add_argument("--tokens", type=int, default=2048, help="in rows of 128")
+    parser.add_argument("--formats", default="int8,int4,int8-b32,int4-b32,int8-b0")
+    options = parser.parse_args()
+    loaded = load_model(options.model)
+    ids = loaded.tokenizer(options.text.read_text(encoding="utf-8")[: 20 * options.tokens])["input_ids"]
+    rows = np.array(ids[: options.tokens // 128 * 128], dtype=np.int64).reshape(-1, 128)
+    name = Path(options.model).name
+    about = (
+        f"KL to FP32 over {rows.size} tokens of {options.text.name}, rounded to nearest, one thread, MNN "
+        f"{versions()['MNN']}. Option 0: a scale per token, 2: per token and block of the weights."
+    )
+    lines = [
+        f"# int8 activations of {name}",
+        "",
+        about,
+        "",
+        *HEAD,
+    ]
+    with tempfile.TemporaryDirectory() as folder, reference_logits(loaded, rows) as reference:
+        skeleton = export_skeleton(loaded.folder, Path(folder) / "skeleton")
+        for fmt in options.formats.split(","):
+            lines += rows_of(loaded, skeleton, reference, QuantFormat.parse(fmt), Path(folder) / "model")
+    (Path(__file__).parent / f"{name}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def rows_of(
+    loaded: LoadedModel, skeleton: Skeleton, reference: Reference, fmt: QuantFormat, folder: Path
+) -> Iterator[str]:
+    """One format: both options, both paths."""
+    formats = {spec.name: fmt.resolve(spec.in_features) for spec in loaded.card.tensors}
+    weights = {s.op_name: rtn(loaded.weight(s.name), formats[s.name]) for s in loaded.card.tensors}
+    build_model(skeleton, weights, folder, replace=True)
+    speeds = speeds_by_turns(folder, Trial(reference), loaded.card.context)
+    for option in OPTIONS:
+        with Engine(folder, RuntimeConfig(dynamic_option=option)) as engine:
+            measured = [reference.compare(logits).kl_nats for logits in (engine.logits, engine.logits_stepwise)]
+        rates = (speeds[option].prefill_tokens_per_s, speeds[option].decode_tokens_per_s)
+        for path, found, rate in zip(PATHS, measured, rates, strict=True):
+            tokens, activations = torch.from_numpy(reference.rows), Int8Activations(path, option)
+            joint = joint_losses(loaded, tokens, {"": formats}, "low", activations, engine_embedding=True)
+            emulated = joint[""].kl_nats
+            yield f"| {fmt} | {option} | {path} | {found:.3e} | {emulated:.3e} | {emulated / found:.3f} | {rate:,.0f} |"
+
+
+if __name__ == "__main__":
+    main()
