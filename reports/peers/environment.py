@@ -47,7 +47,7 @@ def prepare(peer: str, parent: Path) -> Path:
 def _run(command: list[str]) -> None:
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=INSTALL_TIMEOUT_S)
     if done.returncode:
-        msg = "a peer cannot be installed; leave it out with --peers"
+        msg = "a peer cannot be installed; leave it out of --scorers"
         raise ToolError(
             msg,
             command=" ".join(command),

@@ -85,7 +85,7 @@ def ask_all(bench: Bench) -> tuple[dict[str, Answer], dict[str, str]]:
     job = Job(str(bench.loaded.folder.resolve()), str(tokens.resolve()), options.budgets, BATCH_SIZE)
     answers, failures = {}, {}
     for scorer in SCORERS:
-        if scorer.peer not in options.peers:
+        if scorer.name not in options.scorers:
             continue
         print(f"{scorer.label} scores")
         try:
@@ -209,7 +209,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--judged", type=int, default=8, help="sequences that plans are judged on")
     parser.add_argument("--seq-len", type=int, default=256)
     parser.add_argument("--budgets", type=numbers, default=(4.5, 5.0, 6.0), help="mean bits of the peers' plans")
-    parser.add_argument("--peers", type=names, default=tuple(dict.fromkeys(s.peer for s in SCORERS)))
+    parser.add_argument("--scorers", type=names, default=tuple(scorer.name for scorer in SCORERS))
     parser.add_argument("--modes", type=names, default=MODES, help="qplan's, rounded to nearest")
     parser.add_argument("--fitted-modes", type=names, default=MODES, help="qplan's, with rounding auto")
     parser.add_argument("--engine", type=numbers, default=(), help="budgets whose plans are built and run on MNN too")

@@ -23,6 +23,8 @@ TIMEOUT_S = 7200
 class Scorer:
     """One way of a peer to score and plan."""
 
+    name: str
+    """On the command line."""
     label: str
     """For people."""
     peer: str
@@ -32,13 +34,13 @@ class Scorer:
 
 
 SCORERS = (
-    Scorer("ModelOpt gradient", "modelopt", "gradient"),
-    Scorer("ModelOpt gradient, fused groups", "modelopt", "gradient fused"),
-    Scorer("ModelOpt KL", "modelopt", "kl_div"),
-    Scorer("AutoRound AutoScheme", "autoround"),
-    Scorer("NNCF", "nncf"),
-    Scorer("NNCF Hessian", "nncf", "hessian_input_activation"),
-    Scorer("mlx-lm dynamic_quant", "mlx"),
+    Scorer("modelopt-gradient", "ModelOpt gradient", "modelopt", "gradient"),
+    Scorer("modelopt-fused", "ModelOpt gradient, fused groups", "modelopt", "gradient fused"),
+    Scorer("modelopt-kl", "ModelOpt KL", "modelopt", "kl_div"),
+    Scorer("autoround", "AutoRound AutoScheme", "autoround"),
+    Scorer("nncf", "NNCF", "nncf"),
+    Scorer("nncf-hessian", "NNCF Hessian", "nncf", "hessian_input_activation"),
+    Scorer("mlx", "mlx-lm dynamic_quant", "mlx"),
 )
 
 
