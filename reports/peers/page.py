@@ -49,15 +49,15 @@ def write_page(results: Mapping[str, Any], path: Path) -> None:
 
 def _summary(result: Mapping[str, Any]) -> Iterator[str]:
     yield "KL of qplan's plans over that of the peers' plans, geometric mean over peers and budgets (largest):\n"
-    yield "| memory | rounding | " + " | ".join(f"{mode}, {menu}" for menu in MENUS for mode in MODES) + " |"
-    yield "|---|---|" + "---|" * len(MENUS) * len(MODES)
+    columns = _columns(result["verdicts"])
+    yield "| memory | rounding | " + " | ".join(f"{mode}, {menu}" for mode, menu in columns) + " |"
+    yield "|---|---|" + "---|" * len(columns)
     for memory, rounding in _settings(result["verdicts"]):
         rows = list(_ratios(result["verdicts"], memory, rounding))
         cells = []
-        for menu in MENUS:
-            for mode in MODES:
-                found = [row[mode, menu] for _, _, row in rows if (mode, menu) in row]
-                cells.append(f"{_geomean(found):.3f} ({max(found):.3f})" if found else "")
+        for column in columns:
+            found = [row[column] for _, _, row in rows if column in row]
+            cells.append(f"{_geomean(found):.3f} ({max(found):.3f})" if found else "")
         yield f"| {memory} | {rounding} | " + " | ".join(cells) + " |"
     yield ""
 
@@ -66,16 +66,18 @@ def _losses(result: Mapping[str, Any], verdicts: Sequence[Mapping[str, Any]], wh
     cases = {(case["scorer"], case["budget"]): case for case in result["cases"]}
     for memory, rounding in _settings(verdicts):
         yield f"{where}, memory {memory}, rounding {rounding}; qplan's KL over the peer's, by mode and widths:\n"
+        rows = [verdict for verdict in verdicts if (verdict["memory"], verdict["rounding"]) == (memory, rounding)]
+        columns = _columns(rows)
         yield (
-            "| peer | mean bits | bytes | peer's KL, nats | "
-            + " | ".join(f"{mode}, {menu}" for menu in MENUS for mode in MODES)
+            "| peer | mean bits, asked and given | bytes | peer's KL, nats | "
+            + " | ".join(f"{mode}, {menu}" for mode, menu in columns)
             + " |"
         )
-        yield "|---|---|---|---|" + "---|" * len(MENUS) * len(MODES)
+        yield "|---|---|---|---|" + "---|" * len(columns)
         for key, peer, ratios in _ratios(verdicts, memory, rounding):
-            cells = [_ratio(ratios.get((mode, menu))) for menu in MENUS for mode in MODES]
+            cells = [_ratio(ratios[column]) for column in columns]
             yield (
-                f"| {key[0]} | {cases[key]['bits']:.2f} | {peer['total_bytes']:,} | {peer['kl_nats']:.3e} | "
+                f"| {key[0]} | {key[1]:g}, {cases[key]['bits']:.2f} | {peer['total_bytes']:,} | {peer['kl_nats']:.3e} | "
                 + " | ".join(cells)
                 + " |"
             )
@@ -140,9 +142,13 @@ def _identity(verdict: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(verdict[name] for name in ("scorer", "budget", "memory", "rounding", "planner", "menu"))
 
 
-def _ratio(value: float | None) -> str:
-    if value is None:
-        return ""
+def _columns(verdicts: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Modes and menus of qplan's that were judged."""
+    there = {(verdict["planner"], verdict["menu"]) for verdict in verdicts}
+    return [(mode, menu) for menu in MENUS for mode in MODES if (mode, menu) in there]
+
+
+def _ratio(value: float) -> str:
     # what rounds to 1 is equal for all purposes, mostly the same plan
     return f"**{value:.3f}**" if round(value, 3) > 1 else f"{value:.3f}"
 

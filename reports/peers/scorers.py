@@ -57,7 +57,8 @@ def ask(scorer: Scorer, job: Job, environments: Path, folder: Path) -> Answer:
         ToolError: it cannot be installed, crashes, hangs or leaves no answer.
     """
     question = asdict(job) | {"variant": scorer.variant}
-    name = f"{scorer.peer}-{sha256_json([question, job.ids.tolist(), REQUIREMENTS[scorer.peer]])[:12]}"
+    same = [question | {"tokens": job.ids.tolist()}, REQUIREMENTS[scorer.peer]]
+    name = f"{scorer.name}-{sha256_json(same)[:12]}"
     asked, answered, log = (folder / f"{name}{end}" for end in (".job.json", ".json", ".log"))
     if answered.is_file():
         return Answer.read(answered)

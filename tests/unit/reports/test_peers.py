@@ -95,7 +95,7 @@ def test_the_page_marks_where_qplan_is_worse(tmp_path: Path) -> None:
     }
     page.write_page({"m": result}, tmp_path / "README.md")
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert "| A | 4.90 | 1,000 | 1.000e-01 |  | **1.100** |  |  | 0.500 |  |" in text
+    assert "| A | 5, 4.90 | 1,000 | 1.000e-01 | **1.100** | 0.500 |" in text
     assert "B is missing" in text
     assert "does not run" in text
 
