@@ -76,11 +76,9 @@ def _losses(result: Mapping[str, Any], verdicts: Sequence[Mapping[str, Any]], wh
         yield "|---|---|---|---|" + "---|" * len(columns)
         for key, peer, ratios in _ratios(verdicts, memory, rounding):
             cells = [_ratio(ratios[column]) for column in columns]
-            yield (
-                f"| {key[0]} | {key[1]:g}, {cases[key]['bits']:.2f} | {peer['total_bytes']:,} | {peer['kl_nats']:.3e} | "
-                + " | ".join(cells)
-                + " |"
-            )
+            bits = f"{key[1]:g}, {cases[key]['bits']:.2f}"
+            cells = [key[0], bits, f"{peer['total_bytes']:,}", f"{peer['kl_nats']:.3e}", *cells]
+            yield f"| {' | '.join(cells)} |"
         yield ""
 
 
