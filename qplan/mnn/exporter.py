@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from qplan.errors import InputError, ToolError
 from qplan.mnn.child import run_child
 from qplan.mnn.exporter_source import ExportOptions, find_exporter
 from qplan.mnn.folder import new_folder
+from qplan.mnn.input_scale import scale_input
 from qplan.mnn.skeleton import REQUIRED_FILES, Skeleton, write_marker
 
 Progress = Callable[[str], None]
@@ -25,6 +29,7 @@ def export_skeleton(
     progress: Progress | None = None,
     timeout_s: float = 7200,
     replace: bool = False,
+    input_scale: NDArray[np.float32] | None = None,
 ) -> Skeleton:
     """Export a model at fp16: the graph, norms, biases and embedding that every build starts from.
 
@@ -35,13 +40,21 @@ def export_skeleton(
         progress: called with every line that the exporter prints.
         timeout_s: seconds until it is killed.
         replace: whether a folder that is there already gives way.
+        input_scale: ``[hidden]``, what the graph multiplies the looked-up embedding by; None for nothing.
 
     Raises:
         InputError: no model in ``model_dir``, ``out`` exists, or no exporter.
         ToolError: the exporter failed.
     """
     export(
-        model_dir, out, ExportOptions(), llmexport=llmexport, progress=progress, timeout_s=timeout_s, replace=replace
+        model_dir,
+        out,
+        ExportOptions(),
+        llmexport=llmexport,
+        progress=progress,
+        timeout_s=timeout_s,
+        replace=replace,
+        input_scale=input_scale,
     )
     return Skeleton.open(out)
 
@@ -80,6 +93,7 @@ def export(
     progress: Progress | None = None,
     timeout_s: float = 7200,
     replace: bool = False,
+    input_scale: NDArray[np.float32] | None = None,
 ) -> Path:
     """Run llmexport with any options; the folder appears whole or not at all and holds no paths of this machine.
 
@@ -113,6 +127,8 @@ def export(
             msg = f"{what}: it ended well but left out {', '.join(missing)}"
             raise ToolError(msg, tail=output[-2000:])
         (draft / "export_args.json").unlink(missing_ok=True)
+        if input_scale is not None:
+            scale_input(draft, input_scale)
         write_marker(draft, exporter.version)
     return out
 

@@ -46,8 +46,10 @@ class _Trace:
     inputs: dict[nn.Linear, Tensor] = field(default_factory=dict)
     embedded: Tensor | None = None
     """The embedding's output, where the graph begins."""
-    scale: float = 1.0
-    """What the embedding multiplies rows with: Gemma's the square root of its width."""
+    folded: Tensor | None = None
+    """Factor ``[hidden]`` of the lookups, where a tied head is folded."""
+    scale: Tensor | float = 1.0
+    """What the embedding multiplies rows with: Gemma's the square root of its width, times `folded`."""
     reached: set[nn.Linear] = field(default_factory=set)
     """Linears that a gradient came to."""
     head_gradient: Tensor | None = None
@@ -56,8 +58,11 @@ class _Trace:
         """Start the graph at the embedding's output."""
         if self.tied_head is not None:
             looked_up = functional.embedding(args[0], module.weight)
-            self.scale = float(output.flatten() @ looked_up.flatten() / looked_up.square().sum())
-            if not torch.allclose(output, self.scale * looked_up, rtol=1e-4, atol=1e-6, equal_nan=True):
+            factor = 1.0 if self.folded is None else self.folded
+            scaled = looked_up * factor
+            constant = float(output.flatten() @ scaled.flatten() / scaled.square().sum())
+            self.scale = constant * factor
+            if not torch.allclose(output, constant * scaled, rtol=1e-4, atol=1e-6, equal_nan=True):
                 msg = "the embedding does more than look rows up and scale them; use --mode measured"
                 raise MeasurementError(msg)
         self.embedded = output.detach().requires_grad_()
@@ -104,7 +109,7 @@ def sampled_backward(loaded: LoadedModel, tokens: Tensor, seeds: Sequence[int], 
     """
     linears = list(dict.fromkeys(loaded.linear(spec.name) for spec in loaded.card.tensors))
     tied = loaded.card.tensor(loaded.architecture.head).tied
-    trace = _Trace(observer, loaded.head if tied else None)
+    trace = _Trace(observer, loaded.head if tied else None, folded=loaded.embedding_scale)
     with ExitStack() as stack:
         stack.callback(loaded.embedding.register_forward_hook(trace.embed).remove)
         for linear in linears:

@@ -1,0 +1,188 @@
+"""How strongly to fold: scales that minimise the expected loss of int8 activations and of the weights' rounding.
+
+Both are Fisher estimates in nats per token of errors taken as uniform and independent. With inputs ``x``, scales
+``s``, slopes ``u`` of the log-likelihood at the input and ``g`` at the output:
+
+- activations: the step of token ``t`` is ``max_i |x_ti / s_i| / 127``, and column ``i`` enlarges its error by ``s_i``:
+  ``mean_t(u_t^2 step_t^2) sum_i(s_i^2 u_i^2) / 24``, the square slope taken as a token's factor times a column's;
+- weights: the step of block ``b`` of row ``o`` is the range of ``w_oi s_i`` over ``2^bits - 1``, and ``x_i / s_i`` meets
+  its error: ``sum_o g_o^2 sum_b step_ob^2 sum_{i in b} E[x_i^2] / s_i^2 / 24``; for an embedding the same again with the
+  slopes at its lookups.
+
+Whatever makes the channels, rows or a norm, loses nothing: a row's grid scales with it, norms are FP32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from qplan.formats import QuantFormat
+from qplan.model.load import LoadedModel
+from qplan.sensitivity.fold_evidence import Evidence
+from qplan.sensitivity.measurement import Memory
+
+Plan = Mapping[str, QuantFormat]
+"""A format for every tensor."""
+
+_STEPS, _RATE = 200, 0.04
+"""Of Adam on log s."""
+_TOKENS, _ROWS = 512, 512
+"""Drawn for a step: inputs, and rows of each reader in proportion to their slopes."""
+_SMALLEST = 1e-9
+"""Square of a channel that is never used."""
+_REACH = math.log(64)
+"""Scales stay within this of their mean: fp16 block scales have 30 binades."""
+
+
+def root_mean_square_scales(evidence: Evidence, alpha: float) -> Tensor:
+    """Root mean squares of the channels to the power ``alpha``: SmoothQuant's family without its weights."""
+    energy = _by_channel(evidence, evidence.inputs.float().square()).mean(0)
+    return _centred(energy.clamp(min=_SMALLEST).log() * alpha / 2)
+
+
+def smooth_scales(evidence: Evidence, loaded: LoadedModel, alpha: float) -> Tensor:
+    """SmoothQuant, equation 4: ``max|x_i|^alpha / max|w_i|^(1 - alpha)``, for dividing inputs."""
+    largest = _by_channel(evidence, evidence.inputs.float().abs()).amax(0).clamp(min=_SMALLEST)
+    columns = torch.stack([loaded.weight(name).abs().amax(0) for name in evidence.site.readers]).amax(0)
+    weights = _by_channel(evidence, columns.unsqueeze(0)).amax(0).clamp(min=_SMALLEST)
+    return _centred(alpha * largest.log() - (1 - alpha) * weights.log())
+
+
+def fit_scales(
+    evidence: Evidence,
+    loaded: LoadedModel,
+    plans: Sequence[Plan],
+    totals: Tensor,
+    memory: Memory,
+    *,
+    seed: int = 0,
+) -> Tensor:
+    """Scales ``[channels]`` of one site that minimise the sum over plans of its loss over the model's.
+
+    Args:
+        evidence: of the site.
+        loaded: the model.
+        plans: what the model is expected to be stored with.
+        totals: ``[plans]``, expected loss of the whole model before folding: what makes plans comparable.
+        memory: with ``normal`` activations stay floats.
+        seed: of the tokens and rows that are drawn.
+    """
+    log_scale = root_mean_square_scales(evidence, 0.5).log().requires_grad_()
+    optimiser = torch.optim.Adam([log_scale], lr=_RATE)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, _STEPS)
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(_STEPS):
+        optimiser.zero_grad()
+        with torch.enable_grad():
+            loss = expected_loss(evidence, loaded, log_scale.exp(), plans, memory, generator)
+            (loss / totals).sum().log().backward()
+        optimiser.step()
+        schedule.step()
+        with torch.no_grad():
+            log_scale.copy_((log_scale - log_scale.mean()).clamp(-_REACH, _REACH))
+    return log_scale.detach().exp()
+
+
+def expected_loss(
+    evidence: Evidence,
+    loaded: LoadedModel,
+    scale: Tensor,
+    plans: Sequence[Plan],
+    memory: Memory,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """The loss ``[plans]`` in nats per token that scales ``[channels]`` of a site lead to.
+
+    Args:
+        evidence: of the site.
+        loaded: the model.
+        scale: may require a gradient.
+        plans: formats of the readers.
+        memory: with ``normal`` activations stay floats.
+        generator: draws some tokens and rows; None takes all.
+    """
+    columns = evidence.site.expand(scale)
+    inputs, along = evidence.inputs, evidence.tokens
+    if generator is not None:
+        drawn = torch.randint(len(inputs), (_TOKENS,), generator=generator).to(inputs.device)
+        inputs, along = inputs[drawn], along[drawn]
+    seen = inputs.float()
+    losses = [_activations(evidence, plans, index, seen, along, columns, memory) for index in range(len(plans))]
+    energy = seen.square().mean(0) / columns.square()
+    for reader, slopes in evidence.rows.items():
+        _add_weights(
+            losses, loaded.weight(reader), [plan[reader] for plan in plans], columns, slopes, energy, generator
+        )
+    if evidence.lookups is not None and evidence.looked_up is not None:
+        name = evidence.site.name
+        energy = evidence.lookups / columns.square()
+        formats = [plan[name] for plan in plans]
+        _add_weights(losses, loaded.weight(name), formats, columns, evidence.looked_up, energy, generator)
+    return torch.stack(losses)
+
+
+def _activations(
+    evidence: Evidence,
+    plans: Sequence[Plan],
+    index: int,
+    inputs: Tensor,
+    along: Tensor,
+    columns: Tensor,
+    memory: Memory,
+) -> Tensor:
+    if memory == "normal" or plans[index][evidence.site.name].is_float:
+        return torch.zeros((), device=columns.device)
+    squares = ((inputs.abs() / columns).amax(1) / 127).square()
+    return (along * squares).mean() * (columns.square() * evidence.columns).sum() / 24
+
+
+def _add_weights(
+    losses: list[Tensor],
+    weight: Tensor,
+    formats: Sequence[QuantFormat],
+    columns: Tensor,
+    importance: Tensor,
+    energy: Tensor,
+    generator: torch.Generator | None,
+) -> None:
+    """Add what rounding ``weight * columns`` loses: ``importance`` of rows, ``energy`` that meets columns."""
+    rows, factor = _drawn(importance, generator)
+    scaled = weight[rows] * columns
+    ranges: dict[tuple[int, bool], Tensor] = {}
+    for index, fmt in enumerate(formats):
+        if fmt.is_float:
+            continue
+        size = fmt.resolve(weight.shape[1]).block_size(weight.shape[1])
+        key = size, fmt.symmetric
+        if key not in ranges:
+            blocks = scaled.reshape(len(scaled), -1, size)
+            spans = 2 * blocks.abs().amax(2) if fmt.symmetric else blocks.amax(2) - blocks.amin(2)
+            # [blocks]: squares of ranges, and what their errors meet
+            ranges[key] = ((factor @ spans.square()) * energy.reshape(-1, size).sum(1)).sum() / 24
+        levels = 2**fmt.bits - (2 if fmt.symmetric else 1)
+        losses[index] = losses[index] + ranges[key] / levels**2
+
+
+def _drawn(importance: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    """Rows, and what each counts: all with their importance, or drawn in proportion to it."""
+    if generator is None or len(importance) <= _ROWS:
+        return torch.arange(len(importance), device=importance.device), importance
+    cumulative = importance.double().cumsum(0)
+    where = torch.rand(_ROWS, generator=generator, dtype=torch.float64).to(importance.device) * cumulative[-1]
+    rows = torch.searchsorted(cumulative, where).clamp(max=len(importance) - 1)
+    return rows, (cumulative[-1] / _ROWS).to(importance).expand(_ROWS)
+
+
+def _by_channel(evidence: Evidence, values: Tensor) -> Tensor:
+    """``[rows, in_features]`` to ``[rows * sharing columns, channels]``."""
+    shared, heads = evidence.site.repeats
+    channels = evidence.site.channels
+    return values.reshape(-1, heads, shared, channels // heads).transpose(1, 2).reshape(-1, channels)
+
+
+def _centred(log_scale: Tensor) -> Tensor:
+    return (log_scale - log_scale.mean()).clamp(-_REACH, _REACH).exp()
