@@ -31,6 +31,13 @@ class ModeChoice(StrEnum):
     measured = "measured"
 
 
+class FoldChoice(StrEnum):
+    """Whether scales may move between neighbouring weights before anything is quantised."""
+
+    auto = "auto"
+    off = "off"
+
+
 class RoundingChoice(StrEnum):
     """How the integers of a format are chosen."""
 
@@ -65,6 +72,10 @@ def command(
         RoundingChoice,
         typer.Option(help="auto chooses between gptq, search and rtn; rtn rounds to nearest like MNN's exporter."),
     ] = RoundingChoice.auto,
+    fold: Annotated[
+        FoldChoice,
+        typer.Option(help="auto moves channel scales between weights, the same function, where it lowers the loss."),
+    ] = FoldChoice.auto,
     fit_tokens: Annotated[int, typer.Option(help="At most this many tokens that rounding is fitted to.")] = 32768,
     batch_size: Annotated[int, typer.Option(help="Sequences per pass; fewer need less memory.")] = 4,
     run: Annotated[Path | None, typer.Option(help="Run folder.  [default: qplan-runs/<model>]")] = None,
@@ -95,6 +106,7 @@ def command(
         memory=memory.value,
         mode=mode.value,
         rounding=rounding.value,
+        fold=fold.value,
         fit_tokens=fit_tokens,
         batch_size=batch_size,
         device=device,

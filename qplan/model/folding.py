@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from transformers.utils import logging as transformers_logging
 
 from qplan.errors import InputError
 from qplan.model.embedding_scale import embedding_scale, set_embedding_scale, write_embedding_scale
@@ -94,8 +95,11 @@ def save_folded(folded: LoadedModel, folder: Path) -> None:
         folded: made by `fold`.
         folder: a new folder.
     """
-    model = folded.model
-    model.save_pretrained(folder)
+    transformers_logging.disable_progress_bar()
+    try:
+        folded.model.save_pretrained(folder)
+    finally:
+        transformers_logging.enable_progress_bar()
     for path in sorted(folded.folder.iterdir()):
         weights = path.suffix in {".safetensors", ".bin", ".pt"} or path.name.endswith(".index.json")
         if path.is_file() and not weights and not (folder / path.name).exists():

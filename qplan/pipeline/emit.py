@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +22,13 @@ from qplan.mnn.runtime import RuntimeConfig
 from qplan.mnn.skeleton import Skeleton, predict_files
 from qplan.model.load import LoadedModel, load_model
 from qplan.pipeline.choose import PlanRules, choose_plan, with_price_of_nearest
+from qplan.pipeline.fold import fold_of, load_original
 from qplan.pipeline.prove import Workshop, gate, prove
 from qplan.pipeline.rounder import run_rounder
 from qplan.pipeline.runs import Run
 from qplan.planner.plan import Plan
 from qplan.report import Provenance, write_report
+from qplan.sensitivity.rounding import Rounder
 from qplan.sensitivity.table import SensitivityTable
 from qplan.verify.measure import Trial
 from qplan.verify.record import Verification
@@ -92,13 +94,16 @@ def run_emit(options: EmitOptions, run: Run, say: Say, progress: Progress, comma
     """
     table = SensitivityTable.read(run.sensitivity)
     calibration = CalibrationSet.read(run.calibration)
-    say(f"loading {table.model.source}")
-    loaded = load_model(table.model.source)
+    record = fold_of(run, table.model)
+    source = table.model.source if record is None else str(run.folded)
+    say(f"loading {source}")
+    loaded = load_model(source)
     if loaded.card.sha256 != table.model.sha256:
-        msg = f"{table.model.source} has changed since {run.sensitivity} was made; run 'qplan analyze' with --restart"
+        msg = f"{source} has changed since {run.sensitivity} was made; run 'qplan analyze' with --restart"
         raise StaleArtifactError(msg)
+    original = loaded if record is None else load_original(record)
     judges = _judges(options, calibration, loaded)
-    skeleton = _skeleton(run, loaded, options, say)
+    skeleton = _skeleton(run.skeleton, loaded, options, say)
     rounder = run_rounder(run, loaded, calibration, table.conditions.rounding)
     folder = run.budget(options.budget)
     with ExitStack() as stack:
@@ -108,6 +113,10 @@ def run_emit(options: EmitOptions, run: Run, say: Say, progress: Progress, comma
             reference = stack.enter_context(reference_logits(loaded, judges.rows, progress))
             trial = Trial(reference, threads=options.threads)
             shop = Workshop(loaded, skeleton, trial, judges.text, judges.sha256, run.baselines, say)
+            uniform = shop
+            if record is not None:
+                # what MNN's exporter makes of the model knows nothing of folds
+                uniform = replace(shop, loaded=original, skeleton=_skeleton(run.unfolded, original, options, say))
         first = gate(shop) if shop is not None else None
         plan = choose_plan(
             table,
@@ -115,10 +124,13 @@ def run_emit(options: EmitOptions, run: Run, say: Say, progress: Progress, comma
             fixed_bytes(skeleton),
             options.rules,
             rounder=rounder,
+            nearest=Rounder(original),
             heldout=calibration.heldout,
             say=say,
         )
-        plan = with_price_of_nearest(plan, rounder, table.goal, calibration.heldout)
+        # llmexport knows no factor of the embedding: it can only make the folded model where there is none
+        exported = loaded if loaded.embedding_scale is None else original
+        plan = with_price_of_nearest(plan, rounder, Rounder(exported), table.goal, calibration.heldout)
         plan_path = folder / "plan.json"
         plan.write(plan_path)
         exporter = find_exporter(options.llmexport)
@@ -126,12 +138,12 @@ def run_emit(options: EmitOptions, run: Run, say: Say, progress: Progress, comma
         config = make_quant_config(skeleton, formats, exporter)
         config_path = folder / "quant_config.json"
         config.write(config_path)
-        llmexport = export_command(exporter, loaded.folder, folder / "llmexport", config_path, formats)
+        llmexport = export_command(exporter, exported.folder, folder / "llmexport", config_path, formats)
         verification = None
         if shop is not None and first is not None:
             say("plan: building")
             shop.build(plan.formats, folder / "model", RuntimeConfig(plan.memory, threads=4), rounder)
-            verification = prove(shop, plan, plan_path, folder / "model", first=first, rounder=rounder)
+            verification = prove(shop, plan, plan_path, folder / "model", first=first, rounder=rounder, uniform=uniform)
             verification.write(folder / "verification.json")
     write_report(folder, table, plan, verification, Provenance(commands=(command, llmexport)))
     return Emitted(folder, plan, verification, llmexport, config.problems)
@@ -173,15 +185,16 @@ def _judges(options: EmitOptions, calibration: CalibrationSet, loaded: LoadedMod
     return _Judges(judged.tokens, text.source, judged.sha256)
 
 
-def _skeleton(run: Run, loaded: LoadedModel, options: EmitOptions, say: Say) -> Skeleton:
+def _skeleton(folder: Path, loaded: LoadedModel, options: EmitOptions, say: Say) -> Skeleton:
     """The exported graph of this very model by this very exporter: the one in the run folder, or a new one."""
     exporter = find_exporter(options.llmexport).version
     inputs = {"model": loaded.card.sha256, "exporter": exporter}
-    kept = run.skeleton.is_dir() and run.skeleton_record.is_file()
-    if kept and read_json(run.skeleton_record, "qplan-skeleton", 1)["inputs"] == inputs:
-        return Skeleton.open(run.skeleton)
-    run.skeleton_record.unlink(missing_ok=True)
+    record = folder.with_suffix(".json")
+    if folder.is_dir() and record.is_file() and read_json(record, "qplan-skeleton", 1)["inputs"] == inputs:
+        return Skeleton.open(folder)
+    record.unlink(missing_ok=True)
     say(f"exporting the graph with {exporter}")
-    skeleton = export_skeleton(loaded.folder, run.skeleton, llmexport=options.llmexport, replace=True)
-    write_json(run.skeleton_record, "qplan-skeleton", 1, inputs, {})
+    scale = None if loaded.embedding_scale is None else loaded.embedding_scale.cpu().numpy()
+    skeleton = export_skeleton(loaded.folder, folder, llmexport=options.llmexport, replace=True, input_scale=scale)
+    write_json(record, "qplan-skeleton", 1, inputs, {})
     return skeleton

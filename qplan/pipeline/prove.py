@@ -88,7 +88,16 @@ def gate(shop: Workshop) -> Check:
     return check
 
 
-def prove(shop: Workshop, plan: Plan, plan_path: Path, model: Path, *, first: Check, rounder: Rounder) -> Verification:
+def prove(
+    shop: Workshop,
+    plan: Plan,
+    plan_path: Path,
+    model: Path,
+    *,
+    first: Check,
+    rounder: Rounder,
+    uniform: Workshop | None = None,
+) -> Verification:
     """Measure FP16, the uniform models and the built plan, and hold the plan's promises against the results.
 
     Args:
@@ -98,18 +107,19 @@ def prove(shop: Workshop, plan: Plan, plan_path: Path, model: Path, *, first: Ch
         model: the built folder.
         first: the result of `gate`.
         rounder: what the plan was built with.
+        uniform: where uniform models are built: from the model before folding; None for ``shop``.
 
     Raises:
         ToolError: the engine failed.
         MeasurementError: logits that are not finite.
     """
-    uniform = {name: _baseline(shop, name, bits) for name, bits in {"fp16": 16, **_UNIFORM}.items()}
+    baselines = {name: _baseline(uniform or shop, name, bits) for name, bits in {"fp16": 16, **_UNIFORM}.items()}
     built = measure_model("plan", model, plan.formats, rounder=rounder, trial=shop.trial, say=shop.say)
     checks = [first, exact_logits("plan", model, plan.formats, rounder, shop.token_ids), read_back(model, plan)]
     checks += promised_bytes(plan, built)
     for name in _UNIFORM:
-        checks += emulation(uniform[name])
-    rival = _rival(plan, uniform)
+        checks += emulation(baselines[name])
+    rival = _rival(plan, baselines)
     if rival is not None:
         checks += not_worse(built, rival)
     return Verification(
@@ -118,7 +128,7 @@ def prove(shop: Workshop, plan: Plan, plan_path: Path, model: Path, *, first: Ch
         text=shop.text,
         text_sha256=shop.text_sha256,
         reference_perplexity=shop.trial.reference.perplexity,
-        models=(*uniform.values(), built),
+        models=(*baselines.values(), built),
         checks=tuple(checks),
     )
 

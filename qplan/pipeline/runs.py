@@ -58,9 +58,19 @@ class Run:
         return self.folder / "skeleton"
 
     @property
-    def skeleton_record(self) -> Path:
-        """What the skeleton was exported from, and by what."""
-        return self.folder / "skeleton.json"
+    def unfolded(self) -> Path:
+        """The exporter's fp16 model of the model before folding: what uniform models are built from."""
+        return self.folder / "unfolded"
+
+    @property
+    def fold(self) -> Path:
+        """What was decided about folding."""
+        return self.folder / "fold.json"
+
+    @property
+    def folded(self) -> Path:
+        """The folded model, where folding pays: the Hugging Face folder that all later stages take."""
+        return self.folder / "folded"
 
     @property
     def rounding(self) -> Path:

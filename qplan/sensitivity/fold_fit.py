@@ -1,13 +1,13 @@
 """How strongly to fold: scales that minimise the expected loss of int8 activations and of the weights' rounding.
 
-Both are Fisher estimates in nats per token of errors taken as uniform and independent. With inputs ``x``, scales
+Both are Fisher estimates in nats per token, of errors taken as uniform and independent. With inputs ``x``, scales
 ``s``, slopes ``u`` of the log-likelihood at the input and ``g`` at the output:
 
 - activations: the step of token ``t`` is ``max_i |x_ti / s_i| / 127``, and column ``i`` enlarges its error by ``s_i``:
   ``mean_t(u_t^2 step_t^2) sum_i(s_i^2 u_i^2) / 24``, the square slope taken as a token's factor times a column's;
-- weights: the step of block ``b`` of row ``o`` is the range of ``w_oi s_i`` over ``2^bits - 1``, and ``x_i / s_i`` meets
-  its error: ``sum_o g_o^2 sum_b step_ob^2 sum_{i in b} E[x_i^2] / s_i^2 / 24``; for an embedding the same again with the
-  slopes at its lookups.
+- weights: the step of block ``b`` of row ``o`` is the range of ``w_oi s_i`` over ``2^bits - 1``, and its error meets
+  ``x_i / s_i``: ``sum_o g_o^2 sum_b step_ob^2 sum_{i in b} E[x_i^2] / s_i^2 / 24``; for an embedding the same again,
+  with the slopes at its lookups.
 
 Whatever makes the channels, rows or a norm, loses nothing: a row's grid scales with it, norms are FP32.
 """
@@ -32,6 +32,8 @@ _STEPS, _RATE = 200, 0.04
 """Of Adam on log s."""
 _TOKENS, _ROWS = 512, 512
 """Drawn for a step: inputs, and rows of each reader in proportion to their slopes."""
+_MANY_ROWS = 8192
+"""More rows than this are drawn even where nothing else is: a vocabulary."""
 _SMALLEST = 1e-9
 """Square of a channel that is never used."""
 _REACH = math.log(64)
@@ -78,7 +80,7 @@ def fit_scales(
     for _ in range(_STEPS):
         optimiser.zero_grad()
         with torch.enable_grad():
-            loss = expected_loss(evidence, loaded, log_scale.exp(), plans, memory, generator)
+            loss = expected_loss(evidence, loaded, log_scale.exp(), plans, memory, generator=generator)
             (loss / totals).sum().log().backward()
         optimiser.step()
         schedule.step()
@@ -93,6 +95,7 @@ def expected_loss(
     scale: Tensor,
     plans: Sequence[Plan],
     memory: Memory,
+    *,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """The loss ``[plans]`` in nats per token that scales ``[channels]`` of a site lead to.
@@ -103,7 +106,7 @@ def expected_loss(
         scale: may require a gradient.
         plans: formats of the readers.
         memory: with ``normal`` activations stay floats.
-        generator: draws some tokens and rows; None takes all.
+        generator: draws some tokens and rows; None takes all tokens, and all rows that count of a large vocabulary.
     """
     columns = evidence.site.expand(scale)
     inputs, along = evidence.inputs, evidence.tokens
@@ -111,70 +114,46 @@ def expected_loss(
         drawn = torch.randint(len(inputs), (_TOKENS,), generator=generator).to(inputs.device)
         inputs, along = inputs[drawn], along[drawn]
     seen = inputs.float()
-    losses = [_activations(evidence, plans, index, seen, along, columns, memory) for index in range(len(plans))]
+    steps = (seen.abs() / columns).amax(1) / 127
+    rounded = (along * steps.square()).mean() * (columns.square() * evidence.columns).sum() / 24
+    int8 = [memory == "low" and not plan[evidence.site.name].is_float for plan in plans]
+    loss = torch.stack([rounded if flag else torch.zeros_like(rounded) for flag in int8])
     energy = seen.square().mean(0) / columns.square()
-    for reader, slopes in evidence.rows.items():
-        _add_weights(
-            losses, loaded.weight(reader), [plan[reader] for plan in plans], columns, slopes, energy, generator
-        )
+    uses = [(reader, slopes, energy) for reader, slopes in evidence.rows.items()]
     if evidence.lookups is not None and evidence.looked_up is not None:
-        name = evidence.site.name
-        energy = evidence.lookups / columns.square()
-        formats = [plan[name] for plan in plans]
-        _add_weights(losses, loaded.weight(name), formats, columns, evidence.looked_up, energy, generator)
-    return torch.stack(losses)
+        uses.append((evidence.site.name, evidence.looked_up, evidence.lookups / columns.square()))
+    for name, importance, met in uses:
+        rows, factor = _drawn(importance, generator)
+        scaled = loaded.weight(name)[rows] * columns
+        loss = loss + torch.stack([_rounding(scaled, plan[name], factor, met) for plan in plans])
+    return loss
 
 
-def _activations(
-    evidence: Evidence,
-    plans: Sequence[Plan],
-    index: int,
-    inputs: Tensor,
-    along: Tensor,
-    columns: Tensor,
-    memory: Memory,
-) -> Tensor:
-    if memory == "normal" or plans[index][evidence.site.name].is_float:
-        return torch.zeros((), device=columns.device)
-    squares = ((inputs.abs() / columns).amax(1) / 127).square()
-    return (along * squares).mean() * (columns.square() * evidence.columns).sum() / 24
-
-
-def _add_weights(
-    losses: list[Tensor],
-    weight: Tensor,
-    formats: Sequence[QuantFormat],
-    columns: Tensor,
-    importance: Tensor,
-    energy: Tensor,
-    generator: torch.Generator | None,
-) -> None:
-    """Add what rounding ``weight * columns`` loses: ``importance`` of rows, ``energy`` that meets columns."""
-    rows, factor = _drawn(importance, generator)
-    scaled = weight[rows] * columns
-    ranges: dict[tuple[int, bool], Tensor] = {}
-    for index, fmt in enumerate(formats):
-        if fmt.is_float:
-            continue
-        size = fmt.resolve(weight.shape[1]).block_size(weight.shape[1])
-        key = size, fmt.symmetric
-        if key not in ranges:
-            blocks = scaled.reshape(len(scaled), -1, size)
-            spans = 2 * blocks.abs().amax(2) if fmt.symmetric else blocks.amax(2) - blocks.amin(2)
-            # [blocks]: squares of ranges, and what their errors meet
-            ranges[key] = ((factor @ spans.square()) * energy.reshape(-1, size).sum(1)).sum() / 24
-        levels = 2**fmt.bits - (2 if fmt.symmetric else 1)
-        losses[index] = losses[index] + ranges[key] / levels**2
+def _rounding(weight: Tensor, fmt: QuantFormat, rows: Tensor, columns: Tensor) -> Tensor:
+    """What rounding ``weight [rows, in_features]`` loses, given what each row counts and what columns meet."""
+    if fmt.is_float:
+        return torch.zeros((), device=weight.device)
+    size = fmt.resolve(weight.shape[1]).block_size(weight.shape[1])
+    blocks = weight.reshape(len(weight), -1, size)
+    if fmt.symmetric:
+        steps = blocks.abs().amax(2) / (2 ** (fmt.bits - 1) - 1)
+    else:
+        steps = (blocks.amax(2) - blocks.amin(2)) / (2**fmt.bits - 1)
+    return ((rows @ steps.square()) * columns.reshape(-1, size).sum(1)).sum() / 24
 
 
 def _drawn(importance: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-    """Rows, and what each counts: all with their importance, or drawn in proportion to it."""
-    if generator is None or len(importance) <= _ROWS:
+    """Rows, and what each counts: all with their importance, or some in proportion to it."""
+    count = _MANY_ROWS if generator is None else _ROWS
+    if len(importance) <= count:
         return torch.arange(len(importance), device=importance.device), importance
-    cumulative = importance.double().cumsum(0)
-    where = torch.rand(_ROWS, generator=generator, dtype=torch.float64).to(importance.device) * cumulative[-1]
-    rows = torch.searchsorted(cumulative, where).clamp(max=len(importance) - 1)
-    return rows, (cumulative[-1] / _ROWS).to(importance).expand(_ROWS)
+    cumulative = importance.to(torch.float64).cumsum(0)
+    if generator is None:
+        where = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    else:
+        where = torch.rand(count, generator=generator, dtype=torch.float64)
+    rows = torch.searchsorted(cumulative, where.to(cumulative) * cumulative[-1]).clamp(max=len(importance) - 1)
+    return rows, (cumulative[-1] / count).to(importance).expand(count)
 
 
 def _by_channel(evidence: Evidence, values: Tensor) -> Tensor:

@@ -1,0 +1,93 @@
+"""Folded and unfolded models at one width on the engine: loss, bytes, and speed in interleaved rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qplan.formats import QuantFormat
+from qplan.mnn.engine import Engine
+from qplan.mnn.exporter import export_skeleton
+from qplan.mnn.runtime import RuntimeConfig
+from qplan.mnn.skeleton import folder_bytes
+from qplan.model.load import LoadedModel, load_model
+from qplan.pipeline.prove import Workshop
+from qplan.sensitivity.rounding import Rounder
+from qplan.verify.measure import Trial
+from qplan.verify.reference import reference_logits
+
+_ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class OnEngine:
+    """One built model under memory low, option 0, and normal."""
+
+    low_nats: float
+    low_decode_nats: float
+    normal_nats: float
+    weight_bytes: int
+    graph_bytes: int
+    decode_tokens_per_s: float
+    prefill_tokens_per_s: float
+
+
+def on_engine(
+    reference: LoadedModel,
+    rounders: Mapping[str, Rounder],
+    formats: Mapping[str, QuantFormat],
+    rows: NDArray[np.int64],
+    work: Path,
+) -> dict[str, OnEngine]:
+    """Build and run one model per rounder.
+
+    Args:
+        reference: the FP32 model that all are held against.
+        rounders: by label, of models that lie in folders.
+        formats: by tensor name.
+        rows: token ids ``[rows, seq_len]``.
+        work: where models are built.
+    """
+    built: dict[str, Path] = {}
+    found: dict[str, list[float]] = {}
+    context = reference.card.context
+    with reference_logits(reference, rows) as answers:
+        for label, rounder in rounders.items():
+            loaded = load_model(str(rounder.loaded.folder))
+            scale = loaded.embedding_scale
+            skeleton = export_skeleton(
+                loaded.folder,
+                work / label / "skeleton",
+                input_scale=None if scale is None else scale.numpy(),
+                replace=True,
+            )
+            shop = Workshop(loaded, skeleton, Trial(answers), "", "", work, print)
+            built[label] = work / label / "model"
+            shop.build(formats, built[label], RuntimeConfig(), rounder)
+            found[label] = []
+            for memory in ("low", "normal"):
+                with Engine(built[label], RuntimeConfig(memory, threads=1), context=context) as engine:
+                    found[label].append(answers.compare(engine.logits).kl_nats)
+                    if memory == "low":
+                        found[label].append(answers.compare(engine.logits_stepwise, 4).kl_nats)
+            print(label, found[label], flush=True)
+    speeds: dict[str, list[tuple[float, float]]] = {label: [] for label in built}
+    for _ in range(_ROUNDS):
+        for label, folder in built.items():
+            with Engine(folder, RuntimeConfig("low", threads=1), context=context) as engine:
+                sample = engine.measure_speed(128, 64, 3)
+                speeds[label].append((sample.decode_tokens_per_s, sample.prefill_tokens_per_s))
+    return {
+        label: OnEngine(
+            *found[label],
+            folder_bytes(folder).weight,
+            folder_bytes(folder).graph,
+            max(decode for decode, _ in speeds[label]),
+            max(prefill for _, prefill in speeds[label]),
+        )
+        for label, folder in built.items()
+    }
