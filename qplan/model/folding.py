@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -95,9 +96,10 @@ def save_folded(folded: LoadedModel, folder: Path) -> None:
         folded: made by `fold`.
         folder: a new folder.
     """
+    model: Any = folded.model
     transformers_logging.disable_progress_bar()
     try:
-        folded.model.save_pretrained(folder)
+        model.save_pretrained(folder)
     finally:
         transformers_logging.enable_progress_bar()
     for path in sorted(folded.folder.iterdir()):
@@ -127,7 +129,7 @@ def _site(loaded: LoadedModel, prefix: str, rule: FoldRule) -> FoldSite:
     channels = place.stop - start
     repeats = (1, 1)
     if rule.kind == "value":
-        config = loaded.model.config
+        config: Any = loaded.model.config
         heads = config.num_key_value_heads
         repeats = (config.num_attention_heads // heads, heads)
     return FoldSite(readers[0], rule.kind, place.module, slice(start, place.stop), readers, channels, repeats)

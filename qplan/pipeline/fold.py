@@ -24,7 +24,7 @@ from qplan.planner.uniform import uniform_formats
 from qplan.sensitivity.fold_evidence import Evidence, gather_evidence
 from qplan.sensitivity.fold_fit import expected_loss, fit_scales
 from qplan.sensitivity.joint import joint_losses
-from qplan.sensitivity.table import Memory
+from qplan.sensitivity.measurement import Memory, memories_of
 
 Say = Callable[[str], None]
 Progress = Callable[[int, int], None]
@@ -55,14 +55,14 @@ class FoldRecord:
     memory: Memory
     losses: Mapping[str, Mapping[str, float]]
     """Emulated joint loss in nats per token on the calibration tokens, rounded to nearest: by candidate (``original``,
-    ``folded``) and width."""
+    ``folded``) and uniform model, such as ``int8, memory low``."""
 
     @property
     def note(self) -> str:
         """For people."""
-        ratios = ", ".join(f"{bits} times {_ratio(self.losses, bits):.2f}" for bits in self.losses["original"])
+        ratios = "; ".join(f"{name}: {_ratio(self.losses, name):.2f}" for name in self.losses["original"])
         what = "weights are folded" if self.folded_sha256 else "folding does not pay and is left out"
-        return f"{what}: loss of uniform models under memory {self.memory}, to nearest: {ratios}"
+        return f"{what}; loss of uniform models, folded over original, to nearest: {ratios}"
 
     def write(self, path: Path, inputs: Mapping[str, str]) -> None:
         """Write ``fold.json``."""
@@ -162,14 +162,15 @@ def fitted_scales(
     sites = fold_sites(loaded)
     plans = _uniform(loaded)
     evidence: list[Evidence] = []
-    totals = torch.zeros(len(plans), device=loaded.device)
+    memories = memories_of(memory)
+    totals = torch.zeros(len(memories), len(plans), device=loaded.device)
     for found in gather_evidence(loaded, tokens, sites, batch_size=batch_size):
         evidence.append(found)
         ones = torch.ones(found.site.channels, device=loaded.device)
-        totals += expected_loss(found, loaded, ones, list(plans.values()), memory)
+        totals += expected_loss(found, loaded, ones, list(plans.values()), memories)
     scales = {}
     for number, found in enumerate(evidence):
-        scales[found.site.name] = fit_scales(found, loaded, list(plans.values()), totals, memory)
+        scales[found.site.name] = fit_scales(found, loaded, list(plans.values()), totals, memories)
         if progress is not None:
             progress(number + 1, len(evidence))
     return scales
@@ -193,8 +194,9 @@ def _decide(
     check_equal(loaded, folded, judge[:1])
     losses = {
         label: {
-            name: stats.kl_nats
-            for name, stats in joint_losses(model, judge, _uniform(model), memory, batch_size=batch_size).items()
+            f"{name}, memory {setting}": stats.kl_nats
+            for setting in memories_of(memory)
+            for name, stats in joint_losses(model, judge, _uniform(model), setting, batch_size=batch_size).items()
         }
         for label, model in (("original", loaded), ("folded", folded))
     }

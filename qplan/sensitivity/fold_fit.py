@@ -59,18 +59,18 @@ def fit_scales(
     loaded: LoadedModel,
     plans: Sequence[Plan],
     totals: Tensor,
-    memory: Memory,
+    memories: Sequence[Memory],
     *,
     seed: int = 0,
 ) -> Tensor:
-    """Scales ``[channels]`` of one site that minimise the sum over plans of its loss over the model's.
+    """Scales ``[channels]`` of one site that minimise its loss over the model's, summed over memories and plans.
 
     Args:
         evidence: of the site.
         loaded: the model.
         plans: what the model is expected to be stored with.
-        totals: ``[plans]``, expected loss of the whole model before folding: what makes plans comparable.
-        memory: with ``normal`` activations stay floats.
+        totals: ``[memories, plans]``, expected loss of the whole model before folding: what makes them comparable.
+        memories: settings that count; with ``normal`` activations stay floats.
         seed: of the tokens and rows that are drawn.
     """
     log_scale = root_mean_square_scales(evidence, 0.5).log().requires_grad_()
@@ -80,7 +80,7 @@ def fit_scales(
     for _ in range(_STEPS):
         optimiser.zero_grad()
         with torch.enable_grad():
-            loss = expected_loss(evidence, loaded, log_scale.exp(), plans, memory, generator=generator)
+            loss = expected_loss(evidence, loaded, log_scale.exp(), plans, memories, generator=generator)
             (loss / totals).sum().log().backward()
         optimiser.step()
         schedule.step()
@@ -94,18 +94,18 @@ def expected_loss(
     loaded: LoadedModel,
     scale: Tensor,
     plans: Sequence[Plan],
-    memory: Memory,
+    memories: Sequence[Memory],
     *,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """The loss ``[plans]`` in nats per token that scales ``[channels]`` of a site lead to.
+    """The loss ``[memories, plans]`` in nats per token that scales ``[channels]`` of a site lead to.
 
     Args:
         evidence: of the site.
         loaded: the model.
         scale: may require a gradient.
         plans: formats of the readers.
-        memory: with ``normal`` activations stay floats.
+        memories: settings that count; with ``normal`` activations stay floats.
         generator: draws some tokens and rows; None takes all tokens, and all rows that count of a large vocabulary.
     """
     columns = evidence.site.expand(scale)
@@ -116,8 +116,8 @@ def expected_loss(
     seen = inputs.float()
     steps = (seen.abs() / columns).amax(1) / 127
     rounded = (along * steps.square()).mean() * (columns.square() * evidence.columns).sum() / 24
-    int8 = [memory == "low" and not plan[evidence.site.name].is_float for plan in plans]
-    loss = torch.stack([rounded if flag else torch.zeros_like(rounded) for flag in int8])
+    int8 = [[memory == "low" and not plan[evidence.site.name].is_float for plan in plans] for memory in memories]
+    loss = rounded * torch.tensor(int8, device=rounded.device)
     energy = seen.square().mean(0) / columns.square()
     uses = [(reader, slopes, energy) for reader, slopes in evidence.rows.items()]
     if evidence.lookups is not None and evidence.looked_up is not None:
@@ -139,7 +139,8 @@ def _rounding(weight: Tensor, fmt: QuantFormat, rows: Tensor, columns: Tensor) -
         steps = blocks.abs().amax(2) / (2 ** (fmt.bits - 1) - 1)
     else:
         steps = (blocks.amax(2) - blocks.amin(2)) / (2**fmt.bits - 1)
-    return ((rows @ steps.square()) * columns.reshape(-1, size).sum(1)).sum() / 24
+    loss: Tensor = ((rows @ steps.square()) * columns.reshape(-1, size).sum(1)).sum() / 24
+    return loss
 
 
 def _drawn(importance: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:

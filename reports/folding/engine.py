@@ -17,10 +17,10 @@ from qplan.mnn.skeleton import folder_bytes
 from qplan.model.load import LoadedModel, load_model
 from qplan.pipeline.prove import Workshop
 from qplan.sensitivity.rounding import Rounder
-from qplan.verify.measure import Trial
+from qplan.verify.measure import MEMORIES, Trial
 from qplan.verify.reference import reference_logits
 
-_ROUNDS = 5
+_ROUNDS, _DECODE_ROWS = 5, 4
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def on_engine(
         work: where models are built.
     """
     built: dict[str, Path] = {}
-    found: dict[str, list[float]] = {}
+    losses: dict[str, dict[str, float]] = {}
     context = reference.card.context
     with reference_logits(reference, rows) as answers:
         for label, rounder in rounders.items():
@@ -68,26 +68,34 @@ def on_engine(
             shop = Workshop(loaded, skeleton, Trial(answers), "", "", work, print)
             built[label] = work / label / "model"
             shop.build(formats, built[label], RuntimeConfig(), rounder)
-            found[label] = []
-            for memory in ("low", "normal"):
+            losses[label] = {}
+            for memory in MEMORIES:
                 with Engine(built[label], RuntimeConfig(memory, threads=1), context=context) as engine:
-                    found[label].append(answers.compare(engine.logits).kl_nats)
+                    losses[label][memory] = answers.compare(engine.logits).kl_nats
                     if memory == "low":
-                        found[label].append(answers.compare(engine.logits_stepwise, 4).kl_nats)
-            print(label, found[label], flush=True)
+                        losses[label]["decode"] = answers.compare(engine.logits_stepwise, _DECODE_ROWS).kl_nats
+            print(label, losses[label], flush=True)
+    speeds = _speeds(built, context)
+    return {
+        label: OnEngine(
+            low_nats=losses[label]["low"],
+            low_decode_nats=losses[label]["decode"],
+            normal_nats=losses[label]["normal"],
+            weight_bytes=folder_bytes(folder).weight,
+            graph_bytes=folder_bytes(folder).graph,
+            decode_tokens_per_s=max(decode for decode, _ in speeds[label]),
+            prefill_tokens_per_s=max(prefill for _, prefill in speeds[label]),
+        )
+        for label, folder in built.items()
+    }
+
+
+def _speeds(built: Mapping[str, Path], context: int) -> dict[str, list[tuple[float, float]]]:
+    """Decode and prefill in tokens per second, model by model, several rounds."""
     speeds: dict[str, list[tuple[float, float]]] = {label: [] for label in built}
     for _ in range(_ROUNDS):
         for label, folder in built.items():
             with Engine(folder, RuntimeConfig("low", threads=1), context=context) as engine:
                 sample = engine.measure_speed(128, 64, 3)
                 speeds[label].append((sample.decode_tokens_per_s, sample.prefill_tokens_per_s))
-    return {
-        label: OnEngine(
-            *found[label],
-            folder_bytes(folder).weight,
-            folder_bytes(folder).graph,
-            max(decode for decode, _ in speeds[label]),
-            max(prefill for _, prefill in speeds[label]),
-        )
-        for label, folder in built.items()
-    }
+    return speeds

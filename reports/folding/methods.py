@@ -16,6 +16,8 @@ from qplan.sensitivity.table import Memory
 Scales = dict[str, Tensor]
 Plans = Sequence[dict[str, QuantFormat]]
 
+MEMORIES: tuple[Memory, ...] = ("low", "normal")
+
 _GRID = tuple(step / 10 for step in range(1, 10))
 
 
@@ -33,7 +35,7 @@ def smoothquant(evidence: Sequence[Evidence], loaded: LoadedModel, plans: Plans,
 def smoothquant_grid(evidence: Sequence[Evidence], loaded: LoadedModel, plans: Plans) -> Scales:
     """SmoothQuant with the strength of each site that has the least expected loss."""
     return {
-        found.site.name: _best(found, loaded, plans, "low", (smooth_scales(found, loaded, alpha) for alpha in _GRID))
+        found.site.name: _best(found, loaded, plans, ("low",), (smooth_scales(found, loaded, alpha) for alpha in _GRID))
         for found in evidence
     }
 
@@ -42,7 +44,7 @@ def awq(evidence: Sequence[Evidence], loaded: LoadedModel, plans: Plans) -> Scal
     """AWQ: a power of the channels' size for each site, by the weights' expected loss alone."""
     return {
         found.site.name: _best(
-            found, loaded, plans, "normal", (root_mean_square_scales(found, alpha) for alpha in (0.0, *_GRID, 1.0))
+            found, loaded, plans, ("normal",), (root_mean_square_scales(found, alpha) for alpha in (0.0, *_GRID, 1.0))
         )
         for found in evidence
     }
@@ -56,22 +58,22 @@ def fitted(
     keep: Callable[[Evidence], bool] = lambda _: True,
 ) -> Scales:
     """What ``qplan analyze`` does."""
-    ones = [expected_loss(found, loaded, torch.ones(found.site.channels), plans, "low") for found in evidence]
+    ones = [expected_loss(found, loaded, torch.ones(found.site.channels), plans, MEMORIES) for found in evidence]
     totals = torch.stack(ones).sum(0)
     scales = {}
     for found in evidence:
         if keep(found):
-            scales[found.site.name] = fit_scales(found, loaded, plans, totals, "low")
+            scales[found.site.name] = fit_scales(found, loaded, plans, totals, MEMORIES)
             progress(found.site.name)
     return scales
 
 
 def _best(
-    evidence: Evidence, loaded: LoadedModel, plans: Plans, memory: Memory, candidates: Iterable[Tensor]
+    evidence: Evidence, loaded: LoadedModel, plans: Plans, memories: Sequence[Memory], candidates: Iterable[Tensor]
 ) -> Tensor:
     """By the mean of log losses over plans."""
 
     def loss(scale: Tensor) -> float:
-        return float(expected_loss(evidence, loaded, scale, plans, memory).log().sum())
+        return float(expected_loss(evidence, loaded, scale, plans, memories).log().sum())
 
     return min(candidates, key=loss)

@@ -29,9 +29,11 @@ def rotation_of(evidence: Evidence, kind: Rotation, seed: int = 0) -> Tensor:
         return torch.from_numpy(hadamard(size) / size**0.5).to(torch.float64).expand(heads, size, size)
     if kind == "random":
         generator = torch.Generator().manual_seed(seed)
-        return torch.linalg.qr(torch.randn(heads, size, size, generator=generator, dtype=torch.float64))[0]
+        turned: Tensor = torch.linalg.qr(torch.randn(heads, size, size, generator=generator, dtype=torch.float64))[0]
+        return turned
     outputs = evidence.inputs.to(torch.float64).reshape(-1, heads, shared, size).permute(1, 0, 2, 3).flatten(1, 2)
-    return torch.linalg.eigh(outputs.transpose(1, 2) @ outputs)[1].transpose(1, 2)
+    vectors: Tensor = torch.linalg.eigh(outputs.transpose(1, 2) @ outputs)[1]
+    return vectors.transpose(1, 2)
 
 
 def rotate_values(loaded: LoadedModel, rotations: dict[str, Tensor]) -> LoadedModel:

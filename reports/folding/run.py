@@ -33,15 +33,13 @@ from qplan.planner.uniform import uniform_formats
 from qplan.sensitivity.fold_evidence import Evidence, gather_evidence
 from qplan.sensitivity.joint import joint_losses
 from qplan.sensitivity.rounding import Rounder
-from qplan.sensitivity.table import Memory
 from reports.folding.engine import on_engine
-from reports.folding.methods import awq, fitted, root, smoothquant, smoothquant_grid
+from reports.folding.methods import MEMORIES, awq, fitted, root, smoothquant, smoothquant_grid
 from reports.folding.page import write_page
 from reports.folding.rotation import Rotation, rotate_values, rotation_of
 
 HOME = Path(__file__).parent
 BITS = (8, 4)
-MEMORIES: tuple[Memory, ...] = ("low", "normal")
 ROTATIONS: tuple[Rotation, ...] = ("hadamard", "random", "pca")
 WITHOUT = "qplan's fit, without the tied head"
 SHIPPED = "qplan's fit"

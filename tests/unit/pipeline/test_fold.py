@@ -58,7 +58,7 @@ def test_a_fold_that_pays_is_kept_and_found_again(
     assert folded.folder == run.folded.resolve()
     assert check_equal(outlying, folded, torch.from_numpy(tokens.tokens)) <= 1e-5
     record = FoldRecord.read(run.fold)
-    assert record.losses["folded"]["int8"] < 0.9 * record.losses["original"]["int8"]
+    assert record.losses["folded"]["int8, memory low"] < 0.9 * record.losses["original"]["int8, memory low"]
     assert "weights are folded" in note
     assert fold_of(run, folded.card) == record
     assert fold_of(run, outlying.card) is None

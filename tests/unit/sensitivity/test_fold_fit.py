@@ -79,7 +79,7 @@ def test_the_expected_loss_of_activations_is_that_of_rounding_them(qwen2: Loaded
         # a single plan of floats has no weight error: what is left with int8 weights is known apart
         plan = dict.fromkeys(seen.site.readers, INT8)
         ones = torch.ones(seen.site.channels)
-        low, normal = (float(expected_loss(seen, qwen2, ones, [plan], memory)) for memory in ("low", "normal"))
+        low, normal = (float(expected_loss(seen, qwen2, ones, [plan], (memory,))) for memory in ("low", "normal"))
         inputs = seen.inputs.float()
         error = int8_prefill(inputs) - inputs
         made = float((seen.tokens.unsqueeze(1) * error.square() * seen.columns).sum(1).mean() / 2)
@@ -90,24 +90,24 @@ def test_the_expected_loss_of_weights_follows_widths_and_scales(qwen2: LoadedMod
     for seen in _evidence(qwen2, tokens):
         plans = [dict.fromkeys(seen.site.readers, fmt) for fmt in (FP16, INT8, INT4)]
         ones = torch.ones(seen.site.channels)
-        float16, eight, four = expected_loss(seen, qwen2, ones, plans, "normal").tolist()
+        float16, eight, four = expected_loss(seen, qwen2, ones, plans, ("normal",))[0].tolist()
         assert float16 == 0
         assert four == pytest.approx(eight * (255 / 15) ** 2, rel=1e-4)
         # one factor for all channels changes nothing
-        assert expected_loss(seen, qwen2, 3 * ones, plans, "low").tolist() == pytest.approx(
-            expected_loss(seen, qwen2, ones, plans, "low").tolist(), rel=1e-4
+        assert expected_loss(seen, qwen2, 3 * ones, plans, ("low",))[0].tolist() == pytest.approx(
+            expected_loss(seen, qwen2, ones, plans, ("low",))[0].tolist(), rel=1e-4
         )
 
 
 def test_the_fit_lowers_the_loss_of_whole_models(outlying: LoadedModel, tokens: Tensor) -> None:
     plans = [uniform_formats(outlying.card, bits) for bits in (8, 4)]
     found = _evidence(outlying, tokens[:4])
-    ones = [expected_loss(seen, outlying, torch.ones(seen.site.channels), plans, "low") for seen in found]
+    ones = [expected_loss(seen, outlying, torch.ones(seen.site.channels), plans, ("low", "normal")) for seen in found]
     totals = torch.stack(ones).sum(0)
     scales = {}
     for seen, before in zip(found, ones, strict=True):
-        scales[seen.site.name] = fit_scales(seen, outlying, plans, totals, "low")
-        after = expected_loss(seen, outlying, scales[seen.site.name], plans, "low")
+        scales[seen.site.name] = fit_scales(seen, outlying, plans, totals, ("low", "normal"))
+        after = expected_loss(seen, outlying, scales[seen.site.name], plans, ("low", "normal"))
         assert float((after / totals).sum()) < float((before / totals).sum())
     folded = fold(outlying, scales)
     for plan, at_most in zip(plans, (0.6, 1.0), strict=True):
@@ -135,8 +135,8 @@ def test_published_strengths(outlying: LoadedModel, tokens: Tensor) -> None:
 def test_a_model_without_int8_activations_is_fitted_to_weights_alone(outlying: LoadedModel, tokens: Tensor) -> None:
     seen = replace(_evidence(outlying, tokens)[3])
     plans = [dict.fromkeys(seen.site.readers, INT4)]
-    totals = expected_loss(seen, outlying, torch.ones(seen.site.channels), plans, "normal")
-    low, normal = (fit_scales(seen, outlying, plans, totals, memory) for memory in ("low", "normal"))
+    totals = expected_loss(seen, outlying, torch.ones(seen.site.channels), plans, ("normal",))
+    low, normal = (fit_scales(seen, outlying, plans, totals, (memory,)) for memory in ("low", "normal"))
     assert not torch.allclose(low, normal, rtol=0.01)
-    weights = [float(expected_loss(seen, outlying, scale, plans, "normal")) for scale in (low, normal)]
+    weights = [float(expected_loss(seen, outlying, scale, plans, ("normal",))) for scale in (low, normal)]
     assert weights[1] < weights[0]
