@@ -145,8 +145,13 @@ def run_emit(options: EmitOptions, run: Run, say: Say, progress: Progress, comma
             shop.build(plan.formats, folder / "model", RuntimeConfig(plan.memory, threads=4), rounder)
             verification = prove(shop, plan, plan_path, folder / "model", first=first, rounder=rounder, uniform=uniform)
             verification.write(folder / "verification.json")
+    problems = config.problems
+    if exported is not loaded:
+        problems += (
+            f"llmexport is given {exported.folder.name} as it is: it cannot undo a folded tied head's lookups",
+        )
     write_report(folder, table, plan, verification, Provenance(commands=(command, llmexport)))
-    return Emitted(folder, plan, verification, llmexport, config.problems)
+    return Emitted(folder, plan, verification, llmexport, problems)
 
 
 _GRAPH_SLACK_BYTES = 64

@@ -55,16 +55,14 @@ def fitted(
     loaded: LoadedModel,
     plans: Plans,
     progress: Callable[[str], None],
-    keep: Callable[[Evidence], bool] = lambda _: True,
 ) -> Scales:
     """What ``qplan analyze`` does."""
     ones = [expected_loss(found, loaded, torch.ones(found.site.channels), plans, MEMORIES) for found in evidence]
     totals = torch.stack(ones).sum(0)
     scales = {}
     for found in evidence:
-        if keep(found):
-            scales[found.site.name] = fit_scales(found, loaded, plans, totals, MEMORIES)
-            progress(found.site.name)
+        scales[found.site.name] = fit_scales(found, loaded, plans, totals, MEMORIES)
+        progress(found.site.name)
     return scales
 
 
