@@ -84,6 +84,7 @@ def run_analyze(options: AnalyzeOptions, run: Run, say: Say, progress: Progress)
             loaded,
             calibration,
             options.memory,
+            rounding=options.rounding,
             batch_size=options.batch_size,
             device=options.device,
             say=say,

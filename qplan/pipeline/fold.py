@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -19,12 +20,15 @@ from qplan.mnn.folder import new_folder
 from qplan.model.card import ModelCard
 from qplan.model.folding import fold, fold_sites, save_folded
 from qplan.model.load import LoadedModel, load_model
+from qplan.model.source import sha256_model
+from qplan.pipeline.rounder import run_rounder
 from qplan.pipeline.runs import Run
 from qplan.planner.uniform import uniform_formats
 from qplan.sensitivity.fold_evidence import Evidence, gather_evidence
 from qplan.sensitivity.fold_fit import expected_loss, fit_scales
 from qplan.sensitivity.joint import joint_losses
 from qplan.sensitivity.measurement import Memory, memories_of
+from qplan.sensitivity.stored_cache import StoredCache
 
 Say = Callable[[str], None]
 Progress = Callable[[int, int], None]
@@ -54,15 +58,15 @@ class FoldRecord:
     """Of the folded model; None where folding did not pay."""
     memory: Memory
     losses: Mapping[str, Mapping[str, float]]
-    """Emulated joint loss in nats per token on the calibration tokens, rounded to nearest: by candidate (``original``,
-    ``folded``) and uniform model, such as ``int8, memory low``."""
+    """Emulated joint loss in nats per token on the calibration tokens, rounded as the run rounds: by candidate
+    (``original``, ``folded``) and uniform model, such as ``int8, memory low``."""
 
     @property
     def note(self) -> str:
         """For people."""
         ratios = "; ".join(f"{name}: {_ratio(self.losses, name):.2f}" for name in self.losses["original"])
         what = "weights are folded" if self.folded_sha256 else "folding does not pay and is left out"
-        return f"{what}; loss of uniform models, folded over original, to nearest: {ratios}"
+        return f"{what}; loss of uniform models, folded over original: {ratios}"
 
     def write(self, path: Path, inputs: Mapping[str, str]) -> None:
         """Write ``fold.json``."""
@@ -114,6 +118,7 @@ def run_fold(
     calibration: CalibrationSet,
     memory: Memory,
     *,
+    rounding: str,
     batch_size: int,
     device: str,
     say: Say,
@@ -121,7 +126,8 @@ def run_fold(
 ) -> tuple[LoadedModel, str]:
     """Fit scales, fold, and keep the folded model if whole models lose less on tokens that it was not fitted to.
 
-    Fitted to the calibration's `fit` windows, judged on those that losses are measured on. Decided once per run.
+    Fitted to the calibration's `fit` windows, judged on those that losses are measured on, with the run's rounding:
+    error feedback makes up for some of what folding would. Decided once per run.
 
     Returns:
         The folded model as it lies in the run folder, or ``loaded``; and a note for the table.
@@ -134,12 +140,15 @@ def run_fold(
         "fit": calibration.fit_sha256,
         "judge": calibration.sha256,
         "memory": memory,
+        "rounding": rounding,
     }
     if run.fold.is_file() and read_json(run.fold, KIND, SCHEMA)["inputs"] == inputs:
         record = FoldRecord.read(run.fold)
     else:
         run.fold.unlink(missing_ok=True)
-        record = _decide(run, loaded, calibration, memory, batch_size=batch_size, say=say, progress=progress)
+        record = _decide(
+            run, loaded, calibration, memory, rounding=rounding, batch_size=batch_size, say=say, progress=progress
+        )
         record.write(run.fold, inputs)
     if record.folded_sha256 is None:
         return loaded, record.note
@@ -182,6 +191,7 @@ def _decide(
     calibration: CalibrationSet,
     memory: Memory,
     *,
+    rounding: str,
     batch_size: int,
     say: Say,
     progress: Progress,
@@ -192,21 +202,24 @@ def _decide(
     say(f"folding: scales fitted to {fit.numel()} tokens")
     folded = fold(loaded, fitted_scales(loaded, fit, memory, batch_size=batch_size, progress=progress))
     check_equal(loaded, folded, judge[:1])
-    losses = {
-        label: {
-            f"{name}, memory {setting}": stats.kl_nats
-            for setting in memories_of(memory)
-            for name, stats in joint_losses(model, judge, _uniform(model), setting, batch_size=batch_size).items()
-        }
-        for label, model in (("original", loaded), ("folded", folded))
-    }
+    with new_folder(run.folded, replace=True) as draft:
+        save_folded(folded, draft)
+    sha256 = sha256_model(run.folded)
+    folded = replace(folded, card=replace(folded.card, sha256=sha256))
+    losses: dict[str, dict[str, float]] = {}
+    caches: dict[str, StoredCache | None] = {}
+    for label, model in (("original", loaded), ("folded", folded)):
+        say(f"folding: uniform models, {label}")
+        rounder = run_rounder(run, model, calibration, rounding, batch_size=batch_size, progress=progress)
+        losses[label], caches[label] = {}, rounder.cache
+        for setting in memories_of(memory):
+            found = joint_losses(model, judge, _uniform(model), setting, batch_size=batch_size, rounder=rounder)
+            losses[label] |= {f"{name}, memory {setting}": stats.kl_nats for name, stats in found.items()}
     pays = math.prod(_ratio(losses, name) for name in losses["original"]) < 1
-    sha256 = None
-    if pays:
-        with new_folder(run.folded, replace=True) as draft:
-            save_folded(folded, draft)
-        sha256 = load_model(str(run.folded)).card.sha256
-    record = FoldRecord(loaded.card.source, loaded.card.sha256, sha256, memory, losses)
+    rejected = caches["original" if pays else "folded"]
+    for folder in ([] if rejected is None else [rejected.folder]) + ([] if pays else [run.folded]):
+        shutil.rmtree(folder, ignore_errors=True)
+    record = FoldRecord(loaded.card.source, loaded.card.sha256, sha256 if pays else None, memory, losses)
     say(record.note)
     return record
 

@@ -38,7 +38,15 @@ def tokens(outlying: LoadedModel) -> CalibrationSet:
 
 def _fold(run: Run, loaded: LoadedModel, tokens: CalibrationSet) -> tuple[LoadedModel, str]:
     return run_fold(
-        run, loaded, tokens, "low", batch_size=2, device="cpu", say=lambda _: None, progress=lambda *_: None
+        run,
+        loaded,
+        tokens,
+        "low",
+        rounding="auto",
+        batch_size=2,
+        device="cpu",
+        say=lambda _: None,
+        progress=lambda *_: None,
     )
 
 
@@ -60,6 +68,8 @@ def test_a_fold_that_pays_is_kept_and_found_again(
     record = FoldRecord.read(run.fold)
     assert record.losses["folded"]["int8, memory low"] < 0.9 * record.losses["original"]["int8, memory low"]
     assert "weights are folded" in note
+    # what the original was rounded to is of no use any more
+    assert len(list(run.rounding.glob("tensors-*"))) == 1
     assert fold_of(run, folded.card) == record
     assert fold_of(run, outlying.card) is None
     assert load_original(record).card.sha256 == outlying.card.sha256
@@ -80,6 +90,7 @@ def test_a_fold_that_does_not_pay_is_left_out_and_said(
     assert same is qwen2
     assert "does not pay" in note
     assert not run.folded.exists()
+    assert len(list(run.rounding.glob("tensors-*"))) == 1
     assert FoldRecord.read(run.fold).folded_sha256 is None
     assert fold_of(run, qwen2.card) is None
 
