@@ -38,6 +38,13 @@ class ModeChoice(StrEnum):
     measured = "measured"
 
 
+class FoldChoice(StrEnum):
+    """Whether scales may move between neighbouring weights before anything is quantised."""
+
+    auto = "auto"
+    off = "off"
+
+
 class RoundingChoice(StrEnum):
     """How the integers of a format are chosen."""
 
@@ -87,6 +94,10 @@ def command(
             "method of its --hqq."
         ),
     ] = RoundingChoice.auto,
+    fold: Annotated[
+        FoldChoice,
+        typer.Option(help="auto moves channel scales between weights, the same function, where it lowers the loss."),
+    ] = FoldChoice.auto,
     fit_tokens: Annotated[int, typer.Option(help="At most this many tokens that rounding is fitted to.")] = 32768,
     jobs: Annotated[
         int | None, typer.Option(help="Tensors that are rounded at a time.  [default: one per processor; 1 on a GPU]")
@@ -125,6 +136,7 @@ def command(
         dynamic_option=2 if dynamic_option is AnalysedOption.two else 0,
         mode=mode.value,
         rounding=rounding.value,
+        fold=fold.value,
         fit_tokens=fit_tokens,
         jobs=jobs or (default_jobs() if device == "cpu" else 1),
         batch_size=batch_size,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -14,6 +14,7 @@ from qplan.formats import DEFAULT_FORMATS, DynamicOption, QuantFormat
 from qplan.model.load import DTypeName, load_model
 from qplan.pipeline.additivity import measure_additivity
 from qplan.pipeline.auto import analyze_auto
+from qplan.pipeline.fold import Folding, run_fold
 from qplan.pipeline.rounder import run_rounder
 from qplan.pipeline.runs import Run
 from qplan.quantize.methods import DATA_FREE
@@ -40,6 +41,7 @@ class AnalyzeOptions:
     memory: Memory = "low"
     mode: Mode = "auto"
     rounding: str = "auto"
+    fold: Folding = "auto"
     fit_tokens: int = 32768
     """At most this many tokens that rounding is fitted to."""
     jobs: int = 1
@@ -85,13 +87,30 @@ def run_analyze(options: AnalyzeOptions, run: Run, say: Say, progress: Progress)
         fit_tokens=options.fit_tokens,
     )
     if options.restart:
-        for path in (run.journal, run.sensitivity, run.calibration):
+        for path in (run.journal, run.sensitivity, run.calibration, run.fold):
             path.unlink(missing_ok=True)
-        shutil.rmtree(run.rounding, ignore_errors=True)
+        for folder in (run.rounding, run.folded):
+            shutil.rmtree(folder, ignore_errors=True)
     say(
         f"{len(loaded.card.tensors)} tensors, {len(options.formats)} formats, "
         f"{calibration.samples} sequences of {calibration.seq_len} tokens from {calibration.source}"
     )
+    notes: tuple[str, ...] = ()
+    if options.fold == "auto" and options.dtype != "float32":
+        notes = (f"weights are not folded: what that gains cannot be measured in {options.dtype}",)
+    elif options.fold == "auto":
+        loaded, note = run_fold(
+            run,
+            loaded,
+            calibration,
+            options.memory,
+            rounding=options.rounding,
+            batch_size=options.batch_size,
+            device=options.device,
+            say=say,
+            progress=progress,
+        )
+        notes = (note,)
     if options.rounding not in DATA_FREE:
         say(f"second moments of all inputs, {calibration.fit.size} tokens to fit rounding to")
     rounder = run_rounder(run, loaded, calibration, options.rounding, batch_size=options.batch_size, progress=progress)
@@ -116,6 +135,7 @@ def run_analyze(options: AnalyzeOptions, run: Run, say: Say, progress: Progress)
         table = measure_additivity(
             table, loaded, tokens, batch_size=options.batch_size, rounder=rounder, progress=progress
         )
+    table = replace(table, notes=(*table.notes, *notes))
     # only now: an interrupted or refused run must not change what a finished table refers to
     calibration.write(run.calibration)
     table.write(run.sensitivity)

@@ -46,8 +46,10 @@ class _Trace:
     inputs: dict[nn.Linear, Tensor] = field(default_factory=dict)
     embedded: Tensor | None = None
     """The embedding's output, where the graph begins."""
-    scale: float = 1.0
-    """What the embedding multiplies rows with: Gemma's the square root of its width."""
+    folded: Tensor | None = None
+    """Factor ``[hidden]`` of the lookups, where a tied head is folded."""
+    scale: Tensor | float = 1.0
+    """What the embedding multiplies rows with: Gemma's the square root of its width, times `folded`."""
     reached: set[nn.Linear] = field(default_factory=set)
     """Linears that a gradient came to."""
     head_gradient: Tensor | None = None
@@ -56,10 +58,12 @@ class _Trace:
         """Start the graph at the embedding's output."""
         if self.tied_head is not None:
             looked_up = functional.embedding(args[0], module.weight)
-            rows = looked_up.float()
-            self.scale = float(torch.linalg.vecdot(output.float(), rows).sum() / rows.square().sum())
-            tolerance = 4 * torch.finfo(output.dtype).eps
-            if not torch.allclose(output, self.scale * looked_up, rtol=max(1e-4, tolerance), atol=1e-6, equal_nan=True):
+            factor = 1.0 if self.folded is None else self.folded
+            scaled = (looked_up * factor).float()
+            constant = float(torch.linalg.vecdot(output.float(), scaled).sum() / scaled.square().sum())
+            self.scale = constant * factor
+            tolerance = max(1e-4, 4 * torch.finfo(output.dtype).eps)
+            if not torch.allclose(output.float(), constant * scaled, rtol=tolerance, atol=1e-6, equal_nan=True):
                 msg = "the embedding does more than look rows up and scale them; use --mode measured"
                 raise MeasurementError(msg)
         self.embedded = output.detach().requires_grad_()
@@ -115,7 +119,7 @@ def sampled_backward(
     names = [spec.name for spec in loaded.card.tensors] if tensors is None else list(tensors)
     linears = list(dict.fromkeys(loaded.linear(name) for name in names))
     tied = loaded.card.tensor(loaded.architecture.head).tied
-    trace = _Trace(observer, loaded.head if tied else None)
+    trace = _Trace(observer, loaded.head if tied else None, folded=loaded.embedding_scale)
     with ExitStack() as stack:
         stack.callback(loaded.embedding.register_forward_hook(trace.embed).remove)
         for linear in linears:
