@@ -63,16 +63,7 @@ def run_analyze(options: AnalyzeOptions, run: Run, say: Say, progress: Progress)
         StaleArtifactError: the run folder holds the work of other inputs.
         MeasurementError: an impossible measurement.
     """
-    if options.dtype != "float32" and options.mode != "gradient":
-        msg = (
-            f"--dtype {options.dtype} --mode {options.mode}: only gradients have digits to spare for half precision, "
-            "whose own rounding loses some hundred times what a tensor loses in int8; use --mode gradient or "
-            "--dtype float32"
-        )
-        raise InputError(msg)
-    if options.dynamic_option == 2 and options.memory != "low":
-        msg = f"--dynamic-option 2 changes nothing under --memory {options.memory}: leave one of them out"
-        raise InputError(msg)
+    _check(options)
     say(f"loading {options.model}")
     loaded = load_model(options.model, device=options.device, dtype=options.dtype)
     text = load_text(options.calib, loaded.tokenizer)
@@ -140,6 +131,24 @@ def run_analyze(options: AnalyzeOptions, run: Run, say: Say, progress: Progress)
     calibration.write(run.calibration)
     table.write(run.sensitivity)
     return table
+
+
+def _check(options: AnalyzeOptions) -> None:
+    """Refuse options that do not go together.
+
+    Raises:
+        InputError: names them.
+    """
+    if options.dtype != "float32" and options.mode != "gradient":
+        msg = (
+            f"--dtype {options.dtype} --mode {options.mode}: only gradients have digits to spare for half precision, "
+            "whose own rounding loses some hundred times what a tensor loses in int8; use --mode gradient or "
+            "--dtype float32"
+        )
+        raise InputError(msg)
+    if options.dynamic_option == 2 and options.memory != "low":
+        msg = f"--dynamic-option 2 changes nothing under --memory {options.memory}: leave one of them out"
+        raise InputError(msg)
 
 
 def analyze(analysis: Analysis, mode: Mode, say: Say, progress: Progress) -> SensitivityTable:
