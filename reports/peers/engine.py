@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from qplan.formats import QuantFormat
@@ -16,11 +15,12 @@ from qplan.mnn.skeleton import Skeleton, folder_bytes
 from qplan.mnn.writer import build_model
 from qplan.model.load import LoadedModel
 from qplan.quantize import StoredTensor
+from qplan.sensitivity.metrics import TokenStats
 from qplan.sensitivity.rounding import Rounder
 from qplan.sensitivity.table import Memory
 from qplan.verify.reference import Reference
-from reports.peers.judge import Entry, Verdict
-from reports.peers.plans import distinct, key_of
+from reports.peers.judge import Entry, Verdict, verdicts_of
+from reports.peers.plans import distinct
 
 
 def open_skeleton(loaded: LoadedModel, folder: Path) -> Skeleton:
@@ -42,29 +42,19 @@ def run_on_engine(
     folder: Path,
 ) -> list[Verdict]:
     """Build every plan, equal ones once, and compare its logits with the reference's; bytes are those on disk."""
-    losses: dict[str, Verdict] = {}
+    stats: dict[str, TokenStats] = {}
+    totals: dict[str, int] = {}
+    home, context = folder / "built", rounder.loaded.card.context
     for key, formats in distinct(entry.formats for entry in entries).items():
-        home = folder / "built"
         _build(skeleton, formats, rounder, home)
         try:
-            context = rounder.loaded.card.context
             with Engine(home, RuntimeConfig(memory), context=context) as engine:
-                stats = reference.compare(engine.logits)
-            total = folder_bytes(home).total
+                stats[key] = reference.compare(engine.logits)
+            totals[key] = folder_bytes(home).total
         finally:
             shutil.rmtree(home)
-        losses[key] = Verdict("", 0, memory, rounder.rounding, "", "4/8", total, stats.kl_nats, stats.kl_p99_nats)
-        print(f"engine, memory {memory}, rounding {rounder.rounding}: {len(losses)} plans")
-    return [
-        replace(
-            losses[key_of(entry.formats)],
-            scorer=entry.case.scorer,
-            budget=entry.case.budget,
-            planner=entry.planner,
-            menu=entry.menu,
-        )
-        for entry in entries
-    ]
+        print(f"engine, memory {memory}, rounding {rounder.rounding}: {len(stats)} plans")
+    return verdicts_of(entries, stats, totals, memory, rounder.rounding)
 
 
 def _build(skeleton: Skeleton, formats: dict[str, QuantFormat], rounder: Rounder, home: Path) -> None:

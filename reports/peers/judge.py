@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ import torch
 from qplan.cost.file_bytes import FixedBytes, file_bytes
 from qplan.formats import QuantFormat
 from qplan.sensitivity.joint import joint_losses
+from qplan.sensitivity.metrics import TokenStats
 from qplan.sensitivity.rounding import Rounder
 from qplan.sensitivity.table import Memory, Mode
 from reports.peers.plans import Case, Menu, distinct, key_of, own_plan
@@ -34,6 +36,8 @@ class Verdict:
     kl_nats: float
     """Per held-out token."""
     kl_p99_nats: float
+    difference_stderr_nats: float
+    """Standard error, over tokens, of the KL's difference from the peer's."""
 
 
 @dataclass(frozen=True)
@@ -66,18 +70,36 @@ def judge(
     loaded = rounder.loaded
     plans = distinct(entry.formats for entry in entries)
     print(f"{len(plans)} plans, memory {memory}, rounding {rounder.rounding}")
-    losses = joint_losses(loaded, tokens, plans, memory, rounder=rounder, engine_embedding=True)
-    return [
-        Verdict(
-            entry.case.scorer,
-            entry.case.budget,
-            memory,
-            rounder.rounding,
-            entry.planner,
-            entry.menu,
-            file_bytes(loaded.card, entry.formats, fixed).total,
-            losses[key_of(entry.formats)].kl_nats,
-            losses[key_of(entry.formats)].kl_p99_nats,
+    stats = joint_losses(loaded, tokens, plans, memory, rounder=rounder, engine_embedding=True)
+    totals = {key: file_bytes(loaded.card, formats, fixed).total for key, formats in plans.items()}
+    return verdicts_of(entries, stats, totals, memory, rounder.rounding)
+
+
+def verdicts_of(
+    entries: Iterable[Entry],
+    stats: Mapping[str, TokenStats],
+    total_bytes: Mapping[str, int],
+    memory: Memory,
+    rounding: str,
+) -> list[Verdict]:
+    """Summarise the comparisons of plans; ``stats`` and ``total_bytes`` are by `key_of` their formats."""
+    found = []
+    for entry in entries:
+        key, peer = key_of(entry.formats), stats[key_of(entry.case.formats)]
+        ours = stats[key]
+        difference = ours.kl - peer.kl
+        found.append(
+            Verdict(
+                entry.case.scorer,
+                entry.case.budget,
+                memory,
+                rounding,
+                entry.planner,
+                entry.menu,
+                total_bytes[key],
+                ours.kl_nats,
+                ours.kl_p99_nats,
+                float(difference.std()) / math.sqrt(len(difference)),
+            )
         )
-        for entry in entries
-    ]
+    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ nothing was fitted to. Rounding *rtn* is to nearest; *auto* is qplan's default.
 
 ModelOpt runs without its fused groups, unless the row says so, and may not leave a tensor unquantised; AutoScheme
 scores with symmetric integers, its default; NNCF's INT8 has one scale per row while it scores. A number above 1 is a
-plan of qplan's that loses more than the peer's; such numbers are **bold**.
+plan of qplan's that loses more than the peer's; such numbers are **bold**, with a question mark where the difference
+is within two standard errors over the tokens.
 """
 
 MODES = ("gradient", "auto", "measured")
@@ -56,7 +58,7 @@ def _summary(result: Mapping[str, Any]) -> Iterator[str]:
         rows = list(_ratios(result["verdicts"], memory, rounding))
         cells = []
         for column in columns:
-            found = [row[column] for _, _, row in rows if column in row]
+            found = [row[column].value for _, _, row in rows if column in row]
             cells.append(f"{_geomean(found):.3f} ({max(found):.3f})" if found else "")
         yield f"| {memory} | {rounding} | " + " | ".join(cells) + " |"
     yield ""
@@ -75,7 +77,7 @@ def _losses(result: Mapping[str, Any], verdicts: Sequence[Mapping[str, Any]], wh
         )
         yield "|---|---|---|---|" + "---|" * len(columns)
         for key, peer, ratios in _ratios(verdicts, memory, rounding):
-            cells = [_ratio(ratios[column]) for column in columns]
+            cells = [str(ratios[column]) for column in columns]
             bits = f"{key[1]:g}, {cases[key]['bits']:.2f}"
             cells = [key[0], bits, f"{peer['total_bytes']:,}", f"{peer['kl_nats']:.3e}", *cells]
             yield f"| {' | '.join(cells)} |"
@@ -118,9 +120,29 @@ def _failures(result: Mapping[str, Any]) -> Iterator[str]:
 Key = tuple[str, float]
 
 
+@dataclass(frozen=True)
+class Ratio:
+    """A plan's KL over the peer's."""
+
+    value: float
+    certain: bool
+    """Whether the two differ by more than two standard errors over tokens."""
+
+    @classmethod
+    def of(cls, ours: Mapping[str, Any], peer: Mapping[str, Any]) -> Ratio:
+        """Compare two verdicts."""
+        difference = abs(ours["kl_nats"] - peer["kl_nats"])
+        return cls(ours["kl_nats"] / peer["kl_nats"], difference > 2 * ours["difference_stderr_nats"])
+
+    def __str__(self) -> str:
+        """Bold where qplan is worse; what rounds to 1 is mostly the same plan."""
+        shown = f"{self.value:.3f}"
+        return f"**{shown}**{'' if self.certain else '?'}" if round(self.value, 3) > 1 else shown
+
+
 def _ratios(
     verdicts: Iterable[Mapping[str, Any]], memory: str, rounding: str
-) -> Iterator[tuple[Key, Mapping[str, Any], dict[tuple[str, str], float]]]:
+) -> Iterator[tuple[Key, Mapping[str, Any], dict[tuple[str, str], Ratio]]]:
     """Scorer and budget, the peer's verdict, and qplan's KL over the peer's by mode and menu."""
     groups: dict[Key, list[Mapping[str, Any]]] = {}
     for verdict in verdicts:
@@ -128,7 +150,7 @@ def _ratios(
             groups.setdefault((verdict["scorer"], verdict["budget"]), []).append(verdict)
     for key, group in groups.items():
         peer = next(verdict for verdict in group if verdict["planner"] == "peer")
-        ours = {(v["planner"], v["menu"]): v["kl_nats"] / peer["kl_nats"] for v in group if v is not peer}
+        ours = {(v["planner"], v["menu"]): Ratio.of(v, peer) for v in group if v is not peer}
         yield key, peer, ours
 
 
@@ -144,11 +166,6 @@ def _columns(verdicts: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """Modes and menus of qplan's that were judged."""
     there = {(verdict["planner"], verdict["menu"]) for verdict in verdicts}
     return [(mode, menu) for menu in MENUS for mode in MODES if (mode, menu) in there]
-
-
-def _ratio(value: float) -> str:
-    # what rounds to 1 is equal for all purposes, mostly the same plan
-    return f"**{value:.3f}**" if round(value, 3) > 1 else f"{value:.3f}"
 
 
 def _geomean(values: Sequence[float]) -> float:

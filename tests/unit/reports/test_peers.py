@@ -77,9 +77,9 @@ def test_plans_of_the_same_bytes_and_widths_lose_no_more_in_the_table() -> None:
 
 
 def test_the_page_marks_where_qplan_is_worse(tmp_path: Path) -> None:
-    def verdict(planner: str, menu: str, kl: float) -> dict[str, object]:
+    def verdict(planner: str, menu: str, kl: float, error: float = 0.0) -> dict[str, object]:
         common = {"scorer": "A", "budget": 5.0, "memory": "low", "rounding": "rtn", "total_bytes": 1000}
-        return common | {"planner": planner, "menu": menu, "kl_nats": kl}
+        return common | {"planner": planner, "menu": menu, "kl_nats": kl, "difference_stderr_nats": error}
 
     cost = {"seconds": 1.0, "peak_mib": None}
     result = {
@@ -88,14 +88,19 @@ def test_the_page_marks_where_qplan_is_worse(tmp_path: Path) -> None:
         "heldout": {"text": "b.txt", "tokens": 2},
         "cases": [{"scorer": "A", "budget": 5.0, "bits": 4.9}],
         "costs": {"forward": cost, "forward and backward": cost, "A": cost | {"forward_s": 0.5}},
-        "verdicts": [verdict("peer", "4/8", 0.1), verdict("auto", "4/8", 0.11), verdict("auto", "2-16", 0.05)],
+        "verdicts": [
+            verdict("peer", "4/8", 0.1),
+            verdict("auto", "4/8", 0.11),
+            verdict("auto", "2-16", 0.05),
+            verdict("gradient", "2-16", 0.12, 0.011),
+        ],
         "engine": [],
         "versions": {"a": "1"},
         "failures": {"B": "does not run"},
     }
     page.write_page({"m": result}, tmp_path / "README.md")
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert "| A | 5, 4.90 | 1,000 | 1.000e-01 | **1.100** | 0.500 |" in text
+    assert "| A | 5, 4.90 | 1,000 | 1.000e-01 | **1.100** | **1.200**? | 0.500 |" in text
     assert "B is missing" in text
     assert "does not run" in text
 
