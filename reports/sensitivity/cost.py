@@ -42,6 +42,12 @@ def cost_of(work: Callable[[], object], repeats: int = 1) -> Cost:
     return Cost(statistics.median(seconds), None if before is None or after is None else after - before)
 
 
+def typical(costs: Sequence[Cost]) -> Cost:
+    """The median time of the same work at several times, and the highest peak."""
+    peaks = [cost.peak_mib for cost in costs if cost.peak_mib is not None]
+    return Cost(statistics.median(cost.seconds for cost in costs), max(peaks, default=None))
+
+
 def forward(loaded: LoadedModel, tokens: Tensor, batch_size: int) -> None:
     """One forward pass over all tokens."""
     for batch in tokens.split(batch_size):
