@@ -38,12 +38,20 @@ class ModeChoice(StrEnum):
     measured = "measured"
 
 
+class FoldChoice(StrEnum):
+    """Whether scales may move between neighbouring weights before anything is quantised."""
+
+    auto = "auto"
+    off = "off"
+
+
 class RoundingChoice(StrEnum):
     """How the integers of a format are chosen."""
 
     auto = "auto"
     gptq = "gptq"
     search = "search"
+    hqq = "hqq"
     rtn = "rtn"
 
 
@@ -81,9 +89,19 @@ def command(
     ] = ModeChoice.auto,
     rounding: Annotated[
         RoundingChoice,
-        typer.Option(help="auto chooses between gptq, search and rtn; rtn rounds to nearest like MNN's exporter."),
+        typer.Option(
+            help="auto chooses between gptq, search and rtn; rtn rounds to nearest like MNN's exporter, hqq is the "
+            "method of its --hqq."
+        ),
     ] = RoundingChoice.auto,
+    fold: Annotated[
+        FoldChoice,
+        typer.Option(help="auto moves channel scales between weights, the same function, where it lowers the loss."),
+    ] = FoldChoice.auto,
     fit_tokens: Annotated[int, typer.Option(help="At most this many tokens that rounding is fitted to.")] = 32768,
+    jobs: Annotated[
+        int | None, typer.Option(help="Tensors that are rounded at a time.  [default: one per processor; 1 on a GPU]")
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Sequences per pass; fewer need less memory.")] = 4,
     run: Annotated[Path | None, typer.Option(help="Run folder.  [default: qplan-runs/<model>]")] = None,
     device: Annotated[str, typer.Option(help="`cpu`, `cuda` or `mps`.")] = "cpu",
@@ -101,9 +119,10 @@ def command(
     # torch and transformers take seconds to import: not for --help
     from qplan.pipeline.analyze import AnalyzeOptions, run_analyze  # noqa: PLC0415
     from qplan.pipeline.runs import Run  # noqa: PLC0415
+    from qplan.sensitivity.round_all import default_jobs  # noqa: PLC0415
 
-    for option, value in (("--batch-size", batch_size), ("--fit-tokens", fit_tokens)):
-        if value < 1:
+    for option, value in (("--batch-size", batch_size), ("--fit-tokens", fit_tokens), ("--jobs", jobs)):
+        if value is not None and value < 1:
             msg = f"{option} {value}: at least 1"
             raise InputError(msg)
     options = AnalyzeOptions(
@@ -117,7 +136,9 @@ def command(
         dynamic_option=2 if dynamic_option is AnalysedOption.two else 0,
         mode=mode.value,
         rounding=rounding.value,
+        fold=fold.value,
         fit_tokens=fit_tokens,
+        jobs=jobs or (default_jobs() if device == "cpu" else 1),
         batch_size=batch_size,
         device=device,
         dtype=dtype.value,

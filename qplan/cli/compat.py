@@ -109,20 +109,20 @@ def _engines(found: CompatTable) -> Table:
 
 
 def _architectures(found: CompatTable) -> Table:
-    lengths = sorted({cell.tokens for cell in found.architectures})
-    cells = {(cell.architecture, cell.tokens): cell for cell in found.architectures}
+    columns = list(dict.fromkeys((cell.exporter, cell.tokens) for cell in found.architectures))
+    cells = {(cell.architecture, cell.exporter, cell.tokens): cell for cell in found.architectures}
     first = found.architectures[0]
-    against = f"engine {first.engine} against transformers {first.transformers}"
     view = Table(
-        title=f"Architectures: {first.exporter} at fp16 on {against}",
-        caption=f"tiny random models, measured {first.date}; relative error of the logits",
+        title=f"Architectures at fp16 on engine {first.engine} against transformers {first.transformers}",
+        caption=f"tiny random models, measured {first.date}; relative error of the logits, by length of the sequence",
         box=SIMPLE_HEAD,
+        padding=(0, 0),
     )
     view.add_column("architecture")
-    for length in lengths:
-        view.add_column(f"{length} tokens")
+    for exporter, tokens in sorted(columns):
+        view.add_column(f"{exporter}, {tokens} tokens")
     for name in dict.fromkeys(cell.architecture for cell in found.architectures):
-        row = [cells.get((name, length)) for length in lengths]
+        row = [cells.get((name, *column)) for column in sorted(columns)]
         view.add_row(
             name,
             *(

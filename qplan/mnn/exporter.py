@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from qplan.errors import InputError, ToolError
 from qplan.mnn.child import run_child
 from qplan.mnn.exporter_source import ExportOptions, find_exporter
 from qplan.mnn.folder import new_folder
+from qplan.mnn.input_scale import scale_input
 from qplan.mnn.skeleton import REQUIRED_FILES, Skeleton, write_marker
 
 Progress = Callable[[str], None]
@@ -27,6 +31,7 @@ def export_skeleton(
     timeout_s: float = 7200,
     replace: bool = False,
     c4: bool = True,
+    input_scale: NDArray[np.float32] | None = None,
 ) -> Skeleton:
     """Export a model at fp16: the graph, norms, biases and embedding that every build starts from.
 
@@ -38,13 +43,22 @@ def export_skeleton(
         timeout_s: seconds until it is killed.
         replace: whether a folder that is there already gives way.
         c4: whether attention is fused for packed channels, which engines before 3.6.1 crash on.
+        input_scale: ``[hidden]``, what the graph multiplies the looked-up embedding by; None for nothing.
 
     Raises:
         InputError: no model in ``model_dir``, ``out`` exists, or no exporter.
         ToolError: the exporter failed.
     """
-    options = ExportOptions(c4=c4)
-    export(model_dir, out, options, llmexport=llmexport, progress=progress, timeout_s=timeout_s, replace=replace)
+    export(
+        model_dir,
+        out,
+        ExportOptions(c4=c4),
+        llmexport=llmexport,
+        progress=progress,
+        timeout_s=timeout_s,
+        replace=replace,
+        input_scale=input_scale,
+    )
     return Skeleton.open(out)
 
 
@@ -83,6 +97,7 @@ def export(
     timeout_s: float = 7200,
     replace: bool = False,
     converter: Path | None = None,
+    input_scale: NDArray[np.float32] | None = None,
 ) -> Path:
     """Run llmexport with any options; the folder appears whole or not at all and holds no paths of this machine.
 
@@ -129,6 +144,8 @@ def export(
             msg = f"{what}: it ended well but left out {', '.join(missing)}"
             raise ToolError(msg, tail=output[-2000:])
         (draft / "export_args.json").unlink(missing_ok=True)
+        if input_scale is not None:
+            scale_input(draft, input_scale)
         write_marker(draft, exporter.version)
     return out
 

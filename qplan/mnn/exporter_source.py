@@ -52,6 +52,8 @@ class ExportOptions:
     """File of per-op settings."""
     c4: bool = True
     """Whether attention is fused for packed channels, which engines before 3.6.1 crash on."""
+    others: tuple[str, ...] = ()
+    """Options that are passed on as they are, e.g. ``--hqq``."""
 
     def arguments(self, exporter: Exporter, model: Path, out: Path) -> list[str]:
         """Command line arguments after ``llmexport.py``.
@@ -75,7 +77,7 @@ class ExportOptions:
             words += ["--quant_config", str(self.quant_config)]
         if not self.c4 and exporter.has_c4_option:
             words.append("--disable_transformer_c4")
-        return words
+        return [*words, *self.others]
 
 
 def _require(exporter: Exporter, option: str, *, has: bool) -> None:

@@ -14,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 from qplan.errors import InputError
 from qplan.model.card import ModelCard
 from qplan.model.discovery import Anatomy, Site, dissect, has_bias
+from qplan.model.embedding_scale import embedding_scale, read_embedding_scale, set_embedding_scale
 from qplan.model.registry import Architecture, architecture_of
 from qplan.model.source import fetch, read_config, sha256_model
 
@@ -57,6 +58,11 @@ class LoadedModel:
             msg = f"{self.architecture.embedding} is a {type(module).__name__}, expected an embedding"
             raise InputError(msg)
         return module
+
+    @property
+    def embedding_scale(self) -> Tensor | None:
+        """Factor ``[hidden]`` of what the embedding looks up, where a tied head is folded; None elsewhere."""
+        return embedding_scale(self.embedding)
 
     @property
     def head(self) -> nn.Linear:
@@ -112,7 +118,11 @@ def load_model(source: str, *, device: str = "cpu", dtype: DTypeName = "float32"
     anatomy = dissect(model, model.config, architecture)
     card = _card(source, sha256, model, anatomy)
     model = model.to(target).eval().requires_grad_(requires_grad=False)
-    return LoadedModel(model, _load_tokenizer(folder), card, folder, architecture, dict(anatomy.sites))
+    loaded = LoadedModel(model, _load_tokenizer(folder), card, folder, architecture, dict(anatomy.sites))
+    scale = read_embedding_scale(folder)
+    if scale is not None:
+        set_embedding_scale(loaded.embedding, scale)
+    return loaded
 
 
 def check_device(device: str) -> torch.device:

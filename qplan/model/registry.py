@@ -7,7 +7,7 @@ MNN names come from the exporter's attribute names (``llmexport/utils/model_mapp
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from qplan.errors import InputError
@@ -16,6 +16,9 @@ from qplan.tensors import Role
 HEAD_OP = "/lm/lm_head/Linear"
 
 Part = Literal["query", "key", "value"]
+
+FoldKind = Literal["norm", "product", "value"]
+"""What stands between source and readers: nothing; a product with another activation; attention over heads."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +44,30 @@ class LinearRule:
 
 
 @dataclass(frozen=True)
+class FoldRule:
+    """A place in a decoder layer where a channel's scale can move without changing the function."""
+
+    kind: FoldKind
+    source: str
+    """Path of the norm, or the tensor, whose channels are divided."""
+    readers: tuple[str, ...]
+    """Tensors whose columns are multiplied: all that read these channels."""
+    half: bool = False
+    """Whether the source is the second half of the tensor's rows: the exporter fuses gate and up."""
+    parallel: bool | None = None
+    """Only for this value of ``use_parallel_residual``, with which one norm feeds attention and MLP; None for any."""
+
+
+@dataclass(frozen=True)
 class Architecture:
     """Paths inside a Hugging Face causal LM."""
 
     linears: tuple[LinearRule, ...]
     """Every linear of a decoder layer, in order of execution."""
+    folds: tuple[FoldRule, ...]
+    """Where scales can move inside a decoder layer."""
+    norm_offset: float = 0.0
+    """What a norm adds to its weights: Gemma multiplies by ``1 + weight``."""
     layers: str = "model.layers"
     final_norm: str = "model.norm"
     embedding: str = "model.embed_tokens"
@@ -56,14 +78,40 @@ def _rules(role: Role, block: str, *names: str) -> tuple[LinearRule, ...]:
     return tuple(LinearRule(f"{block}.{name}", f"{block}/{name}", role) for name in names)
 
 
+_QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+_GATE_UP = ("mlp.gate_proj", "mlp.up_proj")
+_VALUE = FoldRule("value", "self_attn.v_proj", ("self_attn.o_proj",))
+_UP = FoldRule("product", "mlp.up_proj", ("mlp.down_proj",))
+_INPUT_NORM = FoldRule("norm", "input_layernorm", _QKV)
+_MLP_NORM = FoldRule("norm", "post_attention_layernorm", _GATE_UP)
+
+
 _ATTENTION = _rules(Role.ATTENTION, "self_attn", "q_proj", "k_proj", "v_proj", "o_proj")
 _GATED_MLP = _rules(Role.MLP, "mlp", "gate_proj", "up_proj", "down_proj")
-_LLAMA = Architecture(_ATTENTION + _GATED_MLP)
+_LLAMA = Architecture(_ATTENTION + _GATED_MLP, (_INPUT_NORM, _VALUE, _MLP_NORM, _UP))
+_GEMMA = replace(_LLAMA, norm_offset=1.0)
+# the norms after attention and MLP scale outputs, not inputs
+_GEMMA2 = replace(_GEMMA, folds=(_INPUT_NORM, _VALUE, FoldRule("norm", "pre_feedforward_layernorm", _GATE_UP), _UP))
+_STABLELM = replace(
+    _LLAMA,
+    folds=(
+        replace(_INPUT_NORM, parallel=False),
+        replace(_INPUT_NORM, readers=_QKV + _GATE_UP, parallel=True),
+        _VALUE,
+        replace(_MLP_NORM, parallel=False),
+        _UP,
+    ),
+)
 _PHI = Architecture(
     (
         *_rules(Role.ATTENTION, "self_attn", "q_proj", "k_proj", "v_proj"),
         LinearRule("self_attn.dense", "self_attn/o_proj", Role.ATTENTION),
         *_rules(Role.MLP, "mlp", "fc1", "fc2"),
+    ),
+    # GELU stands between fc1 and fc2
+    (
+        replace(_INPUT_NORM, readers=(*_QKV, "mlp.fc1")),
+        replace(_VALUE, readers=("self_attn.dense",)),
     ),
     final_norm="model.final_layernorm",
 )
@@ -74,13 +122,19 @@ _PHI3 = Architecture(
         LinearRule("self_attn.qkv_proj", "self_attn/v_proj", Role.ATTENTION, "value"),
         *_rules(Role.ATTENTION, "self_attn", "o_proj"),
         *_rules(Role.MLP, "mlp", "gate_up_proj", "down_proj"),
-    )
+    ),
+    (
+        _INPUT_NORM,
+        _VALUE,
+        replace(_MLP_NORM, readers=("mlp.gate_up_proj",)),
+        replace(_UP, source="mlp.gate_up_proj", half=True),
+    ),
 )
 
 ARCHITECTURES: dict[str, Architecture] = {
     "ernie4_5": _LLAMA,
-    "gemma": _LLAMA,
-    "gemma2": _LLAMA,
+    "gemma": _GEMMA,
+    "gemma2": _GEMMA2,
     "hunyuan_v1_dense": _LLAMA,
     "llama": _LLAMA,
     "mistral": _LLAMA,
@@ -88,7 +142,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "phi3": _PHI3,
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
-    "stablelm": _LLAMA,
+    "stablelm": _STABLELM,
 }
 """By Hugging Face ``model_type``."""
 

@@ -11,6 +11,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from qplan.artifact import sha256_files
 from qplan.errors import InputError
+from qplan.model.embedding_scale import FILE as EMBEDDING_SCALE_FILE
 
 _FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
 """Configuration, weights and tokenizer; no pickles."""
@@ -87,4 +88,5 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def sha256_model(folder: Path) -> str:
     """Hash of the configuration and the weight files' content; the path does not enter."""
-    return sha256_files((folder / "config.json", *weight_files(folder)))
+    scale = folder / EMBEDDING_SCALE_FILE
+    return sha256_files((folder / "config.json", *weight_files(folder), *((scale,) if scale.is_file() else ())))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -14,11 +14,14 @@ from qplan.formats import DEFAULT_FORMATS, DynamicOption, QuantFormat
 from qplan.model.load import DTypeName, load_model
 from qplan.pipeline.additivity import measure_additivity
 from qplan.pipeline.auto import analyze_auto
+from qplan.pipeline.fold import Folding, run_fold
 from qplan.pipeline.rounder import run_rounder
 from qplan.pipeline.runs import Run
+from qplan.quantize.methods import DATA_FREE
 from qplan.sensitivity.analysis import Analysis, open_analysis
 from qplan.sensitivity.gradient import estimate
 from qplan.sensitivity.measured import measure
+from qplan.sensitivity.round_all import round_all
 from qplan.sensitivity.table import Memory, Mode, SensitivityTable
 
 Say = Callable[[str], None]
@@ -38,8 +41,11 @@ class AnalyzeOptions:
     memory: Memory = "low"
     mode: Mode = "auto"
     rounding: str = "auto"
+    fold: Folding = "auto"
     fit_tokens: int = 32768
     """At most this many tokens that rounding is fitted to."""
+    jobs: int = 1
+    """Tensors that are rounded at a time."""
     dynamic_option: DynamicOption = 0
     """MNN's setting that losses under memory low are measured with."""
     batch_size: int = 4
@@ -57,16 +63,7 @@ def run_analyze(options: AnalyzeOptions, run: Run, say: Say, progress: Progress)
         StaleArtifactError: the run folder holds the work of other inputs.
         MeasurementError: an impossible measurement.
     """
-    if options.dtype != "float32" and options.mode != "gradient":
-        msg = (
-            f"--dtype {options.dtype} --mode {options.mode}: only gradients have digits to spare for half precision, "
-            "whose own rounding loses some hundred times what a tensor loses in int8; use --mode gradient or "
-            "--dtype float32"
-        )
-        raise InputError(msg)
-    if options.dynamic_option == 2 and options.memory != "low":
-        msg = f"--dynamic-option 2 changes nothing under --memory {options.memory}: leave one of them out"
-        raise InputError(msg)
+    _check(options)
     say(f"loading {options.model}")
     loaded = load_model(options.model, device=options.device, dtype=options.dtype)
     text = load_text(options.calib, loaded.tokenizer)
@@ -81,14 +78,31 @@ def run_analyze(options: AnalyzeOptions, run: Run, say: Say, progress: Progress)
         fit_tokens=options.fit_tokens,
     )
     if options.restart:
-        for path in (run.journal, run.sensitivity, run.calibration):
+        for path in (run.journal, run.sensitivity, run.calibration, run.fold):
             path.unlink(missing_ok=True)
-        shutil.rmtree(run.rounding, ignore_errors=True)
+        for folder in (run.rounding, run.folded):
+            shutil.rmtree(folder, ignore_errors=True)
     say(
         f"{len(loaded.card.tensors)} tensors, {len(options.formats)} formats, "
         f"{calibration.samples} sequences of {calibration.seq_len} tokens from {calibration.source}"
     )
-    if options.rounding != "rtn":
+    notes: tuple[str, ...] = ()
+    if options.fold == "auto" and options.dtype != "float32":
+        notes = (f"weights are not folded: what that gains cannot be measured in {options.dtype}",)
+    elif options.fold == "auto":
+        loaded, note = run_fold(
+            run,
+            loaded,
+            calibration,
+            options.memory,
+            rounding=options.rounding,
+            batch_size=options.batch_size,
+            device=options.device,
+            say=say,
+            progress=progress,
+        )
+        notes = (note,)
+    if options.rounding not in DATA_FREE:
         say(f"second moments of all inputs, {calibration.fit.size} tokens to fit rounding to")
     rounder = run_rounder(run, loaded, calibration, options.rounding, batch_size=options.batch_size, progress=progress)
     opened = open_analysis(
@@ -102,6 +116,9 @@ def run_analyze(options: AnalyzeOptions, run: Run, say: Say, progress: Progress)
         journal=run.journal,
     )
     with opened as analysis:
+        if options.rounding != "rtn":
+            say(f"choosing integers, {options.jobs} tensors at a time")
+        round_all(rounder, analysis.menu, jobs=options.jobs, progress=progress)
         table = analyze(analysis, options.mode, say, progress)
     if options.mode != "gradient":
         say("whole plans: how losses add up")
@@ -109,10 +126,29 @@ def run_analyze(options: AnalyzeOptions, run: Run, say: Say, progress: Progress)
         table = measure_additivity(
             table, loaded, tokens, batch_size=options.batch_size, rounder=rounder, progress=progress
         )
+    table = replace(table, notes=(*table.notes, *notes))
     # only now: an interrupted or refused run must not change what a finished table refers to
     calibration.write(run.calibration)
     table.write(run.sensitivity)
     return table
+
+
+def _check(options: AnalyzeOptions) -> None:
+    """Refuse options that do not go together.
+
+    Raises:
+        InputError: names them.
+    """
+    if options.dtype != "float32" and options.mode != "gradient":
+        msg = (
+            f"--dtype {options.dtype} --mode {options.mode}: only gradients have digits to spare for half precision, "
+            "whose own rounding loses some hundred times what a tensor loses in int8; use --mode gradient or "
+            "--dtype float32"
+        )
+        raise InputError(msg)
+    if options.dynamic_option == 2 and options.memory != "low":
+        msg = f"--dynamic-option 2 changes nothing under --memory {options.memory}: leave one of them out"
+        raise InputError(msg)
 
 
 def analyze(analysis: Analysis, mode: Mode, say: Say, progress: Progress) -> SensitivityTable:

@@ -37,6 +37,7 @@ def choose_plan(
     rules: Rules,
     *,
     rounder: Rounder,
+    nearest: Rounder,
     heldout: NDArray[np.int64],
     say: Say,
     limits: Sequence[Ceiling | ResourceLimit] = (),
@@ -46,7 +47,8 @@ def choose_plan(
 
     Single losses do not add up exactly, and a plan made for one memory setting may lose in the other. A plan that is
     worse than uniform somewhere is solved again under a ceiling on the loss there, and gives way to uniform itself
-    if that does not help: a plan worse than uniform at the same bytes is never emitted.
+    if that does not help: a plan worse than uniform at the same bytes is never emitted. Uniform is what ``nearest``
+    makes of the model as the user gave it, which is what MNN's exporter would build.
 
     Args:
         table: losses.
@@ -54,6 +56,7 @@ def choose_plan(
         fixed: bytes that ship whatever the plan.
         rules: what the user wants besides.
         rounder: chooses the integers.
+        nearest: of the uniform models.
         heldout: int64 ``[rows, seq_len]``.
         say: told what is being done.
         limits: on other losses, RAM, time.
@@ -76,7 +79,7 @@ def choose_plan(
     for attempt in range(_ROUNDS):
         if plan.formats == uniform and rounder.rounding == "rtn":
             return replace(plan, notes=(*plan.notes, f"no mix within the limits is better: the plan is uniform {name}"))
-        ratios = against(plan, uniform, table, rounder, heldout)
+        ratios = against(plan, uniform, table, rounder, nearest, heldout=heldout)
         shown = ", ".join(f"memory {memory} {ratio:.2f}" for memory, ratio in ratios.items())
         say(f"joint loss of the plan, times that of MNN's uniform {name}: {shown}")
         if max(ratios.values()) <= 1:
@@ -102,17 +105,28 @@ def choose_plan(
     return _give_way(table, budget, fixed, name, uniform)
 
 
-def with_price_of_nearest(plan: Plan, rounder: Rounder, memory: Memory, heldout: NDArray[np.int64]) -> Plan:
-    """The plan with a note of what it would lose if its integers were rounded to nearest, as llmexport rounds."""
-    if rounder.rounding == "rtn":
+def with_price_of_nearest(
+    plan: Plan, rounder: Rounder, nearest: Rounder, memory: Memory, heldout: NDArray[np.int64]
+) -> Plan:
+    """The plan with a note of what it would lose as llmexport makes it: unfolded, integers rounded to nearest."""
+    folded = nearest.loaded is not rounder.loaded
+    if rounder.rounding == "rtn" and not folded:
         return plan
     ours = _joint_nats(rounder, plan.formats, memory, heldout)
-    nearest = _joint_nats(Rounder(rounder.loaded), plan.formats, memory, heldout)
+    theirs = _joint_nats(nearest, plan.formats, memory, heldout)
     if not ours:
         return plan
+    chosen = [
+        part
+        for part, here in (
+            ("scales are folded", folded),
+            ("integers are chosen by error feedback", rounder.rounding != "rtn"),
+        )
+        if here
+    ]
     note = (
-        f"the built model's integers are chosen by error feedback; llmexport rounds to nearest, and with the same "
-        f"formats loses {nearest / ours:.2f} times as much ({nearest:.1e} nats per token, memory {memory})"
+        f"the built model's {' and its '.join(chosen)}; llmexport only rounds to nearest, and with the same "
+        f"formats loses {theirs / ours:.2f} times as much ({theirs:.1e} nats per token, memory {memory})"
     )
     return replace(plan, notes=(*plan.notes, note))
 
@@ -143,12 +157,14 @@ def against(
     uniform: Mapping[str, QuantFormat],
     table: SensitivityTable,
     rounder: Rounder,
+    nearest: Rounder,
+    *,
     heldout: NDArray[np.int64],
 ) -> dict[Memory, float]:
     """The plan's joint loss over that of uniform as MNN's exporter rounds it, by memory setting."""
     ratios: dict[Memory, float] = {}
     for memory in table.memories:
         ours = _joint_nats(rounder, plan.formats, memory, heldout)
-        theirs = _joint_nats(Rounder(rounder.loaded), uniform, memory, heldout)
+        theirs = _joint_nats(nearest, uniform, memory, heldout)
         ratios[memory] = ours / theirs if theirs else float(ours > 0)
     return ratios

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qplan.calibration import CalibrationSet, load_text, tokenise
-from qplan.errors import InputError, StaleArtifactError
+from qplan.errors import InputError
 from qplan.formats import DynamicOption
 from qplan.mnn.engines import EngineTarget, EngineVersion
 from qplan.mnn.exporter_source import find_exporter
@@ -19,7 +19,7 @@ from qplan.mnn.quant_config import export_command, make_quant_config
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.mnn.skeleton import Skeleton
 from qplan.mnn.writer import set_runtime
-from qplan.model.load import LoadedModel, load_model
+from qplan.model.load import LoadedModel
 from qplan.pipeline.activations import (
     BlockGain,
     applies,
@@ -32,6 +32,7 @@ from qplan.pipeline.activations import (
     with_foreign_losses_told,
 )
 from qplan.pipeline.choose import with_price_of_nearest
+from qplan.pipeline.fold import AnalysedModel, load_analysed
 from qplan.pipeline.loss_limits import choose_wanted
 from qplan.pipeline.plans import PLAN_FILE, edited_plan
 from qplan.pipeline.prove import Workshop, gate, prove
@@ -130,16 +131,13 @@ def run_emit(options: EmitOptions, run: Run, say: Say, progress: Progress, comma
         msg = f"--dynamic-option 2 changes nothing under memory {table.goal}, which {run.folder} is for: leave it out"
         raise InputError(msg)
     calibration = CalibrationSet.read(run.calibration)
-    say(f"loading {table.model.source}")
-    loaded = load_model(table.model.source)
-    if loaded.card.sha256 != table.model.sha256:
-        msg = f"{table.model.source} has changed since {run.sensitivity} was made; run 'qplan analyze' with --restart"
-        raise StaleArtifactError(msg)
+    model = load_analysed(run, table.model, say)
+    loaded = model.loaded
     judges = _judges(options, calibration, loaded)
     skeleton = run_skeleton(run, loaded, options.llmexport, say, c4=target.c4)
     rounder = run_rounder(run, loaded, calibration, table.conditions.rounding)
+    job = _Job(options, run, table, model, skeleton, rounder, calibration.heldout, _folder(options, run), say)
     given = None if options.plan is None else edited_plan(options.plan, table, fixed_bytes(skeleton))
-    folder = _folder(options, run)
     with ExitStack() as stack:
         shop = None
         if options.build:
@@ -149,86 +147,110 @@ def run_emit(options: EmitOptions, run: Run, say: Say, progress: Progress, comma
             baselines = run.baselines_for(None if options.engine is None else str(target.engine))
             shop = Workshop(loaded, skeleton, trial, judges.text, judges.sha256, baselines, say, target)
         first = gate(shop) if shop is not None else None
-        plan, gain = _planned(
-            table, options, skeleton, run, given=given, rounder=rounder, heldout=calibration.heldout, say=say
-        )
-        plan_path = folder / PLAN_FILE
-        plan.write(plan_path)
+        plan, gain = _planned(job, given)
+        plan.write(job.plan_path)
         exporter = find_exporter(options.llmexport)
         formats = {tensor.op_name: tensor.format for tensor in plan.tensors}
         config = make_quant_config(skeleton, formats, exporter)
-        config_path = folder / "quant_config.json"
+        config_path = job.folder / "quant_config.json"
         config.write(config_path)
-        llmexport = export_command(exporter, loaded.folder, folder / "llmexport", config_path, formats)
+        llmexport = export_command(exporter, job.exported.folder, job.folder / "llmexport", config_path, formats)
         verification = None
         if shop is not None and first is not None:
-            plan, verification = _prove(
-                shop, first, plan, gain, options=options, table=table, folder=folder, rounder=rounder
-            )
-    write_report(folder, table, plan, verification, Provenance(commands=(command, llmexport)))
-    problems = config.problems if target.c4 else (*config.problems, WITHOUT_C4.format(target.engine))
-    return Emitted(folder, plan, verification, llmexport, problems)
+            plan, verification = _prove(job, shop, first, plan, gain)
+    write_report(job.folder, table, plan, verification, Provenance(commands=(command, llmexport)))
+    problems = config.problems if target.c4 else (*config.problems, _WITHOUT_C4.format(target.engine))
+    if job.exported is not loaded:
+        problems += (
+            f"llmexport is given {job.exported.folder.name} as it is: it cannot undo a folded tied head's lookups",
+        )
+    return Emitted(job.folder, plan, verification, llmexport, problems)
 
 
-def _prove(
-    shop: Workshop,
-    first: Check,
-    plan: Plan,
-    gain: BlockGain | None,
-    *,
-    options: EmitOptions,
-    table: SensitivityTable,
-    folder: Path,
-    rounder: Rounder,
-) -> tuple[Plan, Verification]:
+@dataclass(frozen=True)
+class _Job:
+    """What every step of an emit needs."""
+
+    options: EmitOptions
+    run: Run
+    table: SensitivityTable
+    model: AnalysedModel
+    skeleton: Skeleton
+    rounder: Rounder
+    heldout: NDArray[np.int64]
+    folder: Path
+    """Of the budget."""
+    say: Say
+
+    @property
+    def plan_path(self) -> Path:
+        return self.folder / PLAN_FILE
+
+    @property
+    def exported(self) -> LoadedModel:
+        """What llmexport can make: it knows no factor of the embedding, and takes the original where there is one."""
+        return self.model.loaded if self.model.loaded.embedding_scale is None else self.model.original
+
+    def uniform_shop(self, shop: Workshop) -> Workshop:
+        """Where uniform models are built: from the original, since MNN's exporter knows nothing of folds."""
+        original = self.model.original
+        if original is self.model.loaded:
+            return shop
+        c4 = self.options.target.c4
+        skeleton = run_skeleton(self.run, original, self.options.llmexport, self.say, c4=c4, unfolded=True)
+        return replace(shop, loaded=original, skeleton=skeleton)
+
+
+def _prove(job: _Job, shop: Workshop, first: Check, plan: Plan, gain: BlockGain | None) -> tuple[Plan, Verification]:
     """Build and verify the plan; it comes back with its ``dynamic_option`` decided by the built model's speed."""
-    model, plan_path = folder / "model", folder / PLAN_FILE
+    model = job.folder / "model"
     shop.say("plan: building")
-    shop.build(plan.formats, model, _runtime(plan), rounder)
+    shop.build(plan.formats, model, _runtime(plan), job.rounder)
     speeds = None
     if gain is not None:
         shop.say("plan: speed with a scale per token, and per block of the activations")
         speeds = speeds_by_turns(model, shop.trial, shop.loaded.card.context)
         plan = unasked(plan, gain, speeds[2].decode_tokens_per_s / speeds[0].decode_tokens_per_s)
         set_runtime(model, _runtime(plan))
-        plan = with_foreign_losses_told(plan, table.conditions.dynamic_option)
-        plan.write(plan_path)
-    verification = prove(shop, plan, plan_path, model, first=first, rounder=rounder, speeds=speeds)
-    if options.engine is not None:
-        expected = stored_logits(rounder, plan.formats, shop.token_ids)
-        more = engine_checks(model, options.target, shop.token_ids, expected)
+        plan = with_foreign_losses_told(plan, job.table.conditions.dynamic_option)
+        plan.write(job.plan_path)
+    verification = prove(
+        shop,
+        plan,
+        job.plan_path,
+        model,
+        first=first,
+        rounder=job.rounder,
+        speeds=speeds,
+        uniform=job.uniform_shop(shop),
+    )
+    if job.options.engine is not None:
+        expected = stored_logits(job.rounder, plan.formats, shop.token_ids)
+        more = engine_checks(model, job.options.target, shop.token_ids, expected)
         verification = replace(verification, checks=(*verification.checks, *more))
-    verification.write(folder / "verification.json")
+    verification.write(job.folder / "verification.json")
     return plan, verification
 
 
-def _planned(
-    table: SensitivityTable,
-    options: EmitOptions,
-    skeleton: Skeleton,
-    run: Run,
-    *,
-    given: Plan | None,
-    rounder: Rounder,
-    heldout: NDArray[np.int64],
-    say: Say,
-) -> tuple[Plan, BlockGain | None]:
+def _planned(job: _Job, given: Plan | None) -> tuple[Plan, BlockGain | None]:
     """The plan; with the gain of ``dynamic_option`` 2 if that still hangs on the built model's speed."""
+    options, table, fixed = job.options, job.table, fixed_bytes(job.skeleton)
     plan = given or choose_wanted(
         table if options.dynamic_option != 2 else computable(table),
-        retarget_wanted(options.wanted, table, fixed_bytes(skeleton), options.target),
-        fixed_bytes(skeleton),
-        run,
-        rounder=rounder,
-        heldout=heldout,
-        say=say,
+        retarget_wanted(options.wanted, table, fixed, options.target),
+        fixed,
+        job.run,
+        rounder=job.rounder,
+        nearest=Rounder(job.model.original),
+        heldout=job.heldout,
+        say=job.say,
         evaluations=options.evaluations,
     )
     plan = replace(plan, sensitivity_sha256=table.sha256)
-    plan = with_price_of_nearest(plan, rounder, table.goal, heldout)
+    plan = with_price_of_nearest(plan, job.rounder, Rounder(job.exported), table.goal, job.heldout)
     if given is not None and options.dynamic_option is None:
         options = replace(options, dynamic_option=2 if given.dynamic_option == 2 else 0)
-    plan, gain = _first_option(plan, options, rounder, heldout, say)
+    plan, gain = _first_option(plan, options, job.rounder, job.heldout, job.say)
     return (plan, gain) if gain else (with_foreign_losses_told(plan, table.conditions.dynamic_option), None)
 
 
@@ -264,7 +286,7 @@ def _folder(options: EmitOptions, run: Run) -> Path:
     return run.budget(label if options.engine is None else f"{label}-mnn-{options.target.engine}")
 
 
-WITHOUT_C4 = (
+_WITHOUT_C4 = (
     "llmexport fuses attention for packed channels, which engine {} crashes on; the built model is free of it, for "
     "llmexport take an MNN checkout and --disable_transformer_c4"
 )

@@ -54,6 +54,7 @@ def choose_wanted(
     run: Run,
     *,
     rounder: Rounder,
+    nearest: Rounder,
     heldout: NDArray[np.int64],
     say: Say,
     evaluations: int = EVALUATIONS,
@@ -68,6 +69,7 @@ def choose_wanted(
         fixed: bytes that ship whatever the plan.
         run: where the device profile is.
         rounder: chooses the integers.
+        nearest: of the uniform models that plans are held against.
         heldout: int64 ``[rows, seq_len]``.
         say: told what is being done.
         evaluations: whole models that a repair may measure; 0 for no repair.
@@ -87,6 +89,7 @@ def choose_wanted(
             fixed,
             wanted.rules,
             rounder=rounder,
+            nearest=nearest,
             heldout=heldout,
             say=say,
             limits=limits,
@@ -99,6 +102,7 @@ def choose_wanted(
                 fixed,
                 wanted.rules,
                 rounder=rounder,
+                nearest=nearest,
                 heldout=heldout,
                 say=say,
                 limits=limits,
@@ -132,6 +136,7 @@ def _repaired(
     rules: Rules,
     *,
     rounder: Rounder,
+    nearest: Rounder,
     heldout: NDArray[np.int64],
     say: Say,
     limits: Sequence[Ceiling | ResourceLimit],
@@ -153,7 +158,7 @@ def _repaired(
     if better is plan or found is None:
         return better
     name, uniform = found
-    worst = max(against(better, uniform, table, rounder, heldout).values())
+    worst = max(against(better, uniform, table, rounder, nearest, heldout=heldout).values())
     if worst > 1:
         say(f"the repaired plan is worse than uniform {name} in a memory setting: the first one is kept")
         return plan

@@ -21,14 +21,13 @@ from numpy.typing import NDArray
 from qplan.artifact import versions
 from qplan.cost.device import DeviceProfile, OpTime, TimedModel
 from qplan.cost.target import DEFAULT_TARGET, Target, find_target
-from qplan.errors import StaleArtifactError
 from qplan.formats import FP16, INT8, QuantFormat
 from qplan.mnn.engine import Engine, SpeedSample
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.mnn.skeleton import Skeleton
 from qplan.mnn.writer import build_model
 from qplan.model.card import ModelCard
-from qplan.model.load import load_model
+from qplan.pipeline.fold import load_analysed
 from qplan.pipeline.runs import Run
 from qplan.pipeline.skeletons import run_skeleton
 from qplan.quantize import IntTensor, StoredTensor, store_float
@@ -293,11 +292,7 @@ def run_profile(run: Run, options: ProfileOptions, llmexport: Path | None, say: 
         ToolError: exporter, converter or engine failed.
     """
     table = SensitivityTable.read(run.sensitivity)
-    say(f"loading {table.model.source}")
-    loaded = load_model(table.model.source)
-    if loaded.card.sha256 != table.model.sha256:
-        msg = f"{table.model.source} has changed since {run.sensitivity} was made; run 'qplan analyze' with --restart"
-        raise StaleArtifactError(msg)
+    loaded = load_analysed(run, table.model, say).loaded
     skeleton = run_skeleton(run, loaded, llmexport, say)
     del loaded  # its memory is better left to the engine
     target, scratch = find_target(DEFAULT_TARGET), run.folder / "profile"

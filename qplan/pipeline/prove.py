@@ -103,6 +103,7 @@ def prove(
     first: Check,
     rounder: Rounder,
     speeds: Mapping[DynamicOption, Speed] | None = None,
+    uniform: Workshop | None = None,
 ) -> Verification:
     """Measure FP16, the uniform models and the built plan, and hold the plan's promises against the results.
 
@@ -114,18 +115,19 @@ def prove(
         first: the result of `gate`.
         rounder: what the plan was built with.
         speeds: of the built model with each ``dynamic_option``, if they were measured already.
+        uniform: where uniform models are built: from the model before folding; None for ``shop``.
 
     Raises:
         ToolError: the engine failed.
         MeasurementError: logits that are not finite.
     """
-    uniform = {name: _baseline(shop, name, bits) for name, bits in {"fp16": 16, **_UNIFORM}.items()}
+    baselines = {name: _baseline(uniform or shop, name, bits) for name, bits in {"fp16": 16, **_UNIFORM}.items()}
     built = _measure_plan(shop, plan, model, rounder, speeds)
     checks = [first, exact_logits("plan", model, plan.formats, rounder, shop.token_ids), read_back(model, plan)]
     checks += promised_bytes(plan, built)
     for name in _UNIFORM:
-        checks += emulation(uniform[name])
-    rival = _rival(plan, uniform)
+        checks += emulation(baselines[name])
+    rival = _rival(plan, baselines)
     if rival is not None:
         checks += not_worse(built, rival)
     return Verification(
@@ -134,7 +136,7 @@ def prove(
         text=shop.text,
         text_sha256=shop.text_sha256,
         reference_perplexity=shop.trial.reference.perplexity,
-        models=(*uniform.values(), built),
+        models=(*baselines.values(), built),
         checks=tuple(checks),
     )
 

@@ -13,6 +13,7 @@ from qplan.calibration import CalibrationSet
 from qplan.errors import InputError
 from qplan.model.load import LoadedModel
 from qplan.pipeline.runs import Run
+from qplan.quantize.methods import DATA_FREE
 from qplan.sensitivity.moments import Moments, gather_moments, open_moments
 from qplan.sensitivity.rounding import ROUNDINGS, Rounder
 from qplan.sensitivity.stored_cache import StoredCache
@@ -37,13 +38,13 @@ def run_rounder(
         run: where moments and tensors are kept.
         loaded: the model.
         calibration: the tokens.
-        rounding: ``auto``, ``rtn``, ``search`` or ``gptq``.
+        rounding: ``auto``, ``gptq``, ``search``, ``hqq`` or ``rtn``.
         batch_size: sequences per pass.
         progress: called after each pass.
 
     Raises:
         InputError: an unknown rounding.
-        MeasurementError: a linear that no token reached.
+        MeasurementError: an input that is not finite.
     """
     known = next((known for known in ROUNDINGS if known == rounding), None)
     if known is None:
@@ -53,19 +54,15 @@ def run_rounder(
         return Rounder(loaded, "rtn")
 
     def moments(part: str, tokens: NDArray[Any], sha256: str) -> Moments:
-        path = run.rounding / f"{part}-{sha256[:12]}.safetensors"
+        folder = run.rounding / f"{part}-{sha256[:12]}"
         inputs = {"model": loaded.card.sha256, "tokens": sha256}
-        rows = torch.from_numpy(tokens)
-        return open_moments(loaded, rows, path, inputs) or gather_moments(
-            loaded, rows, path, inputs=inputs, batch_size=batch_size, progress=progress
+        return open_moments(folder, inputs) or gather_moments(
+            loaded, torch.from_numpy(tokens), folder, inputs=inputs, batch_size=batch_size, progress=progress
         )
 
-    fit = moments("fit", calibration.fit, calibration.fit_sha256)
+    fit = moments("fit", calibration.fit, calibration.fit_sha256) if known not in DATA_FREE else None
     judge = moments("judge", calibration.tokens, calibration.sha256) if known == "auto" else None
-    inputs = {
-        "model": loaded.card.sha256,
-        "fit": calibration.fit_sha256,
-        "judge": calibration.sha256,
-        "rounding": known,
-    }
+    inputs = {"model": loaded.card.sha256, "rounding": known}
+    inputs |= {"fit": calibration.fit_sha256} if fit is not None else {}
+    inputs |= {"judge": calibration.sha256} if judge is not None else {}
     return Rounder(loaded, known, fit, judge, StoredCache(run.rounding / f"tensors-{sha256_json(inputs)[:12]}", inputs))

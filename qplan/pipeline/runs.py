@@ -63,15 +63,24 @@ class Run:
         return self.folder / "skeleton"
 
     @property
-    def skeleton_record(self) -> Path:
-        """What the skeleton was exported from, and by what."""
-        return self.folder / "skeleton.json"
+    def fold(self) -> Path:
+        """What was decided about folding."""
+        return self.folder / "fold.json"
 
-    def skeleton_for(self, *, c4: bool) -> tuple[Path, Path]:
-        """The skeleton and its record, with or without the fusion that engines before 3.6.1 crash on."""
-        if c4:
-            return self.skeleton, self.skeleton_record
-        return self.folder / "skeleton-without-c4", self.folder / "skeleton-without-c4.json"
+    @property
+    def folded(self) -> Path:
+        """The folded model, where folding pays: the Hugging Face folder that all later stages take."""
+        return self.folder / "folded"
+
+    def skeleton_for(self, *, c4: bool = True, unfolded: bool = False) -> tuple[Path, Path]:
+        """A skeleton and the record of what it was exported from, and by what.
+
+        Args:
+            c4: with the fusion that engines before 3.6.1 crash on.
+            unfolded: of the model before folding: what uniform models are built from.
+        """
+        name = ("unfolded" if unfolded else "skeleton") + ("" if c4 else "-without-c4")
+        return self.folder / name, self.folder / f"{name}.json"
 
     @property
     def rounding(self) -> Path:

@@ -27,8 +27,9 @@ def fixed_bytes(skeleton: Skeleton) -> FixedBytes:
 
 def run_fixed_bytes(run: Run, card: ModelCard) -> FixedBytes:
     """The same from what a run holds: exact after the first emit, an estimate before."""
-    if run.skeleton.is_dir() and run.skeleton_record.is_file():
-        record = read_json(run.skeleton_record, SKELETON_KIND, SKELETON_SCHEMA)
+    folder, path = run.skeleton_for()
+    if folder.is_dir() and path.is_file():
+        record = read_json(path, SKELETON_KIND, SKELETON_SCHEMA)
         if record["inputs"]["model"] == card.sha256:
-            return fixed_bytes(Skeleton.open(run.skeleton))
+            return fixed_bytes(Skeleton.open(folder))
     return estimate_fixed(card)

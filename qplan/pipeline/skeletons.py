@@ -16,7 +16,15 @@ from qplan.pipeline.sizes import SKELETON_KIND, SKELETON_SCHEMA
 Say = Callable[[str], None]
 
 
-def run_skeleton(run: Run, loaded: LoadedModel, llmexport: Path | None, say: Say, *, c4: bool = True) -> Skeleton:
+def run_skeleton(
+    run: Run,
+    loaded: LoadedModel,
+    llmexport: Path | None,
+    say: Say,
+    *,
+    c4: bool = True,
+    unfolded: bool = False,
+) -> Skeleton:
     """The exported graph of this very model by this very exporter: the one in the run folder, or a new one.
 
     Args:
@@ -25,18 +33,20 @@ def run_skeleton(run: Run, loaded: LoadedModel, llmexport: Path | None, say: Say
         llmexport: a MNN checkout whose exporter to use; None for the PyPI package.
         say: told what is being done.
         c4: with the fusion that engines before 3.6.1 crash on.
+        unfolded: whether it is the model before folding, which is kept apart.
 
     Raises:
         ToolError: the exporter failed.
     """
     exporter = find_exporter(llmexport).version
     inputs = {"model": loaded.card.sha256, "exporter": exporter}
-    folder, record = run.skeleton_for(c4=c4)
+    folder, record = run.skeleton_for(c4=c4, unfolded=unfolded)
     kept = folder.is_dir() and record.is_file()
     if kept and read_json(record, SKELETON_KIND, SKELETON_SCHEMA)["inputs"] == inputs:
         return Skeleton.open(folder)
     record.unlink(missing_ok=True)
     say(f"exporting the graph with {exporter}")
-    skeleton = export_skeleton(loaded.folder, folder, llmexport=llmexport, replace=True, c4=c4)
+    scale = None if loaded.embedding_scale is None else loaded.embedding_scale.cpu().numpy()
+    skeleton = export_skeleton(loaded.folder, folder, llmexport=llmexport, replace=True, c4=c4, input_scale=scale)
     write_json(record, SKELETON_KIND, SKELETON_SCHEMA, inputs, {})
     return skeleton

@@ -1,144 +1,182 @@
 """GPTQ (Frantar et al., arXiv 2210.17323) on MNN's block grids, and refinement of its result.
 
 Minimises ``tr(E H E')`` for the rounding error ``E [out, in]`` and the inputs' second moments
-``H = X'X / tokens [in, in]``: columns are rounded one by one, each error spread over the columns that follow.
-A block's grid is searched when its first column is reached, on the weights as corrected so far. Afterwards
-coordinate descent over the integers (QuantEase, arXiv 2309.01885) and least-squares refits of the grid alternate.
+``H = X'X / tokens [in, in]``: columns are rounded one by one, those with the largest inputs first as far as blocks
+allow, each error spread over the columns that follow. A block's grid is searched when its first column is reached, on
+the weights as corrected so far. Afterwards sweeps over the blocks alternate least-squares refits of a block's grid
+with coordinate descent over its integers (QuantEase, arXiv 2309.01885).
+
+Rows are independent of each other and worked on in chunks, transposed: a column is then contiguous, and a block of
+a chunk stays in the processor's cache. Only the columns of one block are looped over; everything else is a product of
+matrices per block.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from qplan.errors import MeasurementError
 from qplan.formats import QuantFormat
-from qplan.quantize.grid import Grid, nearest, storable
+from qplan.quantize.curvature import Curvature, Ordered
+from qplan.quantize.grid import Grid, integer_range, storable
 from qplan.quantize.range_search import search_grid
-from qplan.quantize.stored import StoredTensor, store_float
+from qplan.quantize.stored import IntTensor, StoredTensor, by_rows, store_float
 
-DAMPING = 0.01
-"""Part of the mean diagonal that is added to H before it is inverted, as in the paper."""
+SWEEPS = 3
+"""Passes of refinement after GPTQ; each costs about as much as GPTQ itself."""
 
-
-def damped(hessian: Tensor, damping: float = DAMPING) -> Tensor:
-    """H with ``damping`` times its mean diagonal added; features that never fired get that mean alone."""
-    mean = hessian.diagonal().mean()
-    if not torch.isfinite(mean) or mean <= 0:
-        msg = f"inputs with a mean square of {float(mean)}: no calibration token reached this layer"
-        raise MeasurementError(msg)
-    return hessian + torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device) * (damping * mean)
+_CHUNK_ROWS = 1024
 
 
-def inverse_factor(hessian: Tensor) -> Tensor:
-    """Upper Cholesky factor of H's inverse, float32 ``[in, in]``: row j tells how column j's error is spread."""
-    lower = torch.linalg.cholesky(hessian.to(torch.float64))
-    inverse = torch.cholesky_inverse(lower)
-    upper: Tensor = torch.linalg.cholesky(inverse, upper=True)
-    return upper.to(torch.float32)
-
-
-def gptq(weight: Tensor, fmt: QuantFormat, hessian: Tensor, *, sweeps: int = 3) -> StoredTensor:
-    """Store ``weight [out, in]`` with the error feedback of GPTQ, then ``sweeps`` of coordinate descent and refit.
+def gptq(weight: Tensor, fmt: QuantFormat, curvature: Curvature, *, sweeps: int = SWEEPS) -> StoredTensor:
+    """Store ``weight [out, in]`` with the error feedback of GPTQ, then refine.
 
     Args:
         weight: the matrix.
         fmt: any format; floats are stored as they are.
-        hessian: second moments of the inputs, ``[in, in]``, not damped.
-        sweeps: passes of refinement after GPTQ; each costs about as much as GPTQ itself.
-
-    Raises:
-        MeasurementError: no calibration token reached the layer.
+        curvature: of the inputs.
+        sweeps: passes of refinement.
     """
     if fmt.is_float:
         return store_float(weight, fmt)
-    weight, regular = weight.to(torch.float32), damped(hessian.to(torch.float32))
-    grid, signed = _feedback(weight, fmt, inverse_factor(regular), regular.diagonal())
-    for _ in range(sweeps):
-        grid = _refit(weight, signed, grid, regular)
-        signed = _descend(weight, signed, grid, regular)
-    return grid.store(signed)
+
+    ordered = curvature.ordered(fmt.block_size(weight.shape[1]))
+    columns, blocks = ordered.columns.argsort(), ordered.blocks.argsort()
+
+    def store(rows: Tensor) -> IntTensor:
+        work = _Rows.feedback(rows[:, ordered.columns], fmt, ordered)
+        for _ in range(sweeps):
+            work.sweep()
+        found = work.store()
+        zero = None if found.zero is None else found.zero[:, blocks]
+        return IntTensor(fmt, found.codes[:, columns], found.scale[:, blocks], zero)
+
+    return by_rows(weight, store, _CHUNK_ROWS * weight.shape[1])
 
 
-def _feedback(weight: Tensor, fmt: QuantFormat, factor: Tensor, importance: Tensor) -> tuple[Grid, Tensor]:
-    out_features, in_features = weight.shape
-    size = fmt.block_size(in_features)
-    work = weight.clone()
-    signed = torch.empty_like(work)
-    scales, zeros = [], []
-    for start in range(0, in_features, size):
-        stop = start + size
-        block = work[:, start:stop]
-        grid = search_grid(block.unsqueeze(1), importance[start:stop].view(1, 1, -1), fmt)
-        scales.append(grid.scale)
-        zeros.append(grid.zero)
-        errors = torch.empty_like(block)
-        for column in range(size):
-            here = start + column
-            values = block[:, column : column + 1]
-            codes = nearest(values, grid.scale, grid.zero, fmt)
-            signed[:, here : here + 1] = codes
-            error = (values - (codes * grid.scale + grid.zero)) / factor[here, here]
-            errors[:, column : column + 1] = error
-            block[:, column + 1 :] -= error * factor[here, here + 1 : stop]
-        work[:, stop:] -= errors @ factor[start:stop, stop:]
-    return Grid(fmt, torch.cat(scales, 1), torch.cat(zeros, 1)), signed.view(out_features, -1, size)
+@dataclass
+class _Rows:
+    """Some rows on their way, transposed."""
 
+    format: QuantFormat
+    hessian: Tensor
+    """Damped, ``[in, in]``."""
+    weight: Tensor
+    """``[in, rows]``."""
+    signed: Tensor
+    """Signed integers as float32, ``[in, rows]``."""
+    scale: Tensor
+    """``[n_blocks, rows]``."""
+    zero: Tensor
+    """``[n_blocks, rows]``."""
 
-def _refit(weight: Tensor, signed: Tensor, grid: Grid, hessian: Tensor) -> Grid:
-    """Refit block by block under the full H: each block's target carries the other blocks' errors."""
-    out_features, n_blocks, size = signed.shape
-    scale, zero = grid.scale.clone(), grid.zero.clone()
-    residual = weight - grid.values(signed).view(out_features, -1)
-    for index in range(n_blocks):
-        span = slice(index * size, (index + 1) * size)
-        local, codes = hessian[span, span], signed[:, index]
-        old = codes * scale[:, index : index + 1] + zero[:, index : index + 1]
-        pull = residual @ hessian[:, span]
-        fresh = _solve_block(codes, pull + old @ local, local, grid.format)
-        step = codes * fresh.scale + fresh.zero - old
+    @classmethod
+    def feedback(cls, weight: Tensor, fmt: QuantFormat, ordered: Ordered) -> _Rows:
+        """Round ``weight [rows, in]``, its columns in order, by GPTQ."""
+        work = weight.T.contiguous()
+        blocks = (len(work) // fmt.block_size(len(work)), len(weight))
+        rows = cls(fmt, ordered.hessian, work, torch.empty_like(work), work.new_empty(blocks), work.new_empty(blocks))
+        work = work.clone()
+        for index in range(blocks[0]):
+            span = rows.span(index)
+            errors = rows._round_block(index, work[span], ordered.factor[span, span])
+            work[span.stop :].addmm_(ordered.factor[span, span.stop :].T, errors, alpha=-1)
+        return rows
+
+    def _round_block(self, index: int, block: Tensor, factor: Tensor) -> Tensor:
+        """Search a block's grid, round its columns, and return their errors ``[block, rows]`` over the diagonal."""
+        span, (low, high) = self.span(index), integer_range(self.format)
+        importance = self.hessian.diagonal()[span].view(1, 1, -1)
+        grid = search_grid(block.T.contiguous().unsqueeze(1), importance, self.format)
+        scale, zero = grid.scale.squeeze(1), grid.zero.squeeze(1)
+        self.scale[index], self.zero[index] = scale, zero
+        signed, errors, inverse = self.signed[span], torch.empty_like(block), _inverse(scale)
+        for column in range(len(block)):
+            centred = block[column] - zero
+            codes = (centred * inverse).round_().clamp_(low, high)
+            signed[column] = codes
+            errors[column] = torch.addcmul(centred, codes, scale, value=-1).div_(factor[column, column])
+            block[column + 1 :].addr_(factor[column, column + 1 :], errors[column], alpha=-1)
+        return errors
+
+    def sweep(self) -> None:
+        """Refit every block's grid and then its integers, all others fixed."""
+        shape = (len(self.scale), -1, self.weight.shape[1])
+        values = self.signed.view(shape) * self.scale.unsqueeze(1) + self.zero.unsqueeze(1)
+        residual = self.weight - values.view_as(self.weight)
+        for index in range(len(self.scale)):
+            span = self.span(index)
+            # half the slope of the loss in this block
+            pull = self.hessian[span] @ residual
+            residual[span] -= self._refit(index, pull)
+            residual[span] -= self._descend(index, pull)
+
+    def _refit(self, index: int, pull: Tensor) -> Tensor:
+        """Refit a block's grid under the full H: its target carries the other blocks' errors.
+
+        Returns:
+            how the values moved, ``[block, rows]``; ``pull`` follows.
+        """
+        span = self.span(index)
+        local, codes = self.hessian[span, span], self.signed[span]
+        old = codes * self.scale[index] + self.zero[index]
+        scale, zero = _solve_block(codes, torch.addmm(pull, local, old), local, self.format)
+        step = codes * scale + zero - old
+        moved = local @ step
         # rounding the scales to their storage width can undo the gain
-        better = ((step @ local) * step).sum(1) < 2 * (step * pull).sum(1)
-        scale[:, index] = torch.where(better, fresh.scale.squeeze(1), scale[:, index])
-        zero[:, index] = torch.where(better, fresh.zero.squeeze(1), zero[:, index])
-        residual[:, span] -= step * better.unsqueeze(1)
-    return Grid(grid.format, scale, zero)
+        better = (step * moved).sum(0) < 2 * (step * pull).sum(0)
+        self.scale[index] = torch.where(better, scale, self.scale[index])
+        self.zero[index] = torch.where(better, zero, self.zero[index])
+        pull.sub_(moved.mul_(better))
+        return step.mul_(better)
+
+    def _descend(self, index: int, pull: Tensor) -> Tensor:
+        """Coordinate descent in a block: every integer in turn takes its best value.
+
+        Returns:
+            how the values moved, ``[block, rows]``; ``pull`` is used up.
+        """
+        span, (low, high) = self.span(index), integer_range(self.format)
+        local, signed, scale = self.hessian[span, span], self.signed[span], self.scale[index]
+        inverse, before = _inverse(scale), signed.clone()
+        for column in range(len(signed)):
+            wish = (pull[column] * inverse).div_(local[column, column])
+            fresh = wish.add_(signed[column]).round_().clamp_(low, high)
+            step = (fresh - signed[column]).mul_(scale)
+            signed[column] = fresh
+            pull[column + 1 :].addr_(local[column, column + 1 :], step, alpha=-1)
+        return (signed - before).mul_(scale)
+
+    def span(self, index: int) -> slice:
+        """Columns of a block."""
+        size = len(self.weight) // len(self.scale)
+        return slice(index * size, (index + 1) * size)
+
+    def store(self) -> IntTensor:
+        """The rows as MNN stores them."""
+        signed = self.signed.T.reshape(self.weight.shape[1], len(self.scale), -1)
+        return Grid(self.format, self.scale.T.contiguous(), self.zero.T.contiguous()).store(signed)
 
 
-def _solve_block(codes: Tensor, pull: Tensor, local: Tensor, fmt: QuantFormat) -> Grid:
-    """Scales and zeros ``[out, 1]`` that minimise the quadratic ``v H v' - 2 v pull'`` for ``v = q s + z``."""
-    weighted = codes @ local
-    qq, q1, qp = (weighted * codes).sum(1), weighted.sum(1), (codes * pull).sum(1)
+def _inverse(scale: Tensor) -> Tensor:
+    """``1 / scale``; 0 where a block holds one value only."""
+    return torch.where(scale == 0, 0, 1 / scale)
+
+
+def _solve_block(codes: Tensor, pull: Tensor, local: Tensor, fmt: QuantFormat) -> tuple[Tensor, Tensor]:
+    """Scales and zeros ``[rows]`` that minimise the quadratic ``v' H v - 2 v' pull`` for ``v = q s + z``."""
+    weighted = local @ codes
+    qq, q1, qp = (weighted * codes).sum(0), weighted.sum(0), (codes * pull).sum(0)
     if fmt.symmetric:
-        scale = (qp / qq.clamp(min=1e-30)).unsqueeze(1)
-        return storable(fmt, scale, torch.zeros_like(scale))
-    ones, p1 = local.sum(), pull.sum(1)
+        scale = qp / qq.clamp(min=1e-30)
+        grid = storable(fmt, scale, torch.zeros_like(scale))
+        return grid.scale, grid.zero
+    ones, p1 = local.sum(), pull.sum(0)
     determinant = qq * ones - q1 * q1
     safe = determinant > 1e-6 * qq * ones
     divisor = torch.where(safe, determinant, torch.ones_like(determinant))
     scale = torch.where(safe, (qp * ones - p1 * q1) / divisor, torch.zeros_like(qp)).clamp(min=0)
-    zero = (p1 - scale * q1) / ones
-    return storable(fmt, scale.unsqueeze(1), zero.unsqueeze(1))
-
-
-def _descend(weight: Tensor, signed: Tensor, grid: Grid, hessian: Tensor) -> Tensor:
-    """One pass of coordinate descent: every integer in turn takes its best value, all others fixed."""
-    out_features, n_blocks, size = signed.shape
-    signed = signed.clone()
-    residual = weight - grid.values(signed).view(out_features, -1)
-    diagonal = hessian.diagonal()
-    for index in range(n_blocks):
-        span = slice(index * size, (index + 1) * size)
-        local = hessian[span, span]
-        pull = residual @ hessian[:, span]
-        scale, zero = grid.scale[:, index : index + 1], grid.zero[:, index : index + 1]
-        before = signed[:, index] * scale + zero
-        for column in range(size):
-            codes = signed[:, index, column : column + 1]
-            target = codes * scale + zero + pull[:, column : column + 1] / diagonal[span][column]
-            fresh = nearest(target, scale, zero, grid.format)
-            step = (fresh - codes) * scale
-            signed[:, index, column : column + 1] = fresh
-            pull -= step * local[column : column + 1]
-        residual[:, span] -= signed[:, index] * scale + zero - before
-    return signed
+    grid = storable(fmt, scale, (p1 - scale * q1) / ones)
+    return grid.scale, grid.zero

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from qplan.formats import QuantFormat
 from qplan.quantize.grid import Grid, fit, full_range
-from qplan.quantize.stored import StoredTensor, store_float
+from qplan.quantize.stored import IntTensor, StoredTensor, by_rows, store_float
 
 _SHRINKS = {2: (0.4, 1.0, 16), 3: (0.5, 1.0, 16), 4: (0.6, 1.02, 15), 5: (0.75, 1.02, 10), 6: (0.85, 1.01, 9)}
 """Smallest and largest shrink factor and their number, by bits; wide grids have little to gain by clipping."""
@@ -49,11 +49,15 @@ def range_search(weight: Tensor, fmt: QuantFormat, second_moments: Tensor) -> St
     """
     if fmt.is_float:
         return store_float(weight, fmt)
-    out_features, in_features = weight.shape
-    size = fmt.block_size(in_features)
-    blocks = weight.to(torch.float32).reshape(out_features, -1, size)
-    grid = search_grid(blocks, second_moments.reshape(1, -1, size), fmt)
-    return grid.store(grid.round(blocks))
+    size = fmt.block_size(weight.shape[1])
+    importance = second_moments.reshape(1, -1, size)
+
+    def store(rows: Tensor) -> IntTensor:
+        blocks = rows.reshape(len(rows), -1, size)
+        grid = search_grid(blocks, importance, fmt)
+        return grid.store(grid.round(blocks))
+
+    return by_rows(weight, store)
 
 
 def _loss(grid: Grid, blocks: Tensor, weight: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -67,6 +68,25 @@ class FloatTensor:
 
 
 StoredTensor = IntTensor | FloatTensor
+
+CACHED_ELEMENTS = 1 << 17
+"""Weights that searches work on at a time: what a processor's cache holds, with their errors."""
+
+
+def by_rows(weight: Tensor, store: Callable[[Tensor], IntTensor], elements: int = CACHED_ELEMENTS) -> IntTensor:
+    """Store ``weight [out, in]`` a few rows at a time, about ``elements`` weights, where rows do not depend on others.
+
+    Many passes over a few rows are faster than over all of them, and need little memory.
+    """
+    rows = max(1, elements // weight.shape[1])
+    parts = [store(chunk.to(torch.float32)) for chunk in weight.split(rows)]
+    zeros = [part.zero for part in parts if part.zero is not None]
+    return IntTensor(
+        parts[0].format,
+        torch.cat([part.codes for part in parts]),
+        torch.cat([part.scale for part in parts]),
+        torch.cat(zeros) if zeros else None,
+    )
 
 
 def store_float(weight: Tensor, fmt: QuantFormat) -> FloatTensor:

@@ -123,6 +123,7 @@ def open_analysis(
         StaleArtifactError: the journal was made from other inputs.
     """
     menu, notes = resolve_menu(loaded.card, formats, dynamic_option)
+    notes += () if rounder is None else rounder.notes
     conditions = Conditions(
         memory=memory,
         formats=tuple(fmt.name for fmt in formats),

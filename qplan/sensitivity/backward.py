@@ -46,8 +46,10 @@ class _Trace:
     inputs: dict[nn.Linear, Tensor] = field(default_factory=dict)
     embedded: Tensor | None = None
     """The embedding's output, where the graph begins."""
-    scale: float = 1.0
-    """What the embedding multiplies rows with: Gemma's the square root of its width."""
+    folded: Tensor | None = None
+    """Factor ``[hidden]`` of the lookups, where a tied head is folded."""
+    scale: Tensor | float = 1.0
+    """What the embedding multiplies rows with: Gemma's the square root of its width, times `folded`."""
     reached: set[nn.Linear] = field(default_factory=set)
     """Linears that a gradient came to."""
     head_gradient: Tensor | None = None
@@ -56,10 +58,12 @@ class _Trace:
         """Start the graph at the embedding's output."""
         if self.tied_head is not None:
             looked_up = functional.embedding(args[0], module.weight)
-            rows = looked_up.float()
-            self.scale = float(torch.linalg.vecdot(output.float(), rows).sum() / rows.square().sum())
-            tolerance = 4 * torch.finfo(output.dtype).eps
-            if not torch.allclose(output, self.scale * looked_up, rtol=max(1e-4, tolerance), atol=1e-6, equal_nan=True):
+            factor = 1.0 if self.folded is None else self.folded
+            scaled = (looked_up * factor).float()
+            constant = float(torch.linalg.vecdot(output.float(), scaled).sum() / scaled.square().sum())
+            self.scale = constant * factor
+            tolerance = max(1e-4, 4 * torch.finfo(output.dtype).eps)
+            if not torch.allclose(output.float(), constant * scaled, rtol=tolerance, atol=1e-6, equal_nan=True):
                 msg = "the embedding does more than look rows up and scale them; use --mode measured"
                 raise MeasurementError(msg)
         self.embedded = output.detach().requires_grad_()
@@ -89,14 +93,22 @@ class _Trace:
             self.observer.backward(self.tied_head, self.inputs[self.tied_head], self.head_gradient, lookups)
 
 
-def sampled_backward(loaded: LoadedModel, tokens: Tensor, seeds: Sequence[int], observer: Observer) -> Tensor:
+def sampled_backward(
+    loaded: LoadedModel,
+    tokens: Tensor,
+    seeds: Sequence[int],
+    observer: Observer,
+    *,
+    tensors: Collection[str] | None = None,
+) -> Tensor:
     """Run a batch forward once and backward once per seed.
 
     Args:
         loaded: the model; stays without gradients of its weights.
         tokens: int64 ``[rows, seq_len]``.
         seeds: one for each draw of labels; the same labels on every device.
-        observer: sees every planned linear, once forwards and once for each draw.
+        observer: sees linears, once forwards and once for each draw.
+        tensors: names of those; every planned tensor by default.
 
     Returns:
         float64 ``[labelled tokens]`` on the CPU: negative log-likelihood of the tokens that do follow.
@@ -104,9 +116,10 @@ def sampled_backward(loaded: LoadedModel, tokens: Tensor, seeds: Sequence[int], 
     Raises:
         MeasurementError: a linear that is not reached, or logits that are not finite.
     """
-    linears = list(dict.fromkeys(loaded.linear(spec.name) for spec in loaded.card.tensors))
+    names = [spec.name for spec in loaded.card.tensors] if tensors is None else list(tensors)
+    linears = list(dict.fromkeys(loaded.linear(name) for name in names))
     tied = loaded.card.tensor(loaded.architecture.head).tied
-    trace = _Trace(observer, loaded.head if tied else None)
+    trace = _Trace(observer, loaded.head if tied else None, folded=loaded.embedding_scale)
     with ExitStack() as stack:
         stack.callback(loaded.embedding.register_forward_hook(trace.embed).remove)
         for linear in linears:
@@ -116,23 +129,21 @@ def sampled_backward(loaded: LoadedModel, tokens: Tensor, seeds: Sequence[int], 
     if trace.embedded is None:
         msg = "the model did not look its tokens up in its embedding; the calibration cannot reach its layers"
         raise MeasurementError(msg)
-    _check_reached(loaded, trace.inputs.keys())
+    _check_reached(loaded, names, trace.inputs.keys())
     probabilities, nll = _probabilities(logits.detach(), tokens)
     for index, seed in enumerate(seeds):
         slope = _log_likelihood_slope(probabilities, seed)
         last = index == len(seeds) - 1
         (lookups,) = torch.autograd.grad(logits, trace.embedded, slope.to(logits.dtype), retain_graph=not last)
-        _check_reached(loaded, trace.reached)
+        _check_reached(loaded, names, trace.reached)
         trace.see_lookups(lookups)
     return nll
 
 
-def _check_reached(loaded: LoadedModel, modules: Collection[nn.Linear]) -> None:
-    for spec in loaded.card.tensors:
-        if loaded.linear(spec.name) not in modules:
-            msg = (
-                f"{spec.name} was not reached by any calibration token; the model does not use it as its type promises"
-            )
+def _check_reached(loaded: LoadedModel, names: Sequence[str], modules: Collection[nn.Linear]) -> None:
+    for name in names:
+        if loaded.linear(name) not in modules:
+            msg = f"{name} was not reached by any calibration token; the model does not use it as its type promises"
             raise MeasurementError(msg)
 
 

@@ -25,7 +25,7 @@ class StoredCache:
 
     def get(self, name: str, fmt: QuantFormat, compute: Callable[[], StoredTensor]) -> StoredTensor:
         """Read a tensor, or compute and keep it."""
-        path = self.folder / f"{name}.{fmt.name}.safetensors"
+        path = self._path(name, fmt)
         if path.is_file() and (found := self._read(path, fmt)) is not None:
             return found
         stored = compute()
@@ -34,6 +34,18 @@ class StoredCache:
             with atomic_path(path) as temporary:
                 save_file({key: part.contiguous().cpu() for key, part in parts.items()}, temporary, dict(self.inputs))
         return stored
+
+    def holds(self, name: str, fmt: QuantFormat) -> bool:
+        """Whether `get` would only have to read."""
+        path = self._path(name, fmt)
+        if not path.is_file():
+            return False
+        with safe_open(path, "pt") as parts:
+            found: bool = parts.metadata() == dict(self.inputs)
+        return found
+
+    def _path(self, name: str, fmt: QuantFormat) -> Path:
+        return self.folder / f"{name}.{fmt.name}.safetensors"
 
     def _read(self, path: Path, fmt: QuantFormat) -> IntTensor | None:
         with safe_open(path, "pt") as parts:

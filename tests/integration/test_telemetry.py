@@ -21,7 +21,8 @@ ROOT = Path(__file__).parents[2]
 ALL_COMMANDS = """
 import json, sys
 from qplan.cli.main import main
-for arguments in json.loads(sys.argv[1]):
+commands, model = json.loads(sys.argv[1]), sys.argv[2]
+for arguments in commands:
     sys.argv = ["qplan", *arguments]
     try:
         main()
@@ -29,7 +30,7 @@ for arguments in json.loads(sys.argv[1]):
         if end.code not in ((7,) if arguments[0] == "ladder" else (0, None)):
             raise
 import qplan
-with qplan.Engine("run/int8-mnn-3.5.0/model") as engine:
+with qplan.Engine(model) as engine:
     print("".join(engine.generate("the", 3)))
 """
 
@@ -50,20 +51,20 @@ def installed() -> set[str]:
     return {f"{found.name}=={found.version}" for found in distributions()}
 
 
-def test_no_command_phones_home_or_installs(tied_model_dir: Path, tmp_path: Path) -> None:
+def test_no_command_phones_home_or_installs(tied_model_dir: Path, good: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text(words(2000))
     model, few = str(tied_model_dir), ["--tokens", "64"]
     analyze = ["--samples", "2", "--seq-len", "32", "--formats", "fp16,int8,int4", "--rounding", "rtn"]
     commands = [
         ["analyze", model, "--calib", "text.txt", "--run", "run", "--mode", "gradient", *analyze],
-        ["emit", "--run", "run", "--budget", "int8", "--engine", "3.5.0", *few],
-        ["check", "run/int8-mnn-3.5.0/model", "--engine", "3.5.0", "--json"],
+        ["emit", "--run", "run", "--budget", "int8", "--engine", "3.5.0", "--no-build", *few],
+        ["check", str(good["tied"]), "--json"],
         ["ladder", model, "--text", "text.txt", "--seq-len", "32", "--tolerance", "fp16=1e-12", *few],
         ["compat"],
         ["compat", "measure", "--architectures", "--only", "llama", "--table", "table.json"],
     ]
     before = installed()
-    done, log = watched(["-c", ALL_COMMANDS, json.dumps(commands)], tmp_path)
+    done, log = watched(["-c", ALL_COMMANDS, json.dumps(commands), str(good["tied"])], tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert log == ""
     assert installed() == before

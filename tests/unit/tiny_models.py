@@ -9,16 +9,30 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    Ernie4_5Config,
+    Ernie4_5ForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
+    GemmaConfig,
+    GemmaForCausalLM,
+    HunYuanDenseV1Config,
+    HunYuanDenseV1ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     Phi3Config,
     Phi3ForCausalLM,
+    PhiConfig,
+    PhiForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    StableLmConfig,
+    StableLmForCausalLM,
 )
 
 CHAT_TEMPLATE = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}"
@@ -62,12 +76,30 @@ def _phi3() -> PreTrainedModel:
     return Phi3ForCausalLM(Phi3Config(**_SIZES, tie_word_embeddings=False))
 
 
+def _stablelm(*, parallel: bool) -> PreTrainedModel:
+    return StableLmForCausalLM(
+        StableLmConfig(**_SIZES, use_parallel_residual=parallel, use_qkv_bias=True, tie_word_embeddings=False)
+    )
+
+
 BUILDERS: dict[str, Callable[[], PreTrainedModel]] = {
     "qwen2": _qwen2,
     "llama": _llama,
     "gemma2": _gemma2,
     "phi3": _phi3,
 }
+
+EVERY_BUILDER: dict[str, Callable[[], PreTrainedModel]] = BUILDERS | {
+    "ernie4_5": lambda: Ernie4_5ForCausalLM(Ernie4_5Config(**_SIZES, head_dim=16, use_bias=True)),
+    "gemma": lambda: GemmaForCausalLM(GemmaConfig(**_SIZES, head_dim=16)),
+    "hunyuan_v1_dense": lambda: HunYuanDenseV1ForCausalLM(HunYuanDenseV1Config(**_SIZES, head_dim=16)),
+    "mistral": lambda: MistralForCausalLM(MistralConfig(**_SIZES, head_dim=32, sliding_window=None)),
+    "phi": lambda: PhiForCausalLM(PhiConfig(**_SIZES, qk_layernorm=True, tie_word_embeddings=False)),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**_SIZES, head_dim=32, tie_word_embeddings=True)),
+    "stablelm": lambda: _stablelm(parallel=False),
+    "stablelm, parallel": lambda: _stablelm(parallel=True),
+}
+"""Every model type of the registry; more than most tests need."""
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -90,7 +122,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 def save_model(name: str, folder: Path) -> Path:
     """Write a tiny model and its tokenizer into a folder."""
     torch.manual_seed(7)
-    model = BUILDERS[name]()
+    model = EVERY_BUILDER[name]()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 1:

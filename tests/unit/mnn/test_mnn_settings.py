@@ -74,6 +74,7 @@ def test_export_options() -> None:
         "--path m --dst_path o --export mnn --quant_bit 4 --quant_block 32 --lm_quant_bit 8 --lm_quant_block 0 "
         "--sym --scale_bit 16 --quant_config c.json"
     )
+    assert ExportOptions(others=("--hqq",)).arguments(exporter(), Path("m"), Path("o"))[-1] == "--hqq"
     assert "--scale_bit" not in ExportOptions(scale_bits=32).arguments(exporter(), Path("m"), Path("o"))
     with pytest.raises(InputError, match="has no --scale_bit"):
         ExportOptions(scale_bits=16).arguments(exporter(), Path("m"), Path("o"))

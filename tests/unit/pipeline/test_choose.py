@@ -36,11 +36,13 @@ def both_memories() -> SensitivityTable:
 def choose_with(monkeypatch: pytest.MonkeyPatch, ratios: Iterator[dict[str, float]], rules: Rules) -> Plan:
     """Choose with invented joint losses."""
     table = both_memories()
-    monkeypatch.setattr(choose, "against", lambda *_: next(ratios))
+    monkeypatch.setattr(choose, "against", lambda *_, **__: next(ratios))
     nothing: Any = None
     rounder = Rounder(nothing)
     fixed = estimate_fixed(table.model)
-    return choose_plan(table, "int8", fixed, rules, rounder=rounder, heldout=nothing, say=lambda _: None)
+    return choose_plan(
+        table, "int8", fixed, rules, rounder=rounder, nearest=rounder, heldout=nothing, say=lambda _: None
+    )
 
 
 def single(plan: Plan, memory: Any) -> float:

@@ -9,6 +9,7 @@ from torch import Tensor
 from qplan.errors import MeasurementError
 from qplan.formats import FP16, INT_BITS, QuantFormat
 from qplan.quantize import IntTensor, StoredTensor, rtn
+from qplan.quantize.curvature import Curvature
 from qplan.quantize.gptq import gptq
 from qplan.quantize.range_search import range_search
 
@@ -38,7 +39,7 @@ def output_error(weight: Tensor, stored: StoredTensor, hessian: Tensor) -> float
 def test_gptq_loses_less_than_rounding_to_nearest(fmt: QuantFormat, seed: int) -> None:
     weight, hessian = problem(seed)
     nearest = output_error(weight, rtn(weight, fmt), hessian)
-    assert output_error(weight, gptq(weight, fmt, hessian), hessian) < nearest
+    assert output_error(weight, gptq(weight, fmt, Curvature(hessian)), hessian) < nearest
 
 
 @given(formats, st.integers(0, 2**31))
@@ -46,7 +47,8 @@ def test_every_sweep_of_refinement_helps_or_does_nothing(fmt: QuantFormat, seed:
     weight, hessian = problem(seed)
     # the refinement works on the damped problem
     regular = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(len(hessian))
-    losses = [output_error(weight, gptq(weight, fmt, hessian, sweeps=n), regular) for n in (0, 1, 3)]
+    curvature = Curvature(hessian)
+    losses = [output_error(weight, gptq(weight, fmt, curvature, sweeps=n), regular) for n in (0, 1, 3)]
     assert losses[1] <= losses[0] * (1 + 1e-5)
     assert losses[2] <= losses[1] * (1 + 1e-5)
 
@@ -63,7 +65,7 @@ def test_range_search_never_loses_to_the_full_range(fmt: QuantFormat, seed: int)
 @given(formats, st.integers(0, 2**31))
 def test_results_are_storable(fmt: QuantFormat, seed: int) -> None:
     weight, hessian = problem(seed, out_features=3)
-    stored = gptq(weight, fmt, hessian)
+    stored = gptq(weight, fmt, Curvature(hessian))
     assert isinstance(stored, IntTensor)
     assert int(stored.codes.max()) < 2**fmt.bits
     assert not fmt.symmetric or int(stored.codes.min()) >= 1
@@ -74,14 +76,52 @@ def test_results_are_storable(fmt: QuantFormat, seed: int) -> None:
 
 def test_floats_pass_through() -> None:
     weight, hessian = problem(0)
-    assert torch.equal(gptq(weight, FP16, hessian).dequantize(), weight.half().float())
+    assert torch.equal(gptq(weight, FP16, Curvature(hessian)).dequantize(), weight.half().float())
     assert torch.equal(range_search(weight, FP16, hessian.diagonal()).dequantize(), weight.half().float())
 
 
 def test_dead_features_and_unreached_layers() -> None:
     weight, hessian = problem(1)
     hessian[7], hessian[:, 7] = 0, 0
-    stored = gptq(weight, QuantFormat(4, 32), hessian)
+    stored = gptq(weight, QuantFormat(4, 32), Curvature(hessian))
     assert torch.isfinite(stored.dequantize()).all()
     with pytest.raises(MeasurementError, match="no calibration token"):
-        gptq(weight, QuantFormat(4, 32), torch.zeros_like(hessian))
+        gptq(weight, QuantFormat(4, 32), Curvature(torch.zeros_like(hessian)))
+
+
+def test_chunks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, hessian = problem(2)
+    curvature, fmt = Curvature(hessian), QuantFormat(3, 32)
+    whole = gptq(weight, fmt, curvature)
+    monkeypatch.setattr("qplan.quantize.gptq._CHUNK_ROWS", 5)
+    chunked = gptq(weight, fmt, curvature)
+    # products of matrices of other shapes may differ in the last digit, and an integer with them
+    torch.testing.assert_close(chunked.dequantize(), whole.dequantize(), rtol=1e-4, atol=1e-4)
+
+
+@given(st.integers(0, 2**31), st.sampled_from((0, 16, 32)))
+def test_large_inputs_are_rounded_first_and_blocks_stay_whole(seed: int, block: int) -> None:
+    _, hessian = problem(seed)
+    size = block or len(hessian)
+    ordered = Curvature(hessian).ordered(size)
+    squares = hessian.diagonal()
+    assert torch.equal(ordered.columns.sort().values, torch.arange(len(hessian)))
+    parts = ordered.columns.view(-1, size)
+    assert torch.equal(parts // size, ordered.blocks.unsqueeze(1).expand_as(parts))
+    assert bool((squares[parts].diff(dim=1) <= 0).all())
+    assert bool((squares[parts].sum(1).diff() <= 1e-5).all())
+    regular = ordered.hessian.double()
+    inverse = ordered.factor.double().T @ ordered.factor.double()
+    torch.testing.assert_close(inverse @ regular, torch.eye(96).double(), rtol=1e-4, atol=1e-4)
+
+
+def test_the_order_of_features_in_a_block_is_of_no_consequence_to_storage() -> None:
+    weight, hessian = problem(3)
+    fmt = QuantFormat(4, 32)
+    swap = torch.cat([torch.arange(32).flip(0) + 32 * index for index in range(3)])
+    stored = gptq(weight, fmt, Curvature(hessian))
+    swapped = gptq(weight[:, swap], fmt, Curvature(hessian[swap][:, swap]))
+    assert isinstance(stored, IntTensor)
+    assert isinstance(swapped, IntTensor)
+    assert torch.equal(swapped.codes, stored.codes[:, swap])
+    assert torch.equal(swapped.scale, stored.scale)

@@ -6,74 +6,30 @@ from pathlib import Path
 import pytest
 import torch
 
-from qplan.errors import MeasurementError
+from qplan.calibration import CalibrationSet
 from qplan.formats import FP16, INT4, QuantFormat
 from qplan.model.load import LoadedModel
 from qplan.quantize import IntTensor, rtn
+from qplan.quantize.curvature import Curvature
 from qplan.quantize.gptq import gptq
-from qplan.sensitivity import moments, rounding
-from qplan.sensitivity.moments import Moments, gather_moments, open_moments
+from qplan.quantize.hqq import hqq
+from qplan.sensitivity import rounding
+from qplan.sensitivity.analysis import open_analysis
+from qplan.sensitivity.moments import Moments, gather_moments
+from qplan.sensitivity.round_all import round_all
 from qplan.sensitivity.rounding import Rounder, best_rows, row_errors
 from qplan.sensitivity.stored_cache import StoredCache
 
 INPUTS = {"model": "a", "tokens": "b"}
 
 
-def tokens(seed: int, rows: int = 6) -> torch.Tensor:
+def tokens(seed: int, rows: int = 16) -> torch.Tensor:
     return torch.randint(3, 300, (rows, 32), generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.fixture
 def gathered(qwen2: LoadedModel, tmp_path: Path) -> Moments:
-    return gather_moments(qwen2, tokens(0), tmp_path / "moments.safetensors", inputs=INPUTS)
-
-
-def test_moments_are_those_of_the_inputs(qwen2: LoadedModel, gathered: Moments) -> None:
-    seen: list[torch.Tensor] = []
-    name = "model.layers.1.mlp.down_proj"
-    hook = qwen2.linear(name).register_forward_pre_hook(lambda _, args: seen.append(args[0].flatten(0, -2)))
-    qwen2.logits(tokens(0))
-    hook.remove()
-    rows = torch.cat(seen).double()
-    torch.testing.assert_close(gathered.of(name), (rows.T @ rows / len(rows)).float(), rtol=1e-4, atol=1e-6)
-
-
-def test_tensors_with_one_input_share_one_matrix(gathered: Moments) -> None:
-    key = gathered.key_of
-    assert key["model.layers.0.self_attn.q_proj"] == key["model.layers.0.self_attn.v_proj"]
-    assert key["model.layers.0.mlp.gate_proj"] == key["model.layers.0.mlp.up_proj"]
-    assert len(set(key.values())) == 3 * 4 + 1
-
-
-def test_several_passes_find_the_same(
-    qwen2: LoadedModel, gathered: Moments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(moments, "PASS_BYTES", 1)
-    seen: list[tuple[int, int]] = []
-    again = gather_moments(
-        qwen2, tokens(0), tmp_path / "again", inputs=INPUTS, progress=lambda done, total: seen.append((done, total))
-    )
-    assert seen[-1] == (13 * 2, 13 * 2)
-    for name in gathered.key_of:
-        assert torch.equal(again.of(name), gathered.of(name))
-
-
-def test_moments_of_other_inputs_are_not_used(qwen2: LoadedModel, gathered: Moments) -> None:
-    opened = open_moments(qwen2, tokens(0), gathered.path, INPUTS)
-    assert opened == gathered
-    assert open_moments(qwen2, tokens(0), gathered.path, INPUTS | {"tokens": "c"}) is None
-    assert open_moments(qwen2, tokens(0), gathered.path.with_name("none"), INPUTS) is None
-
-
-def test_dead_inputs_are_an_error(qwen2: LoadedModel, tmp_path: Path) -> None:
-    linear = qwen2.linear("model.layers.0.mlp.up_proj")
-    hook = linear.register_forward_pre_hook(lambda _, args: (args[0] * torch.nan,), prepend=True)
-    try:
-        with pytest.raises(MeasurementError, match="not finite"):
-            gather_moments(qwen2, tokens(0), tmp_path / "moments", inputs=INPUTS)
-    finally:
-        hook.remove()
-    assert not (tmp_path / "moments").exists()
+    return gather_moments(qwen2, tokens(0), tmp_path / "moments", inputs=INPUTS)
 
 
 def test_each_rounding_is_what_it_says(qwen2: LoadedModel, gathered: Moments) -> None:
@@ -82,7 +38,9 @@ def test_each_rounding_is_what_it_says(qwen2: LoadedModel, gathered: Moments) ->
     nearest = Rounder(qwen2).store(name, INT4)
     assert torch.equal(nearest.dequantize(), rtn(weight, INT4).dequantize())
     feedback = Rounder(qwen2, "gptq", gathered).store(name, INT4)
-    assert torch.equal(feedback.dequantize(), gptq(weight, INT4, gathered.of(name)).dequantize())
+    assert torch.equal(feedback.dequantize(), gptq(weight, INT4, Curvature(gathered.of(name))).dequantize())
+    unfitted = Rounder(qwen2, "hqq").store(name, INT4)
+    assert torch.equal(unfitted.dequantize(), hqq(weight, INT4).dequantize())
     assert torch.equal(Rounder(qwen2, "gptq", gathered).store(name, FP16).dequantize(), weight.half().float())
 
 
@@ -98,6 +56,62 @@ def test_auto_loses_least_on_other_tokens_row_by_row(qwen2: LoadedModel, gathere
     torch.testing.assert_close(errors["auto"], least)
 
 
+def test_tensors_that_few_tokens_reach_are_rounded_to_nearest_and_named(qwen2: LoadedModel, gathered: Moments) -> None:
+    name, other = "model.layers.1.mlp.up_proj", "model.layers.1.mlp.gate_proj"
+    starved = replace(gathered, tokens=gathered.tokens | {name: rounding.FEW_TOKENS - 1})
+    assert not Rounder(qwen2, "auto", gathered, gathered).notes
+    for rounder in (Rounder(qwen2, "gptq", starved), Rounder(qwen2, "auto", gathered, starved)):
+        assert rounder.starved == {name: rounding.FEW_TOKENS - 1}
+        assert f"{name} ({rounding.FEW_TOKENS - 1})" in rounder.notes[0]
+        assert torch.equal(rounder.store(name, INT4).dequantize(), rtn(qwen2.weight(name), INT4).dequantize())
+        assert not torch.equal(rounder.store(other, INT4).dequantize(), rtn(qwen2.weight(other), INT4).dequantize())
+
+
+def test_the_table_says_what_was_rounded_to_nearest(
+    qwen2: LoadedModel, gathered: Moments, calibration: CalibrationSet
+) -> None:
+    starved = replace(gathered, tokens=gathered.tokens | {"model.layers.1.mlp.up_proj": 0})
+    with open_analysis(qwen2, calibration, [INT4], "normal", rounder=Rounder(qwen2, "gptq", starved)) as analysis:
+        assert any("model.layers.1.mlp.up_proj (0)" in note for note in analysis.menu_notes)
+
+
+def test_a_rounding_that_fits_needs_moments(qwen2: LoadedModel, gathered: Moments) -> None:
+    for rounder in (Rounder(qwen2, "gptq"), Rounder(qwen2, "auto", gathered)):
+        with pytest.raises(TypeError, match="without moments"):
+            rounder.store("model.layers.1.mlp.up_proj", INT4)
+
+
+def test_jobs_change_nothing_but_the_time(qwen2: LoadedModel, gathered: Moments, tmp_path: Path) -> None:
+    menu = {spec.name: (FP16, INT4, QuantFormat(3, 32)) for spec in qwen2.card.tensors[:9]}
+    stored: list[list[bytes]] = []
+    for jobs in (1, 4):
+        cache = StoredCache(tmp_path / f"tensors-{jobs}", INPUTS)
+        seen: list[int] = []
+
+        def note(done: int, total: int, seen: list[int] = seen) -> None:
+            assert total == 18
+            seen.append(done)
+
+        rounder = Rounder(qwen2, "auto", gathered, gathered, cache)
+        round_all(rounder, menu, jobs=jobs, progress=note)
+        assert seen == list(range(1, 19))
+        assert all(cache.holds(name, fmt) for name, formats in menu.items() for fmt in formats[1:])
+        tensors = [rounder.store(name, fmt) for name, formats in menu.items() for fmt in formats]
+        stored.append([tensor.weight_bytes() + tensor.alpha_bytes() for tensor in tensors])
+        # a second time there is nothing to do
+        seen.clear()
+        round_all(rounder, menu, jobs=jobs, progress=note)
+        assert not seen
+    assert stored[0] == stored[1]
+
+
+def test_an_error_in_a_job_ends_the_stage(qwen2: LoadedModel, gathered: Moments, tmp_path: Path) -> None:
+    spoiled = replace(gathered, key_of=gathered.key_of | {"model.layers.0.mlp.up_proj": "model.layers.0.mlp.down_proj"})
+    rounder = Rounder(qwen2, "gptq", spoiled, cache=StoredCache(tmp_path / "tensors", INPUTS))
+    with pytest.raises((RuntimeError, IndexError)):
+        round_all(rounder, {"model.layers.0.mlp.up_proj": (INT4,)}, jobs=2)
+
+
 def test_the_cache_keeps_tensors_of_the_same_inputs(
     qwen2: LoadedModel, gathered: Moments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -106,12 +120,12 @@ def test_the_cache_keeps_tensors_of_the_same_inputs(
     for fmt in (INT4, QuantFormat(3, 32, symmetric=True), FP16):
         first = Rounder(qwen2, "gptq", gathered, cache=cache).store(name, fmt)
         with monkeypatch.context() as patch:
-            patch.setattr(rounding, "gptq", None)
+            patch.setattr(rounding, "METHODS", {})
             again = Rounder(qwen2, "gptq", gathered, cache=cache).store(name, fmt)
         assert torch.equal(first.dequantize(), again.dequantize())
         assert first.weight_bytes() + first.alpha_bytes() == again.weight_bytes() + again.alpha_bytes()
     other = StoredCache(cache.folder, INPUTS | {"model": "b"})
-    monkeypatch.setattr(rounding, "gptq", lambda *_: rtn(qwen2.weight(name), INT4))
+    monkeypatch.setattr(rounding, "METHODS", {"gptq": lambda weight, fmt, _: rtn(weight, fmt)})
     computed = Rounder(qwen2, "gptq", gathered, cache=other).store(name, INT4)
     assert torch.equal(computed.dequantize(), rtn(qwen2.weight(name), INT4).dequantize())
 

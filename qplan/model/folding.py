@@ -1,0 +1,157 @@
+"""Moves channel scales through a model at no cost: the same function, other weights to quantise.
+
+What makes a channel is divided by a positive number and what reads it multiplied (SmoothQuant, arXiv 2211.10438; AWQ,
+arXiv 2306.00978): a norm and the linears behind it, rows of up and columns of down, values and columns of the output
+projection, the final norm and the head. Where that is possible is data, `qplan.model.registry`.
+"""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.utils import logging as transformers_logging
+
+from qplan.errors import InputError
+from qplan.model.embedding_scale import embedding_scale, set_embedding_scale, write_embedding_scale
+from qplan.model.load import LoadedModel
+from qplan.model.registry import FoldKind, FoldRule
+
+
+@dataclass(frozen=True)
+class FoldSite:
+    """Channels of one model whose scales are free."""
+
+    name: str
+    """The first tensor that reads them."""
+    kind: FoldKind
+    source: str
+    """Path of the norm, or of the linear whose rows make the channels."""
+    rows: slice
+    """Rows of source that make them."""
+    readers: tuple[str, ...]
+    """Every tensor that reads them."""
+    channels: int
+    """Free scales."""
+    repeats: tuple[int, int] = (1, 1)
+    """Query heads that share a value head, and value heads; ``(1, 1)`` elsewhere."""
+    tied: bool = False
+    """Whether the reader is also the embedding: its lookups are divided again, see `embedding_scale`."""
+
+    def expand(self, scale: Tensor) -> Tensor:
+        """Scales of the readers' columns ``[in_features]`` from free ones ``[channels]``."""
+        shared, heads = self.repeats
+        return scale.reshape(heads, 1, -1).expand(heads, shared, -1).reshape(-1)
+
+
+def fold_sites(loaded: LoadedModel) -> tuple[FoldSite, ...]:
+    """Every place of a model where scales can be folded, in order of execution."""
+    architecture = loaded.architecture
+    sites = []
+    for index in range(len(loaded.layers)):
+        prefix = f"{architecture.layers}.{index}."
+        sites += [_site(loaded, prefix, rule) for rule in _rules(loaded)]
+    head = loaded.card.tensor(architecture.head)
+    everything = slice(0, head.in_features)
+    sites.append(
+        FoldSite(head.name, "norm", architecture.final_norm, everything, (head.name,), head.in_features, tied=head.tied)
+    )
+    return tuple(sites)
+
+
+def fold(loaded: LoadedModel, scales: Mapping[str, Tensor]) -> LoadedModel:
+    """A copy of a model with scales folded in: the same function up to FP32's rounding.
+
+    Args:
+        loaded: the model; stays as it is.
+        scales: by name of site, positive ``[channels]``: what readers' columns are multiplied with.
+
+    Raises:
+        InputError: no such site, or scales that are not positive, finite and one for each channel.
+    """
+    sites = {site.name: site for site in fold_sites(loaded)}
+    copied = replace(loaded, model=copy.deepcopy(loaded.model))
+    for name, scale in scales.items():
+        if name not in sites:
+            msg = f"{name} has no scales to fold; places that have: {', '.join(list(sites)[:4])}, ..."
+            raise InputError(msg)
+        exact = scale.to(device=loaded.device, dtype=torch.float64)
+        if exact.shape != (sites[name].channels,) or not (torch.isfinite(exact) & (exact > 0)).all():
+            msg = f"{name}: scales of shape {tuple(exact.shape)}, expected {sites[name].channels} positive numbers"
+            raise InputError(msg)
+        _fold_site(copied, sites[name], exact)
+    return copied
+
+
+def save_folded(folded: LoadedModel, folder: Path) -> None:
+    """Write a folded model as a Hugging Face folder in FP32, so that nothing of it is lost, with its tokenizer.
+
+    Args:
+        folded: made by `fold`.
+        folder: a new folder.
+    """
+    model: Any = folded.model
+    transformers_logging.disable_progress_bar()
+    try:
+        model.save_pretrained(folder)
+    finally:
+        transformers_logging.enable_progress_bar()
+    for path in sorted(folded.folder.iterdir()):
+        weights = path.suffix in {".safetensors", ".bin", ".pt"} or path.name.endswith(".index.json")
+        if path.is_file() and not weights and not (folder / path.name).exists():
+            shutil.copyfile(path, folder / path.name)
+    scale = embedding_scale(folded.embedding)
+    if scale is not None:
+        write_embedding_scale(folder, scale)
+
+
+def _rules(loaded: LoadedModel) -> Iterator[FoldRule]:
+    parallel = bool(getattr(loaded.model.config, "use_parallel_residual", False))
+    for rule in loaded.architecture.folds:
+        if rule.parallel in {None, parallel}:
+            yield rule
+
+
+def _site(loaded: LoadedModel, prefix: str, rule: FoldRule) -> FoldSite:
+    readers = tuple(prefix + reader for reader in rule.readers)
+    source = prefix + rule.source
+    if rule.kind == "norm":
+        width = loaded.linear(readers[0]).in_features
+        return FoldSite(readers[0], rule.kind, source, slice(0, width), readers, width)
+    place = loaded.sites[source]
+    start = (place.start + place.stop) // 2 if rule.half else place.start
+    channels = place.stop - start
+    repeats = (1, 1)
+    if rule.kind == "value":
+        config: Any = loaded.model.config
+        heads = config.num_key_value_heads
+        repeats = (config.num_attention_heads // heads, heads)
+    return FoldSite(readers[0], rule.kind, place.module, slice(start, place.stop), readers, channels, repeats)
+
+
+def _fold_site(loaded: LoadedModel, site: FoldSite, scale: Tensor) -> None:
+    offset = loaded.architecture.norm_offset if site.kind == "norm" else 0.0
+    source = loaded.model.get_submodule(site.source)
+    for parameter, added in ((_parameter(source, "weight"), offset), (_parameter(source, "bias"), 0.0)):
+        if parameter is not None:
+            part = parameter.data[site.rows]
+            divisor = scale.reshape(-1, *[1] * (part.dim() - 1))
+            part.copy_((part.to(torch.float64) + added) / divisor - added)
+    columns = site.expand(scale)
+    for reader in site.readers:
+        weight = loaded.weight(reader).data
+        weight.copy_(weight.to(torch.float64) * columns)
+    if site.tied:
+        before = embedding_scale(loaded.embedding)
+        factor = 1 / scale if before is None else before.to(torch.float64) / scale
+        set_embedding_scale(loaded.embedding, factor)
+
+
+def _parameter(module: nn.Module, name: str) -> nn.Parameter | None:
+    return dict(module.named_parameters(recurse=False)).get(name)

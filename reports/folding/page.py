@@ -1,0 +1,70 @@
+"""``README.md`` of the folding benchmark from ``results.json``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+_HEAD = """# Folding scales into neighbouring weights
+
+The same function with other weights, at the same bytes: which channel scales lose least when the model is quantised.
+Loss is KL to the FP32 model in nats per token on text that nothing was fitted to; *low* has the engine's int8
+activations (option 0, prefill), *normal* float ones. Uniform models, block 64, the head at 8 bits. Written by
+`python -m reports.folding.run`; its options name the texts.
+
+What is folded: norms into q/k/v and gate/up, up into down, values into the output projection, the final norm into the
+head. A tied head is folded too, which costs one multiplication of the looked-up embedding (an op and 4 bytes per
+channel in the graph); without it neither scales nor rotations of a tied head's input keep the function, see
+`qplan/model/embedding_scale.py`.
+"""
+
+_ENTRIES = (("low", "int8"), ("low", "int4"), ("normal", "int8"), ("normal", "int4"))
+
+
+def write_page(everything: Mapping[str, Any], path: Path) -> None:
+    """Write the page."""
+    lines = [_HEAD]
+    for name, result in everything.items():
+        lines += [f"## {name}, {result['parameters'] / 1e6:.1f} M parameters\n", *_emulated(result), *_engine(result)]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _emulated(result: Mapping[str, Any]) -> Iterator[str]:
+    base = result["methods"]["none"]["rtn"]
+    yield (
+        f"Fitted to {result['fit_tokens']} tokens of {result['calibration']}, judged on {result['tokens']} of "
+        f"{result['text']}. Emulated loss, and over that of no folding and rounding to nearest:\n"
+    )
+    yield "| method | rounding | " + " | ".join(f"{memory}, {width}" for memory, width in _ENTRIES) + " | logits |"
+    yield "|---|---|---|---|---|---|---|"
+    for name, method in result["methods"].items():
+        for rounding in ("rtn", "auto"):
+            if rounding not in method:
+                continue
+            cells = [_cell(method[rounding], base, entry) for entry in _ENTRIES]
+            yield f"| {name} | {rounding} | {' | '.join(cells)} | {method['relative_error']:.1e} |"
+    yield ""
+
+
+def _cell(losses: Mapping[str, Any], base: Mapping[str, Any], entry: tuple[str, str]) -> str:
+    memory, width = entry
+    loss = losses[memory][width]
+    return f"{loss:.2e} ({loss / base[memory][width]:.2f})"
+
+
+def _engine(result: Mapping[str, Any]) -> Iterator[str]:
+    rows = result["engine"]
+    base = rows["none, rtn"]
+    yield "On the engine, INT8, one thread, the fastest of 5 interleaved rounds:\n"
+    yield "| method, rounding | low, prefill | low, decode | normal | bytes | decode, tokens/s | prefill, tokens/s |"
+    yield "|---|---|---|---|---|---|---|"
+    for name, row in rows.items():
+        losses = [
+            f"{row[key]:.2e} ({row[key] / base[key]:.2f})" for key in ("low_nats", "low_decode_nats", "normal_nats")
+        ]
+        yield (
+            f"| {name} | {' | '.join(losses)} | {row['weight_bytes'] + row['graph_bytes']:,} | "
+            f"{row['decode_tokens_per_s']:.0f} | {row['prefill_tokens_per_s']:.0f} |"
+        )
+    yield ""

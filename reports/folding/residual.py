@@ -1,0 +1,73 @@
+"""QuaRot's offline rotation of the residual stream, for models whose head is not tied and whose norms are RMS norms.
+
+``x Q`` has the norm of ``x``: norms' weights go into the linears behind them, what writes to the stream is rotated, and
+what reads it is rotated back (QuaRot, arXiv 2404.00456, section 4, without its online rotations). A tied head cannot
+follow, see `qplan.model.embedding_scale`; a copy with a head of its own shows what it would gain.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from scipy.linalg import hadamard
+from torch import Tensor, nn
+
+from qplan.model.folding import fold_sites
+from qplan.model.load import LoadedModel, load_model
+
+
+def untied_copy(loaded: LoadedModel, folder: Path) -> LoadedModel:
+    """The same model with a head of its own, from a new folder."""
+    model: Any = copy.deepcopy(loaded.model)
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = nn.Parameter(loaded.head.weight.detach().clone(), requires_grad=False)
+    model.save_pretrained(folder)
+    loaded.tokenizer.save_pretrained(folder)
+    return load_model(str(folder))
+
+
+def orthogonal(width: int, seed: int = 0) -> Tensor:
+    """float64 ``[width, width]``: Hadamard's with random signs where the width is a power of two, else a random one."""
+    generator = torch.Generator().manual_seed(seed)
+    if width & (width - 1) == 0:
+        signs = torch.randint(0, 2, (width,), generator=generator, dtype=torch.float64) * 2 - 1
+        return torch.from_numpy(hadamard(width) / width**0.5).to(torch.float64) * signs
+    turned: Tensor = torch.linalg.qr(torch.randn(width, width, generator=generator, dtype=torch.float64))[0]
+    return turned
+
+
+def rotate_residual(loaded: LoadedModel, rotation: Tensor) -> LoadedModel:
+    """A copy of an untied model with its residual stream rotated.
+
+    Raises:
+        ValueError: a tied head.
+    """
+    copied = replace(loaded, model=copy.deepcopy(loaded.model))
+    offset = copied.architecture.norm_offset
+    read = set()
+    for site in fold_sites(copied):
+        if site.kind != "norm":
+            continue
+        if site.tied:
+            msg = "a tied head cannot be rotated"
+            raise ValueError(msg)
+        norm = copied.model.get_submodule(site.source).get_parameter("weight").data
+        for name in site.readers:
+            weight = copied.weight(name).data
+            weight.copy_((weight.to(torch.float64) * (norm.to(torch.float64) + offset)) @ rotation)
+            read.add(name)
+        norm.fill_(1.0 - offset)
+    for spec in copied.card.tensors:
+        if spec.name not in read:
+            weight = copied.weight(spec.name).data
+            weight.copy_(rotation.T @ weight.to(torch.float64))
+            bias = copied.linear(spec.name).bias
+            if bias is not None:
+                bias.data.copy_(rotation.T @ bias.data.to(torch.float64))
+    table = copied.embedding.weight.data
+    table.copy_(table.to(torch.float64) @ rotation)
+    return copied

@@ -1,0 +1,65 @@
+"""Losses of whole plans on MNN's engine: built by qplan's writer, run under both memory settings."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from qplan.formats import QuantFormat
+from qplan.mnn.engine import Engine
+from qplan.mnn.exporter import export_skeleton
+from qplan.mnn.exporter_source import find_exporter
+from qplan.mnn.runtime import RuntimeConfig
+from qplan.mnn.skeleton import Skeleton, folder_bytes
+from qplan.mnn.writer import build_model
+from qplan.model.load import LoadedModel
+from qplan.quantize import StoredTensor
+from qplan.sensitivity.metrics import TokenStats
+from qplan.sensitivity.rounding import Rounder
+from qplan.sensitivity.table import Memory
+from qplan.verify.reference import Reference
+from reports.peers.judge import Entry, Verdict, verdicts_of
+from reports.peers.plans import distinct
+
+
+def open_skeleton(loaded: LoadedModel, folder: Path) -> Skeleton:
+    """The exported graph of a model, made once."""
+    home = folder / f"skeleton-{loaded.card.sha256[:8]}"
+    if home.is_dir():
+        return Skeleton.open(home)
+    print(f"exporting the graph with {find_exporter(None).version}")
+    return export_skeleton(loaded.folder, home)
+
+
+def run_on_engine(
+    entries: Sequence[Entry],
+    skeleton: Skeleton,
+    reference: Reference,
+    memory: Memory,
+    *,
+    rounder: Rounder,
+    folder: Path,
+) -> list[Verdict]:
+    """Build every plan, equal ones once, and compare its logits with the reference's; bytes are those on disk."""
+    stats: dict[str, TokenStats] = {}
+    totals: dict[str, int] = {}
+    home, context = folder / "built", rounder.loaded.card.context
+    for key, formats in distinct(entry.formats for entry in entries).items():
+        _build(skeleton, formats, rounder, home)
+        try:
+            with Engine(home, RuntimeConfig(memory), context=context) as engine:
+                stats[key] = reference.compare(engine.logits)
+            totals[key] = folder_bytes(home).total
+        finally:
+            shutil.rmtree(home)
+        print(f"engine, memory {memory}, rounding {rounder.rounding}: {len(stats)} plans")
+    return verdicts_of(entries, stats, totals, memory, rounder.rounding)
+
+
+def _build(skeleton: Skeleton, formats: dict[str, QuantFormat], rounder: Rounder, home: Path) -> None:
+    def source(name: str) -> Callable[[], StoredTensor]:
+        return lambda: rounder.store(name, formats[name])
+
+    tensors = {spec.op_name: source(spec.name) for spec in rounder.loaded.card.tensors}
+    build_model(skeleton, tensors, home, runtime=RuntimeConfig(), replace=True)

@@ -1,0 +1,46 @@
+"""Losses of built models and of llmexport's own exports, on the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from qplan.mnn.engine import Engine
+from qplan.mnn.exporter import export
+from qplan.mnn.exporter_source import ExportOptions, find_exporter
+from qplan.mnn.runtime import RuntimeConfig
+from qplan.mnn.skeleton import Skeleton
+from qplan.mnn.writer import build_model
+from qplan.quantize import StoredTensor
+from qplan.sensitivity.rounding import Rounder
+from qplan.verify.reference import Reference
+from reports.rounding.subject import BLOCK, Subject
+
+NORMAL = RuntimeConfig("normal")
+
+
+def build(subject: Subject, skeleton: Skeleton, rounder: Rounder, bits: int, out: Path) -> None:
+    """Build a model with all linears at one width."""
+    formats = subject.formats(bits)
+
+    def source(name: str) -> Callable[[], StoredTensor]:
+        return lambda: rounder.store(name, formats[name])
+
+    tensors = {spec.op_name: source(spec.name) for spec in subject.loaded.card.tensors}
+    build_model(skeleton, tensors, out, runtime=NORMAL, replace=True)
+
+
+def exported_nats(subject: Subject, bits: int, out: Path, ref: Reference, *others: str) -> float | None:
+    """Export with llmexport's own quantiser, and run it under memory normal; None where it cannot pack the width."""
+    if bits not in find_exporter().packable_bits:
+        return None
+    head = subject.formats(bits)[subject.loaded.architecture.head].bits
+    options = ExportOptions(bits, BLOCK, lm_bits=head, lm_block=BLOCK, others=others)
+    export(subject.loaded.folder, out, options, replace=True)
+    return engine_nats(subject, out, ref)
+
+
+def engine_nats(subject: Subject, folder: Path, reference: Reference) -> float:
+    """Run a folder under memory normal."""
+    with Engine(folder, NORMAL, context=subject.loaded.card.context) as engine:
+        return reference.compare(engine.logits).kl_nats
