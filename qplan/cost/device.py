@@ -31,6 +31,15 @@ class OpTime:
 
 
 @dataclass(frozen=True)
+class TimedModel:
+    """One whole model, as it was timed; the ops' times follow from all of them."""
+
+    label: str
+    prefill_ms: float
+    decode_ms: float
+
+
+@dataclass(frozen=True)
 class DeviceProfile:
     """Times of one model's ops on one machine."""
 
@@ -49,6 +58,8 @@ class DeviceProfile:
     base_decode_ms: float
     """Per token."""
     ops: tuple[OpTime, ...]
+    models: tuple[TimedModel, ...] = ()
+    """What was measured."""
 
     def prefill_ms(self, spec: TensorSpec, fmt: QuantFormat) -> float:
         """Time of a tensor in a prefill, beyond the base format's.
@@ -114,4 +125,5 @@ class DeviceProfile:
         body = {
             k: v for k, v in read_json(path, KIND, SCHEMA).items() if k not in ("kind", "schema", "inputs", "versions")
         }
-        return cls(**(body | {"ops": tuple(OpTime(**op) for op in body["ops"])}))
+        ops = tuple(OpTime(**op) for op in body["ops"])
+        return cls(**(body | {"ops": ops, "models": tuple(TimedModel(**model) for model in body.get("models", ()))}))

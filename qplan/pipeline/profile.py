@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from qplan.artifact import versions
-from qplan.cost.device import DeviceProfile, OpTime
+from qplan.cost.device import DeviceProfile, OpTime, TimedModel
 from qplan.cost.target import DEFAULT_TARGET, Target, find_target
 from qplan.formats import FP16, INT8, QuantFormat
 from qplan.mnn.engine import Engine, SpeedSample
@@ -118,6 +118,10 @@ def profile(
             OpTime(*shape, fmt.name, counts[shape], prefill.get((shape, fmt), 0.0), decode.get((shape, fmt), 0.0))
             for shape, formats in classes.items()
             for fmt in (INT8.resolve(shape[1]), *formats)
+        ),
+        models=tuple(
+            TimedModel(label, min(t.prefill_ms for t in rounds), min(t.decode_ms for t in rounds))
+            for label, rounds in times.items()
         ),
     )
 

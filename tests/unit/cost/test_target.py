@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qplan.cost.device import DeviceProfile, OpTime
+from qplan.cost.device import DeviceProfile, OpTime, TimedModel
 from qplan.cost.file_bytes import FixedBytes
 from qplan.cost.target import find_target, targets
 from qplan.errors import InputError
@@ -63,7 +63,9 @@ def test_a_profile_adds_times_up(tmp_path_factory: pytest.TempPathFactory) -> No
     card = make_table().model
     shapes = dict.fromkeys((s.out_features, s.in_features) for s in card.tensors)
     ops = [OpTime(*shape, name, 4, *times) for shape in shapes for name, times in TIMES.items()]
-    profile = DeviceProfile("a machine", "3.6.1", "cpu-x86", "low", 1, 128, card.sha256, "int8", 10.0, 2.0, tuple(ops))
+    profile = DeviceProfile(
+        "a machine", "3.6.1", "cpu-x86", "low", 1, 128, card.sha256, "int8", 10.0, 2.0, tuple(ops), MODELS
+    )
     path = tmp_path_factory.mktemp("device") / "device.json"
     profile.write(path)
     assert DeviceProfile.read(path) == profile
@@ -80,6 +82,7 @@ def test_a_profile_adds_times_up(tmp_path_factory: pytest.TempPathFactory) -> No
         DeviceProfile.read(path.with_name("none.json"))
 
 
+MODELS = (TimedModel("base", 10.0, 2.0),)
 TIMES = {"int8": (0.0, 0.0), "int4": (-4.0, -1.0), "fp16": (8.0, 4.0)}
 
 
