@@ -95,6 +95,7 @@ def run_analyze(options: AnalyzeOptions, run: Run, say: Say, progress: Progress)
             loaded,
             calibration,
             options.memory,
+            dynamic_option=options.dynamic_option,
             rounding=options.rounding,
             batch_size=options.batch_size,
             device=options.device,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -15,7 +15,7 @@ from torch import Tensor
 from qplan.artifact import read_json, write_json
 from qplan.calibration import CalibrationSet
 from qplan.errors import MeasurementError, StaleArtifactError
-from qplan.formats import QuantFormat
+from qplan.formats import DynamicOption, QuantFormat
 from qplan.mnn.folder import new_folder
 from qplan.model.card import ModelCard
 from qplan.model.folding import fold, fold_sites, save_folded
@@ -24,7 +24,8 @@ from qplan.model.source import sha256_model
 from qplan.pipeline.rounder import run_rounder
 from qplan.pipeline.runs import Run
 from qplan.planner.uniform import uniform_formats
-from qplan.sensitivity.fold_evidence import Evidence, gather_evidence
+from qplan.quantize import Int8Activations
+from qplan.sensitivity.fold_evidence import Evidence, gather_evidence, passes
 from qplan.sensitivity.fold_fit import expected_loss, fit_scales
 from qplan.sensitivity.joint import joint_losses
 from qplan.sensitivity.measurement import Memory, memories_of
@@ -116,13 +117,27 @@ def load_analysed(run: Run, card: ModelCard, say: Say) -> AnalysedModel:
         StaleArtifactError: the model, or what it was folded to, has changed.
     """
     record = fold_of(run, card)
-    source = card.source if record is None else str(run.folded)
-    say(f"loading {source}")
-    loaded = load_model(source)
+    say(f"loading {card.source if record is None else run.folded}")
+    if record is not None:
+        return AnalysedModel(_load_folded(run, record), _load_original(record))
+    loaded = load_model(card.source)
     if loaded.card.sha256 != card.sha256:
-        msg = f"{source} has changed since {run.sensitivity} was made; run 'qplan analyze' with --restart"
+        msg = f"{card.source} has changed since {run.sensitivity} was made; run 'qplan analyze' with --restart"
         raise StaleArtifactError(msg)
-    return AnalysedModel(loaded, loaded if record is None else _load_original(record))
+    return AnalysedModel(loaded, loaded)
+
+
+def _load_folded(run: Run, record: FoldRecord, device: str = "cpu") -> LoadedModel:
+    """The folded model, under the name that the user gave the original.
+
+    Raises:
+        StaleArtifactError: it is another one now.
+    """
+    folded = load_model(str(run.folded), device=device)
+    if folded.card.sha256 != record.folded_sha256:
+        msg = f"{run.folded} has changed since it was made; run 'qplan analyze' with --restart"
+        raise StaleArtifactError(msg)
+    return replace(folded, card=replace(folded.card, source=record.original))
 
 
 def _load_original(record: FoldRecord) -> LoadedModel:
@@ -144,6 +159,7 @@ def run_fold(
     calibration: CalibrationSet,
     memory: Memory,
     *,
+    dynamic_option: DynamicOption,
     rounding: str,
     batch_size: int,
     device: str,
@@ -166,6 +182,7 @@ def run_fold(
         "fit": calibration.fit_sha256,
         "judge": calibration.sha256,
         "memory": memory,
+        "dynamic_option": str(dynamic_option),
         "rounding": rounding,
     }
     if run.fold.is_file() and read_json(run.fold, KIND, SCHEMA)["inputs"] == inputs:
@@ -173,16 +190,20 @@ def run_fold(
     else:
         run.fold.unlink(missing_ok=True)
         record = _decide(
-            run, loaded, calibration, memory, rounding=rounding, batch_size=batch_size, say=say, progress=progress
+            run,
+            loaded,
+            calibration,
+            memory,
+            dynamic_option=dynamic_option,
+            rounding=rounding,
+            batch_size=batch_size,
+            say=say,
+            progress=progress,
         )
         record.write(run.fold, inputs)
     if record.folded_sha256 is None:
         return loaded, record.note
-    folded = load_model(str(run.folded), device=device)
-    if folded.card.sha256 != record.folded_sha256:
-        msg = f"{run.folded} has changed since it was made; run 'qplan analyze' with --restart"
-        raise StaleArtifactError(msg)
-    return folded, record.note
+    return _load_folded(run, record, device), record.note
 
 
 def fitted_scales(
@@ -195,19 +216,23 @@ def fitted_scales(
 ) -> dict[str, Tensor]:
     """Scales of every site, fitted to ``tokens [rows, seq_len]``."""
     sites = fold_sites(loaded)
-    plans = _uniform(loaded)
-    evidence: list[Evidence] = []
+    plans = list(_uniform(loaded).values())
     memories = memories_of(memory)
+
+    def gather() -> Iterator[Evidence]:
+        return gather_evidence(loaded, tokens, sites, batch_size=batch_size)
+
+    # a model whose evidence is too much to keep is run again once its total loss is known
+    kept = list(gather()) if passes(loaded, sites, tokens.numel()) == 1 else None
     totals = torch.zeros(len(memories), len(plans), device=loaded.device)
-    for found in gather_evidence(loaded, tokens, sites, batch_size=batch_size):
-        evidence.append(found)
+    for found in gather() if kept is None else kept:
         ones = torch.ones(found.site.channels, device=loaded.device)
-        totals += expected_loss(found, loaded, ones, list(plans.values()), memories)
+        totals += expected_loss(found, loaded, ones, plans, memories)
     scales = {}
-    for number, found in enumerate(evidence):
-        scales[found.site.name] = fit_scales(found, loaded, list(plans.values()), totals, memories)
+    for number, found in enumerate(gather() if kept is None else kept):
+        scales[found.site.name] = fit_scales(found, loaded, plans, totals, memories)
         if progress is not None:
-            progress(number + 1, len(evidence))
+            progress(number + 1, len(sites))
     return scales
 
 
@@ -217,6 +242,7 @@ def _decide(
     calibration: CalibrationSet,
     memory: Memory,
     *,
+    dynamic_option: DynamicOption,
     rounding: str,
     batch_size: int,
     say: Say,
@@ -232,6 +258,7 @@ def _decide(
         save_folded(folded, draft)
     sha256 = sha256_model(run.folded)
     folded = replace(folded, card=replace(folded.card, sha256=sha256))
+    activations = Int8Activations("prefill", dynamic_option)
     losses: dict[str, dict[str, float]] = {}
     caches: dict[str, StoredCache | None] = {}
     for label, model in (("original", loaded), ("folded", folded)):
@@ -239,7 +266,9 @@ def _decide(
         rounder = run_rounder(run, model, calibration, rounding, batch_size=batch_size, progress=progress)
         losses[label], caches[label] = {}, rounder.cache
         for setting in memories_of(memory):
-            found = joint_losses(model, judge, _uniform(model), setting, batch_size=batch_size, rounder=rounder)
+            found = joint_losses(
+                model, judge, _uniform(model), setting, activations, batch_size=batch_size, rounder=rounder
+            )
             losses[label] |= {f"{name}, memory {setting}": stats.kl_nats for name, stats in found.items()}
     pays = math.prod(_ratio(losses, name) for name in losses["original"]) < 1
     rejected = caches["original" if pays else "folded"]

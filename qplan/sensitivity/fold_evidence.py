@@ -44,7 +44,7 @@ class Evidence:
 def gather_evidence(
     loaded: LoadedModel, tokens: Tensor, sites: Sequence[FoldSite], *, batch_size: int = 4, seed: int = 0
 ) -> Iterator[Evidence]:
-    """See what goes through the readers of folds; memory is bounded by `PASS_BYTES`.
+    """See what goes through the readers of folds; one pass' evidence, at most `PASS_BYTES`, is in memory at a time.
 
     Args:
         loaded: the model.
@@ -114,6 +114,11 @@ class _Pass:
             squares = slope.square()
             self.along[name], self.columns[name] = squares.sum(1), squares.sum(0)
         self.slopes.clear()
+
+
+def passes(loaded: LoadedModel, sites: Sequence[FoldSite], tokens: int) -> int:
+    """How many passes over the tokens `gather_evidence` takes."""
+    return len(list(_chunks(loaded, sites, tokens)))
 
 
 def _chunks(loaded: LoadedModel, sites: Sequence[FoldSite], tokens: int) -> Iterator[list[FoldSite]]:

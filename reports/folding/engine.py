@@ -56,6 +56,7 @@ def on_engine(
     built: dict[str, Path] = {}
     losses: dict[str, dict[str, float]] = {}
     context = reference.card.context
+    target = EngineTarget.of(EngineVersion.installed())
     with reference_logits(reference, rows) as answers:
         for label, rounder in rounders.items():
             loaded = load_model(str(rounder.loaded.folder))
@@ -66,7 +67,6 @@ def on_engine(
                 input_scale=None if scale is None else scale.numpy(),
                 replace=True,
             )
-            target = EngineTarget.of(EngineVersion.installed())
             shop = Workshop(loaded, skeleton, Trial(answers), "", "", work, print, target)
             built[label] = work / label / "model"
             shop.build(formats, built[label], RuntimeConfig(), rounder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,31 @@ channel in the graph); without it neither scales nor rotations of a tied head's 
 `qplan/model/embedding_scale.py`.
 """
 
+_RESULTS = Path(__file__).with_name("results.json")
 _ENTRIES = (("low", "int8"), ("low", "int4"), ("normal", "int8"), ("normal", "int4"))
+
+
+def found_before() -> dict[str, Any]:
+    """Results by model."""
+    return dict(json.loads(_RESULTS.read_text(encoding="utf-8"))) if _RESULTS.is_file() else {}
+
+
+def keep(everything: Mapping[str, Any]) -> None:
+    """Write ``results.json`` and the page."""
+    _RESULTS.write_text(json.dumps(everything, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    write_page(everything, _RESULTS.with_name("README.md"))
 
 
 def write_page(everything: Mapping[str, Any], path: Path) -> None:
     """Write the page."""
     lines = [_HEAD]
     for name, result in everything.items():
-        lines += [f"## {name}, {result['parameters'] / 1e6:.1f} M parameters\n", *_emulated(result), *_engine(result)]
+        lines += [
+            f"## {name}, {result['parameters'] / 1e6:.1f} M parameters\n",
+            *_emulated(result),
+            *_engine(result),
+            *_residual(result),
+        ]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
@@ -67,4 +85,19 @@ def _engine(result: Mapping[str, Any]) -> Iterator[str]:
             f"| {name} | {' | '.join(losses)} | {row['weight_bytes'] + row['graph_bytes']:,} | "
             f"{row['decode_tokens_per_s']:.0f} | {row['prefill_tokens_per_s']:.0f} |"
         )
+    yield ""
+
+
+def _residual(result: Mapping[str, Any]) -> Iterator[str]:
+    if "residual" not in result:
+        return
+    base = result["residual"]["tied"]
+    yield (
+        f"A rotation of the residual stream needs a head of its own; what it would gain on a copy that has one, judged "
+        f"on {result['residual_tokens']} tokens, rounded to nearest:\n"
+    )
+    yield "| model | " + " | ".join(f"{memory}, {width}" for memory, width in _ENTRIES) + " |"
+    yield "|---|---|---|---|---|"
+    for name, losses in result["residual"].items():
+        yield f"| {name} | {' | '.join(_cell(losses, base, entry) for entry in _ENTRIES)} |"
     yield ""

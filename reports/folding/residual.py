@@ -3,11 +3,15 @@
 ``x Q`` has the norm of ``x``: norms' weights go into the linears behind them, what writes to the stream is rotated, and
 what reads it is rotated back (QuaRot, arXiv 2404.00456, section 4, without its online rotations). A tied head cannot
 follow, see `qplan.model.embedding_scale`; a copy with a head of its own shows what it would gain.
+
+    python -m reports.folding.residual --model FOLDER --text FILE    # after reports.folding.run for the same model
 """
 
 from __future__ import annotations
 
+import argparse
 import copy
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +20,13 @@ import torch
 from scipy.linalg import hadamard
 from torch import Tensor, nn
 
+from qplan.calibration import load_text, tokenise
 from qplan.model.folding import fold_sites
 from qplan.model.load import LoadedModel, load_model
+from qplan.pipeline.fold import check_equal
+from qplan.sensitivity.rounding import Rounder
+from reports.folding.page import found_before, keep
+from reports.folding.run import emulated
 
 
 def untied_copy(loaded: LoadedModel, folder: Path) -> LoadedModel:
@@ -71,3 +80,33 @@ def rotate_residual(loaded: LoadedModel, rotation: Tensor) -> LoadedModel:
     table = copied.embedding.weight.data
     table.copy_(table.to(torch.float64) @ rotation)
     return copied
+
+
+def main() -> None:
+    """Run for one model whose head is tied."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--text", required=True)
+    parser.add_argument("--seq-len", type=int, default=128)
+    parser.add_argument("--tokens", type=int, default=2048)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    loaded = load_model(options.model)
+    text = load_text(options.text, loaded.tokenizer)
+    limits = {"context": loaded.card.context, "vocabulary": loaded.card.vocabulary, "seed": 0}
+    samples = options.tokens // options.seq_len
+    judge = tokenise(text, loaded.tokenizer, samples=samples, seq_len=options.seq_len, **limits)
+    tokens = torch.from_numpy(judge.tokens)
+    with tempfile.TemporaryDirectory(prefix="qplan-untied-") as scratch:
+        untied = untied_copy(loaded, Path(scratch) / "model")
+        rotated = rotate_residual(untied, orthogonal(untied.embedding.embedding_dim))
+        check_equal(loaded, rotated, tokens[:2])
+        models = {"tied": loaded, "its own head": untied, "its own head, stream rotated": rotated}
+        found = {name: emulated(Rounder(model), tokens) for name, model in models.items()}
+    everything = found_before()
+    everything[Path(options.model).name] |= {"residual": found, "residual_tokens": tokens.numel()}
+    keep(everything)
+
+
+if __name__ == "__main__":
+    main()

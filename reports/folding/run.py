@@ -4,6 +4,7 @@ Run from the repository's root with
 
     python -m reports.folding.run                                           # the embedded model
     python -m reports.folding.run --model FOLDER --calib FILE --text FILE   # another one
+    python -m reports.folding.residual --model FOLDER --text FILE           # then, for one with a tied head
 
 Adds the model to ``results.json`` and writes ``README.md`` beside it. Scales and rounding are fitted to windows of
 ``--calib``; all losses are those on ``--text``.
@@ -12,7 +13,6 @@ Adds the model to ``results.json`` and writes ``README.md`` beside it. Scales an
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Sequence
@@ -35,10 +35,9 @@ from qplan.sensitivity.joint import joint_losses
 from qplan.sensitivity.rounding import Rounder
 from reports.folding.engine import on_engine
 from reports.folding.methods import MEMORIES, awq, fitted, root, smoothquant, smoothquant_grid
-from reports.folding.page import write_page
+from reports.folding.page import found_before, keep
 from reports.folding.rotation import Rotation, rotate_values, rotation_of
 
-HOME = Path(__file__).parent
 BITS = (8, 4)
 ROTATIONS: tuple[Rotation, ...] = ("hadamard", "random", "pca")
 WITHOUT = "qplan's fit, without the tied head"
@@ -153,11 +152,9 @@ def main() -> None:
         "methods": methods,
         "engine": engine,
     }
-    path = HOME / "results.json"
-    everything = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    everything = found_before()
     everything[Path(options.model).name] = results
-    path.write_text(json.dumps(everything, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    write_page(everything, HOME / "README.md")
+    keep(everything)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,9 @@ from qplan.errors import MeasurementError, StaleArtifactError
 from qplan.model.folding import fold, fold_sites, save_folded
 from qplan.model.load import LoadedModel, load_model
 from qplan.pipeline import fold as folding
-from qplan.pipeline.fold import FoldRecord, check_equal, fold_of, load_analysed, run_fold
+from qplan.pipeline.fold import FoldRecord, check_equal, fitted_scales, fold_of, load_analysed, run_fold
 from qplan.pipeline.runs import Run
+from qplan.sensitivity import fold_evidence, fold_fit
 from tests.unit.tiny_models import VOCABULARY, words
 
 
@@ -42,6 +43,7 @@ def _fold(run: Run, loaded: LoadedModel, tokens: CalibrationSet) -> tuple[Loaded
         loaded,
         tokens,
         "low",
+        dynamic_option=0,
         rounding="auto",
         batch_size=2,
         device="cpu",
@@ -70,6 +72,7 @@ def test_a_fold_that_pays_is_kept_and_found_again(
     assert "weights are folded" in note
     # what the original was rounded to is of no use any more
     assert len(list(run.rounding.glob("tensors-*"))) == 1
+    assert folded.card.source == outlying.card.source
     assert fold_of(run, folded.card) == record
     assert fold_of(run, outlying.card) is None
     model = load_analysed(run, folded.card, lambda _: None)
@@ -96,6 +99,18 @@ def test_a_fold_that_does_not_pay_is_left_out_and_said(
     assert len(list(run.rounding.glob("tensors-*"))) == 1
     assert FoldRecord.read(run.fold).folded_sha256 is None
     assert fold_of(run, qwen2.card) is None
+
+
+def test_evidence_that_is_too_much_to_keep_is_gathered_again(
+    qwen2: LoadedModel, tokens: CalibrationSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit = torch.from_numpy(tokens.fit)
+    monkeypatch.setattr(fold_fit, "_STEPS", 3)
+    kept = fitted_scales(qwen2, fit, "low")
+    monkeypatch.setattr(fold_evidence, "PASS_BYTES", 1)
+    again = fitted_scales(qwen2, fit, "low")
+    assert set(kept) == {site.name for site in fold_sites(qwen2)}
+    assert all(torch.allclose(kept[name], again[name], rtol=1e-3) for name in kept)
 
 
 def test_another_function_is_refused(qwen2: LoadedModel, tokens: CalibrationSet) -> None:

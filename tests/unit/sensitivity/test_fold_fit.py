@@ -134,9 +134,9 @@ def test_published_strengths(outlying: LoadedModel, tokens: Tensor) -> None:
 
 def test_a_model_without_int8_activations_is_fitted_to_weights_alone(outlying: LoadedModel, tokens: Tensor) -> None:
     seen = replace(_evidence(outlying, tokens)[3])
-    plans = [dict.fromkeys(seen.site.readers, INT4)]
+    plans = [dict.fromkeys(seen.site.readers, INT8)]
     totals = expected_loss(seen, outlying, torch.ones(seen.site.channels), plans, ("normal",))
     low, normal = (fit_scales(seen, outlying, plans, totals, (memory,)) for memory in ("low", "normal"))
     assert not torch.allclose(low, normal, rtol=0.01)
     weights = [float(expected_loss(seen, outlying, scale, plans, ("normal",))) for scale in (low, normal)]
-    assert weights[1] < weights[0]
+    assert weights[1] < 0.99 * weights[0]
