@@ -23,7 +23,8 @@ def sensitivity_table(table: SensitivityTable) -> Table:
     losses = table.losses()
     worst = sorted(table.model.tensors, key=lambda spec: -max(loss.kl_nats for loss in losses[spec.name].values()))
     title = f"Most sensitive of {len(worst)} tensors: KL to FP32, nats per token, memory {table.goal}"
-    view = Table(title=title, box=SIMPLE_HEAD)
+    # seven widths fit into 80 columns
+    view = Table(title=title, box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     view.add_column("layer, tensor", no_wrap=True)
     for shown_name in shown.values():
         view.add_column(shown_name, justify="right", no_wrap=True)

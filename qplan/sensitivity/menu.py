@@ -26,17 +26,14 @@ def resolve_menu(
     """
     menu: Menu = {}
     changed: dict[tuple[QuantFormat, tuple[QuantFormat, ...], int], list[str]] = {}
-    skipped: list[str] = []
+    skipped: dict[str, list[str]] = {}
     garbled: list[str] = []
     for spec in card.tensors:
         usable: list[QuantFormat] = []
         for fmt in formats:
             resolved = fmt.resolve(spec.in_features)
             if not spec.allows(resolved):
-                skipped.append(
-                    f"{spec.name} is not measured in {fmt}: it is tied to the embedding, whose lookup the engine "
-                    f"decodes right at {', '.join(map(str, TIED_BITS))} bits only"
-                )
+                skipped.setdefault(spec.name, []).append(str(fmt))
                 continue
             choices: tuple[QuantFormat, ...]
             choices = (resolved,) if resolved == fmt or spec.tied else (resolved, fmt.halved(spec.in_features))
@@ -58,10 +55,15 @@ def resolve_menu(
         f"blocks of {fmt.block} do not divide rows of {width} weights"
         for (fmt, choices, width), names in changed.items()
     ]
+    notes += [
+        f"{name} is not measured in {', '.join(out)}: it is tied to the embedding, whose lookup the engine decodes right "
+        f"at {', '.join(map(str, TIED_BITS))} bits only"
+        for name, out in skipped.items()
+    ]
     if garbled:
         left = ", ".join(dict.fromkeys(garbled))
-        skipped.append(f"{left} are not measured: the engine garbles them with a scale per block (dynamic_option 2)")
-    return menu, (*notes, *skipped)
+        notes.append(f"{left} are not measured: the engine garbles them with a scale per block (dynamic_option 2)")
+    return menu, tuple(notes)
 
 
 def _names(names: list[str]) -> str:
