@@ -56,8 +56,8 @@ def resolve_menu(
         for (fmt, choices, width), names in changed.items()
     ]
     notes += [
-        f"{name} is not measured in {', '.join(out)}: it is tied to the embedding, whose lookup the engine decodes right "
-        f"at {', '.join(map(str, TIED_BITS))} bits only"
+        f"{name} is not measured in {', '.join(out)}: it is tied to the embedding, whose lookup the engine decodes "
+        f"right at {', '.join(map(str, TIED_BITS))} bits only"
         for name, out in skipped.items()
     ]
     if garbled:
