@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -44,15 +44,15 @@ def run_on_engine(
     """Build every plan, equal ones once, and compare its logits with the reference's; bytes are those on disk."""
     stats: dict[str, TokenStats] = {}
     totals: dict[str, int] = {}
-    home, context = folder / "built", rounder.loaded.card.context
+    context = rounder.loaded.card.context
     for key, formats in distinct(entry.formats for entry in entries).items():
-        _build(skeleton, formats, rounder, home)
-        try:
+        # a folder of its own: another run may share the parent
+        with tempfile.TemporaryDirectory(dir=folder) as parent:
+            home = Path(parent) / "built"
+            _build(skeleton, formats, rounder, home)
             with Engine(home, RuntimeConfig(memory), context=context) as engine:
                 stats[key] = reference.compare(engine.logits)
             totals[key] = folder_bytes(home).total
-        finally:
-            shutil.rmtree(home)
         print(f"engine, memory {memory}, rounding {rounder.rounding}: {len(stats)} plans")
     return verdicts_of(entries, stats, totals, memory, rounder.rounding)
 
@@ -62,4 +62,4 @@ def _build(skeleton: Skeleton, formats: dict[str, QuantFormat], rounder: Rounder
         return lambda: rounder.store(name, formats[name])
 
     tensors = {spec.op_name: source(spec.name) for spec in rounder.loaded.card.tensors}
-    build_model(skeleton, tensors, home, runtime=RuntimeConfig(), replace=True)
+    build_model(skeleton, tensors, home, runtime=RuntimeConfig())
