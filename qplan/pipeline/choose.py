@@ -71,7 +71,7 @@ def choose_plan(
         return make_plan(table, budget, fixed, rules=rules, ceilings=(*limits, *ceilings), minimise=minimise)
 
     plan = solve()
-    found = largest_uniform(table.model, fixed, plan.budget_bytes, rules.uniform_scale_bits)
+    found = largest_uniform(table.model, rules.uniform_fixed or fixed, plan.budget_bytes, rules.uniform_scale_bits)
     if found is None:
         return plan
     name, uniform = found
@@ -94,15 +94,11 @@ def choose_plan(
             plan = solve(ceilings)
         except InfeasibleError:
             break  # nothing is below the ceiling
-    if (
-        replace(rules, uniform_scale_bits=16) != Rules()
-        or limits
-        or minimise is not None
-        or uniform_loss(uniform, table.kl(table.goal)) is None
-    ):
+    restricted = rules.restricts or limits or minimise is not None
+    if restricted or uniform_loss(uniform, table.kl(table.goal)) is None:
         note = f"worse than uniform {name} on held-out tokens; it needs other rules or more --formats to be better"
         return replace(plan, notes=(*plan.notes, note))
-    return _give_way(table, budget, fixed, name, uniform)
+    return _give_way(table, budget, fixed, rules, name=name, uniform=uniform)
 
 
 def with_price_of_nearest(
@@ -135,10 +131,18 @@ def _give_way(
     table: SensitivityTable,
     budget: str | Sequence[str],
     fixed: FixedBytes,
+    rules: Rules,
+    *,
     name: str,
     uniform: Mapping[str, QuantFormat],
 ) -> Plan:
-    plan = make_plan(table, budget, fixed, pins=uniform)
+    if rules.uniform_fixed is not None and rules.uniform_fixed.total < fixed.total:
+        msg = (
+            f"no mix of the folded weights is better than uniform {name} on held-out tokens, and theirs is "
+            f"{fixed.total - rules.uniform_fixed.total:,} bytes larger; analyze with --fold off --restart"
+        )
+        raise InfeasibleError(msg)
+    plan = make_plan(table, budget, fixed, rules=replace(rules, pins=uniform))
     note = f"no mix was better than uniform {name} on held-out tokens: the plan is uniform {name}"
     return replace(plan, notes=(*plan.notes, note))
 

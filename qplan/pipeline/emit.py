@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -191,14 +192,14 @@ class _Job:
         """What llmexport can make: it knows no factor of the embedding, and takes the original where there is one."""
         return self.model.loaded if self.model.loaded.embedding_scale is None else self.model.original
 
-    def uniform_shop(self, shop: Workshop) -> Workshop:
-        """Where uniform models are built: from the original, since MNN's exporter knows nothing of folds."""
+    @cached_property
+    def uniform_skeleton(self) -> Skeleton:
+        """What uniform models are built from: the original's graph, since MNN's exporter knows nothing of folds."""
         original = self.model.original
         if original is self.model.loaded:
-            return shop
+            return self.skeleton
         c4 = self.options.target.c4
-        skeleton = run_skeleton(self.run, original, self.options.llmexport, self.say, c4=c4, unfolded=True)
-        return replace(shop, loaded=original, skeleton=skeleton)
+        return run_skeleton(self.run, original, self.options.llmexport, self.say, c4=c4, unfolded=True)
 
 
 def _prove(job: _Job, shop: Workshop, first: Check, plan: Plan, gain: BlockGain | None) -> tuple[Plan, Verification]:
@@ -222,7 +223,7 @@ def _prove(job: _Job, shop: Workshop, first: Check, plan: Plan, gain: BlockGain 
         first=first,
         rounder=job.rounder,
         speeds=speeds,
-        uniform=job.uniform_shop(shop),
+        uniform=replace(shop, loaded=job.model.original, skeleton=job.uniform_skeleton),
     )
     if job.options.engine is not None:
         expected = stored_logits(job.rounder, plan.formats, shop.token_ids)
@@ -235,9 +236,11 @@ def _prove(job: _Job, shop: Workshop, first: Check, plan: Plan, gain: BlockGain 
 def _planned(job: _Job, given: Plan | None) -> tuple[Plan, BlockGain | None]:
     """The plan; with the gain of ``dynamic_option`` 2 if that still hangs on the built model's speed."""
     options, table, fixed = job.options, job.table, fixed_bytes(job.skeleton)
+    rules = replace(options.wanted.rules, uniform_fixed=fixed_bytes(job.uniform_skeleton))
+    wanted = replace(options.wanted, rules=rules)
     plan = given or choose_wanted(
         table if options.dynamic_option != 2 else computable(table),
-        retarget_wanted(options.wanted, table, fixed, options.target),
+        retarget_wanted(wanted, table, fixed, options.target),
         fixed,
         job.run,
         rounder=job.rounder,

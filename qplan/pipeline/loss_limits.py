@@ -154,7 +154,7 @@ def _repaired(
         limits=limits,
         evaluations=evaluations,
     )
-    found = largest_uniform(table.model, fixed, plan.budget_bytes, rules.uniform_scale_bits)
+    found = largest_uniform(table.model, rules.uniform_fixed or fixed, plan.budget_bytes, rules.uniform_scale_bits)
     if better is plan or found is None:
         return better
     name, uniform = found

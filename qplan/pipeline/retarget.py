@@ -62,7 +62,7 @@ def retarget_wanted(wanted: Wanted, table: SensitivityTable, fixed: FixedBytes, 
         if match is None:
             return budget
         formats = uniform_formats(table.model, int(match[1]), target.scale_bits)
-        return f"{file_bytes(table.model, formats, fixed).total}B"
+        return f"{file_bytes(table.model, formats, wanted.rules.uniform_fixed or fixed).total}B"
 
     rules = replace(wanted.rules, uniform_scale_bits=target.scale_bits)
     return replace(wanted, budgets=tuple(map(bytes_of, wanted.budgets)), rules=rules)

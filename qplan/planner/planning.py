@@ -62,6 +62,13 @@ class Rules:
     """Where the plan runs: formats that are not legal there are not chosen."""
     uniform_scale_bits: int = 16
     """Bits of the scales of the uniform export that the plan is held against; some engines read 32 only."""
+    uniform_fixed: FixedBytes | None = None
+    """What that export ships whatever its width, if less than a plan: a folded tied head adds an op to the graph."""
+
+    @property
+    def restricts(self) -> bool:
+        """Whether the user asked for anything."""
+        return replace(self, uniform_scale_bits=16, uniform_fixed=None) != Rules()
 
     @classmethod
     def of(cls, plan: Plan) -> Rules:
@@ -158,7 +165,8 @@ def make_plan(
     """
     rules = rules or Rules(groups, logits_bits, pins or {}, min_bits or {}, metric)
     card, losses = table.model, rules.losses(table)
-    budget = tightest(budget_text, card, fixed)
+    uniform_fixed = rules.uniform_fixed or fixed
+    budget = tightest(budget_text, card, uniform_fixed)
     problem = rules.problem(card, losses, None if budget is None else budget.limit_bytes - fixed.total)
     for ceiling in ceilings:
         problem = ceiling.applied(problem, card)
@@ -199,7 +207,7 @@ def make_plan(
         solver=_report(solution, cheapest),
         logits=_logits_rule(problem, solution, time_limit_s),
         uniform=tuple(
-            UniformPoint(name, file_bytes(card, f, fixed).total, _predicted_uniform(f, nearest, table))
+            UniformPoint(name, file_bytes(card, f, uniform_fixed).total, _predicted_uniform(f, nearest, table))
             for name, f in uniform.items()
         ),
         notes=_notes(card, budget, fixed, solution, uniform),

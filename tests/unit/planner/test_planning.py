@@ -206,3 +206,15 @@ def test_metrics_of_one_loss() -> None:
     assert loss_of(Metric.sqnr, table)("x", "int4", estimate) == pytest.approx(0.01)
     with pytest.raises(InputError, match=r"--metric top1: x in int4 is an estimate .* analyze with --mode measured"):
         loss_of(Metric.top1, table)("x", "int4", estimate)
+
+
+def test_the_uniform_export_may_ship_less_than_a_plan(table: SensitivityTable, fixed: FixedBytes) -> None:
+    lean = replace(fixed, graph=fixed.graph - 1000)
+    rules = Rules(uniform_fixed=lean)
+    assert not rules.restricts
+    assert Rules(logits_bits=0).restricts
+    plan = make_plan(table, "int8", fixed, rules=rules)
+    assert plan.budget_bytes == make_plan(table, "int8", lean).budget_bytes
+    assert plan.files.total <= plan.budget_bytes
+    assert plan.files.graph == fixed.graph
+    assert next(point for point in plan.uniform if point.name == "int8").total_bytes == plan.budget_bytes
