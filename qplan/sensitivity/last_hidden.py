@@ -84,9 +84,9 @@ class LastHidden:
         terms = shifts.new_empty(cache_rows(shifts), shifts.shape[-1])
         for first, part in _pieces(shifts, len(terms)):
             probabilities = self.reference.probabilities[start + first : start + first + len(part)]
-            totals.append(torch.linalg.vecdot(probabilities, excess(part, terms[: len(part)])))
             highest.append(part.amax(-1))
-        total = torch.cat(totals)
+            totals.append(torch.linalg.vecdot(probabilities, excess(part, highest[-1], terms[: len(part)])))
+        total = torch.cat(totals).clamp(min=0)
         own = shifts.gather(-1, top.unsqueeze(-1)).squeeze(-1)
         same_top = torch.cat(highest) - own <= self.margin[tokens]
         for doubtful in (~same_top).nonzero().flatten().split(cache_rows(shifts)):

@@ -192,23 +192,26 @@ def _kl_and_shift(probabilities: Tensor, logits: Tensor, variant: Tensor, space:
     torch.sub(variant, logits, out=centred)
     shift = torch.linalg.vecdot(probabilities, centred)
     centred.sub_(shift.unsqueeze(-1))
-    total = torch.linalg.vecdot(probabilities, excess(centred, terms))
+    total = torch.linalg.vecdot(probabilities, excess(centred, centred.amax(), terms)).clamp(min=0)
     dtype = wide(total)
     return torch.log1p(total.to(dtype)), shift.to(dtype)
 
 
-def excess(x: Tensor, out: Tensor) -> Tensor:
-    """``expm1(x) - x``, never negative, written into ``out``.
+def excess(x: Tensor, highest: Tensor, out: Tensor) -> Tensor:
+    """``expm1(x) - x`` written into ``out``, not negative but for its last digit.
 
-    Where all of ``x`` is small, by the series ``x^2 (1/2 + x/6 + x^2/24 + x^3/120)``: the difference would cancel, and
-    costs more. The next term is ``x^4/360`` of the sum, below 3e-9 at the limit.
+    Where all of ``x`` is small, by the series ``x^2 (1/2 + x/6 + x^2/24 + x^3/120)``: the difference would cancel. The
+    next term is ``x^4/360`` of the sum, below 3e-9 at the limit.
+
+    Args:
+        x: any values.
+        highest: the largest of them, or of each row.
+        out: of the same shape.
     """
-    low, high = x.aminmax()
-    if max(-float(low), float(high)) <= _SERIES_LIMIT:
+    if float(highest.max()) <= _SERIES_LIMIT and float(x.amin()) >= -_SERIES_LIMIT:
         torch.mul(x, 1 / 120, out=out).add_(1 / 24)
         return out.mul_(x).add_(1 / 6).mul_(x).add_(0.5).mul_(x).mul_(x)
-    # expm1(x) >= x; a vectorised expm1 may miss that by its last digit
-    return torch.expm1(x, out=out).sub_(x).clamp_(min=0)
+    return torch.expm1(x, out=out).sub_(x)
 
 
 def _label_nll(logits: Tensor, log_norm: Tensor, labels: Tensor) -> Tensor:
