@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qplan.calibration import CalibrationSet, load_text, tokenise
-from qplan.errors import InputError
+from qplan.cost.file_bytes import FixedBytes
+from qplan.errors import InfeasibleError, InputError
 from qplan.formats import DynamicOption
 from qplan.mnn.engines import EngineTarget, EngineVersion
 from qplan.mnn.exporter_source import find_exporter
@@ -45,6 +46,7 @@ from qplan.pipeline.sizes import fixed_bytes
 from qplan.pipeline.skeletons import run_skeleton
 from qplan.pipeline.wanted import Wanted
 from qplan.planner.plan import Plan
+from qplan.planner.planning import Rules
 from qplan.report import Provenance, write_report
 from qplan.sensitivity.rounding import Rounder
 from qplan.sensitivity.table import SensitivityTable
@@ -233,22 +235,40 @@ def _prove(job: _Job, shop: Workshop, first: Check, plan: Plan, gain: BlockGain 
     return plan, verification
 
 
+def _chosen(job: _Job, fixed: FixedBytes) -> Plan:
+    """The plan within the bytes of the unfolded uniform export; within those of the folded one if nothing else fits."""
+    options, uniform_fixed = job.options, fixed_bytes(job.uniform_skeleton)
+
+    def choose(rules: Rules) -> Plan:
+        wanted = replace(options.wanted, rules=rules)
+        return choose_wanted(
+            job.table if options.dynamic_option != 2 else computable(job.table),
+            retarget_wanted(wanted, job.table, fixed, options.target),
+            fixed,
+            job.run,
+            rounder=job.rounder,
+            nearest=Rounder(job.model.original),
+            heldout=job.heldout,
+            say=job.say,
+            evaluations=options.evaluations,
+        )
+
+    more = fixed.total - uniform_fixed.total
+    if more <= 0:
+        return choose(options.wanted.rules)
+    try:
+        return choose(replace(options.wanted.rules, uniform_fixed=uniform_fixed))
+    except InfeasibleError as error:
+        job.say(f"not within the bytes of the unfolded uniform export: {error}")
+    plan = choose(options.wanted.rules)
+    note = f"budgets are those of uniform exports of the folded weights, whose graph is {more:,} bytes larger"
+    return replace(plan, notes=(*plan.notes, note))
+
+
 def _planned(job: _Job, given: Plan | None) -> tuple[Plan, BlockGain | None]:
     """The plan; with the gain of ``dynamic_option`` 2 if that still hangs on the built model's speed."""
     options, table, fixed = job.options, job.table, fixed_bytes(job.skeleton)
-    rules = replace(options.wanted.rules, uniform_fixed=fixed_bytes(job.uniform_skeleton))
-    wanted = replace(options.wanted, rules=rules)
-    plan = given or choose_wanted(
-        table if options.dynamic_option != 2 else computable(table),
-        retarget_wanted(wanted, table, fixed, options.target),
-        fixed,
-        job.run,
-        rounder=job.rounder,
-        nearest=Rounder(job.model.original),
-        heldout=job.heldout,
-        say=job.say,
-        evaluations=options.evaluations,
-    )
+    plan = given or _chosen(job, fixed)
     plan = replace(plan, sensitivity_sha256=table.sha256)
     plan = with_price_of_nearest(plan, job.rounder, Rounder(job.exported), table.goal, job.heldout)
     if given is not None and options.dynamic_option is None:
