@@ -58,11 +58,6 @@ class Run:
         return self.folder / "device.json"
 
     @property
-    def skeleton(self) -> Path:
-        """The exporter's fp16 model: graph, tokenizer, settings."""
-        return self.folder / "skeleton"
-
-    @property
     def fold(self) -> Path:
         """What was decided about folding."""
         return self.folder / "fold.json"
@@ -73,7 +68,7 @@ class Run:
         return self.folder / "folded"
 
     def skeleton_for(self, *, c4: bool = True, unfolded: bool = False) -> tuple[Path, Path]:
-        """A skeleton and the record of what it was exported from, and by what.
+        """A skeleton, the exporter's fp16 model, and the record of what it was exported from, and by what.
 
         Args:
             c4: with the fusion that engines before 3.6.1 crash on.

@@ -46,7 +46,7 @@ def main(run: Run) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         times = measure_times(
             table.model,
-            Skeleton.open(run.skeleton),
+            Skeleton.open(run.skeleton_for()[0]),
             plans,
             table.goal,
             scratch=Path(scratch) / "models",
