@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-
-from qplan.cost.file_bytes import FixedBytes
 from qplan.errors import InfeasibleError
-from qplan.formats import QuantFormat
+from qplan.pipeline.task import Formats, Task
 from qplan.planner.ceiling import Ceiling
 from qplan.planner.limits import Cost, ResourceLimit
 from qplan.planner.plan import Plan
-from qplan.planner.planning import Rules, make_plan
-from qplan.planner.uniform import largest_uniform, uniform_loss
-from qplan.sensitivity.joint import joint_losses
-from qplan.sensitivity.rounding import Rounder
-from qplan.sensitivity.table import Memory, SensitivityTable
-
-Say = Callable[[str], None]
+from qplan.planner.planning import make_plan
+from qplan.planner.uniform import uniform_loss
+from qplan.sensitivity.table import Memory
 
 _ROUNDS = 5
 """Times that a plan which loses more than uniform is solved again under a lower ceiling."""
@@ -31,15 +22,9 @@ _MARGIN = 0.95
 
 
 def choose_plan(
-    table: SensitivityTable,
+    task: Task,
     budget: str | Sequence[str],
-    fixed: FixedBytes,
-    rules: Rules,
     *,
-    rounder: Rounder,
-    nearest: Rounder,
-    heldout: NDArray[np.int64],
-    say: Say,
     limits: Sequence[Ceiling | ResourceLimit] = (),
     minimise: Cost | None = None,
 ) -> Plan:
@@ -47,18 +32,11 @@ def choose_plan(
 
     Single losses do not add up exactly, and a plan made for one memory setting may lose in the other. A plan that is
     worse than uniform somewhere is solved again under a ceiling on the loss there, and gives way to uniform itself
-    if that does not help: a plan worse than uniform at the same bytes is never emitted. Uniform is what ``nearest``
-    makes of the model as the user gave it, which is what MNN's exporter would build.
+    if that does not help: a plan worse than uniform at the same bytes is never emitted.
 
     Args:
-        table: losses.
+        task: losses, rules, and whole models to judge by.
         budget: one, several that must all hold, or none.
-        fixed: bytes that ship whatever the plan.
-        rules: what the user wants besides.
-        rounder: chooses the integers.
-        nearest: of the uniform models.
-        heldout: int64 ``[rows, seq_len]``.
-        say: told what is being done.
         limits: on other losses, RAM, time.
         minimise: a cost that comes before the loss.
 
@@ -66,29 +44,30 @@ def choose_plan(
         InputError: a budget or pattern that is not understood.
         InfeasibleError: no plan fits.
     """
+    table, rules = task.table, task.rules
 
     def solve(ceilings: Sequence[Ceiling] = ()) -> Plan:
-        return make_plan(table, budget, fixed, rules=rules, ceilings=(*limits, *ceilings), minimise=minimise)
+        return make_plan(table, budget, task.fixed, rules=rules, ceilings=(*limits, *ceilings), minimise=minimise)
 
     plan = solve()
-    found = largest_uniform(table.model, rules.uniform_fixed or fixed, plan.budget_bytes, rules.uniform_scale_bits)
+    found = task.uniform(plan.budget_bytes)
     if found is None:
         return plan
     name, uniform = found
     most: dict[Memory, float] = {}
     for attempt in range(_ROUNDS):
-        if plan.formats == uniform and rounder.rounding == "rtn":
+        if plan.formats == uniform and task.rounder.rounding == "rtn":
             return replace(plan, notes=(*plan.notes, f"no mix within the limits is better: the plan is uniform {name}"))
-        ratios = against(plan, uniform, table, rounder, nearest, heldout=heldout)
+        ratios = task.against(plan.formats, uniform)
         shown = ", ".join(f"memory {memory} {ratio:.2f}" for memory, ratio in ratios.items())
-        say(f"joint loss of the plan, times that of MNN's uniform {name}: {shown}")
+        task.say(f"joint loss of the plan, times that of MNN's uniform {name}: {shown}")
         if max(ratios.values()) <= 1:
             return plan
         for memory, ratio in ratios.items():
             if ratio > 1:
                 reached = uniform_loss(plan.formats, table.kl(memory)) or 0.0
                 most[memory] = _MARGIN / ratio * min(reached, most.get(memory, reached))
-        say(f"worse than uniform {name}: solving again under a lower ceiling ({attempt + 1} of {_ROUNDS})")
+        task.say(f"worse than uniform {name}: solving again under a lower ceiling ({attempt + 1} of {_ROUNDS})")
         ceilings = [Ceiling(f"loss under memory {memory}", table.kl(memory), limit) for memory, limit in most.items()]
         try:
             plan = solve(ceilings)
@@ -98,18 +77,17 @@ def choose_plan(
     if restricted or uniform_loss(uniform, table.kl(table.goal)) is None:
         note = f"worse than uniform {name} on held-out tokens; it needs other rules or more --formats to be better"
         return replace(plan, notes=(*plan.notes, note))
-    return _give_way(table, budget, fixed, rules, name=name, uniform=uniform)
+    return _give_way(task, budget, name, uniform)
 
 
-def with_price_of_nearest(
-    plan: Plan, rounder: Rounder, nearest: Rounder, memory: Memory, heldout: NDArray[np.int64]
-) -> Plan:
+def with_price_of_nearest(plan: Plan, task: Task) -> Plan:
     """The plan with a note of what it would lose as llmexport makes it: unfolded, integers rounded to nearest."""
-    folded = nearest.loaded is not rounder.loaded
+    rounder, memory = task.rounder, task.table.goal
+    folded = task.nearest.loaded is not rounder.loaded
     if rounder.rounding == "rtn" and not folded:
         return plan
-    ours = _joint_nats(rounder, plan.formats, memory, heldout)
-    theirs = _joint_nats(nearest, plan.formats, memory, heldout)
+    ours = task.whole_nats(plan.formats)
+    theirs = task.whole_nats(plan.formats, rounder=task.nearest)
     if not ours:
         return plan
     chosen = [
@@ -127,48 +105,14 @@ def with_price_of_nearest(
     return replace(plan, notes=(*plan.notes, note))
 
 
-def _give_way(
-    table: SensitivityTable,
-    budget: str | Sequence[str],
-    fixed: FixedBytes,
-    rules: Rules,
-    *,
-    name: str,
-    uniform: Mapping[str, QuantFormat],
-) -> Plan:
+def _give_way(task: Task, budget: str | Sequence[str], name: str, uniform: Formats) -> Plan:
+    rules, fixed = task.rules, task.fixed
     if rules.uniform_fixed is not None and rules.uniform_fixed.total < fixed.total:
         msg = (
             f"no mix of the folded weights is better than uniform {name} on held-out tokens, and theirs is "
             f"{fixed.total - rules.uniform_fixed.total:,} bytes larger; analyze with --fold off --restart"
         )
         raise InfeasibleError(msg)
-    plan = make_plan(table, budget, fixed, rules=replace(rules, pins=uniform))
+    plan = make_plan(task.table, budget, fixed, rules=replace(rules, pins=uniform))
     note = f"no mix was better than uniform {name} on held-out tokens: the plan is uniform {name}"
     return replace(plan, notes=(*plan.notes, note))
-
-
-def _joint_nats(
-    rounder: Rounder, formats: Mapping[str, QuantFormat], memory: Memory, heldout: NDArray[np.int64]
-) -> float:
-    """Mean KL per token that torch computes for a whole model, stored by ``rounder``."""
-    tokens = torch.from_numpy(heldout)
-    losses = joint_losses(rounder.loaded, tokens, {"": formats}, memory, engine_embedding=True, rounder=rounder)
-    return losses[""].kl_nats
-
-
-def against(
-    plan: Plan,
-    uniform: Mapping[str, QuantFormat],
-    table: SensitivityTable,
-    rounder: Rounder,
-    nearest: Rounder,
-    *,
-    heldout: NDArray[np.int64],
-) -> dict[Memory, float]:
-    """The plan's joint loss over that of uniform as MNN's exporter rounds it, by memory setting."""
-    ratios: dict[Memory, float] = {}
-    for memory in table.memories:
-        ours = _joint_nats(rounder, plan.formats, memory, heldout)
-        theirs = _joint_nats(nearest, uniform, memory, heldout)
-        ratios[memory] = ours / theirs if theirs else float(ours > 0)
-    return ratios

@@ -39,11 +39,12 @@ from qplan.pipeline.loss_limits import choose_wanted
 from qplan.pipeline.plans import PLAN_FILE, edited_plan
 from qplan.pipeline.prove import Workshop, gate, prove
 from qplan.pipeline.repair import EVALUATIONS
-from qplan.pipeline.retarget import engine_checks, retarget_table, retarget_wanted
+from qplan.pipeline.retarget import engine_checks, retarget_rules, retarget_table
 from qplan.pipeline.rounder import run_rounder
 from qplan.pipeline.runs import Run
 from qplan.pipeline.sizes import fixed_bytes
 from qplan.pipeline.skeletons import run_skeleton
+from qplan.pipeline.task import Task
 from qplan.pipeline.wanted import Wanted
 from qplan.planner.plan import Plan
 from qplan.planner.planning import Rules
@@ -239,19 +240,12 @@ def _chosen(job: _Job, fixed: FixedBytes) -> Plan:
     """The plan within the bytes of the unfolded uniform export; within those of the folded one if nothing else fits."""
     options, uniform_fixed = job.options, fixed_bytes(job.uniform_skeleton)
 
+    table = job.table if options.dynamic_option != 2 else computable(job.table)
+    task = Task(table, fixed, job.rounder, Rounder(job.model.original), job.heldout, job.say)
+
     def choose(rules: Rules) -> Plan:
-        wanted = replace(options.wanted, rules=rules)
-        return choose_wanted(
-            job.table if options.dynamic_option != 2 else computable(job.table),
-            retarget_wanted(wanted, job.table, fixed, options.target),
-            fixed,
-            job.run,
-            rounder=job.rounder,
-            nearest=Rounder(job.model.original),
-            heldout=job.heldout,
-            say=job.say,
-            evaluations=options.evaluations,
-        )
+        wanted = replace(options.wanted, rules=retarget_rules(rules, options.target))
+        return choose_wanted(task, wanted, job.run, evaluations=options.evaluations)
 
     more = fixed.total - uniform_fixed.total
     if more <= 0:
@@ -270,7 +264,8 @@ def _planned(job: _Job, given: Plan | None) -> tuple[Plan, BlockGain | None]:
     options, table, fixed = job.options, job.table, fixed_bytes(job.skeleton)
     plan = given or _chosen(job, fixed)
     plan = replace(plan, sensitivity_sha256=table.sha256)
-    plan = with_price_of_nearest(plan, job.rounder, Rounder(job.exported), table.goal, job.heldout)
+    exported = Task(table, fixed, job.rounder, Rounder(job.exported), job.heldout, job.say)
+    plan = with_price_of_nearest(plan, exported)
     if given is not None and options.dynamic_option is None:
         options = replace(options, dynamic_option=2 if given.dynamic_option == 2 else 0)
     plan, gain = _first_option(plan, options, job.rounder, job.heldout, job.say)

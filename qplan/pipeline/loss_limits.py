@@ -3,31 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-
-from qplan.cost.file_bytes import FixedBytes
 from qplan.errors import InfeasibleError
-from qplan.formats import QuantFormat
-from qplan.pipeline.choose import against, choose_plan
+from qplan.pipeline.choose import choose_plan
 from qplan.pipeline.repair import EVALUATIONS, repair
 from qplan.pipeline.runs import Run
+from qplan.pipeline.task import Formats, Task
 from qplan.pipeline.wanted import Wanted
 from qplan.planner.ceiling import Ceiling
 from qplan.planner.limits import ResourceLimit
 from qplan.planner.plan import Plan
-from qplan.planner.planning import Rules
-from qplan.planner.uniform import largest_uniform
-from qplan.quantize import Int8Activations
-from qplan.sensitivity.joint import joint_losses
-from qplan.sensitivity.rounding import Rounder
-from qplan.sensitivity.table import SensitivityTable
-
-Say = Callable[[str], None]
 
 _ROUNDS = 5
 """Times that a plan whose whole model loses more than allowed is solved again under a lower limit."""
@@ -47,79 +34,42 @@ class WholeLoss:
     """Increase of the perplexity."""
 
 
-def choose_wanted(
-    table: SensitivityTable,
-    wanted: Wanted,
-    fixed: FixedBytes,
-    run: Run,
-    *,
-    rounder: Rounder,
-    nearest: Rounder,
-    heldout: NDArray[np.int64],
-    say: Say,
-    evaluations: int = EVALUATIONS,
-) -> Plan:
+def choose_wanted(task: Task, wanted: Wanted, run: Run, *, evaluations: int = EVALUATIONS) -> Plan:
     """The best plan within all budgets and limits, repaired by what whole models lose.
 
     See `choose_plan` and `repair`.
 
     Args:
-        table: losses.
+        task: losses, and whole models to judge by; its rules are those of ``wanted``.
         wanted: budgets, limits and rules.
-        fixed: bytes that ship whatever the plan.
         run: where the device profile is.
-        rounder: chooses the integers.
-        nearest: of the uniform models that plans are held against.
-        heldout: int64 ``[rows, seq_len]``.
-        say: told what is being done.
         evaluations: whole models that a repair may measure; 0 for no repair.
 
     Raises:
         InputError: a budget, limit or pattern that is not understood, or no device profile where one is needed.
         InfeasibleError: no plan fits; names the nearest value.
     """
+    task, table = replace(task, rules=wanted.rules), task.table
     resources, minimise = wanted.limits(table, run), wanted.minimise(table, run)
     scales = [1.0, 1.0]
     tried: list[WholeLoss] = []
     for _ in range(_ROUNDS):
         limits: tuple[Ceiling | ResourceLimit, ...] = (*resources, *wanted.loss_ceilings(table, scales))
-        plan = choose_plan(
-            table,
-            wanted.budgets,
-            fixed,
-            wanted.rules,
-            rounder=rounder,
-            nearest=nearest,
-            heldout=heldout,
-            say=say,
-            limits=limits,
-            minimise=minimise,
-        )
+        plan = choose_plan(task, wanted.budgets, limits=limits, minimise=minimise)
         if minimise is None and evaluations:
-            plan = _repaired(
-                plan,
-                table,
-                fixed,
-                wanted.rules,
-                rounder=rounder,
-                nearest=nearest,
-                heldout=heldout,
-                say=say,
-                limits=limits,
-                evaluations=evaluations,
-            )
+            plan = _repaired(plan, task, limits, evaluations)
         if not wanted.budgets:
             plan = replace(plan, budget=wanted.label)
         if wanted.max_kl is None and wanted.max_ppl_increase is None:
             return plan
-        loss = whole_loss(rounder, plan.formats, table, heldout)
+        loss = whole_loss(task, plan.formats)
         tried.append(loss)
         over = _over(wanted, loss, table.reference_nll_nats)
-        say(f"held-out tokens: KL {loss.kl_nats:.3e} nats per token, perplexity {loss.perplexity:+.3f}")
+        task.say(f"held-out tokens: KL {loss.kl_nats:.3e} nats per token, perplexity {loss.perplexity:+.3f}")
         if max(over) <= 1:
             note = f"on held-out tokens the whole model loses {loss.kl_nats:.3e} nats per token, memory {table.goal}"
             return replace(plan, notes=(*plan.notes, f"{note}; its perplexity changes by {loss.perplexity:+.3f}"))
-        say("more than allowed: solving again under a lower limit")
+        task.say("more than allowed: solving again under a lower limit")
         scales = [scale * min(1.0, _MARGIN / ratio) for scale, ratio in zip(scales, over, strict=True)]
     least = min(tried, key=lambda loss: loss.kl_nats)
     msg = (
@@ -129,50 +79,22 @@ def choose_wanted(
     raise InfeasibleError(msg)
 
 
-def _repaired(
-    plan: Plan,
-    table: SensitivityTable,
-    fixed: FixedBytes,
-    rules: Rules,
-    *,
-    rounder: Rounder,
-    nearest: Rounder,
-    heldout: NDArray[np.int64],
-    say: Say,
-    limits: Sequence[Ceiling | ResourceLimit],
-    evaluations: int,
-) -> Plan:
+def _repaired(plan: Plan, task: Task, limits: Sequence[Ceiling | ResourceLimit], evaluations: int) -> Plan:
     """The plan repaired, unless that makes it worse than uniform where it was not optimised."""
-    better = repair(
-        plan,
-        table,
-        fixed,
-        rules,
-        rounder=rounder,
-        heldout=heldout,
-        say=say,
-        limits=limits,
-        evaluations=evaluations,
-    )
-    found = largest_uniform(table.model, rules.uniform_fixed or fixed, plan.budget_bytes, rules.uniform_scale_bits)
+    better = repair(plan, task, limits=limits, evaluations=evaluations)
+    found = task.uniform(plan.budget_bytes)
     if better is plan or found is None:
         return better
     name, uniform = found
-    worst = max(against(better, uniform, table, rounder, nearest, heldout=heldout).values())
-    if worst > 1:
-        say(f"the repaired plan is worse than uniform {name} in a memory setting: the first one is kept")
+    if max(task.against(better.formats, uniform).values()) > 1:
+        task.say(f"the repaired plan is worse than uniform {name} in a memory setting: the first one is kept")
         return plan
     return better
 
 
-def whole_loss(
-    rounder: Rounder, formats: Mapping[str, QuantFormat], table: SensitivityTable, heldout: NDArray[np.int64]
-) -> WholeLoss:
+def whole_loss(task: Task, formats: Formats) -> WholeLoss:
     """Measure a whole model in torch, as the table's losses were measured."""
-    tokens = torch.from_numpy(heldout)
-    plans: dict[str, Mapping[str, QuantFormat]] = {"fp32": {}, "plan": formats}
-    activations = Int8Activations("prefill", table.conditions.dynamic_option)
-    found = joint_losses(rounder.loaded, tokens, plans, table.goal, activations, engine_embedding=True, rounder=rounder)
+    found = task.whole({"fp32": {}, "plan": formats})
     before, after = found["fp32"].nll_nats, found["plan"].nll_nats
     return WholeLoss(found["plan"].kl_nats, after - before, math.exp(after) - math.exp(before))
 

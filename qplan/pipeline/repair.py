@@ -8,29 +8,19 @@ combination is measured and kept if it loses less. Half of the held-out rows cho
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-
-from qplan.cost.file_bytes import FixedBytes, file_bytes
-from qplan.formats import QuantFormat
+from qplan.cost.file_bytes import file_bytes
+from qplan.pipeline.task import Formats, Task
 from qplan.planner.ceiling import Ceiling
 from qplan.planner.limits import ResourceLimit
 from qplan.planner.metric import Metric
 from qplan.planner.moves import combine, nearest_moves
 from qplan.planner.plan import Plan
-from qplan.planner.planning import Rules, member_formats, picks_of, planned_limits, planned_tensors, predicted_nats
-from qplan.quantize import Int8Activations
-from qplan.sensitivity.joint import joint_losses
+from qplan.planner.planning import member_formats, picks_of, planned_limits, planned_tensors, predicted_nats
 from qplan.sensitivity.metrics import TokenStats
-from qplan.sensitivity.rounding import Rounder
-from qplan.sensitivity.table import SensitivityTable
-
-Say = Callable[[str], None]
-Formats = Mapping[str, QuantFormat]
 
 EVALUATIONS = 48
 """Whole models that are measured at most."""
@@ -40,30 +30,10 @@ REPAIRED = "repaired"
 """Solver status of a plan that loses less than the one with the least sum."""
 
 
-@dataclass(frozen=True)
-class _Judge:
-    """Measures whole models on held-out rows."""
-
-    rounder: Rounder
-    table: SensitivityTable
-    rows: NDArray[np.int64]
-
-    def losses(self, plans: Mapping[str, Formats]) -> dict[str, TokenStats]:
-        tokens = torch.from_numpy(self.rows)
-        goal, loaded = self.table.goal, self.rounder.loaded
-        activations = Int8Activations("prefill", self.table.conditions.dynamic_option)
-        return joint_losses(loaded, tokens, plans, goal, activations, engine_embedding=True, rounder=self.rounder)
-
-
 def repair(
     plan: Plan,
-    table: SensitivityTable,
-    fixed: FixedBytes,
-    rules: Rules,
+    task: Task,
     *,
-    rounder: Rounder,
-    heldout: NDArray[np.int64],
-    say: Say,
     limits: Sequence[Ceiling | ResourceLimit] = (),
     evaluations: int = EVALUATIONS,
 ) -> Plan:
@@ -71,55 +41,55 @@ def repair(
 
     Args:
         plan: the one with the least sum of single losses.
-        table: these losses.
-        fixed: bytes that ship whatever the plan.
-        rules: those of the plan.
-        rounder: chooses the integers.
-        heldout: int64 ``[rows, seq_len]``, two rows or more.
-        say: told what is being done.
+        task: these losses, the rules, and two held-out rows or more.
         limits: on other losses, RAM, time.
         evaluations: whole models to measure at most.
 
     Returns:
         The plan itself, or one that loses less on both halves of the held-out rows.
     """
-    card, losses = table.model, rules.losses(table)
-    problem = rules.problem(card, losses, plan.budget_bytes - fixed.total)
+    rules, heldout = task.rules, task.heldout
+    card, losses = task.table.model, rules.losses(task.table)
+    problem = rules.problem(card, losses, plan.budget_bytes - task.fixed.total)
     for limit in limits:
         problem = limit.applied(problem, card)
     program = problem.program()
     picks = picks_of(problem, plan.formats, card)
     if picks is None or not program.holds(picks) or len(heldout) < 2 or rules.metric is not Metric.kl:
         return plan
-    choosing, confirming = (_Judge(rounder, table, heldout[start::2]) for start in (0, 1))
-    first, best = picks, choosing.losses({"": plan.formats})[""]
+    choosing, confirming = (partial(task.whole, rows=heldout[start::2]) for start in (0, 1))
+    first, best = picks, choosing({"": plan.formats})[""]
     start_nats, left = best.kl_nats, evaluations - 1
     while left >= 3:  # two moves and their combination
         moves = nearest_moves(program, picks, min(_MOVES, left - 1))
         trials = {f"{m.group} {m.choice}": _with(picks, m.group, m.choice) for m in moves}
-        measured = choosing.losses({label: member_formats(problem, p, card) for label, p in trials.items()})
+        measured = choosing({label: member_formats(problem, p, card) for label, p in trials.items()})
         changes = {(m.group, m.choice): measured[f"{m.group} {m.choice}"].kl_nats - best.kl_nats for m in moves}
         left -= len(moves) + 1
         other = combine(program, picks, changes)
         if other == picks:
             break
-        found = choosing.losses({"": member_formats(problem, other, card)})[""]
+        found = choosing({"": member_formats(problem, other, card)})[""]
         if not _pays(best, found):
             break
         picks, best = other, found
     if picks == first:
-        say(f"no promotion or demotion pays: {evaluations - left} whole models measured")
+        task.say(f"no promotion or demotion pays: {evaluations - left} whole models measured")
         return plan
     formats = member_formats(problem, picks, card)
-    checked = confirming.losses({"before": plan.formats, "after": formats})
+    checked = confirming({"before": plan.formats, "after": formats})
     before, after = checked["before"].kl_nats, checked["after"].kl_nats
     changed = sum(formats[name] != fmt for name, fmt in plan.formats.items())
     if after >= before:
-        say(f"{changed} promotions and demotions that paid on half of the held-out rows did not on the other: dropped")
+        task.say(
+            f"{changed} promotions and demotions that paid on half of the held-out rows did not on the other: dropped"
+        )
         return plan
     share = (best.kl_nats + after) / (start_nats + before)
-    say(f"{changed} tensors promoted or demoted at the same bytes: whole-model loss x {share:.3f} on held-out rows")
-    return _changed(plan, table, fixed, rules, formats=formats, limits=limits, share=share)
+    task.say(
+        f"{changed} tensors promoted or demoted at the same bytes: whole-model loss x {share:.3f} on held-out rows"
+    )
+    return _changed(plan, task, formats, limits, share)
 
 
 def _with(picks: Sequence[int], group: int, choice: int) -> tuple[int, ...]:
@@ -133,18 +103,10 @@ def _pays(before: TokenStats, after: TokenStats) -> bool:
     return float(fall.mean()) > error
 
 
-def _changed(
-    plan: Plan,
-    table: SensitivityTable,
-    fixed: FixedBytes,
-    rules: Rules,
-    *,
-    formats: Formats,
-    limits: Sequence[Ceiling | ResourceLimit],
-    share: float,
-) -> Plan:
+def _changed(plan: Plan, task: Task, formats: Formats, limits: Sequence[Ceiling | ResourceLimit], share: float) -> Plan:
     """The plan with other formats, and the numbers that belong to them."""
-    tensors, losses = planned_tensors(table, formats), rules.losses(table)
+    table, losses = task.table, task.rules.losses(task.table)
+    tensors = planned_tensors(table, formats)
     total = math.fsum(losses[name][fmt.name] for name, fmt in formats.items())
     bound = plan.solver.bound_nats
     gap = (total - bound) / total if total else 0.0
@@ -157,7 +119,7 @@ def _changed(
         plan,
         tensors=tensors,
         predicted_nats=predicted_nats(tensors, table),
-        files=file_bytes(table.model, formats, fixed),
+        files=file_bytes(table.model, formats, task.fixed),
         solver=replace(plan.solver, status=REPAIRED, objective_nats=total, gap=gap),
         limits=planned_limits(limits, table.model, formats),
         notes=(*plan.notes, note),

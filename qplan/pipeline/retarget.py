@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from pathlib import Path
 
-from qplan.cost.file_bytes import FixedBytes, file_bytes
 from qplan.formats import QuantFormat
 from qplan.mnn.engine_venv import EngineVenv
 from qplan.mnn.engines import EngineTarget
 from qplan.mnn.preflight import check_folder
 from qplan.mnn.probe import run_probe
 from qplan.mnn.runtime import RuntimeConfig
-from qplan.pipeline.wanted import Wanted
-from qplan.planner.uniform import uniform_formats
+from qplan.planner.planning import Rules
 from qplan.sensitivity.table import SensitivityTable
 from qplan.verify.record import Check
 from qplan.verify.reference import Logits
@@ -24,8 +21,6 @@ VENVS = Path("qplan-engines")
 
 RIGHT_REL = 1e-3
 """Largest relative error of an engine's logits against torch with the same stored weights, memory normal."""
-
-_UNIFORM = re.compile(r"^\s*int(\d)\s*$", re.IGNORECASE)
 
 
 def retarget_table(table: SensitivityTable, target: EngineTarget) -> SensitivityTable:
@@ -49,23 +44,9 @@ def retarget_table(table: SensitivityTable, target: EngineTarget) -> Sensitivity
     )
 
 
-def retarget_wanted(wanted: Wanted, table: SensitivityTable, fixed: FixedBytes, target: EngineTarget) -> Wanted:
-    """What was asked for, against the uniform export that the engine reads: with larger scales, if it reads no others.
-
-    ``int8`` and the like mean the bytes of that export.
-    """
-    if target.scale_bits == 16:
-        return wanted
-
-    def bytes_of(budget: str) -> str:
-        match = _UNIFORM.match(budget)
-        if match is None:
-            return budget
-        formats = uniform_formats(table.model, int(match[1]), target.scale_bits)
-        return f"{file_bytes(table.model, formats, wanted.rules.uniform_fixed or fixed).total}B"
-
-    rules = replace(wanted.rules, uniform_scale_bits=target.scale_bits)
-    return replace(wanted, budgets=tuple(map(bytes_of, wanted.budgets)), rules=rules)
+def retarget_rules(rules: Rules, target: EngineTarget) -> Rules:
+    """The same rules, held against the uniform export that the engine reads."""
+    return replace(rules, uniform_scale_bits=target.scale_bits)
 
 
 def engine_checks(model: Path, target: EngineTarget, token_ids: list[int], expected: Logits) -> tuple[Check, ...]:

@@ -75,21 +75,22 @@ class Budget:
         return f"{float(rounded):.{digits}f}{separator}{self.unit}"
 
 
-def resolve_budget(text: str, card: ModelCard, fixed: FixedBytes) -> Budget:
+def resolve_budget(text: str, card: ModelCard, fixed: FixedBytes, scale_bits: int = 16) -> Budget:
     """Turn a user's budget into bytes.
 
     Args:
         text: ``int8``, ``fp16``, ``int4`` (other widths too): not larger than MNN's uniform export at that width,
-            block 64, fp16 scales, the head at 8 bits; ``4.5bpw``; ``300MB``, ``300MiB``, ``123456B``; ``60%``.
+            block 64, the head at 8 bits; ``4.5bpw``; ``300MB``, ``300MiB``, ``123456B``; ``60%``.
         card: the model.
         fixed: what its files hold besides linear records.
+        scale_bits: of the uniform export's scales.
 
     Raises:
         InputError: the text is not understood, or means nothing.
     """
     clean = text.strip().lower()
     if uniform := _UNIFORM.match(clean):
-        return _uniform_budget(text, 16 if uniform[1] == "fp16" else int(uniform[2]), card, fixed)
+        return _uniform_budget(text, 16 if uniform[1] == "fp16" else int(uniform[2]), card, fixed, scale_bits)
     match = _AMOUNT.match(clean)
     if match is None:
         msg = f"budget {text!r} is not understood; {_UNDERSTOOD}"
@@ -112,9 +113,9 @@ def resolve_budget(text: str, card: ModelCard, fixed: FixedBytes) -> Budget:
     return Budget(text, BudgetKind.BYTES, int(amount * UNITS[unit]), written, Fraction(UNITS[unit]), 0)
 
 
-def _uniform_budget(text: str, bits: int, card: ModelCard, fixed: FixedBytes) -> Budget:
+def _uniform_budget(text: str, bits: int, card: ModelCard, fixed: FixedBytes, scale_bits: int) -> Budget:
     if bits not in (*INT_BITS, 16):
         msg = f"budget {text!r}: MNN has no uniform export of {bits} bits, only {(*INT_BITS, 16)}; {_UNDERSTOOD}"
         raise InputError(msg)
-    limit = file_bytes(card, uniform_formats(card, bits), fixed).total
+    limit = file_bytes(card, uniform_formats(card, bits, scale_bits), fixed).total
     return Budget(text, BudgetKind.UNIFORM, limit, "MB", Fraction(10**6), 0, bits)

@@ -165,14 +165,14 @@ def make_plan(
     """
     rules = rules or Rules(groups, logits_bits, pins or {}, min_bits or {}, metric)
     card, losses = table.model, rules.losses(table)
-    uniform_fixed = rules.uniform_fixed or fixed
-    budget = tightest(budget_text, card, uniform_fixed)
+    uniform_fixed, scale_bits = rules.uniform_fixed or fixed, rules.uniform_scale_bits
+    budget = tightest(budget_text, card, uniform_fixed, scale_bits)
     problem = rules.problem(card, losses, None if budget is None else budget.limit_bytes - fixed.total)
     for ceiling in ceilings:
         problem = ceiling.applied(problem, card)
-    uniform = {name: uniform_formats(card, bits) for name, bits in UNIFORM_BITS.items()}
+    uniform = {name: uniform_formats(card, bits, scale_bits) for name, bits in UNIFORM_BITS.items()}
     if budget is not None and budget.bits is not None:
-        uniform.setdefault(f"int{budget.bits}", uniform_formats(card, budget.bits))
+        uniform.setdefault(f"int{budget.bits}", uniform_formats(card, budget.bits, scale_bits))
     known = [picks for formats in uniform.values() if (picks := picks_of(problem, formats, card)) is not None]
     cheapest = None
     if minimise is not None:
@@ -218,13 +218,13 @@ def make_plan(
     )
 
 
-def tightest(texts: str | Sequence[str], card: ModelCard, fixed: FixedBytes) -> Budget | None:
+def tightest(texts: str | Sequence[str], card: ModelCard, fixed: FixedBytes, scale_bits: int = 16) -> Budget | None:
     """The smallest of several budgets; None without any.
 
     Raises:
         InputError: one is not understood.
     """
-    budgets = [resolve_budget(text, card, fixed) for text in ([texts] if isinstance(texts, str) else texts)]
+    budgets = [resolve_budget(text, card, fixed, scale_bits) for text in ([texts] if isinstance(texts, str) else texts)]
     return min(budgets, key=lambda budget: budget.limit_bytes, default=None)
 
 

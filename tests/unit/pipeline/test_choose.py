@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from qplan.cost.file_bytes import estimate_fixed
-from qplan.pipeline import choose
 from qplan.pipeline.choose import choose_plan
+from qplan.pipeline.task import Task
 from qplan.planner.ceiling import Ceiling
 from qplan.planner.plan import Plan
 from qplan.planner.planning import Rules, make_plan
@@ -36,13 +36,11 @@ def both_memories() -> SensitivityTable:
 def choose_with(monkeypatch: pytest.MonkeyPatch, ratios: Iterator[dict[str, float]], rules: Rules) -> Plan:
     """Choose with invented joint losses."""
     table = both_memories()
-    monkeypatch.setattr(choose, "against", lambda *_, **__: next(ratios))
+    monkeypatch.setattr(Task, "against", lambda *_: next(ratios))
     nothing: Any = None
     rounder = Rounder(nothing)
     fixed = estimate_fixed(table.model)
-    return choose_plan(
-        table, "int8", fixed, rules, rounder=rounder, nearest=rounder, heldout=nothing, say=lambda _: None
-    )
+    return choose_plan(Task(table, fixed, rounder, rounder, nothing, lambda _: None, rules), "int8")
 
 
 def single(plan: Plan, memory: Any) -> float:

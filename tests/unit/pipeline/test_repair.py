@@ -12,10 +12,11 @@ import torch
 
 from qplan.cost.file_bytes import estimate_fixed
 from qplan.formats import QuantFormat
-from qplan.pipeline import repair as module
+from qplan.pipeline import task
 from qplan.pipeline.repair import REPAIRED, repair
+from qplan.pipeline.task import Task
 from qplan.planner.plan import Plan
-from qplan.planner.planning import Rules, make_plan
+from qplan.planner.planning import make_plan
 from qplan.sensitivity.metrics import TokenStats
 from qplan.sensitivity.rounding import Rounder
 from tests.unit.planner.invented_table import make_table
@@ -48,21 +49,13 @@ class Whole:
 
 
 def run(monkeypatch: pytest.MonkeyPatch, whole: Whole, evaluations: int = 48) -> tuple[Plan, Plan]:
-    monkeypatch.setattr(module, "joint_losses", whole.joint_losses)
+    monkeypatch.setattr(task, "joint_losses", whole.joint_losses)
     fixed = estimate_fixed(whole.table.model)
     plan = make_plan(whole.table, "6bpw", fixed)
     nothing: Any = None
-    better = repair(
-        plan,
-        whole.table,
-        fixed,
-        Rules(),
-        rounder=Rounder(nothing),
-        heldout=ROWS,
-        say=lambda _: None,
-        evaluations=evaluations,
-    )
-    return plan, better
+    rounder = Rounder(nothing)
+    judges = Task(whole.table, fixed, rounder, rounder, ROWS, lambda _: None)
+    return plan, repair(plan, judges, evaluations=evaluations)
 
 
 def test_moves_that_pay_on_whole_models_are_taken_at_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
