@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from qplan.formats import QuantFormat
@@ -22,6 +22,8 @@ from qplan.verify.reference import Reference
 from reports.peers.judge import Entry, Verdict, verdicts_of
 from reports.peers.plans import distinct
 
+Formats = Mapping[str, QuantFormat]
+
 
 def open_skeleton(loaded: LoadedModel, folder: Path) -> Skeleton:
     """The exported graph of a model, made once."""
@@ -30,6 +32,40 @@ def open_skeleton(loaded: LoadedModel, folder: Path) -> Skeleton:
         return Skeleton.open(home)
     print(f"exporting the graph with {find_exporter(None).version}")
     return export_skeleton(loaded.folder, home)
+
+
+def measure_plans(
+    plans: Mapping[str, Formats],
+    skeleton: Skeleton,
+    reference: Reference,
+    memory: Memory,
+    *,
+    rounder: Rounder,
+    folder: Path,
+) -> dict[str, tuple[TokenStats, int]]:
+    """Build every plan and compare its logits with the reference's.
+
+    Args:
+        plans: formats by tensor name, by label.
+        skeleton: the exported graph.
+        reference: the model in FP32.
+        memory: the engine's setting.
+        rounder: chooses the integers.
+        folder: where models stand while they are measured.
+
+    Returns:
+        by label: the comparison of every token, and the bytes of all files on disk.
+    """
+    found = {}
+    for label, formats in plans.items():
+        # a folder of its own: another run may share the parent
+        with tempfile.TemporaryDirectory(dir=folder) as parent:
+            home = Path(parent) / "built"
+            _build(skeleton, formats, rounder, home)
+            with Engine(home, RuntimeConfig(memory), context=rounder.loaded.card.context) as engine:
+                found[label] = reference.compare(engine.logits), folder_bytes(home).total
+        print(f"engine, memory {memory}, rounding {rounder.rounding}: {len(found)} of {len(plans)}", flush=True)
+    return found
 
 
 def run_on_engine(
@@ -41,23 +77,15 @@ def run_on_engine(
     rounder: Rounder,
     folder: Path,
 ) -> list[Verdict]:
-    """Build every plan, equal ones once, and compare its logits with the reference's; bytes are those on disk."""
-    stats: dict[str, TokenStats] = {}
-    totals: dict[str, int] = {}
-    context = rounder.loaded.card.context
-    for key, formats in distinct(entry.formats for entry in entries).items():
-        # a folder of its own: another run may share the parent
-        with tempfile.TemporaryDirectory(dir=folder) as parent:
-            home = Path(parent) / "built"
-            _build(skeleton, formats, rounder, home)
-            with Engine(home, RuntimeConfig(memory), context=context) as engine:
-                stats[key] = reference.compare(engine.logits)
-            totals[key] = folder_bytes(home).total
-        print(f"engine, memory {memory}, rounding {rounder.rounding}: {len(stats)} plans")
+    """Measure every plan, equal ones once."""
+    plans = distinct(entry.formats for entry in entries)
+    found = measure_plans(plans, skeleton, reference, memory, rounder=rounder, folder=folder)
+    stats = {key: stats for key, (stats, _) in found.items()}
+    totals = {key: total for key, (_, total) in found.items()}
     return verdicts_of(entries, stats, totals, memory, rounder.rounding)
 
 
-def _build(skeleton: Skeleton, formats: dict[str, QuantFormat], rounder: Rounder, home: Path) -> None:
+def _build(skeleton: Skeleton, formats: Formats, rounder: Rounder, home: Path) -> None:
     def source(name: str) -> Callable[[], StoredTensor]:
         return lambda: rounder.store(name, formats[name])
 

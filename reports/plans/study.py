@@ -1,0 +1,99 @@
+"""A model, the texts it is calibrated and judged on, and qplan's analyses of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+import qplan.demo
+from qplan.calibration import CalibrationSet, load_text, tokenise
+from qplan.formats import DEFAULT_FORMATS, QuantFormat, parse_formats
+from qplan.model.load import LoadedModel, load_model
+from qplan.pipeline.analyze import AnalyzeOptions, run_analyze
+from qplan.pipeline.fold import Folding
+from qplan.pipeline.rounder import run_rounder
+from qplan.pipeline.runs import Run
+from qplan.sensitivity.rounding import Rounder
+from qplan.sensitivity.table import Memory, SensitivityTable
+
+DEMO = Path(qplan.demo.__file__).parent
+MEMORIES: tuple[Memory, ...] = ("low", "normal")
+SAMPLES, SEQ_LEN = 16, 256
+
+Menu = Literal["4/8", "all"]
+"""Formats that qplan may choose from: the peers', or its defaults."""
+
+MENUS: dict[Menu, tuple[QuantFormat, ...]] = {"4/8": parse_formats("int8,int4"), "all": DEFAULT_FORMATS}
+
+
+@dataclass(frozen=True)
+class Study:
+    """What one run of the benchmark works on."""
+
+    model: str
+    calib: str
+    text: str
+    """Plans are judged on it."""
+    judged: int
+    """Sequences of it."""
+    folder: Path
+    """For runs and tables; what is there is not made again."""
+
+    @property
+    def name(self) -> str:
+        """The model's."""
+        return Path(self.model).name
+
+    def load(self) -> LoadedModel:
+        """The model as it is, not folded."""
+        return load_model(self.model)
+
+    def tokens(self, loaded: LoadedModel) -> torch.Tensor:
+        """Those that plans are judged on, int64 ``[judged, seq_len]``."""
+        tokenizer, card = loaded.tokenizer, loaded.card
+        text = load_text(self.text, tokenizer)
+        limits = {"seq_len": SEQ_LEN, "context": card.context, "vocabulary": card.vocabulary}
+        return torch.from_numpy(tokenise(text, tokenizer, samples=self.judged, seed=0, **limits).tokens)
+
+    def analysed(self, memory: Memory, menu: Menu, fold: Folding) -> Run:
+        """The run of `qplan analyze`, made once."""
+        run = Run(self.folder / f"{self.name}-{memory}-{menu.replace('/', '')}-fold-{fold}")
+        if not run.sensitivity.is_file():
+            print(f"analyze: memory {memory}, formats {menu}, fold {fold}", flush=True)
+            options = AnalyzeOptions(
+                self.model,
+                self.calib,
+                samples=SAMPLES,
+                seq_len=SEQ_LEN,
+                formats=MENUS[menu],
+                memory=memory,
+                fold=fold,
+            )
+            run_analyze(options, run, _quiet, _no_progress)
+        return run
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A finished analysis of the model as it is."""
+
+    table: SensitivityTable
+    calibration: CalibrationSet
+    rounder: Rounder
+
+    @classmethod
+    def of(cls, run: Run, loaded: LoadedModel) -> Opened:
+        """Read a run."""
+        table, calibration = SensitivityTable.read(run.sensitivity), CalibrationSet.read(run.calibration)
+        return cls(table, calibration, run_rounder(run, loaded, calibration, table.conditions.rounding))
+
+
+def _quiet(_text: str) -> None:
+    """Analyses tell too much for a benchmark."""
+
+
+def _no_progress(_done: int, _total: int) -> None:
+    """The same."""
