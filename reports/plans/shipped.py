@@ -65,18 +65,19 @@ def shipped(study: Study, loaded: LoadedModel) -> Iterator[Shipped]:
         for bits in BITS:
             edges = uniform[math.floor(bits)], uniform[math.ceil(bits)]
             limit = sum(edge.total_bytes for edge in edges) // 2
-            yield _emit(study, run, memory, bits, limit, edges[0] if edges[0] is edges[1] else None)
+            budget = f"int{bits:g}" if edges[0] is edges[1] else f"{limit}B"
+            path = run.folder / f"shipped-{bits:g}.json"
+            if not path.is_file():
+                emitted = _emit(study, run, budget)
+                row = _row(emitted, memory, bits, edges[0] if edges[0] is edges[1] else None)
+                path.write_text(json.dumps(asdict(row)), encoding="utf-8")
+            yield Shipped(**json.loads(path.read_text(encoding="utf-8")))
 
 
-def _emit(study: Study, run: Run, memory: Memory, bits: float, limit: int, uniform: Uniform | None) -> Shipped:
-    path = run.folder / f"shipped-{bits:g}.json"
-    if not path.is_file():
-        budget = f"int{bits:g}" if uniform is not None else f"{limit}B"
-        print(f"emit --budget {budget}, memory {memory}", flush=True)
-        options = EmitOptions(Wanted((budget,)), text=study.text, tokens=study.judged * SEQ_LEN)
-        emitted = run_emit(options, run, lambda _: None, lambda _done, _total: None, f"qplan emit --budget {budget}")
-        path.write_text(json.dumps(asdict(_row(emitted, memory, bits, uniform))), encoding="utf-8")
-    return Shipped(**json.loads(path.read_text(encoding="utf-8")))
+def _emit(study: Study, run: Run, budget: str) -> Emitted:
+    print(f"emit --budget {budget} --run {run.folder.name}", flush=True)
+    options = EmitOptions(Wanted((budget,)), text=study.text, tokens=study.judged * SEQ_LEN)
+    return run_emit(options, run, lambda _: None, lambda _done, _total: None, f"qplan emit --budget {budget}")
 
 
 def _row(emitted: Emitted, memory: Memory, bits: float, uniform: Uniform | None) -> Shipped:
