@@ -67,13 +67,10 @@ class LastHidden:
         augmented = torch.cat([difference, mean.unsqueeze(-1)], -1)
         parts = [self._compare(start, part) for start, part in _pieces(augmented, len(self.space))]
         kl, label_shift, same_top = (torch.cat(part) for part in zip(*parts, strict=True))
-        if not torch.isfinite(kl).all():
-            msg = f"{int((~torch.isfinite(kl)).sum())} of {len(kl)} tokens have a loss that is not finite"
-            raise MeasurementError(msg)
         known = self.reference.labels >= 0
         # log Z grows by the mean and the KL, the label's logit by the mean and its own shift
         more = (kl - label_shift.to(kl.dtype))[known].cpu().to(torch.float64)
-        return TokenStats(kl.cpu().to(torch.float64), same_top.cpu(), self.reference.nll + more)
+        return TokenStats.checked(kl, same_top, self.reference.nll + more)
 
     def _compare(self, start: int, augmented: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """KL, the label's centred shift and whether the top stays, for some tokens from ``start`` on."""

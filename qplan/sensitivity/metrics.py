@@ -55,6 +55,18 @@ class TokenStats:
     nll: Tensor
     """float64 ``[labelled tokens]``: negative log-likelihood of the tokens that follow, in nats."""
 
+    @classmethod
+    def checked(cls, kl: Tensor, same_top: Tensor, nll: Tensor) -> TokenStats:
+        """A comparison from any device and precision.
+
+        Raises:
+            MeasurementError: a KL that is not finite.
+        """
+        if not torch.isfinite(kl).all():
+            msg = f"{int((~torch.isfinite(kl)).sum())} of {len(kl)} tokens have a loss that is not finite"
+            raise MeasurementError(msg)
+        return cls(kl.cpu().to(torch.float64), same_top.cpu(), nll)
+
     @property
     def tokens(self) -> int:
         """Number of compared distributions."""
@@ -138,11 +150,8 @@ def compare(reference: Reference, logits: Tensor) -> TokenStats:
         best = variant.gather(-1, reference.top[chunk].unsqueeze(-1)).squeeze(-1)
         found.append((kl, shift, best >= variant.amax(-1)))
     kl, shift, same_top = (torch.cat(parts) for parts in zip(*found, strict=True))
-    if not torch.isfinite(kl).all():
-        msg = f"{int((~torch.isfinite(kl)).sum())} of {len(kl)} tokens have a loss that is not finite"
-        raise MeasurementError(msg)
     nll = _label_nll(flat, reference.log_norm + shift + kl, reference.labels)
-    return TokenStats(kl.cpu().to(torch.float64), same_top.cpu(), nll)
+    return TokenStats.checked(kl, same_top, nll)
 
 
 def compare_logits(reference: Tensor, variant: Tensor, tokens: Tensor) -> TokenStats:
