@@ -19,16 +19,18 @@ the plan took. *Predicted* is the plan's joint loss as predicted on calibration 
 are those of the weight and embedding files: as promised by the plan, and on disk.
 
 **Against the peers.** Every peer scores the same model on the same tokens in an environment of its own and gives 4
-or 8 bits to every tensor. Its allocation becomes a plan of MNN's formats (INT4 and INT8 in blocks of 64, zero
-points; a head that it does not plan at 8 bits). qplan plans within exactly those bytes, once with the same two
-formats and once with all that it offers by default, repaired on held-out calibration tokens as `qplan emit` does.
-No folding and no `dynamic_option` on either side, and all integers are chosen alike (rounding *auto*): allocations
-alone are compared. A number above 1 is **bold**, with a question mark where the difference is within two standard
-errors over tokens. *Least possible* is what no plan over these formats can be below: the proved lower bound of the
-sum of single losses, over the sum of the peer's plan, both as predicted for whole models.
+or 8 bits to every tensor. Its allocation becomes a plan of MNN's formats (INT4 and INT8 in blocks of 64, zero points; a
+head that it does not plan at 8 bits). qplan plans within exactly those bytes and repairs on held-out calibration
+tokens, as `qplan emit` does: with the same two formats, with all that it offers by default, and with these after
+folding, as it ships. `dynamic_option` is 0 on either side and all integers are chosen alike (rounding *auto*): the
+first two columns compare allocations alone. A number above 1 is **bold**, with a question mark where the difference is
+within two standard errors over tokens. *Least possible* is what no plan over these formats can be below: the proved
+lower bound of the sum of single losses, over the sum of the peer's plan, both as predicted for whole models, of the
+model as it is planned.
 """
 
-MENUS = {"4/8": "4 and 8 bits", "all": "all formats"}
+KINDS = {"4/8": "4 and 8 bits", "all": "all formats", "folded": "all formats, folded"}
+_LEAST = "least possible"
 
 
 def write_page(results: Mapping[str, Any], path: Path) -> None:
@@ -58,8 +60,8 @@ def _verdict(result: Mapping[str, Any]) -> Iterator[str]:
         f"- worse than the uniform export: {sum(ratio > 1 for ratio in against)} of {len(against)}; "
         f"{_spread(against)} of its KL"
     )
-    for menu, label in MENUS.items():
-        ratios = [row["kl_nats"][menu] / row["peer_kl_nats"] for row in rivals]
+    for kind, label in KINDS.items():
+        ratios = [row["own"][kind]["kl_nats"] / row["peer_kl_nats"] for row in rivals]
         halves = sum(ratio <= 0.5 for ratio in ratios)
         yield (
             f"- worse than a peer's plan, with {label}: {sum(ratio > 1 for ratio in ratios)} of {len(ratios)}; "
@@ -88,17 +90,15 @@ def _shipped(rows: Sequence[Mapping[str, Any]], memory: str) -> Iterator[str]:
 
 def _rivals(rows: Sequence[Mapping[str, Any]], memory: str) -> Iterator[str]:
     yield f"### Against the peers, memory {memory}\n"
-    yield (
-        "| peer | mean bits, asked and given | bytes | peer's KL | "
-        + " | ".join(f"{label} | least possible" for label in MENUS.values())
-        + " |"
-    )
-    yield "|---|---:|---:|---:|" + "---:|" * (2 * len(MENUS))
+    heads = (f"{label} | {_LEAST}" for label in KINDS.values())
+    yield "| peer | mean bits, asked and given | bytes | peer's KL | " + " | ".join(heads) + " |"
+    yield "|---|---:|---:|---:|" + "---:|" * (2 * len(KINDS))
     for row in rows:
         cells = []
-        for menu in MENUS:
-            certain = abs(row["kl_nats"][menu] - row["peer_kl_nats"]) > 2 * row["stderr_nats"][menu]
-            cells += [_ratio(row["kl_nats"][menu] / row["peer_kl_nats"], certain=certain), f"{row['least'][menu]:.2f}"]
+        for kind in KINDS:
+            own, peer = row["own"][kind], row["peer_kl_nats"]
+            certain = abs(own["kl_nats"] - peer) > 2 * own["stderr_nats"]
+            cells += [_ratio(own["kl_nats"] / peer, certain=certain), f"{own['least']:.2f}"]
         bits = f"{row['asked_bits']:g}, {row['bits']:.2f}"
         cells = [row["scorer"], bits, f"{row['peer_bytes']:,}", f"{row['peer_kl_nats']:.2e}", *cells]
         yield f"| {' | '.join(cells)} |"

@@ -1,14 +1,19 @@
-"""The peers' plans against qplan's of the same bytes, on the engine: one model, one rounding, one writer."""
+"""The peers' plans against qplan's of the same bytes, on the engine: one writer, one rounding, one setting."""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
+import numpy as np
+
+from qplan.artifact import sha256_json
+from qplan.cost.file_bytes import file_bytes
 from qplan.formats import QuantFormat
+from qplan.mnn.skeleton import Skeleton
 from qplan.model.load import LoadedModel
+from qplan.pipeline.fold import load_analysed
 from qplan.pipeline.loss_limits import choose_wanted
 from qplan.pipeline.runs import Run
 from qplan.pipeline.sizes import fixed_bytes
@@ -17,20 +22,34 @@ from qplan.pipeline.task import Task
 from qplan.pipeline.wanted import Wanted
 from qplan.planner.plan import Plan
 from qplan.planner.planning import Rules
-from qplan.sensitivity.metrics import TokenStats
 from qplan.sensitivity.rounding import Rounder
 from qplan.sensitivity.table import Memory
-from qplan.verify.reference import reference_logits
+from qplan.verify.reference import Reference, reference_logits
 from reports.peers.engine import measure_plans
 from reports.peers.plans import HEAD_BITS, Case, key_of
-from reports.plans.study import MEMORIES, MENUS, Menu, Opened, Study
+from reports.plans.study import KINDS, MEMORIES, Kind, Opened, Study
 
-Formats = dict[str, QuantFormat]
+Formats = Mapping[str, QuantFormat]
+
+
+@dataclass(frozen=True)
+class Own:
+    """qplan's plan within a peer's bytes."""
+
+    total_bytes: int
+    """Of all files, on disk."""
+    kl_nats: float
+    """On the engine, prefill, ``dynamic_option`` 0, like all here."""
+    stderr_nats: float
+    """Standard error, over tokens, of the difference from the peer's."""
+    least: float
+    """What no plan over these formats can be below, over the peer's: predicted from the proved bound of the sum of
+    single losses, and from the sum of the peer's own; both of the model as it is planned, folded or not."""
 
 
 @dataclass(frozen=True)
 class Rival:
-    """One plan of a peer, and qplan's within its bytes."""
+    """One plan of a peer, and qplan's."""
 
     memory: Memory
     scorer: str
@@ -38,76 +57,91 @@ class Rival:
     bits: float
     peer_bytes: int
     peer_kl_nats: float
-    """On the engine, prefill, ``dynamic_option`` 0, like all here."""
-    kl_nats: dict[Menu, float]
-    """Of qplan's plan, by the formats it may choose from."""
-    stderr_nats: dict[Menu, float]
-    """Standard error, over tokens, of the difference from the peer's."""
-    total_bytes: dict[Menu, int]
-    least: dict[Menu, float]
-    """What no plan over these formats can be below, over the peer's: predicted from the proved bound of the sum of
-    single losses, and from the sum of the peer's own."""
+    own: dict[Kind, Own]
 
 
-def rivals(study: Study, loaded: LoadedModel, cases: list[Case]) -> Iterator[Rival]:
-    """All cases under both memory settings."""
-    for memory in MEMORIES:
-        path = study.folder / f"{study.name}-{memory}-rivals.json"
+@dataclass(frozen=True)
+class Outcome:
+    """A plan on the engine."""
+
+    kl: np.ndarray
+    """float64 ``[tokens]``."""
+    total_bytes: int
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where plans of one kind are made and measured."""
+
+    run: Run
+    task: Task
+    skeleton: Skeleton
+
+    @classmethod
+    def of(cls, study: Study, original: LoadedModel, memory: Memory, kind: Kind) -> Bench:
+        """Analyse, or read what an earlier run left."""
+        run = study.analysed(memory, *KINDS[kind])
+        opened = Opened.of(run, load_analysed(run, Opened.card(run), print).loaded)
+        skeleton = run_skeleton(run, opened.rounder.loaded, None, print)
+        task = Task(
+            opened.table, fixed_bytes(skeleton), opened.rounder, Rounder(original), opened.calibration.heldout, print
+        )
+        return cls(run, task, skeleton)
+
+    def plan(self, case: Case, limit_bytes: int) -> Plan:
+        """What `qplan emit` chooses within a peer's bytes; its rule for the head holds where the peer has one too."""
+        path = self.run.folder / f"rival-{limit_bytes}-{case.plans_head}.json"
         if not path.is_file():
-            found = [asdict(row) for row in _compare(study, loaded, cases, memory)]
-            path.write_text(json.dumps(found), encoding="utf-8")
-        yield from (Rival(**row) for row in json.loads(path.read_text(encoding="utf-8")))
+            print(f"{case.label}: {limit_bytes:,} bytes, {self.run.folder.name}", flush=True)
+            rules = Rules(logits_bits=0 if case.plans_head else HEAD_BITS)
+            choose_wanted(self.task, Wanted((f"{limit_bytes}B",), rules=rules), self.run).write(path)
+        return Plan.read(path)
+
+    def measured(self, formats: Formats, reference: Reference) -> Outcome:
+        """The engine's losses of a plan, measured once."""
+        rows = [reference.rows.tolist(), self.task.rounder.loaded.card.sha256, self.task.rounder.rounding]
+        path = self.run.folder / f"engine-{sha256_json([key_of(formats), *rows])[:16]}.npz"
+        if not path.is_file():
+            memory, rounder = self.task.table.goal, self.task.rounder
+            found = measure_plans(
+                {"": formats}, self.skeleton, reference, memory, rounder=rounder, folder=self.run.folder
+            )
+            stats, total = found[""]
+            np.savez(path, kl=stats.kl.numpy(), total_bytes=total)
+        with np.load(path) as kept:
+            return Outcome(kept["kl"], int(kept["total_bytes"]))
+
+    def bytes_of(self, formats: Formats) -> int:
+        """Of all files, as predicted."""
+        return file_bytes(self.task.table.model, formats, self.task.fixed).total
+
+    def least(self, plan: Plan, peer: Formats) -> float:
+        """See `Own.least`."""
+        table = self.task.table
+        losses = table.kl(table.goal)
+        theirs = math.fsum(losses[name][fmt.name] for name, fmt in peer.items())
+        return table.predict_joint(plan.solver.bound_nats) / table.predict_joint(theirs)
 
 
-def _compare(study: Study, loaded: LoadedModel, cases: list[Case], memory: Memory) -> Iterator[Rival]:
-    runs: dict[Menu, Run] = {menu: study.analysed(memory, menu, "off") for menu in MENUS}
-    opened = {menu: Opened.of(run, loaded) for menu, run in runs.items()}
-    skeleton = run_skeleton(runs["all"], loaded, None, print)
-    tasks = {
-        menu: Task(one.table, fixed_bytes(skeleton), one.rounder, Rounder(loaded), one.calibration.heldout, print)
-        for menu, one in opened.items()
-    }
-    chosen = {(case.label, menu): _plan(task, case, runs[menu]) for case in cases for menu, task in tasks.items()}
-    plans = {key_of(formats): formats for formats in _all_formats(cases, chosen.values())}
-    with reference_logits(loaded, study.tokens(loaded).numpy()) as reference:
-        found = measure_plans(
-            plans, skeleton, reference, memory, rounder=opened["all"].rounder, folder=runs["all"].folder
-        )
-    for case in cases:
-        peer, peer_bytes = found[key_of(case.formats)]
-        ours = {menu: found[key_of(chosen[case.label, menu].formats)] for menu in MENUS}
-        yield Rival(
-            memory,
-            case.scorer,
-            case.budget,
-            case.bits,
-            peer_bytes,
-            peer.kl_nats,
-            {menu: stats.kl_nats for menu, (stats, _) in ours.items()},
-            {menu: _stderr(stats, peer) for menu, (stats, _) in ours.items()},
-            {menu: total for menu, (_, total) in ours.items()},
-            {menu: _least(chosen[case.label, menu], case, tasks[menu]) for menu in MENUS},
-        )
+def rivals(study: Study, original: LoadedModel, cases: list[Case]) -> Iterator[Rival]:
+    """All cases under both memory settings."""
+    different = {key_of(case.formats): case for case in cases}
+    with reference_logits(original, study.tokens(original).numpy()) as reference:
+        for memory in MEMORIES:
+            benches: dict[Kind, Bench] = {kind: Bench.of(study, original, memory, kind) for kind in KINDS}
+            for case in different.values():
+                yield _rival(case, memory, benches, reference)
 
 
-def _plan(task: Task, case: Case, run: Run) -> Plan:
-    """What `qplan emit` chooses within the peer's bytes; its rule for the head holds where the peer has one too."""
-    rules = Rules(logits_bits=0 if case.plans_head else HEAD_BITS)
-    print(f"{case.label}: {case.total_bytes:,} bytes, memory {task.table.goal}", flush=True)
-    return choose_wanted(task, Wanted((f"{case.total_bytes}B",), rules=rules), run)
-
-
-def _all_formats(cases: Iterable[Case], plans: Iterable[Plan]) -> Iterator[Formats]:
-    yield from (case.formats for case in cases)
-    yield from (plan.formats for plan in plans)
-
-
-def _stderr(ours: TokenStats, peer: TokenStats) -> float:
-    difference = ours.kl - peer.kl
-    return float(difference.std()) / math.sqrt(len(difference))
-
-
-def _least(plan: Plan, case: Case, task: Task) -> float:
-    losses = task.table.kl(task.table.goal)
-    peer = math.fsum(losses[name][fmt.name] for name, fmt in case.formats.items())
-    return task.table.predict_joint(plan.solver.bound_nats) / task.table.predict_joint(peer)
+def _rival(case: Case, memory: Memory, benches: Mapping[Kind, Bench], reference: Reference) -> Rival:
+    plain = benches["all"]
+    limit = plain.bytes_of(case.formats)
+    peer = plain.measured(case.formats, reference)
+    own: dict[Kind, Own] = {}
+    for kind, bench in benches.items():
+        plan = bench.plan(case, limit)
+        found = bench.measured(plan.formats, reference)
+        difference = found.kl - peer.kl
+        stderr = float(difference.std(ddof=1)) / math.sqrt(len(difference))
+        own[kind] = Own(found.total_bytes, float(found.kl.mean()), stderr, bench.least(plan, case.formats))
+    return Rival(memory, case.scorer, case.budget, case.bits, peer.total_bytes, float(peer.kl.mean()), own)

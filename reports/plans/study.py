@@ -11,6 +11,7 @@ import torch
 import qplan.demo
 from qplan.calibration import CalibrationSet, load_text, tokenise
 from qplan.formats import DEFAULT_FORMATS, QuantFormat, parse_formats
+from qplan.model.card import ModelCard
 from qplan.model.load import LoadedModel, load_model
 from qplan.pipeline.analyze import AnalyzeOptions, run_analyze
 from qplan.pipeline.fold import Folding
@@ -27,6 +28,11 @@ Menu = Literal["4/8", "all"]
 """Formats that qplan may choose from: the peers', or its defaults."""
 
 MENUS: dict[Menu, tuple[QuantFormat, ...]] = {"4/8": parse_formats("int8,int4"), "all": DEFAULT_FORMATS}
+
+Kind = Literal["4/8", "all", "folded"]
+"""What qplan may do within a peer's bytes."""
+
+KINDS: dict[Kind, tuple[Menu, Folding]] = {"4/8": ("4/8", "off"), "all": ("all", "off"), "folded": ("all", "auto")}
 
 
 @dataclass(frozen=True)
@@ -78,11 +84,16 @@ class Study:
 
 @dataclass(frozen=True)
 class Opened:
-    """A finished analysis of the model as it is."""
+    """A finished analysis."""
 
     table: SensitivityTable
     calibration: CalibrationSet
     rounder: Rounder
+
+    @staticmethod
+    def card(run: Run) -> ModelCard:
+        """The analysed model."""
+        return SensitivityTable.read(run.sensitivity).model
 
     @classmethod
     def of(cls, run: Run, loaded: LoadedModel) -> Opened:

@@ -22,7 +22,10 @@ def shipped(bits: float, kl: float, uniform: float | None, built: int = 1000) ->
     }
 
 
-def rival(same: float, every: float) -> dict[str, Any]:
+def rival(same: float, every: float, folded: float = 0.4) -> dict[str, Any]:
+    def own(ratio: float, least: float) -> dict[str, Any]:
+        return {"total_bytes": 2000, "kl_nats": ratio * 1e-3, "stderr_nats": 1e-5, "least": least}
+
     return {
         "memory": "normal",
         "scorer": "A peer",
@@ -30,9 +33,7 @@ def rival(same: float, every: float) -> dict[str, Any]:
         "bits": 4.98,
         "peer_bytes": 2000,
         "peer_kl_nats": 1e-3,
-        "kl_nats": {"4/8": same * 1e-3, "all": every * 1e-3},
-        "stderr_nats": {"4/8": 1e-5, "all": 1e-5},
-        "least": {"4/8": 0.9, "all": 0.4},
+        "own": {"4/8": own(same, 0.9), "all": own(every, 0.4), "folded": own(folded, 0.3)},
     }
 
 
@@ -65,4 +66,4 @@ def test_what_does_not_hold_is_bold(tmp_path: Path) -> None:
     assert "worse than the uniform export: 1 of 1" in text
     assert "| **1.500** |" in text
     assert "another size than promised: 1 of 1" in text
-    assert "| A peer | 5, 4.98 | 2,000 | 1.00e-03 | **1.010**? | 0.90 | **1.500** | 0.40 |" in text
+    assert "| A peer | 5, 4.98 | 2,000 | 1.00e-03 | **1.010**? | 0.90 | **1.500** | 0.40 | 0.400 | 0.30 |" in text
