@@ -166,7 +166,7 @@ def run_emit(options: EmitOptions, run: Run, say: Say, progress: Progress, comma
         if shop is not None and first is not None:
             plan, verification = _prove(job, shop, first, plan, gain)
     provenance = Provenance(commands=(command, llmexport))
-    report_plan(run, job.folder, table, plan, verification, provenance, language=options.language, say=say)
+    report_plan(run, job.folder, table, plan, verification, provenance=provenance, language=options.language, say=say)
     problems = config.problems if target.c4 else (*config.problems, _WITHOUT_C4.format(target.engine))
     if job.exported is not loaded:
         problems += (

@@ -54,8 +54,8 @@ def report_plan(
     table: SensitivityTable,
     plan: Plan,
     verification: Verification | None,
-    provenance: Provenance,
     *,
+    provenance: Provenance,
     language: Language,
     say: Say,
 ) -> Reported:
@@ -97,7 +97,9 @@ def run_report(name: str | None, run: Run | None, language: Language, say: Say) 
     home, folder = run or run_of(found.path), found.path.parent
     table = _table_of(found, home)
     verification = _verification_of(found)
-    return report_plan(home, folder, table, found.plan, verification, _provenance_of(found), language=language, say=say)
+    return report_plan(
+        home, folder, table, found.plan, verification, provenance=_provenance_of(found), language=language, say=say
+    )
 
 
 def newest_plan(run: Run) -> FoundPlan:

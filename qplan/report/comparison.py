@@ -89,9 +89,9 @@ def size_vs_loss(models: Sequence[Contender], words: Words = ENGLISH) -> Markup 
         return None
     width, height, left, bottom = 450.0, 320.0, 58.0, 276.0
     across = svg.LogAxis.around([float(m.total_bytes) for m in shown], left + 8, width - 40)
-    up = svg.LogAxis.around([m.loss_nats or 0.0 for m in shown], bottom - 8, 26, _DECADES)
+    up = svg.LogAxis.around([m.loss_nats or 0.0 for m in shown], bottom - 26, 26, _DECADES)
     parts = [
-        svg.text(0, 12, words("loss, nats/token"), class_="axis"),
+        svg.text(0, 15, words("loss, nats/token"), class_="axis"),
         svg.text(width, 312, words("size"), class_="axis", anchor="end"),
     ]
     for tick in up.ticks():
@@ -122,7 +122,6 @@ def size_vs_loss(models: Sequence[Contender], words: Words = ENGLISH) -> Markup 
         name = name_of(model, words)
         if not up.holds(model.loss_nats or 0.0):
             name += f" \N{DOWNWARDS ARROW} {notation.loss(model.loss_nats)}"
-            if x > width - 130:
-                side, anchor = -10, "end"
+            side, rise, anchor = 0, 18, "middle"
         parts += [dot, svg.text(x + side, y + rise, name, class_=f"name{strong}", anchor=anchor)]
     return svg.picture(width, height, words("File size against loss of the plan and the uniform models"), *parts)

@@ -68,7 +68,8 @@ def _cell(panel: _Panel, names: Sequence[str], x: float, y: float, width: float,
     if not measured:
         return svg.element("rect", **box, class_="absent")
     nats = sum(cell.kl_nats for _, cell in measured)
-    about = [_about(name, cell, panel.words) for name, cell in measured[:_SHOWN]]
+    brief = not panel.losses.detailed
+    about = [_about(name, cell, panel.words, brief=brief) for name, cell in measured[:_SHOWN]]
     if len(measured) > _SHOWN:
         about.append(panel.words("and {count} more", count=len(measured) - _SHOWN))
     parts = [svg.element("title", "\n".join(about)), svg.element("rect", **box)]
@@ -80,7 +81,9 @@ def _cell(panel: _Panel, names: Sequence[str], x: float, y: float, width: float,
     )
 
 
-def _about(name: str, cell: Loss, words: Words) -> str:
+def _about(name: str, cell: Loss, words: Words, *, brief: bool) -> str:
+    if brief:
+        return f"{name}\n{words('loss {loss} nats/token', loss=notation.loss(cell.kl_nats))}"
     if cell.top1 is None:
         source = words("estimated from gradients")
     else:

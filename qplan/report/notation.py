@@ -65,7 +65,7 @@ def ratio(value: float | None) -> str:
         return f"{loss(value)}{TIMES}"
     if abs(value) >= 9.995:
         return f"{significant(value)}{TIMES}"
-    decimals = 2 if value == 1 else next((d for d in range(2, 6) if round(value, d) != 1), 6)
+    decimals = 2 if math.isclose(value, 1, rel_tol=1e-6) else next((d for d in range(2, 6) if round(value, d) != 1), 6)
     return f"{value:.{decimals}f}{TIMES}"
 
 

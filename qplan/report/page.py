@@ -50,7 +50,7 @@ def render_html(
     words: Words = ENGLISH,
 ) -> str:
     """The page: one self-contained document, the same bytes for the same input."""
-    context = _context(table, plan, verification, provenance, frontier, words)
+    context = _context(table, plan, verification, provenance, frontier=frontier, words=words)
     return environment().get_template("report.html.j2").render(context | {"t": marked(words)})
 
 
@@ -63,7 +63,7 @@ def render_markdown(
     words: Words = ENGLISH,
 ) -> str:
     """The short version, for a pull request."""
-    context = _context(table, plan, verification, provenance, None, words)
+    context = _context(table, plan, verification, provenance, frontier=None, words=words)
     text = environment().get_template("report.md.j2").render(context | {"t": words})
     # parts that are left out leave their blank lines
     return re.sub(r"\n{3,}", "\n\n", text)
@@ -163,6 +163,7 @@ def _context(
     plan: Plan,
     verification: Verification | None,
     provenance: Provenance | None,
+    *,
     frontier: Frontier | None,
     words: Words,
 ) -> dict[str, Any]:
@@ -181,7 +182,7 @@ def _context(
     return {
         "language": words.language,
         "stored": words.stored,
-        "join": words.join,
+        "space": words.space,
         "name_of": called,
         "table": table,
         "card": table.model,

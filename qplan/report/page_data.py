@@ -18,10 +18,6 @@ from qplan.report.words import Words
 from qplan.sensitivity.table import Loss, SensitivityTable
 from qplan.tensors import TensorSpec
 
-DETAILED_CELLS = 12_000
-"""Up to so many losses the page holds every one as a number; above (hundreds of experts) it has titles only, and the
-slider shows totals, so that the page stays below 3 MB."""
-
 
 def page_data(
     table: SensitivityTable, plan: Plan, losses: LossTable, frontier: Frontier | None, words: Words
@@ -32,7 +28,7 @@ def page_data(
     SQNR (dB, null if infinite), 1 if estimated from gradients, bytes of the record, and the stored format.
     """
     specs = table.model.tensors
-    detailed = len(specs) * len(losses.formats) <= DETAILED_CELLS
+    detailed = losses.detailed
     named = dict.fromkeys(losses.formats)
     named |= dict.fromkeys(losses.stored_as.values())
     named |= dict.fromkeys(tensor.format.name for tensor in plan.tensors)

@@ -95,7 +95,7 @@ def draw(plan: Plan, grid: Grid, words: Words = ENGLISH) -> Markup:
         parts.append(svg.text(left - 8, y + 16, kind, class_="name", anchor="end"))
         for column, layer in enumerate(grid.layers):
             here = [planned[name] for name in grid.cells.get((kind, layer), ())]
-            parts.append(_cell(here, marks, places, left + column * width, y, width, words))
+            parts.append(_cell(here, marks, (left + column * width, y), width, places=places, words=words))
         own = [t for t in plan.tensors if t.layer is not None and t.kind == kind]
         centre, mean = right + MARGINAL / 2, f"{mean_bits(own):.1f}"
         parts.append(svg.text(centre, y + 16, mean, class_="mean", anchor="middle", data_kind=kind))
@@ -106,7 +106,7 @@ def draw(plan: Plan, grid: Grid, words: Words = ENGLISH) -> Markup:
         y += 30
     for name in grid.apart:
         parts.append(svg.text(left - 8, y + 16, planned[name].kind, class_="name", anchor="end"))
-        parts.append(_cell([planned[name]], marks, places, left, y, max(width, 40.0), words))
+        parts.append(_cell([planned[name]], marks, (left, y), max(width, 40.0), places=places, words=words))
         about = f"{planned[name].format.name} · {notation.size(planned[name].bytes)}"
         where = left + max(width, 40.0) + 10
         parts.append(svg.text(where, y + 16, about, class_="axis", data_about=str(places[name])))
@@ -135,12 +135,13 @@ def _layer_means(plan: Plan, grid: Grid, left: float, width: float, y: float) ->
 def _cell(
     here: Sequence[PlannedTensor],
     marks: Mapping[QuantFormat, str],
-    places: Mapping[str, int],
-    x: float,
-    y: float,
+    corner: tuple[float, float],
     width: float,
+    *,
+    places: Mapping[str, int],
     words: Words,
 ) -> Markup:
+    x, y = corner
     box = {"x": x + 0.75, "y": y + 0.75, "width": width - 1.5, "height": CELL_HEIGHT - 1.5, "rx": 2.0}
     if not here:
         return svg.element("rect", **box, class_="absent")

@@ -205,5 +205,5 @@ def _tiles(own: Contender, like: Contender | None, base: Contender | None, words
     if own.speed is not None:
         rival = None if base is None or base.speed is None else base.speed.decode_tokens_per_s
         rate = own.speed.decode_tokens_per_s
-        tiles.append(Tile(words("Decode"), notation.speed(rate), "tokens/s", against(rate, rival)))
+        tiles.append(Tile(words("Decode"), notation.speed(rate), words("tokens/s"), against(rate, rival)))
     return tuple(tiles)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from qplan.planner.plan import Plan, PlannedTensor
+from qplan.report import grid
 from qplan.report.grid import HeatScale, LossTable
-from qplan.report.page_data import DETAILED_CELLS
 from qplan.sensitivity.table import Loss
 
 
@@ -39,7 +39,7 @@ class TensorRow:
 def tensor_rows(plan: Plan, losses: LossTable, scale: HeatScale | None) -> tuple[TensorRow, ...]:
     """Rows by loss, the largest first; at most so many that the page stays below its size."""
     planned = {tensor.name: tensor for tensor in plan.tensors}
-    most = DETAILED_CELLS // max(len(losses.formats), 1)
+    most = grid.DETAILED_CELLS // max(len(losses.formats), 1)
     return tuple(_row(planned[name], losses, scale) for name in losses.ranked()[:most])
 
 

@@ -122,16 +122,18 @@ def draw(frontier: Frontier, plan: Plan, words: Words = ENGLISH) -> Markup:
 
 
 def _axes(frontier: Frontier, plan: Plan) -> tuple[svg.LogAxis, svg.LogAxis]:
-    models = (*frontier.points, *frontier.uniform)
-    sizes = [float(model.total_bytes) for model in models]
-    losses = [model.joint_nats for model in models if model.joint_nats > 0] + [plan.predicted_nats]
+    models = [(p.total_bytes, p.joint_nats) for p in frontier.points]
+    models += [(m.total_bytes, m.joint_nats) for m in frontier.uniform]
+    models.append((plan.files.total, plan.predicted_nats))
+    sizes = [float(size) for size, _ in models]
+    losses = [nats for _, nats in models]
     across = svg.LogAxis(min(sizes) * 0.97, max(sizes) * 1.03, _LEFT + 8, _WIDTH - 14)
     return across, svg.LogAxis.around(losses, _BOTTOM - 6, _TOP + 6, _DECADES)
 
 
 def _grid(across: svg.LogAxis, up: svg.LogAxis, words: Words) -> list[Markup]:
     parts = [
-        svg.text(0, 12, words("predicted loss, nats/token"), class_="axis"),
+        svg.text(0, 15, words("predicted loss, nats/token"), class_="axis"),
         svg.text(_WIDTH - 4, _BOTTOM + 36, words("files that ship"), class_="axis", anchor="end"),
         svg.element("line", x1=_LEFT, x2=_WIDTH - 6, y1=_BOTTOM, y2=_BOTTOM, class_="tick"),
     ]

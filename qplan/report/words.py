@@ -65,9 +65,14 @@ class Words:
         """
         return message if self.language is Language.en else self.messages[message]
 
+    @property
+    def space(self) -> str:
+        """What stands between sentences: Chinese full stops bring their own space."""
+        return "" if self.language is Language.zh else " "
+
     def join(self, *sentences: str) -> str:
-        """Sentences as a paragraph: Chinese full stops bring their own space."""
-        return ("" if self.language is Language.zh else " ").join(sentence for sentence in sentences if sentence)
+        """Sentences as a paragraph."""
+        return self.space.join(sentence for sentence in sentences if sentence)
 
     def stored(self, text: str) -> str:
         """A sentence that an artifact holds, in this language; as it is where the catalogue does not know it."""

@@ -33,7 +33,7 @@
     if (Math.abs(value) < 0.01) return `${loss(value)}×`;
     if (Math.abs(value) >= 9.995) return `${significant(value)}×`;
     let decimals = 2;
-    while (value !== 1 && decimals < 6 && Number(value.toFixed(decimals)) === 1) decimals += 1;
+    while (Math.abs(value - 1) > 1e-6 && decimals < 6 && Number(value.toFixed(decimals)) === 1) decimals += 1;
     return `${value.toFixed(decimals)}×`;
   };
 

@@ -33,10 +33,12 @@ def code_messages() -> Iterator[str]:
         for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(call, ast.Call) and _is_words(call.func):
                 message = call.args[0]
-                if isinstance(message, ast.Constant):
+                if isinstance(message, ast.Constant) and isinstance(message.value, str):
                     yield message.value
                 else:
-                    assert path.name in ("words.py", "page.py"), f"{path.name}: words() of something else than a message"
+                    assert path.name in ("words.py", "page.py"), (
+                        f"{path.name}: words() of something else than a message"
+                    )
 
 
 def _is_words(function: ast.expr) -> bool:
