@@ -118,7 +118,7 @@ def size_vs_loss(models: Sequence[Contender], words: Words = ENGLISH) -> Markup 
         )
         side, anchor = (-12, "end") if model.is_plan else (10, None)
         strong = " strong" if model.is_plan else ""
-        rise = 18 if model.is_plan and x < left + 60 else 4
+        rise = (18 if x < left + 60 else 4) if model.is_plan else -5
         name = name_of(model, words)
         if not up.holds(model.loss_nats or 0.0):
             name += f" \N{DOWNWARDS ARROW} {notation.loss(model.loss_nats)}"

@@ -185,7 +185,12 @@ def deep_run() -> Run:
     return make_run(80, ("fp16", "int8", "int6", "int4", "int3", "int2"), "int4")
 
 
+def sweep_of(run: Run, points: int) -> Frontier:
+    """Plans at other budgets of the same table."""
+    return frontier(run.table, FixedBytes(0, 0, 41_200, exact=True), points=points)
+
+
 @functools.cache
 def swept_run() -> Frontier:
     """The frontier of `small_run`: eight plans."""
-    return frontier(small_run().table, FixedBytes(0, 0, 41_200, exact=True), points=8)
+    return sweep_of(small_run(), 8)

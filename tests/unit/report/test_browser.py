@@ -17,7 +17,7 @@ from qplan.formats import INT4
 from qplan.report import grid, notation, plan_map, render_html
 from qplan.report.grid import loss_table
 from qplan.report.words import Language, words_of
-from tests.unit.report.invented_run import small_run, swept_run
+from tests.unit.report.invented_run import make_run, small_run, sweep_of, swept_run
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -58,6 +58,8 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         name: render_html(run.table, run.plan, run.verification, frontier=swept_run(), words=words_of(Language(name)))
         for name in LANGUAGES
     }
+    wide = make_run(6, ("fp16", *(f"int{bits}{block}" for bits in (8, 6, 5, 4, 3, 2) for block in ("-b0", ""))))
+    pages["wide"] = render_html(wide.table, wide.plan, wide.verification, frontier=sweep_of(wide, 12))
     pages["bare"] = render_html(run.table, run.plan, None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(grid, "DETAILED_CELLS", 100)
@@ -370,8 +372,19 @@ def test_everything_essential_is_there_without_scripts(browser: Browser, reports
         assert report.text(".verdict .sentence") in page.content()
 
 
-def test_paper_has_pages_without_controls(browser: Browser, reports: dict[str, Path]) -> None:
-    with opened(browser, reports["zh"], 1440, "dark") as report:
+PAPER = 695
+"""CSS pixels between the margins of A4."""
+
+# sections whose content runs over what follows them
+OVERRUNS = """() => [...document.querySelectorAll("section")].filter((section) =>
+  [...section.querySelectorAll("table, svg, p")].some((part) => part.checkVisibility()
+    && part.getBoundingClientRect().bottom > section.getBoundingClientRect().bottom + 1))
+  .map((section) => section.id)"""
+
+
+@pytest.mark.parametrize("name", ["zh", "wide"])
+def test_paper_has_pages_without_controls(browser: Browser, reports: dict[str, Path], name: str) -> None:
+    with opened(browser, reports[name], PAPER, "dark") as report:
         page = report.page
         page.click("#theme")
         page.click("#theme")
@@ -384,6 +397,8 @@ def test_paper_has_pages_without_controls(browser: Browser, reports: dict[str, P
         shown = "[...document.querySelectorAll('#tensor-table tbody tr')].filter((r) => r.checkVisibility()).length"
         assert page.evaluate(shown) == 12
         assert page.evaluate(FAINT_TEXTS) == []
+        assert page.evaluate(OVERRUNS) == []
+        assert page.evaluate("document.documentElement.scrollWidth") <= PAPER
 
 
 def test_pages_without_a_frontier_or_without_details(browser: Browser, reports: dict[str, Path]) -> None:
