@@ -65,17 +65,17 @@ def stored_literals() -> Iterator[tuple[str, str]]:
         path = Path(qplan.__file__).parent / name
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
-            for value in _told(node):
+            # `why` is part of a note in the pipeline, and of an error in the planner
+            for value in _told(node, ("note", "notes", "detail", *(["why"] if name.startswith("pipeline") else []))):
                 parts = value.values if isinstance(value, ast.JoinedStr) else [value]
                 for part in parts:
                     if isinstance(part, ast.Constant) and isinstance(part.value, str):
                         yield name, part.value
 
 
-def _told(node: ast.AST) -> Iterator[ast.expr]:
+def _told(node: ast.AST, told: tuple[str, ...]) -> Iterator[ast.expr]:
     """String expressions that become a note, or a check's name or detail."""
     texts: list[ast.expr] = []
-    told = ("note", "notes", "detail", "why")
     if isinstance(node, ast.Assign | ast.AugAssign):
         targets = node.targets if isinstance(node, ast.Assign) else [node.target]
         texts = [node.value] if any(isinstance(t, ast.Name) and t.id in told for t in targets) else []
@@ -86,9 +86,7 @@ def _told(node: ast.AST) -> Iterator[ast.expr]:
             texts = list(node.args)
         texts += [word.value for word in node.keywords if word.arg == "notes"]
     elif isinstance(node, ast.FunctionDef) and node.name in ("note", "_note", "notes", "__str__"):
-        texts = [
-            part for part in ast.walk(node) if isinstance(part, ast.Return) and part.value for part in [part.value]
-        ]
+        texts = [part.value for part in ast.walk(node) if isinstance(part, ast.Return) and part.value]
     for text in texts:
         yield from (part for part in ast.walk(text) if isinstance(part, ast.JoinedStr | ast.Constant))
 
@@ -98,13 +96,7 @@ def test_whatever_is_stored_for_people_is_in_the_catalogue() -> None:
     told = [(name, text.strip(" ;:,.()")) for name, text in stored_literals()]
     long = [(name, text) for name, text in told if len(text.split()) >= 3 and re.match(r"[\w(]", text)]
     assert len(long) > 30
-    missing = [(name, text) for name, text in long if not all(piece in known for piece in _pieces(text))]
-    assert missing == []
-
-
-def _pieces(text: str) -> list[str]:
-    # a docstring among the constants has several lines: it is not told to anybody
-    return [] if "\n" in text else [text]
+    assert [(name, text) for name, text in long if text not in known] == []
 
 
 GAIN = "0.85 times the loss in prefill and 1.59 in decode (held-out tokens)"
