@@ -9,7 +9,9 @@ import typer
 
 from qplan.cli.console import out, progress_bar, say
 from qplan.cli.emit import command_line, show
+from qplan.cli.report import Lang
 from qplan.cli.tables import sensitivity_table
+from qplan.report.words import Language
 
 SAMPLES, SEQ_LEN = 8, 256
 """Calibration of the demo; the model was trained on 256 tokens at a time."""
@@ -18,6 +20,7 @@ SAMPLES, SEQ_LEN = 8, 256
 def command(
     folder: Annotated[Path, typer.Option(help="Where runs go.")] = Path("qplan-runs"),
     budget: Annotated[str, typer.Option(help="As for emit.")] = "int8",
+    lang: Lang = Language.en,
 ) -> None:
     """Analyze, plan, build and prove the embedded model: all of qplan in minutes, offline."""
     # torch and transformers take seconds to import: not for --help
@@ -34,6 +37,6 @@ def command(
         table = run_analyze(analysis, run, say, progress)
     out.print(sensitivity_table(table))
     with progress_bar("FP32 reference") as progress:
-        options = EmitOptions(Wanted((budget,)), text=str(home / "heldout.txt"))
+        options = EmitOptions(Wanted((budget,)), text=str(home / "heldout.txt"), language=lang)
         emitted = run_emit(options, run, say, progress, command_line())
     show(emitted)

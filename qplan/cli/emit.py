@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from qplan.cli.console import err, out, progress_bar, say
+from qplan.cli.report import Lang
 from qplan.cli.rules import GroupFused, Groups, LeastWidths, LogitsBits, MetricOption, Pins, rules_of
 from qplan.cli.tables import plan_table, verification_table
 from qplan.cost.target import DEFAULT_TARGET
 from qplan.errors import InputError, VerificationError
 from qplan.planner.metric import Metric
+from qplan.report.words import Language
 
 if TYPE_CHECKING:
     from qplan.pipeline.emit import Emitted
@@ -91,6 +93,7 @@ def command(
     engine: Annotated[
         str | None, typer.Option(help="MNN version that the model must run on, e.g. `3.5.0`.  [default: the installed]")
     ] = None,
+    lang: Lang = Language.en,
 ) -> None:
     """Plan under a budget, build the MNN model and prove it on the engine.
 
@@ -124,6 +127,7 @@ def command(
         evaluations=repair,
         plan=plan,
         engine=engine,
+        language=lang,
     )
     with progress_bar("FP32 reference") as progress:
         emitted = run_emit(options, home, say, progress, command_line())

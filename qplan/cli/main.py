@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 
 from qplan import __version__
-from qplan.cli import analyze, check, compat, demo, emit, explain, frontier, ladder, plan, profile
+from qplan.cli import analyze, check, compat, demo, emit, explain, frontier, ladder, plan, profile, report
 from qplan.cli.console import err
 from qplan.errors import QplanError
 
@@ -22,6 +22,7 @@ app.command("analyze")(analyze.command)
 app.command("emit")(emit.command)
 app.command("demo")(demo.command)
 app.command("frontier")(frontier.command)
+app.command("report")(report.command)
 app.command("profile")(profile.command)
 app.command("explain")(explain.command)
 app.add_typer(plan.app, name="plan")

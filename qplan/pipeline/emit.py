@@ -39,6 +39,7 @@ from qplan.pipeline.loss_limits import choose_wanted
 from qplan.pipeline.plans import PLAN_FILE, edited_plan
 from qplan.pipeline.prove import Workshop, gate, prove
 from qplan.pipeline.repair import EVALUATIONS
+from qplan.pipeline.report import report_plan
 from qplan.pipeline.retarget import engine_checks, retarget_rules, retarget_table
 from qplan.pipeline.rounder import run_rounder
 from qplan.pipeline.runs import Run
@@ -48,7 +49,8 @@ from qplan.pipeline.task import Task
 from qplan.pipeline.wanted import Wanted
 from qplan.planner.plan import Plan
 from qplan.planner.planning import Rules
-from qplan.report import Provenance, write_report
+from qplan.report import Provenance
+from qplan.report.words import Language
 from qplan.sensitivity.rounding import Rounder
 from qplan.sensitivity.table import SensitivityTable
 from qplan.verify.measure import Trial, speeds_by_turns
@@ -79,6 +81,8 @@ class EmitOptions:
     """Build from this plan, which people may have edited, instead of making one."""
     engine: str | None = None
     """MNN version that the model is for; None for the installed one."""
+    language: Language = Language.en
+    """Of the report."""
 
     @property
     def target(self) -> EngineTarget:
@@ -162,7 +166,8 @@ def run_emit(options: EmitOptions, run: Run, say: Say, progress: Progress, comma
         verification = None
         if shop is not None and first is not None:
             plan, verification = _prove(job, shop, first, plan, gain)
-    write_report(job.folder, table, plan, verification, Provenance(commands=(command, llmexport)))
+    provenance = Provenance(commands=(command, llmexport))
+    report_plan(run, job.folder, table, plan, verification, provenance=provenance, language=options.language, say=say)
     problems = config.problems if target.c4 else (*config.problems, _WITHOUT_C4.format(target.engine))
     if job.exported is not loaded:
         problems += (

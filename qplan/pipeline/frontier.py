@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from qplan.artifact import atomic_path, write_json, write_text
+from qplan.artifact import atomic_path, read_json, sha256_json, write_json, write_text
+from qplan.cost.file_bytes import FixedBytes
 from qplan.errors import QplanError
+from qplan.formats import QuantFormat
 from qplan.pipeline.runs import Run
 from qplan.pipeline.sizes import run_fixed_bytes
-from qplan.planner.frontier import POINTS, Frontier, frontier
+from qplan.planner.frontier import POINTS, Frontier, FrontierPoint, UniformModel, frontier
 from qplan.planner.plan import Plan
 from qplan.planner.planning import Rules
 from qplan.report.frontier import MeasuredModel, frontier_figure, frontier_markdown
@@ -17,6 +20,7 @@ from qplan.sensitivity.table import SensitivityTable
 from qplan.verify.record import Verification
 
 KIND, SCHEMA = "qplan-frontier", 1
+FRONTIER_FILE = "frontier.json"
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,42 @@ class Swept:
     measured: tuple[MeasuredModel, ...]
 
 
+@dataclass(frozen=True)
+class Sweep:
+    """What a frontier was solved from, so that it can be told whether it is that of a plan."""
+
+    sensitivity_sha256: str
+    rules_sha256: str
+    """Of everything besides the losses that the points depend on; empty in files of before."""
+
+    @classmethod
+    def of(cls, table: SensitivityTable, rules: Rules, fixed: FixedBytes, *, block_activations: bool = False) -> Sweep:
+        """Sum up a sweep.
+
+        Args:
+            table: losses.
+            rules: what the user wants.
+            fixed: bytes that ship whatever the plan.
+            block_activations: only formats that ``dynamic_option`` 2 allows.
+        """
+        given = asdict(rules.given) | {
+            "pins": {pattern: fmt.name for pattern, fmt in rules.pins.items()},
+            "logits_bits": rules.logits_bits,
+            "target": rules.target.name,
+            "fixed_bytes": fixed.total,
+            "block_activations": block_activations,
+        }
+        return cls(table.sha256, sha256_json(given))
+
+
+@dataclass(frozen=True)
+class StoredFrontier:
+    """A frontier as it lies in a run."""
+
+    frontier: Frontier
+    sweep: Sweep
+
+
 def run_frontier(run: Run, rules: Rules, points: int = POINTS) -> Swept:
     """Solve a sweep of budgets and write ``frontier.json``, ``frontier.md`` and ``frontier.png``.
 
@@ -37,10 +77,11 @@ def run_frontier(run: Run, rules: Rules, points: int = POINTS) -> Swept:
         InfeasibleError: the rules allow no plan of any size.
     """
     table = SensitivityTable.read(run.sensitivity)
-    swept = frontier(table, run_fixed_bytes(run, table.model), rules=rules, points=points)
+    fixed = run_fixed_bytes(run, table.model)
+    swept = frontier(table, fixed, rules=rules, points=points)
     measured = measured_models(run, table)
     folder = run.folder / "frontier"
-    write_json(folder / "frontier.json", KIND, SCHEMA, _inputs(table), _body(table, swept, measured))
+    write_frontier(folder / FRONTIER_FILE, table, swept, Sweep.of(table, rules, fixed), measured)
     write_text(folder / "frontier.md", frontier_markdown(table, swept))
     with atomic_path(folder / "frontier.png") as temporary:
         frontier_figure(table, swept, measured).savefig(temporary, format="png", dpi=160)
@@ -66,8 +107,33 @@ def measured_models(run: Run, table: SensitivityTable) -> tuple[MeasuredModel, .
     return tuple(found.values())
 
 
-def _inputs(table: SensitivityTable) -> dict[str, str]:
-    return {"model": table.model.sha256, "sensitivity": table.sha256}
+def write_frontier(
+    path: Path, table: SensitivityTable, swept: Frontier, sweep: Sweep, measured: tuple[MeasuredModel, ...] = ()
+) -> None:
+    """Write ``frontier.json`` atomically."""
+    inputs = {"model": table.model.sha256, "sensitivity": table.sha256, "rules": sweep.rules_sha256}
+    write_json(path, KIND, SCHEMA, inputs, _body(table, swept, measured))
+
+
+def read_frontier(path: Path) -> StoredFrontier:
+    """Read ``frontier.json``.
+
+    Raises:
+        InputError: no such file, or not a frontier.
+        StaleArtifactError: written by a newer qplan.
+    """
+    stored = read_json(path, KIND, SCHEMA)
+    points = tuple(_point(point) for point in stored["points"])
+    uniform = tuple(UniformModel(**model) for model in stored["uniform"])
+    inputs = stored["inputs"]
+    return StoredFrontier(
+        Frontier(points, uniform, stored["seconds"]), Sweep(inputs["sensitivity"], inputs.get("rules", ""))
+    )
+
+
+def _point(value: dict[str, Any]) -> FrontierPoint:
+    formats = {name: QuantFormat.parse(fmt) for name, fmt in value["formats"].items()}
+    return FrontierPoint(**(value | {"formats": formats}))
 
 
 def _body(table: SensitivityTable, swept: Frontier, measured: tuple[MeasuredModel, ...]) -> dict[str, object]:

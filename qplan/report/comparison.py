@@ -7,34 +7,47 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from qplan.report import notation, svg
-from qplan.report.summary import Contender
+from qplan.report.summary import Contender, name_of
+from qplan.report.words import ENGLISH, Words
 
 _ROW = 38.0
 
+_DECADES = 5.0
+"""Of an axis of losses: halves lose a millionth of what integers lose, and would leave these no room."""
 
-def predicted_vs_measured(models: Sequence[Contender]) -> Markup | None:
+
+def predicted_vs_measured(models: Sequence[Contender], words: Words = ENGLISH) -> Markup | None:
     """Dots on a logarithmic axis, a row per model: predicted, torch emulation, engine."""
     shown = [m for m in models if m.loss_nats is not None]
     if not shown:
         return None
     values = [v for m in shown for _, v in _marks(m)]
     width, left, top = 450.0, 48.0, 30.0
-    axis = svg.LogAxis.around(values, left + 14, width - 20)
+    axis = svg.LogAxis.around(values, left + 14, width - 20, _DECADES)
     bottom = top + _ROW * len(shown)
-    parts = [_legend(left + 14)]
+    parts = [_legend(left + 14, words)]
+    last = -100.0
     for tick in axis.ticks():
         x = axis.place(tick)
         parts.append(svg.element("line", x1=x, x2=x, y1=top, y2=bottom, class_="gridline"))
-        parts.append(svg.text(x, bottom + 16, notation.tick(tick), class_="axis", anchor="middle"))
+        if x - last > 36:
+            parts.append(svg.text(x, bottom + 16, notation.tick(tick), class_="axis", anchor="middle"))
+            last = x
     for row, model in enumerate(shown):
         y = top + (row + 0.5) * _ROW
         strong = " strong" if model.is_plan else ""
-        parts.append(svg.text(left, y + 4, model.label, class_=f"name{strong}", anchor="end"))
-        marks = _marks(model)
+        parts.append(svg.text(left, y + 4, name_of(model, words), class_=f"name{strong}", anchor="end"))
+        marks = [(name, value) for name, value in _marks(model) if axis.holds(value)]
+        if len(marks) < len(_marks(model)):
+            below = ", ".join(notation.loss(value) for _, value in _marks(model) if not axis.holds(value))
+            parts.append(svg.text(axis.start - 6, y + 4, f"\N{LEFTWARDS ARROW} {below}", class_="axis"))
+        if not marks:
+            continue
         places = [axis.place(value) for _, value in marks]
         parts.append(svg.element("line", x1=min(places), x2=max(places), y1=y, y2=y, class_="span"))
-        parts += [_mark(name, axis.place(value), y, f"{model.label}, {name}", value) for name, value in marks]
-    return svg.picture(width, bottom + 24, "Predicted against measured loss, nats per token", *parts)
+        label = name_of(model, words)
+        parts += [_mark(name, axis.place(value), y, f"{label}, {_kind(name, words)}", value) for name, value in marks]
+    return svg.picture(width, bottom + 24, words("Predicted against measured loss, nats per token"), *parts)
 
 
 def _marks(model: Contender) -> list[tuple[str, float]]:
@@ -56,25 +69,30 @@ def _mark(kind: str, x: float, y: float, label: str, value: float | None) -> Mar
     return svg.element("circle", about, cx=x, cy=y, r=10.0, class_="mark predicted")
 
 
-def _legend(x: float) -> Markup:
+def _kind(kind: str, words: Words) -> str:
+    named = {"predicted": words("predicted"), "torch emulation": words("torch emulation"), "engine": words("engine")}
+    return named[kind]
+
+
+def _legend(x: float, words: Words) -> Markup:
     parts: list[Markup] = []
-    for kind, room in (("predicted", 158), ("torch emulation", 130), ("engine", 60)):
-        parts += [_mark(kind, x, 11, kind, None), svg.text(x + 15, 15, kind, class_="axis")]
+    for kind, room in (("predicted", 110), ("torch emulation", 140), ("engine", 60)):
+        parts += [_mark(kind, x, 11, kind, None), svg.text(x + 15, 15, _kind(kind, words), class_="axis")]
         x += room
     return svg.element("g", *parts)
 
 
-def size_vs_loss(models: Sequence[Contender]) -> Markup | None:
+def size_vs_loss(models: Sequence[Contender], words: Words = ENGLISH) -> Markup | None:
     """File size across, loss up, both logarithmic; the line joins the uniform models."""
     shown = [m for m in models if m.loss_nats is not None]
     if len(shown) < 2:
         return None
     width, height, left, bottom = 450.0, 320.0, 58.0, 276.0
     across = svg.LogAxis.around([float(m.total_bytes) for m in shown], left + 8, width - 40)
-    up = svg.LogAxis.around([m.loss_nats or 0.0 for m in shown], bottom - 8, 26)
+    up = svg.LogAxis.around([m.loss_nats or 0.0 for m in shown], bottom - 26, 26, _DECADES)
     parts = [
-        svg.text(0, 12, "loss, nats/token", class_="axis"),
-        svg.text(width, 312, "size", class_="axis", anchor="end"),
+        svg.text(0, 15, words("loss, nats/token"), class_="axis"),
+        svg.text(width, 312, words("size"), class_="axis", anchor="end"),
     ]
     for tick in up.ticks():
         y = up.place(tick)
@@ -85,23 +103,25 @@ def size_vs_loss(models: Sequence[Contender]) -> Markup | None:
         x = across.place(tick)
         parts.append(svg.element("line", x1=x, x2=x, y1=bottom, y2=bottom + 4, class_="tick"))
         if x - last > 52:
-            parts.append(svg.text(x, bottom + 18, _round_size(tick), class_="axis", anchor="middle"))
+            parts.append(svg.text(x, bottom + 18, notation.round_size(tick), class_="axis", anchor="middle"))
             last = x
     points = [(m, across.place(m.total_bytes), up.place(m.loss_nats or 0.0)) for m in shown]
     uniform = sorted((x, y) for m, x, y in points if not m.is_plan)
     parts.append(svg.element("polyline", points=" ".join(f"{x:.1f},{y:.1f}" for x, y in uniform), class_="uniform"))
     for model, x, y in sorted(points, key=lambda point: point[0].is_plan):
-        about = f"{model.label}: {notation.size(model.total_bytes)}, {notation.loss(model.loss_nats)} nats/token"
+        about = (
+            f"{name_of(model, words)}: {notation.size(model.total_bytes)}, {notation.loss(model.loss_nats)} nats/token"
+        )
         mark = "mark engine" if model.is_plan else "mark other"
         dot = svg.element(
             "circle", svg.element("title", about), cx=x, cy=y, r=7.0 if model.is_plan else 5.0, class_=mark
         )
         side, anchor = (-12, "end") if model.is_plan else (10, None)
         strong = " strong" if model.is_plan else ""
-        rise = 18 if model.is_plan and x < left + 60 else 4
-        parts += [dot, svg.text(x + side, y + rise, model.label, class_=f"name{strong}", anchor=anchor)]
-    return svg.picture(width, height, "File size against loss of the plan and the uniform models", *parts)
-
-
-def _round_size(count: float) -> str:
-    return notation.size(count).replace(".00", "").replace(".0 ", " ").replace(".50", ".5")
+        rise = (18 if x < left + 60 else 4) if model.is_plan else -5
+        name = name_of(model, words)
+        if not up.holds(model.loss_nats or 0.0):
+            name += f" \N{DOWNWARDS ARROW} {notation.loss(model.loss_nats)}"
+            side, rise, anchor = 0, 18, "middle"
+        parts += [dot, svg.text(x + side, y + rise, name, class_=f"name{strong}", anchor=anchor)]
+    return svg.picture(width, height, words("File size against loss of the plan and the uniform models"), *parts)

@@ -45,6 +45,11 @@ def grid_of(tensors: Iterable[TensorSpec]) -> Grid:
     )
 
 
+DETAILED_CELLS = 7_500
+"""Up to so many losses a page tells everything of every one. Above (over 82 layers of 7 tensors in 13 formats, experts)
+tooltips are short, the table of tensors ends early and the slider shows totals, so that it stays below 3 MB."""
+
+
 @dataclass(frozen=True)
 class LossTable:
     """Losses by tensor and by format as asked for, whatever block a tensor's width forced."""
@@ -57,6 +62,11 @@ class LossTable:
     """(tensor, column) whose stored format has another name than the column."""
     ranked_by: str
     """Narrowest column in which every tensor was measured, else the one with the most tensors."""
+
+    @property
+    def detailed(self) -> bool:
+        """Whether a page has room for every number of every tensor in every format."""
+        return len(self.losses) * len(self.formats) <= DETAILED_CELLS
 
     def ranked(self) -> tuple[str, ...]:
         """Tensor names, the most sensitive first."""

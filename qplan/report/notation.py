@@ -36,6 +36,12 @@ def size(count: float | None) -> str:
     return f"{significant(scaled)} {_PREFIXES[prefix]}"
 
 
+def round_size(count: float) -> str:
+    """Bytes as an axis writes them: ``2 MB``, ``1.5 MB``, without digits that say nothing."""
+    number, _, unit = size(count).partition(" ")
+    return f"{number.rstrip('0').rstrip('.') if '.' in number else number} {unit}"
+
+
 def loss(nats: float | None) -> str:
     """A loss with two significant digits: ``5.1e-4``, ``0``, ``1.3``; the unit goes into the caption."""
     if nats is None or math.isnan(nats):
@@ -59,7 +65,7 @@ def ratio(value: float | None) -> str:
         return f"{loss(value)}{TIMES}"
     if abs(value) >= 9.995:
         return f"{significant(value)}{TIMES}"
-    decimals = 2 if value == 1 else next((d for d in range(2, 6) if round(value, d) != 1), 6)
+    decimals = 2 if math.isclose(value, 1, rel_tol=1e-6) else next((d for d in range(2, 6) if round(value, d) != 1), 6)
     return f"{value:.{decimals}f}{TIMES}"
 
 
@@ -93,6 +99,18 @@ def sortable(value: float | None) -> float:
     if value is None or math.isnan(value):
         return -1e99
     return max(-1e9, min(1e9, value))
+
+
+def place(source: str) -> str:
+    """Where a model or a text comes from: a hub id as it is, of a path on this machine the last two parts."""
+    parts = source.replace("\\", "/").rstrip("/").split("/")
+    local = source.startswith(("/", "~", "..")) or source[1:3] == ":\\"
+    return f"…/{'/'.join(parts[-2:])}" if local and len(parts) > 2 else source
+
+
+def digits(value: float) -> str:
+    """A number for machines, short and sorted like the number itself."""
+    return f"{value:.5g}"
 
 
 def quotient(value: float | None, base: float | None) -> float | None:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
 
 from qplan.artifact import versions, write_text
 from qplan.errors import StaleArtifactError
+from qplan.planner.frontier import Frontier
 from qplan.planner.plan import Plan
-from qplan.report import comparison, heat_map, notation, palette, plan_map, sections
+from qplan.report import comparison, heat_map, notation, palette, plan_map, sections, tensor_rows, trade_off
 from qplan.report.grid import grid_of, heat_scale, loss_table
-from qplan.report.summary import Status, baseline, contenders, verdict
+from qplan.report.page_data import embedded, page_data
+from qplan.report.summary import Contender, baseline, contenders, name_of, verdict
+from qplan.report.words import ENGLISH, Words
 from qplan.sensitivity.table import SensitivityTable
 from qplan.verify.record import Verification
 
@@ -37,17 +41,30 @@ class Provenance:
 
 
 def render_html(
-    table: SensitivityTable, plan: Plan, verification: Verification | None, provenance: Provenance | None = None
+    table: SensitivityTable,
+    plan: Plan,
+    verification: Verification | None,
+    provenance: Provenance | None = None,
+    *,
+    frontier: Frontier | None = None,
+    words: Words = ENGLISH,
 ) -> str:
     """The page: one self-contained document, the same bytes for the same input."""
-    return _environment().get_template("report.html.j2").render(_context(table, plan, verification, provenance))
+    context = _context(table, plan, verification, provenance, frontier=frontier, words=words)
+    return environment().get_template("report.html.j2").render(context | {"t": marked(words)})
 
 
 def render_markdown(
-    table: SensitivityTable, plan: Plan, verification: Verification | None, provenance: Provenance | None = None
+    table: SensitivityTable,
+    plan: Plan,
+    verification: Verification | None,
+    provenance: Provenance | None = None,
+    *,
+    words: Words = ENGLISH,
 ) -> str:
     """The short version, for a pull request."""
-    text = _environment().get_template("report.md.j2").render(_context(table, plan, verification, provenance))
+    context = _context(table, plan, verification, provenance, frontier=None, words=words)
+    text = environment().get_template("report.md.j2").render(context | {"t": words})
     # parts that are left out leave their blank lines
     return re.sub(r"\n{3,}", "\n\n", text)
 
@@ -58,6 +75,9 @@ def write_report(
     plan: Plan,
     verification: Verification | None,
     provenance: Provenance | None = None,
+    *,
+    frontier: Frontier | None = None,
+    words: Words = ENGLISH,
 ) -> tuple[Path, Path]:
     """Write ``report.html`` and ``report.md`` into a folder.
 
@@ -67,6 +87,8 @@ def write_report(
         plan: what was chosen.
         verification: what the engine did, None if nothing was built.
         provenance: command lines and versions; by default the installed versions.
+        frontier: plans at other budgets from the same table; None leaves that section out.
+        words: the language.
 
     Returns:
         The paths of the page and of the Markdown.
@@ -76,8 +98,9 @@ def write_report(
     """
     _check_belonging(table, plan, verification)
     page, short = folder / "report.html", folder / "report.md"
-    write_text(page, render_html(table, plan, verification, provenance))
-    write_text(short, render_markdown(table, plan, verification, provenance))
+    html = render_html(table, plan, verification, provenance, frontier=frontier, words=words)
+    write_text(page, html)
+    write_text(short, render_markdown(table, plan, verification, provenance, words=words))
     return page, short
 
 
@@ -100,7 +123,17 @@ def _check_belonging(table: SensitivityTable, plan: Plan, verification: Verifica
         raise StaleArtifactError(msg)
 
 
-def _environment() -> Environment:
+def marked(words: Words) -> Callable[..., Markup]:
+    """The words for the page: messages may hold elements, what is filled in is escaped."""
+
+    def message(text: str, /, **values: object) -> Markup:
+        return Markup(words.pattern(text)).format(**values)  # noqa: S704 - the catalogue is part of qplan
+
+    return message
+
+
+def environment() -> Environment:
+    """Where the templates live, with the notation as filters."""
     environment = Environment(
         loader=PackageLoader("qplan.report"),
         autoescape=select_autoescape(enabled_extensions=("html.j2",)),
@@ -117,6 +150,8 @@ def _environment() -> Environment:
         "decibel": notation.decibel,
         "significant": notation.significant,
         "sortable": notation.sortable,
+        "digits": notation.digits,
+        "place": notation.place,
         "text": notation.markdown,
         "code": notation.markdown_code,
     }
@@ -124,15 +159,31 @@ def _environment() -> Environment:
 
 
 def _context(
-    table: SensitivityTable, plan: Plan, verification: Verification | None, provenance: Provenance | None
+    table: SensitivityTable,
+    plan: Plan,
+    verification: Verification | None,
+    provenance: Provenance | None,
+    *,
+    frontier: Frontier | None,
+    words: Words,
 ) -> dict[str, Any]:
+    # tensors are found by their place in the model: the plan's own order may be another
+    order = {spec.name: place for place, spec in enumerate(table.model.tensors)}
+    plan = replace(plan, tensors=tuple(sorted(plan.tensors, key=lambda tensor: order[tensor.name])))
     models = contenders(plan, verification)
     base = baseline(plan, models)
     grid, losses = grid_of(table.model.tensors), loss_table(table)
     scale = heat_scale(losses)
     ranked, shares = losses.ranked(), plan_map.format_shares(plan)
+
+    def called(model: Contender) -> str:
+        return name_of(model, words)
+
     return {
-        "Status": Status,
+        "language": words.language,
+        "stored": words.stored,
+        "space": words.space,
+        "name_of": called,
         "table": table,
         "card": table.model,
         "conditions": table.conditions,
@@ -141,26 +192,34 @@ def _context(
         "verification": verification,
         "provenance": provenance or Provenance(),
         "title": table.model.source.rstrip("/").rpartition("/")[2] or table.model.source,
-        "verdict": verdict(plan, verification),
+        "verdict": verdict(plan, verification, words),
         "models": models,
-        "base": base,
         "grid": grid,
         "shares": shares,
         "primed": any(plan_map.PRIME in share.mark for share in shares),
-        "plan_map": plan_map.draw(plan, grid),
+        "plan_map": plan_map.draw(plan, grid, words),
         "losses": losses,
         "ranked": ranked,
         "top": ranked[:TOP_TENSORS],
+        "top_tensors": TOP_TENSORS,
+        "rows": tensor_rows.tensor_rows(plan, losses, scale),
+        "kinds": sorted({name.rpartition(".")[2] for name in ranked}),
         "sums": {f: sum(row[f].kl_nats for row in losses.losses.values() if f in row) for f in losses.formats},
-        "panels": [(f, heat_map.draw(losses, grid, scale, f)) for f in losses.formats],
-        "heat_key": None if scale is None else heat_map.key(scale),
-        "predicted_vs_measured": comparison.predicted_vs_measured(models),
-        "dynamic_options": sections.dynamic_options(models[0]),
-        "predictions": sections.predictions(models),
-        "size_vs_loss": comparison.size_vs_loss(models),
-        "sizes_and_speeds": sections.sizes_and_speeds(models, base),
-        "logits_price": sections.price_of_the_logits_rule(plan),
-        "plan_text": plan_map.as_text(plan, grid),
+        "panels": [(f, heat_map.draw(losses, grid, scale, f, words)) for f in losses.formats],
+        "heat_key": None if scale is None else heat_map.key(scale, words),
+        "frontier": frontier,
+        "trade_off": None if frontier is None else trade_off.draw(frontier, plan, words),
+        "legend": trade_off.legend(words),
+        "stops": () if frontier is None else trade_off.stop_rows(table, frontier, plan, words),
+        "own_stop": None if frontier is None else trade_off.nearest_stop(frontier, plan),
+        "data": embedded(page_data(table, plan, losses, frontier, words)),
+        "predicted_vs_measured": comparison.predicted_vs_measured(models, words),
+        "dynamic_options": sections.dynamic_options(models[0], words),
+        "predictions": sections.predictions(models, words),
+        "size_vs_loss": comparison.size_vs_loss(models, words),
+        "sizes_and_speeds": sections.sizes_and_speeds(models, base, words),
+        "logits_price": sections.price_of_the_logits_rule(plan, words),
+        "plan_text": plan_map.as_text(plan, grid, words),
         "calibration_perplexity": math.exp(table.reference_nll_nats),
         "bits": {bits: (fill, palette.text_on(fill)) for bits, fill in palette.BITS.items()},
         "heat_light": [(fill, palette.text_on(fill)) for fill in palette.ramp(palette.HEAT_LIGHT)],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -13,9 +13,10 @@ from qplan.planner.plan import Plan, PlannedTensor
 from qplan.report import notation, svg
 from qplan.report.grid import Grid
 from qplan.report.palette import BITS
+from qplan.report.words import ENGLISH, Words
 
 PRIME = "\N{PRIME}"
-ROOM = 1078
+ROOM = 1224
 """Pixels that a map should fit in on a wide screen; cells shrink down to `MIN_CELL` first."""
 MIN_CELL, MAX_CELL, CELL_HEIGHT = 11.0, 48.0, 24
 MARGINAL = 52
@@ -78,37 +79,45 @@ def mean_bits(tensors: Sequence[PlannedTensor]) -> float:
     return sum(t.format.bits * t.weights for t in tensors) / sum(t.weights for t in tensors)
 
 
-def draw(plan: Plan, grid: Grid) -> Markup:
+def draw(plan: Plan, grid: Grid, words: Words = ENGLISH) -> Markup:
     """The map with means per kind and per layer; tensors outside the layers stand apart below."""
     planned = {tensor.name: tensor for tensor in plan.tensors}
     marks = {share.format: share.mark for share in format_shares(plan)}
+    places = {tensor.name: place for place, tensor in enumerate(plan.tensors)}
     left = label_width((*grid.kinds, *(planned[name].kind for name in grid.apart), "mean bits"))
     width = cell_width(len(grid.layers), left + MARGINAL)
     right, top = left + width * len(grid.layers), 22.0
     parts = layer_labels(grid.layers, left, width, 14)
     if grid.kinds:
-        parts.append(svg.text(right + MARGINAL / 2, 14, "mean", class_="axis", anchor="middle"))
+        parts.append(svg.text(right + MARGINAL / 2, 14, words("mean"), class_="axis", anchor="middle"))
     for row, kind in enumerate(grid.kinds):
         y = top + row * CELL_HEIGHT
         parts.append(svg.text(left - 8, y + 16, kind, class_="name", anchor="end"))
         for column, layer in enumerate(grid.layers):
             here = [planned[name] for name in grid.cells.get((kind, layer), ())]
-            parts.append(_cell(here, marks, left + column * width, y, width))
+            parts.append(_cell(here, marks, (left + column * width, y), width, places=places, words=words))
         own = [t for t in plan.tensors if t.layer is not None and t.kind == kind]
-        parts.append(svg.text(right + MARGINAL / 2, y + 16, f"{mean_bits(own):.1f}", class_="mean", anchor="middle"))
+        centre, mean = right + MARGINAL / 2, f"{mean_bits(own):.1f}"
+        parts.append(svg.text(centre, y + 16, mean, class_="mean", anchor="middle", data_kind=kind))
     y = top + len(grid.kinds) * CELL_HEIGHT
     if grid.kinds:
-        parts.append(svg.text(left - 8, y + 15, "mean bits", class_="axis", anchor="end"))
+        parts.append(svg.text(left - 8, y + 15, words("mean bits"), class_="axis", anchor="end"))
         parts += _layer_means(plan, grid, left, width, y + 15)
         y += 30
     for name in grid.apart:
         parts.append(svg.text(left - 8, y + 16, planned[name].kind, class_="name", anchor="end"))
-        parts.append(_cell([planned[name]], marks, left, y, max(width, 40.0)))
+        parts.append(_cell([planned[name]], marks, (left, y), max(width, 40.0), places=places, words=words))
         about = f"{planned[name].format.name} · {notation.size(planned[name].bytes)}"
-        parts.append(svg.text(left + max(width, 40.0) + 10, y + 16, about, class_="axis"))
+        where = left + max(width, 40.0) + 10
+        parts.append(svg.text(where, y + 16, about, class_="axis", data_about=str(places[name])))
         y += CELL_HEIGHT
-    label = f"Bits of {len(plan.tensors)} tensors over {len(grid.layers)} layers, mean {plan.mean_bits:.2f}"
-    return svg.picture(max(right + MARGINAL, left + 220), y + 4, label, *parts)
+    label = words(
+        "Bits of {tensors} tensors over {layers} layers, mean {mean}",
+        tensors=len(plan.tensors),
+        layers=len(grid.layers),
+        mean=f"{plan.mean_bits:.2f}",
+    )
+    return svg.picture(max(right + MARGINAL, left + 220), y + 4, label, *parts, class_="map", data_map="plan")
 
 
 def _layer_means(plan: Plan, grid: Grid, left: float, width: float, y: float) -> list[Markup]:
@@ -118,11 +127,21 @@ def _layer_means(plan: Plan, grid: Grid, left: float, width: float, y: float) ->
         own = [t for t in plan.tensors if t.layer == layer]
         if layer % stride == 0:
             centre = left + (column + 0.5) * width
-            texts.append(svg.text(centre, y, f"{mean_bits(own):.1f}", class_="mean", anchor="middle"))
+            mean = f"{mean_bits(own):.1f}"
+            texts.append(svg.text(centre, y, mean, class_="mean", anchor="middle", data_layer=str(layer)))
     return texts
 
 
-def _cell(here: Sequence[PlannedTensor], marks: dict[QuantFormat, str], x: float, y: float, width: float) -> Markup:
+def _cell(
+    here: Sequence[PlannedTensor],
+    marks: Mapping[QuantFormat, str],
+    corner: tuple[float, float],
+    width: float,
+    *,
+    places: Mapping[str, int],
+    words: Words,
+) -> Markup:
+    x, y = corner
     box = {"x": x + 0.75, "y": y + 0.75, "width": width - 1.5, "height": CELL_HEIGHT - 1.5, "rx": 2.0}
     if not here:
         return svg.element("rect", **box, class_="absent")
@@ -132,10 +151,11 @@ def _cell(here: Sequence[PlannedTensor], marks: dict[QuantFormat, str], x: float
     small = " small" if width < 7 * len(mark) + 6 else ""
     return svg.element(
         "g",
-        svg.element("title", "\n".join(_about(tensor) for tensor in here)),
+        svg.element("title", "\n".join(_about(tensor, words) for tensor in here)),
         svg.element("rect", **box),
         svg.text(x + width / 2, y + 16, mark, anchor="middle"),
         class_=f"bits b{bits}{small}",
+        data_t=" ".join(str(places[tensor.name]) for tensor in here),
     )
 
 
@@ -143,12 +163,12 @@ def _nearest_width(bits: float) -> int:
     return min(BITS, key=lambda width: abs(width - bits))
 
 
-def _about(tensor: PlannedTensor) -> str:
-    loss = notation.loss(tensor.loss_nats)
-    return f"{tensor.name}\n{tensor.format.name} · {notation.size(tensor.bytes)} · loss {loss} nats/token"
+def _about(tensor: PlannedTensor, words: Words) -> str:
+    loss = words("loss {loss} nats/token", loss=notation.loss(tensor.loss_nats))
+    return f"{tensor.name}\n{tensor.format.name} · {notation.size(tensor.bytes)} · {loss}"
 
 
-def as_text(plan: Plan, grid: Grid) -> str:
+def as_text(plan: Plan, grid: Grid, words: Words = ENGLISH) -> str:
     """The map in characters, for Markdown: marks by kind and layer, 40 layers a block."""
     planned = {tensor.name: tensor for tensor in plan.tensors}
     marks = {share.format: share.mark for share in format_shares(plan)}
@@ -159,11 +179,12 @@ def as_text(plan: Plan, grid: Grid) -> str:
 
     apart = {name: " ".join(planned[name].kind.split()) for name in grid.apart}
     kinds = {kind: " ".join(kind.split()) for kind in grid.kinds}
-    stub = max(map(len, (*kinds.values(), *apart.values(), "layer")))
+    heading = words("layer")
+    stub = max(map(len, (*kinds.values(), *apart.values(), heading)))
     lines = []
     for start in range(0, len(grid.layers), 40):
         layers = grid.layers[start : start + 40]
-        lines.append(f"{'layer':{stub}} " + "".join(f"{layer:>4}" for layer in layers))
+        lines.append(f"{heading:{stub}} " + "".join(f"{layer:>4}" for layer in layers))
         for kind, label in kinds.items():
             cells = (mark(grid.cells.get((kind, layer), ())) for layer in layers)
             lines.append(f"{label:{stub}} " + "".join(f"{cell:>4}" for cell in cells))

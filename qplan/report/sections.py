@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from qplan.planner.plan import FileBytes, Plan
 from qplan.report import notation
 from qplan.report.notation import quotient
-from qplan.report.summary import Contender
+from qplan.report.summary import Contender, name_of
+from qplan.report.words import ENGLISH, Words
 from qplan.verify.record import Accuracy, Speed
 
 MEMORIES = ("low", "normal")
@@ -32,7 +33,9 @@ class RowGroup:
     rows: tuple[Row, ...]
 
 
-def sizes_and_speeds(models: Sequence[Contender], base: Contender | None) -> tuple[RowGroup, ...]:
+def sizes_and_speeds(
+    models: Sequence[Contender], base: Contender | None, words: Words = ENGLISH
+) -> tuple[RowGroup, ...]:
     """Sizes, memory, speed and accuracy of every model; rows that nobody has a value for are left out."""
 
     def file_row(label: str, part: Callable[[FileBytes], int | None]) -> Row:
@@ -41,21 +44,25 @@ def sizes_and_speeds(models: Sequence[Contender], base: Contender | None) -> tup
     def speed_row(label: str, part: Callable[[Speed], float], write: Callable[[float | None], str]) -> Row:
         return Row(label, tuple(write(None if m.speed is None else part(m.speed)) for m in models))
 
-    files = [Row("All that ships", tuple(notation.size(m.total_bytes) for m in models))]
+    files = [Row(words("All that ships"), tuple(notation.size(m.total_bytes) for m in models))]
     if base is not None:
-        files.append(Row(f"against {base.label}", tuple(_share(m.total_bytes, base.total_bytes) for m in models)))
+        label = words("against {base}", base=base.label)
+        files.append(Row(label, tuple(_share(m.total_bytes, base.total_bytes) for m in models)))
     files += [
         file_row("llm.mnn.weight", lambda f: f.weight),
-        file_row("llm.mnn, the graph", lambda f: f.graph),
+        file_row(words("llm.mnn, the graph"), lambda f: f.graph),
         file_row("embeddings_bf16.bin", lambda f: f.embedding or None),
     ]
     speeds = [
-        speed_row("RAM to load", lambda s: s.ram_bytes, notation.size),
-        speed_row("Prefill, tokens/s", lambda s: s.prefill_tokens_per_s, notation.speed),
-        speed_row("Decode, tokens/s", lambda s: s.decode_tokens_per_s, notation.speed),
+        speed_row(words("RAM to load"), lambda s: s.ram_bytes, notation.size),
+        speed_row(words("Prefill, tokens/s"), lambda s: s.prefill_tokens_per_s, notation.speed),
+        speed_row(words("Decode, tokens/s"), lambda s: s.decode_tokens_per_s, notation.speed),
     ]
-    groups = [("Files", files), (_speed_title(models), speeds)]
-    groups += [(f"Accuracy, memory {memory}", _accuracy_rows(models, base, memory)) for memory in MEMORIES]
+    groups = [(words("Files"), files), (_speed_title(models, words), speeds)]
+    groups += [
+        (words("Accuracy, memory {memory}", memory=memory), _accuracy_rows(models, base, memory, words))
+        for memory in MEMORIES
+    ]
     kept = ((title, tuple(r for r in rows if set(r.values) != {notation.MISSING})) for title, rows in groups)
     return tuple(RowGroup(title, rows) for title, rows in kept if rows)
 
@@ -64,15 +71,18 @@ def _share(value: float | None, base: float | None) -> str:
     return notation.ratio(quotient(value, base))
 
 
-def _speed_title(models: Sequence[Contender]) -> str:
+def _speed_title(models: Sequence[Contender], words: Words) -> str:
     settings = {(s.memory, s.threads, s.prompt_tokens) for s in (m.speed for m in models) if s is not None}
     if len(settings) != 1:
-        return "Speed and memory"
+        return words("Speed and memory")
     memory, threads, prompt = settings.pop()
-    return f"Speed and memory: {threads} thread{'s' * (threads > 1)}, prompt of {prompt} tokens, memory {memory}"
+    values = {"threads": threads, "prompt": prompt, "memory": memory}
+    if threads == 1:
+        return words("Speed and memory: {threads} thread, prompt of {prompt} tokens, memory {memory}", **values)
+    return words("Speed and memory: {threads} threads, prompt of {prompt} tokens, memory {memory}", **values)
 
 
-def _accuracy_rows(models: Sequence[Contender], base: Contender | None, memory: str) -> list[Row]:
+def _accuracy_rows(models: Sequence[Contender], base: Contender | None, memory: str, words: Words) -> list[Row]:
     def row(
         label: str, part: Callable[[Accuracy], float], write: Callable[[float | None], str], path: str = "prefill"
     ) -> Row:
@@ -80,16 +90,18 @@ def _accuracy_rows(models: Sequence[Contender], base: Contender | None, memory: 
         return Row(label, tuple(write(None if a is None else part(a)) for a in found))
 
     reference = _accuracy(base, memory)
-    rows = [row("KL, one pass (prefill)", lambda a: a.kl_nats, notation.loss)]
+    rows = [row(words("KL, one pass (prefill)"), lambda a: a.kl_nats, notation.loss)]
     if base is not None and reference is not None:
         limit = reference.kl_nats
-        rows.append(row(f"against {base.label}", lambda a: a.kl_nats, lambda nats: _share(nats, limit)))
+        rows.append(
+            row(words("against {base}", base=base.label), lambda a: a.kl_nats, lambda nats: _share(nats, limit))
+        )
     return [
         *rows,
-        row("KL, token by token (decode)", lambda a: a.kl_nats, notation.loss, "decode"),
-        row("KL, 99th percentile", lambda a: a.kl_p99_nats, notation.loss),
-        row("Same top token", lambda a: a.top1, notation.percent),
-        row("Perplexity", lambda a: a.perplexity, notation.perplexity),
+        row(words("KL, token by token (decode)"), lambda a: a.kl_nats, notation.loss, "decode"),
+        row(words("KL, 99th percentile"), lambda a: a.kl_p99_nats, notation.loss),
+        row(words("Same top token"), lambda a: a.top1, notation.percent),
+        row(words("Perplexity"), lambda a: a.perplexity, notation.perplexity),
     ]
 
 
@@ -102,6 +114,7 @@ class PredictionRow:
     """How well a model's loss was foreseen, under one memory setting."""
 
     label: str
+    is_plan: bool
     memory: str
     predicted: str
     emulated: str
@@ -112,7 +125,7 @@ class PredictionRow:
     engine_to_emulated: str
 
 
-def predictions(models: Sequence[Contender]) -> tuple[PredictionRow, ...]:
+def predictions(models: Sequence[Contender], words: Words = ENGLISH) -> tuple[PredictionRow, ...]:
     """Every model under every memory setting of which something is known; sums hold for the plan's setting."""
     rows = []
     for memory in dict.fromkeys((models[0].memory, *MEMORIES)):
@@ -125,7 +138,8 @@ def predictions(models: Sequence[Contender]) -> tuple[PredictionRow, ...]:
             measured = None if engine is None else engine.kl_nats
             rows.append(
                 PredictionRow(
-                    model.label,
+                    name_of(model, words),
+                    model.is_plan,
                     memory,
                     notation.loss(predicted),
                     notation.loss(emulated),
@@ -152,12 +166,12 @@ class OptionRow:
     ships: bool
 
 
-def dynamic_options(plan: Contender) -> tuple[OptionRow, ...]:
+def dynamic_options(plan: Contender, words: Words = ENGLISH) -> tuple[OptionRow, ...]:
     """What a scale per block of the activations buys and costs; empty where it was not measured."""
     model = plan.built
     if model is None or model.speed is None or model.other_speed is None:
         return ()
-    names = {0: "0: a scale per token", 2: "2: a scale per token and block"}
+    names = {0: words("0: a scale per token"), 2: words("2: a scale per token and block")}
     rows = []
     for speed in sorted((model.speed, model.other_speed), key=lambda speed: speed.dynamic_option):
         option = speed.dynamic_option
@@ -168,21 +182,57 @@ def dynamic_options(plan: Contender) -> tuple[OptionRow, ...]:
     return tuple(rows)
 
 
-def price_of_the_logits_rule(plan: Plan) -> str:
+def price_of_the_logits_rule(plan: Plan, words: Words = ENGLISH) -> str:
     """The rule and its price, in words."""
     rule = plan.logits
     heads = [tensor for tensor in plan.tensors if tensor.layer is None]
-    names = ", ".join(tensor.kind for tensor in heads) or "the head"
+    names = ", ".join(tensor.kind for tensor in heads) or words("the head")
     now = ", ".join(dict.fromkeys(tensor.format.name for tensor in heads)) or notation.MISSING
-    limits = [f"at {rule.min_bits} bits or more"] if rule.min_bits else []
-    limits += ["at or above the size-weighted mean width of the other tensors"] if rule.at_least_mean else []
-    said = f"The rule keeps what makes the logits ({names}) {' and '.join(limits)}. " if limits else "No rule was set. "
-    said += f"The plan stores it as {now}."
+    stored = words("The plan stores it as {format}.", format=now)
     if rule.price_nats == 0:
-        return f"{said} The rule did not bind: without it the plan would be the same, so its price is zero."
+        price = words("The rule did not bind: without it the plan would be the same, so its price is zero.")
+    else:
+        price = _price(plan, words)
+    return words.join(_rule(plan, names, words), stored, price)
+
+
+def _rule(plan: Plan, names: str, words: Words) -> str:
+    rule = plan.logits
+    if rule.min_bits and rule.at_least_mean:
+        return words(
+            "The rule keeps what makes the logits ({names}) at {bits} bits or more and at or above the size-weighted "
+            "mean width of the other tensors.",
+            names=names,
+            bits=rule.min_bits,
+        )
+    if rule.min_bits:
+        return words(
+            "The rule keeps what makes the logits ({names}) at {bits} bits or more.", names=names, bits=rule.min_bits
+        )
+    if rule.at_least_mean:
+        return words(
+            "The rule keeps what makes the logits ({names}) at or above the size-weighted mean width of the other "
+            "tensors.",
+            names=names,
+        )
+    return words("No rule was set.")
+
+
+def _price(plan: Plan, words: Words) -> str:
+    rule = plan.logits
+    values = {"format": rule.head_format_without, "price": notation.loss(abs(rule.price_nats))}
     share = quotient(abs(rule.price_nats), plan.predicted_nats)
-    price = f"{notation.loss(abs(rule.price_nats))} nats/token of predicted loss"
-    price += "" if share is None else f", {notation.percent(share)} of the whole"
-    verb = "costs" if rule.price_nats > 0 else "saves"
-    without = f"Without it, at the same budget, the head would be {rule.head_format_without}"
-    return f"{said} {without}; the rule {verb} {price}."
+    of_all = "" if share is None else words(", {share} of the whole", share=notation.percent(share))
+    if rule.price_nats > 0:
+        return words(
+            "Without it, at the same budget, the head would be {format}; the rule costs {price} nats/token of "
+            "predicted loss{of_all}.",
+            of_all=of_all,
+            **values,
+        )
+    return words(
+        "Without it, at the same budget, the head would be {format}; the rule saves {price} nats/token of predicted "
+        "loss{of_all}.",
+        of_all=of_all,
+        **values,
+    )

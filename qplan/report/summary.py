@@ -11,6 +11,7 @@ from qplan.formats import QuantFormat
 from qplan.planner.plan import FileBytes, Plan
 from qplan.report import notation
 from qplan.report.notation import quotient
+from qplan.report.words import ENGLISH, Words
 from qplan.verify.record import BuiltModel, Speed, Verification
 
 PLAN = "plan"
@@ -62,6 +63,11 @@ class Contender:
     def speed(self) -> Speed | None:
         """Speed on the engine."""
         return None if self.built is None else self.built.speed
+
+
+def name_of(model: Contender, words: Words) -> str:
+    """What a model is called in the report's language."""
+    return words("Plan") if model.is_plan else model.label
 
 
 def contenders(plan: Plan, verification: Verification | None) -> tuple[Contender, ...]:
@@ -120,65 +126,84 @@ class Verdict:
     """The headline."""
 
     status: Status
+    stamp: str
+    """The status in a word."""
     sentence: str
     checks: str
     """How many checks passed, or that none was made."""
     tiles: tuple[Tile, ...]
 
 
-def verdict(plan: Plan, verification: Verification | None) -> Verdict:
+def verdict(plan: Plan, verification: Verification | None, words: Words = ENGLISH) -> Verdict:
     """Sum a plan up for someone who decides whether to ship it."""
     models = contenders(plan, verification)
     own, base = models[0], baseline(plan, models)
     like = base if base is None or (base.measured_nats is None) == (own.measured_nats is None) else None
-    where = "predicted, not built" if own.measured_nats is None else "on the engine"
-    sentence = f"{notation.size(own.total_bytes)}, KL {notation.loss(own.loss_nats)} nats/token {where}"
-    if base is not None:
-        share = notation.ratio(quotient(own.total_bytes, base.total_bytes))
-        if like is not None and quotient(own.loss_nats, like.loss_nats) is not None:
-            lost = notation.ratio(quotient(own.loss_nats, like.loss_nats))
-            sentence += f": {lost} the loss of uniform {base.label} at {share} its bytes"
-        else:
-            sentence += f", at {share} the bytes of uniform {base.label}"
-    if verification is None:
-        status, checks = Status.UNVERIFIED, "Not built, so nothing was checked on the engine"
+    status, stamp, checks = _status(verification, words)
+    return Verdict(status, stamp, _sentence(own, like, base, words), checks, _tiles(own, like, base, words))
+
+
+def _sentence(own: Contender, like: Contender | None, base: Contender | None, words: Words) -> str:
+    numbers = {"size": notation.size(own.total_bytes), "loss": notation.loss(own.loss_nats)}
+    if own.measured_nats is None:
+        start = words("{size}, KL {loss} nats/token predicted, not built", **numbers)
     else:
-        failed = sum(not check.passed for check in verification.checks)
-        status = Status.PASS if verification.checks and not failed else Status.FAIL
-        count = len(verification.checks)
-        checks = f"{failed} of {count} checks failed" if failed else f"All {count} checks passed"
-        checks = checks if count else "No promise was checked"
-    return Verdict(status, sentence + ".", checks, _tiles(own, like, base, verification))
+        start = words("{size}, KL {loss} nats/token on the engine", **numbers)
+    if base is None:
+        return words("{start}.", start=start)
+    share = notation.ratio(quotient(own.total_bytes, base.total_bytes))
+    if like is None or quotient(own.loss_nats, like.loss_nats) is None:
+        return words("{start}, at {share} the bytes of uniform {base}.", start=start, share=share, base=base.label)
+    lost = notation.ratio(quotient(own.loss_nats, like.loss_nats))
+    return words(
+        "{start}: {lost} the loss of uniform {base} at {share} its bytes.",
+        start=start,
+        lost=lost,
+        base=base.label,
+        share=share,
+    )
 
 
-def _tiles(
-    own: Contender, like: Contender | None, base: Contender | None, verification: Verification | None
-) -> tuple[Tile, ...]:
+def _status(verification: Verification | None, words: Words) -> tuple[Status, str, str]:
+    if verification is None:
+        said = words("Not built, so nothing was checked on the engine")
+        return Status.UNVERIFIED, words("NOT VERIFIED"), said
+    failed = sum(not check.passed for check in verification.checks)
+    count = len(verification.checks)
+    if not count:
+        return Status.FAIL, words("FAIL"), words("No promise was checked")
+    if failed:
+        return Status.FAIL, words("FAIL"), words("{failed} of {count} checks failed", failed=failed, count=count)
+    return Status.PASS, words("PASS"), words("All {count} checks passed", count=count)
+
+
+def _tiles(own: Contender, like: Contender | None, base: Contender | None, words: Words) -> tuple[Tile, ...]:
     def against(value: float | None, other: float | None) -> str:
         share = quotient(value, other)
-        return "" if share is None or base is None else f"{notation.ratio(share)} uniform {base.label}"
+        if share is None or base is None:
+            return ""
+        return words("{share} uniform {base}", share=notation.ratio(share), base=base.label)
 
     value, _, unit = notation.size(own.total_bytes).partition(" ")
-    kind = "predicted" if own.measured_nats is None else f"memory {own.memory}"
+    measured = own.measured_nats is not None
+    kind = words("KL, memory {memory}", memory=own.memory) if measured else words("KL, predicted")
+    compared = against(own.loss_nats, None if like is None else like.loss_nats)
     tiles = [
-        Tile("Size", value, unit, against(own.total_bytes, None if base is None else base.total_bytes)),
-        Tile(
-            f"KL, {kind}",
-            notation.loss(own.loss_nats),
-            "nats/token",
-            against(own.loss_nats, None if like is None else like.loss_nats),
-        ),
+        Tile(words("Size"), value, unit, against(own.total_bytes, None if base is None else base.total_bytes)),
+        Tile(kind, notation.loss(own.loss_nats), "nats/token", compared),
     ]
     accuracy = None if own.built is None else own.built.accuracy(own.memory)
     other = None if base is None or base.built is None else base.built.accuracy(own.memory)
-    if accuracy is not None and verification is not None:
+    if accuracy is not None:
         top, _, sign = notation.percent(accuracy.top1).partition(" ")
-        beside = "" if other is None or base is None else f"{notation.percent(other.top1)} uniform {base.label}"
-        tiles.append(Tile("Same top token", top, sign, beside))
-        reference = f"{notation.perplexity(verification.reference_perplexity)} in FP32"
-        tiles.append(Tile("Perplexity", notation.perplexity(accuracy.perplexity), "", reference))
+        beside = (
+            ""
+            if other is None
+            else words("{share} uniform {base}", share=notation.percent(other.top1), base=base.label if base else "")
+        )
+        tiles.append(Tile(words("Same top token"), top, sign, beside))
     if own.speed is not None:
         rival = None if base is None or base.speed is None else base.speed.decode_tokens_per_s
         rate = own.speed.decode_tokens_per_s
-        tiles.append(Tile("Decode", notation.speed(rate), "tokens/s", against(rate, rival)))
+        tiles.append(Tile(words("Decode"), notation.speed(rate), words("tokens/s"), against(rate, rival)))
     return tuple(tiles)

@@ -26,13 +26,18 @@ def _plain(value: str | float) -> str:
     return f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
 
 
-def text(x: float, y: float, content: str, *, class_: str = "", anchor: str | None = None) -> Markup:
-    """A line of text; ``anchor`` is ``middle`` or ``end``."""
-    return element("text", content, x=float(x), y=float(y), class_=class_ or None, text_anchor=anchor)
+def text(
+    x: float, y: float, content: str, *, class_: str = "", anchor: str | None = None, **data: str | None
+) -> Markup:
+    """A line of text; ``anchor`` is ``middle`` or ``end``, ``data`` are further attributes."""
+    return element("text", content, x=float(x), y=float(y), class_=class_ or None, text_anchor=anchor, **data)
 
 
-def picture(width: float, height: float, label: str, *content: str) -> Markup:
-    """A figure of a fixed size in CSS pixels that print may shrink; ``label`` is read to those who don't see it."""
+def picture(width: float, height: float, label: str, *content: str, **data: str | None) -> Markup:
+    """A figure of a fixed size in CSS pixels that print may shrink; ``label`` is read to those who don't see it.
+
+    ``data`` are further attributes.
+    """
     return element(
         "svg",
         *content,
@@ -41,6 +46,7 @@ def picture(width: float, height: float, label: str, *content: str) -> Markup:
         height=float(height),
         role="img",
         aria_label=label,
+        **data,
     )
 
 
@@ -56,11 +62,13 @@ class LogAxis:
     """Place of ``high``, px."""
 
     @classmethod
-    def around(cls, values: list[float], start: float, end: float) -> LogAxis:
-        """An axis with some room around the positive ones of ``values``."""
+    def around(cls, values: list[float], start: float, end: float, decades: float = math.inf) -> LogAxis:
+        """An axis with some room around the positive ones of ``values``, at most the upper ``decades`` of them."""
         positive = [value for value in values if value > 0 and math.isfinite(value)] or [1.0]
-        spread = max((max(positive) / min(positive)) ** 0.12, 1.25)
-        return cls(min(positive) / spread, max(positive) * spread, start, end)
+        high = max(positive)
+        low = min(value for value in positive if value >= high / 10**decades)
+        spread = max((high / low) ** 0.12, 1.25)
+        return cls(low / spread, high * spread, start, end)
 
     def place(self, value: float) -> float:
         """Where a value is; zero is at the start."""
@@ -68,6 +76,10 @@ class LogAxis:
             return self.start
         share = math.log(value / self.low) / math.log(self.high / self.low)
         return self.start + (self.end - self.start) * min(max(share, 0.0), 1.0)
+
+    def holds(self, value: float) -> bool:
+        """Whether a value is on the axis; others are drawn at its ends and should say so."""
+        return self.low <= value <= self.high
 
     def ticks(self) -> tuple[float, ...]:
         """Powers of ten; with 2 and 5 between them where there would be fewer than three."""

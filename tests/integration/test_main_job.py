@@ -14,12 +14,14 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from qplan.artifact import sha256_file
 from qplan.cli.main import main
 from qplan.cost.device import DeviceProfile
 from qplan.planner.plan import Plan
 from qplan.sensitivity.table import SensitivityTable
 from qplan.verify.record import Verification
 from tests.integration.mnn_models import VOCABULARY, save
+from tests.unit.report.prose import english_sentences
 from tests.unit.tiny_models import words
 
 ANALYZE = ("--samples", "4", "--seq-len", "64", "--batch-size", "2", "--formats", "fp16,int8,int6,int4")
@@ -82,6 +84,7 @@ def test_a_plan_keeps_its_promises_on_the_engine(work: Path, budget: str) -> Non
     )
     page = (out / "report.html").read_text(encoding="utf-8")
     assert not re.search(r"(src|href)=.?https?:", page)
+    assert 'id="budget"' in page
     assert set(json.loads((out / "quant_config.json").read_text())) == {t.op_name for t in plan.tensors}
     assert "--quant_config" in printed
     assert not list((work / "run" / "baselines").glob("*/llm.mnn"))
@@ -162,10 +165,25 @@ def test_limits_on_time_ram_and_loss(work: Path) -> None:
     assert "the nearest is RAM" in none.stderr
 
 
+def test_the_report_of_a_real_run_leaks_no_english_into_chinese(work: Path) -> None:
+    out, sha256 = work / "run" / "int4", sha256_file(work / "run" / "int4" / "plan.json")
+    english = (out / "report.html").read_text(encoding="utf-8")
+    succeed("report", "int4", "--run", "run", "--lang", "zh", folder=work)
+    page, short = ((out / name).read_text(encoding="utf-8") for name in ("report.html", "report.md"))
+    assert english_sentences(page) == []
+    assert english_sentences(f"<p>{re.sub(r'`[^`]*`', '', short)}</p>") == []
+    # the commands that made it are kept
+    assert re.search(r"<pre.*</pre>", page, re.DOTALL)[0] == re.search(r"<pre.*</pre>", english, re.DOTALL)[0]  # type: ignore[index]
+    assert sha256_file(out / "plan.json") == sha256
+    succeed("report", "int4", "--run", "run", folder=work)
+    assert (out / "report.html").read_text(encoding="utf-8") == english
+
+
 def test_configs_alone(work: Path) -> None:
     succeed("emit", "--run", "run", "--budget", "6bpw", "--no-build", folder=work)
     out = work / "run" / "6bpw"
-    assert {path.name for path in out.iterdir()} == {"plan.json", "quant_config.json", "report.html", "report.md"}
+    reports = {"report.html", "report.json", "report.md", "frontier.json"}
+    assert {path.name for path in out.iterdir()} == {"plan.json", "quant_config.json", *reports}
 
 
 def test_a_budget_below_the_smallest_plan_names_it(work: Path) -> None:

@@ -65,6 +65,9 @@ def qplan(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
         (["frontier"], 2, "qplan analyze"),
         (["frontier", "--logits-bits", "-1", "--run", "x"], 2, "0 (no rule)"),
         (["explain", "int4"], 2, "qplan analyze"),
+        (["report"], 2, "qplan analyze"),
+        (["report", "--lang", "fr"], 2, "'fr' is not one of 'en', 'zh'"),
+        (["emit", "--lang", "fr"], 2, "'fr' is not one of 'en', 'zh'"),
         (["plan", "diff", "int4", "int8"], 2, "qplan analyze"),
     ],
 )

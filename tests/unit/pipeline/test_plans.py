@@ -14,11 +14,14 @@ from qplan.cli.main import main
 from qplan.cost.file_bytes import estimate_fixed
 from qplan.errors import InputError, StaleArtifactError
 from qplan.formats import INT4, INT8
-from qplan.pipeline.frontier import run_frontier
+from qplan.pipeline.frontier import read_frontier, run_frontier
 from qplan.pipeline.plans import edited_plan, find_plan, recounted, table_of
+from qplan.pipeline.report import newest_plan, plan_frontier, run_report
 from qplan.pipeline.runs import Run
 from qplan.planner.plan import Plan
 from qplan.planner.planning import Rules, make_plan
+from qplan.report.words import Language
+from qplan.verify.record import Verification
 from tests.unit.planner.invented_table import make_table
 
 
@@ -111,3 +114,63 @@ def test_commands_that_look_at_plans(
     count = sum(a.format != b.format for a, b in zip(plans[0].tensors, plans[1].tensors, strict=True))
     assert re.search(rf"\b{count} of 13 tensors changed", changed)
     assert INT4.name in changed
+
+
+def test_a_report_is_made_again_in_another_language(
+    run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(run.folder.parent.parent)
+    where = ("--run", str(run.folder))
+    folder = run.budget("int4")
+    printed = qplan(capsys, monkeypatch, "report", "int4", "--lang", "zh", *where)
+    assert "report.html" in printed
+    page, short = ((folder / name).read_text(encoding="utf-8") for name in ("report.html", "report.md"))
+    assert '<html lang="zh-CN">' in page
+    assert "尚未构建模型" in page
+    assert "各张量的位宽" in short
+    stored = read_frontier(folder / "frontier.json").frontier
+    assert page.count("<tr data-stop=") == len(stored.points)
+    made = (folder / "frontier.json").stat().st_mtime_ns
+    qplan(capsys, monkeypatch, "report", str(folder), "--lang", "EN")
+    assert '<html lang="en">' in (folder / "report.html").read_text(encoding="utf-8")
+    assert (folder / "frontier.json").stat().st_mtime_ns == made, "the stored frontier was solved again"
+    assert "using" not in capsys.readouterr().err
+
+
+def test_the_stored_frontier_is_taken_if_it_is_the_plans(run: Run) -> None:
+    plan, table, told = Plan.read(run.budget("int4") / "plan.json"), make_table(), list[str]()
+    fine = run_frontier(run, Rules(), 40).frontier
+    found = plan_frontier(run, run.budget("int4"), table, plan, told.append)
+    assert (found.points, found.uniform, told) == (fine.points, fine.uniform, [])
+    assert not (run.budget("int4") / "frontier.json").exists()
+    pinned = make_plan(table, "70%", estimate_fixed(table.model), rules=Rules(pins={"*.q_proj": INT8}))
+    own = plan_frontier(run, run.budget("pinned"), table, pinned, told.append)
+    assert told == ["other budgets: solving 16"]
+    assert all(fmt == INT8 for point in own.points for name, fmt in point.formats.items() if name.endswith("q_proj"))
+    assert read_frontier(run.budget("pinned") / "frontier.json").frontier == own
+    older = json.loads((run.folder / "frontier" / "frontier.json").read_text())
+    del older["inputs"]["rules"]
+    (run.folder / "frontier" / "frontier.json").write_text(json.dumps(older))
+    assert read_frontier(run.folder / "frontier" / "frontier.json").frontier.points == fine.points
+    plan_frontier(run, run.budget("int4"), table, plan, told.append)
+    assert len(told) == 2
+
+
+def test_a_report_needs_artifacts_that_belong_together(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run.folder.parent.parent)
+    newest = run.budget("int8") / "plan.json"
+    newest.touch()
+    assert newest_plan(run).path == newest
+    with pytest.raises(InputError, match="no plan in empty; make one with 'qplan emit'"):
+        newest_plan(Run(Path("empty")))
+    replace(make_table(), reference_nll_nats=9.0).write(run.sensitivity)
+    with pytest.raises(StaleArtifactError, match="other losses"):
+        run_report("int8", run, Language.en, print)
+    make_table().write(run.sensitivity)
+    plan = Plan.read(newest)
+    Verification(plan.model_sha256, "0" * 64, "words", "0" * 64, 9.0, (), ()).write(
+        newest.with_name("verification.json")
+    )
+    with pytest.raises(StaleArtifactError, match="is of another plan"):
+        run_report("int8", run, Language.en, print)
+    assert not newest.with_name("report.html").exists()

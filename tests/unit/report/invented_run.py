@@ -7,8 +7,10 @@ import math
 import random
 from dataclasses import dataclass
 
+from qplan.cost.file_bytes import FixedBytes
 from qplan.formats import QuantFormat
 from qplan.model.card import ModelCard
+from qplan.planner.frontier import Frontier, frontier
 from qplan.planner.plan import FileBytes, LogitsRule, Plan, PlannedTensor, SolverReport, UniformPoint
 from qplan.sensitivity.table import Conditions, Measurement, SensitivityTable, memories_of
 from qplan.tensors import Role, TensorSpec
@@ -181,3 +183,14 @@ def small_run() -> Run:
 def deep_run() -> Run:
     """Eighty layers, six formats, as large as uniform INT4."""
     return make_run(80, ("fp16", "int8", "int6", "int4", "int3", "int2"), "int4")
+
+
+def sweep_of(run: Run, points: int) -> Frontier:
+    """Plans at other budgets of the same table."""
+    return frontier(run.table, FixedBytes(0, 0, 41_200, exact=True), points=points)
+
+
+@functools.cache
+def swept_run() -> Frontier:
+    """The frontier of `small_run`: eight plans."""
+    return sweep_of(small_run(), 8)
