@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,13 +10,16 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from qplan.cli.console import out, say
+from qplan.cli import panels
+from qplan.cli.app import App
+from qplan.cli.console import answer, out, say
+from qplan.cli.modes import with_modes
 from qplan.errors import InputError
 
 if TYPE_CHECKING:
     from qplan.mnn.compat import CompatTable
 
-app = typer.Typer(invoke_without_command=True)
+app = App(invoke_without_command=True)
 
 _MARKS = {
     "ok": "[green]ok[/green]",
@@ -27,23 +29,25 @@ _MARKS = {
 
 
 @app.callback()
+@with_modes("compat")
 def show(
     context: typer.Context,
-    table: Annotated[Path | None, typer.Option(help="Another table than the packaged one.")] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    table: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Another table.", show_default="the packaged one")
+    ] = None,
 ) -> None:
     """Show which exporter, options, converter and engine go together, as measured.
 
-    Example: `qplan compat`, or `qplan compat measure` to measure it again
+    Examples:
+        qplan compat
+        qplan compat measure --engine 3.5.0
     """
     if context.invoked_subcommand is not None:
         return
     from qplan.mnn.compat import PACKAGED, CompatTable  # noqa: PLC0415 - not for --help
 
     found = CompatTable.read(table or PACKAGED)
-    if json_:
-        typer.echo(json.dumps(asdict(found), indent=1))
-        return
+    answer(**asdict(found))
     if found.cells:
         out.print(_engines(found))
     if found.architectures:
@@ -51,21 +55,38 @@ def show(
 
 
 @app.command("measure")
+@with_modes("compat measure")
 def measure(
+    engine: Annotated[
+        list[str] | None, typer.Option(metavar="VERSION", help="Only these versions.", show_default="all on PyPI")
+    ] = None,
     architectures: Annotated[
         bool, typer.Option("--architectures", help="Measure architectures on the installed engine instead of engines.")
     ] = False,
-    venvs: Annotated[Path, typer.Option(help="Where virtual environments with older engines go.")] = Path(
-        "qplan-engines"
-    ),
-    engine: Annotated[list[str] | None, typer.Option(help="Only these versions.  [default: all on PyPI]")] = None,
-    only: Annotated[list[str] | None, typer.Option(help="Only these architectures.")] = None,
-    llmexport: Annotated[Path | None, typer.Option(help="A MNN checkout whose exporter to measure.")] = None,
-    table: Annotated[Path, typer.Option(help="Where the table goes.")] = Path("qplan-compat.json"),
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Only these architectures.", show_default="all")
+    ] = None,
+    llmexport: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="A MNN checkout whose exporter to measure.", show_default="the PyPI package"
+        ),
+    ] = None,
+    venvs: Annotated[
+        Path,
+        typer.Option(
+            metavar="FOLDER", help="Where virtual environments with older engines go.", rich_help_panel=panels.FOLDERS
+        ),
+    ] = Path("qplan-engines"),
+    table: Annotated[
+        Path, typer.Option(metavar="FILE", help="Where the table goes.", rich_help_panel=panels.FOLDERS)
+    ] = Path("qplan-compat.json"),
 ) -> None:
     """Measure the table again: pip installs every engine into a venv of its own, a child process runs each cell.
 
-    Example: `qplan compat measure --engine 3.5.0 --engine 3.6.1`
+    Examples:
+        qplan compat measure --engine 3.5.0 --engine 3.6.1
+        qplan compat measure --architectures --only qwen3
     """
     # torch and transformers take seconds to import: not for --help
     from qplan.mnn.compat import PACKAGED, CompatTable  # noqa: PLC0415
@@ -85,8 +106,9 @@ def measure(
         versions = tuple(EngineVersion.parse(text) for text in engine) if engine else None
         after = merged(before, list(measure_engines(venvs, say, versions, llmexport)), [])
     after.write(table)
+    answer(file=str(table), **asdict(after))
     out.print(_architectures(after) if architectures else _engines(after))
-    out.print(f"wrote {table}", markup=False)
+    out.print(f"wrote {table}", markup=False, soft_wrap=True)
 
 
 def _engines(found: CompatTable) -> Table:
