@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from qplan.cli import panels
 from qplan.cli.app import App
 from qplan.cli.console import answer, out, say
 from qplan.cli.modes import with_modes
+from qplan.cli.view import table_view
 from qplan.errors import InputError
 
 if TYPE_CHECKING:
@@ -114,41 +114,41 @@ def measure(
 def _engines(found: CompatTable) -> Table:
     dates = sorted({cell.date for cell in found.cells})
     when = " to ".join(dict.fromkeys((dates[0], dates[-1])))
-    view = Table(
-        title=f"Models on engines, {found.platform}, measured {when}",
-        caption="the worst of a tied and an untied model, memory normal and low, prefill and decode",
-        box=SIMPLE_HEAD,
-        padding=(0, 0),
+    columns = ("exporter and options", "converter", *found.engines)
+    view = table_view(
+        columns,
+        left=columns,
+        heading=f"Models on engines, {found.platform}, measured {when}",
+        note="The worst of a tied and an untied model, memory normal and low, prefill and decode.",
     )
-    for column in ("exporter", "options", "converter"):
-        view.add_column(column)
-    for engine in found.engines:
-        view.add_column(engine)
+    view.columns[0].no_wrap = False
+    last = ""
     for (exporter, options, converter), by_engine in found.rows().items():
         cells = [by_engine.get(engine) for engine in found.engines]
-        view.add_row(exporter, options, converter, *("-" if cell is None else _mark(cell.outcome) for cell in cells))
+        if exporter != last:
+            view.add_row(f"[bold]{exporter}[/bold]")
+        view.add_row(f"  {options}", converter, *("-" if cell is None else _mark(cell.outcome) for cell in cells))
+        last = exporter
     return view
 
 
 def _architectures(found: CompatTable) -> Table:
-    columns = list(dict.fromkeys((cell.exporter, cell.tokens) for cell in found.architectures))
+    columns = sorted(dict.fromkeys((cell.exporter, cell.tokens) for cell in found.architectures))
     cells = {(cell.architecture, cell.exporter, cell.tokens): cell for cell in found.architectures}
     first = found.architectures[0]
-    view = Table(
-        title=f"Architectures at fp16 on engine {first.engine} against transformers {first.transformers}",
-        caption=f"tiny random models, measured {first.date}; relative error of the logits, by length of the sequence",
-        box=SIMPLE_HEAD,
-        padding=(0, 0),
+    headings = ["architecture", *(exporter.replace(" ", "\n") + f"\n{tokens} tokens" for exporter, tokens in columns)]
+    view = table_view(
+        headings,
+        left=headings,
+        heading=f"Architectures at fp16 on engine {first.engine} against transformers {first.transformers}",
+        note=f"Tiny random models, measured {first.date}; relative error of the logits.",
     )
-    view.add_column("architecture")
-    for exporter, tokens in sorted(columns):
-        view.add_column(f"{exporter}, {tokens} tokens")
     for name in dict.fromkeys(cell.architecture for cell in found.architectures):
-        row = [cells.get((name, *column)) for column in sorted(columns)]
+        row = [cells.get((name, *column)) for column in columns]
         view.add_row(
             name,
             *(
-                "-" if cell is None else f"{_mark(cell.outcome)}{'' if cell.error is None else f' {cell.error:.1e}'}"
+                "-" if cell is None else f"{_mark(cell.outcome)}{'' if cell.error is None else f' {cell.error:.0e}'}"
                 for cell in row
             ),
         )

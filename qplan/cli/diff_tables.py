@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from qplan.cli.view import short_name, table_view
 from qplan.planner.diff import PlanDiff
 from qplan.planner.plan import Plan
 from qplan.report import notation
@@ -17,14 +17,13 @@ def changes_table(changes: PlanDiff, after: Plan, *, most: int | None) -> Table:
     title = f"{len(changes.changes)} of {len(after.tensors)} tensors changed"
     if len(shown) < len(changes.changes):
         title += f", the {len(shown)} whose loss changes most (--all for every one)"
-    view = Table(title=title, box=SIMPLE_HEAD, title_style="", padding=(0, 1), pad_edge=False)
-    for column in ("tensor", "before", "after", "bytes", "nats/token"):
-        view.add_column(column, justify="left" if column == "tensor" else "right", no_wrap=True)
+    columns = ("tensor", "before", "after", "bytes", "nats/token")
+    view = table_view(columns, left=columns[:3], heading=title, gap=3)
     for change in changes.changes:
         if change.name in names:
             style = "green" if change.loss_nats < 0 else "red"
             view.add_row(
-                change.name,
+                short_name(change.name),
                 change.before.name,
                 change.after.name,
                 f"{change.bytes:+,}",
@@ -35,9 +34,7 @@ def changes_table(changes: PlanDiff, after: Plan, *, most: int | None) -> Table:
 
 def totals_table(changes: PlanDiff, old: Plan, new: Plan, names: tuple[str, str]) -> Table:
     """Bytes, mean width and sum of single losses of both plans."""
-    view = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    for column in ("", "bytes", "mean bits", "sum of losses"):
-        view.add_column(column, justify="left" if not column else "right")
+    view = table_view(("plan", "bytes", "mean bits", "sum of losses"), left=("plan",), gap=3)
     for name, plan in zip(names, (old, new), strict=True):
         loss = sum(tensor.loss_nats for tensor in plan.tensors)
         view.add_row(name, f"{plan.files.total:,}", f"{plan.mean_bits:.2f}", notation.loss(loss))

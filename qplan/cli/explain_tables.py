@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from qplan.cli.view import short_name, table_view
 from qplan.planner.explain import Alternative, Explanation
 from qplan.report import notation
 
@@ -16,34 +16,24 @@ _MB = 1e6
 def overview(explanations: Sequence[Explanation], budget: str) -> Table:
     """One line per group: what it loses, what narrower and wider formats would trade, the next best."""
     price = explanations[0].price_nats_per_byte * _MB
-    view = Table(
-        title=f"Plan for {budget}: one more MB of budget is worth {notation.loss(price)} nats/token",
-        caption="a narrower format should lose more than that per MB, a wider one save less (where not, whole bytes or "
+    view = table_view(
+        ("tensor", "format", "loss", "narrower", "loses/MB", "wider", "saves/MB"),
+        left=("tensor", "format", "narrower", "wider"),
+        heading=f"Plan for {budget}: one more MB of budget is worth {notation.loss(price)} nats/token",
+        note="a narrower format should lose more than that per MB, a wider one save less (where not, whole bytes or "
         "another limit decide); ◁ is the next best choice",
-        box=SIMPLE_HEAD,
-        title_style="",
-        padding=(0, 0),
-        pad_edge=False,
     )
-    for column in ("tensor", "format", "loss", "narrower", "loses/MB", "wider", "saves/MB"):
-        left = column in ("tensor", "format", "narrower", "wider")
-        view.add_column(column, justify="left" if left else "right", no_wrap=True)
     for explanation in explanations:
         chosen = explanation.chosen
         more = len(explanation.members) - 1
         view.add_row(
-            _short(explanation.tensor) + (f" +{more}" if more else ""),
+            short_name(explanation.tensor) + (f" +{more}" if more else ""),
             chosen.format.name,
             notation.loss(chosen.loss_nats),
             *_trade(explanation, [o for o in explanation.alternatives if o.bytes < chosen.bytes]),
             *_trade(explanation, [o for o in explanation.alternatives if o.bytes > chosen.bytes]),
         )
     return view
-
-
-def _short(name: str) -> str:
-    """``0.mlp.down_proj`` for a tensor of layer 0: what patterns understand."""
-    return name.removeprefix("model.").removeprefix("layers.")
 
 
 def _trade(explanation: Explanation, options: Sequence[Alternative]) -> tuple[str, str]:
@@ -58,17 +48,14 @@ def _trade(explanation: Explanation, options: Sequence[Alternative]) -> tuple[st
 def details(explanation: Explanation) -> Table:
     """Every allowed format of one tensor, at the budget's price."""
     price = explanation.price_nats_per_byte * _MB
-    view = Table(
-        title=f"{explanation.tensor}: one more MB of budget is worth {notation.loss(price)} nats/token",
-        caption="per MB: loss saved by a byte more or added by a byte less than planned, times 10^6; "
+    view = table_view(
+        ("format", "bytes", "nats/token", "per MB", "at price", ""),
+        left=("format", ""),
+        heading=f"{explanation.tensor}: one more MB of budget is worth {notation.loss(price)} nats/token",
+        note="per MB: loss saved by a byte more or added by a byte less than planned, times 10^6; "
         "at price: loss plus bytes at what the budget pays, above the cheapest format's",
-        box=SIMPLE_HEAD,
-        title_style="",
-        padding=(0, 1),
-        pad_edge=False,
+        gap=3,
     )
-    for column in ("format", "bytes", "nats/token", "per MB", "at price", ""):
-        view.add_column(column, justify="left" if column in ("format", "") else "right", no_wrap=True)
     for option in explanation.alternatives:
         planned, following = option.format == explanation.format, option == explanation.next_best
         marginal = option.marginal_nats_per_byte

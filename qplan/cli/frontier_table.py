@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from qplan.cli.view import table_view
 from qplan.pipeline.frontier import Swept
 from qplan.report import notation
 from qplan.report.frontier import KNEE, frontier_rows
@@ -19,21 +19,15 @@ _BAR = 16
 
 def frontier_table(swept: Swept) -> Table:
     """One line per plan and per uniform format, by size; losses in nats per token."""
-    view = Table(
-        title=f"{len(swept.frontier.points)} plans in {swept.frontier.seconds:.1f} s: predicted KL to FP32, "
+    view = table_view(
+        ("MB", "bpw", "KL", "of uniform", "bits of weights", "head", ""),
+        left=("bits of weights", "head", ""),
+        heading=f"{len(swept.frontier.points)} plans in {swept.frontier.seconds:.1f} s: predicted KL to FP32, "
         f"nats per token, memory {swept.table.goal}",
-        caption="of uniform: loss over that of the best uniform format of at most these bytes (head int8, same "
+        note="of uniform: loss over that of the best uniform format of at most these bytes (head int8, same "
         "rounding); "
         f"bits: {_BAR} equal shares of the weights but the head's, F is 16",
-        box=SIMPLE_HEAD,
-        title_style="",
-        padding=(0, 1),
-        pad_edge=False,
     )
-    for column in ("MB", "bpw", "KL", "of uniform", "bits of weights", "head", "uniform"):
-        view.add_column(
-            column, justify="left" if column in ("uniform", "head", "bits of weights") else "right", no_wrap=True
-        )
     for row in frontier_rows(swept.table, swept.frontier):
         style = "dim" if row.is_uniform else ("bold" if row.label == KNEE else "")
         view.add_row(
@@ -43,7 +37,7 @@ def frontier_table(swept: Swept) -> Table:
             "" if row.against_uniform is None else notation.ratio(row.against_uniform),
             _bar(row.widths),
             row.head,
-            row.label.removeprefix("uniform ") if row.is_uniform else f"◀ {row.label}" if row.label else "",
+            row.label if row.is_uniform else f"◀ {row.label}" if row.label else "",
             style=style,
         )
     return view

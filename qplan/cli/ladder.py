@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
 from qplan.cli import completion, panels
 from qplan.cli.console import answer, out, progress_bar, say
 from qplan.cli.documents import ladder_document
 from qplan.cli.modes import with_modes
 from qplan.cli.rules import LlmExport
+from qplan.cli.view import table_view
 from qplan.errors import InputError, VerificationError
 
 if TYPE_CHECKING:
@@ -102,13 +101,14 @@ def show(climbed: Climbed) -> None:
         VerificationError: one broke; says where.
     """
     answer(**ladder_document(climbed))
-    view = Table(
-        title="The ladder on the engine: KL to FP32 in nats per token",
-        caption=f"{climbed.text}; FP32 perplexity {climbed.reference_perplexity:.2f}",
-        box=SIMPLE_HEAD,
+    view = table_view(
+        ("rung", "MB", "logits", "KL", "limit", "top-1", "perplexity", ""),
+        left=("rung",),
+        heading="The ladder on the engine: KL to FP32 in nats per token",
+        note="logits: relative error against torch with the same weights.\n"
+        f"Text: {climbed.text}; FP32 perplexity {climbed.reference_perplexity:.2f}",
+        gap=3,
     )
-    for column in ("rung", "MB", "logits", "KL", "limit", "top-1", "perplexity", ""):
-        view.add_column(column, justify="left" if column == "rung" else "right", no_wrap=True)
     for rung in climbed.rungs:
         view.add_row(
             rung.name,

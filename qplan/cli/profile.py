@@ -6,7 +6,6 @@ import shlex
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from qplan.cli import panels
@@ -14,6 +13,7 @@ from qplan.cli.console import answer, out, say
 from qplan.cli.documents import profile_document
 from qplan.cli.modes import with_modes
 from qplan.cli.rules import LatestRun, LlmExport
+from qplan.cli.view import table_view
 from qplan.errors import InputError
 
 if TYPE_CHECKING:
@@ -67,16 +67,15 @@ def command(
 
 
 def _table(profile: DeviceProfile) -> Table:
-    view = Table(
-        title=f"{profile.machine}, MNN {profile.engine}, {profile.threads} thread, memory {profile.memory}",
-        caption=f"all tensors of a shape together, against {profile.base}; the model in {profile.base}: prefill of "
+    view = table_view(
+        ("shape", "tensors", "format", "prefill, ms", "decode, ms"),
+        left=("shape", "format"),
+        heading=f"{profile.machine}, MNN {profile.engine}, threads {profile.threads}, memory {profile.memory}",
+        note=f"all tensors of a shape together, against {profile.base}; the model in {profile.base}: prefill of "
         f"{profile.prompt_tokens} tokens {profile.base_prefill_ms:.2f} ms, decode of a token "
         f"{profile.base_decode_ms:.3f} ms",
-        box=SIMPLE_HEAD,
-        title_style="",
+        gap=3,
     )
-    for column in ("shape", "tensors", "format", "prefill, ms", "decode, ms"):
-        view.add_column(column, justify="left" if column in ("shape", "format") else "right", no_wrap=True)
     for op in sorted(profile.ops, key=lambda op: (-op.out_features * op.in_features, op.format)):
         if op.format != profile.base:
             shape = f"{op.out_features} x {op.in_features}"
