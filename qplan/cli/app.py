@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 from rich.markup import escape
-from typer.core import TyperArgument, TyperCommand, TyperOption
+from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
 from qplan.cli import panels
 
@@ -19,20 +19,40 @@ class HelpfulCommand(TyperCommand):
     def __init__(self, *args: Any, **settings: Any) -> None:  # noqa: ANN401 - typer's own
         """Build it from what typer read from the function."""
         super().__init__(*args, **settings)
-        self.help = _styled(self.help)
-        for parameter in self.params:
-            if isinstance(parameter, TyperOption | TyperArgument):
-                parameter.help = _styled(parameter.help)
-            if isinstance(parameter, TyperOption):
-                _shorten(parameter)
+        _restyle(self)
 
     def get_help_option(self, ctx: Any) -> Any:  # noqa: ANN401 - typer's own
         """``--help``, last and among its like instead of first in a panel of its own."""
-        option = super().get_help_option(ctx)
-        if isinstance(option, TyperOption):
-            option.rich_help_panel = panels.OUTPUT
-            _shorten(option)
-        return option
+        return _last(super().get_help_option(ctx))
+
+
+class HelpfulGroup(TyperGroup):
+    """The same for a group that is a command too."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:  # noqa: ANN401 - typer's own
+        """Build it from what typer read from the function."""
+        super().__init__(*args, **settings)
+        _restyle(self)
+
+    def get_help_option(self, ctx: Any) -> Any:  # noqa: ANN401 - typer's own
+        """As of a command."""
+        return _last(super().get_help_option(ctx))
+
+
+def _restyle(command: TyperCommand | TyperGroup) -> None:
+    command.help = _styled(command.help)
+    for parameter in command.params:
+        if isinstance(parameter, TyperOption | TyperArgument):
+            parameter.help = _styled(parameter.help)
+        if isinstance(parameter, TyperOption):
+            _shorten(parameter)
+
+
+def _last(option: Any) -> Any:  # noqa: ANN401 - typer's own
+    if isinstance(option, TyperOption):
+        option.rich_help_panel = panels.OUTPUT
+        _shorten(option)
+    return option
 
 
 def _shorten(option: TyperOption) -> None:
@@ -57,7 +77,7 @@ class App(typer.Typer):
 
     def __init__(self, **settings: Any) -> None:  # noqa: ANN401 - typer's own
         """Rich markup in help texts."""
-        super().__init__(rich_markup_mode="rich", **settings)
+        super().__init__(cls=HelpfulGroup, rich_markup_mode="rich", **settings)
 
     def command(self, name: str | None = None, **settings: Any) -> Callable[[Any], Any]:  # noqa: ANN401
         """Register a command."""

@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 
 from qplan import __version__
-from qplan.cli import analyze, check, compat, console, demo, emit, explain, frontier, ladder, plan, profile
+from qplan.cli import analyze, check, compat, console, demo, emit, explain, frontier, ladder, panels, plan, profile
 from qplan.cli.app import App
 from qplan.errors import QplanError
 
@@ -54,6 +54,7 @@ def _root(
         callback=_version,
         is_eager=True,
         help="Print the version.",
+        rich_help_panel=panels.OUTPUT,
     ),
 ) -> None:
     """Measure what every bit width costs, plan under a budget, build the MNN model, prove it on the engine."""

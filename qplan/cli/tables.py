@@ -63,7 +63,7 @@ def verification_table(verification: Verification) -> Table:
         view.add_row(model.name, f"{model.files.total / 1e6:,.2f}", *_cells(model, model.dynamic_option, model.speed))
         if model.other_speed is not None:
             other = model.other_speed.dynamic_option
-            view.add_row(f"  option {other}", "", *_cells(model, other, model.other_speed))
+            view.add_row(f" dynamic_option {other}", "", *_cells(model, other, model.other_speed))
     return view
 
 
