@@ -21,9 +21,9 @@ class HelpfulCommand(TyperCommand):
         super().__init__(*args, **settings)
         _restyle(self)
 
-    def get_help_option(self, ctx: Any) -> Any:  # noqa: ANN401 - typer's own
-        """``--help``, last and among its like instead of first in a panel of its own."""
-        return _last(super().get_help_option(ctx))
+    def get_params(self, ctx: Any) -> list[Any]:  # noqa: ANN401 - typer's own
+        """All of them, those that typer adds by itself too."""
+        return _shown(super().get_params(ctx))
 
 
 class HelpfulGroup(TyperGroup):
@@ -34,34 +34,34 @@ class HelpfulGroup(TyperGroup):
         super().__init__(*args, **settings)
         _restyle(self)
 
-    def get_help_option(self, ctx: Any) -> Any:  # noqa: ANN401 - typer's own
-        """As of a command."""
-        return _last(super().get_help_option(ctx))
+    def get_params(self, ctx: Any) -> list[Any]:  # noqa: ANN401 - typer's own
+        """All of them, those that typer adds by itself too."""
+        return _shown(super().get_params(ctx))
+
+
+_OUTPUT = ("help", "install_completion", "show_completion")
+"""What typer adds by itself: last and among its like instead of first in a panel of its own."""
 
 
 def _restyle(command: TyperCommand | TyperGroup) -> None:
+    """Colour the code in help texts."""
     command.help = _styled(command.help)
     for parameter in command.params:
         if isinstance(parameter, TyperOption | TyperArgument):
             parameter.help = _styled(parameter.help)
-        if isinstance(parameter, TyperOption):
-            _shorten(parameter)
 
 
-def _last(option: Any) -> Any:  # noqa: ANN401 - typer's own
-    if isinstance(option, TyperOption):
-        option.rich_help_panel = panels.OUTPUT
-        _shorten(option)
-    return option
-
-
-def _shorten(option: TyperOption) -> None:
-    """Show the metavar if there is one, nothing for a flag; choices and numbers show themselves."""
-    if option.metavar is not None:
-        shown = option.metavar
-        option.display_type_rich = lambda ctx: shown  # type: ignore[method-assign]  # noqa: ARG005
-    elif option.is_flag:
-        option.display_type_rich = lambda ctx: None  # type: ignore[method-assign]  # noqa: ARG005
+def _shown(parameters: list[Any]) -> list[Any]:
+    """Options show their metavar, flags nothing; choices and numbers show themselves."""
+    for option in parameters:
+        if not isinstance(option, TyperOption):
+            continue
+        if option.name in _OUTPUT:
+            option.rich_help_panel = panels.OUTPUT
+        if option.metavar is not None or option.is_flag:
+            shown = option.metavar
+            option.display_type_rich = lambda ctx, shown=shown: shown  # type: ignore[method-assign, misc]  # noqa: ARG005
+    return parameters
 
 
 def _styled(text: str | None) -> str | None:
@@ -69,7 +69,7 @@ def _styled(text: str | None) -> str | None:
     if text is None:
         return None
     coloured = re.sub(r"`([^`]+)`", r"[cyan]\1[/cyan]", escape(text))
-    return re.sub(r"^( +)(qplan .*)$", r"\1[not dim]\2[/not dim]", coloured, flags=re.MULTILINE)
+    return re.sub(r"^ +(qplan .*)$", r"[not dim]  \1[/not dim]", coloured, flags=re.MULTILINE)
 
 
 class App(typer.Typer):

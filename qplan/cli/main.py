@@ -24,7 +24,6 @@ _SHOWS = frozenset({"--help", "--version", "--show-completion", "--install-compl
 """Options that print text whatever else is asked for."""
 
 app = App(
-    help="Mixed-precision quantization planner for MNN language models.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -57,7 +56,15 @@ def _root(
         rich_help_panel=panels.OUTPUT,
     ),
 ) -> None:
-    """Measure what every bit width costs, plan under a budget, build the MNN model, prove it on the engine."""
+    """Mixed-precision quantization planner for MNN language models.
+
+    Measure what every bit width costs, plan under a budget, build the MNN model, prove it on the engine.
+
+    Examples:
+        qplan demo
+        qplan analyze Qwen/Qwen2.5-0.5B-Instruct
+        qplan emit --budget int8
+    """
     console.begin()
 
 
@@ -75,14 +82,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         code = int(app(typed, prog_name="qplan", standalone_mode=False) or 0)
     except QplanError as error:
-        if not wants_json:
-            console.alarm.print("[bold red]error:[/bold red]", escape(str(error)), soft_wrap=True)
+        console.alarm.print("[bold red]error:[/bold red]", escape(str(error)), soft_wrap=True)
         _end(error, error.exit_code, as_json=wants_json)
     except _UsageError as error:
-        if not wants_json:
-            from typer.rich_utils import rich_format_error  # noqa: PLC0415 - slow, and rarely needed
+        from typer.rich_utils import rich_format_error  # noqa: PLC0415 - slow, and rarely needed
 
-            rich_format_error(error)
+        rich_format_error(error)
         _end(error, _BAD_INPUT, as_json=wants_json)
     except Exception as error:
         if wants_json:  # a bug: scripts get their object, people the traceback

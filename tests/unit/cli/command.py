@@ -19,7 +19,7 @@ from qplan.cli.main import main
 class Done:
     """What a command left behind."""
 
-    code: int
+    returncode: int
     stdout: str
     stderr: str
 

@@ -72,7 +72,7 @@ def test_help_fits_its_terminal_and_its_options_stand_in_panels(name: str, colum
 )
 def test_bad_input_has_a_message_and_an_exit_code(tmp_path: Path, arguments: list[str], code: int, words: str) -> None:
     result = qplan(*arguments, folder=tmp_path, columns=200)
-    assert result.code == code
+    assert result.returncode == code
     assert words in " ".join(result.stderr.split())
     assert "Traceback" not in result.stderr
     assert not list(tmp_path.iterdir())
@@ -85,7 +85,7 @@ def test_a_pressed_ctrl_c_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("qplan.mnn.compat.CompatTable.read", interrupted)
     for arguments in (["compat"], ["compat", "--quiet"]):
         done = qplan(*arguments, folder=tmp_path)
-        assert done.code == 130
+        assert done.returncode == 130
         assert "goes on where it was" in done.stderr
     assert qplan("compat", "--json", folder=tmp_path).document["error"]["kind"] == "InterruptedCommand"
 

@@ -48,14 +48,14 @@ def hold(done: Done, command: str) -> None:
     """Hold a command's object to the page."""
     document = done.document
     assert document["command"] == command
-    assert document["exit_code"] == done.code
+    assert document["exit_code"] == done.returncode
     assert_documented(document, keys(JSON_PAGE, "Every command") | keys(JSON_PAGE, f"qplan {command}"))
 
 
 @pytest.mark.parametrize("command", CHEAP)
 def test_json_is_one_object_with_the_documented_keys(work: Path, command: str) -> None:
     done = qplan(*CHEAP[command], "--json", folder=work)
-    assert done.code == 0, done.stderr
+    assert done.returncode == 0, done.stderr
     hold(done, command)
 
 
@@ -69,7 +69,7 @@ def test_analyze_in_every_mode(work: Path, model_folders: dict[str, Path]) -> No
     small = ("--calib", "text.txt", "--samples", "2", "--seq-len", "16", "--formats", "int8,int4", "--mode", "gradient")
     analyze = ("analyze", str(model_folders["qwen2"]), *small, "--rounding", "rtn", "--fold", "off", "--run")
     done = qplan(*analyze, "a", "--json", folder=work)
-    assert done.code == 0, done.stderr
+    assert done.returncode == 0, done.stderr
     hold(done, "analyze")
     assert {fmt for tensor in done.document["tensors"] for fmt in tensor["loss_nats"]} >= {"int8", "int4"}
     assert qplan(*analyze, "b", "--quiet", folder=work) == Done(0, "", "")
@@ -77,12 +77,12 @@ def test_analyze_in_every_mode(work: Path, model_folders: dict[str, Path]) -> No
 
 def test_a_broken_model_has_findings_and_an_error(work: Path) -> None:
     done = qplan("check", "empty", "--json", folder=work)
-    assert done.code == 8
+    assert done.returncode == 8
     hold(done, "check")
     assert done.document["error"]["kind"] == "PreflightError"
     assert not done.document["ok"]
     quiet = qplan("check", "empty", "--quiet", folder=work)
-    assert (quiet.code, quiet.stdout) == (8, "")
+    assert (quiet.returncode, quiet.stdout) == (8, "")
     assert quiet.stderr.startswith("error: ")
 
 
@@ -101,7 +101,7 @@ def test_a_broken_model_has_findings_and_an_error(work: Path) -> None:
 def test_an_error_is_an_object_too(work: Path, arguments: tuple[str, ...], code: int, kind: str) -> None:
     done = qplan(*arguments, folder=work)
     error = done.document["error"]
-    assert (done.code, error["exit_code"]) == (code, code)
+    assert (done.returncode, error["exit_code"]) == (code, code)
     assert error["kind"] == kind
     assert error["message"]
     assert set(paths(done.document, {})) == set(keys(JSON_PAGE, "Every command"))
