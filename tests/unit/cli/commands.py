@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import typer.main
@@ -23,3 +24,16 @@ def commands() -> dict[str, Any]:
 
     walk(typer.main.get_command(app), "")
     return found
+
+
+def parses(words: Sequence[str]) -> None:
+    """Parse a command line as typer would, without running it.
+
+    Raises:
+        Exception: typer's, with what it does not understand.
+    """
+    command, left = typer.main.get_command(app), list(words)
+    while hasattr(command, "commands") and left and left[0] in command.commands:
+        command, left = command.commands[left[0]], left[1:]
+    if not {"--install-completion", "--show-completion", "--version", "--help"} & set(left):
+        command.make_context("qplan", left).close()

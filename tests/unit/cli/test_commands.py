@@ -10,13 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import typer.main
 from typer.testing import CliRunner
 
 from qplan.cli import completion
 from qplan.cli.main import app
 from tests.unit.cli.command import qplan
-from tests.unit.cli.commands import commands
+from tests.unit.cli.commands import commands, parses
 
 ROOT = Path(__file__).parents[3]
 _EXAMPLE = re.compile(r"^ *(qplan .*)$", re.MULTILINE)
@@ -30,14 +29,6 @@ def test_help_shows_examples_that_the_program_understands(name: str) -> None:
     assert any(line.startswith(f"qplan {name}") for line in examples)
     for line in examples:
         parses(shlex.split(line)[1:])
-
-
-def parses(words: list[str]) -> None:
-    """Parse a command line as typer would, without running it."""
-    command = typer.main.get_command(app)
-    while hasattr(command, "commands") and words and words[0] in command.commands:
-        command, words = command.commands[words[0]], words[1:]
-    command.make_context("qplan", list(words), resilient_parsing=False).close()
 
 
 @pytest.mark.parametrize("columns", [80, 120])
