@@ -214,10 +214,17 @@ def command(
         restart=restart,
     )
     target = Run(run) if run is not None else Run.for_model(model)
+    told: list[str] = []
+
+    def tell(message: str) -> None:
+        told.append(message)
+        say(message)
+
     with progress_bar("analyzing") as progress:
-        table = run_analyze(options, target, say, progress)
+        table = run_analyze(options, target, tell, progress)
     for note in table.notes:
-        say(note)
+        if note not in told:
+            say(note)
     answer(**analysis_document(table, target.sensitivity))
     out.print(sensitivity_table(table))
     next_command = shlex.join(["qplan", "emit", "--budget", "int8", "--run", str(target.folder)])

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
@@ -56,8 +57,10 @@ def use(mode: Mode) -> None:
     out.quiet = mode is not Mode.people
     err.quiet = mode is Mode.quiet
     if mode is Mode.quiet:
-        # read by huggingface_hub when it is imported, which commands do after this
+        # read by huggingface_hub when it is imported, which commands do after this; it warns when transformers
+        # wants its bars back
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+        warnings.simplefilter("ignore")
 
 
 def answer(**document: object) -> None:
@@ -91,6 +94,11 @@ def say(message: str) -> None:
     err.print(f"[dim]·[/dim] {message}", markup=True, soft_wrap=not err.is_terminal)
 
 
+def remark(message: str) -> None:
+    """Tell what a reader of the results should know; plain text, e.g. of another program."""
+    err.print(f"note: {message}", markup=False, soft_wrap=not err.is_terminal)
+
+
 @contextmanager
 def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
     """Yield a function that shows ``completed`` of ``total`` with the time left: a bar, or lines in a log file."""
@@ -106,7 +114,7 @@ def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
         TimeRemainingColumn(),
     )
     # transient: what is left on the screen is what was done, not its bars
-    with Progress(*columns, console=err, transient=True) as bar:
+    with Progress(*columns, console=err, transient=True, refresh_per_second=4) as bar:
         task = bar.add_task(label, total=None)
         shown = 0
 

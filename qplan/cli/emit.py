@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from qplan.cli import completion, panels
-from qplan.cli.console import answer, err, out, progress_bar, say
+from qplan.cli.console import answer, out, progress_bar, remark, say
 from qplan.cli.documents import emit_document
 from qplan.cli.modes import with_modes
 from qplan.cli.rules import (
@@ -249,7 +249,7 @@ def show(emitted: Emitted) -> None:
             out.print(f"{mark} {check.name}: [dim]{check.detail}[/dim]")
     out.print(f"\nthe same plan with llmexport:\n  {emitted.export_command}", markup=False, soft_wrap=True)
     for problem in emitted.export_problems:
-        err.print(f"note: {problem}", markup=False)
+        remark(problem)
     if emitted.verification is not None:
         out.print(f"model:  {emitted.folder / 'model'}", markup=False, soft_wrap=True)
     out.print(f"report: {emitted.folder / 'report.html'}", markup=False, soft_wrap=True)
