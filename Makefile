@@ -2,12 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 demo: .venv/installed
 	$(BIN)/qplan demo
 
 test: .venv/installed lint
 	$(BIN)/pytest
+
+docs: .venv/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo build/docs/index.html
 
 lint: .venv/installed
 	$(BIN)/ruff check .

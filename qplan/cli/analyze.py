@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from qplan.cli.console import out, progress_bar, say
-from qplan.cli.tables import sensitivity_table
+from qplan.cli import completion, panels
+from qplan.cli.console import answer, out, progress_bar, say
+from qplan.cli.documents import analysis_document
+from qplan.cli.modes import with_modes
 from qplan.errors import InputError
 from qplan.formats import DEFAULT_FORMATS, parse_formats
 
@@ -63,60 +66,126 @@ class DTypeChoice(StrEnum):
     float16 = "float16"
 
 
+@with_modes("analyze")
 def command(
-    model: Annotated[str, typer.Argument(help="Local folder or hub id of a causal language model.")],
+    model: Annotated[
+        str,
+        typer.Argument(help="Local folder or hub id of a causal language model.", autocompletion=completion.models),
+    ],
     calib: Annotated[
-        str, typer.Option(help="A name from calib/, a .txt, .jsonl or .parquet file, or a `datasets` id or folder.")
+        str,
+        typer.Option(
+            metavar="TEXT",
+            help="A name from calib/, a .txt, .jsonl or .parquet file, or a `datasets` id or folder.",
+            autocompletion=completion.calibrations,
+            rich_help_panel=panels.TEXT,
+        ),
     ] = "python-stdlib",
-    samples: Annotated[int, typer.Option(help="Calibration sequences.")] = 16,
-    seq_len: Annotated[int, typer.Option(help="Tokens per sequence.")] = 256,
-    seed: Annotated[int, typer.Option(help="Chooses the sequences.")] = 0,
+    samples: Annotated[int, typer.Option(metavar="N", help="Calibration sequences.", rich_help_panel=panels.TEXT)] = 16,
+    seq_len: Annotated[int, typer.Option(metavar="N", help="Tokens per sequence.", rich_help_panel=panels.TEXT)] = 256,
+    seed: Annotated[int, typer.Option(metavar="N", help="Chooses the sequences.", rich_help_panel=panels.TEXT)] = 0,
     formats: Annotated[
-        str, typer.Option(help="Formats to measure, e.g. `fp16,int8,int4-b32`; blocks and symmetry are part of a name.")
+        str,
+        typer.Option(
+            metavar="FORMATS",
+            help="Formats to measure, e.g. `fp16,int8,int4-b32`; blocks and symmetry are part of a name.",
+            show_default="fp16, and 8, 6, 5, 4, 3, 2 bits in blocks of 64 and in whole rows",
+            rich_help_panel=panels.LOSSES,
+        ),
     ] = _DEFAULT_FORMATS,
-    memory: Annotated[MemoryChoice, typer.Option(help="The engine's setting: low has int8 activations.")] = (
-        MemoryChoice.low
-    ),
-    dynamic_option: Annotated[
-        AnalysedOption, typer.Option(help="The engine's setting: 2 has int8 activations with a scale per block.")
-    ] = AnalysedOption.zero,
     mode: Annotated[
         ModeChoice,
         typer.Option(
             help="gradient estimates every loss from one backward pass, measured runs the model with every format, "
-            "auto estimates and measures what plans hang on."
+            "auto estimates and measures what plans hang on.",
+            rich_help_panel=panels.LOSSES,
         ),
     ] = ModeChoice.auto,
+    memory: Annotated[
+        MemoryChoice,
+        typer.Option(help="The engine's setting: low has int8 activations.", rich_help_panel=panels.LOSSES),
+    ] = MemoryChoice.low,
+    dynamic_option: Annotated[
+        AnalysedOption,
+        typer.Option(
+            help="The engine's setting: 2 has int8 activations with a scale per block.", rich_help_panel=panels.LOSSES
+        ),
+    ] = AnalysedOption.zero,
     rounding: Annotated[
         RoundingChoice,
         typer.Option(
             help="auto chooses between gptq, search and rtn; rtn rounds to nearest like MNN's exporter, hqq is the "
-            "method of its --hqq."
+            "method of its --hqq.",
+            rich_help_panel=panels.WEIGHTS,
         ),
     ] = RoundingChoice.auto,
     fold: Annotated[
         FoldChoice,
-        typer.Option(help="auto moves channel scales between weights, the same function, where it lowers the loss."),
+        typer.Option(
+            help="auto moves channel scales between weights, the same function, where it lowers the loss.",
+            rich_help_panel=panels.WEIGHTS,
+        ),
     ] = FoldChoice.auto,
-    fit_tokens: Annotated[int, typer.Option(help="At most this many tokens that rounding is fitted to.")] = 32768,
+    fit_tokens: Annotated[
+        int,
+        typer.Option(
+            metavar="N", help="At most this many tokens that rounding is fitted to.", rich_help_panel=panels.WEIGHTS
+        ),
+    ] = 32768,
     jobs: Annotated[
-        int | None, typer.Option(help="Tensors that are rounded at a time.  [default: one per processor; 1 on a GPU]")
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Tensors that are rounded at a time.",
+            show_default="one per processor; 1 on a GPU",
+            rich_help_panel=panels.MACHINE,
+        ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Sequences per pass; fewer need less memory.")] = 4,
-    run: Annotated[Path | None, typer.Option(help="Run folder.  [default: qplan-runs/<model>]")] = None,
-    device: Annotated[str, typer.Option(help="`cpu`, `cuda` or `mps`.")] = "cpu",
+    batch_size: Annotated[
+        int,
+        typer.Option(metavar="N", help="Sequences per pass; fewer need less memory.", rich_help_panel=panels.MACHINE),
+    ] = 4,
+    device: Annotated[
+        str,
+        typer.Option(
+            metavar="DEVICE",
+            help="`cpu`, `cuda` or `mps`.",
+            autocompletion=lambda: ["cpu", "cuda", "mps"],
+            rich_help_panel=panels.MACHINE,
+        ),
+    ] = "cpu",
     dtype: Annotated[
-        DTypeChoice, typer.Option(help="Half precision for `--mode gradient`, if the checkpoint is stored in it.")
+        DTypeChoice,
+        typer.Option(
+            help="Half precision for `--mode gradient`, if the checkpoint is stored in it.",
+            rich_help_panel=panels.MACHINE,
+        ),
     ] = DTypeChoice.float32,
-    restart: Annotated[bool, typer.Option("--restart", help="Throw away an earlier run with other inputs.")] = False,
+    run: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Run folder.",
+            show_default="qplan-runs/<model>",
+            autocompletion=completion.runs,
+            rich_help_panel=panels.FOLDERS,
+        ),
+    ] = None,
+    restart: Annotated[
+        bool,
+        typer.Option("--restart", help="Throw away an earlier run with other inputs.", rich_help_panel=panels.FOLDERS),
+    ] = False,
 ) -> None:
     """Find the loss of every format of every linear tensor.
 
     Can be killed at any moment: the same command goes on where it was.
 
-    Example: `qplan analyze Qwen/Qwen2.5-0.5B-Instruct --calib my-text.jsonl`
+    Examples:
+        qplan analyze Qwen/Qwen2.5-0.5B-Instruct --calib my-text.jsonl
+        qplan analyze models/mine --mode gradient --dtype bfloat16
     """
     # torch and transformers take seconds to import: not for --help
+    from qplan.cli.tables import sensitivity_table  # noqa: PLC0415
     from qplan.pipeline.analyze import AnalyzeOptions, run_analyze  # noqa: PLC0415
     from qplan.pipeline.runs import Run  # noqa: PLC0415
     from qplan.sensitivity.round_all import default_jobs  # noqa: PLC0415
@@ -145,9 +214,18 @@ def command(
         restart=restart,
     )
     target = Run(run) if run is not None else Run.for_model(model)
+    told: list[str] = []
+
+    def tell(message: str) -> None:
+        told.append(message)
+        say(message)
+
     with progress_bar("analyzing") as progress:
-        table = run_analyze(options, target, say, progress)
+        table = run_analyze(options, target, tell, progress)
     for note in table.notes:
-        say(note)
+        if note not in told:
+            say(note)
+    answer(**analysis_document(table, target.sensitivity))
     out.print(sensitivity_table(table))
-    out.print(f"\nwrote {target.sensitivity}\nnext: qplan emit --budget int8 --run {target.folder}", markup=False)
+    next_command = shlex.join(["qplan", "emit", "--budget", "int8", "--run", str(target.folder)])
+    out.print(f"wrote {target.sensitivity}\nnext:  {next_command}", markup=False, soft_wrap=True)

@@ -2,46 +2,48 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
-from qplan.cli.console import out
+from qplan.cli.console import answer, out
+from qplan.cli.modes import with_modes
 from qplan.errors import PreflightError
 
 if TYPE_CHECKING:
     from qplan.mnn.preflight import Preflight
 
 
+@with_modes("check")
 def command(
     model: Annotated[Path, typer.Argument(help="Folder of a MNN model, whoever made it.")],
     engine: Annotated[
-        str | None, typer.Option(help="MNN version to judge by, e.g. `3.5.0`.  [default: the installed one]")
+        str | None,
+        typer.Option(
+            metavar="VERSION", help="MNN version to judge by, e.g. `3.5.0`.", show_default="the installed one"
+        ),
     ] = None,
     full: Annotated[bool, typer.Option("--full", help="Read all scales instead of samples: seconds per GB.")] = False,
-    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Check a MNN model for everything known to crash the engine or to make it say garbage.
 
-    Example: `qplan check model/ --engine 3.5.0`
+    Examples:
+        qplan check qplan-runs/my-model/int8/model
+        qplan check my-export --engine 3.5.0 --full
     """
     from qplan.mnn.engines import EngineVersion  # noqa: PLC0415 - not for --help
     from qplan.mnn.preflight import check_folder  # noqa: PLC0415
 
     result = check_folder(model, None if engine is None else EngineVersion.parse(engine), full=full)
-    if json_:
-        body = {
-            "model": str(model),
-            "engine": str(result.engine),
-            "ok": not result.errors,
-            "findings": [finding.to_json() for finding in result.findings],
-        }
-        typer.echo(json.dumps(body, indent=1, ensure_ascii=False))
-    else:
-        show(result)
+    answer(
+        model=str(model),
+        engine=str(result.engine),
+        ok=not result.errors,
+        findings=[finding.to_json() for finding in result.findings],
+    )
+    show(result)
     if result.errors:
         codes = ", ".join(sorted({finding.code for finding in result.errors}))
         msg = f"{model} would not run right on engine {result.engine}: {codes}"

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from qplan.cli.console import out, say
+from qplan.cli import panels
+from qplan.cli.app import App
+from qplan.cli.console import answer, out, say
+from qplan.cli.modes import with_modes
+from qplan.cli.view import table_view
 from qplan.errors import InputError
 
 if TYPE_CHECKING:
     from qplan.mnn.compat import CompatTable
 
-app = typer.Typer(invoke_without_command=True)
+app = App(invoke_without_command=True)
 
 _MARKS = {
     "ok": "[green]ok[/green]",
@@ -27,23 +29,25 @@ _MARKS = {
 
 
 @app.callback()
+@with_modes("compat")
 def show(
     context: typer.Context,
-    table: Annotated[Path | None, typer.Option(help="Another table than the packaged one.")] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    table: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Another table.", show_default="the packaged one")
+    ] = None,
 ) -> None:
     """Show which exporter, options, converter and engine go together, as measured.
 
-    Example: `qplan compat`, or `qplan compat measure` to measure it again
+    Examples:
+        qplan compat
+        qplan compat measure --engine 3.5.0
     """
     if context.invoked_subcommand is not None:
         return
     from qplan.mnn.compat import PACKAGED, CompatTable  # noqa: PLC0415 - not for --help
 
     found = CompatTable.read(table or PACKAGED)
-    if json_:
-        typer.echo(json.dumps(asdict(found), indent=1))
-        return
+    answer(**asdict(found))
     if found.cells:
         out.print(_engines(found))
     if found.architectures:
@@ -51,21 +55,38 @@ def show(
 
 
 @app.command("measure")
+@with_modes("compat measure")
 def measure(
+    engine: Annotated[
+        list[str] | None, typer.Option(metavar="VERSION", help="Only these versions.", show_default="all on PyPI")
+    ] = None,
     architectures: Annotated[
         bool, typer.Option("--architectures", help="Measure architectures on the installed engine instead of engines.")
     ] = False,
-    venvs: Annotated[Path, typer.Option(help="Where virtual environments with older engines go.")] = Path(
-        "qplan-engines"
-    ),
-    engine: Annotated[list[str] | None, typer.Option(help="Only these versions.  [default: all on PyPI]")] = None,
-    only: Annotated[list[str] | None, typer.Option(help="Only these architectures.")] = None,
-    llmexport: Annotated[Path | None, typer.Option(help="A MNN checkout whose exporter to measure.")] = None,
-    table: Annotated[Path, typer.Option(help="Where the table goes.")] = Path("qplan-compat.json"),
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Only these architectures.", show_default="all")
+    ] = None,
+    llmexport: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="A MNN checkout whose exporter to measure.", show_default="the PyPI package"
+        ),
+    ] = None,
+    venvs: Annotated[
+        Path,
+        typer.Option(
+            metavar="FOLDER", help="Where virtual environments with older engines go.", rich_help_panel=panels.FOLDERS
+        ),
+    ] = Path("qplan-engines"),
+    table: Annotated[
+        Path, typer.Option(metavar="FILE", help="Where the table goes.", rich_help_panel=panels.FOLDERS)
+    ] = Path("qplan-compat.json"),
 ) -> None:
     """Measure the table again: pip installs every engine into a venv of its own, a child process runs each cell.
 
-    Example: `qplan compat measure --engine 3.5.0 --engine 3.6.1`
+    Examples:
+        qplan compat measure --engine 3.5.0 --engine 3.6.1
+        qplan compat measure --architectures --only qwen3
     """
     # torch and transformers take seconds to import: not for --help
     from qplan.mnn.compat import PACKAGED, CompatTable  # noqa: PLC0415
@@ -85,48 +106,49 @@ def measure(
         versions = tuple(EngineVersion.parse(text) for text in engine) if engine else None
         after = merged(before, list(measure_engines(venvs, say, versions, llmexport)), [])
     after.write(table)
+    answer(file=str(table), **asdict(after))
     out.print(_architectures(after) if architectures else _engines(after))
-    out.print(f"wrote {table}", markup=False)
+    out.print(f"wrote {table}", markup=False, soft_wrap=True)
 
 
 def _engines(found: CompatTable) -> Table:
     dates = sorted({cell.date for cell in found.cells})
     when = " to ".join(dict.fromkeys((dates[0], dates[-1])))
-    view = Table(
-        title=f"Models on engines, {found.platform}, measured {when}",
-        caption="the worst of a tied and an untied model, memory normal and low, prefill and decode",
-        box=SIMPLE_HEAD,
-        padding=(0, 0),
+    columns = ("exporter and options", "converter", *found.engines)
+    view = table_view(
+        columns,
+        left=columns,
+        heading=f"Models on engines, {found.platform}, measured {when}",
+        note="The worst of a tied and an untied model, memory normal and low, prefill and decode.",
     )
-    for column in ("exporter", "options", "converter"):
-        view.add_column(column)
-    for engine in found.engines:
-        view.add_column(engine)
+    view.columns[0].no_wrap = False
+    last = ""
     for (exporter, options, converter), by_engine in found.rows().items():
         cells = [by_engine.get(engine) for engine in found.engines]
-        view.add_row(exporter, options, converter, *("-" if cell is None else _mark(cell.outcome) for cell in cells))
+        if exporter != last:
+            view.add_row(f"[bold]{exporter}[/bold]")
+        view.add_row(f"  {options}", converter, *("-" if cell is None else _mark(cell.outcome) for cell in cells))
+        last = exporter
     return view
 
 
 def _architectures(found: CompatTable) -> Table:
-    columns = list(dict.fromkeys((cell.exporter, cell.tokens) for cell in found.architectures))
+    columns = sorted(dict.fromkeys((cell.exporter, cell.tokens) for cell in found.architectures))
     cells = {(cell.architecture, cell.exporter, cell.tokens): cell for cell in found.architectures}
     first = found.architectures[0]
-    view = Table(
-        title=f"Architectures at fp16 on engine {first.engine} against transformers {first.transformers}",
-        caption=f"tiny random models, measured {first.date}; relative error of the logits, by length of the sequence",
-        box=SIMPLE_HEAD,
-        padding=(0, 0),
+    headings = ["architecture", *(exporter.replace(" ", "\n") + f"\n{tokens} tokens" for exporter, tokens in columns)]
+    view = table_view(
+        headings,
+        left=headings,
+        heading=f"Architectures at fp16 on engine {first.engine} against transformers {first.transformers}",
+        note=f"Tiny random models, measured {first.date}; relative error of the logits.",
     )
-    view.add_column("architecture")
-    for exporter, tokens in sorted(columns):
-        view.add_column(f"{exporter}, {tokens} tokens")
     for name in dict.fromkeys(cell.architecture for cell in found.architectures):
-        row = [cells.get((name, *column)) for column in sorted(columns)]
+        row = [cells.get((name, *column)) for column in columns]
         view.add_row(
             name,
             *(
-                "-" if cell is None else f"{_mark(cell.outcome)}{'' if cell.error is None else f' {cell.error:.1e}'}"
+                "-" if cell is None else f"{_mark(cell.outcome)}{'' if cell.error is None else f' {cell.error:.0e}'}"
                 for cell in row
             ),
         )

@@ -1,10 +1,15 @@
-"""What commands print: progress while they work, results when they end."""
+"""What commands print: results on standard output, progress and messages on standard error, or one JSON object."""
 
 from __future__ import annotations
 
+import json
+import math
+import os
 import time
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from enum import StrEnum
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -13,12 +18,85 @@ err = Console(stderr=True, highlight=False)
 """Progress and messages: standard error, so that results can be piped."""
 
 out = Console(highlight=False)
-"""Results: standard output."""
+"""Results for people: standard output."""
+
+alarm = Console(stderr=True, highlight=False)
+"""Errors: never quiet."""
+
+LINE_S = 5.0
+"""Least time between two progress lines of a stage where there is no terminal to draw a bar in."""
+
+
+class Mode(StrEnum):
+    """Whom a command talks to."""
+
+    people = "people"
+    quiet = "quiet"
+    """Errors only: the exit code speaks."""
+    json = "json"
+    """Standard output holds one JSON object and nothing else."""
+
+
+_answer: dict[str, object] = {}
+"""What the running command has answered so far."""
+
+
+def begin() -> None:
+    """Forget what an earlier command of this process was told and answered."""
+    _answer.clear()
+    use(Mode.people)
+
+
+def start(command: str) -> None:
+    """Name the command that runs."""
+    _answer["command"] = command
+
+
+def use(mode: Mode) -> None:
+    """Print what this mode prints."""
+    out.quiet = mode is not Mode.people
+    err.quiet = mode is Mode.quiet
+    if mode is Mode.quiet:
+        # read by huggingface_hub when it is imported, which commands do after this; it warns when transformers
+        # wants its bars back
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+        warnings.simplefilter("ignore")
+
+
+def answer(**document: object) -> None:
+    """Give what ``--json`` prints when the command ends: its object's keys, which docs/reference/json.md describes."""
+    _answer.update(document)
+
+
+def answer_as_json(code: int, error: Mapping[str, object] | None) -> str:
+    """The object of ``--json``: first the keys that all commands have, then the command's own."""
+    command = _answer.get("command")
+    return to_json({"command": command, "exit_code": code, "error": error} | _answer)
+
+
+def to_json(document: Mapping[str, object]) -> str:
+    """One JSON object; numbers that are not finite become null, which JSON can hold."""
+    return json.dumps(_finite(document), indent=1, ensure_ascii=False, allow_nan=False, default=str)
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_finite(item) for item in value]
+    return value
 
 
 def say(message: str) -> None:
-    """Tell what is being done."""
-    err.print(f"[dim]·[/dim] {message}", markup=True)
+    """Tell what is being done; a line stays a line where nobody watches."""
+    err.print(f"[dim]·[/dim] {message}", markup=True, soft_wrap=not err.is_terminal)
+
+
+def remark(message: str) -> None:
+    """Tell what a reader of the results should know; plain text, e.g. of another program."""
+    err.print(f"note: {message}", markup=False, soft_wrap=not err.is_terminal)
 
 
 @contextmanager
@@ -35,24 +113,35 @@ def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=err) as bar:
+    # transient: what is left on the screen is what was done, not its bars
+    with Progress(*columns, console=err, transient=True, refresh_per_second=4) as bar:
         task = bar.add_task(label, total=None)
-        yield lambda completed, total: bar.update(task, completed=completed, total=total)
+        shown = 0
+
+        def tell(completed: int, total: int) -> None:
+            nonlocal shown
+            if completed < shown:  # the next stage has its own time left
+                bar.reset(task)
+            shown = completed
+            bar.update(task, completed=completed, total=total)
+
+        yield tell
 
 
 def _lines(label: str) -> Callable[[int, int], None]:
-    """Print a line every tenth of the way."""
-    began, shown, expected = time.monotonic(), -1, 0
+    """Print a line every tenth of the way, and none for what is over at once."""
+    began, shown, told, expected = time.monotonic(), 0, 0.0, 0
 
     def tell(completed: int, total: int) -> None:
-        nonlocal began, shown, expected
+        nonlocal began, shown, told, expected
+        now = time.monotonic()
         if total != expected:  # the next stage
-            began, shown, expected = time.monotonic(), -1, total
+            began, shown, told, expected = now, 0, now, total
         tenth = 10 * completed // max(1, total)
-        if tenth > shown:
-            shown = tenth
-            spent = time.monotonic() - began
-            left = f", about {spent * (total - completed) / completed:.0f} s left" if completed else ""
-            err.print(f"{label}: {completed} of {total}, {spent:.0f} s{left}", markup=False)
+        if tenth > shown and now - told >= LINE_S:
+            shown, told = tenth, now
+            spent = now - began
+            left = f", about {spent * (total - completed) / completed:.0f} s left" if completed < total else ""
+            err.print(f"{label}: {completed} of {total}, {spent:.0f} s{left}", markup=False, soft_wrap=True)
 
     return tell

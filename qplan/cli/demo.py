@@ -7,24 +7,40 @@ from typing import Annotated
 
 import typer
 
-from qplan.cli.console import out, progress_bar, say
+from qplan.cli import completion, panels
+from qplan.cli.console import answer, out, progress_bar, say
+from qplan.cli.documents import analysis_document
 from qplan.cli.emit import command_line, show
+from qplan.cli.modes import with_modes
 from qplan.cli.report import Lang
-from qplan.cli.tables import sensitivity_table
 from qplan.report.words import Language
 
 SAMPLES, SEQ_LEN = 8, 256
 """Calibration of the demo; the model was trained on 256 tokens at a time."""
 
 
+@with_modes("demo")
 def command(
-    folder: Annotated[Path, typer.Option(help="Where runs go.")] = Path("qplan-runs"),
-    budget: Annotated[str, typer.Option(help="As for emit.")] = "int8",
+    budget: Annotated[
+        str,
+        typer.Option(
+            metavar="BUDGET", help="As for emit.", autocompletion=completion.budgets, rich_help_panel=panels.LIMITS
+        ),
+    ] = "int8",
+    folder: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Where runs go.", rich_help_panel=panels.FOLDERS)
+    ] = Path("qplan-runs"),
     lang: Lang = Language.en,
 ) -> None:
-    """Analyze, plan, build and prove the embedded model: all of qplan in minutes, offline."""
+    """Analyze, plan, build and prove the embedded model: all of qplan in minutes, offline.
+
+    Examples:
+        qplan demo
+        qplan demo --budget int4
+    """
     # torch and transformers take seconds to import: not for --help
     import qplan.demo  # noqa: PLC0415
+    from qplan.cli.tables import sensitivity_table  # noqa: PLC0415
     from qplan.pipeline.analyze import AnalyzeOptions, run_analyze  # noqa: PLC0415
     from qplan.pipeline.emit import EmitOptions, run_emit  # noqa: PLC0415
     from qplan.pipeline.runs import Run  # noqa: PLC0415
@@ -35,6 +51,7 @@ def command(
     analysis = AnalyzeOptions(str(home / "stdlib-3m"), samples=SAMPLES, seq_len=SEQ_LEN, restart=False)
     with progress_bar("measuring") as progress:
         table = run_analyze(analysis, run, say, progress)
+    answer(analysis=analysis_document(table, run.sensitivity))
     out.print(sensitivity_table(table))
     with progress_bar("FP32 reference") as progress:
         options = EmitOptions(Wanted((budget,)), text=str(home / "heldout.txt"), language=lang)

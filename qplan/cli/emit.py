@@ -10,10 +10,22 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from qplan.cli.console import err, out, progress_bar, say
+from qplan.cli import completion, panels
+from qplan.cli.console import answer, out, progress_bar, remark, say
+from qplan.cli.documents import emit_document
+from qplan.cli.modes import with_modes
 from qplan.cli.report import Lang
-from qplan.cli.rules import GroupFused, Groups, LeastWidths, LogitsBits, MetricOption, Pins, rules_of
-from qplan.cli.tables import plan_table, verification_table
+from qplan.cli.rules import (
+    GroupFused,
+    Groups,
+    LatestRun,
+    LeastWidths,
+    LlmExport,
+    LogitsBits,
+    MetricOption,
+    Pins,
+    rules_of,
+)
 from qplan.cost.target import DEFAULT_TARGET
 from qplan.errors import InputError, VerificationError
 from qplan.planner.metric import Metric
@@ -39,65 +51,138 @@ class ObjectiveChoice(StrEnum):
     fastest = "fastest"
 
 
+@with_modes("emit")
 def command(
     budget: Annotated[
         list[str] | None,
         typer.Option(
             help="`int8`, `int4`, `fp16` (as large as that uniform export), `4.5bpw`, `300MB`, `60%`; repeat it, or "
-            "write commas, for several.  [default: int8, if nothing else is limited]"
+            "write commas, for several.",
+            show_default="int8, if nothing else is limited",
+            metavar="BUDGET",
+            autocompletion=completion.budgets,
+            rich_help_panel=panels.LIMITS,
         ),
     ] = None,
-    run: Annotated[Path | None, typer.Option(help="Run folder.  [default: the latest in qplan-runs]")] = None,
-    plan: Annotated[
-        Path | None, typer.Option(help="Build from this plan, e.g. an edited plan.json, instead of making one.")
+    max_kl: Annotated[
+        float | None,
+        typer.Option(metavar="NATS", help="Most KL to FP32, nats per token.", rich_help_panel=panels.LIMITS),
     ] = None,
-    objective: Annotated[
-        ObjectiveChoice, typer.Option(help="What is best: the least loss, or smallest or fastest under a loss limit.")
-    ] = ObjectiveChoice.loss,
-    max_kl: Annotated[float | None, typer.Option(help="Most KL to FP32, nats per token.")] = None,
     max_ppl_increase: Annotated[
-        str | None, typer.Option(help="Most increase of the perplexity: `0.5`, or `1%` of FP32's.")
+        str | None,
+        typer.Option(
+            metavar="GROWTH",
+            help="Most increase of the perplexity: `0.5`, or `1%` of FP32's.",
+            rich_help_panel=panels.LIMITS,
+        ),
+    ] = None,
+    max_ram: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BYTES", help="Most RAM for weights after loading, e.g. `300MB`.", rich_help_panel=panels.LIMITS
+        ),
     ] = None,
     max_decode_ms: Annotated[
-        float | None, typer.Option(help="Most milliseconds per decoded token; needs `qplan profile`.")
+        float | None,
+        typer.Option(
+            metavar="MS",
+            help="Most milliseconds per decoded token; needs `qplan profile`.",
+            rich_help_panel=panels.LIMITS,
+        ),
     ] = None,
     max_prefill_ms: Annotated[
-        float | None, typer.Option(help="Most milliseconds for the profile's prompt; needs `qplan profile`.")
+        float | None,
+        typer.Option(
+            metavar="MS",
+            help="Most milliseconds for the profile's prompt; needs `qplan profile`.",
+            rich_help_panel=panels.LIMITS,
+        ),
     ] = None,
-    max_ram: Annotated[str | None, typer.Option(help="Most RAM for weights after loading, e.g. `300MB`.")] = None,
-    target: Annotated[
-        str, typer.Option(help="Where it will run: `cpu-x86`, `cpu-arm`, `npu-hexagon`.")
-    ] = DEFAULT_TARGET,
+    objective: Annotated[
+        ObjectiveChoice,
+        typer.Option(
+            metavar="OBJECTIVE",
+            help="What is best: the least `loss`, or `smallest` or `fastest` under a limit on the loss.",
+            rich_help_panel=panels.LIMITS,
+        ),
+    ] = ObjectiveChoice.loss,
     logits_bits: LogitsBits = 8,
     pin: Pins = None,
     min_bits: LeastWidths = None,
     group: Groups = None,
     group_fused: GroupFused = False,
     metric: MetricOption = Metric.kl,
-    text: Annotated[
-        str | None, typer.Option(help="What the model is judged on, as for --calib.  [default: held-out windows]")
-    ] = None,
     repair: Annotated[
-        int, typer.Option(help="Whole models that promotions and demotions may be tried on; 0 for none.")
+        int,
+        typer.Option(
+            metavar="N",
+            help="Whole models that promotions and demotions may be tried on; 0 for none.",
+            rich_help_panel=panels.RULES,
+        ),
     ] = 48,
-    tokens: Annotated[int, typer.Option(help="At most this many tokens of it.")] = 2048,
-    threads: Annotated[int, typer.Option(help="Threads of the engine in measurements.")] = 1,
+    plan: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Build from this plan, e.g. an edited plan.json, instead of making one.",
+            rich_help_panel=panels.RULES,
+        ),
+    ] = None,
+    target: Annotated[
+        str,
+        typer.Option(
+            metavar="TARGET",
+            help="Where it will run: `cpu-x86`, `cpu-arm`, `npu-hexagon`.",
+            autocompletion=completion.targets,
+            rich_help_panel=panels.ENGINE,
+        ),
+    ] = DEFAULT_TARGET,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            metavar="VERSION",
+            help="MNN version that the model must run on, e.g. `3.5.0`.",
+            show_default="the installed",
+            rich_help_panel=panels.ENGINE,
+        ),
+    ] = None,
     dynamic_option: Annotated[
         DynamicOptionChoice,
-        typer.Option(help="2: int8 activations with a scale per block, more exact and slower; auto if it pays."),
+        typer.Option(
+            help="2: int8 activations with a scale per block, more exact and slower; auto if it pays.",
+            rich_help_panel=panels.ENGINE,
+        ),
     ] = DynamicOptionChoice.auto,
-    no_build: Annotated[bool, typer.Option("--no-build", help="Stop after plan.json and quant_config.json.")] = False,
-    llmexport: Annotated[
-        Path | None, typer.Option(help="A MNN checkout whose exporter to use.  [default: the PyPI package]")
+    no_build: Annotated[
+        bool,
+        typer.Option("--no-build", help="Stop after plan.json and quant_config.json.", rich_help_panel=panels.ENGINE),
+    ] = False,
+    llmexport: LlmExport = None,
+    text: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="What the model is judged on, as for --calib.",
+            show_default="held-out windows",
+            autocompletion=completion.calibrations,
+            rich_help_panel=panels.JUDGING,
+        ),
     ] = None,
-    engine: Annotated[
-        str | None, typer.Option(help="MNN version that the model must run on, e.g. `3.5.0`.  [default: the installed]")
-    ] = None,
+    tokens: Annotated[
+        int, typer.Option(metavar="N", help="At most this many tokens of it.", rich_help_panel=panels.JUDGING)
+    ] = 2048,
+    threads: Annotated[
+        int, typer.Option(metavar="N", help="Threads of the engine in measurements.", rich_help_panel=panels.JUDGING)
+    ] = 1,
     lang: Lang = Language.en,
+    run: LatestRun = None,
 ) -> None:
     """Plan under a budget, build the MNN model and prove it on the engine.
 
-    Example: `qplan emit --budget 300MB --pin '*.0.mlp.down_proj=fp16'`
+    Examples:
+        qplan emit --budget int8
+        qplan emit --budget 300MB --pin '*.0.mlp.down_proj=fp16'
+        qplan emit --max-kl 0.01 --objective smallest
     """
     # torch and transformers take seconds to import: not for --help
     from qplan.pipeline.emit import EmitOptions, run_emit  # noqa: PLC0415
@@ -141,9 +226,12 @@ _OPTIONS: dict[DynamicOptionChoice, Literal[0, 2] | None] = {
 }
 
 
+_MODES = frozenset({"--json", "--quiet"})
+
+
 def command_line() -> str:
-    """This process's command, as a user would type it."""
-    return shlex.join(["qplan", *sys.argv[1:]])
+    """This process's command, as a user would type it to see what it prints."""
+    return shlex.join(["qplan", *(word for word in sys.argv[1:] if word not in _MODES)])
 
 
 def show(emitted: Emitted) -> None:
@@ -152,6 +240,9 @@ def show(emitted: Emitted) -> None:
     Raises:
         VerificationError: the built model broke a promise.
     """
+    from qplan.cli.tables import plan_table, verification_table  # noqa: PLC0415 - not for --help
+
+    answer(**emit_document(emitted))
     out.print(plan_table(emitted.plan))
     for limit in emitted.plan.limits:
         out.print(f"{limit.name}: {limit.predicted:.4g} of {limit.limit:.4g} {limit.unit}", markup=False)
@@ -162,7 +253,7 @@ def show(emitted: Emitted) -> None:
             out.print(f"{mark} {check.name}: [dim]{check.detail}[/dim]")
     out.print(f"\nthe same plan with llmexport:\n  {emitted.export_command}", markup=False, soft_wrap=True)
     for problem in emitted.export_problems:
-        err.print(f"note: {problem}", markup=False)
+        remark(problem)
     if emitted.verification is not None:
         out.print(f"model:  {emitted.folder / 'model'}", markup=False, soft_wrap=True)
     out.print(f"report: {emitted.folder / 'report.html'}", markup=False, soft_wrap=True)

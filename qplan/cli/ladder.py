@@ -6,37 +6,75 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 
-from qplan.cli.console import out, progress_bar, say
+from qplan.cli import completion, panels
+from qplan.cli.console import answer, out, progress_bar, say
+from qplan.cli.documents import ladder_document
+from qplan.cli.modes import with_modes
+from qplan.cli.rules import LlmExport
+from qplan.cli.view import table_view
 from qplan.errors import InputError, VerificationError
 
 if TYPE_CHECKING:
     from qplan.pipeline.ladder import Climbed
 
 
+@with_modes("ladder")
 def command(
-    model: Annotated[str, typer.Argument(help="Local folder or hub id of a causal language model.")],
-    text: Annotated[str, typer.Option(help="What rungs are judged on, as for analyze's --calib.")] = "python-stdlib",
-    tokens: Annotated[int, typer.Option(help="At most this many tokens of it.")] = 1024,
-    seq_len: Annotated[int, typer.Option(help="Tokens per sequence.")] = 128,
-    memory: Annotated[
-        str, typer.Option(help="The engine's setting that rungs are judged with: `low` or `normal`.")
-    ] = "low",
-    run: Annotated[
-        Path | None, typer.Option(help="Run folder whose newest plan is the last rung.  [default: the model's, if any]")
-    ] = None,
+    model: Annotated[
+        str,
+        typer.Argument(help="Local folder or hub id of a causal language model.", autocompletion=completion.models),
+    ],
+    text: Annotated[
+        str,
+        typer.Option(
+            metavar="TEXT",
+            help="What rungs are judged on, as for analyze's --calib.",
+            autocompletion=completion.calibrations,
+            rich_help_panel=panels.JUDGING,
+        ),
+    ] = "python-stdlib",
+    tokens: Annotated[
+        int, typer.Option(metavar="N", help="At most this many tokens of it.", rich_help_panel=panels.JUDGING)
+    ] = 1024,
+    seq_len: Annotated[
+        int, typer.Option(metavar="N", help="Tokens per sequence.", rich_help_panel=panels.JUDGING)
+    ] = 128,
     tolerance: Annotated[
-        list[str] | None, typer.Option(help="RUNG=NATS, e.g. `int8=0.01`: KL to FP32 that a rung may reach.")
+        list[str] | None,
+        typer.Option(
+            metavar="RUNG=NATS",
+            help="KL to FP32 that a rung may reach: `int8=0.01`.",
+            show_default="fp32=1e-4, fp16=1e-3, int8=0.02, int4=0.5, plan=0.5",
+            rich_help_panel=panels.JUDGING,
+        ),
     ] = None,
-    llmexport: Annotated[
-        Path | None, typer.Option(help="A MNN checkout whose exporter to use.  [default: the PyPI package]")
+    memory: Annotated[
+        str,
+        typer.Option(
+            metavar="MEMORY",
+            help="The engine's setting that rungs are judged with: `low` or `normal`.",
+            autocompletion=lambda: ["low", "normal"],
+            rich_help_panel=panels.ENGINE,
+        ),
+    ] = "low",
+    llmexport: LlmExport = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Run folder whose newest plan is the last rung.",
+            show_default="the model's, if any",
+            autocompletion=completion.runs,
+            rich_help_panel=panels.FOLDERS,
+        ),
     ] = None,
 ) -> None:
     """Climb from FP32 down to the plan on the engine; stop at the first rung that breaks and find the layer.
 
-    Example: `qplan ladder Qwen/Qwen2.5-0.5B-Instruct --tolerance int8=0.01`
+    Examples:
+        qplan ladder Qwen/Qwen2.5-0.5B-Instruct
+        qplan ladder models/mine --tolerance int8=0.01 --memory normal
     """
     # torch and transformers take seconds to import: not for --help
     from qplan.pipeline.ladder import LadderOptions, run_ladder  # noqa: PLC0415
@@ -62,13 +100,15 @@ def show(climbed: Climbed) -> None:
     Raises:
         VerificationError: one broke; says where.
     """
-    view = Table(
-        title="The ladder on the engine: KL to FP32 in nats per token",
-        caption=f"{climbed.text}; FP32 perplexity {climbed.reference_perplexity:.2f}",
-        box=SIMPLE_HEAD,
+    answer(**ladder_document(climbed))
+    view = table_view(
+        ("rung", "MB", "logits", "KL", "limit", "top-1", "perplexity", ""),
+        left=("rung",),
+        heading="The ladder on the engine: KL to FP32 in nats per token",
+        note="logits: relative error against torch with the same weights.\n"
+        f"Text: {climbed.text}; FP32 perplexity {climbed.reference_perplexity:.2f}",
+        gap=3,
     )
-    for column in ("rung", "MB", "logits", "KL", "limit", "top-1", "perplexity", ""):
-        view.add_column(column, justify="left" if column == "rung" else "right", no_wrap=True)
     for rung in climbed.rungs:
         view.add_row(
             rung.name,

@@ -3,20 +3,43 @@
 from __future__ import annotations
 
 import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 import typer
 from rich.markup import escape
 
 from qplan import __version__
-from qplan.cli import analyze, check, compat, demo, emit, explain, frontier, ladder, plan, profile, report
-from qplan.cli.console import err
+from qplan.cli import (
+    analyze,
+    check,
+    compat,
+    console,
+    demo,
+    emit,
+    explain,
+    frontier,
+    ladder,
+    panels,
+    plan,
+    profile,
+    report,
+)
+from qplan.cli.app import App
 from qplan.errors import QplanError
 
-app = typer.Typer(
-    help="Mixed-precision quantization planner for MNN language models.",
+_UsageError: Any = typer.BadParameter.__mro__[1]
+"""The base of what typer finds wrong with a command line, which it exports under no name of its own."""
+
+_BAD_INPUT = 2
+
+_SHOWS = frozenset({"--help", "--version", "--show-completion", "--install-completion"})
+"""Options that print text whatever else is asked for."""
+
+app = App(
     no_args_is_help=True,
-    rich_markup_mode="markdown",
-    pretty_exceptions_show_locals=False,
+    pretty_exceptions_enable=False,
 )
 app.command("analyze")(analyze.command)
 app.command("emit")(emit.command)
@@ -39,24 +62,59 @@ def _version(value: bool) -> None:  # noqa: FBT001 - typer's callback
 
 @app.callback()
 def _root(
-    version: bool = typer.Option(  # noqa: FBT001
+    version: bool = typer.Option(  # noqa: FBT001, ARG001
         False,  # noqa: FBT003
         "--version",
         callback=_version,
         is_eager=True,
         help="Print the version.",
+        rich_help_panel=panels.OUTPUT,
     ),
 ) -> None:
-    """Measure what every bit width costs, plan under a budget, build the MNN model, prove it on the engine."""
+    """Mixed-precision quantization planner for MNN language models.
+
+    Measure what every bit width costs, plan under a budget, build the MNN model, prove it on the engine.
+
+    Examples:
+        qplan demo
+        qplan analyze Qwen/Qwen2.5-0.5B-Instruct
+        qplan emit --budget int8
+    """
+    console.begin()
 
 
-def main() -> None:
-    """Run a command; errors that qplan raises on purpose become one message and their exit code."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command and exit.
+
+    Errors that qplan raises on purpose become one message, or one JSON object, and their exit code.
+
+    Args:
+        arguments: of the command line; None for those of the process.
+    """
+    typed = list(sys.argv[1:] if arguments is None else arguments)
+    console.begin()
+    wants_json = "--json" in typed
     try:
-        app()
+        code = int(app(typed, prog_name="qplan", standalone_mode=False) or 0)
     except QplanError as error:
-        err.print("[bold red]error:[/bold red]", escape(str(error)), soft_wrap=True)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        err.print("interrupted; the same command goes on where it was")
-        sys.exit(130)
+        console.alarm.print("[bold red]error:[/bold red]", escape(str(error)), soft_wrap=True)
+        _end(error, error.exit_code, as_json=wants_json)
+    except _UsageError as error:
+        from typer.rich_utils import rich_format_error  # noqa: PLC0415 - slow, and rarely needed
+
+        rich_format_error(error)
+        _end(error, _BAD_INPUT, as_json=wants_json)
+    except Exception as error:
+        if wants_json:  # a bug: scripts get their object, people the traceback
+            traceback.print_exc()
+            _end(error, 1, as_json=True)
+        raise
+    _end(None, code, as_json=wants_json and not _SHOWS.intersection(typed))
+
+
+def _end(error: Exception | None, code: int, *, as_json: bool) -> NoReturn:
+    if as_json:
+        message = getattr(error, "format_message", error.__str__)()
+        found = None if error is None else {"kind": type(error).__name__, "message": message, "exit_code": code}
+        sys.stdout.write(console.answer_as_json(code, found) + "\n")
+    sys.exit(code)

@@ -2,30 +2,50 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
+import shlex
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from qplan.cli.console import out, say
-from qplan.cost.device import DeviceProfile
+from qplan.cli import panels
+from qplan.cli.console import answer, out, say
+from qplan.cli.documents import profile_document
+from qplan.cli.modes import with_modes
+from qplan.cli.rules import LatestRun, LlmExport
+from qplan.cli.view import table_view
 from qplan.errors import InputError
 
+if TYPE_CHECKING:
+    from qplan.cost.device import DeviceProfile
 
+
+@with_modes("profile")
 def command(
-    run: Annotated[Path | None, typer.Option(help="Run folder.  [default: the latest in qplan-runs]")] = None,
-    threads: Annotated[int, typer.Option(help="Threads of the engine; times of more than one are noisy.")] = 1,
-    prompt_tokens: Annotated[int, typer.Option(help="Tokens of the timed prefill.")] = 128,
-    rounds: Annotated[int, typer.Option(help="Times that every model is timed, in turn; minima count.")] = 3,
-    llmexport: Annotated[
-        Path | None, typer.Option(help="A MNN checkout whose exporter to use.  [default: the PyPI package]")
-    ] = None,
+    threads: Annotated[
+        int,
+        typer.Option(
+            metavar="N", help="Threads of the engine; times of more than one are noisy.", rich_help_panel=panels.ENGINE
+        ),
+    ] = 1,
+    prompt_tokens: Annotated[
+        int, typer.Option(metavar="N", help="Tokens of the timed prefill.", rich_help_panel=panels.ENGINE)
+    ] = 128,
+    rounds: Annotated[
+        int,
+        typer.Option(
+            metavar="N", help="Times that every model is timed, in turn; minima count.", rich_help_panel=panels.ENGINE
+        ),
+    ] = 3,
+    llmexport: LlmExport = None,
+    run: LatestRun = None,
 ) -> None:
     """Measure this machine: times of every op shape and format of a run's model, for limits in milliseconds.
 
-    Example: `qplan profile` and then `qplan emit --max-decode-ms 20`
+    Examples:
+        qplan profile
+        qplan profile --threads 4 --rounds 5
+        qplan emit --max-decode-ms 20
     """
     # torch takes seconds to import: not for --help
     from qplan.pipeline.profile import ProfileOptions, run_profile  # noqa: PLC0415
@@ -40,21 +60,22 @@ def command(
         say(f"using the latest run, {home.folder}")
     options = ProfileOptions(threads=threads, prompt_tokens=prompt_tokens, rounds=rounds)
     measured = run_profile(home, options, llmexport, say)
+    answer(**profile_document(measured, home.device))
     out.print(_table(measured))
-    out.print(f"wrote {home.device}\nnext: qplan emit --max-decode-ms MS --run {home.folder}", markup=False)
+    next_command = shlex.join(["qplan", "emit", "--max-decode-ms", "MS", "--run", str(home.folder)])
+    out.print(f"wrote {home.device}\nnext:  {next_command}", markup=False, soft_wrap=True)
 
 
 def _table(profile: DeviceProfile) -> Table:
-    view = Table(
-        title=f"{profile.machine}, MNN {profile.engine}, {profile.threads} thread, memory {profile.memory}",
-        caption=f"all tensors of a shape together, against {profile.base}; the model in {profile.base}: prefill of "
+    view = table_view(
+        ("shape", "tensors", "format", "prefill, ms", "decode, ms"),
+        left=("shape", "format"),
+        heading=f"{profile.machine}, MNN {profile.engine}, threads {profile.threads}, memory {profile.memory}",
+        note=f"all tensors of a shape together, against {profile.base}; the model in {profile.base}: prefill of "
         f"{profile.prompt_tokens} tokens {profile.base_prefill_ms:.2f} ms, decode of a token "
         f"{profile.base_decode_ms:.3f} ms",
-        box=SIMPLE_HEAD,
-        title_style="",
+        gap=3,
     )
-    for column in ("shape", "tensors", "format", "prefill, ms", "decode, ms"):
-        view.add_column(column, justify="left" if column in ("shape", "format") else "right", no_wrap=True)
     for op in sorted(profile.ops, key=lambda op: (-op.out_features * op.in_features, op.format)):
         if op.format != profile.base:
             shape = f"{op.out_features} x {op.in_features}"

@@ -2,36 +2,52 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from qplan.cli.console import out, say
+from qplan.cli import completion, panels
+from qplan.cli.console import answer, out, say
+from qplan.cli.modes import with_modes
+from qplan.cli.rules import PlansRun
 from qplan.report.words import Language
 
 Lang = Annotated[
-    Language, typer.Option("--lang", help="Language of the report: English or Chinese.", case_sensitive=False)
+    Language,
+    typer.Option(
+        "--lang",
+        help="Language of the report: English or Chinese.",
+        case_sensitive=False,
+        rich_help_panel=panels.OUTPUT,
+    ),
 ]
 """``--lang`` of every command that writes a report."""
 
 
+@with_modes("report")
 def command(
     plan: Annotated[
         str | None,
-        typer.Argument(help="A plan.json, its folder, or a budget of the run.  [default: the newest plan]"),
+        typer.Argument(
+            help="A plan.json, its folder, or a budget of the run.",
+            show_default="the newest plan",
+            autocompletion=completion.plans,
+        ),
     ] = None,
-    run: Annotated[Path | None, typer.Option(help="Run folder.  [default: the plan's, else the latest]")] = None,
     lang: Lang = Language.en,
+    run: PlansRun = None,
 ) -> None:
     """Write `report.html` and `report.md` again, in any language, without building or measuring.
 
-    Example: `qplan report int4 --lang zh`
+    Examples:
+        qplan report
+        qplan report int4 --lang zh
     """
     # pandas, scipy and torch take seconds to import: not for --help
     from qplan.pipeline.report import run_report  # noqa: PLC0415
     from qplan.pipeline.runs import Run  # noqa: PLC0415
 
     reported = run_report(plan, None if run is None else Run(run), lang, say)
+    answer(language=lang.value, html=str(reported.page), markdown=str(reported.short))
     for path in (reported.page, reported.short):
         out.print(f"{path}", markup=False, soft_wrap=True)

@@ -1,33 +1,103 @@
-"""Options that several commands share: what the user wants besides a budget."""
+"""Options that several commands share: run folders, exporters, and what the user wants besides a budget."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from qplan.cli import completion, panels
 from qplan.cost.target import DEFAULT_TARGET, find_target
 from qplan.errors import InputError
 from qplan.formats import QuantFormat
 from qplan.planner.metric import Metric
-from qplan.planner.planning import Rules
+
+if TYPE_CHECKING:
+    from qplan.planner.planning import Rules
 
 LogitsBits = Annotated[
-    int, typer.Option(help="Least width of the head and a tied embedding; 0 turns the logits rule off.")
+    int,
+    typer.Option(
+        metavar="BITS",
+        help="Least width of the head and a tied embedding; 0 turns the logits rule off.",
+        rich_help_panel=panels.RULES,
+    ),
 ]
-Pins = Annotated[list[str] | None, typer.Option("--pin", help="PATTERN=FORMAT, e.g. `*.0.mlp.down_proj=fp16`.")]
-LeastWidths = Annotated[list[str] | None, typer.Option("--min-bits", help="PATTERN=BITS, e.g. `*.o_proj=6`.")]
+Pins = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--pin",
+        metavar="PATTERN=FORMAT",
+        help="Give tensors a format: `*.0.mlp.down_proj=fp16`.",
+        rich_help_panel=panels.RULES,
+    ),
+]
+LeastWidths = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--min-bits", metavar="PATTERN=BITS", help="Least width of tensors: `*.o_proj=6`.", rich_help_panel=panels.RULES
+    ),
+]
 Groups = Annotated[
     list[str] | None,
-    typer.Option("--group", help="PATTERN whose tensors share a format; `{layer}` in it makes one group per layer."),
+    typer.Option(
+        "--group",
+        metavar="PATTERN",
+        help="Tensors that share a format; `{layer}` makes one group per layer.",
+        rich_help_panel=panels.RULES,
+    ),
 ]
 GroupFused = Annotated[
-    bool, typer.Option("--group-fused", help="q, k, v share a format, and so do gate and up, in every layer.")
+    bool,
+    typer.Option(
+        "--group-fused",
+        help="q, k, v share a format, and so do gate and up, in every layer.",
+        rich_help_panel=panels.RULES,
+    ),
 ]
 MetricOption = Annotated[
     Metric,
-    typer.Option("--metric", help="What is summed and minimised; all but kl, sqnr and cosine need `--mode measured`."),
+    typer.Option(
+        "--metric",
+        metavar="METRIC",
+        help="What is summed and minimised: `kl`, `kl-p99`, `top1`, `perplexity`, `sqnr`, `cosine`; all but kl, "
+        "sqnr and cosine need `--mode measured`.",
+        rich_help_panel=panels.RULES,
+    ),
+]
+LatestRun = Annotated[
+    Path | None,
+    typer.Option(
+        "--run",
+        metavar="FOLDER",
+        help="Run folder.",
+        show_default="the latest in qplan-runs",
+        autocompletion=completion.runs,
+        rich_help_panel=panels.FOLDERS,
+    ),
+]
+PlansRun = Annotated[
+    Path | None,
+    typer.Option(
+        "--run",
+        metavar="FOLDER",
+        help="Run folder.",
+        show_default="the plan's, else the latest",
+        autocompletion=completion.runs,
+        rich_help_panel=panels.FOLDERS,
+    ),
+]
+LlmExport = Annotated[
+    Path | None,
+    typer.Option(
+        "--llmexport",
+        metavar="FOLDER",
+        help="A MNN checkout whose exporter to use.",
+        show_default="the PyPI package",
+        rich_help_panel=panels.ENGINE,
+    ),
 ]
 
 
@@ -46,6 +116,8 @@ def rules_of(
     Raises:
         InputError: an option that is not understood.
     """
+    from qplan.planner.planning import Rules  # noqa: PLC0415 - scipy takes a third of a second: not for --help
+
     if logits_bits < 0:
         msg = f"--logits-bits {logits_bits}: must be 0 (no rule) or a width"
         raise InputError(msg)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from qplan.cli.view import table_view
 from qplan.formats import QuantFormat
 from qplan.planner.plan import Plan
 from qplan.sensitivity.table import SensitivityTable
@@ -24,10 +24,7 @@ def sensitivity_table(table: SensitivityTable) -> Table:
     worst = sorted(table.model.tensors, key=lambda spec: -max(loss.kl_nats for loss in losses[spec.name].values()))
     title = f"Most sensitive of {len(worst)} tensors: KL to FP32, nats per token, memory {table.goal}"
     # seven widths fit into 80 columns
-    view = Table(title=title, box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
-    view.add_column("layer, tensor", no_wrap=True)
-    for shown_name in shown.values():
-        view.add_column(shown_name, justify="right", no_wrap=True)
+    view = table_view(("layer, tensor", *shown.values()), left=("layer, tensor",), heading=title)
     for spec in worst[:_ROWS]:
         stored = [QuantFormat.parse(fmt).resolve(spec.in_features).name for fmt in shown.values()]
         cells = [f"{losses[spec.name][fmt].kl_nats:.1e}" if fmt in losses[spec.name] else "-" for fmt in stored]
@@ -43,9 +40,7 @@ def short_name(spec: TensorSpec) -> str:
 def plan_table(plan: Plan) -> Table:
     """How many tensors and weights got which format."""
     title = f"Plan for {plan.budget}: {plan.files.total:,} bytes, {plan.mean_bits:.2f} bits on average"
-    view = Table(title=title, box=SIMPLE_HEAD, title_style="")
-    for column in ("format", "tensors", "weights", "bytes"):
-        view.add_column(column, justify="left" if column == "format" else "right")
+    view = table_view(("format", "tensors", "weights", "bytes"), left=("format",), heading=title, gap=3)
     for fmt in sorted({t.format for t in plan.tensors}, reverse=True):
         members = [t for t in plan.tensors if t.format == fmt]
         view.add_row(
@@ -56,15 +51,14 @@ def plan_table(plan: Plan) -> Table:
 
 def verification_table(verification: Verification) -> Table:
     """What every built model did on the engine."""
-    view = Table(
-        title="On the engine: KL to FP32 in nats per token, speeds in tokens/s",
-        caption=f"{verification.text}; FP32 perplexity {verification.reference_perplexity:.2f}",
-        box=SIMPLE_HEAD,
-        padding=(0, 0),
+    view = table_view(
+        ("model", "MB", "KL low", "normal", "decode", "top-1", "perpl.", "prefill", "decode"),
+        left=("model",),
+        heading="On the engine: KL to FP32 in nats per token, speeds in tokens/s",
+        note="KL low: memory low, one pass; normal: memory normal; decode: low, token by token.\n"
+        f"Text: {verification.text}; FP32 perplexity {verification.reference_perplexity:.2f}",
+        gap=1,
     )
-    columns = ("model", "MB", "KL low", "KL normal", "KL decode", "top-1", "perpl.", "prefill", "decode")
-    for column in columns:
-        view.add_column(column, justify="left" if column == "model" else "right", no_wrap=True)
     for model in verification.models:
         view.add_row(model.name, f"{model.files.total / 1e6:,.2f}", *_cells(model, model.dynamic_option, model.speed))
         if model.other_speed is not None:

@@ -49,7 +49,7 @@ from qplan.pipeline.task import Task
 from qplan.pipeline.wanted import Wanted
 from qplan.planner.plan import Plan
 from qplan.planner.planning import Rules
-from qplan.report import Provenance
+from qplan.report.page import Provenance
 from qplan.report.words import Language
 from qplan.sensitivity.rounding import Rounder
 from qplan.sensitivity.table import SensitivityTable

@@ -22,7 +22,7 @@ from qplan.planner.plan import SCHEMA as PLAN_SCHEMA
 from qplan.planner.plan import Plan
 from qplan.planner.planning import Rules
 from qplan.planner.validate import validate_plan
-from qplan.report import Provenance, write_report
+from qplan.report.page import Provenance, write_report
 from qplan.report.words import Language, words_of
 from qplan.sensitivity.table import SensitivityTable
 from qplan.verify.record import Verification

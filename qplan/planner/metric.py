@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from qplan.errors import InputError
-from qplan.sensitivity.measurement import Loss
-from qplan.sensitivity.table import SensitivityTable
+
+if TYPE_CHECKING:  # the command line reads the names of metrics at every key press of a completion
+    from qplan.sensitivity.measurement import Loss
+    from qplan.sensitivity.table import SensitivityTable
 
 
 class Metric(StrEnum):

@@ -1,9 +1,5 @@
 """Tables, figures and pages for people.
 
-`write_report` makes the page and its Markdown; `qplan.report.figures` makes figures for notebooks and is imported by
-name, because it needs matplotlib.
+`qplan.report.page` makes the page and its Markdown, `qplan.report.figures` figures for notebooks. Nothing is imported
+here: the command line takes its words from `qplan.report.words` and must not wait for templates or figures.
 """
-
-from qplan.report.page import Provenance, render_html, render_markdown, write_report
-
-__all__ = ["Provenance", "render_html", "render_markdown", "write_report"]

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -15,38 +11,17 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from qplan.artifact import sha256_file
-from qplan.cli.main import main
 from qplan.cost.device import DeviceProfile
 from qplan.planner.plan import Plan
 from qplan.sensitivity.table import SensitivityTable
 from qplan.verify.record import Verification
 from tests.integration.mnn_models import VOCABULARY, save
+from tests.unit.cli.command import qplan
+from tests.unit.docs.documented import DOCS, assert_documented, keys
 from tests.unit.report.prose import english_sentences
 from tests.unit.tiny_models import words
 
 ANALYZE = ("--samples", "4", "--seq-len", "64", "--batch-size", "2", "--formats", "fp16,int8,int6,int4")
-
-
-@dataclass(frozen=True)
-class Done:
-    """What a command left behind on the terminal."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-def qplan(*arguments: str, folder: Path) -> Done:
-    """Run a command in this process: torch is imported once. Engine and exporter have processes of their own."""
-    code = 0
-    with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err, pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setattr(sys, "argv", ["qplan", *arguments])
-        try:
-            main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-    return Done(code, out.getvalue(), err.getvalue())
 
 
 def succeed(*arguments: str, folder: Path) -> str:
@@ -67,7 +42,9 @@ def work(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.mark.parametrize("budget", ["int8", "int4", "70%"])
 def test_a_plan_keeps_its_promises_on_the_engine(work: Path, budget: str) -> None:
-    printed = succeed("emit", "--run", "run", "--budget", budget, "--tokens", "256", folder=work)
+    printed = succeed("emit", "--run", "run", "--budget", budget, "--tokens", "256", "--json", folder=work)
+    page = DOCS / "reference" / "json.md"
+    assert_documented(json.loads(printed), keys(page, "Every command") | keys(page, "qplan emit"))
     out = work / "run" / budget.replace("%", "pct")
     plan, verification = Plan.read(out / "plan.json"), Verification.read(out / "verification.json")
     assert verification.passed
@@ -146,7 +123,9 @@ def test_limits_on_time_ram_and_loss(work: Path) -> None:
     needs = qplan(*emit, "--max-decode-ms", "1", folder=work)
     assert needs.returncode == 2
     assert "qplan profile" in needs.stderr
-    assert "decode, ms" in succeed("profile", "--run", "run", "--rounds", "1", "--prompt-tokens", "16", folder=work)
+    printed = succeed("profile", "--run", "run", "--rounds", "1", "--prompt-tokens", "16", "--json", folder=work)
+    page = DOCS / "reference" / "json.md"
+    assert_documented(json.loads(printed), keys(page, "Every command") | keys(page, "qplan profile"))
     profile = DeviceProfile.read(work / "run" / "device.json")
     assert min(profile.base_decode_ms, profile.base_prefill_ms) > 0
     assert not (work / "run" / "profile").exists()

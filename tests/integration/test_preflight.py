@@ -16,7 +16,7 @@ from qplan.mnn.preflight import check_folder
 from qplan.mnn.writer import build_model
 from tests.integration.fault_corpus import FAULTS, Fault
 from tests.integration.mnn_models import ExportedModel
-from tests.unit.cli.test_commands import qplan
+from tests.unit.cli.command import qplan
 
 pytestmark = pytest.mark.engine
 

@@ -1,53 +1,45 @@
+"""The command line: mistakes, help, completion, and how fast it starts."""
+
 from __future__ import annotations
 
+import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-import typer.main
 from typer.testing import CliRunner
 
+from qplan.cli import completion
 from qplan.cli.main import app
+from tests.unit.cli.command import qplan
+from tests.unit.cli.commands import commands, parses
 
-README = Path(__file__).parents[3] / "README.md"
-
-
-def commands() -> dict[str, list[str]]:
-    found = {}
-
-    def walk(group: Any, above: str) -> None:
-        for name, command in group.commands.items():
-            if hasattr(command, "commands"):
-                walk(command, f"{above}{name} ")
-            else:
-                options = [option for parameter in command.params for option in parameter.opts]
-                found[above + name] = [option for option in options if option.startswith("--")]
-
-    walk(typer.main.get_command(app), "")
-    return found
+ROOT = Path(__file__).parents[3]
+_EXAMPLE = re.compile(r"^ *(qplan .*)$", re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", commands())
-def test_every_command_and_option_is_in_the_readme(name: str) -> None:
-    text = README.read_text(encoding="utf-8")
-    assert f"qplan {name}" in text
-    missing = [option for option in commands()[name] if not re.search(rf"`{option}\b", text)]
-    assert not missing
+def test_help_shows_examples_that_the_program_understands(name: str) -> None:
+    shown = CliRunner().invoke(app, [*name.split(), "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"})
+    assert shown.exit_code == 0
+    examples = [line.rstrip() for line in _EXAMPLE.findall(shown.stdout)]
+    assert any(line.startswith(f"qplan {name}") for line in examples)
+    for line in examples:
+        parses(shlex.split(line)[1:])
 
 
+@pytest.mark.parametrize("columns", [80, 120])
 @pytest.mark.parametrize("name", commands())
-def test_help_shows_an_example_or_says_what_it_does(name: str) -> None:
-    result = CliRunner().invoke(app, [*name.split(), "--help"])
-    assert result.exit_code == 0
-    assert "qplan" in result.stdout
-
-
-def qplan(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from qplan.cli.main import main; main()", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=300)
+def test_help_fits_its_terminal_and_its_options_stand_in_panels(name: str, columns: int, tmp_path: Path) -> None:
+    shown = qplan(*name.split(), "--help", folder=tmp_path, columns=columns)
+    assert max(map(len, shown.stdout.splitlines())) <= columns
+    assert "╭─ Output ─" in shown.stdout
+    assert "…" not in shown.stdout
+    for option in ("--quiet", "--json", "--help"):
+        assert option in shown.stdout.partition("╭─ Output ─")[2]
 
 
 @pytest.mark.parametrize(
@@ -62,6 +54,7 @@ def qplan(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
         (["emit", "--pin", "abc", "--run", "x"], 2, "PATTERN=VALUE"),
         (["emit", "--min-bits", "*=x", "--run", "x"], 2, "whole number"),
         (["emit", "--threads", "0"], 2, "at least 1"),
+        (["emit", "--budgets", "int4"], 2, "--budget"),
         (["frontier"], 2, "qplan analyze"),
         (["frontier", "--logits-bits", "-1", "--run", "x"], 2, "0 (no rule)"),
         (["explain", "int4"], 2, "qplan analyze"),
@@ -72,13 +65,103 @@ def qplan(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
     ],
 )
 def test_bad_input_has_a_message_and_an_exit_code(tmp_path: Path, arguments: list[str], code: int, words: str) -> None:
-    result = qplan(*arguments, folder=tmp_path)
+    result = qplan(*arguments, folder=tmp_path, columns=200)
     assert result.returncode == code
     assert words in " ".join(result.stderr.split())
     assert "Traceback" not in result.stderr
     assert not list(tmp_path.iterdir())
 
 
-def test_help_does_not_import_torch() -> None:
-    code = "import sys, qplan.cli.main; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=300).returncode == 0
+def test_a_pressed_ctrl_c_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("qplan.mnn.compat.CompatTable.read", interrupted)
+    for arguments in (["compat"], ["compat", "--quiet"]):
+        done = qplan(*arguments, folder=tmp_path)
+        assert done.returncode == 130
+        assert "goes on where it was" in done.stderr
+    assert qplan("compat", "--json", folder=tmp_path).document["error"]["kind"] == "InterruptedCommand"
+
+
+HEAVY = "'torch', 'transformers', 'numpy', 'scipy', 'pyarrow', 'matplotlib', 'jinja2', 'datasets', 'MNN'"
+
+
+def test_help_and_completion_import_nothing_heavy() -> None:
+    code = f"import sys, qplan.cli.main; print(sorted({{{HEAVY}}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout == "[]\n"
+
+
+def complete(line: str, folder: Path) -> list[str]:
+    """What bash is told when tab is pressed at the end of a line."""
+    words = line.split(" ")
+    environment = os.environ | {
+        "_QPLAN_COMPLETE": "complete_bash",
+        "COMP_WORDS": line,
+        "COMP_CWORD": str(len(words) - 1),
+    }
+    code = "from qplan.cli.main import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert not done.stderr
+    return done.stdout.split()
+
+
+def test_the_shell_completes_commands_options_and_values(tmp_path: Path) -> None:
+    assert set(complete("qplan ", tmp_path)) == {name.split()[0] for name in commands()}
+    assert complete("qplan emit --max-d", tmp_path) == ["--max-decode-ms"]
+    assert complete("qplan emit --budget int", tmp_path) == ["int8", "int4"]
+
+
+def test_values_are_completed_from_what_lies_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert completion.plans("") == completion.runs("") == completion.tensors("") == []
+    plan = tmp_path / "qplan-runs" / "mine" / "int4" / "plan.json"
+    plan.parent.mkdir(parents=True)
+    plan.write_text('{"tensors": [{"name": "model.layers.0.mlp.up_proj"}, {"name": "lm_head"}]}')
+    (tmp_path / "qplan-runs" / "mine" / "sensitivity.parquet").touch()
+    (tmp_path / "models" / "tiny").mkdir(parents=True)
+    (tmp_path / "models" / "tiny" / "config.json").touch()
+    assert completion.runs("qplan-runs/m") == ["qplan-runs/mine"]
+    assert completion.plans("") == ["int4", "qplan-runs/mine/int4/plan.json"]
+    assert completion.tensors("0.") == ["0.mlp.up_proj"]
+    assert completion.models("mod") == ["models/"]
+    assert completion.models("models/") == ["models/tiny"]
+    assert completion.calibrations("") == ["python-stdlib"]
+    assert completion.targets("cpu") == ["cpu-arm", "cpu-x86"]
+    assert [value for value, _ in completion.budgets("int8,i")] == ["int8,int8", "int8,int4"]
+    plan.write_text("no plan")
+    assert completion.tensors("") == []
+
+
+def test_bash_completes_with_the_script_that_it_is_given(tmp_path: Path) -> None:
+    program = tmp_path / "qplan"
+    program.write_text(f"#!{sys.executable}\nfrom qplan.cli.main import main; main()\n")
+    program.chmod(0o755)
+    asked = "source <(_QPLAN_COMPLETE=source_bash qplan); COMP_WORDS=(qplan pr); COMP_CWORD=1; _qplan_completion qplan"
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": ROOT.as_posix()}
+    command = ["bash", "--norc", "-c", f'{asked}; echo "${{COMPREPLY[@]}}"']
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.split() == ["profile"], done.stderr
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_every_shell_has_a_script(shell: str, tmp_path: Path) -> None:
+    environment = os.environ | {"_QPLAN_COMPLETE": f"source_{shell}"}
+    command = [sys.executable, "-c", "from qplan.cli.main import main; main()"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    assert "_QPLAN_COMPLETE" in done.stdout
+
+
+def test_version() -> None:
+    from qplan import __version__
+
+    assert CliRunner().invoke(app, ["--version"]).stdout == f"qplan {__version__}\n"

@@ -14,8 +14,9 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from qplan.formats import INT4
-from qplan.report import grid, notation, plan_map, render_html
+from qplan.report import grid, notation, plan_map
 from qplan.report.grid import loss_table
+from qplan.report.page import render_html
 from qplan.report.words import Language, words_of
 from tests.unit.report.invented_run import make_run, small_run, sweep_of, swept_run
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from qplan.errors import StaleArtifactError
-from qplan.report import Provenance, render_html, render_markdown, write_report
+from qplan.report.page import Provenance, render_html, render_markdown, write_report
 from qplan.tensors import TensorSpec
 from tests.unit.report.invented_run import (
     Run,

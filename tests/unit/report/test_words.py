@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import qplan
-from qplan.report import render_html, render_markdown
+from qplan.report.page import render_html, render_markdown
 from qplan.report.words import ENGLISH, Language, words_of
 from tests.unit.report.invented_run import Run, deep_run, make_run, small_run, swept_run, verification_of
 from tests.unit.report.messages import HOME, every_message

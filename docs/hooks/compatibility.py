@@ -1,0 +1,65 @@
+"""Writes the tables of ``docs/reference/compatibility.md`` from ``qplan/mnn/compat.json``.
+
+Run ``python docs/hooks/compatibility.py`` after ``qplan compat measure``; a test holds the page to the data.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from qplan.mnn.compat import CompatTable
+
+PAGE = Path(__file__).parents[1] / "reference" / "compatibility.md"
+
+_TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def engines(table: CompatTable) -> Iterator[str]:
+    """One line per exporter, options and converter; the worst outcome per engine."""
+    yield f"| exporter | options | converter | {' | '.join(table.engines)} |"
+    yield "|---|---|---|" + "---|" * len(table.engines)
+    for (exporter, options, converter), by_engine in table.rows().items():
+        outcomes = [by_engine[engine].outcome if engine in by_engine else "" for engine in table.engines]
+        shown = " | ".join(outcome if outcome in ("ok", "") else f"**{outcome}**" for outcome in outcomes)
+        asked = f"`{options}`" if options.startswith("--") else options
+        yield f"| {exporter} | {asked} | {converter} | {shown} |"
+
+
+def architectures(table: CompatTable) -> Iterator[str]:
+    """One line per architecture; outcome and error per exporter and length."""
+    columns = sorted(dict.fromkeys((cell.exporter, cell.tokens) for cell in table.architectures))
+    cells = {(cell.architecture, cell.exporter, cell.tokens): cell for cell in table.architectures}
+    yield "| architecture | " + " | ".join(f"{exporter}, {tokens} tokens" for exporter, tokens in columns) + " |"
+    yield "|---|" + "---|" * len(columns)
+    for name in dict.fromkeys(cell.architecture for cell in table.architectures):
+        shown = []
+        for column in columns:
+            cell = cells.get((name, *column))
+            if cell is None:
+                shown.append("")
+                continue
+            outcome = cell.outcome if cell.outcome == "ok" else f"**{cell.outcome}**"
+            shown.append(outcome if cell.error is None else f"{outcome}, {cell.error:.0e}")
+        yield f"| {name} | " + " | ".join(shown) + " |"
+
+
+def dates(table: CompatTable) -> Iterator[str]:
+    """What was measured where and when."""
+    when = sorted({cell.date for cell in table.cells} | {cell.date for cell in table.architectures})
+    first = table.architectures[0]
+    yield (
+        f"Measured {' to '.join(dict.fromkeys((when[0], when[-1])))} on {table.platform}; architectures on engine "
+        f"{first.engine} against transformers {first.transformers}."
+    )
+
+
+def rewritten(page: str, table: CompatTable) -> str:
+    """The page with its tables made again."""
+    made = {"engines": engines, "architectures": architectures, "dates": dates}
+    return _TABLE.sub(lambda match: f"{match[1]}\n{chr(10).join(made[match[2]](table))}\n\n{match[3]}", page)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(rewritten(PAGE.read_text(encoding="utf-8"), CompatTable.read()), encoding="utf-8")

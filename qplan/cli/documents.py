@@ -1,0 +1,181 @@
+"""What ``--json`` says about results; docs/reference/json.md describes the keys, and a test holds them to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from qplan.formats import QuantFormat
+
+if TYPE_CHECKING:  # --help and completion wait for no torch
+    from pathlib import Path
+
+    from qplan.cost.device import DeviceProfile
+    from qplan.pipeline.emit import Emitted
+    from qplan.pipeline.frontier import Swept
+    from qplan.pipeline.ladder import Climbed
+    from qplan.planner.diff import PlanDiff
+    from qplan.planner.explain import Alternative, Explanation
+    from qplan.planner.plan import Plan
+    from qplan.sensitivity.table import SensitivityTable
+    from qplan.verify.record import Verification
+
+Document = dict[str, object]
+"""A JSON object: what leaves the program, never what its modules hand each other."""
+
+
+def analysis_document(table: SensitivityTable, path: Path) -> Document:
+    """Of ``qplan analyze``."""
+    losses = table.kl(table.goal)
+    return {
+        "run": str(path.parent),
+        "sensitivity": str(path),
+        "model": table.model.source,
+        "model_sha256": table.model.sha256,
+        "memory": table.goal,
+        "reference_nll_nats": table.reference_nll_nats,
+        "notes": list(table.notes),
+        "tensors": [
+            {
+                "name": spec.name,
+                "layer": spec.layer,
+                "kind": spec.kind,
+                "weights": spec.weights,
+                "loss_nats": losses[spec.name],
+            }
+            for spec in table.model.tensors
+        ],
+    }
+
+
+def emit_document(emitted: Emitted) -> Document:
+    """Of ``qplan emit``."""
+    plan, folder, verification = emitted.plan, emitted.folder, emitted.verification
+    return {
+        "folder": str(folder),
+        "plan": str(folder / "plan.json"),
+        "quant_config": str(folder / "quant_config.json"),
+        "model": str(folder / "model") if verification is not None else None,
+        "verification": str(folder / "verification.json") if verification is not None else None,
+        "report": str(folder / "report.html"),
+        "export_command": emitted.export_command,
+        "export_problems": list(emitted.export_problems),
+        **_plan_document(plan),
+        "verified": None if verification is None else verification.passed,
+        "measured": [] if verification is None else _measured(verification),
+        "checks": [] if verification is None else [asdict(check) for check in verification.checks],
+    }
+
+
+def _plan_document(plan: Plan) -> Document:
+    return {
+        "budget": plan.budget,
+        "budget_bytes": plan.budget_bytes,
+        "total_bytes": plan.files.total,
+        "mean_bits": plan.mean_bits,
+        "predicted_nats": plan.predicted_nats,
+        "memory": plan.memory,
+        "dynamic_option": plan.dynamic_option,
+        "formats": {name: fmt.name for name, fmt in plan.formats.items()},
+        "limits": [asdict(limit) for limit in plan.limits],
+        "notes": list(plan.notes),
+    }
+
+
+def _measured(verification: Verification) -> list[Document]:
+    """Every run of every built model on the engine, flat."""
+    return [
+        {
+            "name": model.name,
+            "total_bytes": model.files.total,
+            "memory": run.memory,
+            "path": run.path,
+            "dynamic_option": run.dynamic_option,
+            **asdict(run.accuracy),
+        }
+        for model in verification.models
+        for run in model.runs
+    ]
+
+
+def frontier_document(swept: Swept, files: Sequence[Path]) -> Document:
+    """Of ``qplan frontier``."""
+    return {
+        "files": [str(path) for path in files],
+        "model": swept.table.model.source,
+        "memory": swept.table.goal,
+        "seconds": swept.frontier.seconds,
+        "points": [asdict(point) | {"formats": _names(point.formats)} for point in swept.frontier.points],
+        "uniform": [asdict(model) for model in swept.frontier.uniform],
+        "measured": [asdict(model) for model in swept.measured],
+    }
+
+
+def profile_document(profile: DeviceProfile, path: Path) -> Document:
+    """Of ``qplan profile``: the file's path and its fields."""
+    return {"device": str(path), **asdict(profile)}
+
+
+def explain_document(plan: Path, explanations: Sequence[Explanation]) -> Document:
+    """Of ``qplan explain``."""
+    return {
+        "plan": str(plan),
+        "price_nats_per_byte": explanations[0].price_nats_per_byte,
+        "other_prices": dict(explanations[0].other_prices),
+        "tensors": [
+            {
+                "name": explanation.tensor,
+                "members": list(explanation.members),
+                "format": explanation.format.name,
+                "next_best": None if explanation.next_best is None else explanation.next_best.format.name,
+                "sentence": explanation.sentence,
+                "alternatives": [_alternative(option) for option in explanation.alternatives],
+            }
+            for explanation in explanations
+        ],
+    }
+
+
+def _alternative(option: Alternative) -> Document:
+    return asdict(option) | {"format": option.format.name}
+
+
+def diff_document(changes: PlanDiff, plans: Mapping[str, Plan]) -> Document:
+    """Of ``qplan plan diff``.
+
+    Args:
+        changes: between the two.
+        plans: the two by ``before`` and ``after``.
+    """
+    return {
+        "comparable": changes.comparable,
+        "total_bytes": changes.total_bytes,
+        "predicted_nats": changes.predicted_nats,
+        **{
+            name: {
+                "budget": plan.budget,
+                "total_bytes": plan.files.total,
+                "mean_bits": plan.mean_bits,
+                "predicted_nats": plan.predicted_nats,
+            }
+            for name, plan in plans.items()
+        },
+        "changes": [
+            asdict(change) | {"before": change.before.name, "after": change.after.name} for change in changes.changes
+        ],
+    }
+
+
+def ladder_document(climbed: Climbed) -> Document:
+    """Of ``qplan ladder``."""
+    return {
+        "text": climbed.text,
+        "reference_perplexity": climbed.reference_perplexity,
+        "rungs": [asdict(rung) | {"computes": rung.computes, "holds": rung.holds} for rung in climbed.rungs],
+        "broke": None if climbed.broke is None else asdict(climbed.broke),
+    }
+
+
+def _names(formats: Mapping[str, QuantFormat]) -> dict[str, str]:
+    return {name: fmt.name for name, fmt in formats.items()}

@@ -1,0 +1,80 @@
+"""The options that every command has: ``--quiet`` and ``--json``."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext, redirect_stdout
+from typing import Annotated
+
+import typer
+
+from qplan.cli import console, panels
+from qplan.errors import InputError, QplanError
+
+Quiet = Annotated[
+    bool, typer.Option("--quiet", help="Print errors only; the exit code speaks.", rich_help_panel=panels.OUTPUT)
+]
+Json = Annotated[
+    bool,
+    typer.Option(
+        "--json",
+        help="Print one JSON object on stdout, for scripts; messages stay on stderr.",
+        rich_help_panel=panels.OUTPUT,
+    ),
+]
+
+
+class InterruptedCommand(QplanError):  # noqa: N818 - nothing is wrong
+    """The user pressed Ctrl-C."""
+
+    exit_code = 130
+
+
+def with_modes(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command ``--quiet`` and ``--json``; it prints through `qplan.cli.console` and knows of neither.
+
+    Args:
+        name: of the command, for its JSON object.
+    """
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(function, eval_str=True)
+
+        @functools.wraps(function)
+        def command(*args: object, quiet: bool, json_: bool, **options: object) -> None:
+            _choose_mode(name, quiet=quiet, json_=json_)
+            try:
+                # what libraries print must not mix with the object
+                with redirect_stdout(sys.stderr) if json_ else nullcontext():
+                    function(*args, **options)
+            except KeyboardInterrupt:
+                msg = "interrupted; the same command goes on where it was"
+                raise InterruptedCommand(msg) from None
+
+        added = [
+            inspect.Parameter(option, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
+            for option, annotation in (("quiet", Quiet), ("json_", Json))
+        ]
+        parameters = [*signature.parameters.values(), *added]
+        command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters} | {"return": None}
+        return command
+
+    return decorate
+
+
+def _choose_mode(name: str, *, quiet: bool, json_: bool) -> None:
+    """Start a command in the mode that it was asked for.
+
+    Raises:
+        InputError: in two of them.
+    """
+    console.start(name)
+    if quiet and json_:
+        msg = "--quiet --json: one prints nothing, the other an object; give one of them"
+        raise InputError(msg)
+    if json_ or quiet:
+        console.use(console.Mode.json if json_ else console.Mode.quiet)

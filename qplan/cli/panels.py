@@ -1,0 +1,12 @@
+"""The groups that ``--help`` shows options in."""
+
+LIMITS = "Budget and limits"
+RULES = "Rules of the plan"
+TEXT = "Text"
+LOSSES = "Losses"
+WEIGHTS = "Weights"
+MACHINE = "This machine"
+ENGINE = "MNN"
+JUDGING = "Proof on the engine"
+FOLDERS = "Folders"
+OUTPUT = "Output"

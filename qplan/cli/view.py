@@ -1,0 +1,52 @@
+"""The one look of tables in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Table
+from rich.text import Text
+
+
+class View(Table):
+    """A table under a line that says what it shows, above one that says what a reader cannot guess.
+
+    Both may be wider than the table, where rich would fold them to its width.
+    """
+
+    heading: str = ""
+    note: str = ""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Draw heading, table and note."""
+        if self.heading:
+            yield Text(self.heading, style="bold")
+        yield from super().__rich_console__(console, options)
+        if self.note:
+            yield Text(self.note, style="dim")
+
+
+def table_view(
+    columns: Sequence[str], *, left: Collection[str] = (), heading: str = "", note: str = "", gap: int = 2
+) -> View:
+    """An empty table; numbers go right, words left.
+
+    Args:
+        columns: headings.
+        left: those of words.
+        heading: what the table shows.
+        note: how to read it.
+        gap: spaces between columns.
+    """
+    view = View(box=SIMPLE_HEAD, padding=(0, gap - 1, 0, 0), pad_edge=False)
+    view.heading, view.note = heading, note
+    for column in columns:
+        view.add_column(column, justify="left" if column in left else "right", no_wrap=True)
+    return view
+
+
+def short_name(tensor: str) -> str:
+    """``0.mlp.down_proj`` for a tensor of layer 0: what patterns understand."""
+    return tensor.removeprefix("model.").removeprefix("layers.")

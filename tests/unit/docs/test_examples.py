@@ -1,0 +1,63 @@
+"""What the documentation tells people to type is what the program understands."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from qplan.cost.file_bytes import estimate_fixed
+from qplan.pipeline.runs import Run
+from qplan.planner.planning import make_plan
+from tests.unit.cli.commands import parses
+from tests.unit.docs.documented import DOCS, ROOT
+from tests.unit.planner.invented_table import make_table
+
+_BLOCK = re.compile(r"```sh\n(.*?)```", re.DOTALL)
+_ENDS = ("|", "||", ">", "2>", ";", "&&")
+
+
+def examples(path: Path) -> list[list[str]]:
+    """Arguments of every ``qplan`` command line in the shell blocks of a page."""
+    found = []
+    for block in _BLOCK.findall(path.read_text(encoding="utf-8")):
+        for line in block.splitlines():
+            start = re.match(r"\s*(?:if ! )?qplan (.*)", line)
+            if start is None:
+                continue
+            words = shlex.split(start[1].replace("; then", " ;"), comments=True)
+            end = next((index for index, word in enumerate(words) if word in _ENDS), len(words))
+            found.append(words[:end])
+    return found
+
+
+PAGES = [path for path in [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))] if examples(path)]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_every_command_line_is_understood(path: Path) -> None:
+    for words in examples(path):
+        parses(words)
+
+
+def test_there_are_examples_of_every_kind() -> None:
+    assert len(PAGES) > 8
+    used = {words[0] for path in PAGES for words in examples(path)}
+    assert used >= {"analyze", "emit", "frontier", "profile", "explain", "plan", "check", "ladder", "compat"}
+
+
+def test_the_code_of_the_jupyter_guide_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, table = Run(tmp_path / "qplan-runs" / "my-model"), make_table()
+    table.write(run.sensitivity)
+    make_plan(table, "int8", estimate_fixed(table.model)).write(run.budget("int8") / "plan.json")
+    monkeypatch.chdir(tmp_path)
+    text = (DOCS / "guides" / "jupyter.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(compile(block, "jupyter.md", "exec"), {})
+    assert len(capsys.readouterr().out.splitlines()) > 5
