@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from qplan.artifact import atomic_path, write_json, write_text
+from qplan.artifact import atomic_path, read_json, write_json, write_text
 from qplan.errors import QplanError
+from qplan.formats import QuantFormat
 from qplan.pipeline.runs import Run
 from qplan.pipeline.sizes import run_fixed_bytes
-from qplan.planner.frontier import POINTS, Frontier, frontier
+from qplan.planner.frontier import POINTS, Frontier, FrontierPoint, UniformModel, frontier
 from qplan.planner.plan import Plan
 from qplan.planner.planning import Rules
 from qplan.report.frontier import MeasuredModel, frontier_figure, frontier_markdown
@@ -40,11 +41,32 @@ def run_frontier(run: Run, rules: Rules, points: int = POINTS) -> Swept:
     swept = frontier(table, run_fixed_bytes(run, table.model), rules=rules, points=points)
     measured = measured_models(run, table)
     folder = run.folder / "frontier"
-    write_json(folder / "frontier.json", KIND, SCHEMA, _inputs(table), _body(table, swept, measured))
+    write_json(folder / "frontier.json", KIND, SCHEMA, _inputs(table), _body(table, rules, swept, measured))
     write_text(folder / "frontier.md", frontier_markdown(table, swept))
     with atomic_path(folder / "frontier.png") as temporary:
         frontier_figure(table, swept, measured).savefig(temporary, format="png", dpi=160)
     return Swept(folder, table, swept, measured)
+
+
+def read_frontier(run: Run, table: SensitivityTable) -> Frontier | None:
+    """The frontier that `run_frontier` left; None if there is none of this table, or it was solved under other rules.
+
+    Raises:
+        InputError: another file was put in its place.
+        StaleArtifactError: written by a newer qplan.
+    """
+    path = run.folder / "frontier" / "frontier.json"
+    if not path.is_file():
+        return None
+    found = read_json(path, KIND, SCHEMA)
+    # files of before do not say whether rules restricted them
+    if found["inputs"] != _inputs(table) or found["memory"] != table.goal or found.get("restricted", True):
+        return None
+    points = (
+        FrontierPoint(**(point | {"formats": {n: QuantFormat.parse(f) for n, f in point["formats"].items()}}))
+        for point in found["points"]
+    )
+    return Frontier(tuple(points), tuple(UniformModel(**model) for model in found["uniform"]), found["seconds"])
 
 
 def measured_models(run: Run, table: SensitivityTable) -> tuple[MeasuredModel, ...]:
@@ -70,10 +92,13 @@ def _inputs(table: SensitivityTable) -> dict[str, str]:
     return {"model": table.model.sha256, "sensitivity": table.sha256}
 
 
-def _body(table: SensitivityTable, swept: Frontier, measured: tuple[MeasuredModel, ...]) -> dict[str, object]:
+def _body(
+    table: SensitivityTable, rules: Rules, swept: Frontier, measured: tuple[MeasuredModel, ...]
+) -> dict[str, object]:
     return {
         "model": table.model.source,
         "memory": table.goal,
+        "restricted": rules.restricts,
         "seconds": swept.seconds,
         "points": [
             asdict(point) | {"formats": {name: fmt.name for name, fmt in point.formats.items()}}

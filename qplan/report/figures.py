@@ -37,8 +37,8 @@ def plan_map(table: SensitivityTable, plan: Plan) -> Figure:
 
     widths = sorted(BITS)
     edges = [1.0, *((a + b) / 2 for a, b in pairwise(widths)), 40.0]
-    values = _matrix(grid, bits)
-    figure, axes = _grid_axes(grid, values.shape[0])
+    values = matrix(grid, bits)
+    figure, (axes,) = grid_axes(grid, values.shape[0])
     axes.imshow(
         values, cmap=ListedColormap([BITS[w] for w in widths]), norm=BoundaryNorm(edges, len(widths)), aspect="auto"
     )
@@ -58,19 +58,35 @@ def loss_heatmap(table: SensitivityTable, fmt: str) -> Figure:
     Raises:
         InputError: the format was not measured.
     """
-    grid, losses = grid_of(table.model.tensors), _with_column(table, fmt)
-    scale = heat_scale(losses)
+    return loss_heatmaps(table, (fmt,))
 
-    def nats(names: Sequence[str]) -> float:
-        cells = [losses.losses[name][fmt].kl_nats for name in names if fmt in losses.losses[name]]
-        return max(sum(cells), 1e-300 if scale is None else scale.low) if cells else math.nan
 
-    values = _matrix(grid, nats)
-    figure, axes = _grid_axes(grid, values.shape[0])
+def loss_heatmaps(table: SensitivityTable, formats: Sequence[str], columns: int = 1) -> Figure:
+    """The same for several formats, side by side in ``columns`` columns.
+
+    Raises:
+        InputError: a format that was not measured.
+    """
+    losses = loss_table(table)
+    for fmt in formats:
+        _check_column(losses, fmt)
+    grid, scale = grid_of(table.model.tensors), heat_scale(losses)
     low, high = (1e-12, 1e-11) if scale is None else (scale.low, max(scale.high, scale.low * 1.01))
-    image = axes.imshow(values, cmap=_LOSS, norm=LogNorm(low, high, clip=True), aspect="auto")
-    figure.colorbar(image, ax=axes, label="loss, nats/token", pad=0.02)
-    axes.set_title(f"Loss of one tensor at a time in {fmt}", loc="left")
+    norm = LogNorm(low, high, clip=True)
+    down = len(grid.kinds) + len(grid.apart)
+    columns = min(columns, len(formats))
+    figure, every = grid_axes(grid, down, -(-len(formats) // columns), columns)
+    for axes, fmt in zip(every, formats, strict=False):
+
+        def nats(names: Sequence[str], fmt: str = fmt) -> float:
+            cells = [losses.losses[name][fmt].kl_nats for name in names if fmt in losses.losses[name]]
+            return max(sum(cells), low) if cells else math.nan
+
+        image = axes.imshow(matrix(grid, nats), cmap=_LOSS, norm=norm, aspect="auto")
+        axes.set_title(f"Loss of one tensor at a time in {fmt}" if len(formats) == 1 else fmt, loc="left")
+    for axes in every[len(formats) :]:
+        axes.set_visible(False)
+    figure.colorbar(image, ax=list(every), label=f"loss at memory {table.goal}, nats/token", pad=0.02)
     return figure
 
 
@@ -80,7 +96,8 @@ def sensitivity_bars(table: SensitivityTable, fmt: str, top: int = 20) -> Figure
     Raises:
         InputError: the format was not measured.
     """
-    losses = _with_column(table, fmt)
+    losses = loss_table(table)
+    _check_column(losses, fmt)
     cells = sorted(((name, row[fmt]) for name, row in losses.losses.items() if fmt in row), key=lambda c: c[1].kl_nats)
     cells = cells[-top:]
     figure = Figure(figsize=(7.0, 0.8 + 0.24 * len(cells)), layout="constrained")
@@ -166,34 +183,37 @@ def _bars(axes: Axes, models: Sequence[Contender], values: Sequence[float | None
     _quiet(axes, "x")
 
 
-def _with_column(table: SensitivityTable, fmt: str) -> LossTable:
-    losses = loss_table(table)
+def _check_column(losses: LossTable, fmt: str) -> None:
     if fmt not in losses.formats:
         msg = f"format {fmt!r} was not measured; choose from {', '.join(losses.formats)}"
         raise InputError(msg)
-    return losses
 
 
-def _matrix(grid: Grid, value: Callable[[Sequence[str]], float]) -> NDArray[np.float64]:
+def matrix(grid: Grid, value: Callable[[Sequence[str]], float]) -> NDArray[np.float64]:
+    """A value for every cell of a grid ``[kinds + tensors apart, layers]``, NaN where there is none."""
     rows = [[value(grid.cells.get((kind, layer), ())) for layer in grid.layers] for kind in grid.kinds]
     rows += [[value((name,)), *[math.nan] * (len(grid.layers) - 1)] for name in grid.apart]
     return np.array(rows, dtype=np.float64).reshape(len(rows), -1)
 
 
-def _grid_axes(grid: Grid, rows: int) -> tuple[Figure, Axes]:
+def grid_axes(grid: Grid, rows: int, down: int = 1, across: int = 1) -> tuple[Figure, Sequence[Axes]]:
+    """Axes for ``down`` x ``across`` grids of ``rows`` rows, labelled on the left and below."""
     columns = max(len(grid.layers), 1)
-    figure = Figure(figsize=(min(16.0, 2.4 + 0.42 * columns), 0.9 + 0.3 * rows), layout="constrained")
-    axes = figure.subplots()
-    axes.set_yticks(range(rows), [*grid.kinds, *(name.rpartition(".")[2] for name in grid.apart)])
-    stride = 1 if columns <= 32 else 5
-    axes.set_xticks(range(0, len(grid.layers), stride), [str(layer) for layer in grid.layers[::stride]])
-    axes.set_xlabel("layer")
-    axes.set_xticks(np.arange(columns + 1) - 0.5, minor=True)
-    axes.set_yticks([*(np.arange(rows + 1) - 0.5), len(grid.kinds) - 0.5], minor=True)
-    axes.grid(which="minor", color="white", linewidth=1.5)
-    axes.tick_params(which="both", length=0)
-    axes.spines[:].set_visible(False)
-    return figure, axes
+    size = (min(16.0, 1.6 + across * (0.8 + 0.42 * columns)), down * (0.9 + 0.3 * rows))
+    figure = Figure(figsize=size, layout="constrained")
+    every: list[Axes] = list(figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).flat)
+    stride = next(s for s in (1, 2, 5, 10, 20, 50) if s * (size[0] - 1.6) / across / columns >= 0.3 or s == 50)
+    for index, axes in enumerate(every):
+        axes.set_yticks(range(rows), [*grid.kinds, *(name.rpartition(".")[2] for name in grid.apart)])
+        axes.set_xticks(range(0, len(grid.layers), stride), [str(layer) for layer in grid.layers[::stride]])
+        if index // across == down - 1:
+            axes.set_xlabel("layer")
+        axes.set_xticks(np.arange(columns + 1) - 0.5, minor=True)
+        axes.set_yticks([*(np.arange(rows + 1) - 0.5), len(grid.kinds) - 0.5], minor=True)
+        axes.grid(which="minor", color="white", linewidth=1.5 if columns <= 48 else 0.4)
+        axes.tick_params(which="both", length=0)
+        axes.spines[:].set_visible(False)
+    return figure, every
 
 
 def _quiet(axes: Axes, grid: str) -> None:

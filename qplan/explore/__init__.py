@@ -1,0 +1,10 @@
+"""What a notebook uses: a saved run as tidy frames, figures and plans that are solved again in an instant.
+
+Nothing here imports torch, transformers or MNN until a call needs the model itself, and says so.
+"""
+
+from qplan.explore.plan import Explained, PlanView
+from qplan.explore.run import Run, open_run
+from qplan.explore.table import SensitivityView
+
+__all__ = ["Explained", "PlanView", "Run", "SensitivityView", "open_run"]

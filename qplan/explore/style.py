@@ -1,0 +1,44 @@
+"""Colours and axes that all figures of a run share. Colour-blind safe: roles differ in lightness and in marker too."""
+
+from __future__ import annotations
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from qplan.report import notation
+
+INK, GRID, SOFT = "#17191d", "#e3e0da", "#6b7078"
+PLAN, UNIFORM, THIRD = "#1f6f9f", "#c2571a", "#8a8f98"
+ROLES = {"attention": ("#1f6f9f", "o"), "mlp": ("#d2842d", "s"), "head": ("#17191d", "D")}
+"""Colour and marker by role."""
+
+
+def quiet(axes: Axes, grid: str = "both") -> None:
+    """Leave left and bottom, and a light grid behind the data."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(SOFT)
+    axes.tick_params(color=SOFT)
+    if grid == "both":
+        axes.grid(visible=True, color=GRID, linewidth=0.8)
+    else:
+        axes.grid(visible=True, axis="x" if grid == "x" else "y", color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+
+
+def log_nats(axes: Axes, which: str) -> None:
+    """A logarithmic axis of losses, labelled at decades, and at 2 and 5 where it spans less than two."""
+    if which == "x":
+        axes.set_xscale("log")
+        axis, (low, high) = axes.xaxis, axes.get_xlim()
+    else:
+        axes.set_yscale("log")
+        axis, (low, high) = axes.yaxis, axes.get_ylim()
+    steps = (1.0,) if high / low > 60 else (1.0, 2.0, 5.0)
+    axis.set_major_locator(LogLocator(10, steps, numticks=12))
+    axis.set_major_formatter(FuncFormatter(lambda nats, _: notation.tick(nats)))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def short(tensor: str) -> str:
+    """``0.mlp.down_proj`` for a tensor of layer 0: what patterns understand."""
+    return tensor.removeprefix("model.").removeprefix("layers.")
