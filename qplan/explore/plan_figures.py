@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.colors import SymLogNorm
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 
 from qplan.explore.style import INK, PLAN, SOFT, THIRD, UNIFORM, log_nats, quiet
 from qplan.report import figures, notation
@@ -19,6 +18,9 @@ from qplan.verify.token_losses import Losses, TokenLosses
 
 if TYPE_CHECKING:
     from qplan.explore.plan import PlanView
+
+_FLOOR_NATS = 1e-7
+"""Losses below this, those of halves, are rounding of float32."""
 
 
 def diff_maps(before: PlanView, after: PlanView) -> Figure:
@@ -52,12 +54,31 @@ def diff_maps(before: PlanView, after: PlanView) -> Figure:
     bar = figure.colorbar(image, ax=right, label="loss, nats/token, change", pad=0.02)
     bar.set_ticks([-most, -most / 10, 0, most / 10, most])
     bar.set_ticklabels([f"{v:+.1e}".replace("e-0", "e-") if v else "0" for v in bar.get_ticks()])
-    left.set_title(f"{before.name} → {after.name}", loc="left")
+    left.set_title(f"width, {before.name} → {after.name}", loc="left", fontsize=11)
+    right.set_title("loss of each tensor alone", loc="left", fontsize=11)
+    return figure
+
+
+def strip_of_plans(views: Sequence[PlanView]) -> Figure:
+    """Maps of plans of one run, small ones first, side by side: bits per weight, layers across."""
+    table = views[0].table
+    grid = grid_of(table.model.tensors)
+    rows = len(grid.kinds) + len(grid.apart)
+    across = min(len(views), 2 if len(grid.layers) > 12 else 4)
+    figure, every = figures.grid_axes(grid, rows, -(-len(views) // across), across)
+    for axes, view in zip(every, views, strict=False):
+        figures.draw_plan(axes, grid, view.plan)
+        told = f"{notation.size(view.total_bytes)}, {view.bits_per_weight:.2f} bpw"
+        axes.set_title(f"{told}\nKL {notation.loss(view.predicted_nats)} nats", loc="left", fontsize=10)
+    for axes in every[len(views) :]:
+        axes.set_visible(False)
     return figure
 
 
 def predictions(frame: pd.DataFrame) -> Figure:
     """Predicted against measured loss of whole models, nats per token, both logarithmic; the line is equality.
+
+    Losses below 1e-7 nats, those of fp16, are float32 rounding and left out.
 
     Args:
         frame: of `qplan.explore.run.Run.verification`.
@@ -81,7 +102,8 @@ def predictions(frame: pd.DataFrame) -> Figure:
     )
     ends: list[float] = []
     for rows, column, colour, marker, label in groups:
-        own = rows[(rows[column] > 0) & (rows["measured_nats"] > 0)].drop_duplicates(["model", "memory", column])
+        known = (rows[column] > _FLOOR_NATS) & (rows["measured_nats"] > _FLOOR_NATS)
+        own = rows[known].drop_duplicates(["model", "memory", column])
         if own.empty:
             continue
         ends += [*own[column], *own["measured_nats"]]
@@ -134,10 +156,11 @@ def tokens_along_text(
     axes = figure.subplots()
     mine = own.kl_nats[memory][row, first : first + count]
     floor = max(float(own.kl_nats[memory].mean()) / 300, 1e-9)
-    axes.bar(places, np.maximum(mine, floor) - floor, bottom=floor, width=0.8, color=PLAN, label="plan", zorder=2)
     for colour, (name, losses) in zip((UNIFORM, THIRD), others.items(), strict=False):
         values = np.maximum(losses[row, first : first + count], floor)
         axes.plot(places, values, color=colour, marker=".", linewidth=1, label=f"uniform {name}", zorder=3)
+    style = {"linewidth": 2.2, "markersize": 7, "zorder": 4}
+    axes.plot(places, np.maximum(mine, floor), color=PLAN, marker="o", label="plan", **style)
     mean = float(own.kl_nats[memory].mean())
     axes.axhline(
         mean, color=INK, linewidth=1, linestyle=(0, (4, 3)), label=f"plan, mean of all tokens: {notation.loss(mean)}"
@@ -177,13 +200,6 @@ def layers_figure(frame: pd.DataFrame, title: str) -> Figure:
     if len(colours) > 1:
         axes.legend(frameon=False)
     return figure
-
-
-def bits_legend() -> list[Patch]:
-    """Handles for the colours of widths."""
-    from qplan.report.palette import BITS  # noqa: PLC0415
-
-    return [Patch(color=fill, label=f"{bits} bits") for bits, fill in BITS.items() if bits <= 16]
 
 
 def _visible(text: str) -> str:

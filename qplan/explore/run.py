@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -28,6 +28,7 @@ from qplan.sensitivity.table import SensitivityTable
 from qplan.verify.record import Verification
 
 if TYPE_CHECKING:
+    from qplan.explore.slider import BudgetSlider
     from qplan.mnn.guarded_engine import GuardedEngine
     from qplan.mnn.runtime import RuntimeConfig
     from qplan.planner.frontier import Frontier
@@ -206,6 +207,19 @@ class Run(RunFigures):
         table = self.table.table
         found = read_frontier(self.home, table) or frontier(table, self.fixed)
         return found, measured_models(self.home, table)
+
+    def slider(self, **rules: Any) -> BudgetSlider:  # noqa: ANN401 - those of `solve`
+        """A slider over budgets that solves and draws the plan again; a picture where widgets don't run.
+
+        Args:
+            rules: keyword arguments of `solve`.
+
+        Raises:
+            InfeasibleError: the rules allow no plan of any size.
+        """
+        from qplan.explore.slider import BudgetSlider  # noqa: PLC0415 - matplotlib
+
+        return BudgetSlider(self, **rules)
 
     @property
     def verification(self) -> pd.DataFrame:

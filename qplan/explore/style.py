@@ -39,6 +39,14 @@ def log_nats(axes: Axes, which: str) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
+def log_plain(axes: Axes) -> None:
+    """A logarithmic vertical axis with 1, 2 and 5 of every decade written out."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(10, (1.0, 2.0, 5.0), numticks=12))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
 def short(tensor: str) -> str:
     """``0.mlp.down_proj`` for a tensor of layer 0: what patterns understand."""
     return tensor.removeprefix("model.").removeprefix("layers.")

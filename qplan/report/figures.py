@@ -29,6 +29,16 @@ _LOSS = LinearSegmentedColormap.from_list("qplan_loss", HEAT_LIGHT)
 def plan_map(table: SensitivityTable, plan: Plan) -> Figure:
     """Bits of every tensor: kinds down, layers across, the head in the last row."""
     grid = grid_of(table.model.tensors)
+    figure, (axes,) = grid_axes(grid, len(grid.kinds) + len(grid.apart))
+    draw_plan(axes, grid, plan)
+    axes.set_title(
+        f"{plan.budget}: {plan.mean_bits:.2f} bits on average, {notation.size(plan.files.total)}", loc="left"
+    )
+    return figure
+
+
+def draw_plan(axes: Axes, grid: Grid, plan: Plan) -> None:
+    """Draw the bits of every tensor on axes of `grid_axes`."""
     planned = {tensor.name: tensor for tensor in plan.tensors}
 
     def bits(names: Sequence[str]) -> float:
@@ -38,7 +48,6 @@ def plan_map(table: SensitivityTable, plan: Plan) -> Figure:
     widths = sorted(BITS)
     edges = [1.0, *((a + b) / 2 for a, b in pairwise(widths)), 40.0]
     values = matrix(grid, bits)
-    figure, (axes,) = grid_axes(grid, values.shape[0])
     axes.imshow(
         values, cmap=ListedColormap([BITS[w] for w in widths]), norm=BoundaryNorm(edges, len(widths)), aspect="auto"
     )
@@ -46,10 +55,6 @@ def plan_map(table: SensitivityTable, plan: Plan) -> Figure:
         if not math.isnan(value) and len(grid.layers) <= 48:
             ink = text_on(BITS[min(widths, key=lambda w: abs(w - value))])
             axes.text(column, row, f"{value:.3g}", ha="center", va="center", color=ink, fontsize=8)
-    axes.set_title(
-        f"{plan.budget}: {plan.mean_bits:.2f} bits on average, {notation.size(plan.files.total)}", loc="left"
-    )
-    return figure
 
 
 def loss_heatmap(table: SensitivityTable, fmt: str) -> Figure:
@@ -82,10 +87,14 @@ def loss_heatmaps(table: SensitivityTable, formats: Sequence[str], columns: int 
             cells = [losses.losses[name][fmt].kl_nats for name in names if fmt in losses.losses[name]]
             return max(sum(cells), low) if cells else math.nan
 
-        image = axes.imshow(matrix(grid, nats), cmap=_LOSS, norm=norm, aspect="auto")
+        values = matrix(grid, nats)
+        image = axes.imshow(values, cmap=_LOSS, norm=norm, aspect="auto")
+        _mark_missing(axes, grid, values)
         axes.set_title(f"Loss of one tensor at a time in {fmt}" if len(formats) == 1 else fmt, loc="left")
     for axes in every[len(formats) :]:
         axes.set_visible(False)
+    if len(formats) > 1:
+        figure.suptitle("Loss of one tensor at a time", x=0.01, ha="left", fontsize=12)
     figure.colorbar(image, ax=list(every), label=f"loss at memory {table.goal}, nats/token", pad=0.02)
     return figure
 
@@ -181,6 +190,13 @@ def _bars(axes: Axes, models: Sequence[Contender], values: Sequence[float | None
     axes.set_yticks(list(places), [model.label for model in models])
     axes.set_ylim(len(models) - 0.5, -0.5)
     _quiet(axes, "x")
+
+
+def _mark_missing(axes: Axes, grid: Grid, values: NDArray[np.float64]) -> None:
+    """A dash in the cells of tensors that were not measured in a format."""
+    there = matrix(grid, lambda names: float(bool(names)))
+    for row, column in zip(*np.nonzero(np.isnan(values) & (there > 0)), strict=True):
+        axes.text(column, row, notation.MISSING, ha="center", va="center", color=_OTHER, fontsize=9)
 
 
 def _check_column(losses: LossTable, fmt: str) -> None:

@@ -177,7 +177,7 @@ def frontier_figure(table: SensitivityTable, frontier: Frontier, measured: Seque
     for point in bends:
         text = f"{notation.size(point.total_bytes)}\n{point.bpw:.2f} bpw"
         place = (_mb(point), point.joint_nats)
-        axes.annotate(text, place, (-4, -34), textcoords="offset points", ha="center", color=_INK, fontsize=9)
+        axes.annotate(text, place, (-6, -4), textcoords="offset points", ha="right", va="top", color=_INK, fontsize=9)
     lossless = next((point for point in frontier.points if point.joint_nats == 0), None)
     if lossless is not None:
         axes.axvline(_mb(lossless), color=_PLAN, linewidth=1, linestyle=(0, (4, 3)))
@@ -193,6 +193,7 @@ def frontier_figure(table: SensitivityTable, frontier: Frontier, measured: Seque
             color=_PLAN,
             fontsize=9,
         )
+    axes.margins(x=0.12)  # room for what is written beside the first knee
     axes.set_xlabel("files that ship, MB")
     axes.set_ylabel(f"KL to FP32 at memory {table.goal}, nats/token")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda nats, _: notation.tick(nats)))
