@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 
+import pandas as pd
 from markupsafe import Markup
 
+from qplan.report import notation
 from qplan.report.palette import BITS, text_on
 
 _BITS_STYLE = "".join(
@@ -19,7 +22,7 @@ _STYLE = Markup(  # noqa: S704 - constants
     ".qplan .title{font-size:15px;font-weight:600}"
     ".qplan .soft{opacity:.72}"
     ".qplan .scroll{overflow-x:auto;margin-top:8px}"
-    ".qplan table{border-collapse:collapse;margin:0;font-variant-numeric:tabular-nums}"
+    ".qplan table{border-collapse:collapse;margin:0;font-variant-numeric:tabular-nums;color:inherit;font-size:13px}"
     ".qplan th,.qplan td{padding:3px 12px 3px 0;text-align:right;border:0;background:none}"
     ".qplan th,.qplan td{color:inherit;white-space:nowrap}"
     ".qplan thead th{border-bottom:1px solid rgba(128,128,128,.5);font-weight:600}"
@@ -72,3 +75,23 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """The same for Markdown."""
     lines = [head, [":--" if i == 0 else "--:" for i in range(len(head))], *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
+
+
+def frame_markdown(frame: pd.DataFrame) -> str:
+    """A frame as a Markdown table, with numbers as pandas displays them, and as many rows."""
+    most = pd.get_option("display.max_rows")
+    named = frame.reset_index() if frame.index.names != [None] else frame
+    floats = pd.get_option("display.float_format") or "{:.4g}".format
+    rows = [[_cell(value, floats) for value in row] for row in named.head(most).itertuples(index=False)]
+    table = markdown_table([str(column) for column in named.columns], rows)
+    return table if len(named) <= most else f"{table}\n\n{most} of {len(named):,} rows"
+
+
+def _cell(value: object, floats: Callable[[float], str]) -> str:
+    if value is pd.NA or (isinstance(value, float) and math.isnan(value)):
+        return notation.MISSING
+    if isinstance(value, float):
+        return floats(value)
+    if isinstance(value, str):
+        return notation.markdown_code(repr(value)) if value != value.strip() else notation.markdown(value)
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

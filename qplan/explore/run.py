@@ -85,6 +85,11 @@ class Run(RunFigures):
         """Budgets that have a plan in this run: names for `plan`."""
         return planned(self.home)
 
+    @property
+    def built(self) -> tuple[str, ...]:
+        """Those that were built from this analysis and measured on the engine, large ones first."""
+        return tuple(self._verified)
+
     @cached_property
     def fixed(self) -> FixedBytes:
         """Bytes that ship whatever the plan: exact after the first emit, an estimate before."""
@@ -189,6 +194,40 @@ class Run(RunFigures):
         # the table is this run's, whatever memory setting it is seen under
         plan = replace(plan, sensitivity_sha256=self.table.table.sha256)
         return PlanView(plan, name or solving.name_of(wanted, memory), self.home, table)
+
+    def price_of_logits_rule(self, budgets: Sequence[str] | None = None, logits_bits: int = 8) -> pd.DataFrame:
+        """What the rule that keeps the head wide costs at several budgets, smallest first.
+
+        Args:
+            budgets: as for `solve`; None for six between 4 bits per weight and uniform int8.
+            logits_bits: of the rule.
+
+        Returns:
+            One row per budget: ``budget, budget_bytes, head`` (its format), ``head_without, nats`` (predicted KL of the
+            whole model with the rule), ``nats_without, price_nats`` (their difference).
+
+        Raises:
+            InputError: a budget that is not understood.
+            InfeasibleError: a budget below the smallest plan; names it.
+        """
+        from qplan.explore.studies import BUDGETS, price_of_logits_rule  # noqa: PLC0415
+
+        return price_of_logits_rule(self, budgets or BUDGETS, logits_bits)
+
+    def across_memories(self, budget: str | int = "int8") -> pd.DataFrame:
+        """Plans made for each memory setting at one budget, judged under every setting.
+
+        Returns:
+            Sums of single losses in nats per token: rows by the setting that was planned for, columns by the one that
+            the model runs under.
+
+        Raises:
+            InputError: a budget that is not understood.
+            InfeasibleError: a budget below the smallest plan; names it.
+        """
+        from qplan.explore.studies import across_memories  # noqa: PLC0415
+
+        return across_memories(self, budget)
 
     @property
     def frontier(self) -> pd.DataFrame:

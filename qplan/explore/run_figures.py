@@ -168,6 +168,19 @@ class RunFigures:
 
         return plan_tokens(self.plan(budget))
 
+    def tokens(self, budget: str = "int8") -> pd.DataFrame:
+        """KL at every token of the text that a budget's model was judged on, one row per token.
+
+        Columns: ``sequence, position, before`` (the text up to the token), ``token``, and the KL of the distribution of
+        the token that follows, by memory setting: ``normal_nats, low_nats``.
+
+        Raises:
+            InputError: no such plan, or it was built by a qplan that kept none.
+        """
+        from qplan.explore.studies import token_frame  # noqa: PLC0415
+
+        return token_frame(self.token_losses(budget))
+
     def plot_tokens(
         self,
         budget: str = "int8",

@@ -23,16 +23,21 @@ SENSITIVITY = "sensitivity.parquet"
 def find_home(path: str | Path | None) -> Home:
     """The run of a folder, of one of its files or budgets; the latest under ``qplan-runs`` for None.
 
+    Relative paths are looked up here, then in the folder above: notebooks run in theirs.
+
     Raises:
         InputError: no finished analysis there; names those that are near.
     """
     if path is None:
-        return Home.latest()
+        return Home.latest(RUNS if RUNS.is_dir() else Path("..") / RUNS)
     start = Path(path).expanduser()
-    for folder in (start, *start.parents[:2]):
-        if (folder / SENSITIVITY).is_file():
-            return Home(folder)
-    near = sorted(p.parent for parent in {start, start.parent, RUNS} for p in parent.glob(f"*/{SENSITIVITY}"))
+    places = [start] if start.is_absolute() else [start, Path("..") / start]
+    for place in places:
+        for folder in (place, *place.parents[:2]):
+            if (folder / SENSITIVITY).is_file():
+                return Home(folder)
+    homes = {near for place in places for near in (place, place.parent)} | {RUNS}
+    near = sorted({p.parent for home in homes for p in home.glob(f"*/{SENSITIVITY}")})
     have = f"near it are {', '.join(map(str, near))}" if near else "there is none near it"
     remedy = "make one with 'qplan analyze MODEL' or 'make demo'"
     msg = f"{start} holds no finished analysis ({SENSITIVITY}); {have}; {remedy}"
@@ -92,7 +97,7 @@ def verified(home: Home, table: SensitivityTable) -> dict[str, tuple[Plan, Verif
             plan, verification = Plan.read(path.with_name("plan.json")), Verification.read(path)
         except QplanError:
             continue
-        if plan.model_sha256 == verification.model_sha256 == table.model.sha256:
+        if plan.sensitivity_sha256 == table.sha256 and verification.model_sha256 == table.model.sha256:
             found[path.parent.name] = plan, verification
     return dict(sorted(found.items(), key=lambda item: -item[1][0].files.total))
 

@@ -140,7 +140,9 @@ def _rugs(axes: Axes, grids: Sequence[tuple[str, NDArray[Any]]], label: str) -> 
     """Three grids, a tick for each value."""
     for row, (_, values) in enumerate(grids):
         colour = (PLAN, INK, UNIFORM)[row]
-        axes.plot(values, np.full(len(values), row), "|", markersize=8, color=colour, clip_on=False)
+        axes.plot(
+            values, np.full(len(values), row), "|", markersize=8, markeredgewidth=0.8, color=colour, clip_on=False
+        )
     axes.set_yticks(range(len(grids)), [name for name, _ in grids], fontsize=8.5)
     axes.set_ylim(len(grids) - 0.4, -0.6)
     axes.set_xlabel(label)
