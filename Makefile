@@ -2,12 +2,20 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lab notebooks lint clean
 demo: .venv/installed
 	$(BIN)/qplan demo
 
 test: .venv/installed lint
 	$(BIN)/pytest
+
+# JupyterLab on the notebooks, which read the run that `make demo` leaves
+lab: .venv/installed
+	$(BIN)/jupyter lab notebooks
+
+# the same without a browser: execute them all, write the copies in docs/notebooks/
+notebooks: .venv/installed
+	$(BIN)/python notebooks/render.py
 
 lint: .venv/installed
 	$(BIN)/ruff check .

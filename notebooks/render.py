@@ -26,7 +26,7 @@ TIMEOUT_S = 600
 RUN = "QPLAN_RUN"
 """Environment variable that the notebooks read the run's folder from."""
 
-# figures are kept small on pages: their default is twice the pixels of a screen
+# a page wants tables that its theme draws, not pandas' HTML
 _PROLOGUE = """
 import pandas as pd
 from IPython import get_ipython
@@ -53,7 +53,13 @@ def execute(path: Path, run: Path | None = None, *, prologue: str = "") -> Noteb
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), environment.get("PYTHONPATH"))))
     if run is not None:
         environment[RUN] = str(run.resolve())
-    client = NotebookClient(notebook, timeout=TIMEOUT_S, resources={"metadata": {"path": str(path.parent)}})
+    client = NotebookClient(
+        notebook,
+        timeout=TIMEOUT_S,
+        coalesce_streams=True,
+        extra_arguments=["--log-level=40"],  # a kernel warns of its sockets, which are local
+        resources={"metadata": {"path": str(path.parent)}},
+    )
     client.execute(env=environment)
     if prologue:
         del notebook.cells[0]
@@ -96,15 +102,15 @@ def alternative(parts: list[str]) -> str:
 
 def render(run: Path | None) -> None:
     """Execute all notebooks and write their copies."""
+    pages = {path.stem: markdown(execute(path, run, prologue=_PROLOGUE), path.stem) for path in NOTEBOOKS}
     shutil.rmtree(OUT, ignore_errors=True)
     OUT.mkdir(parents=True)
-    for path in NOTEBOOKS:
-        text, pictures = markdown(execute(path, run, prologue=_PROLOGUE), path.stem)
-        (OUT / f"{path.stem}.md").write_text(text, encoding="utf-8")
-        for name, content in pictures.items():
-            (OUT / name).write_bytes(content)
+    for name, (text, pictures) in pages.items():
+        (OUT / f"{name}.md").write_text(text, encoding="utf-8")
+        for picture, content in pictures.items():
+            (OUT / picture).write_bytes(content)
         size = sum(map(len, pictures.values()))
-        print(f"{(OUT / path.stem).relative_to(ROOT)}.md, {len(pictures)} pictures, {size / 1e3:,.0f} kB")
+        sys.stdout.write(f"{OUT.relative_to(ROOT) / name}.md, {len(pictures)} pictures, {size / 1e3:,.0f} kB\n")
 
 
 if __name__ == "__main__":

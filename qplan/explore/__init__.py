@@ -6,5 +6,6 @@ Nothing here imports torch, transformers or MNN until a call needs the model its
 from qplan.explore.plan import Explained, PlanView
 from qplan.explore.run import Run, open_run
 from qplan.explore.table import SensitivityView
+from qplan.report.notation import number
 
-__all__ = ["Explained", "PlanView", "Run", "SensitivityView", "open_run"]
+__all__ = ["Explained", "PlanView", "Run", "SensitivityView", "number", "open_run"]

@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 
 from qplan.errors import InputError
 from qplan.explore.frames import sensitivity_frame
-from qplan.explore.style import INK, ROLES, SOFT, log_nats, quiet, short
+from qplan.explore.saved import short
+from qplan.explore.style import INK, ROLES, SOFT, log_nats, quiet
 from qplan.formats import QuantFormat
 from qplan.report import figures, notation
 from qplan.report.grid import loss_table

@@ -54,7 +54,8 @@ def diff_maps(before: PlanView, after: PlanView) -> Figure:
     bar = figure.colorbar(image, ax=right, label="loss, nats/token, change", pad=0.02)
     bar.set_ticks([-most, -most / 10, 0, most / 10, most])
     bar.set_ticklabels([f"{v:+.1e}".replace("e-0", "e-") if v else "0" for v in bar.get_ticks()])
-    left.set_title(f"width, {before.name} → {after.name}", loc="left", fontsize=11)
+    figure.suptitle(f"{before.name} → {after.name}", x=0.01, ha="left", fontsize=12)
+    left.set_title("bits per weight", loc="left", fontsize=11)
     right.set_title("loss of each tensor alone", loc="left", fontsize=11)
     return figure
 

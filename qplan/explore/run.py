@@ -195,11 +195,11 @@ class Run(RunFigures):
         plan = replace(plan, sensitivity_sha256=self.table.table.sha256)
         return PlanView(plan, name or solving.name_of(wanted, memory), self.home, table)
 
-    def price_of_logits_rule(self, budgets: Sequence[str] | None = None, logits_bits: int = 8) -> pd.DataFrame:
+    def price_of_logits_rule(self, budgets: Sequence[str | int] | None = None, logits_bits: int = 8) -> pd.DataFrame:
         """What the rule that keeps the head wide costs at several budgets, smallest first.
 
         Args:
-            budgets: as for `solve`; None for six between 4 bits per weight and uniform int8.
+            budgets: as for `solve`; None for six sizes from the smallest plan to uniform int8.
             logits_bits: of the rule.
 
         Returns:
@@ -210,9 +210,9 @@ class Run(RunFigures):
             InputError: a budget that is not understood.
             InfeasibleError: a budget below the smallest plan; names it.
         """
-        from qplan.explore.studies import BUDGETS, price_of_logits_rule  # noqa: PLC0415
+        from qplan.explore.studies import price_of_logits_rule  # noqa: PLC0415
 
-        return price_of_logits_rule(self, budgets or BUDGETS, logits_bits)
+        return price_of_logits_rule(self, budgets, logits_bits)
 
     def across_memories(self, budget: str | int = "int8") -> pd.DataFrame:
         """Plans made for each memory setting at one budget, judged under every setting.

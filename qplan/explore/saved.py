@@ -19,6 +19,9 @@ from qplan.verify.record import Verification
 
 SENSITIVITY = "sensitivity.parquet"
 
+ANY_NATS = 1e6
+"""A limit on the loss that every plan keeps: for the smallest plan of all."""
+
 
 def find_home(path: str | Path | None) -> Home:
     """The run of a folder, of one of its files or budgets; the latest under ``qplan-runs`` for None.
@@ -57,6 +60,11 @@ def under(table: SensitivityTable, memory: str | None) -> SensitivityTable:
         msg = f"memory {memory!r} was not measured; this run has {', '.join(table.memories)}"
         raise InputError(msg)
     return replace(table, conditions=replace(table.conditions, memory=found))
+
+
+def short(tensor: str) -> str:
+    """``0.mlp.down_proj`` for a tensor of layer 0: what patterns understand."""
+    return tensor.removeprefix("model.").removeprefix("layers.")
 
 
 def checked_tensor(table: SensitivityTable, name: str) -> str:

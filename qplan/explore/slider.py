@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from qplan.explore.plan_figures import strip_of_plans
+from qplan.explore.saved import ANY_NATS
 from qplan.report import notation
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class BudgetSlider:
         """
         self.run, self.rules = run, rules
         best = run.solve(None, **rules)
-        smallest = run.solve(None, **{**rules, "objective": "smallest", "max_kl": _ANY_NATS})
+        smallest = run.solve(None, **{**rules, "objective": "smallest", "max_kl": ANY_NATS})
         ends = smallest.total_bytes, max(best.total_bytes, smallest.total_bytes)
         self.budgets: tuple[int, ...] = tuple(dict.fromkeys(int(np.ceil(b)) for b in np.geomspace(*ends, STOPS)))
         """Bytes, ascending."""
@@ -107,10 +108,6 @@ class BudgetSlider:
         """Say what it slides over."""
         low, high = notation.size(self.budgets[0]), notation.size(self.budgets[-1])
         return f"Plans from {low} to {high}, {len(self.budgets)} budgets"
-
-
-_ANY_NATS = 1e6
-"""A limit on the loss that no plan reaches."""
 
 
 def png_of(figure: Figure) -> bytes:

@@ -6,28 +6,35 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 
+from qplan.explore.saved import ANY_NATS
+from qplan.report import notation
 from qplan.verify.token_losses import TokenLosses
 
 if TYPE_CHECKING:
     from qplan.explore.run import Run
 
-BUDGETS = ("4bpw", "4.5bpw", "5bpw", "int4", "6bpw", "int8")
-"""Where a rule's price is asked unless told otherwise."""
+_BUDGETS = 6
+"""At how many sizes a rule's price is asked unless told which."""
 
 _BEFORE = 6
 """Tokens shown before the one in question."""
 
 
-def price_of_logits_rule(run: Run, budgets: Sequence[str], logits_bits: int) -> pd.DataFrame:
+def price_of_logits_rule(run: Run, budgets: Sequence[str | int] | None, logits_bits: int) -> pd.DataFrame:
     """Solve every budget with and without the logits rule; see `qplan.explore.run.Run.price_of_logits_rule`."""
+    if budgets is None:
+        smallest = run.solve(None, objective="smallest", max_kl=ANY_NATS, logits_bits=logits_bits).total_bytes
+        largest = max(run.solve("int8", logits_bits=logits_bits).total_bytes, smallest)
+        budgets = [math.ceil(size) for size in np.geomspace(smallest, largest, _BUDGETS)]
     rows = []
     for budget in budgets:
         held, free = run.solve(budget, logits_bits=logits_bits), run.solve(budget, logits_bits=0)
         rows.append(
             {
-                "budget": budget,
+                "budget": notation.size(budget) if isinstance(budget, int) else budget,
                 "budget_bytes": held.plan.budget_bytes,
                 "head": held.head_format,
                 "head_without": free.head_format,

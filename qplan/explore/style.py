@@ -33,7 +33,7 @@ def log_nats(axes: Axes, which: str) -> None:
     else:
         axes.set_yscale("log")
         axis, (low, high) = axes.yaxis, axes.get_ylim()
-    steps = (1.0,) if high / low > 60 else (1.0, 2.0, 5.0)
+    steps = (1.0,) if high / low > 60 else (1.0, 2.0, 5.0) if high / low > 12 else (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
     axis.set_major_locator(LogLocator(10, steps, numticks=12))
     axis.set_major_formatter(FuncFormatter(lambda nats, _: notation.tick(nats)))
     axis.set_minor_formatter(NullFormatter())
@@ -45,8 +45,3 @@ def log_plain(axes: Axes) -> None:
     axes.yaxis.set_major_locator(LogLocator(10, (1.0, 2.0, 5.0), numticks=12))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
-
-
-def short(tensor: str) -> str:
-    """``0.mlp.down_proj`` for a tensor of layer 0: what patterns understand."""
-    return tensor.removeprefix("model.").removeprefix("layers.")

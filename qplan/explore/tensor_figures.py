@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from qplan.explore.saved import short
 from qplan.explore.stored import StoredGrid, Weights
-from qplan.explore.style import INK, PLAN, SOFT, UNIFORM, log_plain, quiet, short
+from qplan.explore.style import INK, PLAN, SOFT, UNIFORM, log_plain, quiet
 from qplan.report import notation
 
 _BINS = 121
