@@ -46,7 +46,7 @@ def execute(path: Path, run: Path | None = None, *, prologue: str = "") -> Noteb
     Raises:
         nbclient.exceptions.CellExecutionError: a cell failed.
     """
-    notebook = nbformat.read(path, as_version=4)
+    notebook: NotebookNode = nbformat.read(path, as_version=4)
     if prologue:
         notebook.cells.insert(0, nbformat.v4.new_code_cell(prologue))
     environment = dict(os.environ)

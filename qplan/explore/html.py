@@ -73,8 +73,12 @@ def text_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """The same for Markdown."""
+    return _markdown_lines(head, ([notation.markdown(cell) for cell in row] for row in rows))
+
+
+def _markdown_lines(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [head, [":--" if i == 0 else "--:" for i in range(len(head))], *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def frame_markdown(frame: pd.DataFrame) -> str:
@@ -83,7 +87,7 @@ def frame_markdown(frame: pd.DataFrame) -> str:
     named = frame.reset_index() if frame.index.names != [None] else frame
     floats = pd.get_option("display.float_format") or "{:.4g}".format
     rows = [[_cell(value, floats) for value in row] for row in named.head(most).itertuples(index=False)]
-    table = markdown_table([str(column) for column in named.columns], rows)
+    table = _markdown_lines([str(column) for column in named.columns], rows)
     return table if len(named) <= most else f"{table}\n\n{most} of {len(named):,} rows"
 
 

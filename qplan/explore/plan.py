@@ -59,11 +59,7 @@ class Explained:
                 "loss_nats": option.loss_nats,
                 "nats_per_mb": _per_mb(option, found.format),
                 "net_nats": option.net_nats,
-                "choice": "planned"
-                if option.format == found.format
-                else "next best"
-                if option == found.next_best
-                else "",
+                "choice": self._choice(option),
             }
             for option in found.alternatives
         ]
@@ -71,17 +67,23 @@ class Explained:
 
     def _rows(self) -> tuple[list[str], list[list[str]]]:
         head = ["format", "bytes", "loss, nats", "nats per MB", "at the budget's price, nats", ""]
+        found = self.explanation
         return head, [
             [
-                row.format,
-                f"{row.bytes:,}",
-                notation.loss(row.loss_nats),
-                "" if math.isnan(row.nats_per_mb) else notation.loss(row.nats_per_mb),
-                f"+{notation.loss(row.net_nats)}" if row.net_nats else "cheapest",
-                row.choice,
+                option.format.name,
+                f"{option.bytes:,}",
+                notation.loss(option.loss_nats),
+                "" if math.isnan(each := _per_mb(option, found.format)) else notation.loss(each),
+                f"+{notation.loss(option.net_nats)}" if option.net_nats else "cheapest",
+                self._choice(option),
             ]
-            for row in self.frame.itertuples()
+            for option in found.alternatives
         ]
+
+    def _choice(self, option: Alternative) -> str:
+        if option.format == self.explanation.format:
+            return "planned"
+        return "next best" if option == self.explanation.next_best else ""
 
     def __repr__(self) -> str:
         """Say why, and what the alternatives cost."""

@@ -153,15 +153,15 @@ def tokens_along_text(
     """
     texts = own.tokens[row][first : first + count]
     places = np.arange(len(texts))
-    figure = Figure(figsize=(min(16.0, 1.4 + 0.2 * len(texts)), 4.2), layout="constrained")
+    figure = Figure(figsize=(min(16.0, max(7.6, 1.4 + 0.2 * len(texts))), 4.2), layout="constrained")
     axes = figure.subplots()
     mine = own.kl_nats[memory][row, first : first + count]
     floor = max(float(own.kl_nats[memory].mean()) / 300, 1e-9)
     for colour, (name, losses) in zip((UNIFORM, THIRD), others.items(), strict=False):
         values = np.maximum(losses[row, first : first + count], floor)
         axes.plot(places, values, color=colour, marker=".", linewidth=1, label=f"uniform {name}", zorder=3)
-    style = {"linewidth": 2.2, "markersize": 7, "zorder": 4}
-    axes.plot(places, np.maximum(mine, floor), color=PLAN, marker="o", label="plan", **style)
+    shown = np.maximum(mine, floor)
+    axes.plot(places, shown, color=PLAN, marker="o", markersize=7, linewidth=2.2, label="plan", zorder=4)
     mean = float(own.kl_nats[memory].mean())
     axes.axhline(
         mean, color=INK, linewidth=1, linestyle=(0, (4, 3)), label=f"plan, mean of all tokens: {notation.loss(mean)}"

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-    from qplan.cost.file_bytes import FixedBytes
     from qplan.explore.plan import PlanView
     from qplan.explore.table import SensitivityView
     from qplan.pipeline.runs import Run as Home
@@ -28,9 +27,10 @@ class RunFigures:
 
     home: Home
     table: SensitivityView
-    fixed: FixedBytes
-    _swept: tuple[Frontier, tuple[MeasuredModel, ...]]
-    if TYPE_CHECKING:
+    if TYPE_CHECKING:  # what the figures need of the run
+
+        @property
+        def _swept(self) -> tuple[Frontier, tuple[MeasuredModel, ...]]: ...
 
         @property
         def verification(self) -> pd.DataFrame:

@@ -12,6 +12,8 @@ from qplan.explore.saved import short, uniform_fixed_bytes
 from qplan.formats import QuantFormat
 from qplan.pipeline.runs import Run as Home
 from qplan.pipeline.wanted import Objective, Wanted
+from qplan.planner.ceiling import Ceiling
+from qplan.planner.limits import ResourceLimit
 from qplan.planner.metric import Metric
 from qplan.planner.plan import Plan
 from qplan.planner.planning import Rules, make_plan
@@ -103,7 +105,7 @@ def solved(home: Home, table: SensitivityTable, fixed: FixedBytes, wanted: Wante
         InputError: a budget, limit or pattern that is not understood, or no device profile where one is needed.
         InfeasibleError: no plan fits; names the nearest value.
     """
-    limits = [*wanted.limits(table, home), *wanted.loss_ceilings(table)]
+    limits: list[Ceiling | ResourceLimit] = [*wanted.limits(table, home), *wanted.loss_ceilings(table)]
     minimise = wanted.minimise(table, home)
 
     def solve(rules: Rules) -> Plan:

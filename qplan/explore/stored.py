@@ -36,7 +36,7 @@ class StoredGrid:
     """``[out_features, blocks]``: the value of integer 0."""
 
     @property
-    def values(self) -> Weights:
+    def dequantized(self) -> Weights:
         """``[out_features, in_features]``: what the engine computes with."""
         blocks = self.codes * self.scale[..., None] + self.zero[..., None]
         return blocks.astype(np.float32).reshape(len(self.codes), -1)

@@ -11,7 +11,7 @@ import pandas as pd
 
 from qplan.explore.saved import ANY_NATS
 from qplan.report import notation
-from qplan.verify.token_losses import TokenLosses
+from qplan.verify.token_losses import Losses, TokenLosses
 
 if TYPE_CHECKING:
     from qplan.explore.run import Run
@@ -65,11 +65,9 @@ def token_frame(losses: TokenLosses) -> pd.DataFrame:
     return pd.DataFrame(_tokens(losses.tokens, losses.kl_nats))
 
 
-def _tokens(
-    rows: Sequence[Sequence[str]], kl_nats: Mapping[str, Sequence[Sequence[float]]]
-) -> Iterator[dict[str, object]]:
+def _tokens(rows: Sequence[Sequence[str]], kl_nats: Mapping[str, Losses]) -> Iterator[dict[str, object]]:
     for sequence, row in enumerate(rows):
         for position, token in enumerate(row):
             before = "".join(row[max(0, position - _BEFORE) : position])
-            losses = {f"{memory}_nats": float(values[sequence][position]) for memory, values in kl_nats.items()}
+            losses = {f"{memory}_nats": float(values[sequence, position]) for memory, values in kl_nats.items()}
             yield {"sequence": sequence, "position": position, "before": before, "token": token} | losses

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from qplan.report import notation
@@ -29,10 +30,10 @@ def log_nats(axes: Axes, which: str) -> None:
     """A logarithmic axis of losses, labelled at decades, and at 2 and 5 where it spans less than two."""
     if which == "x":
         axes.set_xscale("log")
-        axis, (low, high) = axes.xaxis, axes.get_xlim()
     else:
         axes.set_yscale("log")
-        axis, (low, high) = axes.yaxis, axes.get_ylim()
+    axis: Axis = axes.xaxis if which == "x" else axes.yaxis
+    low, high = axes.get_xlim() if which == "x" else axes.get_ylim()
     steps = (1.0,) if high / low > 60 else (1.0, 2.0, 5.0) if high / low > 12 else (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
     axis.set_major_locator(LogLocator(10, steps, numticks=12))
     axis.set_major_formatter(FuncFormatter(lambda nats, _: notation.tick(nats)))

@@ -43,13 +43,13 @@ def weight_histogram(tensor: str, weight: Weights, grid: StoredGrid) -> Figure:
     left.set_title(f"{short(tensor)}: {weight.shape[0]} x {weight.shape[1]} weights", loc="left", fontsize=11)
     steps = grid.steps(weight).ravel()
     edges = np.linspace(-half - 1.5, half + 0.5, _BINS)
-    right.hist(np.clip(steps, edges[0], edges[-1]), bins=edges, color=PLAN, zorder=2)
+    right.hist(np.clip(steps, edges[0], edges[-1]), bins=list(edges), color=PLAN, zorder=2)
     for value in range(-half, half, stride):
         right.axvline(value, color=UNIFORM, linewidth=0.9, alpha=0.75, zorder=3)
     right.set_xlabel(f"weight, in steps of its {unit}'s grid" + _each(stride))
     right.set_ylabel("weights")
     right.xaxis.set_major_locator(MaxNLocator(integer=True))
-    error = float(np.sqrt(np.mean((grid.values - weight) ** 2)))
+    error = float(np.sqrt(np.mean((grid.dequantized - weight) ** 2)))
     ratio = float(np.sqrt(np.mean(weight**2)) / error) if error else np.inf
     title = f"{grid.format}: error {notation.loss(error)} rms, {notation.decibel(20 * np.log10(ratio))} dB SQNR"
     right.set_title(title, loc="left", fontsize=11)
@@ -79,7 +79,7 @@ def activation_histogram(tensor: str, inputs: NDArray[np.float32]) -> Figure:
     title = f"{short(tensor)}: inputs of {len(inputs):,} tokens, {inputs.shape[1]} features"
     left.set_title(title, loc="left", fontsize=11)
     steps = (inputs[kept] / scale[kept, None]).ravel()
-    right.hist(steps, bins=np.arange(-127.5, 128.5, 1.0), color=PLAN, zorder=2)
+    right.hist(steps, bins=list(np.arange(-127.5, 128.5)), color=PLAN, zorder=2)
     right.set_yscale("log")
     for share, colour in ((0.5, INK), (0.9, UNIFORM)):
         reach = float(np.quantile(np.abs(steps), share))
@@ -130,7 +130,7 @@ def _panels() -> tuple[Figure, Axes, Axes, Axes]:
 
 def _density(axes: Axes, values: NDArray[np.float32], what: str) -> None:
     reach = float(np.abs(values).max()) or 1.0
-    axes.hist(values, bins=np.linspace(-reach, reach, _BINS), color=PLAN, zorder=2)
+    axes.hist(values, bins=list(np.linspace(-reach, reach, _BINS)), color=PLAN, zorder=2)
     axes.set_yscale("log")
     axes.set_ylabel(f"{what}s, logarithmic")
     axes.tick_params(labelbottom=False)

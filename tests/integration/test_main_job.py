@@ -4,63 +4,27 @@ from __future__ import annotations
 
 import json
 import re
-import sys
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
-from io import StringIO
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from qplan.cli.main import main
 from qplan.cost.device import DeviceProfile
 from qplan.planner.plan import Plan
 from qplan.sensitivity.table import SensitivityTable
 from qplan.verify.record import Verification
+from tests.integration.command import qplan, succeed
+from tests.integration.conftest import ANALYZE
 from tests.integration.mnn_models import VOCABULARY, save
 from tests.unit.tiny_models import words
 
-ANALYZE = ("--samples", "4", "--seq-len", "64", "--batch-size", "2", "--formats", "fp16,int8,int6,int4")
-
-
-@dataclass(frozen=True)
-class Done:
-    """What a command left behind on the terminal."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-def qplan(*arguments: str, folder: Path) -> Done:
-    """Run a command in this process: torch is imported once. Engine and exporter have processes of their own."""
-    code = 0
-    with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err, pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setattr(sys, "argv", ["qplan", *arguments])
-        try:
-            main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-    return Done(code, out.getvalue(), err.getvalue())
-
-
-def succeed(*arguments: str, folder: Path) -> str:
-    done = qplan(*arguments, folder=folder)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
 
 @pytest.fixture(scope="module", params=["tied_model_dir", "untied_model_dir"])
-def work(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def work(request: pytest.FixtureRequest, analysed: Callable[[str], Path]) -> Path:
     """A folder with an analysed model; the untied one has rows of 172 weights."""
-    folder = tmp_path_factory.mktemp("work")
-    (folder / "text.txt").write_text(words(4000))
-    model: Path = request.getfixturevalue(request.param)
-    succeed("analyze", str(model), "--calib", "text.txt", "--run", "run", *ANALYZE, folder=folder)
-    return folder
+    return analysed(request.param)
 
 
 @pytest.mark.parametrize("budget", ["int8", "int4", "70%"])
