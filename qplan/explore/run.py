@@ -96,6 +96,14 @@ class Run(RunFigures):
         return run_fixed_bytes(self.home, self.model)
 
     @cached_property
+    def _tables(self) -> dict[str, SensitivityTable]:
+        return {memory: under(self.table.table, memory) for memory in self.table.table.memories}
+
+    def _under(self, memory: str | None) -> SensitivityTable:
+        """The table under a memory setting, kept: it is summarised once."""
+        return self._tables.get(memory or self.table.memory) or under(self.table.table, memory)
+
+    @cached_property
     def _verified(self) -> dict[str, tuple[Plan, Verification]]:
         return verified(self.home, self.table.table)
 
@@ -118,7 +126,7 @@ class Run(RunFigures):
         label = inside.name if inside.parent == self.folder.resolve() else found.path.stem
         record = self._verified.get(label)
         verification = record[1] if record is not None and record[0] == plan else None
-        return PlanView(plan, label, self.home, under(self.table.table, plan.memory), verification, found.path)
+        return PlanView(plan, label, self.home, self._under(plan.memory), verification, found.path)
 
     def solve(
         self,
@@ -139,7 +147,7 @@ class Run(RunFigures):
         target: str = "cpu-x86",
         name: str | None = None,
     ) -> PlanView:
-        """Solve for another plan: the same problem, rules and legality as `qplan emit`, in milliseconds.
+        """Solve for another plan: the same problem, rules and legality as `qplan emit`, in a fraction of a second.
 
         `qplan emit` goes on from here: it measures whole models on held-out text, repairs the plan by what it finds,
         and never ships one that is worse than uniform. Its plan may therefore differ from this one in a few tensors.
@@ -170,7 +178,7 @@ class Run(RunFigures):
         from qplan.explore import solving  # noqa: PLC0415 - scipy
         from qplan.pipeline.wanted import Wanted  # noqa: PLC0415 - scipy
 
-        table = under(self.table.table, memory)
+        table = self._under(memory)
         rules = solving.rules_from(
             pins=pins,
             min_bits=min_bits,
