@@ -73,6 +73,7 @@ def strip_of_plans(views: Sequence[PlanView]) -> Figure:
         axes.set_title(f"{told}\nKL {notation.loss(view.predicted_nats)} nats", loc="left", fontsize=10)
     for axes in every[len(views) :]:
         axes.set_visible(False)
+    figures.legend_of_bits(figure, grid, [view.plan for view in views])
     return figure
 
 

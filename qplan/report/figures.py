@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm, LinearSegmentedColormap, ListedColormap, LogNorm
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from qplan.errors import InputError
@@ -23,6 +24,8 @@ from qplan.sensitivity.table import SensitivityTable
 from qplan.verify.record import Verification
 
 _PLAN, _OTHER, _EMULATED = "#1f6f9f", "#8a8f98", "#d2842d"
+_DIGITS_IN, _LABELS_IN = 0.19, 1.6
+"""Inches that two digits take, and the labels beside a grid."""
 _LOSS = LinearSegmentedColormap.from_list("qplan_loss", HEAT_LIGHT)
 
 
@@ -31,6 +34,7 @@ def plan_map(table: SensitivityTable, plan: Plan) -> Figure:
     grid = grid_of(table.model.tensors)
     figure, (axes,) = grid_axes(grid, len(grid.kinds) + len(grid.apart))
     draw_plan(axes, grid, plan)
+    legend_of_bits(figure, grid, (plan,))
     axes.set_title(
         f"{plan.budget}: {plan.mean_bits:.2f} bits on average, {notation.size(plan.files.total)}", loc="left"
     )
@@ -38,7 +42,7 @@ def plan_map(table: SensitivityTable, plan: Plan) -> Figure:
 
 
 def draw_plan(axes: Axes, grid: Grid, plan: Plan) -> None:
-    """Draw the bits of every tensor on axes of `grid_axes`."""
+    """Draw the bits of every tensor on axes of `grid_axes`, as numbers too where cells have room for them."""
     planned = {tensor.name: tensor for tensor in plan.tensors}
 
     def bits(names: Sequence[str]) -> float:
@@ -52,9 +56,24 @@ def draw_plan(axes: Axes, grid: Grid, plan: Plan) -> None:
         values, cmap=ListedColormap([BITS[w] for w in widths]), norm=BoundaryNorm(edges, len(widths)), aspect="auto"
     )
     for (row, column), value in np.ndenumerate(values):
-        if not math.isnan(value) and len(grid.layers) <= 48:
+        if not math.isnan(value) and _has_room(axes, grid):
             ink = text_on(BITS[min(widths, key=lambda w: abs(w - value))])
             axes.text(column, row, f"{value:.3g}", ha="center", va="center", color=ink, fontsize=8)
+
+
+def legend_of_bits(figure: Figure, grid: Grid, plans: Sequence[Plan]) -> None:
+    """Say what the colours of `draw_plan` mean, where cells are too narrow to say it themselves."""
+    if not _has_room(figure.axes[0], grid):
+        widths = sorted({tensor.format.bits for plan in plans for tensor in plan.tensors})
+        handles = [Patch(color=BITS[bits], label=f"{bits} bits") for bits in widths]
+        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+
+
+def _has_room(axes: Axes, grid: Grid) -> bool:
+    """Whether a cell is wide enough for two digits."""
+    place, figure = axes.get_gridspec(), axes.figure
+    across = 1 if place is None else place.ncols
+    return (figure.get_figure(root=True).get_figwidth() - _LABELS_IN) / across >= _DIGITS_IN * len(grid.layers)
 
 
 def loss_heatmap(table: SensitivityTable, fmt: str) -> Figure:
@@ -215,10 +234,10 @@ def matrix(grid: Grid, value: Callable[[Sequence[str]], float]) -> NDArray[np.fl
 def grid_axes(grid: Grid, rows: int, down: int = 1, across: int = 1) -> tuple[Figure, Sequence[Axes]]:
     """Axes for ``down`` x ``across`` grids of ``rows`` rows, labelled on the left and below."""
     columns = max(len(grid.layers), 1)
-    size = (min(16.0, 1.6 + across * (0.8 + 0.42 * columns)), down * (0.9 + 0.3 * rows))
+    size = (min(16.0, _LABELS_IN + across * (0.8 + 0.42 * columns)), down * (0.9 + 0.3 * rows))
     figure = Figure(figsize=size, layout="constrained")
     every: list[Axes] = list(figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).flat)
-    stride = next(s for s in (1, 2, 5, 10, 20, 50) if s * (size[0] - 1.6) / across / columns >= 0.3 or s == 50)
+    stride = next(s for s in (1, 2, 5, 10, 20, 50) if s * (size[0] - _LABELS_IN) / across / columns >= 0.3 or s == 50)
     for index, axes in enumerate(every):
         axes.set_yticks(range(rows), [*grid.kinds, *(name.rpartition(".")[2] for name in grid.apart)])
         axes.set_xticks(range(0, len(grid.layers), stride), [str(layer) for layer in grid.layers[::stride]])
