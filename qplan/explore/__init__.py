@@ -3,7 +3,8 @@
 Nothing here imports torch, transformers or MNN until a call needs the model itself, and says so.
 """
 
-from qplan.explore.plan import Explained, PlanView
+from qplan.explore.explained import Explained
+from qplan.explore.plan import PlanView
 from qplan.explore.run import Run, open_run
 from qplan.explore.table import SensitivityView
 from qplan.report.notation import number

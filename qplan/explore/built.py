@@ -29,15 +29,21 @@ def plan_tokens(view: PlanView) -> TokenLosses:
     """Losses of single tokens that `qplan emit` measured with a plan's model.
 
     Raises:
-        InputError: it kept none: not built, or built by an older qplan.
+        InputError: it kept none of this very plan: not built, changed since, or built by an older qplan.
     """
     path = built_folder(view).with_name(FILE)
-    if not path.is_file():
-        msg = (
-            f"{path} does not exist: an older qplan built this plan; run 'qplan emit --budget {view.plan.budget}' again"
-        )
+    remedy = f"run 'qplan emit --budget {view.plan.budget}' again"
+    if view.verification is None:
+        msg = f"{path.parent} was not built from this plan: it was made or edited since; {remedy}"
         raise InputError(msg)
-    return TokenLosses.read(path)
+    if not path.is_file():
+        msg = f"{path} does not exist: an older qplan built this plan; {remedy}"
+        raise InputError(msg)
+    found = TokenLosses.read(path)
+    if found.text_sha256 != view.verification.text_sha256:
+        msg = f"{path} is of another text than {path.parent}'s verification; {remedy}"
+        raise InputError(msg)
+    return found
 
 
 def uniform_tokens(view: PlanView, text_sha256: str) -> dict[str, TokenLosses]:

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from qplan.explore import html
+from qplan.explore.explained import MB, Explained, per_mb
 from qplan.explore.frames import plan_frame
-from qplan.explore.saved import under
-from qplan.formats import QuantFormat
 from qplan.pipeline.runs import Run as Home
 from qplan.planner.patterns import matching
 from qplan.planner.plan import Plan
@@ -26,74 +25,7 @@ from qplan.verify.record import Accuracy, Verification
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from qplan.planner.explain import Alternative, Explanation
-
-_MB = 1e6
-
-
-@dataclass(frozen=True, eq=False)
-class Explained:
-    """Why one tensor has its format."""
-
-    explanation: Explanation
-    """With prices in nats per byte."""
-
-    @property
-    def sentence(self) -> str:
-        """In words."""
-        return self.explanation.sentence
-
-    @property
-    def frame(self) -> pd.DataFrame:
-        """One row per allowed format, bytes ascending.
-
-        Columns: ``format, bytes, loss_nats, nats_per_mb`` (loss saved by a byte more, or added by a byte less, than
-        planned, times 10^6), ``net_nats`` (loss plus bytes at the budget's price, above the cheapest format's),
-        ``choice`` (``planned``, ``next best`` or empty).
-        """
-        found = self.explanation
-        rows = [
-            {
-                "format": option.format.name,
-                "bytes": option.bytes,
-                "loss_nats": option.loss_nats,
-                "nats_per_mb": _per_mb(option, found.format),
-                "net_nats": option.net_nats,
-                "choice": self._choice(option),
-            }
-            for option in found.alternatives
-        ]
-        return pd.DataFrame(rows)
-
-    def _rows(self) -> tuple[list[str], list[list[str]]]:
-        head = ["format", "bytes", "loss, nats", "nats per MB", "at the budget's price, nats", ""]
-        found = self.explanation
-        return head, [
-            [
-                option.format.name,
-                f"{option.bytes:,}",
-                notation.loss(option.loss_nats),
-                "" if math.isnan(each := _per_mb(option, found.format)) else notation.loss(each),
-                f"+{notation.loss(option.net_nats)}" if option.net_nats else "cheapest",
-                self._choice(option),
-            ]
-            for option in found.alternatives
-        ]
-
-    def _choice(self, option: Alternative) -> str:
-        if option.format == self.explanation.format:
-            return "planned"
-        return "next best" if option == self.explanation.next_best else ""
-
-    def __repr__(self) -> str:
-        """Say why, and what the alternatives cost."""
-        return f"{self.sentence}\n{html.text_table(*self._rows())}"
-
-    def _repr_html_(self) -> str:
-        return html.card(self.explanation.tensor, [self.sentence], html.rows_table(*self._rows()))
-
-    def _repr_markdown_(self) -> str:
-        return f"{notation.markdown(self.sentence)}\n\n{html.markdown_table(*self._rows())}"
+    from qplan.planner.explain import Explanation
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,7 +128,7 @@ class PlanView:
                     "after": change.after.name,
                     "bytes": change.bytes,
                     "loss_nats": nats,
-                    "nats_per_mb": -nats / change.bytes * _MB if change.bytes else math.nan,
+                    "nats_per_mb": -nats / change.bytes * MB if change.bytes else math.nan,
                 }
             )
         columns = ["tensor", "layer", "kind", "before", "after", "bytes", "loss_nats", "nats_per_mb"]
@@ -256,8 +188,8 @@ class PlanView:
                     "next_best": "" if other is None else other.format.name,
                     "more_bytes": 0 if other is None else other.bytes - chosen.bytes,
                     "more_nats": math.nan if other is None else other.loss_nats - chosen.loss_nats,
-                    "nats_per_mb": math.nan if other is None else _per_mb(other, found.format),
-                    "price_nats_per_mb": found.price_nats_per_byte * _MB,
+                    "nats_per_mb": math.nan if other is None else per_mb(other, found.format),
+                    "price_nats_per_mb": found.price_nats_per_byte * MB,
                 }
             )
         return pd.DataFrame(rows)
@@ -312,13 +244,3 @@ class PlanView:
         title, lines = self._title()
         drawn = plan_map.as_text(self.plan, grid_of(self.table.model.tensors))
         return "\n\n".join([f"**{title}**", "; ".join(lines), f"```text\n{drawn}\n```"])
-
-
-def view_under(plan: Plan, table: SensitivityTable) -> SensitivityTable:
-    """The table under a plan's memory setting."""
-    return under(table, plan.memory)
-
-
-def _per_mb(option: Alternative, planned: QuantFormat) -> float:
-    marginal = option.marginal_nats_per_byte
-    return math.nan if marginal is None or option.format == planned else marginal * _MB

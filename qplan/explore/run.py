@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from qplan.cost.file_bytes import FixedBytes
-from qplan.errors import QplanError
-from qplan.explore import html
 from qplan.explore.frames import checks_frame, frontier_frame, verification_frame
 from qplan.explore.plan import PlanView
+from qplan.explore.run_card import RunCard
 from qplan.explore.run_figures import RunFigures
 from qplan.explore.saved import find_home, planned, under, verified
 from qplan.explore.table import SensitivityView
@@ -23,7 +22,6 @@ from qplan.model.card import ModelCard
 from qplan.pipeline.runs import Run as Home
 from qplan.pipeline.sizes import run_fixed_bytes
 from qplan.planner.plan import Plan
-from qplan.report import notation
 from qplan.sensitivity.table import SensitivityTable
 from qplan.verify.record import Verification
 
@@ -297,61 +295,12 @@ class Run(RunFigures):
 
         return GuardedEngine(built_folder(self.plan(budget)), runtime)
 
-    def _title(self) -> tuple[str, list[str]]:
-        card, conditions = self.model, self.table.table.conditions
-        name = notation.model_name(card.source)
-        layers = len({spec.layer for spec in card.tensors if spec.layer is not None})
-        title = (
-            f"{name}: {card.parameters / 1e6:,.2f} M parameters, {layers} layers, {len(card.tensors)} tensors planned"
-        )
-        tokens = conditions.samples * conditions.seq_len
-        return title, [
-            f"{card.architecture}; {tokens:,} tokens of {conditions.calibration}",
-            f"losses under memory {conditions.memory}, mode {conditions.mode}, rounding {conditions.rounding}",
-            f"formats {', '.join(conditions.formats)}",
-            f"run {self.folder}",
-        ]
-
-    def _rows(self) -> tuple[list[str], list[list[str]]]:
-        head = ["plan", "files", "bits per weight", "predicted, nats", "measured, nats", "same top token", "checks"]
-        rows = []
-        for name in self.budgets:
-            try:
-                view = self.plan(name)
-            except QplanError as error:  # another analysis' or half edited: the others still show
-                rows.append([name, *[notation.MISSING] * 5, str(error).partition(";")[0]])
-                continue
-            checks = () if view.verification is None else view.verification.checks
-            kept = sum(check.passed for check in checks)
-            rows.append(
-                [
-                    name,
-                    notation.size(view.total_bytes),
-                    f"{view.bits_per_weight:.2f}",
-                    notation.loss(view.predicted_nats),
-                    notation.loss(None if view.measured is None else view.measured.kl_nats),
-                    notation.percent(None if view.measured is None else view.measured.top1),
-                    f"{kept} of {len(checks)}" if checks else "not built",
-                ]
-            )
-        return head, rows
-
-    _EMPTY = "no plan yet: qplan emit --budget int8, or run.solve('int8')"
-
     def __repr__(self) -> str:
         """Say what was analysed and which plans there are."""
-        title, lines = self._title()
-        head, rows = self._rows()
-        return "\n".join([title, *lines, html.text_table(head, rows) if rows else self._EMPTY])
+        return RunCard.of(self).text
 
     def _repr_html_(self) -> str:
-        title, lines = self._title()
-        head, rows = self._rows()
-        return html.card(
-            title, [*lines, *([] if rows else [self._EMPTY])], *([html.rows_table(head, rows)] if rows else [])
-        )
+        return RunCard.of(self).html
 
     def _repr_markdown_(self) -> str:
-        title, lines = self._title()
-        head, rows = self._rows()
-        return "\n\n".join([f"**{title}**", "; ".join(lines), html.markdown_table(head, rows) if rows else self._EMPTY])
+        return RunCard.of(self).markdown

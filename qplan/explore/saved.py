@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from qplan.artifact import read_json
+from qplan.artifact import read_json, sha256_file
 from qplan.cost.file_bytes import FixedBytes
 from qplan.errors import InputError, QplanError
 from qplan.formats import QuantFormat
@@ -95,7 +95,7 @@ def checked_format(table: SensitivityTable, tensor: str, fmt: str) -> QuantForma
 
 
 def verified(home: Home, table: SensitivityTable) -> dict[str, tuple[Plan, Verification]]:
-    """Plans of this table that were built and measured, by the name of their folder, large ones first.
+    """Plans of this table that were built and measured as they are, by the name of their folder, large ones first.
 
     Folders that another qplan or another analysis left are passed over, as `qplan frontier` does.
     """
@@ -105,7 +105,9 @@ def verified(home: Home, table: SensitivityTable) -> dict[str, tuple[Plan, Verif
             plan, verification = Plan.read(path.with_name("plan.json")), Verification.read(path)
         except QplanError:
             continue
-        if plan.sensitivity_sha256 == table.sha256 and verification.model_sha256 == table.model.sha256:
+        # a plan that was made or edited after its model was built has no measurements
+        measured = verification.plan_sha256 == sha256_file(path.with_name("plan.json"))
+        if measured and plan.sensitivity_sha256 == table.sha256:
             found[path.parent.name] = plan, verification
     return dict(sorted(found.items(), key=lambda item: -item[1][0].files.total))
 

@@ -1,6 +1,6 @@
 """Measures what exploring a run costs: imports in fresh processes, then opening, solving and drawing.
 
-    python -m reports.explore.run qplan-runs/stdlib-3m
+python -m reports.explore.run qplan-runs/stdlib-3m
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ IMPORTS = {
 
 STEPS = """
 import json, sys, time
+found, start = {}, time.process_time()
 import qplan
-found, start = {}, time.perf_counter()
 def lap(name):
     global start
-    found[name] = time.perf_counter() - start
-    start = time.perf_counter()
+    found[name] = time.process_time() - start
+    start = time.process_time()
 run = qplan.open_run(sys.argv[1]); lap("import qplan, open the run")
 run.sensitivity; lap("run.sensitivity")
 run.plan("int8"); lap("run.plan('int8'), with the solver's import")
@@ -49,8 +49,8 @@ print(json.dumps({"seconds": found, "loaded": sorted(loaded)}))
 
 
 def seconds_of(statement: str) -> float:
-    """Seconds of a statement in a fresh interpreter, the interpreter's own start left out."""
-    code = f"import time; start = time.perf_counter()\n{statement}\nprint(time.perf_counter() - start)"
+    """CPU seconds of a statement in a fresh interpreter, whose own start is left out."""
+    code = f"import time; start = time.process_time()\n{statement}\nprint(time.process_time() - start)"
     return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
 
 
@@ -83,17 +83,17 @@ def page(results: dict[str, Any]) -> str:
     lines = [
         "# What exploring a run costs",
         "",
-        "Written by `python -m reports.explore.run qplan-runs/stdlib-3m`, from `results.json`. Imports are medians of",
-        f"{TIMES} fresh processes, files in the page cache, one core of a shared machine; Python {results['python']}.",
+        "Written by `python -m reports.explore.run qplan-runs/stdlib-3m`, from `results.json`. CPU seconds, medians of",
+        f"{TIMES} fresh processes, with files in the page cache; Python {results['python']}.",
         "",
-        "| import | seconds |",
+        "| import | CPU seconds |",
         "|---|---:|",
         *(f"| {name} | {value:.2f} |" for name, value in results["imports_s"].items()),
         "",
-        f"With matplotlib, which comes with the first figure, that is {results['against_pandas_and_matplotlib']:.2f} times",
+        f"With matplotlib, which comes with the first figure: {results['against_pandas_and_matplotlib']:.2f} times",
         "importing pandas and matplotlib alone.",
         "",
-        "| step, on the embedded model's run | seconds |",
+        "| step, on the embedded model's run | CPU seconds |",
         "|---|---:|",
         *(f"| `{name}` | {value:.3f} |" for name, value in results["steps_s"].items()),
         "",

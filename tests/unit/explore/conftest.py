@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from qplan.artifact import write_json
+from qplan.artifact import sha256_file, write_json
 from qplan.explore import Run, open_run
 from qplan.formats import QuantFormat
 from qplan.pipeline.runs import Run as Home
@@ -29,7 +30,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     invented.table.write(home.sensitivity)
     folder = home.budget("int8")
     invented.plan.write(folder / "plan.json")
-    invented.verification.write(folder / "verification.json")
+    proved = replace(invented.verification, plan_sha256=sha256_file(folder / "plan.json"))
+    proved.write(folder / "verification.json")
     (folder / "model").mkdir()
     tokens = (("def", " f", "(", ")"), ("\n", "  ", "re", "turn"))
     for name, path in (("plan", folder / FILE), ("int8", home.baselines / f"int8-{FILE}")):

@@ -103,6 +103,23 @@ def test_plans_are_found_by_budget_and_path_and_counted_again(run: Run, saved: P
         run.plan(path)
 
 
+def test_measurements_of_a_plan_that_changed_since_are_not_shown(run: Run, saved: Path) -> None:
+    path = saved / "int8" / "plan.json"
+    before = path.read_text()
+    path.write_text(before.replace('"notes": []', '"notes": ["mine"]'))
+    again = open_run(saved)
+    assert again.plan("int8").verification is None
+    assert again.built == ()
+    assert again.verification.empty
+    assert "not built" in repr(again)
+    with pytest.raises(InputError, match=r"not built from this plan.*qplan emit --budget int8"):
+        again.plot_tokens("int8")
+    with pytest.raises(InputError, match="holds nothing measured"):
+        again.plot_predictions()
+    path.write_text(before)
+    assert run.built == ("int8",)
+
+
 def test_a_diff_adds_up(run: Run) -> None:
     before, after = run.solve("int8"), run.solve("int4")
     changed = before.diff(after)
