@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test lab notebooks docs lint clean
 demo: .venv/installed
 	$(BIN)/qplan demo
 
@@ -12,6 +12,14 @@ test: .venv/installed lint
 docs: .venv/installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo build/docs/index.html
+
+# JupyterLab on the notebooks, which read the run that `make demo` leaves
+lab: .venv/installed
+	$(BIN)/jupyter lab notebooks
+
+# the same without a browser: execute them all, write the copies in docs/notebooks/
+notebooks: .venv/installed
+	$(BIN)/python notebooks/render.py
 
 lint: .venv/installed
 	$(BIN)/ruff check .

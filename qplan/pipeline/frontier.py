@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from qplan.artifact import atomic_path, read_json, sha256_json, write_json, write_text
+from qplan.artifact import atomic_path, read_json, sha256_file, sha256_json, write_json, write_text
 from qplan.cost.file_bytes import FixedBytes
 from qplan.errors import QplanError
 from qplan.formats import QuantFormat
@@ -61,14 +62,6 @@ class Sweep:
         return cls(table.sha256, sha256_json(given))
 
 
-@dataclass(frozen=True)
-class StoredFrontier:
-    """A frontier as it lies in a run."""
-
-    frontier: Frontier
-    sweep: Sweep
-
-
 def run_frontier(run: Run, rules: Rules, points: int = POINTS) -> Swept:
     """Solve a sweep of budgets and write ``frontier.json``, ``frontier.md`` and ``frontier.png``.
 
@@ -80,7 +73,7 @@ def run_frontier(run: Run, rules: Rules, points: int = POINTS) -> Swept:
     fixed = run_fixed_bytes(run, table.model)
     swept = frontier(table, fixed, rules=rules, points=points)
     measured = measured_models(run, table)
-    folder = run.folder / "frontier"
+    folder = run.frontier
     write_frontier(folder / FRONTIER_FILE, table, swept, Sweep.of(table, rules, fixed), measured)
     write_text(folder / "frontier.md", frontier_markdown(table, swept))
     with atomic_path(folder / "frontier.png") as temporary:
@@ -97,6 +90,8 @@ def measured_models(run: Run, table: SensitivityTable) -> tuple[MeasuredModel, .
         except QplanError:  # a folder of a newer qplan, or half edited: its plan is shown by nobody's request
             continue
         if plan.sensitivity_sha256 != table.sha256 or verification.model_sha256 != table.model.sha256:
+            continue
+        if verification.plan_sha256 != sha256_file(path.with_name("plan.json")):  # edited since
             continue
         for model in verification.models:
             accuracy = model.accuracy(table.goal)
@@ -115,20 +110,23 @@ def write_frontier(
     write_json(path, KIND, SCHEMA, inputs, _body(table, swept, measured))
 
 
-def read_frontier(path: Path) -> StoredFrontier:
-    """Read ``frontier.json``.
+def find_frontier(folders: Iterable[Path], sweep: Sweep) -> Frontier | None:
+    """The first frontier that folders hold of a sweep; None if there is none.
 
     Raises:
-        InputError: no such file, or not a frontier.
+        InputError: a ``frontier.json`` that is not a frontier.
         StaleArtifactError: written by a newer qplan.
     """
-    stored = read_json(path, KIND, SCHEMA)
-    points = tuple(_point(point) for point in stored["points"])
-    uniform = tuple(UniformModel(**model) for model in stored["uniform"])
-    inputs = stored["inputs"]
-    return StoredFrontier(
-        Frontier(points, uniform, stored["seconds"]), Sweep(inputs["sensitivity"], inputs.get("rules", ""))
-    )
+    for folder in folders:
+        path = folder / FRONTIER_FILE
+        if path.is_file():
+            stored = read_json(path, KIND, SCHEMA)
+            inputs = stored["inputs"]
+            # files of before do not say which rules they were solved under
+            if Sweep(inputs["sensitivity"], inputs.get("rules", "")) == sweep:
+                points = tuple(_point(point) for point in stored["points"])
+                return Frontier(points, tuple(UniformModel(**model) for model in stored["uniform"]), stored["seconds"])
+    return None
 
 
 def _point(value: dict[str, Any]) -> FrontierPoint:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from qplan.calibration import CalibrationSet, load_text, tokenise
@@ -17,17 +15,16 @@ from qplan.errors import InputError, StaleArtifactError
 from qplan.formats import FP16, FP32, QuantFormat
 from qplan.mnn.engine import Engine
 from qplan.mnn.exporter import export_skeleton
-from qplan.mnn.lens import look_after, open_lens
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.mnn.skeleton import Skeleton, folder_bytes
 from qplan.mnn.writer import build_model
 from qplan.model.load import LoadedModel, load_model
+from qplan.pipeline.layers import engine_lens, kl_between
 from qplan.pipeline.rounder import run_rounder
 from qplan.pipeline.runs import Run
 from qplan.planner.plan import Plan
 from qplan.planner.uniform import uniform_formats
 from qplan.quantize import StoredTensor
-from qplan.sensitivity.metrics import compare, reference_of
 from qplan.sensitivity.rounding import Rounder
 from qplan.sensitivity.table import SensitivityTable
 from qplan.sensitivity.variants import StoredWeights, apply_formats
@@ -198,31 +195,16 @@ class _Judge:
             measure = "KL to FP32 of what the head reads, nats per token"
 
             def distance(found: Logits, wanted: Logits) -> float:
-                tokens = torch.tensor(self.ids)
-                return compare(reference_of(torch.from_numpy(wanted), tokens), torch.from_numpy(found)).kl_nats
+                return kl_between(wanted, found, self.ids)
 
         layers = len(self.loaded.layers)
-        with self._lens(folder, memory) as logits_after:
+        with engine_lens(folder, self.loaded, RuntimeConfig(memory), self.ids, self.work) as logits_after:
             after, before_error, error = first_leaving(
                 lambda count: distance(logits_after(count), expected[count]), layers, limit
             )
         layer = after - 1 if after else None
         what = "the embedding, or the final norm and the head" if layer is None else f"layer {layer} of {layers}"
         return Break(layer, what, before_error, error, measure)
-
-    @contextmanager
-    def _lens(self, folder: Path, memory: str) -> Iterator[Callable[[int], Logits]]:
-        layers = len(self.loaded.layers)
-        with tempfile.TemporaryDirectory(prefix="lens-", dir=self.work) as temporary:
-            work = Path(temporary)
-            document = open_lens(folder, work)
-
-            def logits_after(count: int) -> Logits:
-                model = folder if count == layers else look_after(folder, document, count, work / "model")
-                with Engine(model, RuntimeConfig(memory), context=self.loaded.card.context) as engine:
-                    return engine.logits(self.ids)
-
-            yield logits_after
 
     def _expected(self, step: _Step) -> tuple[Logits, ...]:
         """What torch computes with the weights that a rung stores, after 0, 1, ... all layers."""

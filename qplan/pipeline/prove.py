@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from qplan.artifact import sha256_file, versions
 from qplan.errors import VerificationError
@@ -20,11 +23,15 @@ from qplan.pipeline.activations import applies, garbled
 from qplan.planner.plan import Plan
 from qplan.planner.uniform import uniform_formats
 from qplan.quantize import StoredTensor
+from qplan.sensitivity.metrics import TokenStats
 from qplan.sensitivity.rounding import Rounder
+from qplan.sensitivity.table import Memory
+from qplan.verify import token_losses
 from qplan.verify.baselines import measured_once
 from qplan.verify.checks import emulation, exact_logits, not_worse, promised_bytes, read_back
-from qplan.verify.measure import Trial, measure_model
+from qplan.verify.measure import Keep, Trial, measure_model
 from qplan.verify.record import BuiltModel, Check, Speed, Verification
+from qplan.verify.token_losses import Losses, TokenLosses
 
 Say = Callable[[str], None]
 
@@ -147,17 +154,33 @@ def _measure_plan(
     """Measure the built plan as it ships, and with the other ``dynamic_option`` where that changes anything."""
     compared = applies("low", plan.formats) and not garbled(plan.formats)
     options: tuple[DynamicOption, DynamicOption] = (2, 0) if plan.dynamic_option == 2 else (0, 2)
-    return measure_model(
-        "plan",
-        model,
-        plan.formats,
-        rounder=rounder,
-        trial=shop.trial,
-        say=shop.say,
-        dynamic_option=options[0],
-        beside=options[1] if compared else None,
-        speeds=speeds,
-    )
+    with _kept_tokens(shop, "plan", model.with_name(token_losses.FILE)) as keep:
+        return measure_model(
+            "plan",
+            model,
+            plan.formats,
+            rounder=rounder,
+            trial=shop.trial,
+            say=shop.say,
+            dynamic_option=options[0],
+            beside=options[1] if compared else None,
+            speeds=speeds,
+            keep=keep,
+        )
+
+
+@contextmanager
+def _kept_tokens(shop: Workshop, name: str, path: Path) -> Iterator[Keep]:
+    """Keep the losses of single tokens, and write them beside the model once it is measured."""
+    rows, decode = shop.trial.reference.rows, shop.loaded.tokenizer.decode
+    found: dict[str, Losses] = {}
+
+    def keep(memory: Memory, stats: TokenStats) -> None:
+        found[memory] = stats.kl.numpy().reshape(rows.shape).astype(np.float32)
+
+    yield keep
+    tokens = tuple(tuple(decode([token]) for token in row.tolist()) for row in rows)
+    TokenLosses(name, shop.loaded.card.sha256, shop.text, shop.text_sha256, tokens, found).write(path)
 
 
 def _baseline(shop: Workshop, name: str, bits: int) -> BuiltModel:
@@ -175,7 +198,9 @@ def _baseline(shop: Workshop, name: str, bits: int) -> BuiltModel:
         shop.say(f"{name}: building")
         shop.build(formats, folder, RuntimeConfig())
         try:
-            return measure_model(name, folder, formats, rounder=Rounder(shop.loaded), trial=shop.trial, say=shop.say)
+            with _kept_tokens(shop, name, shop.baselines / f"{name}-{token_losses.FILE}") as keep:
+                rounder = Rounder(shop.loaded)
+                return measure_model(name, folder, formats, rounder=rounder, trial=shop.trial, say=shop.say, keep=keep)
         finally:
             shutil.rmtree(folder)
 

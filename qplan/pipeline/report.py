@@ -12,7 +12,7 @@ from qplan.cost.file_bytes import FixedBytes
 from qplan.errors import InputError, StaleArtifactError
 from qplan.mnn.engines import EngineTarget, EngineVersion
 from qplan.pipeline.activations import computable
-from qplan.pipeline.frontier import FRONTIER_FILE, Sweep, read_frontier, write_frontier
+from qplan.pipeline.frontier import FRONTIER_FILE, Sweep, find_frontier, write_frontier
 from qplan.pipeline.plans import PLAN_FILE, FoundPlan, find_plan, run_of
 from qplan.pipeline.retarget import retarget_table
 from qplan.pipeline.runs import Run
@@ -125,11 +125,9 @@ def plan_frontier(run: Run, folder: Path, table: SensitivityTable, plan: Plan, s
     other = files.weight - sum(tensor.bytes for tensor in plan.tensors)
     fixed = FixedBytes(other, files.embedding, files.graph, exact=True)
     sweep = Sweep.of(table, rules, fixed, block_activations=plan.dynamic_option == 2)
-    for path in (run.folder / "frontier" / FRONTIER_FILE, folder / FRONTIER_FILE):
-        if path.is_file():
-            stored = read_frontier(path)
-            if stored.sweep == sweep:
-                return stored.frontier
+    found = find_frontier((run.frontier, folder), sweep)
+    if found is not None:
+        return found
     say(f"other budgets: solving {COARSE_POINTS}")
     usable = computable(table) if plan.dynamic_option == 2 else table
     swept = frontier(usable, fixed, rules=rules, points=COARSE_POINTS)

@@ -58,6 +58,11 @@ class Run:
         return self.folder / "device.json"
 
     @property
+    def frontier(self) -> Path:
+        """What ``qplan frontier`` left."""
+        return self.folder / "frontier"
+
+    @property
     def fold(self) -> Path:
         """What was decided about folding."""
         return self.folder / "fold.json"

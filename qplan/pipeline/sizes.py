@@ -33,3 +33,9 @@ def run_fixed_bytes(run: Run, card: ModelCard) -> FixedBytes:
         if record["inputs"]["model"] == card.sha256:
             return fixed_bytes(Skeleton.open(folder))
     return estimate_fixed(card)
+
+
+def unfolded_fixed_bytes(run: Run) -> FixedBytes | None:
+    """The same for the model before folding, which uniform exports are made of; None where it was not exported."""
+    folder, path = run.skeleton_for(unfolded=True)
+    return fixed_bytes(Skeleton.open(folder)) if folder.is_dir() and path.is_file() else None

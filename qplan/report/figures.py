@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm, LinearSegmentedColormap, ListedColormap, LogNorm
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from qplan.errors import InputError
@@ -23,12 +24,25 @@ from qplan.sensitivity.table import SensitivityTable
 from qplan.verify.record import Verification
 
 _PLAN, _OTHER, _EMULATED = "#1f6f9f", "#8a8f98", "#d2842d"
+_DIGITS_IN, _LABELS_IN = 0.19, 1.6
+"""Inches that two digits take, and the labels beside a grid."""
 _LOSS = LinearSegmentedColormap.from_list("qplan_loss", HEAT_LIGHT)
 
 
 def plan_map(table: SensitivityTable, plan: Plan) -> Figure:
     """Bits of every tensor: kinds down, layers across, the head in the last row."""
     grid = grid_of(table.model.tensors)
+    figure, (axes,) = grid_axes(grid, len(grid.kinds) + len(grid.apart))
+    draw_plan(axes, grid, plan)
+    legend_of_bits(figure, grid, (plan,))
+    axes.set_title(
+        f"{plan.budget}: {plan.mean_bits:.2f} bits on average, {notation.size(plan.files.total)}", loc="left"
+    )
+    return figure
+
+
+def draw_plan(axes: Axes, grid: Grid, plan: Plan) -> None:
+    """Draw the bits of every tensor on axes of `grid_axes`, as numbers too where cells have room for them."""
     planned = {tensor.name: tensor for tensor in plan.tensors}
 
     def bits(names: Sequence[str]) -> float:
@@ -37,19 +51,29 @@ def plan_map(table: SensitivityTable, plan: Plan) -> Figure:
 
     widths = sorted(BITS)
     edges = [1.0, *((a + b) / 2 for a, b in pairwise(widths)), 40.0]
-    values = _matrix(grid, bits)
-    figure, axes = _grid_axes(grid, values.shape[0])
+    values = matrix(grid, bits)
     axes.imshow(
         values, cmap=ListedColormap([BITS[w] for w in widths]), norm=BoundaryNorm(edges, len(widths)), aspect="auto"
     )
     for (row, column), value in np.ndenumerate(values):
-        if not math.isnan(value) and len(grid.layers) <= 48:
+        if not math.isnan(value) and _has_room(axes, grid):
             ink = text_on(BITS[min(widths, key=lambda w: abs(w - value))])
             axes.text(column, row, f"{value:.3g}", ha="center", va="center", color=ink, fontsize=8)
-    axes.set_title(
-        f"{plan.budget}: {plan.mean_bits:.2f} bits on average, {notation.size(plan.files.total)}", loc="left"
-    )
-    return figure
+
+
+def legend_of_bits(figure: Figure, grid: Grid, plans: Sequence[Plan]) -> None:
+    """Say what the colours of `draw_plan` mean, where cells are too narrow to say it themselves."""
+    if not _has_room(figure.axes[0], grid):
+        widths = sorted({tensor.format.bits for plan in plans for tensor in plan.tensors})
+        handles = [Patch(color=BITS[bits], label=f"{bits} bits") for bits in widths]
+        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+
+
+def _has_room(axes: Axes, grid: Grid) -> bool:
+    """Whether a cell is wide enough for two digits."""
+    place, figure = axes.get_gridspec(), axes.figure
+    across = 1 if place is None else place.ncols
+    return (figure.get_figure(root=True).get_figwidth() - _LABELS_IN) / across >= _DIGITS_IN * len(grid.layers)
 
 
 def loss_heatmap(table: SensitivityTable, fmt: str) -> Figure:
@@ -58,19 +82,39 @@ def loss_heatmap(table: SensitivityTable, fmt: str) -> Figure:
     Raises:
         InputError: the format was not measured.
     """
-    grid, losses = grid_of(table.model.tensors), _with_column(table, fmt)
-    scale = heat_scale(losses)
+    return loss_heatmaps(table, (fmt,))
 
-    def nats(names: Sequence[str]) -> float:
-        cells = [losses.losses[name][fmt].kl_nats for name in names if fmt in losses.losses[name]]
-        return max(sum(cells), 1e-300 if scale is None else scale.low) if cells else math.nan
 
-    values = _matrix(grid, nats)
-    figure, axes = _grid_axes(grid, values.shape[0])
+def loss_heatmaps(table: SensitivityTable, formats: Sequence[str], columns: int = 1) -> Figure:
+    """The same for several formats, side by side in ``columns`` columns.
+
+    Raises:
+        InputError: a format that was not measured.
+    """
+    losses = loss_table(table)
+    for fmt in formats:
+        _check_column(losses, fmt)
+    grid, scale = grid_of(table.model.tensors), heat_scale(losses)
     low, high = (1e-12, 1e-11) if scale is None else (scale.low, max(scale.high, scale.low * 1.01))
-    image = axes.imshow(values, cmap=_LOSS, norm=LogNorm(low, high, clip=True), aspect="auto")
-    figure.colorbar(image, ax=axes, label="loss, nats/token", pad=0.02)
-    axes.set_title(f"Loss of one tensor at a time in {fmt}", loc="left")
+    norm = LogNorm(low, high, clip=True)
+    down = len(grid.kinds) + len(grid.apart)
+    columns = min(columns, len(formats))
+    figure, every = grid_axes(grid, down, -(-len(formats) // columns), columns)
+    for axes, fmt in zip(every, formats, strict=False):
+
+        def nats(names: Sequence[str], fmt: str = fmt) -> float:
+            cells = [losses.losses[name][fmt].kl_nats for name in names if fmt in losses.losses[name]]
+            return max(sum(cells), low) if cells else math.nan
+
+        values = matrix(grid, nats)
+        image = axes.imshow(values, cmap=_LOSS, norm=norm, aspect="auto")
+        _mark_missing(axes, grid, values)
+        axes.set_title(f"Loss of one tensor at a time in {fmt}" if len(formats) == 1 else fmt, loc="left")
+    for axes in every[len(formats) :]:
+        axes.set_visible(False)
+    if len(formats) > 1:
+        figure.suptitle("Loss of one tensor at a time", x=0.01, ha="left", fontsize=12)
+    figure.colorbar(image, ax=list(every), label=f"loss at memory {table.goal}, nats/token", pad=0.02)
     return figure
 
 
@@ -80,7 +124,8 @@ def sensitivity_bars(table: SensitivityTable, fmt: str, top: int = 20) -> Figure
     Raises:
         InputError: the format was not measured.
     """
-    losses = _with_column(table, fmt)
+    losses = loss_table(table)
+    _check_column(losses, fmt)
     cells = sorted(((name, row[fmt]) for name, row in losses.losses.items() if fmt in row), key=lambda c: c[1].kl_nats)
     cells = cells[-top:]
     figure = Figure(figsize=(7.0, 0.8 + 0.24 * len(cells)), layout="constrained")
@@ -166,34 +211,44 @@ def _bars(axes: Axes, models: Sequence[Contender], values: Sequence[float | None
     _quiet(axes, "x")
 
 
-def _with_column(table: SensitivityTable, fmt: str) -> LossTable:
-    losses = loss_table(table)
+def _mark_missing(axes: Axes, grid: Grid, values: NDArray[np.float64]) -> None:
+    """A dash in the cells of tensors that were not measured in a format."""
+    there = matrix(grid, lambda names: float(bool(names)))
+    for row, column in zip(*np.nonzero(np.isnan(values) & (there > 0)), strict=True):
+        axes.text(column, row, notation.MISSING, ha="center", va="center", color=_OTHER, fontsize=9)
+
+
+def _check_column(losses: LossTable, fmt: str) -> None:
     if fmt not in losses.formats:
         msg = f"format {fmt!r} was not measured; choose from {', '.join(losses.formats)}"
         raise InputError(msg)
-    return losses
 
 
-def _matrix(grid: Grid, value: Callable[[Sequence[str]], float]) -> NDArray[np.float64]:
+def matrix(grid: Grid, value: Callable[[Sequence[str]], float]) -> NDArray[np.float64]:
+    """A value for every cell of a grid ``[kinds + tensors apart, layers]``, NaN where there is none."""
     rows = [[value(grid.cells.get((kind, layer), ())) for layer in grid.layers] for kind in grid.kinds]
     rows += [[value((name,)), *[math.nan] * (len(grid.layers) - 1)] for name in grid.apart]
     return np.array(rows, dtype=np.float64).reshape(len(rows), -1)
 
 
-def _grid_axes(grid: Grid, rows: int) -> tuple[Figure, Axes]:
+def grid_axes(grid: Grid, rows: int, down: int = 1, across: int = 1) -> tuple[Figure, Sequence[Axes]]:
+    """Axes for ``down`` x ``across`` grids of ``rows`` rows, labelled on the left and below."""
     columns = max(len(grid.layers), 1)
-    figure = Figure(figsize=(min(16.0, 2.4 + 0.42 * columns), 0.9 + 0.3 * rows), layout="constrained")
-    axes = figure.subplots()
-    axes.set_yticks(range(rows), [*grid.kinds, *(name.rpartition(".")[2] for name in grid.apart)])
-    stride = 1 if columns <= 32 else 5
-    axes.set_xticks(range(0, len(grid.layers), stride), [str(layer) for layer in grid.layers[::stride]])
-    axes.set_xlabel("layer")
-    axes.set_xticks(np.arange(columns + 1) - 0.5, minor=True)
-    axes.set_yticks([*(np.arange(rows + 1) - 0.5), len(grid.kinds) - 0.5], minor=True)
-    axes.grid(which="minor", color="white", linewidth=1.5)
-    axes.tick_params(which="both", length=0)
-    axes.spines[:].set_visible(False)
-    return figure, axes
+    size = (min(16.0, _LABELS_IN + across * (0.8 + 0.42 * columns)), down * (0.9 + 0.3 * rows))
+    figure = Figure(figsize=size, layout="constrained")
+    every: list[Axes] = list(figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).flat)
+    stride = next(s for s in (1, 2, 5, 10, 20, 50) if s * (size[0] - _LABELS_IN) / across / columns >= 0.3 or s == 50)
+    for index, axes in enumerate(every):
+        axes.set_yticks(range(rows), [*grid.kinds, *(name.rpartition(".")[2] for name in grid.apart)])
+        axes.set_xticks(range(0, len(grid.layers), stride), [str(layer) for layer in grid.layers[::stride]])
+        if index // across == down - 1:
+            axes.set_xlabel("layer")
+        axes.set_xticks(np.arange(columns + 1) - 0.5, minor=True)
+        axes.set_yticks([*(np.arange(rows + 1) - 0.5), len(grid.kinds) - 0.5], minor=True)
+        axes.grid(which="minor", color="white", linewidth=1.5 if columns <= 48 else 0.4)
+        axes.tick_params(which="both", length=0)
+        axes.spines[:].set_visible(False)
+    return figure, every
 
 
 def _quiet(axes: Axes, grid: str) -> None:

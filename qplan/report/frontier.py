@@ -77,15 +77,20 @@ def frontier_figure(table: SensitivityTable, frontier: Frontier, measured: Seque
         markersize=4,
         label="qplan, predicted",
     )
-    axes.plot(
-        [_mb(m) for m in uniform],
-        [m.joint_nats for m in uniform],
-        color=_UNIFORM,
-        marker="s",
-        markersize=5,
-        linestyle=":",
-        label="uniform with the same rounding, predicted",
-    )
+    # no line to fp16: nothing uniform lies between it and int8
+    for part, label in (
+        ([m for m in uniform if m.name != "fp16"], "uniform with the same rounding, predicted"),
+        ([m for m in uniform if m.name == "fp16"], None),
+    ):
+        axes.plot(
+            [_mb(m) for m in part],
+            [m.joint_nats for m in part],
+            color=_UNIFORM,
+            marker="s",
+            markersize=5,
+            linestyle=":",
+            label=label,
+        )
     for is_plan, label, marker, colour in (
         (True, "qplan, measured on the engine", "D", _PLAN),
         (False, "MNN's uniform export, measured on the engine", "X", _UNIFORM),
@@ -121,7 +126,7 @@ def frontier_figure(table: SensitivityTable, frontier: Frontier, measured: Seque
     for point in bends:
         text = f"{notation.size(point.total_bytes)}\n{point.bpw:.2f} bpw"
         place = (_mb(point), point.joint_nats)
-        axes.annotate(text, place, (-4, -34), textcoords="offset points", ha="center", color=_INK, fontsize=9)
+        axes.annotate(text, place, (-6, -4), textcoords="offset points", ha="right", va="top", color=_INK, fontsize=9)
     lossless = next((point for point in frontier.points if point.joint_nats == 0), None)
     if lossless is not None:
         axes.axvline(_mb(lossless), color=_PLAN, linewidth=1, linestyle=(0, (4, 3)))
@@ -137,6 +142,7 @@ def frontier_figure(table: SensitivityTable, frontier: Frontier, measured: Seque
             color=_PLAN,
             fontsize=9,
         )
+    axes.margins(x=0.12)  # room for what is written beside the first knee
     axes.set_xlabel("files that ship, MB")
     axes.set_ylabel(f"KL to FP32 at memory {table.goal}, nats/token")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda nats, _: notation.tick(nats)))

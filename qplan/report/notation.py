@@ -118,6 +118,16 @@ def quotient(value: float | None, base: float | None) -> float | None:
     return None if value is None or not base else value / base
 
 
+def number(value: float) -> str:
+    """Any number in a table of mixed ones: three significant digits, small ones as losses are written."""
+    return loss(value) if abs(value) < 0.01 else significant(value)
+
+
+def model_name(source: str) -> str:
+    """The last part of a model's folder or hub id."""
+    return source.rstrip("/").rpartition("/")[2]
+
+
 def markdown(text: object) -> str:
     """Text that Markdown shows as it is, also inside a table's cell."""
     return _MARKDOWN_MARKS.sub(r"\\\g<0>", " ".join(str(text).split()))

@@ -100,7 +100,9 @@ def draw(frontier: Frontier, plan: Plan, words: Words = ENGLISH) -> Markup:
     places = [(across.place(p.total_bytes), up.place(p.joint_nats)) for p in frontier.points]
     parts.append(svg.element("polyline", points=_points(places), class_="curve"))
     uniform = [(across.place(m.total_bytes), up.place(m.joint_nats), m) for m in frontier.uniform]
-    parts.append(svg.element("polyline", points=_points([(x, y) for x, y, _ in uniform]), class_="uniform"))
+    parts.append(
+        svg.element("polyline", points=_points([(x, y) for x, y, m in uniform if m.name != "fp16"]), class_="uniform")
+    )
     for x, y, model in uniform:
         name = words("uniform {name}", name=model.name.upper())
         about = svg.element("title", _about(name, model.total_bytes, model.joint_nats))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Literal
@@ -79,7 +80,7 @@ class SensitivityTable:
     joint: tuple[JointPoint, ...] = ()
     """Plans along the frontier, measured whole: how far losses are from adding up."""
 
-    @property
+    @cached_property
     def sha256(self) -> str:
         """Hash of the content, not of the file."""
         return sha256_json([self._meta(), [_row(m) for m in self.measurements]])
@@ -101,13 +102,22 @@ class SensitivityTable:
 
     def losses(self, memory: Memory | None = None) -> dict[str, dict[str, Loss]]:
         """Loss by tensor name and format name, tensors in order of execution; the goal's memory setting by default."""
-        memory = memory or self.goal
-        cells: dict[str, dict[str, list[Measurement]]] = {spec.name: {} for spec in self.model.tensors}
-        for measurement in self.measurements:
-            if measurement.memory != memory:
-                continue
-            cells[measurement.tensor].setdefault(measurement.format, []).append(measurement)
-        return {t: {f: summarise(ms) for f, ms in row.items()} for t, row in cells.items()}
+        found = self._losses.get(memory or self.goal)
+        if found is None:
+            return {spec.name: {} for spec in self.model.tensors}
+        return {tensor: dict(row) for tensor, row in found.items()}
+
+    @cached_property
+    def _losses(self) -> dict[Memory, dict[str, dict[str, Loss]]]:
+        """By memory setting. Kept: a plan asks several times, and plans are solved again in an instant."""
+        cells: dict[Memory, dict[str, dict[str, list[Measurement]]]] = {}
+        for m in self.measurements:
+            tensors = cells.setdefault(m.memory, {spec.name: {} for spec in self.model.tensors})
+            tensors[m.tensor].setdefault(m.format, []).append(m)
+        return {
+            memory: {t: {f: summarise(ms) for f, ms in row.items()} for t, row in tensors.items()}
+            for memory, tensors in cells.items()
+        }
 
     def kl(self, memory: Memory) -> dict[str, dict[str, float]]:
         """Mean KL in nats per token by tensor name and format name, under a memory setting."""
@@ -190,6 +200,9 @@ class SensitivityTable:
         )
 
 
+_COLUMNS = tuple(field.name for field in fields(Measurement))
+
+
 def _row(measurement: Measurement) -> list[object]:
     # repr keeps inf, which JSON lacks
-    return [repr(value) for value in asdict(measurement).values()]
+    return [repr(getattr(measurement, name)) for name in _COLUMNS]

@@ -11,6 +11,7 @@ from qplan.mnn.engine import Engine
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.mnn.skeleton import folder_bytes
 from qplan.quantize import Int8Activations
+from qplan.sensitivity.metrics import TokenStats
 from qplan.sensitivity.rounding import Rounder
 from qplan.sensitivity.table import Memory
 from qplan.sensitivity.variants import StoredWeights, apply_formats
@@ -23,6 +24,7 @@ _TURNS = 3
 """Times that each ``dynamic_option`` is timed."""
 
 Say = Callable[[str], None]
+Keep = Callable[[Memory, TokenStats], None]
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ def measure_model(
     dynamic_option: DynamicOption = 0,
     beside: DynamicOption | None = None,
     speeds: Mapping[DynamicOption, Speed] | None = None,
+    keep: Keep | None = None,
 ) -> BuiltModel:
     """Run a built folder under both memory settings, and the same stored weights in torch.
 
@@ -68,6 +71,7 @@ def measure_model(
         dynamic_option: that the model ships with.
         beside: the other one, to be measured under memory low for comparison.
         speeds: what `speeds_by_turns` found, if it was asked before.
+        keep: given the losses of single tokens, prefill, with the option that the model ships with.
 
     Raises:
         ToolError: the engine failed.
@@ -86,7 +90,10 @@ def measure_model(
         say(f"{name}: memory {memory}" + (f", dynamic_option {option}" if memory == "low" and option else ""))
         runtime = RuntimeConfig(memory, threads=trial.threads, dynamic_option=option)
         with Engine(folder, runtime, context=loaded.card.context) as engine:
-            runs.append(EngineRun(memory, "prefill", accuracy_of(trial.reference.compare(engine.logits)), option))
+            stats = trial.reference.compare(engine.logits)
+            runs.append(EngineRun(memory, "prefill", accuracy_of(stats), option))
+            if keep is not None and option == dynamic_option:
+                keep(memory, stats)
             if memory == "low":
                 stepwise = trial.reference.compare(engine.logits_stepwise, trial.decode_rows)
                 runs.append(EngineRun(memory, "decode", accuracy_of(stepwise), option))

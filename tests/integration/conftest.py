@@ -13,6 +13,10 @@ from qplan.mnn.exporter import export_skeleton
 from qplan.mnn.writer import build_model
 from tests.integration.fault_corpus import FAULTS, make_corpus, write_graph_json
 from tests.integration.mnn_models import VOCABULARY, ExportedModel, save
+from tests.unit.cli.command import succeed
+from tests.unit.tiny_models import words
+
+ANALYZE = ("--samples", "4", "--seq-len", "64", "--batch-size", "2", "--formats", "fp16,int8,int6,int4")
 
 
 @pytest.fixture(scope="session")
@@ -103,3 +107,20 @@ def corpus(good: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> d
     for folder in good.values():
         write_graph_json(folder)
     return make_corpus(FAULTS, good, tmp_path_factory.mktemp("faults"))
+
+
+@pytest.fixture(scope="session")
+def analysed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A folder with ``text.txt`` and a finished analysis in ``run``, by the fixture of the model; made once each."""
+    made: dict[str, Path] = {}
+
+    def folder_of(model: str) -> Path:
+        if model not in made:
+            folder = tmp_path_factory.mktemp("work")
+            (folder / "text.txt").write_text(words(4000))
+            source: Path = request.getfixturevalue(model)
+            succeed("analyze", str(source), "--calib", "text.txt", "--run", "run", *ANALYZE, folder=folder)
+            made[model] = folder
+        return made[model]
+
+    return folder_of

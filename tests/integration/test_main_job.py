@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,36 +16,25 @@ from qplan.cost.device import DeviceProfile
 from qplan.planner.plan import Plan
 from qplan.sensitivity.table import SensitivityTable
 from qplan.verify.record import Verification
+from tests.integration.conftest import ANALYZE
 from tests.integration.mnn_models import VOCABULARY, save
-from tests.unit.cli.command import qplan
+from tests.unit.cli.command import qplan, succeed
 from tests.unit.docs.documented import DOCS, assert_documented, keys
 from tests.unit.report.prose import english_sentences
 from tests.unit.tiny_models import words
 
-ANALYZE = ("--samples", "4", "--seq-len", "64", "--batch-size", "2", "--formats", "fp16,int8,int6,int4")
-
-
-def succeed(*arguments: str, folder: Path) -> str:
-    done = qplan(*arguments, folder=folder)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
 
 @pytest.fixture(scope="module", params=["tied_model_dir", "untied_model_dir"])
-def work(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def work(request: pytest.FixtureRequest, analysed: Callable[[str], Path]) -> Path:
     """A folder with an analysed model; the untied one has rows of 172 weights."""
-    folder = tmp_path_factory.mktemp("work")
-    (folder / "text.txt").write_text(words(4000))
-    model: Path = request.getfixturevalue(request.param)
-    succeed("analyze", str(model), "--calib", "text.txt", "--run", "run", *ANALYZE, folder=folder)
-    return folder
+    return analysed(request.param)
 
 
 @pytest.mark.parametrize("budget", ["int8", "int4", "70%"])
 def test_a_plan_keeps_its_promises_on_the_engine(work: Path, budget: str) -> None:
     printed = succeed("emit", "--run", "run", "--budget", budget, "--tokens", "256", "--json", folder=work)
-    page = DOCS / "reference" / "json.md"
-    assert_documented(json.loads(printed), keys(page, "Every command") | keys(page, "qplan emit"))
+    keyed = DOCS / "reference" / "json.md"
+    assert_documented(json.loads(printed), keys(keyed, "Every command") | keys(keyed, "qplan emit"))
     out = work / "run" / budget.replace("%", "pct")
     plan, verification = Plan.read(out / "plan.json"), Verification.read(out / "verification.json")
     assert verification.passed

@@ -43,3 +43,10 @@ def qplan(*arguments: str, folder: Path, columns: int = 80) -> Done:
             code = end.code or 0
     assert isinstance(code, int)
     return Done(code, out.getvalue(), err.getvalue())
+
+
+def succeed(*arguments: str, folder: Path) -> str:
+    """Run a command that must succeed; what it printed."""
+    done = qplan(*arguments, folder=folder)
+    assert done.returncode == 0, done.stderr
+    return done.stdout

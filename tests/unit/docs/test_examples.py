@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,16 +49,14 @@ def test_there_are_examples_of_every_kind() -> None:
     assert used >= {"analyze", "emit", "frontier", "profile", "explain", "plan", "check", "ladder", "compat"}
 
 
-def test_the_code_of_the_jupyter_guide_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.parametrize("page", ["guides/jupyter.md", "reference/python.md"])
+def test_the_code_that_explores_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, table = Run(tmp_path / "qplan-runs" / "my-model"), make_table()
     table.write(run.sensitivity)
     make_plan(table, "int8", estimate_fixed(table.model)).write(run.budget("int8") / "plan.json")
     monkeypatch.chdir(tmp_path)
-    text = (DOCS / "guides" / "jupyter.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert len(blocks) == 2
-    for block in blocks:
-        exec(compile(block, "jupyter.md", "exec"), {})
-    assert len(capsys.readouterr().out.splitlines()) > 5
+    text = (DOCS / page).read_text(encoding="utf-8")
+    (block,) = [code for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "open_run" in code]
+    names: dict[str, Any] = {}
+    exec(compile(block, page, "exec"), names)
+    assert names["run"].folder.resolve() == run.folder

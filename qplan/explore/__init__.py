@@ -1,0 +1,12 @@
+"""What a notebook uses: a saved run as tidy frames, figures and plans that are solved again in an instant.
+
+Nothing here imports torch, transformers or MNN until a call needs the model itself, and says so.
+"""
+
+from qplan.explore.explained import Explained
+from qplan.explore.plan import PlanView
+from qplan.explore.run import Run, open_run
+from qplan.explore.table import SensitivityView
+from qplan.report.notation import number
+
+__all__ = ["Explained", "PlanView", "Run", "SensitivityView", "number", "open_run"]

@@ -1,0 +1,53 @@
+"""What was built from a plan, and what was kept of its measurements."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from qplan.errors import InputError
+from qplan.explore.plan import PlanView
+from qplan.verify.token_losses import FILE, TokenLosses
+
+
+def built_folder(view: PlanView) -> Path:
+    """The MNN model of a plan.
+
+    Raises:
+        InputError: it was not built; says how.
+    """
+    model = None if view.path is None else view.path.parent / "model"
+    if model is None or not model.is_dir():
+        how = (
+            "write it and run 'qplan emit --plan FILE'" if view.path is None else "run 'qplan emit' without --no-build"
+        )
+        msg = f"plan {view.name} has no built model; {how}"
+        raise InputError(msg)
+    return model
+
+
+def plan_tokens(view: PlanView) -> TokenLosses:
+    """Losses of single tokens that `qplan emit` measured with a plan's model.
+
+    Raises:
+        InputError: it kept none of this very plan: not built, changed since, or built by an older qplan.
+    """
+    path = built_folder(view).with_name(FILE)
+    remedy = f"run 'qplan emit --budget {view.plan.budget}' again"
+    if view.verification is None:
+        msg = f"{path.parent} was not built from this plan: it was made or edited since; {remedy}"
+        raise InputError(msg)
+    if not path.is_file():
+        msg = f"{path} does not exist: an older qplan built this plan; {remedy}"
+        raise InputError(msg)
+    found = TokenLosses.read(path)
+    if found.text_sha256 != view.verification.text_sha256:
+        msg = f"{path} is of another text than {path.parent}'s verification; {remedy}"
+        raise InputError(msg)
+    return found
+
+
+def uniform_tokens(view: PlanView, text_sha256: str) -> dict[str, TokenLosses]:
+    """The same of MNN's uniform exports on the same text, by name; those that were kept."""
+    paths = sorted(view.home.baselines.glob(f"*-{FILE}"))
+    found = [losses for losses in map(TokenLosses.read, paths) if losses.text_sha256 == text_sha256]
+    return {losses.model: losses for losses in found}

@@ -1,0 +1,84 @@
+"""What needs the model itself: imports torch and transformers, and is only imported by calls that say so."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from qplan.calibration import CalibrationSet
+from qplan.formats import QuantFormat
+from qplan.mnn.runtime import RuntimeConfig
+from qplan.model.load import LoadedModel
+from qplan.pipeline.fold import load_analysed
+from qplan.pipeline.layers import error_by_layer
+from qplan.pipeline.runs import Run as Home
+from qplan.planner.plan import Plan
+from qplan.quantize import IntTensor, rtn
+from qplan.quantize.methods import DATA_FREE
+from qplan.sensitivity.table import SensitivityTable
+
+
+@lru_cache(maxsize=1)
+def _model(folder: Path, sha256: str) -> LoadedModel:  # noqa: ARG001 - the key: a run that was analysed again
+    home = Home(folder)
+    return load_analysed(home, SensitivityTable.read(home.sensitivity).model, lambda _: None).loaded
+
+
+def load(home: Home, table: SensitivityTable) -> LoadedModel:
+    """The model that was analysed, in FP32; the last one is kept.
+
+    Raises:
+        StaleArtifactError: the model has changed since.
+    """
+    return _model(home.folder.resolve(), table.model.sha256)
+
+
+def loaded_weight(home: Home, table: SensitivityTable, tensor: str) -> NDArray[np.float32]:
+    """Weights ``[out_features, in_features]``."""
+    weight: NDArray[np.float32] = load(home, table).weight(tensor).detach().float().cpu().numpy()
+    return weight
+
+
+def rounded_grid(
+    home: Home, table: SensitivityTable, tensor: str, fmt: QuantFormat
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any] | None]:
+    """Codes, scales and zero points as rounding without data makes them; to nearest where the run's needed data."""
+    weight = load(home, table).weight(tensor).detach()
+    stored = DATA_FREE.get(table.conditions.rounding, rtn)(weight, fmt)
+    if not isinstance(stored, IntTensor):
+        msg = f"{fmt} has no grid"
+        raise TypeError(msg)
+    zero = None if stored.zero is None else stored.zero.cpu().numpy()
+    return stored.codes.cpu().numpy(), stored.scale.cpu().numpy(), zero
+
+
+def inputs_of(home: Home, table: SensitivityTable, tensor: str, tokens: int) -> NDArray[np.float32]:
+    """What a tensor multiplies: activations ``[tokens, in_features]`` in FP32 on the first calibration tokens."""
+    loaded, calibration = load(home, table), CalibrationSet.read(home.calibration)
+    rows = calibration.tokens[: max(1, -(-tokens // calibration.seq_len))]
+    seen: list[Tensor] = []
+
+    def keep(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        seen.append(args[0].detach().float().reshape(-1, args[0].shape[-1]).cpu())
+
+    hook = loaded.linear(tensor).register_forward_pre_hook(keep)
+    try:
+        for row in rows:
+            loaded.logits(torch.from_numpy(row[None]))
+    finally:
+        hook.remove()
+    found: NDArray[np.float32] = torch.cat(seen)[:tokens].numpy()
+    return found
+
+
+def errors_by_layer(home: Home, table: SensitivityTable, model: Path, plan: Plan, tokens: int) -> tuple[float, ...]:
+    """KL of what the head reads after 0, 1, ... all layers on the first held-out tokens; see `error_by_layer`."""
+    row = CalibrationSet.read(home.calibration).heldout[0]
+    runtime = RuntimeConfig(plan.memory, dynamic_option=plan.dynamic_option)
+    return error_by_layer(model, load(home, table), runtime, row[:tokens].tolist())

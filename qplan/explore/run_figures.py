@@ -1,0 +1,260 @@
+"""The figures of a run, as methods; each returns a matplotlib Figure and leaves pyplot's state alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from qplan.errors import InputError
+from qplan.explore.saved import checked_format, checked_tensor, under
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+
+    from qplan.explore.plan import PlanView
+    from qplan.explore.table import SensitivityView
+    from qplan.pipeline.runs import Run as Home
+    from qplan.planner.frontier import Frontier
+    from qplan.report.frontier import MeasuredModel
+    from qplan.verify.token_losses import TokenLosses
+
+
+class RunFigures:
+    """What a run can draw. matplotlib is imported by the first figure; losses are in nats per token."""
+
+    home: Home
+    table: SensitivityView
+    if TYPE_CHECKING:  # what the figures need of the run
+
+        @property
+        def _swept(self) -> tuple[Frontier, tuple[MeasuredModel, ...]]: ...
+
+        @property
+        def verification(self) -> pd.DataFrame:
+            """Of `qplan.explore.run.Run`."""
+
+        def plan(self, name: str = "int8") -> PlanView:
+            """Of `qplan.explore.run.Run`."""
+
+    def plot_losses(self, formats: str | Sequence[str] | None = None, *, memory: str | None = None) -> Figure:
+        """Heat maps, layers x tensors, of the loss of one tensor at a time; a colour means the same in every format.
+
+        Args:
+            formats: one, several, or None for the narrow integer formats of one block size.
+            memory: ``low`` or ``normal``; None for the run's.
+
+        Raises:
+            InputError: a format or memory setting that was not measured; says which were.
+        """
+        from qplan.explore.loss_figures import loss_heatmaps  # noqa: PLC0415
+
+        return loss_heatmaps(under(self.table.table, memory), formats)
+
+    def plot_ranking(self, fmt: str = "int4", *, top: int = 20, memory: str | None = None) -> Figure:
+        """The most sensitive tensors in a format with 95 % intervals; hollow marks are estimates from gradients.
+
+        Raises:
+            InputError: a format or memory setting that was not measured; says which were.
+        """
+        from qplan.explore.loss_figures import ranking  # noqa: PLC0415
+
+        return ranking(under(self.table.table, memory), fmt, top)
+
+    def plot_sqnr(self, formats: Sequence[str] | None = None, *, memory: str | None = None) -> Figure:
+        """Loss of the model over the SQNR of the tensor's own output in dB, a point per tensor and format.
+
+        Raises:
+            InputError: a format or memory setting that was not measured; says which were.
+        """
+        from qplan.explore.loss_figures import loss_against_sqnr  # noqa: PLC0415
+
+        return loss_against_sqnr(under(self.table.table, memory), formats)
+
+    def plot_frontier(self) -> Figure:
+        """KL over file size in MB: plans, their knees, uniform models, and what the engine measured."""
+        from qplan.report.frontier import frontier_figure  # noqa: PLC0415
+
+        frontier, measured = self._swept
+        return frontier_figure(self.table.table, frontier, measured)
+
+    def plot_predictions(self) -> Figure:
+        """Predicted against measured KL of every model that was built, on logarithmic axes.
+
+        Raises:
+            InputError: nothing was built yet.
+        """
+        from qplan.explore.plan_figures import predictions  # noqa: PLC0415
+
+        frame = self.verification
+        if frame.empty:
+            msg = f"{self.home.folder} holds nothing measured on the engine; run 'qplan emit' without --no-build"
+            raise InputError(msg)
+        return predictions(frame)
+
+    def weights(self, tensor: str) -> NDArray[np.float32]:
+        """Weights ``[out_features, in_features]`` of a tensor of the analysed model, read without torch where possible.
+
+        Raises:
+            InputError: no such tensor, or the model is not there any more.
+        """
+        from qplan.explore.stored import read_weight  # noqa: PLC0415
+
+        table = self.table.table
+        return read_weight(self.home, table, checked_tensor(table, tensor))
+
+    def plot_weights(self, tensor: str, fmt: str = "int4") -> Figure:
+        """Histogram of a tensor's weights with the grids that a format rounds them to.
+
+        Reads what the run stores; imports torch where it stored no integers (``--rounding rtn``).
+
+        Args:
+            tensor: name, or a pattern that matches one, e.g. ``0.mlp.down_proj``.
+            fmt: an integer format that was measured for it.
+
+        Raises:
+            InputError: no such tensor, or a format without a grid; says what there is.
+        """
+        from qplan.explore.stored import read_grid, read_weight  # noqa: PLC0415
+        from qplan.explore.tensor_figures import weight_histogram  # noqa: PLC0415
+
+        table = self.table.table
+        name = checked_tensor(table, tensor)
+        grid = read_grid(self.home, table, name, checked_format(table, name, fmt))
+        return weight_histogram(name, read_weight(self.home, table, name), grid)
+
+    def plot_activations(self, tensor: str, *, tokens: int = 2048) -> Figure:
+        """Histogram of what a tensor multiplies, with the int8 grid that MNN rounds it to under memory low.
+
+        Runs the model in FP32 over the first calibration tokens: imports torch and transformers.
+
+        Args:
+            tensor: name, or a pattern that matches one.
+            tokens: at most this many.
+
+        Raises:
+            InputError: no such tensor, or the model is not there any more.
+            StaleArtifactError: the model has changed since.
+        """
+        from qplan.explore.loaded import inputs_of  # noqa: PLC0415 - torch
+        from qplan.explore.tensor_figures import activation_histogram  # noqa: PLC0415
+
+        table = self.table.table
+        name = checked_tensor(table, tensor)
+        return activation_histogram(name, inputs_of(self.home, table, name, tokens))
+
+    def plot_channels(self, tensor: str) -> Figure:
+        """Root mean square of every input feature of a tensor, from the moments that the run keeps; no model is loaded.
+
+        Raises:
+            InputError: no such tensor, or the run keeps no moments.
+        """
+        from qplan.explore.stored import channel_rms  # noqa: PLC0415
+        from qplan.explore.tensor_figures import channel_profile  # noqa: PLC0415
+
+        table = self.table.table
+        name = checked_tensor(table, tensor)
+        return channel_profile(name, channel_rms(self.home, table, name))
+
+    def token_losses(self, budget: str = "int8") -> TokenLosses:
+        """KL to FP32 at every token of the text that a budget's model was judged on, as `qplan emit` measured it.
+
+        Raises:
+            InputError: no such plan, or it was built by a qplan that kept none.
+        """
+        from qplan.explore.built import plan_tokens  # noqa: PLC0415
+
+        return plan_tokens(self.plan(budget))
+
+    def tokens(self, budget: str = "int8") -> pd.DataFrame:
+        """KL at every token of the text that a budget's model was judged on, one row per token.
+
+        Columns: ``sequence, position, before`` (the text up to the token), ``token``, and the KL of the distribution of
+        the token that follows, by memory setting: ``normal_nats, low_nats``.
+
+        Raises:
+            InputError: no such plan, or it was built by a qplan that kept none.
+        """
+        from qplan.explore.studies import token_frame  # noqa: PLC0415
+
+        return token_frame(self.token_losses(budget))
+
+    def plot_tokens(
+        self,
+        budget: str = "int8",
+        *,
+        row: int | None = None,
+        first: int | None = None,
+        count: int = 64,
+        memory: str | None = None,
+    ) -> Figure:
+        """KL to FP32 along a text, of a budget's model and of MNN's uniform exports, with the text below.
+
+        Args:
+            budget: of this run.
+            row: sequence of the text; None for the one that holds the token that loses most.
+            first: first token to show; None for a place around that token.
+            count: how many tokens.
+            memory: ``low`` or ``normal``; None for the plan's.
+
+        Raises:
+            InputError: no such plan, nothing kept, or a place outside of the text; says how long it is.
+        """
+        from qplan.explore.built import plan_tokens, uniform_tokens  # noqa: PLC0415
+        from qplan.explore.plan_figures import tokens_along_text  # noqa: PLC0415
+
+        view = self.plan(budget)
+        own = plan_tokens(view)
+        setting = memory or view.plan.memory
+        if setting not in own.kl_nats:
+            msg = f"memory {setting!r} was not measured; this plan has {', '.join(own.kl_nats)}"
+            raise InputError(msg)
+        losses = own.kl_nats[setting]
+        rows, length = losses.shape
+        sequence = int(losses.max(axis=1).argmax()) if row is None else row
+        if not 0 <= sequence < rows:
+            msg = f"row {sequence}: the text has sequences 0 to {rows - 1}"
+            raise InputError(msg)
+        count = min(count, length)
+        start = max(0, min(int(losses[sequence].argmax()) - count // 2, length - count)) if first is None else first
+        if not 0 <= start < length:
+            msg = f"first {start}: a sequence has tokens 0 to {length - 1}"
+            raise InputError(msg)
+        others = uniform_tokens(view, own.text_sha256)
+        shown = {name: o.kl_nats[setting] for name, o in others.items() if name != "fp16" and setting in o.kl_nats}
+        return tokens_along_text(own, shown, setting, row=sequence, first=start, count=count)
+
+    def error_by_layer(self, budget: str = "int8", *, tokens: int = 64) -> pd.DataFrame:
+        """Where the error of a built model enters: KL of what the head reads after 0, 1, ... all layers.
+
+        Runs the model in torch, and the built one on the engine once per layer. The head's own rounding is in every
+        value.
+
+        Args:
+            budget: of this run.
+            tokens: of the first held-out sequence.
+
+        Returns:
+            One row per depth: ``model`` (the budget), ``layers`` (how many ran), ``kl_nats`` (mean per token, to FP32
+            read at the same depth, under the plan's memory setting).
+
+        Raises:
+            InputError: no such plan, or it was not built.
+            ToolError: the engine or the converter failed.
+        """
+        import pandas as pd  # noqa: PLC0415
+
+        from qplan.explore.built import built_folder  # noqa: PLC0415
+        from qplan.explore.loaded import errors_by_layer  # noqa: PLC0415 - torch
+
+        view = self.plan(budget)
+        found = errors_by_layer(self.home, self.table.table, built_folder(view), view.plan, tokens)
+        return pd.DataFrame({"model": view.name, "layers": range(len(found)), "kl_nats": found})
+
+    def plot_layers(self, errors: pd.DataFrame) -> Figure:
+        """Draw what `error_by_layer` found, of one budget or of several, concatenated."""
+        from qplan.explore.plan_figures import layers_figure  # noqa: PLC0415
+
+        return layers_figure(errors, "Where the error enters: what the head reads at each depth")

@@ -1,0 +1,121 @@
+"""Plans solved on the spot from a run's table: what `qplan emit` plans before it measures whole models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from qplan.cost.file_bytes import FixedBytes
+from qplan.cost.target import find_target
+from qplan.errors import InfeasibleError, InputError
+from qplan.explore.saved import short, uniform_fixed_bytes
+from qplan.formats import QuantFormat
+from qplan.pipeline.runs import Run as Home
+from qplan.pipeline.wanted import Objective, Wanted
+from qplan.planner.ceiling import Ceiling
+from qplan.planner.limits import ResourceLimit
+from qplan.planner.metric import Metric
+from qplan.planner.plan import Plan
+from qplan.planner.planning import Rules, make_plan
+from qplan.sensitivity.table import SensitivityTable
+
+OBJECTIVES: tuple[Objective, ...] = ("loss", "smallest", "fastest")
+
+Formats = Mapping[str, str | QuantFormat]
+"""Format by pattern on tensor names."""
+
+
+def rules_from(
+    *,
+    pins: Formats | None = None,
+    min_bits: Mapping[str, int] | None = None,
+    logits_bits: int = 8,
+    groups: Sequence[str] = (),
+    fused: bool = False,
+    metric: str = "kl",
+    target: str = "cpu-x86",
+) -> Rules:
+    """Rules as the planner takes them; see `qplan.explore.run.Run.solve`.
+
+    Raises:
+        InputError: a format, metric or target that is not known; says what is.
+    """
+    if metric not in set(Metric):
+        msg = f"metric {metric!r} is unknown; use one of {', '.join(Metric)}"
+        raise InputError(msg)
+    if logits_bits < 0:
+        msg = f"logits_bits {logits_bits}: must be 0 (no rule) or a width"
+        raise InputError(msg)
+    given = {pattern: QuantFormat.parse(str(fmt)) for pattern, fmt in (pins or {}).items()}
+    return Rules(
+        logits_bits=logits_bits,
+        pins=given,
+        min_bits=dict(min_bits or {}),
+        metric=Metric(metric),
+        group_patterns=tuple(groups),
+        fused=fused,
+        target=find_target(target),
+    )
+
+
+def budget_texts(budget: str | int | Sequence[str] | None) -> tuple[str, ...]:
+    """Budgets as the planner reads them; whole numbers are bytes."""
+    if budget is None:
+        return ()
+    if isinstance(budget, int):
+        return (f"{budget}B",)
+    return tuple(part for text in ([budget] if isinstance(budget, str) else budget) for part in text.split(","))
+
+
+def checked_objective(objective: str) -> Objective:
+    """One of the objectives.
+
+    Raises:
+        InputError: another word.
+    """
+    found = next((known for known in OBJECTIVES if known == objective), None)
+    if found is None:
+        msg = f"objective {objective!r} is unknown; use one of {', '.join(OBJECTIVES)}"
+        raise InputError(msg)
+    return found
+
+
+def name_of(wanted: Wanted, memory: str | None) -> str:
+    """A plan's name for people: its budgets and limits, and what rules were not the usual ones."""
+    rules, usual = wanted.rules, Rules()
+    parts = [wanted.label or "any size"]
+    parts += [f"memory {memory}"] if memory is not None else []
+    if rules.logits_bits != usual.logits_bits:
+        parts.append(f"head at least {rules.logits_bits} bits" if rules.logits_bits else "no logits rule")
+    parts += [f"{short(pattern)} = {fmt}" for pattern, fmt in rules.pins.items()]
+    parts += [f"{short(pattern)} at least {bits} bits" for pattern, bits in rules.min_bits.items()]
+    parts += [f"groups {' '.join(rules.group_patterns)}"] if rules.group_patterns else []
+    parts += ["fused groups"] if rules.fused else []
+    parts += [f"metric {rules.metric.value}"] if rules.metric is not usual.metric else []
+    return ", ".join(parts)
+
+
+def solved(home: Home, table: SensitivityTable, fixed: FixedBytes, wanted: Wanted) -> Plan:
+    """The best plan under a table's memory setting.
+
+    Budgets such as ``int8`` mean the bytes of the unfolded uniform export, as for `qplan emit`, and those of the folded
+    one where nothing fits.
+
+    Raises:
+        InputError: a budget, limit or pattern that is not understood, or no device profile where one is needed.
+        InfeasibleError: no plan fits; names the nearest value.
+    """
+    limits: list[Ceiling | ResourceLimit] = [*wanted.limits(table, home), *wanted.loss_ceilings(table)]
+    minimise = wanted.minimise(table, home)
+
+    def solve(rules: Rules) -> Plan:
+        return make_plan(table, wanted.budgets, fixed, rules=rules, ceilings=limits, minimise=minimise)
+
+    uniform_fixed = uniform_fixed_bytes(home, fixed)
+    if uniform_fixed is not None:
+        try:
+            return solve(replace(wanted.rules, uniform_fixed=uniform_fixed))
+        except InfeasibleError:
+            if not wanted.budgets:
+                raise
+    return solve(wanted.rules)

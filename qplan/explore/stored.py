@@ -1,0 +1,160 @@
+"""Weights and quantised tensors as a run stores them, read with numpy; torch is only asked where a file lacks one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qplan.errors import InputError
+from qplan.explore.saved import fold_source
+from qplan.formats import QuantFormat
+from qplan.pipeline.runs import Run as Home
+from qplan.sensitivity.table import SensitivityTable
+from qplan.tensors import TensorSpec
+
+Weights = NDArray[np.float32]
+"""``[out_features, in_features]``."""
+
+_NUMPY = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "U8": np.uint8}
+
+
+@dataclass(frozen=True, eq=False)
+class StoredGrid:
+    """A tensor's integers and the grid that they lie on, block by block."""
+
+    format: QuantFormat
+    codes: NDArray[np.int16]
+    """Signed integers ``[out_features, blocks, block]``, from ``-2^(bits-1)``."""
+    scale: NDArray[np.float32]
+    """``[out_features, blocks]``: distance of two neighbouring values of the grid, in the weights' units."""
+    zero: NDArray[np.float32]
+    """``[out_features, blocks]``: the value of integer 0."""
+
+    @property
+    def dequantized(self) -> Weights:
+        """``[out_features, in_features]``: what the engine computes with."""
+        blocks = self.codes * self.scale[..., None] + self.zero[..., None]
+        return blocks.astype(np.float32).reshape(len(self.codes), -1)
+
+    def steps(self, weight: Weights) -> NDArray[np.float32]:
+        """Weights in steps of their block's grid ``[out_features, blocks, block]``: whole numbers lose nothing.
+
+        Blocks without a scale, all of whose weights are one value, are 0.
+        """
+        scale, zero = self.scale[..., None], self.zero[..., None]
+        shifted = weight.reshape(self.codes.shape) - zero
+        found: NDArray[np.float32] = np.divide(shifted, scale, out=np.zeros_like(shifted), where=scale > 0)
+        return found
+
+
+def read_weight(home: Home, table: SensitivityTable, tensor: str) -> Weights:
+    """A tensor's weights in float32, from the analysed model's safetensors.
+
+    Where no file holds the tensor under its own name (parts of fused matrices, models on the hub), the model is loaded,
+    which imports torch.
+
+    Raises:
+        InputError: the model is not there any more.
+    """
+    spec = table.model.tensor(tensor)
+    found = _from_files(fold_source(home, table), spec)
+    if found is not None:
+        return found
+    from qplan.explore.loaded import loaded_weight  # noqa: PLC0415 - torch
+
+    return loaded_weight(home, table, tensor)
+
+
+def read_grid(home: Home, table: SensitivityTable, tensor: str, fmt: QuantFormat) -> StoredGrid:
+    """A tensor's integers in a format: those that were measured and that a build would ship.
+
+    Integers that the run did not keep (rounding to nearest) are made again, which imports torch.
+
+    Raises:
+        InputError: a float format, which has no grid, or a model that is not there any more.
+    """
+    if fmt.is_float:
+        msg = f"{fmt} has no grid: its values are floats; choose an integer format of {tensor}"
+        raise InputError(msg)
+    spec, rounding = table.model.tensor(tensor), table.conditions.rounding
+    for path in sorted(home.rounding.glob(f"tensors-*/{tensor}.{fmt.name}.safetensors")):
+        parts, metadata = _read_safetensors(path, None)
+        if metadata.get("model") == table.model.sha256 and metadata.get("rounding") == rounding:
+            return _grid(spec, fmt, parts["codes"], parts["scale"], parts.get("zero"))
+    from qplan.explore.loaded import rounded_grid  # noqa: PLC0415 - torch
+
+    return _grid(spec, fmt, *rounded_grid(home, table, tensor, fmt))
+
+
+def channel_rms(home: Home, table: SensitivityTable, tensor: str) -> NDArray[np.float64]:
+    """Root mean square of every input feature of a tensor on the fit text ``[in_features]``, in activation units.
+
+    From the second moments that rounding was fitted to. Those of a head tied to the embedding also hold its lookups.
+
+    Raises:
+        InputError: the run keeps no moments: it was rounded without data.
+    """
+    for index in sorted(home.rounding.glob("fit-*/index.json")):
+        record = json.loads(index.read_text(encoding="utf-8"))
+        if record["inputs"]["model"] == table.model.sha256 and tensor in record["key_of"]:
+            parts, _ = _read_safetensors(index.with_name(f"{record['key_of'][tensor]}.safetensors"), {"moments"})
+            return np.sqrt(np.diagonal(parts["moments"]).astype(np.float64))
+    msg = f"{home.folder} keeps no moments of {tensor}: rounding {table.conditions.rounding!r} needs none"
+    raise InputError(msg)
+
+
+def _grid(
+    spec: TensorSpec, fmt: QuantFormat, codes: NDArray[Any], scale: NDArray[Any], zero: NDArray[Any] | None
+) -> StoredGrid:
+    signed = codes.astype(np.int16) - (1 << (fmt.bits - 1))
+    blocks = signed.reshape(spec.out_features, scale.shape[1], -1)
+    return StoredGrid(fmt, blocks, scale, np.zeros_like(scale) if zero is None else zero)
+
+
+def _from_files(folder: Path, spec: TensorSpec) -> Weights | None:
+    shape = (spec.out_features, spec.in_features)
+    for path in sorted(folder.glob("*.safetensors")) if folder.is_dir() else ():
+        header = _header(path)[0]
+        name = f"{spec.name}.weight"
+        if name not in header and spec.tied:
+            # the head is stored once, as the embedding
+            name = next((key for key in header if "embed" in key and tuple(header[key]["shape"]) == shape), name)
+        if name in header and tuple(header[name]["shape"]) == shape:
+            parts, _ = _read_safetensors(path, {name})
+            return parts[name].astype(np.float32)
+    return None
+
+
+def _header(path: Path) -> tuple[dict[str, Any], int]:
+    """Header of a safetensors file, and where its data begins."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header: dict[str, Any] = json.loads(file.read(size))
+    return header, 8 + size
+
+
+def _read_safetensors(path: Path, names: set[str] | None) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
+    """Arrays of a safetensors file, all or the named ones, and its metadata.
+
+    numpy knows no bfloat16, which safetensors' own reader refuses: halves of floats are widened here.
+    """
+    header, start = _header(path)
+    metadata = header.pop("__metadata__", {})
+    data = np.memmap(path, np.uint8, "r")
+    found = {}
+    for name, entry in header.items():
+        if names is not None and name not in names:
+            continue
+        first, last = entry["data_offsets"]
+        raw = np.array(data[start + first : start + last])
+        if entry["dtype"] == "BF16":
+            array = (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+        else:
+            array = raw.view(_NUMPY[entry["dtype"]])
+        found[name] = array.reshape(entry["shape"])
+    return found, metadata

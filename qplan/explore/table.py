@@ -1,0 +1,130 @@
+"""The sensitivity table of a run, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from qplan.explore import html
+from qplan.explore.frames import sensitivity_frame
+from qplan.explore.saved import under
+from qplan.report import notation
+from qplan.report.grid import LossTable, loss_table
+from qplan.sensitivity.table import SensitivityTable
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True, eq=False)
+class SensitivityView:
+    """What every format costs in every tensor, under one of MNN's memory settings.
+
+    Losses are mean KL(FP32 || variant) at the logits, in nats per token, with one tensor changed at a time.
+    """
+
+    table: SensitivityTable
+    """As `qplan analyze` wrote it."""
+
+    @property
+    def memory(self) -> str:
+        """MNN's setting that figures and plans of this view are for: ``low`` computes with int8 activations."""
+        return self.table.goal
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """Formats that were asked for and what odd widths made of them, widest first."""
+        return self.losses.formats
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """Hugging Face names in order of execution, the head last."""
+        return tuple(spec.name for spec in self.table.model.tensors)
+
+    @cached_property
+    def frame(self) -> pd.DataFrame:
+        """One row per tensor, format and memory setting; see `qplan.explore.frames.sensitivity_frame` for columns."""
+        return sensitivity_frame(self.table)
+
+    @cached_property
+    def losses(self) -> LossTable:
+        """Losses by tensor and by format as asked for, for tables and heat maps."""
+        return loss_table(self.table)
+
+    def under(self, memory: str) -> SensitivityView:
+        """The same table seen under another memory setting, ``low`` or ``normal``.
+
+        Raises:
+            InputError: it was not measured.
+        """
+        return SensitivityView(under(self.table, memory))
+
+    def wide(self) -> pd.DataFrame:
+        """Losses in nats per token under this memory setting: tensors down, formats across, widest first."""
+        rows = {name: {fmt: cell.kl_nats for fmt, cell in row.items()} for name, row in self.losses.losses.items()}
+        return pd.DataFrame.from_dict(rows, orient="index").reindex(columns=list(self.formats)).rename_axis("tensor")
+
+    def plot(self, formats: str | Sequence[str] | None = None) -> Figure:
+        """Heat maps layers x tensors of the loss in formats, nats per token; see `loss_heatmaps`.
+
+        Raises:
+            InputError: a format that was not measured.
+        """
+        from qplan.explore.loss_figures import loss_heatmaps  # noqa: PLC0415 - matplotlib
+
+        return loss_heatmaps(self.table, formats)
+
+    def _title(self) -> tuple[str, list[str]]:
+        table, conditions = self.table, self.table.conditions
+        count = len(table.model.tensors)
+        title = f"Sensitivity of {notation.model_name(table.model.source)}: {count} tensors, memory {table.goal}"
+        tokens = conditions.samples * conditions.seq_len
+        return title, [
+            f"{tokens:,} tokens of {conditions.calibration}; mode {conditions.mode}, rounding {conditions.rounding}",
+            "losses are mean KL to FP32 in nats per token, with one tensor changed at a time",
+        ]
+
+    def _rows(self) -> tuple[list[str], list[list[str]]]:
+        head = [
+            "format",
+            "tensors",
+            "sum, nats",
+            "mean SQNR, dB",
+            "most sensitive tensor",
+            "its loss, nats",
+            "measured",
+        ]
+        rows = []
+        for fmt in self.formats:
+            cells = {name: row[fmt] for name, row in self.losses.losses.items() if fmt in row}
+            worst = max(cells, key=lambda name: cells[name].kl_nats)
+            finite = [cell.sqnr_db for cell in cells.values() if cell.sqnr_db < float("inf")]
+            rows.append(
+                [
+                    fmt,
+                    str(len(cells)),
+                    notation.loss(sum(cell.kl_nats for cell in cells.values())),
+                    notation.decibel(sum(finite) / len(finite) if finite else float("inf")),
+                    worst,
+                    notation.loss(cells[worst].kl_nats),
+                    notation.percent(sum(cell.source == "measured" for cell in cells.values()) / len(cells)),
+                ]
+            )
+        return head, rows
+
+    def __repr__(self) -> str:
+        """Say what was measured and what formats cost."""
+        title, lines = self._title()
+        return "\n".join([title, *lines, html.text_table(*self._rows())])
+
+    def _repr_html_(self) -> str:
+        title, lines = self._title()
+        return html.card(title, lines, html.rows_table(*self._rows()))
+
+    def _repr_markdown_(self) -> str:
+        title, lines = self._title()
+        return "\n\n".join([f"**{title}**", "; ".join(lines), html.markdown_table(*self._rows())])
