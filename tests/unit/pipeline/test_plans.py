@@ -100,7 +100,7 @@ def test_commands_that_look_at_plans(
     monkeypatch.chdir(run.folder.parent.parent)
     where = ("--run", str(run.folder))
     sweep = qplan(capsys, monkeypatch, "frontier", "--points", "8", *where)
-    assert re.search(r"int8 +int8 *$", sweep, re.MULTILINE)
+    assert re.search(r"int8 +uniform int8 *$", sweep, re.MULTILINE)
     assert "frontier.png" in sweep
     overview = qplan(capsys, monkeypatch, "explain", "int4", *where)
     assert "0.mlp.down_proj" in overview
