@@ -47,7 +47,8 @@ def write_page(results: Mapping[str, Any], path: Path) -> None:
         for memory in ("low", "normal"):
             lines += _shipped([row for row in result["shipped"] if row["memory"] == memory], memory)
         for memory in ("low", "normal"):
-            lines += _rivals([row for row in result["rivals"] if row["memory"] == memory], memory)
+            rows = [row for row in result["rivals"] if row["memory"] == memory]
+            lines += _rivals(rows, memory) if rows else ()
         for peer, error in result["failures"].items():
             lines.append(f"{peer} is missing:\n\n```text\n{error}\n```\n")
     path.write_text("\n".join(lines), encoding="utf-8")

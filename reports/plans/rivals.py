@@ -123,11 +123,13 @@ class Bench:
         return table.predict_joint(plan.solver.bound_nats) / table.predict_joint(theirs)
 
 
-def rivals(study: Study, original: LoadedModel, cases: list[Case]) -> Iterator[Rival]:
-    """All cases under both memory settings."""
+def rivals(
+    study: Study, original: LoadedModel, cases: list[Case], memories: tuple[Memory, ...] = MEMORIES
+) -> Iterator[Rival]:
+    """All cases under some memory settings."""
     different = {key_of(case.formats): case for case in cases}
     with reference_logits(original, study.tokens(original).numpy()) as reference:
-        for memory in MEMORIES:
+        for memory in memories:
             benches: dict[Kind, Bench] = {kind: Bench.of(study, original, memory, kind) for kind in KINDS}
             for case in different.values():
                 yield _rival(case, memory, benches, reference)

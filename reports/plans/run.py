@@ -26,7 +26,7 @@ from reports.peers.scorers import SCORERS
 from reports.plans.page import write_page
 from reports.plans.rivals import rivals
 from reports.plans.shipped import shipped
-from reports.plans.study import DEMO, SAMPLES, SEQ_LEN, Study
+from reports.plans.study import DEMO, MEMORIES, SAMPLES, SEQ_LEN, Study
 
 HOME = Path(__file__).parent
 
@@ -43,8 +43,8 @@ def benchmark(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "judged": {"text": Path(options.text).name, "tokens": options.judged * SEQ_LEN},
         "engine": versions()["MNN"],
         "failures": failures,
-        "rivals": [asdict(row) for row in rivals(study, loaded, cases_of(bench, answers))],
         "shipped": [asdict(row) for row in shipped(study, loaded)],
+        "rivals": [asdict(row) for row in rivals(study, loaded, cases_of(bench, answers), options.peer_memories)],
     }
 
 
@@ -65,6 +65,12 @@ def parse() -> argparse.Namespace:
         type=lambda text: tuple(text.split(",")),
         default=tuple(scorer.name for scorer in SCORERS),
         help="the peers' ways of scoring",
+    )
+    parser.add_argument(
+        "--peer-memories",
+        type=lambda text: tuple(text.split(",")),
+        default=MEMORIES,
+        help="memory settings under which the peers are compared",
     )
     parser.add_argument(
         "--environments", type=Path, default=Path.home() / ".cache" / "qplan-peers", help="where peers are installed"
