@@ -175,6 +175,7 @@ def run_fold(
         The folded model as it lies in the run folder, or ``loaded``; and a note for the table.
 
     Raises:
+        StaleArtifactError: the run folds from other inputs; its folded model is left alone.
         MeasurementError: the folded model is another function, or the model cannot be differentiated.
     """
     inputs = {
@@ -185,10 +186,10 @@ def run_fold(
         "dynamic_option": str(dynamic_option),
         "rounding": rounding,
     }
-    if run.fold.is_file() and read_json(run.fold, KIND, SCHEMA)["inputs"] == inputs:
+    if run.fold.is_file():
+        _check_inputs(run, inputs)
         record = FoldRecord.read(run.fold)
     else:
-        run.fold.unlink(missing_ok=True)
         record = _decide(
             run,
             loaded,
@@ -204,6 +205,23 @@ def run_fold(
     if record.folded_sha256 is None:
         return loaded, record.note
     return _load_folded(run, record, device), record.note
+
+
+def _check_inputs(run: Run, inputs: Mapping[str, str]) -> None:
+    """Refuse to fold anew what a finished table may stand on.
+
+    Raises:
+        StaleArtifactError: names what changed.
+    """
+    found = read_json(run.fold, KIND, SCHEMA)["inputs"]
+    words = {"model": "the model", "fit": "the text that rounding fits to", "judge": "the calibration text"}
+    changes = [words.get(key, key) for key, value in inputs.items() if found.get(key) != value]
+    if changes:
+        msg = (
+            f"{run.fold} was made from other inputs, changed: {', '.join(changes)}. To go on, use another folder "
+            "(--run DIR) or start over (--restart)"
+        )
+        raise StaleArtifactError(msg)
 
 
 def fitted_scales(

@@ -164,11 +164,16 @@ def test_a_budget_below_the_smallest_plan_names_it(work: Path) -> None:
 
 def test_another_calibration_is_refused_and_restart_accepts_it(work: Path) -> None:
     table = SensitivityTable.read(work / "run" / "sensitivity.parquet")
+    before = {path: path.read_bytes() for path in (work / "run").rglob("*.safetensors")}
+    fold = (work / "run" / "fold.json").read_bytes()
     (work / "other.txt").write_text(words(4000, seed=1))
     other = ("analyze", table.model.source, "--calib", "other.txt", "--run", "run", *ANALYZE)
     refused = qplan(*other, folder=work)
     assert refused.returncode == 4
     assert "--restart" in refused.stderr
+    # what the finished table stands on is still there
+    assert {path: path.read_bytes() for path in (work / "run").rglob("*.safetensors")} == before
+    assert (work / "run" / "fold.json").read_bytes() == fold
     assert SensitivityTable.read(work / "run" / "sensitivity.parquet").sha256 == table.sha256
 
 
