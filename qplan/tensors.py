@@ -13,6 +13,9 @@ class Role(StrEnum):
 
     ATTENTION = "attention"
     MLP = "mlp"
+    ROUTER = "router"
+    """Chooses the experts of a token: rounding it changes which weights a token meets, not how exact they are."""
+    EXPERT = "expert"
     HEAD = "head"
     """The matrix that makes the logits; also the embedding where the two are tied."""
 
