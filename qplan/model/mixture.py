@@ -142,8 +142,7 @@ def _stacked(parts: Mapping[int, Tensor]) -> Tensor:
 
 def _split(block: Any) -> MixtureOfExperts:  # noqa: ANN401 - a Hugging Face module
     router, stacked = block.gate, block.experts
-    gate = nn.Linear(0, 0, bias=False, device="meta")
-    gate.out_features, gate.in_features = router.weight.shape
+    gate = nn.Linear(router.weight.shape[1], router.weight.shape[0], bias=False, device="meta")
     gate.weight = nn.Parameter(router.weight.data, requires_grad=False)
     experts = [
         Expert(gate_up, down, stacked.act_fn)

@@ -31,6 +31,8 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
     StableLmConfig,
     StableLmForCausalLM,
 )
@@ -76,6 +78,12 @@ def _phi3() -> PreTrainedModel:
     return Phi3ForCausalLM(Phi3Config(**_SIZES, tie_word_embeddings=False))
 
 
+def _qwen3_moe() -> PreTrainedModel:
+    """A dense layer, then two with five experts."""
+    experts = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "norm_topk_prob": True}
+    return Qwen3MoeForCausalLM(Qwen3MoeConfig(**_SIZES, **experts, head_dim=32, mlp_only_layers=[0]))
+
+
 def _stablelm(*, parallel: bool) -> PreTrainedModel:
     return StableLmForCausalLM(
         StableLmConfig(**_SIZES, use_parallel_residual=parallel, use_qkv_bias=True, tie_word_embeddings=False)
@@ -95,6 +103,7 @@ EVERY_BUILDER: dict[str, Callable[[], PreTrainedModel]] = BUILDERS | {
     "hunyuan_v1_dense": lambda: HunYuanDenseV1ForCausalLM(HunYuanDenseV1Config(**_SIZES, head_dim=16)),
     "mistral": lambda: MistralForCausalLM(MistralConfig(**_SIZES, head_dim=32, sliding_window=None)),
     "phi": lambda: PhiForCausalLM(PhiConfig(**_SIZES, qk_layernorm=True, tie_word_embeddings=False)),
+    "qwen3_moe": _qwen3_moe,
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**_SIZES, head_dim=32, tie_word_embeddings=True)),
     "stablelm": lambda: _stablelm(parallel=False),
     "stablelm, parallel": lambda: _stablelm(parallel=True),
