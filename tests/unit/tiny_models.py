@@ -79,9 +79,10 @@ def _phi3() -> PreTrainedModel:
 
 
 def _qwen3_moe() -> PreTrainedModel:
-    """A dense layer, then two with five experts."""
-    experts = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "norm_topk_prob": True}
-    return Qwen3MoeForCausalLM(Qwen3MoeConfig(**_SIZES, **experts, head_dim=32, mlp_only_layers=[0]))
+    """A dense layer, then one with four experts."""
+    sizes = {"num_hidden_layers": 2, "mlp_only_layers": [0], "head_dim": 32, "tie_word_embeddings": False}
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "norm_topk_prob": True}
+    return Qwen3MoeForCausalLM(Qwen3MoeConfig(**(_SIZES | sizes | experts)))
 
 
 def _stablelm(*, parallel: bool) -> PreTrainedModel:
@@ -95,6 +96,7 @@ BUILDERS: dict[str, Callable[[], PreTrainedModel]] = {
     "llama": _llama,
     "gemma2": _gemma2,
     "phi3": _phi3,
+    "qwen3_moe": _qwen3_moe,
 }
 
 EVERY_BUILDER: dict[str, Callable[[], PreTrainedModel]] = BUILDERS | {
@@ -103,7 +105,6 @@ EVERY_BUILDER: dict[str, Callable[[], PreTrainedModel]] = BUILDERS | {
     "hunyuan_v1_dense": lambda: HunYuanDenseV1ForCausalLM(HunYuanDenseV1Config(**_SIZES, head_dim=16)),
     "mistral": lambda: MistralForCausalLM(MistralConfig(**_SIZES, head_dim=32, sliding_window=None)),
     "phi": lambda: PhiForCausalLM(PhiConfig(**_SIZES, qk_layernorm=True, tie_word_embeddings=False)),
-    "qwen3_moe": _qwen3_moe,
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**_SIZES, head_dim=32, tie_word_embeddings=True)),
     "stablelm": lambda: _stablelm(parallel=False),
     "stablelm, parallel": lambda: _stablelm(parallel=True),
