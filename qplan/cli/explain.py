@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from qplan.planner.explain import Alternative, Explanation
 
 _MB = 1e6
+_SHOWN = 8
+"""Tensors that share a format and are named."""
 
 
 def command(
@@ -50,7 +52,7 @@ def command(
             out.print(_details(explanation))
             out.print(explanation.sentence, markup=False)
             if len(explanation.members) > 1:
-                out.print(f"It shares its format with {', '.join(explanation.members)}.", markup=False)
+                out.print(f"It shares its format with {_some(explanation.members)}.", markup=False)
     for name, worth in explanations[0].other_prices.items():
         out.print(f"A limit besides the budget binds: {name} more is worth {notation.loss(worth)} nats.", markup=False)
 
@@ -81,6 +83,12 @@ def _overview(explanations: Sequence[Explanation], budget: str) -> Table:
             *_trade(explanation, [o for o in explanation.alternatives if o.bytes > chosen.bytes]),
         )
     return view
+
+
+def _some(names: Sequence[str]) -> str:
+    """Some names, and how many more there are: a layer may have a hundred experts."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
 
 
 def _short(name: str) -> str:

@@ -12,10 +12,14 @@ import pytest
 import torch
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
+from qplan.artifact import sha256_file
 from qplan.formats import FP16, INT8, DynamicOption, QuantFormat
 from qplan.mnn.engine import Engine, Logits
-from qplan.mnn.exporter import export_skeleton
+from qplan.mnn.exporter import export_skeleton, export_with_config
+from qplan.mnn.exporter_source import find_exporter
+from qplan.mnn.graph import read_ops
 from qplan.mnn.preflight import check_folder
+from qplan.mnn.quant_config import make_quant_config
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.mnn.skeleton import Skeleton, folder_bytes, predict_files
 from qplan.mnn.writer import build_model
@@ -64,7 +68,7 @@ class Exported:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dense layer, then one with ten experts, of which a short prompt gives many a single token."""
-    torch.manual_seed(4)
+    torch.manual_seed(6)
     config = Qwen3MoeConfig(
         vocab_size=VOCABULARY,
         hidden_size=64,
@@ -82,7 +86,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tie_word_embeddings=False,
         initializer_range=0.1,
     )
-    return save(Qwen3MoeForCausalLM(config), tmp_path_factory.mktemp("mixture") / "model")
+    model = Qwen3MoeForCausalLM(config)
+    # a trained router's choices are no close ones
+    model.model.layers[1].mlp.gate.weight.data.mul_(8)
+    return save(model, tmp_path_factory.mktemp("mixture") / "model")
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +121,22 @@ def test_experts_of_any_format_compute_and_weigh_what_was_promised(
     assert check_folder(tmp_path / "m").findings == ()
 
 
+def test_llmexport_makes_the_same_file_of_a_quant_config(exported: Exported, tmp_path: Path) -> None:
+    specs = exported.loaded.card.tensors
+    formats = {
+        spec.name: QuantFormat(8 if number % 2 else 4, 0 if number % 3 == 0 else 32, scale_bits=32)
+        for number, spec in enumerate(specs)
+    }
+    formats |= {spec.name: FP16 for spec in specs if spec.role is Role.ROUTER}
+    config = make_quant_config(exported.skeleton, {s.op_name: formats[s.name] for s in specs}, find_exporter())
+    assert config.problems == ()
+    config.write(tmp_path / "quant_config.json")
+    theirs = export_with_config(exported.loaded.folder, tmp_path / "theirs", tmp_path / "quant_config.json")
+    exported.build(formats, tmp_path / "ours")
+    assert sha256_file(theirs / "llm.mnn.weight") == sha256_file(tmp_path / "ours" / "llm.mnn.weight")
+    assert read_ops(theirs) == read_ops(tmp_path / "ours")
+
+
 @pytest.mark.parametrize("kind", ["gate_up_proj", "down_proj"])
 @pytest.mark.parametrize("option", [0, 2])
 def test_emulation_of_routed_tokens_is_the_engines_arithmetic(
@@ -137,7 +160,18 @@ def test_emulation_of_routed_tokens_is_the_engines_arithmetic(
 
 def test_a_plan_of_experts_keeps_its_promises(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text(words(4000))
-    analyze = ("--samples", "4", "--seq-len", "64", "--batch-size", "2", "--formats", "int8,int4,int3", "--fold", "off")
+    analyze = (
+        "--samples",
+        "4",
+        "--seq-len",
+        "64",
+        "--batch-size",
+        "2",
+        "--formats",
+        "fp16,int8,int6,int4,int3",
+        "--fold",
+        "off",
+    )
     succeed("analyze", str(folder), "--calib", "text.txt", "--run", "run", *analyze, folder=tmp_path)
     table = SensitivityTable.read(tmp_path / "run" / "sensitivity.parquet")
     (router,) = (spec for spec in table.model.tensors if spec.role is Role.ROUTER)
