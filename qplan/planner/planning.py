@@ -173,7 +173,9 @@ def make_plan(
     uniform = {name: uniform_formats(card, bits, scale_bits) for name, bits in UNIFORM_BITS.items()}
     if budget is not None and budget.bits is not None:
         uniform.setdefault(f"int{budget.bits}", uniform_formats(card, budget.bits, scale_bits))
-    known = [picks for formats in uniform.values() if (picks := picks_of(problem, formats, card)) is not None]
+    known = [
+        picks for formats in uniform.values() if (picks := picks_of(problem, formats, card, forced=True)) is not None
+    ]
     cheapest = None
     if minimise is not None:
         cheapest = solve(problem.cheapest_program(minimise.choice(card)), known=known, time_limit_s=time_limit_s)
@@ -240,8 +242,17 @@ def planned_limits(
     )
 
 
-def picks_of(problem: Problem, formats: Mapping[str, QuantFormat], card: ModelCard) -> tuple[int, ...] | None:
-    """Picks of a problem that give every tensor its format; None if the problem does not hold them all."""
+def picks_of(
+    problem: Problem, formats: Mapping[str, QuantFormat], card: ModelCard, *, forced: bool = False
+) -> tuple[int, ...] | None:
+    """Picks of a problem that give every tensor its format; None if the problem does not hold them all.
+
+    Args:
+        problem: with choices for every tensor.
+        formats: by tensor name.
+        card: the model.
+        forced: whether a group with a single choice takes that, whatever its format.
+    """
     picks = []
     for group in problem.groups:
         specs = [card.tensor(name) for name in group.members]
@@ -250,9 +261,9 @@ def picks_of(problem: Problem, formats: Mapping[str, QuantFormat], card: ModelCa
             for index, choice in enumerate(group.choices)
             if all(choice.format.resolve(spec.in_features) == formats[spec.name] for spec in specs)
         ]
-        if not fitting:
+        if not fitting and not (forced and len(group.choices) == 1):
             return None
-        picks.append(fitting[0])
+        picks.append(fitting[0] if fitting else 0)
     return tuple(picks)
 
 

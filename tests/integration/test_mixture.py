@@ -28,7 +28,7 @@ from qplan.pipeline.sizes import fixed_bytes
 from qplan.planner.plan import Plan
 from qplan.planner.planning import Rules, make_plan
 from qplan.quantize import EnginePath, Int8Activations, rtn
-from qplan.sensitivity.table import SensitivityTable
+from qplan.sensitivity.table import Memory, SensitivityTable
 from qplan.sensitivity.variants import apply_formats
 from qplan.tensors import Role
 from qplan.verify.record import Verification
@@ -56,7 +56,7 @@ class Exported:
 
     def logits(self, formats: Mapping[str, QuantFormat], token_ids: list[int], path: Int8Activations | None) -> Logits:
         """What torch computes with the same weights; with int8 activations, or None for floats."""
-        memory = "normal" if path is None else "low"
+        memory: Memory = "normal" if path is None else "low"
         with apply_formats(self.loaded, formats, memory, path or Int8Activations(), engine_embedding=True):
             return torch_logits(self.loaded, token_ids)
 
@@ -76,7 +76,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        head_dim=16,
         max_position_embeddings=256,
         num_experts=10,
         num_experts_per_tok=3,
