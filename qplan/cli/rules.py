@@ -20,7 +20,10 @@ Pins = Annotated[list[str] | None, typer.Option("--pin", help="PATTERN=FORMAT, e
 LeastWidths = Annotated[list[str] | None, typer.Option("--min-bits", help="PATTERN=BITS, e.g. `*.o_proj=6`.")]
 Groups = Annotated[
     list[str] | None,
-    typer.Option("--group", help="PATTERN whose tensors share a format; `{layer}` in it makes one group per layer."),
+    typer.Option(
+        "--group",
+        help="PATTERN whose tensors share a format; `{layer}`, `{expert}`, `{kind}` in it make a group for each.",
+    ),
 ]
 GroupFused = Annotated[
     bool, typer.Option("--group-fused", help="q, k, v share a format, and so do gate and up, in every layer.")
