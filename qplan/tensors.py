@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 
 from qplan.formats import TIED_BITS, QuantFormat
+
+_EXPERT_OP = re.compile(r"^/expert/\d+_(\d+)/")
+"""MNN's name of an expert's op: layer, then expert."""
 
 
 class Role(StrEnum):
@@ -13,6 +17,9 @@ class Role(StrEnum):
 
     ATTENTION = "attention"
     MLP = "mlp"
+    ROUTER = "router"
+    """Chooses the experts of a token: rounding it changes which weights a token meets, not how exact they are."""
+    EXPERT = "expert"
     HEAD = "head"
     """The matrix that makes the logits; also the embedding where the two are tied."""
 
@@ -35,6 +42,12 @@ class TensorSpec:
     bias: bool
     tied: bool = False
     """The head whose matrix is also the input embedding: one unit with two uses."""
+
+    @property
+    def expert(self) -> int | None:
+        """Number of the expert that it belongs to, counted from 0 in its layer; None outside of experts."""
+        match = _EXPERT_OP.match(self.op_name)
+        return None if match is None else int(match[1])
 
     @property
     def weights(self) -> int:
@@ -61,6 +74,11 @@ class TensorGroup:
     def weights(self) -> int:
         """Number of weights of all members."""
         return sum(member.weights for member in self.members)
+
+    @property
+    def routes(self) -> bool:
+        """Whether the group chooses experts and does nothing else."""
+        return all(member.role is Role.ROUTER for member in self.members)
 
     @property
     def is_head(self) -> bool:

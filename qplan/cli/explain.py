@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -11,6 +12,9 @@ from qplan.cli.console import answer, out
 from qplan.cli.documents import explain_document
 from qplan.cli.modes import with_modes
 from qplan.cli.rules import PlansRun
+
+_SHOWN = 8
+"""Tensors that share a format and are named."""
 
 
 @with_modes("explain")
@@ -57,6 +61,12 @@ def command(
             out.print(details(explanation))
             out.print(explanation.sentence, markup=False)
             if len(explanation.members) > 1:
-                out.print(f"It shares its format with {', '.join(explanation.members)}.", markup=False)
+                out.print(f"It shares its format with {_some(explanation.members)}.", markup=False)
     for name, worth in explanations[0].other_prices.items():
         out.print(f"A limit besides the budget binds: {name} more is worth {notation.loss(worth)} nats.", markup=False)
+
+
+def _some(names: Sequence[str]) -> str:
+    """Some names, and how many more there are: a layer may have a hundred experts."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

@@ -45,7 +45,7 @@ Groups = Annotated[
     typer.Option(
         "--group",
         metavar="PATTERN",
-        help="Tensors that share a format; `{layer}` makes one group per layer.",
+        help="Tensors that share a format; `{layer}`, `{expert}`, `{kind}` make a group for each.",
         rich_help_panel=panels.RULES,
     ),
 ]

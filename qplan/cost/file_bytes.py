@@ -17,6 +17,8 @@ _EMBEDDING_BYTES = 2
 _GRAPH_BASE, _GRAPH_LAYER, _GRAPH_LATER_LAYER = 7_128, 15_712, 15_936
 """Fitted to llmexport 0.0.5: Qwen2 with 2, 8 and 12 layers exactly, Llama with 4 layers to 0.2 %; names are longer
 from layer 10 on. The same for every format and width of the model."""
+_GRAPH_EXPERT = 4_896
+"""Of an expert's own graph; Qwen3-MoE with 4 and 16 experts in each of two layers exactly."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ def estimate_fixed(card: ModelCard) -> FixedBytes:
     """
     layers = 1 + max((spec.layer for spec in card.tensors if spec.layer is not None), default=-1)
     graph = _GRAPH_BASE + _GRAPH_LAYER * min(layers, 10) + _GRAPH_LATER_LAYER * max(layers - 10, 0)
+    graph += _GRAPH_EXPERT * len({(spec.layer, spec.expert) for spec in card.tensors if spec.expert is not None})
     return FixedBytes(_NORM_BYTES * card.norm_weights, _EMBEDDING_BYTES * card.embedding_weights, graph, exact=False)
 
 

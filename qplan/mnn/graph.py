@@ -15,6 +15,9 @@ from qplan.mnn.converter import graph_to_json
 
 GRAPH_FILE, GRAPH_JSON_FILE, WEIGHT_FILE = "llm.mnn", "llm.mnn.json", "llm.mnn.weight"
 
+EXPERT_PREFIX = "/expert/"
+"""Of the names of graphs, and of their ops, that belong to single experts."""
+
 Node = dict[str, Any]
 """One op of the JSON graph."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 from qplan.tensors import Role, TensorSpec
@@ -38,10 +39,11 @@ class ModelCard:
         Raises:
             KeyError: no such tensor.
         """
-        for spec in self.tensors:
-            if spec.name == name:
-                return spec
-        raise KeyError(name)
+        return self._by_name[name]
+
+    @cached_property
+    def _by_name(self) -> dict[str, TensorSpec]:
+        return {spec.name: spec for spec in self.tensors}
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object that `from_json` reads back."""

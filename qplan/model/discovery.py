@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from qplan.errors import InputError
+from qplan.model.mixture import mixture_of
 from qplan.model.registry import HEAD_OP, Architecture, LinearRule
 from qplan.tensors import Role, TensorSpec
 
@@ -51,8 +52,9 @@ def dissect(model: nn.Module, config: Any, architecture: Architecture) -> Anatom
     tensors: list[TensorSpec] = []
     sites: dict[str, Site] = {}
     layers = _module(model, architecture.layers)
-    for index in range(len(list(layers.children()))):
-        for rule in architecture.linears:
+    for index, layer in enumerate(layers.children()):
+        mixture = mixture_of(layer, architecture.mixture)
+        for rule in architecture.linears_of(None if mixture is None else len(mixture.experts)):
             path = f"{architecture.layers}.{index}.{rule.module}"
             linear = _linear(model, path)
             site = Site(path, *_rows(rule, linear, config))

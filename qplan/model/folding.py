@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 from qplan.errors import InputError
 from qplan.model.embedding_scale import embedding_scale, set_embedding_scale, write_embedding_scale
 from qplan.model.load import LoadedModel
+from qplan.model.mixture import stacked_state
 from qplan.model.registry import FoldKind, FoldRule
 
 
@@ -56,7 +57,7 @@ def fold_sites(loaded: LoadedModel) -> tuple[FoldSite, ...]:
     sites = []
     for index in range(len(loaded.layers)):
         prefix = f"{architecture.layers}.{index}."
-        sites += [_site(loaded, prefix, rule) for rule in _rules(loaded)]
+        sites += [_site(loaded, prefix, rule) for rule in _rules(loaded, prefix)]
     head = loaded.card.tensor(architecture.head)
     everything = slice(0, head.in_features)
     sites.append(
@@ -99,7 +100,7 @@ def save_folded(folded: LoadedModel, folder: Path) -> None:
     model: Any = folded.model
     transformers_logging.disable_progress_bar()
     try:
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=stacked_state(model))
     finally:
         transformers_logging.enable_progress_bar()
     for path in sorted(folded.folder.iterdir()):
@@ -111,10 +112,11 @@ def save_folded(folded: LoadedModel, folder: Path) -> None:
         write_embedding_scale(folder, scale)
 
 
-def _rules(loaded: LoadedModel) -> Iterator[FoldRule]:
+def _rules(loaded: LoadedModel, prefix: str) -> Iterator[FoldRule]:
     parallel = bool(getattr(loaded.model.config, "use_parallel_residual", False))
     for rule in loaded.architecture.folds:
-        if rule.parallel in {None, parallel}:
+        # a layer with experts lacks the dense MLP's
+        if rule.parallel in {None, parallel} and all(prefix + reader in loaded.sites for reader in rule.readers):
             yield rule
 
 

@@ -15,6 +15,7 @@ from qplan.errors import InputError
 from qplan.model.card import ModelCard
 from qplan.model.discovery import Anatomy, Site, dissect, has_bias
 from qplan.model.embedding_scale import embedding_scale, read_embedding_scale, set_embedding_scale
+from qplan.model.mixture import split_experts
 from qplan.model.registry import Architecture, architecture_of
 from qplan.model.source import fetch, read_config, sha256_model
 
@@ -115,6 +116,7 @@ def load_model(source: str, *, device: str = "cpu", dtype: DTypeName = "float32"
     sha256 = sha256_model(folder)
     model = _load_weights(folder, getattr(torch, dtype))
     check_finite(model)
+    split_experts(model, model.config, architecture)
     anatomy = dissect(model, model.config, architecture)
     card = _card(source, sha256, model, anatomy)
     model = model.to(target).eval().requires_grad_(requires_grad=False)

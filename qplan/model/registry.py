@@ -7,6 +7,7 @@ MNN names come from the exporter's attribute names (``llmexport/utils/model_mapp
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -32,15 +33,37 @@ class LinearRule:
     role: Role
     part: Part | None = None
     """Which rows of the module: the exporter splits a fused query-key-value matrix into three ops."""
+    expert: int | None = None
+    """Number of the expert that it belongs to: its ops are in a graph of their own."""
 
     def op_name(self, layer: int) -> str:
         """Name of the op in the MNN graph."""
+        if self.expert is not None:
+            return f"/expert/{layer}_{self.expert}/{self.op}"
         return f"/layers.{layer}/{self.op}/Linear"
 
     @property
     def tensor(self) -> str:
         """Path of the tensor inside the layer: the module's, or where a part would be if it were not fused."""
         return self.module if self.part is None else self.op.replace("/", ".")
+
+
+@dataclass(frozen=True)
+class MixtureRules:
+    """What stands in place of a dense MLP in layers with experts, as `qplan.model.mixture` splits them."""
+
+    module: str
+    """Path inside the decoder layer; dense layers have their MLP there."""
+    router: LinearRule
+    expert: tuple[LinearRule, ...]
+    """Linears of one expert, in order of execution: paths and ops inside of it."""
+
+    def linears(self, experts: int) -> Iterator[LinearRule]:
+        """Every linear of a layer with so many experts, in order of execution."""
+        yield self.router
+        for number in range(experts):
+            for rule in self.expert:
+                yield replace(rule, module=f"{self.module}.experts.{number}.{rule.module}", expert=number)
 
 
 @dataclass(frozen=True)
@@ -63,7 +86,7 @@ class Architecture:
     """Paths inside a Hugging Face causal LM."""
 
     linears: tuple[LinearRule, ...]
-    """Every linear of a decoder layer, in order of execution."""
+    """Every linear of a dense decoder layer, in order of execution."""
     folds: tuple[FoldRule, ...]
     """Where scales can move inside a decoder layer."""
     norm_offset: float = 0.0
@@ -72,6 +95,15 @@ class Architecture:
     final_norm: str = "model.norm"
     embedding: str = "model.embed_tokens"
     head: str = "lm_head"
+    mixture: MixtureRules | None = None
+    """Of layers with experts; None where there are none."""
+
+    def linears_of(self, experts: int | None) -> tuple[LinearRule, ...]:
+        """Every linear of a decoder layer with so many experts, None for a dense one, in order of execution."""
+        if experts is None or self.mixture is None:
+            return self.linears
+        around = tuple(rule for rule in self.linears if not rule.module.startswith(f"{self.mixture.module}."))
+        return (*around, *self.mixture.linears(experts))
 
 
 def _rules(role: Role, block: str, *names: str) -> tuple[LinearRule, ...]:
@@ -89,6 +121,17 @@ _MLP_NORM = FoldRule("norm", "post_attention_layernorm", _GATE_UP)
 _ATTENTION = _rules(Role.ATTENTION, "self_attn", "q_proj", "k_proj", "v_proj", "o_proj")
 _GATED_MLP = _rules(Role.MLP, "mlp", "gate_proj", "up_proj", "down_proj")
 _LLAMA = Architecture(_ATTENTION + _GATED_MLP, (_INPUT_NORM, _VALUE, _MLP_NORM, _UP))
+_QWEN3_MOE = replace(
+    _LLAMA,
+    mixture=MixtureRules(
+        "mlp",
+        LinearRule("mlp.gate", "mlp/gate", Role.ROUTER),
+        (
+            LinearRule("gate_up_proj", "gate_up_proj_linear", Role.EXPERT),
+            LinearRule("down_proj", "down_proj_linear", Role.EXPERT),
+        ),
+    ),
+)
 _GEMMA = replace(_LLAMA, norm_offset=1.0)
 # the norms after attention and MLP scale outputs, not inputs
 _GEMMA2 = replace(_GEMMA, folds=(_INPUT_NORM, _VALUE, FoldRule("norm", "pre_feedforward_layernorm", _GATE_UP), _UP))
@@ -142,6 +185,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "phi3": _PHI3,
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
+    "qwen3_moe": _QWEN3_MOE,
     "stablelm": _STABLELM,
 }
 """By Hugging Face ``model_type``."""

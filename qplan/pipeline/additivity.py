@@ -8,10 +8,10 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from qplan.cost.file_bytes import estimate_fixed, file_bytes
+from qplan.cost.file_bytes import estimate_fixed
 from qplan.formats import QuantFormat
 from qplan.model.load import LoadedModel
-from qplan.planner.planning import make_plan
+from qplan.planner.planning import Rules, make_plan
 from qplan.quantize import Int8Activations
 from qplan.sensitivity.additivity import JointPoint
 from qplan.sensitivity.joint import joint_losses
@@ -75,15 +75,15 @@ def measure_additivity(
 
 def _frontier(table: SensitivityTable) -> Iterator[dict[str, QuantFormat]]:
     fixed = estimate_fixed(table.model)
-    choices = {spec: table.formats_of(spec.name) for spec in table.model.tensors}
-    ends = (
-        {spec.name: choose(formats, key=spec.bytes_in) for spec, formats in choices.items()} for choose in (min, max)
+    rules = Rules(logits_bits=0)
+    groups = rules.problem(table.model, rules.losses(table), None).groups
+    smallest, largest = (
+        fixed.total + sum(end(choice.bytes for choice in group.choices) for group in groups) for end in (min, max)
     )
-    smallest, largest = (file_bytes(table.model, formats, fixed).total for formats in ends)
     seen: list[dict[str, QuantFormat]] = []
     for place in _PLACES:
         budget = math.ceil(smallest ** (1 - place) * largest**place)
-        formats = make_plan(table, f"{budget}B", fixed, logits_bits=0).formats
+        formats = make_plan(table, f"{budget}B", fixed, rules=rules).formats
         if formats not in seen:
             seen.append(formats)
             yield formats

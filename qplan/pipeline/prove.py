@@ -133,7 +133,7 @@ def prove(
     checks = [first, exact_logits("plan", model, plan.formats, rounder, shop.token_ids), read_back(model, plan)]
     checks += promised_bytes(plan, built)
     for name in _UNIFORM:
-        checks += emulation(baselines[name])
+        checks += emulation(baselines[name], shop.loaded.card)
     rival = _rival(plan, baselines)
     if rival is not None:
         checks += not_worse(built, rival)

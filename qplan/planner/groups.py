@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from qplan.errors import InputError
 from qplan.model.card import ModelCard
-from qplan.planner.patterns import matching
+from qplan.planner.patterns import matches, matching
 from qplan.tensors import TensorGroup, TensorSpec
 
 FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Kinds that MNN after 3.6.1 computes as one op where their formats agree: they read the same input."""
 
-LAYER = "{layer}"
-"""In a group's pattern: a group for every layer."""
+PLACEHOLDERS = ("{layer}", "{expert}", "{kind}")
+"""In a group's pattern: a group for every layer, expert number, and last part of the tensors' names."""
 
 
 def make_groups(card: ModelCard, patterns: Sequence[str] = (), *, fused: bool = False) -> tuple[TensorGroup, ...]:
-    """Join tensors into groups; every other tensor is a group of its own.
+    """Join tensors into groups; every other tensor is a group of its own, but for experts.
+
+    All experts of a layer share a format, one for each kind of matrix, unless a pattern says otherwise: what a single
+    expert loses is known from the few calibration tokens that reach it.
 
     Args:
         card: the model.
-        patterns: the tensors that one matches share a format; with ``{layer}`` in it, those of one layer do.
+        patterns: the tensors that one matches share a format; with placeholders in it, see `PLACEHOLDERS`, those do
+            for which it reads the same.
         fused: whether q, k, v and gate, up of a layer share a format.
 
     Raises:
@@ -37,27 +42,52 @@ def make_groups(card: ModelCard, patterns: Sequence[str] = (), *, fused: bool = 
             if other is not group:
                 msg = f"{member.name} is in two groups, {other.name!r} and {group.name!r}; make them one or drop one"
                 raise InputError(msg)
+    for group in _experts(spec for spec in card.tensors if spec.name not in owner):
+        owner |= dict.fromkeys((member.name for member in group.members), group)
     groups = (owner.get(spec.name, TensorGroup(spec.name, (spec,))) for spec in card.tensors)
     return tuple({group.name: group for group in groups}.values())
 
 
 def _by_pattern(card: ModelCard, pattern: str) -> list[TensorGroup]:
-    names = [spec.name for spec in card.tensors]
-    if LAYER not in pattern:
-        return [_group(card, pattern, matching(pattern, names, "--group"))]
-    found = []
-    for layer in sorted({spec.layer for spec in card.tensors if spec.layer is not None}):
-        inside = [spec.name for spec in card.tensors if spec.layer == layer]
-        filled = pattern.replace(LAYER, str(layer))
-        found.append(_group(card, filled, matching(filled, inside, "--group")))
-    return found
-
-
-def _group(card: ModelCard, name: str, members: tuple[str, ...]) -> TensorGroup:
-    if len(members) < 2:
-        msg = f"--group {name!r} matches only {members[0]}: a group needs two tensors or more"
+    """Groups of a pattern; with a placeholder in it one for every way to fill it."""
+    filled: dict[str, list[TensorSpec]] = defaultdict(list)
+    for spec in card.tensors:
+        values = {"{layer}": spec.layer, "{expert}": spec.expert, "{kind}": spec.kind}
+        used = {place: value for place, value in values.items() if place in pattern}
+        if None not in used.values():
+            name = pattern
+            for place, value in used.items():
+                name = name.replace(place, str(value))
+            filled[name].append(spec)
+    groups = []
+    for name, specs in filled.items():
+        found = [spec for spec in specs if matches(name, spec.name)]
+        # an expert alone is a choice: it leaves the group of its layer's
+        if len(found) > 1 or (len(found) == 1 and found[0].expert is not None and name != pattern):
+            groups.append(TensorGroup(name, tuple(found)))
+        elif found and name == pattern:
+            msg = f"--group {name!r} matches only {found[0].name}: a group needs two tensors or more"
+            raise InputError(msg)
+    if not groups:
+        names = [spec.name for spec in card.tensors]
+        wild = re.sub("|".join(map(re.escape, PLACEHOLDERS)), "*", pattern)
+        (only, *_) = matching(wild, names, "--group")
+        msg = f"--group {pattern!r} makes no group of two tensors or more; {only} would be alone"
         raise InputError(msg)
-    return TensorGroup(name, tuple(card.tensor(member) for member in members))
+    return groups
+
+
+def _experts(specs: Iterable[TensorSpec]) -> list[TensorGroup]:
+    """Groups of the experts' tensors of one layer and kind."""
+    families: dict[tuple[int | None, str], list[TensorSpec]] = defaultdict(list)
+    for spec in specs:
+        if spec.expert is not None:
+            families[spec.layer, spec.kind].append(spec)
+    return [
+        TensorGroup(re.sub(r"\.\d+\.(\w+)$", r".*.\1", members[0].name), tuple(members))
+        for members in families.values()
+        if len(members) > 1
+    ]
 
 
 def _fused(card: ModelCard) -> list[TensorGroup]:

@@ -21,7 +21,7 @@ def matching(pattern: str, names: Sequence[str], option: str) -> tuple[str, ...]
     """
     if pattern in names:
         return (pattern,)
-    found = tuple(n for n in names if fnmatchcase(n, pattern) or fnmatchcase(n, f"*.{pattern}"))
+    found = tuple(name for name in names if matches(pattern, name))
     if not found:
         bare = pattern.strip("*.")
         near = [name for name in names if bare and bare in name][:3]
@@ -29,6 +29,11 @@ def matching(pattern: str, names: Sequence[str], option: str) -> tuple[str, ...]
         msg = f"{option} {pattern!r} matches no tensor; near it: {', '.join(near)}"
         raise InputError(msg)
     return found
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Whether a shell pattern, which may leave out leading parts, matches a name."""
+    return fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}")
 
 
 def pinned_formats(groups: Sequence[TensorGroup], pins: Mapping[str, QuantFormat]) -> dict[str, QuantFormat]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -29,12 +29,12 @@ from qplan.planner.plan import (
     SolverReport,
     UniformPoint,
 )
-from qplan.planner.problem import Problem, build_problem
+from qplan.planner.problem import ROUTER_FORMAT, Problem, build_problem
 from qplan.planner.program import Solution, Status
 from qplan.planner.solver import TIME_LIMIT_S, solve
 from qplan.planner.uniform import uniform_formats, uniform_loss
 from qplan.sensitivity.table import SensitivityTable
-from qplan.tensors import TensorGroup
+from qplan.tensors import Role, TensorGroup
 
 UNIFORM_BITS = {"int4": 4, "int8": 8, "fp16": 16}
 """Uniform exports that every plan is compared with."""
@@ -173,7 +173,9 @@ def make_plan(
     uniform = {name: uniform_formats(card, bits, scale_bits) for name, bits in UNIFORM_BITS.items()}
     if budget is not None and budget.bits is not None:
         uniform.setdefault(f"int{budget.bits}", uniform_formats(card, budget.bits, scale_bits))
-    known = [picks for formats in uniform.values() if (picks := picks_of(problem, formats, card)) is not None]
+    known = [
+        picks for formats in uniform.values() if (picks := picks_of(problem, formats, card, forced=True)) is not None
+    ]
     cheapest = None
     if minimise is not None:
         cheapest = solve(problem.cheapest_program(minimise.choice(card)), known=known, time_limit_s=time_limit_s)
@@ -210,7 +212,7 @@ def make_plan(
             UniformPoint(name, file_bytes(card, f, uniform_fixed).total, _predicted_uniform(f, nearest, table))
             for name, f in uniform.items()
         ),
-        notes=_notes(card, budget, fixed, solution, uniform),
+        notes=(*_router_notes(card, formats), *_notes(card, budget, fixed, solution, uniform)),
         given=rules.given,
         limits=planned_limits(ceilings, card, formats),
         objective="loss" if minimise is None else minimise.name,
@@ -240,8 +242,17 @@ def planned_limits(
     )
 
 
-def picks_of(problem: Problem, formats: Mapping[str, QuantFormat], card: ModelCard) -> tuple[int, ...] | None:
-    """Picks of a problem that give every tensor its format; None if the problem does not hold them all."""
+def picks_of(
+    problem: Problem, formats: Mapping[str, QuantFormat], card: ModelCard, *, forced: bool = False
+) -> tuple[int, ...] | None:
+    """Picks of a problem that give every tensor its format; None if the problem does not hold them all.
+
+    Args:
+        problem: with choices for every tensor.
+        formats: by tensor name.
+        card: the model.
+        forced: whether a group with a single choice takes that, whatever its format.
+    """
     picks = []
     for group in problem.groups:
         specs = [card.tensor(name) for name in group.members]
@@ -250,9 +261,9 @@ def picks_of(problem: Problem, formats: Mapping[str, QuantFormat], card: ModelCa
             for index, choice in enumerate(group.choices)
             if all(choice.format.resolve(spec.in_features) == formats[spec.name] for spec in specs)
         ]
-        if not fitting:
+        if not fitting and not (forced and len(group.choices) == 1):
             return None
-        picks.append(fitting[0])
+        picks.append(fitting[0] if fitting else 0)
     return tuple(picks)
 
 
@@ -321,6 +332,19 @@ def _logits_rule(problem: Problem, solution: Solution, time_limit_s: float) -> L
     if math.isclose(solution.objective, free.objective, rel_tol=1e-12):
         price = 0.0
     return LogitsRule(problem.logits_bits, problem.logits_bits > 0 and bool(heads), price, without)
+
+
+def _router_notes(card: ModelCard, formats: Mapping[str, QuantFormat]) -> Iterator[str]:
+    """How routers are stored: a rule if nobody pinned them."""
+    routers = [spec for spec in card.tensors if spec.role is Role.ROUTER]
+    if not routers:
+        return
+    first = routers[0].name.split(".", 3)[-1]
+    if all(formats[spec.name] == ROUTER_FORMAT for spec in routers):
+        yield f"rule: the {len(routers)} routers are {ROUTER_FORMAT}; --pin '*.{first}=int8' overrides it"
+    else:
+        low = sum(formats[spec.name] != ROUTER_FORMAT for spec in routers)
+        yield f"{low} of {len(routers)} routers are rounded: tokens may be sent to other experts"
 
 
 def _notes(

@@ -7,13 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from qplan.errors import InputError, MeasurementError
-from qplan.formats import QuantFormat
+from qplan.formats import FP16, QuantFormat
 from qplan.planner.patterns import least_bits, pinned_formats
 from qplan.planner.program import Program, Row
 from qplan.tensors import TensorGroup
 
 FILE_BYTES, LOGITS_MEAN, LOGITS_BITS, LOSS = "file bytes", "logits rule: mean", "logits rule: bits", "loss"
 """Names of rows."""
+
+ROUTER_FORMAT = FP16
+"""Of routers, unless they are pinned: they are small, and rounding them sends tokens to other experts."""
 
 _PICONATS = 1e12
 """A limit on the loss is kept in integers: whole 1e-12 nats, rounded so that the limit is never exceeded."""
@@ -166,7 +169,7 @@ def build_problem(
         losses: by tensor name and format name.
         limit_bytes: for all linear records; None for no limit.
         logits_bits: least width of the head, 0 for no rule at all.
-        pins: format by pattern on tensor or group names.
+        pins: format by pattern on tensor or group names; routers without one keep `ROUTER_FORMAT`.
         min_bits: least width by such a pattern.
 
     Raises:
@@ -181,12 +184,31 @@ def build_problem(
         choices = measured
         if group.name in pinned:
             choices = tuple(c for c in measured if _same(group, c.format, pinned[group.name]))
+        elif group.routes:
+            choices = tuple(c for c in measured if c.format == ROUTER_FORMAT) or measured
         choices = tuple(c for c in choices if c.format.bits >= least.get(group.name, 0))
+        _check_known(group, choices)
         if not any(choice.format.bits >= floor for choice in choices):
             raise _no_choice(group, measured, pinned.get(group.name), floor, logits_bits)
         members = tuple(member.name for member in group.members)
         stated.append(GroupChoices(group.name, members, group.weights, group.is_head, choices))
     return Problem(tuple(stated), limit_bytes, logits_bits)
+
+
+def _check_known(group: TensorGroup, choices: Sequence[Choice]) -> None:
+    """Refuse experts that no calibration token reached: what they lose is not zero but unknown.
+
+    Raises:
+        InputError: names them.
+    """
+    experts = all(member.expert is not None for member in group.members)
+    integers = [choice for choice in choices if not choice.format.is_float]
+    if experts and integers and not any(choice.loss for choice in integers):
+        msg = (
+            f"no calibration token reached {group.name}: what its formats lose is not known; analyze with a longer "
+            "text or more --samples, pin it, or drop the --group that takes it from its layer's experts"
+        )
+        raise InputError(msg)
 
 
 def _measured_choices(group: TensorGroup, losses: Mapping[str, Mapping[str, float]]) -> tuple[Choice, ...]:

@@ -55,16 +55,31 @@ class Int8Activations:
             raise InputError(msg)
         return fmt.block
 
-    def round(self, x: Tensor, block: int = 0) -> Tensor:
+    def round(self, x: Tensor, block: int = 0, *, routed: bool = False) -> Tensor:
         """Activations ``[..., tokens, features]`` as the engine sees them; ``tokens`` are one sequence.
 
         Args:
             x: exact activations.
             block: see `block`.
+            routed: whether they are an expert's: each sequence's own tokens come first, then tokens of zeros that the
+                engine does not see. An expert with a single token of a prompt takes the path of decoding.
         """
+        if routed and self.path == "prefill":
+            return self._round_routed(x, block)
         if self.dynamic_option == 2:
             return int8_block_prefill(x, block) if self.path == "prefill" else int8_block_decode(x, block)
         return int8_prefill(x) if self.path == "prefill" else int8_decode(x)
+
+    def _round_routed(self, x: Tensor, block: int) -> Tensor:
+        counts = x.any(-1).sum(-1).unsqueeze(-1)
+        if self.dynamic_option == 2:
+            tiled = torch.arange(x.shape[-2], device=x.device) < counts // _TILE * _TILE
+            blocks = x.unflatten(-1, (-1, block or x.shape[-1]))
+            many, few = _asymmetric(blocks).flatten(-2), int8_block_decode(x, block)
+        else:
+            tiled = counts > 1
+            many, few = int8_prefill(x), int8_decode(x)
+        return torch.where(tiled.unsqueeze(-1), many, few)
 
 
 def int8_prefill(x: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from qplan.calibration.token_set import CalibrationSet
 from qplan.errors import MeasurementError
 from qplan.formats import DynamicOption, QuantFormat
+from qplan.model.card import ModelCard
 from qplan.model.load import LoadedModel
 from qplan.quantize import Int8Activations
 from qplan.sensitivity.journal import Journal, Memo
@@ -22,6 +23,7 @@ from qplan.sensitivity.menu import Menu, resolve_menu
 from qplan.sensitivity.rounding import Rounder
 from qplan.sensitivity.table import SCHEMA, Conditions, Mode, SensitivityTable
 from qplan.sensitivity.variants import StoredWeights
+from qplan.tensors import Role
 
 Progress = Callable[[int, int], None]
 """Told how much is done, of how much."""
@@ -70,8 +72,11 @@ class Analysis:
         Raises:
             MeasurementError: a tensor that changes without any effect.
         """
-        loss = math.fsum(row.kl_nats for row in self.rows((name, fmt.name, memory), source))
-        if loss == 0 and not self.changes_nothing(name, fmt, memory):
+        rows = self.rows((name, fmt.name, memory), source)
+        spec = self.loaded.card.tensor(name)
+        # a rounded router may make the same choices, and an expert that no token reaches has no output
+        idle = spec.role is Role.ROUTER or (spec.role is Role.EXPERT and _unreached(rows))
+        if not any(row.kl_nats for row in rows) and not idle and not self.changes_nothing(name, fmt, memory):
             msg = (
                 f"{name} in {fmt}, memory {memory}, changes its values but loses exactly 0 nats over all batches; "
                 "the tensor has no effect on the logits or the measurement is broken"
@@ -87,9 +92,30 @@ class Analysis:
         records = [self.kept.references[batch] for batch in sorted(self.kept.references)]
         nll = math.fsum(r.labels * r.nll_nats for r in records) / sum(r.labels for r in records)
         conditions = replace(self.conditions, mode=mode)
-        table = SensitivityTable(self.loaded.card, conditions, nll, (*self.menu_notes, *notes), tuple(rows))
+        notes = (*self.menu_notes, *notes, *_notes_on_experts(self.loaded.card, rows))
+        table = SensitivityTable(self.loaded.card, conditions, nll, notes, tuple(rows))
         table.check_complete()
         return table
+
+
+def _unreached(rows: Sequence[Measurement]) -> bool:
+    """Whether a tensor's own output never changed."""
+    return all(row.sqnr_db == math.inf for row in rows)
+
+
+def _notes_on_experts(card: ModelCard, rows: Sequence[Measurement]) -> Iterator[str]:
+    experts = {spec.name: f"{spec.layer}.{spec.expert}" for spec in card.tensors if spec.expert is not None}
+    seen: dict[str, list[Measurement]] = {name: [] for name in experts}
+    for row in rows:
+        if row.tensor in seen and not QuantFormat.parse(row.format).is_float:
+            seen[row.tensor].append(row)
+    missed = list(dict.fromkeys(experts[name] for name, own in seen.items() if own and _unreached(own)))
+    if missed:
+        more = f" and {len(missed) - 5} more" if len(missed) > 5 else ""
+        yield (
+            f"no token that losses are measured on reaches {len(missed)} experts (layer.expert: "
+            f"{', '.join(missed[:5])}{more}): they share the format of their layer's others; raise --samples"
+        )
 
 
 @contextmanager

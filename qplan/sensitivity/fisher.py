@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from qplan.formats import QuantFormat
 from qplan.model.load import LoadedModel
+from qplan.model.mixture import RoutedLinear
 from qplan.quantize import Int8Activations
 from qplan.sensitivity.menu import Menu
 from qplan.sensitivity.variants import StoredWeights
@@ -108,7 +109,7 @@ class FisherObserver:
         columns = _square_sum(inputs)
         for name in self.setup.names[module]:
             signal = outputs[..., self.setup.loaded.sites[name].rows]
-            rounding = {block: _square_sum(self._rounding(inputs, block)) for block in self.setup.blocks(name)}
+            rounding = {block: _square_sum(self._rounding(module, inputs, block)) for block in self.setup.blocks(name)}
             self.energies[name] = Energies(float(signal.float().square().sum()), columns, rounding)
 
     def backward(self, module: nn.Linear, inputs: Tensor, gradients: Tensor, lookups: Tensor | None) -> None:
@@ -122,7 +123,7 @@ class FisherObserver:
             blocks = self.setup.blocks(name)
             slope = part.float() @ weight if blocks else None
             for block in blocks:
-                along = torch.linalg.vecdot(slope, self._rounding(inputs, block))
+                along = torch.linalg.vecdot(slope, self._rounding(module, inputs, block))
                 _add(self.activation_squares, (name, block), along.square().sum(-1))
 
     def squares(self, name: str, index: int, *, int8: bool) -> Tensor:
@@ -145,7 +146,7 @@ class FisherObserver:
         noise = [part if block is None else part + rounded[block] for part, block in zip(stored, blocks, strict=True)]
         return [_decibel(energies.signal, part) for part in noise]
 
-    def _rounding(self, inputs: Tensor, block: int) -> Tensor:
+    def _rounding(self, module: nn.Linear, inputs: Tensor, block: int) -> Tensor:
         if self.setup.activations is None:
             msg = "only int8 activations have a rounding error"
             raise ValueError(msg)
@@ -153,7 +154,8 @@ class FisherObserver:
             self._rounded = inputs, {}
         errors = self._rounded[1]
         if block not in errors:
-            errors[block] = self.setup.activations.round(inputs.float(), block) - inputs.float()
+            routed = isinstance(module, RoutedLinear)
+            errors[block] = self.setup.activations.round(inputs.float(), block, routed=routed) - inputs.float()
         return errors[block]
 
     def _weights(self, name: str, weight: Tensor, inputs: Tensor, gradients: Tensor, lookups: Tensor | None) -> Tensor:

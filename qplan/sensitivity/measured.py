@@ -197,14 +197,27 @@ def _measure_tensor(work: _Work, here: LayerPass, unchanged: TokenStats, jobs: S
         if all(map(work.knows, some)):
             continue
         outputs = [_output(analysis, here, job) for job in some]
-        ends = (_logits_of_tied(analysis, here, some[0]),) if spec.tied else here.replay(linear, outputs)
-        for job, end, output in zip(some, ends, outputs, strict=True):
-            _keep(work, job, _compare(here, job, end), scale.error(output[..., site.rows]))
+        for job, stats, output in zip(some, _stats(analysis, here, some, outputs, unchanged), outputs, strict=True):
+            _keep(work, job, stats, scale.error(output[..., site.rows]))
     for job in twins:
         if not work.knows(job):
             twin = next(other for other in changed if other.format == job.format)
             analysis.kept.add(replace(analysis.kept.measurements[twin.cell], memory=job.memory))
             work.tell(1)
+
+
+def _stats(
+    analysis: Analysis, here: LayerPass, jobs: Sequence[_Job], outputs: Sequence[Tensor], unchanged: TokenStats
+) -> list[TokenStats]:
+    """What one tensor's formats lose, given what its linear gives in each."""
+    linear = analysis.loaded.linear(jobs[0].tensor)
+    if analysis.loaded.card.tensor(jobs[0].tensor).tied:
+        ends: Sequence[Tensor] = (_logits_of_tied(analysis, here, jobs[0]),)
+    elif all(torch.equal(output, here.output_of(linear)) for output in outputs):
+        return [unchanged] * len(jobs)  # an expert that no token reaches: what follows is the control
+    else:
+        ends = here.replay(linear, outputs)
+    return [_compare(here, job, end) for job, end in zip(jobs, ends, strict=True)]
 
 
 def _most_together(logits: Tensor) -> int:

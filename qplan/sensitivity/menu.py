@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from qplan.errors import InputError
-from qplan.formats import TIED_BITS, DynamicOption, QuantFormat
+from qplan.formats import FP16, TIED_BITS, DynamicOption, QuantFormat
 from qplan.model.card import ModelCard
+from qplan.tensors import Role
 
 Menu = dict[str, tuple[QuantFormat, ...]]
 """Formats by tensor name, widest first, tensors in order of execution."""
@@ -30,7 +31,8 @@ def resolve_menu(
     garbled: list[str] = []
     for spec in card.tensors:
         usable: list[QuantFormat] = []
-        for fmt in formats:
+        # routers stay in halves whatever is asked for the others
+        for fmt in dict.fromkeys((FP16, *formats)) if spec.role is Role.ROUTER else formats:
             resolved = fmt.resolve(spec.in_features)
             if not spec.allows(resolved):
                 skipped.setdefault(spec.name, []).append(str(fmt))

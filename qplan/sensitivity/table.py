@@ -138,8 +138,11 @@ class SensitivityTable:
         """
         batches = {m.batch for m in self.measurements}
         seen = {(m.tensor, m.format, m.memory, m.batch) for m in self.measurements}
+        measured: dict[str, set[str]] = {}
+        for measurement in self.measurements:
+            measured.setdefault(measurement.tensor, set()).add(measurement.format)
         for spec in self.model.tensors:
-            formats = {f for t, f, _, _ in seen if t == spec.name}
+            formats = measured.get(spec.name)
             if not formats or not batches:
                 msg = f"{spec.name} was never measured; the calibration did not reach it"
                 raise MeasurementError(msg)

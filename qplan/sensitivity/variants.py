@@ -14,6 +14,7 @@ from qplan.errors import InputError
 from qplan.formats import FP32, QuantFormat
 from qplan.model.discovery import Site
 from qplan.model.load import LoadedModel
+from qplan.model.mixture import RoutedLinear
 from qplan.model.replace import bfloat16_values, with_embedding, with_forward, with_weights
 from qplan.quantize import Int8Activations, rtn
 from qplan.sensitivity.rounding import Rounder
@@ -130,15 +131,16 @@ def _integer_sites(
 
 def _int8_forward(module: nn.Linear, sites: _Sites, activations: Int8Activations) -> Callable[[Tensor], Tensor]:
     """A linear whose input is int8 for the rows of ``sites`` and float for the others."""
+    routed = isinstance(module, RoutedLinear)
     integer_rows = sum(site.stop - site.start for same in sites.values() for site in same)
     if integer_rows == module.out_features and len(sites) == 1:
         block = next(iter(sites))
-        return lambda x: functional.linear(activations.round(x, block), module.weight, module.bias)
+        return lambda x: functional.linear(activations.round(x, block, routed=routed), module.weight, module.bias)
 
     def mixed(x: Tensor) -> Tensor:
         output = functional.linear(x, module.weight, module.bias)
         for block, same in sites.items():
-            rounded = activations.round(x, block)
+            rounded = activations.round(x, block, routed=routed)
             for site in same:
                 bias = None if module.bias is None else module.bias[site.rows]
                 output[..., site.rows] = functional.linear(rounded, module.weight[site.rows], bias)

@@ -31,6 +31,8 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
     StableLmConfig,
     StableLmForCausalLM,
 )
@@ -76,6 +78,13 @@ def _phi3() -> PreTrainedModel:
     return Phi3ForCausalLM(Phi3Config(**_SIZES, tie_word_embeddings=False))
 
 
+def _qwen3_moe() -> PreTrainedModel:
+    """A dense layer, then one with four experts."""
+    sizes = {"num_hidden_layers": 2, "mlp_only_layers": [0], "head_dim": 32, "tie_word_embeddings": False}
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "norm_topk_prob": True}
+    return Qwen3MoeForCausalLM(Qwen3MoeConfig(**(_SIZES | sizes | experts)))
+
+
 def _stablelm(*, parallel: bool) -> PreTrainedModel:
     return StableLmForCausalLM(
         StableLmConfig(**_SIZES, use_parallel_residual=parallel, use_qkv_bias=True, tie_word_embeddings=False)
@@ -87,6 +96,7 @@ BUILDERS: dict[str, Callable[[], PreTrainedModel]] = {
     "llama": _llama,
     "gemma2": _gemma2,
     "phi3": _phi3,
+    "qwen3_moe": _qwen3_moe,
 }
 
 EVERY_BUILDER: dict[str, Callable[[], PreTrainedModel]] = BUILDERS | {

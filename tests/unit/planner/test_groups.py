@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import product
+
 import pytest
 
 from qplan.cost.file_bytes import FixedBytes
 from qplan.errors import InputError
 from qplan.formats import INT8
+from qplan.model.card import ModelCard
 from qplan.planner.groups import make_groups
 from qplan.planner.planning import Rules, make_plan
 from qplan.sensitivity.table import SensitivityTable
+from qplan.tensors import Role
 from tests.unit.report.invented_run import qwen_tensors, sensitivity
 
 QWEN = sensitivity(qwen_tensors(2, 128, 64, 192, 512), ("fp16", "int8", "int4")).model
@@ -48,6 +53,32 @@ def test_patterns_join_over_the_model_or_per_layer(table: SensitivityTable) -> N
 def test_groups_that_mean_nothing(patterns: list[str], *, fused: bool, problem: str, table: SensitivityTable) -> None:
     with pytest.raises(InputError, match=problem):
         make_groups(table.model, patterns, fused=fused)
+
+
+def _mixture() -> ModelCard:
+    """Two layers with three experts each."""
+    specs = list(QWEN.tensors)
+    for layer, number, kind in product((0, 1), range(3), ("gate_up_proj", "down_proj")):
+        name, op = f"model.layers.{layer}.mlp.experts.{number}.{kind}", f"/expert/{layer}_{number}/{kind}_linear"
+        specs.append(replace(specs[0], name=name, op_name=op, layer=layer, kind=kind, role=Role.EXPERT))
+    return replace(QWEN, tensors=tuple(specs))
+
+
+def test_experts_of_a_layer_share_a_format_unless_told_otherwise() -> None:
+    card = _mixture()
+    groups = {group.name: [member.expert for member in group.members] for group in make_groups(card)}
+    assert groups["model.layers.1.mlp.experts.*.down_proj"] == [0, 1, 2]
+    assert groups["model.layers.0.mlp.experts.*.gate_up_proj"] == [0, 1, 2]
+    each = make_groups(card, ["{layer}.mlp.experts.{expert}.{kind}"])
+    assert all(len(group.members) == 1 for group in each)
+    assert len(each) == len(card.tensors)
+    whole = {group.name: len(group.members) for group in make_groups(card, ["{layer}.mlp.experts.{expert}.*"])}
+    assert whole["1.mlp.experts.2.*"] == 2
+    # one expert apart, the others stay together
+    names = {group.name: len(group.members) for group in make_groups(card, ["1.mlp.experts.0.{kind}"])}
+    assert names["1.mlp.experts.0.down_proj"] == 1
+    assert names["model.layers.1.mlp.experts.*.down_proj"] == 2
+    assert names["model.layers.0.mlp.experts.*.down_proj"] == 3
 
 
 def test_a_plan_keeps_groups_together_and_remembers_its_rules(table: SensitivityTable, fixed: FixedBytes) -> None:

@@ -100,3 +100,20 @@ def test_activations_follow_the_blocks_of_the_weights_under_option_2_only() -> N
         for garbled in (4, 8, 24):
             with pytest.raises(InputError, match="multiples of 16, a whole row, or dynamic_option 0"):
                 block.block(QuantFormat(4, garbled))
+
+
+@pytest.mark.parametrize(("option", "block"), [(0, 0), (2, 0), (2, 16)])
+def test_an_experts_tokens_are_rounded_as_each_sequences_own(option: DynamicOption, block: int) -> None:
+    counts = (0, 1, 3, 6)
+    x = torch.randn(len(counts), 6, 32, generator=torch.Generator().manual_seed(0))
+    for row, count in zip(x, counts, strict=True):
+        row[count:] = 0
+    many, one = Int8Activations("prefill", option), Int8Activations("decode", option)
+    rounded = many.round(x, block, routed=True)
+    for row, got, count in zip(x, rounded, counts, strict=True):
+        # the engine runs an expert on one token of a prompt as it does in decoding
+        expected = (one if count == 1 else many).round(row[:count], block)
+        assert torch.equal(got[:count], expected)
+        assert not got[count:].any()
+    assert not torch.equal(many.round(x[1], block), rounded[1]) or option == 2
+    assert torch.equal(one.round(x, block, routed=True), one.round(x, block))

@@ -18,6 +18,7 @@ from qplan.calibration import CalibrationSet
 from qplan.errors import MeasurementError, StaleArtifactError
 from qplan.formats import FP16, INT4, INT8, DynamicOption, QuantFormat, parse_formats
 from qplan.model.load import LoadedModel, load_model
+from qplan.model.mixture import RoutedLinear
 from qplan.model.replace import with_forward, with_weights
 from qplan.quantize import Int8Activations
 from qplan.sensitivity import gradient, measured
@@ -28,6 +29,7 @@ from qplan.sensitivity.menu import resolve_menu
 from qplan.sensitivity.metrics import reference_of
 from qplan.sensitivity.table import SensitivityTable
 from qplan.sensitivity.variants import StoredWeights
+from qplan.tensors import Role
 
 MANY = 32
 """Draws that leave little noise."""
@@ -37,9 +39,12 @@ def test_many_draws_come_to_what_is_measured(tiny: LoadedModel, calibration: Cal
     formats = (INT8, QuantFormat(6))
     estimated = gradient.analyze(tiny, calibration, formats, draws=MANY)
     exact = measured.analyze(tiny, calibration, formats)
+    # behind a tensor of the others a token may be sent to another expert, which no gradient foresees
+    mixed = tiny.card.model_type == "qwen3_moe"
+    smooth = {s.name for s in tiny.card.tensors if not mixed or s.role in {Role.EXPERT, Role.HEAD}}
     for memory in ("low", "normal"):
         ours, theirs = estimated.losses(memory), exact.losses(memory)
-        cells = [(name, fmt) for name, row in theirs.items() for fmt in row]
+        cells = [(name, fmt) for name, row in theirs.items() for fmt in row if name in smooth]
         a = np.array([ours[name][fmt].kl_nats for name, fmt in cells])
         b = np.array([theirs[name][fmt].kl_nats for name, fmt in cells])
         logs = np.log(a / b)
@@ -100,7 +105,10 @@ def test_squares_are_their_definition(
             rows = ((stored.get(spec.name, fmt) - weight) * products).sum(-1)
             expected = rows.square().sum(-1).double()
             torch.testing.assert_close(observer.squares(spec.name, index, int8=False), expected, rtol=1e-3, atol=0)
-            rounding = activations.round(inputs, activations.block(fmt)) - inputs
+            if fmt.is_float:  # a router's: activations stay floats
+                continue
+            routed = isinstance(tiny.linear(spec.name), RoutedLinear)
+            rounding = activations.round(inputs, activations.block(fmt), routed=routed) - inputs
             expected += (slope @ weight * rounding).sum(-1).square().sum(-1).double()
             torch.testing.assert_close(observer.squares(spec.name, index, int8=True), expected, rtol=1e-3, atol=0)
 

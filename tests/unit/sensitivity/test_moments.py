@@ -47,6 +47,7 @@ def test_moments_are_those_of_the_inputs(tiny: LoadedModel, tmp_path: Path) -> N
     found = gather(tiny, tmp_path / "moments")
     for name in names:
         rows = torch.cat(seen[name]).double()
+        rows = rows[rows.any(1)]  # experts' tokens are filled up with zeros
         torch.testing.assert_close(found.of(name), (rows.T @ rows / len(rows)).float(), rtol=1e-4, atol=1e-5)
         assert found.tokens[name] == len(rows)
 

@@ -8,9 +8,13 @@ import pytest
 
 from qplan.errors import InputError
 from qplan.planner.plan import FileBytes
+from qplan.tensors import Role
 from qplan.verify.baselines import measured_once
 from qplan.verify.checks import emulation, not_worse
 from qplan.verify.record import Accuracy, BuiltModel, Check, EngineRun, Speed, Verification
+from tests.unit.report.invented_run import qwen_tensors, sensitivity
+
+QWEN = sensitivity(qwen_tensors(2, 128, 64, 192, 512), ("fp16", "int8", "int4")).model
 
 
 def built(name: str, *, low: float, normal: float, emulated_low: float | None = None) -> BuiltModel:
@@ -80,8 +84,20 @@ def test_losses_of_float_rounding_are_equal() -> None:
 
 @pytest.mark.parametrize(("emulated", "kept"), [(1.04e-3, True), (0.96e-3, True), (1.06e-3, False), (0.94e-3, False)])
 def test_torch_must_predict_the_engine_within_five_percent(emulated: float, *, kept: bool) -> None:
-    checks = emulation(built("int8", low=1e-3, normal=1e-4, emulated_low=emulated))
+    checks = emulation(built("int8", low=1e-3, normal=1e-4, emulated_low=emulated), QWEN)
     assert [check.passed for check in checks] == [True, kept]
+
+
+@pytest.mark.parametrize(("emulated", "kept"), [(1.2e-3, True), (1.3e-3, False)])
+def test_experts_may_be_chosen_otherwise_where_a_code_lies_on_an_edge(emulated: float, *, kept: bool) -> None:
+    router = replace(QWEN.tensors[0], name="model.layers.0.mlp.gate", role=Role.ROUTER)
+    card = replace(QWEN, tensors=(router, *QWEN.tensors))
+    checks = emulation(built("int8", low=1e-3, normal=1e-4, emulated_low=emulated), card)
+    assert [check.passed for check in checks] == [True, kept]
+    assert checks[1].detail.endswith("limit 25%")
+    # floats are compared as closely as anywhere
+    wrong = replace(built("int8", low=1e-3, normal=1e-4), emulated_nats={"low": 1e-3, "normal": 1.2e-4})
+    assert [check.passed for check in emulation(wrong, card)] == [True, False]
 
 
 def test_baselines_are_measured_once_per_input(tmp_path: Path) -> None:
