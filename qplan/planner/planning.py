@@ -341,7 +341,7 @@ def _router_notes(card: ModelCard, formats: Mapping[str, QuantFormat]) -> Iterat
         return
     first = routers[0].name.split(".", 3)[-1]
     if all(formats[spec.name] == ROUTER_FORMAT for spec in routers):
-        yield f"rule: the {len(routers)} routers are {ROUTER_FORMAT}; --pin '*.{first}=int8' overrides it"
+        yield f"rule: routers are {ROUTER_FORMAT} ({len(routers)} of them); --pin '*.{first}=int8' overrides it"
     else:
         low = sum(formats[spec.name] != ROUTER_FORMAT for spec in routers)
         yield f"{low} of {len(routers)} routers are rounded: tokens may be sent to other experts"

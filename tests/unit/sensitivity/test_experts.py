@@ -76,7 +76,7 @@ def test_routers_stay_in_halves_unless_they_are_pinned(mixed: LoadedModel, table
     fixed = estimate_fixed(mixed.card)
     plan = make_plan(table, "int8", fixed)
     assert plan.formats[router] == FP16
-    assert "rule: the 1 routers are fp16; --pin '*.mlp.gate=int8' overrides it" in plan.notes
+    assert "rule: routers are fp16 (1 of them); --pin '*.mlp.gate=int8' overrides it" in plan.notes
     assert Rules.of(plan) == Rules()
     pinned = make_plan(table, "int8", fixed, rules=Rules(pins={"*.mlp.gate": INT8}))
     assert pinned.formats[router] == INT8
