@@ -34,7 +34,7 @@ from qplan.tensors import Role
 from qplan.verify.record import Verification
 from qplan.verify.reference import torch_logits
 from tests.integration.mnn_models import VOCABULARY, save
-from tests.integration.test_main_job import succeed
+from tests.unit.cli.command import succeed
 from tests.unit.tiny_models import words
 
 pytestmark = pytest.mark.engine
