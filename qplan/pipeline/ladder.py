@@ -19,6 +19,7 @@ from qplan.mnn.runtime import RuntimeConfig
 from qplan.mnn.skeleton import Skeleton, folder_bytes
 from qplan.mnn.writer import build_model
 from qplan.model.load import LoadedModel, load_model
+from qplan.pipeline.fold import load_analysed
 from qplan.pipeline.layers import engine_lens, kl_between
 from qplan.pipeline.rounder import run_rounder
 from qplan.pipeline.runs import Run
@@ -72,7 +73,7 @@ class _Step:
     name: str
     formats: Mapping[str, QuantFormat]
     rounder: Rounder
-    """Chose the integers that it stores."""
+    """Chose the integers that it stores, of a model that may be folded."""
     built: Path | None = None
 
 
@@ -87,7 +88,7 @@ def run_ladder(options: LadderOptions, say: Say, progress: Callable[[int, int], 
     say(f"loading {options.model}")
     loaded = load_model(options.model)
     rows, text = _rows(options, loaded)
-    steps = _steps(options, loaded)
+    steps = _steps(options, loaded, say)
     with tempfile.TemporaryDirectory(prefix="qplan-ladder-") as temporary:
         work = Path(temporary)
         say(f"FP32 in torch on {rows.size} tokens: {text}")
@@ -124,7 +125,7 @@ def _rows(options: LadderOptions, loaded: LoadedModel) -> tuple[NDArray[np.int64
     return judged.tokens, text.source
 
 
-def _steps(options: LadderOptions, loaded: LoadedModel) -> list[_Step]:
+def _steps(options: LadderOptions, loaded: LoadedModel, say: Say) -> list[_Step]:
     nearest = Rounder(loaded)
     # the engine looks a tied embedding up in halves at best
     floats = {spec.name: FP16 if spec.tied else FP32 for spec in loaded.card.tensors}
@@ -134,15 +135,17 @@ def _steps(options: LadderOptions, loaded: LoadedModel) -> list[_Step]:
     if options.plan is None:
         return steps
     plan, built = Plan.read(options.plan), options.plan.parent / "model"
-    if plan.model_sha256 != loaded.card.sha256:
+    run = Run(options.plan.parent.parent)
+    table = SensitivityTable.read(run.sensitivity)
+    analysed = load_analysed(run, table.model, say)
+    if plan.model_sha256 != table.model.sha256 or analysed.original.card.sha256 != loaded.card.sha256:
         msg = f"{options.plan} was made for another model than {options.model}; run 'qplan analyze' and 'emit' again"
         raise StaleArtifactError(msg)
     if not built.is_dir():
         msg = f"{built} is not there; build the plan with 'qplan emit'"
         raise InputError(msg)
-    run = Run(options.plan.parent.parent)
-    conditions = SensitivityTable.read(run.sensitivity).conditions
-    rounder = run_rounder(run, loaded, CalibrationSet.read(run.calibration), conditions.rounding)
+    calibration = CalibrationSet.read(run.calibration)
+    rounder = run_rounder(run, analysed.loaded, calibration, table.conditions.rounding)
     return [*steps, _Step("plan", plan.formats, rounder, built)]
 
 
@@ -198,7 +201,7 @@ class _Judge:
                 return kl_between(wanted, found, self.ids)
 
         layers = len(self.loaded.layers)
-        with engine_lens(folder, self.loaded, RuntimeConfig(memory), self.ids, self.work) as logits_after:
+        with engine_lens(folder, step.rounder.loaded, RuntimeConfig(memory), self.ids, self.work) as logits_after:
             after, before_error, error = first_leaving(
                 lambda count: distance(logits_after(count), expected[count]), layers, limit
             )
@@ -208,9 +211,10 @@ class _Judge:
 
     def _expected(self, step: _Step) -> tuple[Logits, ...]:
         """What torch computes with the weights that a rung stores, after 0, 1, ... all layers."""
-        stored = StoredWeights(self.loaded, step.rounder)
-        with apply_formats(self.loaded, step.formats, "normal", stored=stored, engine_embedding=True):
-            return lens_logits(self.loaded, self.ids)
+        loaded = step.rounder.loaded
+        stored = StoredWeights(loaded, step.rounder)
+        with apply_formats(loaded, step.formats, "normal", stored=stored, engine_embedding=True):
+            return lens_logits(loaded, self.ids)
 
     @property
     def ids(self) -> list[int]:

@@ -162,6 +162,19 @@ def test_a_budget_below_the_smallest_plan_names_it(work: Path) -> None:
     assert not (work / "run" / "1kb").exists()
 
 
+def test_the_plan_is_the_last_rung_of_the_ladder_folded_or_not(work: Path) -> None:
+    succeed("emit", "--budget", "int8", "--run", "run", "--tokens", "128", folder=work)
+    source = SensitivityTable.read(work / "run" / "sensitivity.parquet").model.source
+    short = ("--text", "text.txt", "--tokens", "64", "--seq-len", "64")
+    printed = succeed("ladder", source, "--run", "run", *short, "--json", folder=work)
+    rungs = {rung["name"]: rung for rung in json.loads(printed)["rungs"]}
+    assert list(rungs) == ["fp32", "fp16", "int8", "int4", "plan"]
+    assert rungs["plan"]["exact_error"] <= rungs["plan"]["exact_limit"]
+    assert rungs["plan"]["kl_nats"] < rungs["int4"]["kl_nats"]
+    page = DOCS / "reference" / "json.md"
+    assert_documented(json.loads(printed), keys(page, "Every command") | keys(page, "qplan ladder"))
+
+
 def test_another_calibration_is_refused_and_restart_accepts_it(work: Path) -> None:
     table = SensitivityTable.read(work / "run" / "sensitivity.parquet")
     before = {path: path.read_bytes() for path in (work / "run").rglob("*.safetensors")}
