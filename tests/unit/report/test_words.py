@@ -33,6 +33,7 @@ PRODUCERS = (
     "pipeline/activations.py",
     "pipeline/repair.py",
     "pipeline/emit.py",
+    "sensitivity/analysis.py",
     "sensitivity/menu.py",
     "sensitivity/rounding.py",
 )
@@ -85,8 +86,8 @@ def _told(node: ast.AST, told: tuple[str, ...]) -> Iterator[ast.expr]:
         if called in ("Check", "_noted") or (of_notes and node.func.value.id == "notes"):  # type: ignore[attr-defined]
             texts = list(node.args)
         texts += [word.value for word in node.keywords if word.arg == "notes"]
-    elif isinstance(node, ast.FunctionDef) and node.name in ("note", "_note", "notes", "__str__"):
-        texts = [part.value for part in ast.walk(node) if isinstance(part, ast.Return) and part.value]
+    elif isinstance(node, ast.FunctionDef) and re.search(r"(^|_)notes?($|_)|^__str__$", node.name):
+        texts = [part.value for part in ast.walk(node) if isinstance(part, ast.Return | ast.Yield) and part.value]
     for text in texts:
         yield from (part for part in ast.walk(text) if isinstance(part, ast.JoinedStr | ast.Constant))
 
@@ -109,6 +110,9 @@ GAIN = "0.85 times the loss in prefill and 1.59 in decode (held-out tokens)"
         ("43 of 43 ops have their bits and block", "43 个算子中有 43 个"),
         ("int4 became int4-b0 and int4-b4 for q: blocks of 64 do not divide rows of 172 weights", "int4-b0 和 int4-b4"),
         (f"a scale per block of the activations (dynamic_option 2), as asked for: {GAIN}", "解码的损失为 1.59 倍"),
+        ("rule: routers are fp16 (6 of them); --pin '*.mlp.gate=int8' overrides it", "路由器为 fp16"),
+        ("2 of 6 routers are rounded: tokens may be sent to other experts", "6 个路由器中有 2 个"),
+        ("3.5e-05 and 3.5e-05 nats per token, 0.0% apart, limit 25%", "限值 25%"),
         ("something that nobody has translated", "something that nobody has translated"),
     ],
 )
