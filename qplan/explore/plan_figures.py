@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -190,16 +191,17 @@ def layers_figure(frame: pd.DataFrame, title: str) -> Figure:
     """
     figure = Figure(figsize=(7.6, 4.0), layout="constrained")
     axes = figure.subplots()
-    colours = dict(zip(frame["model"].unique(), (PLAN, UNIFORM, THIRD, INK), strict=False))
-    for name, own in frame.groupby("model", sort=False):
-        axes.plot(own["layers"], own["kl_nats"], marker="o", color=colours[name], label=str(name), zorder=3)
+    looks = itertools.cycle(itertools.product(("-", "--", ":", "-."), (PLAN, UNIFORM, THIRD, INK)))
+    models = list(frame.groupby("model", sort=False))
+    for (name, own), (style, colour) in zip(models, looks, strict=False):
+        axes.plot(own["layers"], own["kl_nats"], marker="o", linestyle=style, color=colour, label=str(name), zorder=3)
     log_nats(axes, "y")
     axes.set_xticks(sorted(frame["layers"].unique()))
     axes.set_xlabel("layers that ran before the head")
     axes.set_ylabel("KL to FP32 at that depth, nats/token")
     axes.set_title(title, loc="left")
     quiet(axes)
-    if len(colours) > 1:
+    if len(models) > 1:
         axes.legend(frameon=False)
     return figure
 

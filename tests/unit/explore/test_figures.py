@@ -95,3 +95,9 @@ def test_weights_are_drawn_on_their_own_grid(run: Run) -> None:
 def test_errors_say_what_there_is(run: Run, draw: Callable[[Run], Figure], told: str) -> None:
     with pytest.raises(InputError, match=told):
         draw(run)
+
+
+def test_any_number_of_models_gets_a_line_of_its_own(run: Run) -> None:
+    frames = [pd.DataFrame({"model": f"m{i}", "layers": [0, 1], "kl_nats": [1e-3, 2e-3]}) for i in range(9)]
+    lines = run.plot_layers(pd.concat(frames)).axes[0].get_lines()
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 9
