@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from qplan.artifact import read_json, sha256_file
+from qplan.artifact import read_json
 from qplan.cost.file_bytes import FixedBytes
-from qplan.errors import InputError, QplanError
+from qplan.errors import InputError
 from qplan.formats import QuantFormat
 from qplan.pipeline.runs import RUNS
 from qplan.pipeline.runs import Run as Home
 from qplan.pipeline.sizes import unfolded_fixed_bytes
+from qplan.pipeline.verified import verified_plans
 from qplan.planner.patterns import matching
 from qplan.planner.plan import Plan
 from qplan.sensitivity.table import Memory, SensitivityTable
@@ -99,16 +100,7 @@ def verified(home: Home, table: SensitivityTable) -> dict[str, tuple[Plan, Verif
 
     Folders that another qplan or another analysis left are passed over, as `qplan frontier` does.
     """
-    found = {}
-    for path in sorted(home.folder.glob("*/verification.json")):
-        try:
-            plan, verification = Plan.read(path.with_name("plan.json")), Verification.read(path)
-        except QplanError:
-            continue
-        # a plan that was made or edited after its model was built has no measurements
-        measured = verification.plan_sha256 == sha256_file(path.with_name("plan.json"))
-        if measured and plan.sensitivity_sha256 == table.sha256:
-            found[path.parent.name] = plan, verification
+    found = {folder: (plan, verification) for folder, plan, verification in verified_plans(home, table)}
     return dict(sorted(found.items(), key=lambda item: -item[1][0].files.total))
 
 

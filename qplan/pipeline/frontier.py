@@ -7,18 +7,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from qplan.artifact import atomic_path, read_json, sha256_file, sha256_json, write_json, write_text
+from qplan.artifact import atomic_path, read_json, sha256_json, write_json, write_text
 from qplan.cost.file_bytes import FixedBytes
-from qplan.errors import QplanError
 from qplan.formats import QuantFormat
 from qplan.pipeline.runs import Run
 from qplan.pipeline.sizes import run_fixed_bytes
+from qplan.pipeline.verified import verified_plans
 from qplan.planner.frontier import POINTS, Frontier, FrontierPoint, UniformModel, frontier
-from qplan.planner.plan import Plan
 from qplan.planner.planning import Rules
 from qplan.report.frontier import MeasuredModel, frontier_figure, frontier_markdown
 from qplan.sensitivity.table import SensitivityTable
-from qplan.verify.record import Verification
 
 KIND, SCHEMA = "qplan-frontier", 1
 FRONTIER_FILE = "frontier.json"
@@ -84,20 +82,12 @@ def run_frontier(run: Run, rules: Rules, points: int = POINTS) -> Swept:
 def measured_models(run: Run, table: SensitivityTable) -> tuple[MeasuredModel, ...]:
     """What the engine measured in this run: plans made from this table, and MNN's uniform exports."""
     found: dict[str, MeasuredModel] = {}
-    for path in sorted(run.folder.glob("*/verification.json")):
-        try:
-            plan, verification = Plan.read(path.with_name("plan.json")), Verification.read(path)
-        except QplanError:  # a folder of a newer qplan, or half edited: its plan is shown by nobody's request
-            continue
-        if plan.sensitivity_sha256 != table.sha256 or verification.model_sha256 != table.model.sha256:
-            continue
-        if verification.plan_sha256 != sha256_file(path.with_name("plan.json")):  # edited since
-            continue
+    for folder, _, verification in verified_plans(run, table):
         for model in verification.models:
             accuracy = model.accuracy(table.goal)
             if accuracy is not None:
-                name = f"plan {path.parent.name}" if model.name == "plan" else model.name
                 is_plan = model.name == "plan"
+                name = f"plan {folder}" if is_plan else model.name
                 found[name] = MeasuredModel(name, is_plan, model.files.total, accuracy.kl_nats)
     return tuple(found.values())
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from qplan.report import notation, svg
+from qplan.report.log_grid import log_grid
 from qplan.report.summary import Contender, name_of
 from qplan.report.words import ENGLISH, Words
 
@@ -94,17 +95,7 @@ def size_vs_loss(models: Sequence[Contender], words: Words = ENGLISH) -> Markup 
         svg.text(0, 15, words("loss, nats/token"), class_="axis"),
         svg.text(width, 312, words("size"), class_="axis", anchor="end"),
     ]
-    for tick in up.ticks():
-        y = up.place(tick)
-        parts.append(svg.element("line", x1=left, x2=width - 10, y1=y, y2=y, class_="gridline"))
-        parts.append(svg.text(left - 6, y + 4, notation.tick(tick), class_="axis", anchor="end"))
-    last = -100.0
-    for tick in across.ticks():
-        x = across.place(tick)
-        parts.append(svg.element("line", x1=x, x2=x, y1=bottom, y2=bottom + 4, class_="tick"))
-        if x - last > 52:
-            parts.append(svg.text(x, bottom + 18, notation.round_size(tick), class_="axis", anchor="middle"))
-            last = x
+    parts += log_grid(across, up, left=left, right=width - 10, bottom=bottom)
     points = [(m, across.place(m.total_bytes), up.place(m.loss_nats or 0.0)) for m in shown]
     uniform = sorted((x, y) for m, x, y in points if not m.is_plan)
     parts.append(svg.element("polyline", points=" ".join(f"{x:.1f},{y:.1f}" for x, y in uniform), class_="uniform"))

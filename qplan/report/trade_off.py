@@ -11,6 +11,7 @@ from qplan.planner.frontier import Frontier, FrontierPoint
 from qplan.planner.plan import Plan
 from qplan.report import notation, svg
 from qplan.report.frontier_rows import against_uniform, shares
+from qplan.report.log_grid import log_grid
 from qplan.report.words import ENGLISH, Words
 from qplan.sensitivity.table import SensitivityTable
 from qplan.tensors import Role
@@ -139,18 +140,7 @@ def _grid(across: svg.LogAxis, up: svg.LogAxis, words: Words) -> list[Markup]:
         svg.text(_WIDTH - 4, _BOTTOM + 36, words("files that ship"), class_="axis", anchor="end"),
         svg.element("line", x1=_LEFT, x2=_WIDTH - 6, y1=_BOTTOM, y2=_BOTTOM, class_="tick"),
     ]
-    for tick in up.ticks():
-        y = up.place(tick)
-        parts.append(svg.element("line", x1=_LEFT, x2=_WIDTH - 6, y1=y, y2=y, class_="gridline"))
-        parts.append(svg.text(_LEFT - 6, y + 4, notation.tick(tick), class_="axis", anchor="end"))
-    last = -100.0
-    for tick in across.ticks():
-        x = across.place(tick)
-        parts.append(svg.element("line", x1=x, x2=x, y1=_BOTTOM, y2=_BOTTOM + 4, class_="tick"))
-        if x - last > 52:
-            parts.append(svg.text(x, _BOTTOM + 18, notation.round_size(tick), class_="axis", anchor="middle"))
-            last = x
-    return parts
+    return parts + log_grid(across, up, left=_LEFT, right=_WIDTH - 6, bottom=_BOTTOM)
 
 
 def _stop(place: int, x: float, y: float, point: FrontierPoint, words: Words) -> Markup:
