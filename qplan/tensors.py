@@ -12,6 +12,11 @@ _EXPERT_OP = re.compile(r"^/expert/\d+_(\d+)/")
 """MNN's name of an expert's op: layer, then expert."""
 
 
+def short_name(tensor: str) -> str:
+    """``0.mlp.down_proj`` for a tensor of layer 0: what patterns understand."""
+    return tensor.removeprefix("model.").removeprefix("layers.")
+
+
 class Role(StrEnum):
     """What a tensor does; rules of the planner speak of roles."""
 

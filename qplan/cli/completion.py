@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import qplan
+from qplan.tensors import short_name
 
 _RUNS = Path("qplan-runs")
 _PLAN = "plan.json"
@@ -46,7 +47,7 @@ def tensors(incomplete: str) -> list[str]:
         names = [str(tensor["name"]) for tensor in json.loads(newest.read_text(encoding="utf-8"))["tensors"]]
     except (OSError, ValueError, KeyError, TypeError):
         return []  # a broken plan is told by the command, not by a key press
-    return _starting(incomplete, (name.removeprefix("model.").removeprefix("layers.") for name in names))
+    return _starting(incomplete, map(short_name, names))
 
 
 def models(incomplete: str) -> list[str]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from qplan.cli.view import short_name, table_view
+from qplan.cli.view import table_view
 from qplan.planner.diff import PlanDiff
 from qplan.planner.plan import Plan
 from qplan.report import notation
+from qplan.tensors import short_name
 
 
 def changes_table(changes: PlanDiff, after: Plan, *, most: int | None) -> Table:

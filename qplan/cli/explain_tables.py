@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from qplan.cli.view import short_name, table_view
+from qplan.cli.view import table_view
 from qplan.planner.explain import Alternative, Explanation
 from qplan.report import notation
+from qplan.tensors import short_name
 
 _MB = 1e6
 

@@ -45,8 +45,3 @@ def table_view(
     for column in columns:
         view.add_column(column, justify="left" if column in left else "right", no_wrap=True)
     return view
-
-
-def short_name(tensor: str) -> str:
-    """``0.mlp.down_proj`` for a tensor of layer 0: what patterns understand."""
-    return tensor.removeprefix("model.").removeprefix("layers.")

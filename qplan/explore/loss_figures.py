@@ -10,13 +10,13 @@ from matplotlib.figure import Figure
 
 from qplan.errors import InputError
 from qplan.explore.frames import sensitivity_frame
-from qplan.explore.saved import short
 from qplan.explore.style import INK, ROLES, SOFT, log_nats, quiet
 from qplan.formats import QuantFormat
 from qplan.report import figures, notation
 from qplan.report.grid import loss_table
 from qplan.report.palette import BITS
 from qplan.sensitivity.table import SensitivityTable
+from qplan.tensors import short_name
 
 _MAPS = 4
 """Heat maps that are drawn unasked."""
@@ -67,7 +67,7 @@ def ranking(table: SensitivityTable, fmt: str, top: int = 20) -> Figure:
                 label=f"{role}, {source}",
                 zorder=3,
             )
-    axes.set_yticks(range(len(rows)), [short(name) for name in rows["tensor"]], fontsize=8.5)
+    axes.set_yticks(range(len(rows)), [short_name(name) for name in rows["tensor"]], fontsize=8.5)
     axes.set_ylim(-0.7, len(rows) - 0.3)
     axes.set_xlabel(f"loss in {fmt} at memory {table.goal}, nats/token, with 95 % interval")
     log_nats(axes, "x")

@@ -63,11 +63,6 @@ def under(table: SensitivityTable, memory: str | None) -> SensitivityTable:
     return replace(table, conditions=replace(table.conditions, memory=found))
 
 
-def short(tensor: str) -> str:
-    """``0.mlp.down_proj`` for a tensor of layer 0: what patterns understand."""
-    return tensor.removeprefix("model.").removeprefix("layers.")
-
-
 def checked_tensor(table: SensitivityTable, name: str) -> str:
     """A tensor's full name from a name or a pattern that matches one, e.g. ``0.mlp.down_proj``.
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from qplan.cost.file_bytes import FixedBytes
 from qplan.cost.target import find_target
 from qplan.errors import InfeasibleError, InputError
-from qplan.explore.saved import short, uniform_fixed_bytes
+from qplan.explore.saved import uniform_fixed_bytes
 from qplan.formats import QuantFormat
 from qplan.pipeline.runs import Run as Home
 from qplan.pipeline.wanted import Objective, Wanted
@@ -18,6 +18,7 @@ from qplan.planner.metric import Metric
 from qplan.planner.plan import Plan
 from qplan.planner.planning import Rules, make_plan
 from qplan.sensitivity.table import SensitivityTable
+from qplan.tensors import short_name
 
 OBJECTIVES: tuple[Objective, ...] = ("loss", "smallest", "fastest")
 
@@ -87,8 +88,8 @@ def name_of(wanted: Wanted, memory: str | None) -> str:
     parts += [f"memory {memory}"] if memory is not None else []
     if rules.logits_bits != usual.logits_bits:
         parts.append(f"head at least {rules.logits_bits} bits" if rules.logits_bits else "no logits rule")
-    parts += [f"{short(pattern)} = {fmt}" for pattern, fmt in rules.pins.items()]
-    parts += [f"{short(pattern)} at least {bits} bits" for pattern, bits in rules.min_bits.items()]
+    parts += [f"{short_name(pattern)} = {fmt}" for pattern, fmt in rules.pins.items()]
+    parts += [f"{short_name(pattern)} at least {bits} bits" for pattern, bits in rules.min_bits.items()]
     parts += [f"groups {' '.join(rules.group_patterns)}"] if rules.group_patterns else []
     parts += ["fused groups"] if rules.fused else []
     parts += [f"metric {rules.metric.value}"] if rules.metric is not usual.metric else []
