@@ -16,11 +16,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.utils import logging as transformers_logging
 
 from qplan.errors import InputError
 from qplan.model.embedding_scale import embedding_scale, set_embedding_scale, write_embedding_scale
-from qplan.model.load import LoadedModel
+from qplan.model.load import LoadedModel, without_bars
 from qplan.model.mixture import stacked_state
 from qplan.model.registry import FoldKind, FoldRule
 
@@ -98,11 +97,8 @@ def save_folded(folded: LoadedModel, folder: Path) -> None:
         folder: a new folder.
     """
     model: Any = folded.model
-    transformers_logging.disable_progress_bar()
-    try:
+    with without_bars():
         model.save_pretrained(folder, state_dict=stacked_state(model))
-    finally:
-        transformers_logging.enable_progress_bar()
     for path in sorted(folded.folder.iterdir()):
         weights = path.suffix in {".safetensors", ".bin", ".pt"} or path.name.endswith(".index.json")
         if path.is_file() and not weights and not (folder / path.name).exists():

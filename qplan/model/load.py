@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -164,18 +166,28 @@ def check_finite(model: nn.Module) -> None:
             raise InputError(msg)
 
 
-def _load_weights(folder: Path, dtype: torch.dtype) -> Any:  # noqa: ANN401 - a PreTrainedModel
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """No progress bars of transformers in here; afterwards they are as the user has them."""
+    shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
-        )
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
+def _load_weights(folder: Path, dtype: torch.dtype) -> Any:  # noqa: ANN401 - a PreTrainedModel
+    try:
+        with without_bars():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
+            )
         model, info = loaded
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         msg = f"{folder} cannot be loaded as a causal language model: {error}"
         raise InputError(msg) from error
-    finally:
-        transformers_logging.enable_progress_bar()
     # Hugging Face fills what a checkpoint lacks with random numbers and a warning
     for what in ("missing_keys", "mismatched_keys", "error_msgs"):
         if info.get(what):

@@ -48,7 +48,8 @@ def predicted_vs_measured(models: Sequence[Contender], words: Words = ENGLISH) -
         parts.append(svg.element("line", x1=min(places), x2=max(places), y1=y, y2=y, class_="span"))
         label = name_of(model, words)
         parts += [_mark(name, axis.place(value), y, f"{label}, {_kind(name, words)}", value) for name, value in marks]
-    return svg.picture(width, bottom + 24, words("Predicted against measured loss, nats per token"), *parts)
+    label = words("Predicted against measured loss, nats per token")
+    return svg.picture(width, bottom + 24, label, *parts, headroom=svg.HEADROOM)
 
 
 def _marks(model: Contender) -> list[tuple[str, float]]:
@@ -115,4 +116,5 @@ def size_vs_loss(models: Sequence[Contender], words: Words = ENGLISH) -> Markup 
             name += f" \N{DOWNWARDS ARROW} {notation.loss(model.loss_nats)}"
             side, rise, anchor = 0, 18, "middle"
         parts += [dot, svg.text(x + side, y + rise, name, class_=f"name{strong}", anchor=anchor)]
-    return svg.picture(width, height, words("File size against loss of the plan and the uniform models"), *parts)
+    label = words("File size against loss of the plan and the uniform models")
+    return svg.picture(width, height, label, *parts, headroom=svg.HEADROOM)

@@ -33,17 +33,23 @@ def text(
     return element("text", content, x=float(x), y=float(y), class_=class_ or None, text_anchor=anchor, **data)
 
 
-def picture(width: float, height: float, label: str, *content: str, **data: str | None) -> Markup:
+HEADROOM = 5.0
+"""What a first line at y = 15 needs above it, px: a narrow page sets it at 15 px, and Noto Sans CJK rises 1.16 em."""
+
+
+def picture(
+    width: float, height: float, label: str, *content: str, headroom: float = 0.0, **data: str | None
+) -> Markup:
     """A figure of a fixed size in CSS pixels that print may shrink; ``label`` is read to those who don't see it.
 
-    ``data`` are further attributes.
+    ``headroom`` is room above y = 0, px; ``data`` are further attributes.
     """
     return element(
         "svg",
         *content,
-        viewBox=f"0 0 {_plain(float(width))} {_plain(float(height))}",
+        viewBox=f"0 {_plain(0.0 - headroom)} {_plain(float(width))} {_plain(height + headroom)}",
         width=float(width),
-        height=float(height),
+        height=height + headroom,
         role="img",
         aria_label=label,
         **data,

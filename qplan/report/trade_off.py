@@ -121,7 +121,7 @@ def draw(frontier: Frontier, plan: Plan, words: Words = ENGLISH) -> Markup:
     parts.append(svg.element("polygon", about, points=diamond, class_="mark emulated"))
     parts.append(svg.element("circle", cx=places[0][0], cy=places[0][1], r=11.0, class_="chosen", visibility="hidden"))
     label = words("Predicted loss over file size: {count} plans, uniform formats and this plan", count=len(places))
-    return svg.picture(_WIDTH, _BOTTOM + 42, label, *parts, class_="tradeoff")
+    return svg.picture(_WIDTH, _BOTTOM + 42, label, *parts, headroom=svg.HEADROOM, class_="tradeoff")
 
 
 def _axes(frontier: Frontier, plan: Plan) -> tuple[svg.LogAxis, svg.LogAxis]:

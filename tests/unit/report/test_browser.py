@@ -126,12 +126,17 @@ FAINT_TEXTS = """() => {
   return faint;
 }"""
 
-# texts of figures that leave their figure, and controls that leave the page
+# texts of figures that leave their figure, and controls that leave the page; lines are taken to be as high as Noto Sans
+# CJK makes them, whatever the machine's own fonts are
 CLIPPED = """() => {
   const clipped = [];
   for (const text of document.querySelectorAll("svg text")) {
     const [own, all] = [text.getBoundingClientRect(), text.closest("svg").getBoundingClientRect()];
-    if (own.left < all.left - 1 || own.right > all.right + 1 || own.top < all.top - 1 || own.bottom > all.bottom + 1)
+    const onScreen = text.getScreenCTM();
+    const baseline = text.getStartPositionOfChar(0).matrixTransform(onScreen).y;
+    const em = parseFloat(getComputedStyle(text).fontSize) * onScreen.d;
+    const [top, bottom] = [baseline - 1.16 * em, baseline + 0.288 * em];
+    if (own.left < all.left - 1 || own.right > all.right + 1 || top < all.top - 1 || bottom > all.bottom + 1)
       clipped.push(text.textContent);
   }
   for (const control of document.querySelectorAll("button, input, select, .tile, .verdict, nav a")) {
