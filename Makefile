@@ -6,7 +6,7 @@ BIN := .venv/bin
 demo: .venv/installed
 	$(BIN)/qplan demo
 
-# a file's tests share models that they build once: a worker takes whole files; each holds up to 2 GB
+# a file's tests share models that they build once: a worker takes whole files and below 1 GB
 test: .venv/installed lint
 	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 

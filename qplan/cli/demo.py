@@ -42,7 +42,8 @@ def command(
     import qplan.demo  # noqa: PLC0415
     from qplan.cli.tables import sensitivity_table  # noqa: PLC0415
     from qplan.pipeline.analyze import AnalyzeOptions, run_analyze  # noqa: PLC0415
-    from qplan.pipeline.emit import EmitOptions, run_emit  # noqa: PLC0415
+    from qplan.pipeline.emit import run_emit  # noqa: PLC0415
+    from qplan.pipeline.emit_job import EmitOptions  # noqa: PLC0415
     from qplan.pipeline.runs import Run  # noqa: PLC0415
     from qplan.pipeline.wanted import Wanted  # noqa: PLC0415
 

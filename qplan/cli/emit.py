@@ -185,7 +185,8 @@ def command(
         qplan emit --max-kl 0.01 --objective smallest
     """
     # torch and transformers take seconds to import: not for --help
-    from qplan.pipeline.emit import EmitOptions, run_emit  # noqa: PLC0415
+    from qplan.pipeline.emit import run_emit  # noqa: PLC0415
+    from qplan.pipeline.emit_job import EmitOptions  # noqa: PLC0415
     from qplan.pipeline.runs import Run  # noqa: PLC0415
     from qplan.pipeline.wanted import Increase, Wanted  # noqa: PLC0415
 

@@ -4,54 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qplan.calibration import CalibrationSet, load_text, tokenise
-from qplan.cost.file_bytes import FixedBytes
-from qplan.errors import InfeasibleError, InputError
-from qplan.formats import DynamicOption
-from qplan.mnn.engines import EngineTarget, EngineVersion
+from qplan.errors import InputError
 from qplan.mnn.exporter_source import find_exporter
 from qplan.mnn.quant_config import export_command, make_quant_config
 from qplan.mnn.runtime import RuntimeConfig
-from qplan.mnn.skeleton import Skeleton
 from qplan.mnn.writer import set_runtime
 from qplan.model.load import LoadedModel
-from qplan.pipeline.activations import (
-    BlockGain,
-    applies,
-    as_asked,
-    computable,
-    garbled,
-    impossible,
-    measure_gain,
-    unasked,
-    with_foreign_losses_told,
-)
-from qplan.pipeline.choose import with_price_of_nearest
-from qplan.pipeline.fold import AnalysedModel, load_analysed
-from qplan.pipeline.loss_limits import choose_wanted
-from qplan.pipeline.plans import PLAN_FILE, edited_plan
+from qplan.pipeline.activations import BlockGain, unasked, with_foreign_losses_told
+from qplan.pipeline.emit_job import EmitJob, EmitOptions, planned
+from qplan.pipeline.fold import load_analysed
+from qplan.pipeline.plans import edited_plan
 from qplan.pipeline.prove import Workshop, gate, prove
-from qplan.pipeline.repair import EVALUATIONS
 from qplan.pipeline.report import report_plan
-from qplan.pipeline.retarget import engine_checks, retarget_rules, retarget_table
+from qplan.pipeline.retarget import engine_checks, retarget_table
 from qplan.pipeline.rounder import run_rounder
 from qplan.pipeline.runs import Run
 from qplan.pipeline.sizes import fixed_bytes
 from qplan.pipeline.skeletons import run_skeleton
-from qplan.pipeline.task import Task
-from qplan.pipeline.wanted import Wanted
 from qplan.planner.plan import Plan
-from qplan.planner.planning import Rules
 from qplan.report.page import Provenance
-from qplan.report.words import Language
-from qplan.sensitivity.rounding import Rounder
 from qplan.sensitivity.table import SensitivityTable
 from qplan.verify.measure import Trial, speeds_by_turns
 from qplan.verify.record import Check, Verification
@@ -59,39 +37,6 @@ from qplan.verify.reference import reference_logits, stored_logits
 
 Say = Callable[[str], None]
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class EmitOptions:
-    """What ``qplan emit`` was asked for."""
-
-    wanted: Wanted = field(default_factory=Wanted)
-    text: str | None = None
-    """What the built model is judged on; None for held-out windows of the calibration text."""
-    tokens: int = 2048
-    """At most this many tokens of it."""
-    build: bool = True
-    llmexport: Path | None = None
-    threads: int = 1
-    dynamic_option: DynamicOption | None = None
-    """None for the one that `qplan.pipeline.activations` takes unasked."""
-    evaluations: int = EVALUATIONS
-    """Whole models that a repair may measure."""
-    plan: Path | None = None
-    """Build from this plan, which people may have edited, instead of making one."""
-    engine: str | None = None
-    """MNN version that the model is for; None for the installed one."""
-    language: Language = Language.en
-    """Of the report."""
-
-    @property
-    def target(self) -> EngineTarget:
-        """What that engine needs.
-
-        Raises:
-            InputError: no model is known to run there.
-        """
-        return EngineTarget.of(EngineVersion.installed() if self.engine is None else EngineVersion.parse(self.engine))
 
 
 @dataclass(frozen=True)
@@ -144,7 +89,7 @@ def run_emit(options: EmitOptions, run: Run, say: Say, progress: Progress, comma
     judges = _judges(options, calibration, loaded)
     skeleton = run_skeleton(run, loaded, options.llmexport, say, c4=target.c4)
     rounder = run_rounder(run, loaded, calibration, table.conditions.rounding)
-    job = _Job(options, run, table, model, skeleton, rounder, calibration.heldout, _folder(options, run), say)
+    job = EmitJob(options, run, table, model, skeleton, rounder, calibration.heldout, say)
     given = None if options.plan is None else edited_plan(options.plan, table, fixed_bytes(skeleton))
     with ExitStack() as stack:
         shop = None
@@ -155,7 +100,7 @@ def run_emit(options: EmitOptions, run: Run, say: Say, progress: Progress, comma
             baselines = run.baselines_for(None if options.engine is None else str(target.engine))
             shop = Workshop(loaded, skeleton, trial, judges.text, judges.sha256, baselines, say, target)
         first = gate(shop) if shop is not None else None
-        plan, gain = _planned(job, given)
+        plan, gain = planned(job, given)
         plan.write(job.plan_path)
         exporter = find_exporter(options.llmexport)
         formats = {tensor.op_name: tensor.format for tensor in plan.tensors}
@@ -176,41 +121,7 @@ def run_emit(options: EmitOptions, run: Run, say: Say, progress: Progress, comma
     return Emitted(job.folder, plan, verification, llmexport, problems)
 
 
-@dataclass(frozen=True)
-class _Job:
-    """What every step of an emit needs."""
-
-    options: EmitOptions
-    run: Run
-    table: SensitivityTable
-    model: AnalysedModel
-    skeleton: Skeleton
-    rounder: Rounder
-    heldout: NDArray[np.int64]
-    folder: Path
-    """Of the budget."""
-    say: Say
-
-    @property
-    def plan_path(self) -> Path:
-        return self.folder / PLAN_FILE
-
-    @property
-    def exported(self) -> LoadedModel:
-        """What llmexport can make: it knows no factor of the embedding, and takes the original where there is one."""
-        return self.model.loaded if self.model.loaded.embedding_scale is None else self.model.original
-
-    @cached_property
-    def uniform_skeleton(self) -> Skeleton:
-        """What uniform models are built from: the original's graph, since MNN's exporter knows nothing of folds."""
-        original = self.model.original
-        if original is self.model.loaded:
-            return self.skeleton
-        c4 = self.options.target.c4
-        return run_skeleton(self.run, original, self.options.llmexport, self.say, c4=c4, unfolded=True)
-
-
-def _prove(job: _Job, shop: Workshop, first: Check, plan: Plan, gain: BlockGain | None) -> tuple[Plan, Verification]:
+def _prove(job: EmitJob, shop: Workshop, first: Check, plan: Plan, gain: BlockGain | None) -> tuple[Plan, Verification]:
     """Build and verify the plan; it comes back with its ``dynamic_option`` decided by the built model's speed."""
     model = job.folder / "model"
     shop.say("plan: building")
@@ -241,72 +152,8 @@ def _prove(job: _Job, shop: Workshop, first: Check, plan: Plan, gain: BlockGain 
     return plan, verification
 
 
-def _chosen(job: _Job, fixed: FixedBytes) -> Plan:
-    """The plan within the bytes of the unfolded uniform export; within those of the folded one if nothing else fits."""
-    options, uniform_fixed = job.options, fixed_bytes(job.uniform_skeleton)
-
-    table = job.table if options.dynamic_option != 2 else computable(job.table)
-    task = Task(table, fixed, job.rounder, Rounder(job.model.original), job.heldout, job.say)
-
-    def choose(rules: Rules) -> Plan:
-        wanted = replace(options.wanted, rules=retarget_rules(rules, options.target))
-        return choose_wanted(task, wanted, job.run, evaluations=options.evaluations)
-
-    more = fixed.total - uniform_fixed.total
-    if more <= 0:
-        return choose(options.wanted.rules)
-    try:
-        return choose(replace(options.wanted.rules, uniform_fixed=uniform_fixed))
-    except InfeasibleError as error:
-        job.say(f"not within the bytes of the unfolded uniform export: {error}")
-    plan = choose(options.wanted.rules)
-    note = f"budgets are those of uniform exports of the folded weights, whose graph is {more:,} bytes larger"
-    return replace(plan, notes=(*plan.notes, note))
-
-
-def _planned(job: _Job, given: Plan | None) -> tuple[Plan, BlockGain | None]:
-    """The plan; with the gain of ``dynamic_option`` 2 if that still hangs on the built model's speed."""
-    options, table, fixed = job.options, job.table, fixed_bytes(job.skeleton)
-    plan = given or _chosen(job, fixed)
-    plan = replace(plan, sensitivity_sha256=table.sha256)
-    exported = Task(table, fixed, job.rounder, Rounder(job.exported), job.heldout, job.say)
-    plan = with_price_of_nearest(plan, exported)
-    if given is not None and options.dynamic_option is None:
-        options = replace(options, dynamic_option=2 if given.dynamic_option == 2 else 0)
-    plan, gain = _first_option(plan, options, job.rounder, job.heldout, job.say)
-    return (plan, gain) if gain else (with_foreign_losses_told(plan, table.conditions.dynamic_option), None)
-
-
-def _first_option(
-    plan: Plan, options: EmitOptions, rounder: Rounder, heldout: NDArray[np.int64], say: Say
-) -> tuple[Plan, BlockGain | None]:
-    """The plan with a ``dynamic_option``; with a gain if that still hangs on the built model's speed."""
-    if options.dynamic_option == 0 or not applies(plan.memory, plan.formats):
-        return replace(plan, dynamic_option=options.dynamic_option or 0), None
-    names = garbled(plan.formats)
-    if names:
-        return impossible(plan, names), None
-    say("joint loss with a scale per token, and per block of the activations")
-    gain = measure_gain(plan, rounder, heldout)
-    if options.dynamic_option == 2:
-        return as_asked(plan, gain), None
-    if gain.pays and options.build:
-        return plan, gain
-    return unasked(plan, gain, None), None
-
-
 def _runtime(plan: Plan) -> RuntimeConfig:
     return RuntimeConfig(plan.memory, threads=4, dynamic_option=plan.dynamic_option)
-
-
-def _folder(options: EmitOptions, run: Run) -> Path:
-    """Where the model goes: a given plan's own folder in the run, or one named after its file or after the budget."""
-    label = options.wanted.label if options.plan is None else options.plan.stem
-    if options.plan is not None and options.plan.name == PLAN_FILE:
-        inside = options.plan.resolve().parent
-        if inside.parent == run.folder.resolve():
-            return inside
-    return run.budget(label if options.engine is None else f"{label}-mnn-{options.target.engine}")
 
 
 _WITHOUT_C4 = (

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 from qplan.model.load import LoadedModel
-from qplan.pipeline.emit import EmitOptions, Emitted, run_emit
+from qplan.pipeline.emit import Emitted, run_emit
+from qplan.pipeline.emit_job import EmitOptions
 from qplan.pipeline.runs import Run
 from qplan.pipeline.skeletons import run_skeleton
 from qplan.pipeline.wanted import Wanted

@@ -32,7 +32,7 @@ PRODUCERS = (
     "pipeline/loss_limits.py",
     "pipeline/activations.py",
     "pipeline/repair.py",
-    "pipeline/emit.py",
+    "pipeline/emit_job.py",
     "sensitivity/analysis.py",
     "sensitivity/menu.py",
     "sensitivity/rounding.py",
