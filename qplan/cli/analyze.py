@@ -142,9 +142,14 @@ def command(
         ),
     ] = None,
     batch_size: Annotated[
-        int,
-        typer.Option(metavar="N", help="Sequences per pass; fewer need less memory.", rich_help_panel=panels.MACHINE),
-    ] = 4,
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Sequences per pass; fewer need less memory.",
+            show_default="4, or as many as have 256 MB of logits",
+            rich_help_panel=panels.MACHINE,
+        ),
+    ] = None,
     device: Annotated[
         str,
         typer.Option(

@@ -11,6 +11,7 @@ import torch
 from qplan.calibration import load_text, tokenise
 from qplan.errors import InputError
 from qplan.formats import DEFAULT_FORMATS, DynamicOption, QuantFormat
+from qplan.model.card import ModelCard
 from qplan.model.load import DTypeName, load_model
 from qplan.pipeline.additivity import measure_additivity
 from qplan.pipeline.auto import analyze_auto
@@ -26,6 +27,10 @@ from qplan.sensitivity.table import Memory, Mode, SensitivityTable
 
 Say = Callable[[str], None]
 Progress = Callable[[int, int], None]
+
+
+LOGITS_BYTES = 256 << 20
+"""Of a pass, where the user does not say how many sequences it has."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,8 @@ class AnalyzeOptions:
     """Tensors that are rounded at a time."""
     dynamic_option: DynamicOption = 0
     """MNN's setting that losses under memory low are measured with."""
-    batch_size: int = 4
+    batch_size: int | None = None
+    """Sequences per pass; None for `sequences_per_pass`."""
     device: str = "cpu"
     dtype: DTypeName = "float32"
     restart: bool = False
@@ -86,6 +92,7 @@ def run_analyze(options: AnalyzeOptions, run: Run, say: Say, progress: Progress)
         f"{len(loaded.card.tensors)} tensors, {len(options.formats)} formats, "
         f"{calibration.samples} sequences of {calibration.seq_len} tokens from {calibration.source}"
     )
+    batch_size = options.batch_size or sequences_per_pass(loaded.card, calibration.seq_len)
     notes: tuple[str, ...] = ()
     if options.fold == "auto" and options.dtype != "float32":
         notes = (f"weights are not folded: what that gains cannot be measured in {options.dtype}",)
@@ -97,7 +104,8 @@ def run_analyze(options: AnalyzeOptions, run: Run, say: Say, progress: Progress)
             options.memory,
             dynamic_option=options.dynamic_option,
             rounding=options.rounding,
-            batch_size=options.batch_size,
+            batch_size=batch_size,
+            jobs=options.jobs,
             device=options.device,
             say=say,
             progress=progress,
@@ -105,13 +113,13 @@ def run_analyze(options: AnalyzeOptions, run: Run, say: Say, progress: Progress)
         notes = (note,)
     if options.rounding not in DATA_FREE:
         say(f"second moments of all inputs, {calibration.fit.size} tokens to fit rounding to")
-    rounder = run_rounder(run, loaded, calibration, options.rounding, batch_size=options.batch_size, progress=progress)
+    rounder = run_rounder(run, loaded, calibration, options.rounding, batch_size=batch_size, progress=progress)
     opened = open_analysis(
         loaded,
         calibration,
         options.formats,
         options.memory,
-        batch_size=options.batch_size,
+        batch_size=batch_size,
         dynamic_option=options.dynamic_option,
         rounder=rounder,
         journal=run.journal,
@@ -124,14 +132,17 @@ def run_analyze(options: AnalyzeOptions, run: Run, say: Say, progress: Progress)
     if options.mode != "gradient":
         say("whole plans: how losses add up")
         tokens = torch.from_numpy(calibration.tokens)
-        table = measure_additivity(
-            table, loaded, tokens, batch_size=options.batch_size, rounder=rounder, progress=progress
-        )
+        table = measure_additivity(table, loaded, tokens, batch_size=batch_size, rounder=rounder, progress=progress)
     table = replace(table, notes=(*table.notes, *notes))
     # only now: an interrupted or refused run must not change what a finished table refers to
     calibration.write(run.calibration)
     table.write(run.sensitivity)
     return table
+
+
+def sequences_per_pass(card: ModelCard, seq_len: int) -> int:
+    """As many as have `LOGITS_BYTES` of FP32 logits, 1 to 4: gradients hold them several times over."""
+    return min(4, max(1, LOGITS_BYTES // (4 * seq_len * card.vocabulary)))
 
 
 def _check(options: AnalyzeOptions) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -25,10 +25,11 @@ from qplan.pipeline.rounder import run_rounder
 from qplan.pipeline.runs import Run
 from qplan.planner.uniform import uniform_formats
 from qplan.quantize import Int8Activations
-from qplan.sensitivity.fold_evidence import Evidence, gather_evidence, passes
+from qplan.sensitivity.fold_evidence import gather_evidence
 from qplan.sensitivity.fold_fit import expected_loss, fit_scales
 from qplan.sensitivity.joint import joint_losses
 from qplan.sensitivity.measurement import Memory, memories_of
+from qplan.sensitivity.round_all import round_all
 from qplan.sensitivity.stored_cache import StoredCache
 
 Say = Callable[[str], None]
@@ -162,6 +163,7 @@ def run_fold(
     dynamic_option: DynamicOption,
     rounding: str,
     batch_size: int,
+    jobs: int,
     device: str,
     say: Say,
     progress: Progress,
@@ -198,6 +200,7 @@ def run_fold(
             dynamic_option=dynamic_option,
             rounding=rounding,
             batch_size=batch_size,
+            jobs=jobs,
             say=say,
             progress=progress,
         )
@@ -233,24 +236,18 @@ def fitted_scales(
     progress: Progress | None = None,
 ) -> dict[str, Tensor]:
     """Scales of every site, fitted to ``tokens [rows, seq_len]``."""
-    sites = fold_sites(loaded)
     plans = list(_uniform(loaded).values())
     memories = memories_of(memory)
-
-    def gather() -> Iterator[Evidence]:
-        return gather_evidence(loaded, tokens, sites, batch_size=batch_size)
-
-    # a model whose evidence is too much to keep is run again once its total loss is known
-    kept = list(gather()) if passes(loaded, sites, tokens.numel()) == 1 else None
+    evidence = gather_evidence(loaded, tokens, fold_sites(loaded), batch_size=batch_size, progress=progress)
     totals = torch.zeros(len(memories), len(plans), device=loaded.device)
-    for found in gather() if kept is None else kept:
+    for found in evidence:
         ones = torch.ones(found.site.channels, device=loaded.device)
         totals += expected_loss(found, loaded, ones, plans, memories)
     scales = {}
-    for number, found in enumerate(gather() if kept is None else kept):
+    for number, found in enumerate(evidence):
         scales[found.site.name] = fit_scales(found, loaded, plans, totals, memories)
         if progress is not None:
-            progress(number + 1, len(sites))
+            progress(number + 1, len(evidence))
     return scales
 
 
@@ -263,6 +260,7 @@ def _decide(
     dynamic_option: DynamicOption,
     rounding: str,
     batch_size: int,
+    jobs: int,
     say: Say,
     progress: Progress,
 ) -> FoldRecord:
@@ -283,9 +281,19 @@ def _decide(
         say(f"folding: uniform models, {label}")
         rounder = run_rounder(run, model, calibration, rounding, batch_size=batch_size, progress=progress)
         losses[label], caches[label] = {}, rounder.cache
+        plans = _uniform(model)
+        menu = {spec.name: [plan[spec.name] for plan in plans.values()] for spec in model.card.tensors}
+        round_all(rounder, menu, jobs=jobs, progress=progress)
         for setting in memories_of(memory):
             found = joint_losses(
-                model, judge, _uniform(model), setting, activations, batch_size=batch_size, rounder=rounder
+                model,
+                judge,
+                plans,
+                setting,
+                activations,
+                batch_size=batch_size,
+                rounder=rounder,
+                progress=progress,
             )
             losses[label] |= {f"{name}, memory {setting}": stats.kl_nats for name, stats in found.items()}
     pays = math.prod(_ratio(losses, name) for name in losses["original"]) < 1

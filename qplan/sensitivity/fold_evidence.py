@@ -1,13 +1,13 @@
 """What a fold's strength follows from: inputs, slopes of the loss at inputs, outputs and lookups.
 
-One forward and backward pass per batch, see `qplan.sensitivity.backward`. Only inputs are kept token by token: how
-large the largest channel of a token is decides the step of its int8 activations. Slopes are kept as their means over
-tokens and over channels, which makes one draw of labels enough.
+One forward and backward pass per batch, see `qplan.sensitivity.backward`. Only inputs are kept token by token, and of
+large models only those of some tokens: how large the largest channel of a token is decides the step of its int8
+activations. Slopes are kept as their means over tokens and over channels, which makes one draw of labels enough.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -18,8 +18,8 @@ from qplan.model.folding import FoldSite
 from qplan.model.load import LoadedModel
 from qplan.sensitivity.backward import sampled_backward
 
-PASS_BYTES = 2 << 30
-"""Inputs gathered in one pass over the tokens; a model with more takes several passes."""
+INPUT_BYTES = 2 << 30
+"""Of the inputs of all sites; where all tokens need more, as many of every batch are drawn as fit."""
 
 
 @dataclass
@@ -28,9 +28,9 @@ class Evidence:
 
     site: FoldSite
     inputs: Tensor
-    """bfloat16 ``[tokens, in_features]``."""
+    """bfloat16 ``[tokens, in_features]``; of some tokens where `INPUT_BYTES` do not hold all."""
     tokens: Tensor
-    """float32 ``[tokens]``: square slope of the loss at the input, summed over channels, next to its mean."""
+    """float32 ``[tokens]``, of the same: square slope of the loss at the input, over all channels, next to its mean."""
     columns: Tensor
     """float32 ``[in_features]``: mean square slope of the loss at the input."""
     rows: dict[str, Tensor]
@@ -42,27 +42,39 @@ class Evidence:
 
 
 def gather_evidence(
-    loaded: LoadedModel, tokens: Tensor, sites: Sequence[FoldSite], *, batch_size: int = 4, seed: int = 0
-) -> Iterator[Evidence]:
-    """See what goes through the readers of folds; one pass' evidence, at most `PASS_BYTES`, is in memory at a time.
+    loaded: LoadedModel,
+    tokens: Tensor,
+    sites: Sequence[FoldSite],
+    *,
+    batch_size: int = 4,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Evidence]:
+    """See what goes through the readers of folds; inputs take at most `INPUT_BYTES`.
 
     Args:
         loaded: the model.
         tokens: int64 ``[rows, seq_len]``.
         sites: of `qplan.model.folding.fold_sites`.
         batch_size: rows per pass.
-        seed: of the labels that are drawn.
+        seed: of the labels and tokens that are drawn.
+        progress: called after each pass.
 
     Raises:
         MeasurementError: see `sampled_backward`.
     """
-    for chunk in _chunks(loaded, sites, tokens.numel()):
-        parts = [_Pass(loaded, chunk) for _ in tokens.split(batch_size)]
-        for index, (batch, part) in enumerate(zip(tokens.split(batch_size), parts, strict=True)):
-            sampled_backward(loaded, batch, [seed + index], part)
-            part.summarise()
-        for site in chunk:
-            yield _joined(site, parts, tokens)
+    needed = 2 * tokens.numel() * sum(loaded.linear(site.name).in_features for site in sites)
+    share = min(1.0, INPUT_BYTES / max(1, needed))
+    parts: list[_Pass] = []
+    batches = tokens.split(batch_size)
+    for index, batch in enumerate(batches):
+        part = _Pass(loaded, sites, share, seed + index)
+        sampled_backward(loaded, batch, [seed + index], part)
+        part.summarise()
+        parts.append(part)
+        if progress is not None:
+            progress(index + 1, len(batches))
+    return [_joined(site, parts, tokens) for site in sites]
 
 
 @dataclass
@@ -71,6 +83,10 @@ class _Pass:
 
     loaded: LoadedModel
     sites: Sequence[FoldSite]
+    share: float
+    """Of the tokens whose inputs are kept."""
+    seed: int
+    """Of their draw."""
     inputs: dict[str, Tensor] = field(default_factory=dict)
     """By site."""
     slopes: dict[str, Tensor] = field(default_factory=dict)
@@ -79,7 +95,7 @@ class _Pass:
     """By reader."""
     lookups: Tensor | None = None
     along: dict[str, Tensor] = field(default_factory=dict)
-    """By site, ``[tokens]``: square slope summed over channels."""
+    """By site, ``[kept tokens]``: square slope summed over channels."""
     columns: dict[str, Tensor] = field(default_factory=dict)
     """By site, ``[in_features]``: square slope summed over tokens."""
     _readers: dict[nn.Linear, list[tuple[str, FoldSite]]] = field(init=False)
@@ -95,7 +111,8 @@ class _Pass:
         """Keep the input."""
         for _, site in self._readers.get(module, ()):
             if site.name not in self.inputs:
-                self.inputs[site.name] = inputs.flatten(0, -2).to(torch.bfloat16)
+                flat = inputs.flatten(0, -2)
+                self.inputs[site.name] = flat[self._kept(flat)].to(torch.bfloat16)
 
     def backward(self, module: nn.Linear, inputs: Tensor, gradients: Tensor, lookups: Tensor | None) -> None:  # noqa: ARG002
         """Add slopes up."""
@@ -112,27 +129,15 @@ class _Pass:
         """Square the slopes, all readers having been seen, and keep their sums."""
         for name, slope in self.slopes.items():
             squares = slope.square()
-            self.along[name], self.columns[name] = squares.sum(1), squares.sum(0)
+            self.along[name], self.columns[name] = squares.sum(1)[self._kept(squares)], squares.sum(0)
         self.slopes.clear()
 
-
-def passes(loaded: LoadedModel, sites: Sequence[FoldSite], tokens: int) -> int:
-    """How many passes over the tokens `gather_evidence` takes."""
-    return len(list(_chunks(loaded, sites, tokens)))
-
-
-def _chunks(loaded: LoadedModel, sites: Sequence[FoldSite], tokens: int) -> Iterator[list[FoldSite]]:
-    chunk: list[FoldSite] = []
-    size = 0
-    for site in sites:
-        need = 2 * tokens * loaded.linear(site.name).in_features
-        if chunk and size + need > PASS_BYTES:
-            yield chunk
-            chunk, size = [], 0
-        chunk.append(site)
-        size += need
-    if chunk:
-        yield chunk
+    def _kept(self, rows: Tensor) -> Tensor:
+        """Indices of the rows that are kept; the same ones for as many."""
+        if self.share == 1:
+            return torch.arange(len(rows), device=rows.device)
+        drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(self.seed))
+        return drawn[: max(1, int(self.share * len(rows)))].sort().values.to(rows.device)
 
 
 def _joined(site: FoldSite, parts: Sequence[_Pass], tokens: Tensor) -> Evidence:
@@ -141,7 +146,8 @@ def _joined(site: FoldSite, parts: Sequence[_Pass], tokens: Tensor) -> Evidence:
     if not torch.isfinite(along).all() or not along.any():
         msg = f"the loss has no finite slope at the input of {site.name}; the logits do not depend on it"
         raise MeasurementError(msg)
-    inputs = torch.cat([part.inputs[site.name] for part in parts])
+    # taken out of the parts: inputs of large models do not fit twice
+    inputs = torch.cat([part.inputs.pop(site.name) for part in parts])
     columns = torch.stack([part.columns[site.name] for part in parts]).sum(0) / count
     rows = {name: torch.stack([part.rows[name] for part in parts]).sum(0) / count for name in site.readers}
     found = Evidence(site, inputs, along / along.mean(), columns, rows)

@@ -15,7 +15,8 @@ from qplan.model.load import LoadedModel, load_model
 from qplan.pipeline import fold as folding
 from qplan.pipeline.fold import FoldRecord, check_equal, fitted_scales, fold_of, load_analysed, run_fold
 from qplan.pipeline.runs import Run
-from qplan.sensitivity import fold_evidence, fold_fit
+from qplan.sensitivity import fold_evidence
+from qplan.sensitivity.fold_evidence import gather_evidence
 from tests.unit.tiny_models import VOCABULARY, words
 
 
@@ -46,6 +47,7 @@ def _fold(run: Run, loaded: LoadedModel, tokens: CalibrationSet) -> tuple[Loaded
         dynamic_option=0,
         rounding="auto",
         batch_size=2,
+        jobs=1,
         device="cpu",
         say=lambda _: None,
         progress=lambda *_: None,
@@ -101,16 +103,22 @@ def test_a_fold_that_does_not_pay_is_left_out_and_said(
     assert fold_of(run, qwen2.card) is None
 
 
-def test_evidence_that_is_too_much_to_keep_is_gathered_again(
+def test_scales_fitted_to_some_of_the_inputs_are_about_the_same(
     qwen2: LoadedModel, tokens: CalibrationSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fit = torch.from_numpy(tokens.fit)
-    monkeypatch.setattr(fold_fit, "_STEPS", 3)
-    kept = fitted_scales(qwen2, fit, "low")
-    monkeypatch.setattr(fold_evidence, "PASS_BYTES", 1)
-    again = fitted_scales(qwen2, fit, "low")
-    assert set(kept) == {site.name for site in fold_sites(qwen2)}
-    assert all(torch.allclose(kept[name], again[name], rtol=1e-3) for name in kept)
+    told: list[tuple[int, int]] = []
+    whole = fitted_scales(qwen2, fit, "low", progress=lambda done, total: told.append((done, total)))
+    sites = len(fold_sites(qwen2))
+    assert told[-1] == (sites, sites)
+    assert len(told) == sites + -(-len(fit) // 4)
+    evidence = gather_evidence(qwen2, fit, fold_sites(qwen2))
+    monkeypatch.setattr(fold_evidence, "INPUT_BYTES", sum(seen.inputs.numel() for seen in evidence))
+    some = fitted_scales(qwen2, fit, "low")
+    assert set(whole) == set(some) == {site.name for site in fold_sites(qwen2)}
+    for name in whole:
+        shared = torch.stack([whole[name].log(), some[name].log()])
+        assert float(torch.corrcoef(shared)[0, 1]) > 0.9
 
 
 def test_another_function_is_refused(qwen2: LoadedModel, tokens: CalibrationSet) -> None:

@@ -64,13 +64,24 @@ def test_evidence_is_what_goes_through_the_readers(tiny: LoadedModel, tokens: Te
             assert float(seen.looked_up.sum()) == pytest.approx(1, rel=1e-5)
 
 
-def test_several_passes_find_the_same(qwen2: LoadedModel, tokens: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = _evidence(qwen2, tokens)
-    monkeypatch.setattr(fold_evidence, "PASS_BYTES", 1)
-    for once, again in zip(whole, _evidence(qwen2, tokens), strict=True):
-        assert torch.equal(once.inputs, again.inputs)
-        assert torch.allclose(once.columns, again.columns)
-        assert torch.allclose(once.tokens, again.tokens)
+def test_inputs_that_are_too_much_to_keep_are_thinned(
+    tiny: LoadedModel, tokens: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = _evidence(tiny, tokens)
+    monkeypatch.setattr(fold_evidence, "INPUT_BYTES", sum(2 * seen.inputs.numel() for seen in whole) // 3)
+    thinned = _evidence(tiny, tokens)
+    for all_of_it, some in zip(whole, thinned, strict=True):
+        assert len(some.inputs) == len(some.tokens) == pytest.approx(tokens.numel() / 3, rel=0.1)
+        places = [(all_of_it.inputs == row).all(1).nonzero().flatten().tolist() for row in some.inputs]
+        assert all(places)
+        # the kept slopes are those of the kept inputs, relative to their own mean
+        slopes = torch.stack([all_of_it.tokens[place[0]] for place in places])
+        unique = torch.tensor([len(place) == 1 for place in places])
+        ratio = (some.tokens / slopes)[unique]
+        assert torch.allclose(ratio, ratio[0].expand_as(ratio), rtol=1e-4)
+        assert torch.equal(all_of_it.columns, some.columns)
+        assert all(torch.equal(all_of_it.rows[name], some.rows[name]) for name in some.rows)
+    assert sum(2 * seen.inputs.numel() for seen in thinned) <= fold_evidence.INPUT_BYTES
 
 
 def test_the_expected_loss_of_activations_is_that_of_rounding_them(qwen2: LoadedModel, tokens: Tensor) -> None:
