@@ -8,7 +8,7 @@ activations. Slopes are kept as their means over tokens and over channels, which
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -63,95 +63,104 @@ def gather_evidence(
     Raises:
         MeasurementError: see `sampled_backward`.
     """
-    needed = 2 * tokens.numel() * sum(loaded.linear(site.name).in_features for site in sites)
-    share = min(1.0, INPUT_BYTES / max(1, needed))
-    parts: list[_Pass] = []
     batches = tokens.split(batch_size)
+    needed = 2 * tokens.numel() * sum(loaded.linear(site.name).in_features for site in sites)
+    kept = [_draw(batch.numel(), INPUT_BYTES / max(1, needed), seed + index) for index, batch in enumerate(batches)]
+    # the room for everything that stays is taken at once: between what comes and goes with a pass it would leave gaps
+    # that memory is never given back from
+    found = [_room(loaded, site, sum(map(len, kept))) for site in sites]
+    observer = _Observer(loaded, found)
+    start = 0
     for index, batch in enumerate(batches):
-        part = _Pass(loaded, sites, share, seed + index)
-        sampled_backward(loaded, batch, [seed + index], part)
-        part.summarise()
-        parts.append(part)
+        observer.begin(kept[index].to(loaded.device), start)
+        sampled_backward(loaded, batch, [seed + index], observer)
+        observer.end()
+        start += len(kept[index])
         if progress is not None:
             progress(index + 1, len(batches))
-    return [_joined(site, parts, tokens) for site in sites]
+    for seen in found:
+        _average(seen, tokens)
+    return found
 
 
-@dataclass
-class _Pass:
-    """One batch, see `qplan.sensitivity.backward.Observer`."""
+def _draw(tokens: int, share: float, seed: int) -> Tensor:
+    """Indices of a batch's tokens that are kept."""
+    if share >= 1:
+        return torch.arange(tokens)
+    drawn = torch.randperm(tokens, generator=torch.Generator().manual_seed(seed))
+    return drawn[: max(1, int(share * tokens))].sort().values
 
-    loaded: LoadedModel
-    sites: Sequence[FoldSite]
-    share: float
-    """Of the tokens whose inputs are kept."""
-    seed: int
-    """Of their draw."""
-    inputs: dict[str, Tensor] = field(default_factory=dict)
-    """By site."""
-    slopes: dict[str, Tensor] = field(default_factory=dict)
-    """By site, at the input: readers of one input add up."""
-    rows: dict[str, Tensor] = field(default_factory=dict)
-    """By reader."""
-    lookups: Tensor | None = None
-    along: dict[str, Tensor] = field(default_factory=dict)
-    """By site, ``[kept tokens]``: square slope summed over channels."""
-    columns: dict[str, Tensor] = field(default_factory=dict)
-    """By site, ``[in_features]``: square slope summed over tokens."""
-    _readers: dict[nn.Linear, list[tuple[str, FoldSite]]] = field(init=False)
 
-    def __post_init__(self) -> None:
-        """Find the readers."""
-        self._readers = {}
-        for site in self.sites:
-            for name in site.readers:
-                self._readers.setdefault(self.loaded.linear(name), []).append((name, site))
+def _room(loaded: LoadedModel, site: FoldSite, kept: int) -> Evidence:
+    """Evidence that nothing has been added to yet."""
+    device, width = loaded.device, loaded.linear(site.name).in_features
+    return Evidence(
+        site,
+        torch.empty(kept, width, dtype=torch.bfloat16, device=device),
+        torch.zeros(kept, device=device),
+        torch.zeros(width, device=device),
+        {name: torch.zeros(len(loaded.weight(name)), device=device) for name in site.readers},
+        torch.zeros(width, device=device) if site.tied else None,
+    )
+
+
+class _Observer:
+    """Adds to the evidence batch by batch, see `qplan.sensitivity.backward.Observer`."""
+
+    def __init__(self, loaded: LoadedModel, evidence: Sequence[Evidence]) -> None:
+        self.loaded = loaded
+        self.evidence = {seen.site.name: seen for seen in evidence}
+        self.readers: dict[nn.Linear, list[tuple[str, Evidence]]] = {}
+        for seen in evidence:
+            for name in seen.site.readers:
+                self.readers.setdefault(loaded.linear(name), []).append((name, seen))
+
+    def begin(self, kept: Tensor, start: int) -> None:
+        """Start a batch whose tokens ``kept`` are those from ``start`` on of all that are kept."""
+        self.kept, self.places = kept, slice(start, start + len(kept))
+        self.slopes: dict[str, Tensor] = {}
+        """By site, at the input: readers of one input add up."""
 
     def forward(self, module: nn.Linear, inputs: Tensor, outputs: Tensor) -> None:  # noqa: ARG002 - a protocol
         """Keep the input."""
-        for _, site in self._readers.get(module, ()):
-            if site.name not in self.inputs:
-                flat = inputs.flatten(0, -2)
-                self.inputs[site.name] = flat[self._kept(flat)].to(torch.bfloat16)
+        for name, seen in self.readers.get(module, ()):
+            if name == seen.site.name:
+                seen.inputs[self.places] = inputs.flatten(0, -2)[self.kept].to(torch.bfloat16)
 
     def backward(self, module: nn.Linear, inputs: Tensor, gradients: Tensor, lookups: Tensor | None) -> None:  # noqa: ARG002
         """Add slopes up."""
         flat = gradients.flatten(0, -2).float()
-        for name, site in self._readers.get(module, ()):
+        for name, seen in self.readers.get(module, ()):
             part = flat[:, self.loaded.sites[name].rows]
-            self.rows[name] = part.square().sum(0)
+            seen.rows[name] += part.square().sum(0)
             slope = part @ self.loaded.weight(name).float()
-            self.slopes[site.name] = slope if site.name not in self.slopes else self.slopes[site.name] + slope
-            if lookups is not None:
-                self.lookups = lookups.flatten(0, -2).float().square().sum(0)
+            site = seen.site.name
+            self.slopes[site] = slope if site not in self.slopes else self.slopes[site] + slope
+            if lookups is not None and seen.lookups is not None:
+                seen.lookups += lookups.flatten(0, -2).float().square().sum(0)
 
-    def summarise(self) -> None:
-        """Square the slopes, all readers having been seen, and keep their sums."""
-        for name, slope in self.slopes.items():
+    def end(self) -> None:
+        """Square the slopes, all readers having been seen."""
+        for site, slope in self.slopes.items():
             squares = slope.square()
-            self.along[name], self.columns[name] = squares.sum(1)[self._kept(squares)], squares.sum(0)
+            self.evidence[site].tokens[self.places] = squares.sum(1)[self.kept]
+            self.evidence[site].columns += squares.sum(0)
         self.slopes.clear()
 
-    def _kept(self, rows: Tensor) -> Tensor:
-        """Indices of the rows that are kept; the same ones for as many."""
-        if self.share == 1:
-            return torch.arange(len(rows), device=rows.device)
-        drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(self.seed))
-        return drawn[: max(1, int(self.share * len(rows)))].sort().values.to(rows.device)
 
+def _average(seen: Evidence, tokens: Tensor) -> None:
+    """From sums over batches to means over tokens.
 
-def _joined(site: FoldSite, parts: Sequence[_Pass], tokens: Tensor) -> Evidence:
-    count = tokens.numel()
-    along = torch.cat([part.along[site.name] for part in parts])
-    if not torch.isfinite(along).all() or not along.any():
+    Raises:
+        MeasurementError: slopes that are not finite, or none.
+    """
+    site, count = seen.site, tokens.numel()
+    if not torch.isfinite(seen.tokens).all() or not seen.tokens.any():
         msg = f"the loss has no finite slope at the input of {site.name}; the logits do not depend on it"
         raise MeasurementError(msg)
-    # taken out of the parts: inputs of large models do not fit twice
-    inputs = torch.cat([part.inputs.pop(site.name) for part in parts])
-    columns = torch.stack([part.columns[site.name] for part in parts]).sum(0) / count
-    rows = {name: torch.stack([part.rows[name] for part in parts]).sum(0) / count for name in site.readers}
-    found = Evidence(site, inputs, along / along.mean(), columns, rows)
+    seen.tokens /= seen.tokens.mean()
+    for total in (seen.columns, *seen.rows.values(), *([] if seen.lookups is None else [seen.lookups])):
+        total.div_(count)
     if site.tied:
-        found.lookups = torch.stack([part.lookups for part in parts if part.lookups is not None]).sum(0) / count
-        found.looked_up = torch.bincount(tokens.flatten(), minlength=len(rows[site.name])).to(columns) / count
-    return found
+        looked_up = torch.bincount(tokens.flatten(), minlength=len(seen.rows[site.name]))
+        seen.looked_up = looked_up.to(seen.columns) / count
