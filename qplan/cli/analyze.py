@@ -146,7 +146,7 @@ def command(
         typer.Option(
             metavar="N",
             help="Sequences per pass; fewer need less memory.",
-            show_default="4, or as many as have 256 MB of logits",
+            show_default="4, or as many as have 671 MB of logits",
             rich_help_panel=panels.MACHINE,
         ),
     ] = None,

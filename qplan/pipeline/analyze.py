@@ -29,7 +29,7 @@ Say = Callable[[str], None]
 Progress = Callable[[int, int], None]
 
 
-LOGITS_BYTES = 256 << 20
+LOGITS_BYTES = 640 << 20
 """Of a pass, where the user does not say how many sequences it has."""
 
 

@@ -33,6 +33,11 @@ class IntTensor:
             blocks = blocks + self.zero.unsqueeze(-1)
         return blocks.view(out_features, in_features)
 
+    def rows(self, rows: slice) -> IntTensor:
+        """Some output features (views)."""
+        zero = None if self.zero is None else self.zero[rows]
+        return IntTensor(self.format, self.codes[rows], self.scale[rows], zero)
+
     def weight_bytes(self) -> bytes:
         """Header and packed integers."""
         out_features, in_features = self.codes.shape
@@ -57,6 +62,10 @@ class FloatTensor:
     def dequantize(self) -> Tensor:
         """float32 ``[out, in]``."""
         return self.values.to(torch.float32)
+
+    def rows(self, rows: slice) -> FloatTensor:
+        """Some output features (a view)."""
+        return FloatTensor(self.format, self.values[rows])
 
     def weight_bytes(self) -> bytes:
         """The raw values."""

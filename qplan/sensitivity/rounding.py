@@ -17,7 +17,7 @@ from qplan.quantize import IntTensor, StoredTensor, rtn
 from qplan.quantize.curvature import Curvature
 from qplan.quantize.methods import DATA_FREE, METHODS
 from qplan.sensitivity.moments import Moments
-from qplan.sensitivity.stored_cache import StoredCache
+from qplan.sensitivity.stored_cache import ALL, StoredCache
 
 Rounding = Literal["auto", "gptq", "search", "hqq", "rtn"]
 """``auto``: for every output feature the one whose error is least on tokens that it was not fitted to."""
@@ -69,11 +69,13 @@ class Rounder:
     """Keeps what took time, so that the weights that were measured are the weights that ship."""
     _prepared: _Prepared = field(default_factory=_Prepared, init=False, repr=False, compare=False)
 
-    def store(self, name: str, fmt: QuantFormat) -> StoredTensor:
-        """Store a tensor in a format; see `qplan.quantize.methods`."""
-        if self.cache is None or fmt.is_float or self.rounding == "rtn":
-            return self._round(name, fmt)
-        return self.cache.get(name, fmt, lambda: self._round(name, fmt))
+    def store(self, name: str, fmt: QuantFormat, rows: slice = ALL) -> StoredTensor:
+        """Store a tensor, or some of its output features, in a format; see `qplan.quantize.methods`."""
+        if fmt.is_float or self.rounding == "rtn":
+            return rtn(self.loaded.weight(name)[rows], fmt)
+        if self.cache is None:
+            return self._round(name, fmt).rows(rows)
+        return self.cache.get(name, fmt, lambda: self._round(name, fmt), rows)
 
     @property
     def starved(self) -> dict[str, int]:
@@ -94,8 +96,8 @@ class Rounder:
 
     def _round(self, name: str, fmt: QuantFormat) -> StoredTensor:
         weight = self.loaded.weight(name)
-        if fmt.is_float or self.rounding in DATA_FREE:
-            return DATA_FREE.get(self.rounding, rtn)(weight, fmt)
+        if self.rounding in DATA_FREE:
+            return DATA_FREE[self.rounding](weight, fmt)
         if self.moments is None or (self.rounding == "auto" and self.judge is None):
             msg = f"rounding {self.rounding!r} without moments to fit to, or to choose by"
             raise TypeError(msg)

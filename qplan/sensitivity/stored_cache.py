@@ -14,6 +14,8 @@ from qplan.artifact import atomic_path
 from qplan.formats import QuantFormat
 from qplan.quantize import IntTensor, StoredTensor
 
+ALL = slice(None)
+
 
 @dataclass(frozen=True)
 class StoredCache:
@@ -23,17 +25,17 @@ class StoredCache:
     inputs: Mapping[str, str]
     """What the tensors depend on; files of other inputs are computed again."""
 
-    def get(self, name: str, fmt: QuantFormat, compute: Callable[[], StoredTensor]) -> StoredTensor:
-        """Read a tensor, or compute and keep it."""
+    def get(self, name: str, fmt: QuantFormat, compute: Callable[[], StoredTensor], rows: slice = ALL) -> StoredTensor:
+        """Read some rows of a tensor, or compute and keep all of it."""
         path = self._path(name, fmt)
-        if path.is_file() and (found := self._read(path, fmt)) is not None:
+        if path.is_file() and (found := self._read(path, fmt, rows)) is not None:
             return found
         stored = compute()
         if isinstance(stored, IntTensor):
             parts = {"codes": stored.codes, "scale": stored.scale} | _optional(stored.zero)
             with atomic_path(path) as temporary:
                 save_file({key: part.contiguous().cpu() for key, part in parts.items()}, temporary, dict(self.inputs))
-        return stored
+        return stored.rows(rows)
 
     def holds(self, name: str, fmt: QuantFormat) -> bool:
         """Whether `get` would only have to read."""
@@ -47,12 +49,12 @@ class StoredCache:
     def _path(self, name: str, fmt: QuantFormat) -> Path:
         return self.folder / f"{name}.{fmt.name}.safetensors"
 
-    def _read(self, path: Path, fmt: QuantFormat) -> IntTensor | None:
+    def _read(self, path: Path, fmt: QuantFormat, rows: slice) -> IntTensor | None:
         with safe_open(path, "pt") as parts:
             if parts.metadata() != dict(self.inputs):
                 return None
-            zero = None if fmt.symmetric else parts.get_tensor("zero")
-            return IntTensor(fmt, parts.get_tensor("codes"), parts.get_tensor("scale"), zero)
+            zero = None if fmt.symmetric else parts.get_slice("zero")[rows]
+            return IntTensor(fmt, parts.get_slice("codes")[rows], parts.get_slice("scale")[rows], zero)
 
 
 def _optional(zero: Tensor | None) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from qplan.model.discovery import Site
 from qplan.model.load import LoadedModel
 from qplan.model.mixture import RoutedLinear
 from qplan.model.replace import bfloat16_values, with_embedding, with_forward, with_weights
-from qplan.quantize import Int8Activations, rtn
+from qplan.quantize import Int8Activations
 from qplan.sensitivity.rounding import Rounder
 from qplan.sensitivity.table import Memory
 
@@ -62,9 +62,7 @@ class StoredWeights:
         if (name, fmt) in self._kept or self._bytes + 4 * weight.numel() <= self.limit_bytes:
             return self.get(name, fmt)[rows]
         self._check(name, fmt)
-        if self.rounder is not None:
-            return self.rounder.store(name, fmt).dequantize()[rows].to(self.loaded.device)
-        return rtn(weight[rows], fmt).dequantize()
+        return (self.rounder or Rounder(self.loaded)).store(name, fmt, rows).dequantize().to(self.loaded.device)
 
     def _check(self, name: str, fmt: QuantFormat) -> None:
         spec = self.loaded.card.tensor(name)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from qplan.errors import InputError
 from qplan.formats import FP16, INT4, INT8, DynamicOption, QuantFormat
 from qplan.model.load import LoadedModel
-from qplan.quantize import EnginePath, Int8Activations, int8_prefill, rtn
+from qplan.quantize import EnginePath, Int8Activations, IntTensor, int8_prefill, rtn
+from qplan.sensitivity.rounding import Rounder
+from qplan.sensitivity.stored_cache import StoredCache
 from qplan.sensitivity.variants import StoredWeights, apply_formats
 
 TOKENS = torch.arange(12).view(2, 6)
@@ -111,6 +116,37 @@ def test_stored_weights_are_kept_within_the_limit(qwen2: LoadedModel) -> None:
     stored = StoredWeights(qwen2, limit_bytes=first)
     assert stored.get(names[0], INT4) is stored.get(names[0], INT4)
     assert stored.get(names[1], INT4) is not stored.get(names[1], INT4)
+
+
+@pytest.mark.parametrize("how", ["rtn", "hqq", "cached"])
+def test_rows_are_those_of_the_whole(qwen2: LoadedModel, how: str, tmp_path: Path) -> None:
+    cache = StoredCache(tmp_path, {"of": "a test"}) if how == "cached" else None
+    rounder = Rounder(qwen2, "rtn" if how == "rtn" else "hqq", cache=cache)
+    stored, name = StoredWeights(qwen2, rounder, limit_bytes=0), "model.layers.1.self_attn.v_proj"
+    for fmt in (INT4, INT8, FP16):
+        whole = stored.get(name, fmt)
+        for rows in (slice(3, 9), slice(0, 1), slice(None)):
+            assert torch.equal(stored.rows(name, fmt, rows), whole[rows])
+
+
+def test_rows_of_a_large_tensor_cost_no_more_than_themselves(
+    qwen2: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A vocabulary's rows are read in a thousand pieces: no piece may round, or read, the whole."""
+    shapes: list[tuple[int, ...]] = []
+    dequantize = IntTensor.dequantize
+
+    def noted(tensor: IntTensor) -> Tensor:
+        shapes.append(tuple(tensor.codes.shape))
+        return dequantize(tensor)
+
+    rounder = Rounder(qwen2, "hqq", cache=StoredCache(tmp_path, {"of": "a test"}))
+    rounder.store("lm_head", INT8)
+    monkeypatch.setattr(IntTensor, "dequantize", noted)
+    monkeypatch.setattr(Rounder, "_round", None)
+    for one in (rounder, Rounder(qwen2), None):
+        StoredWeights(qwen2, one, limit_bytes=0).rows("lm_head", INT8, slice(5, 8))
+    assert shapes == 3 * [(3, qwen2.weight("lm_head").shape[1])]
 
 
 def test_unchanged_means_to_the_bit(qwen2: LoadedModel) -> None:
