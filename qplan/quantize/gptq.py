@@ -7,8 +7,8 @@ the weights as corrected so far. Afterwards sweeps over the blocks alternate lea
 with coordinate descent over its integers (QuantEase, arXiv 2309.01885).
 
 Rows are independent of each other and worked on in chunks, transposed: a column is then contiguous, and a block of
-a chunk stays in the processor's cache. Only the columns of one block are looped over; everything else is a product of
-matrices per block.
+a chunk stays in the processor's cache. Only the columns of one block are looped over, and of a long block, such as a
+whole row, only those of a part of it; everything else is a product of matrices.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ SWEEPS = 3
 """Passes of refinement after GPTQ; each costs about as much as GPTQ itself."""
 
 _CHUNK_ROWS = 1024
+_PART = 64
+"""Columns that correct each other one by one; those behind them in the block get all of it as one product."""
 
 
 def gptq(weight: Tensor, fmt: QuantFormat, curvature: Curvature, *, sweeps: int = SWEEPS) -> StoredTensor:
@@ -93,12 +95,15 @@ class _Rows:
         scale, zero = grid.scale.squeeze(1), grid.zero.squeeze(1)
         self.scale[index], self.zero[index] = scale, zero
         signed, errors, inverse = self.signed[span], torch.empty_like(block), _inverse(scale)
-        for column in range(len(block)):
-            centred = block[column] - zero
-            codes = (centred * inverse).round_().clamp_(low, high)
-            signed[column] = codes
-            errors[column] = torch.addcmul(centred, codes, scale, value=-1).div_(factor[column, column])
-            block[column + 1 :].addr_(factor[column, column + 1 :], errors[column], alpha=-1)
+        for part in _parts(len(block)):
+            for column in range(part.start, part.stop):
+                centred = block[column] - zero
+                codes = (centred * inverse).round_().clamp_(low, high)
+                signed[column] = codes
+                errors[column] = torch.addcmul(centred, codes, scale, value=-1).div_(factor[column, column])
+                rest = slice(column + 1, part.stop)
+                block[rest].addr_(factor[column, rest], errors[column], alpha=-1)
+            block[part.stop :].addmm_(factor[part, part.stop :].T, errors[part], alpha=-1)
         return errors
 
     def sweep(self) -> None:
@@ -120,15 +125,18 @@ class _Rows:
             how the values moved, ``[block, rows]``; ``pull`` follows.
         """
         span = self.span(index)
-        local, codes = self.hessian[span, span], self.signed[span]
-        old = codes * self.scale[index] + self.zero[index]
-        scale, zero = _solve_block(codes, torch.addmm(pull, local, old), local, self.format)
-        step = codes * scale + zero - old
-        moved = local @ step
+        local, codes, scale, zero = self.hessian[span, span], self.signed[span], self.scale[index], self.zero[index]
+        # H times any values q s + z is (H q) s + (H 1) z
+        weighted, ones = local @ codes, local.sum(1, keepdim=True)
+        target = torch.addcmul(pull, weighted, scale).addcmul_(ones, zero)
+        fresh = _solve_block(codes, target, weighted, ones, self.format)
+        wider, higher = fresh.scale - scale, fresh.zero - zero
+        step = torch.addcmul(higher, codes, wider)
+        moved = (weighted * wider).addcmul_(ones, higher)
         # rounding the scales to their storage width can undo the gain
         better = (step * moved).sum(0) < 2 * (step * pull).sum(0)
-        self.scale[index] = torch.where(better, scale, self.scale[index])
-        self.zero[index] = torch.where(better, zero, self.zero[index])
+        self.scale[index] = torch.where(better, fresh.scale, scale)
+        self.zero[index] = torch.where(better, fresh.zero, zero)
         pull.sub_(moved.mul_(better))
         return step.mul_(better)
 
@@ -140,14 +148,17 @@ class _Rows:
         """
         span, (low, high) = self.span(index), integer_range(self.format)
         local, signed, scale = self.hessian[span, span], self.signed[span], self.scale[index]
-        inverse, before = _inverse(scale), signed.clone()
-        for column in range(len(signed)):
-            wish = (pull[column] * inverse).div_(local[column, column])
-            fresh = wish.add_(signed[column]).round_().clamp_(low, high)
-            step = (fresh - signed[column]).mul_(scale)
-            signed[column] = fresh
-            pull[column + 1 :].addr_(local[column, column + 1 :], step, alpha=-1)
-        return (signed - before).mul_(scale)
+        inverse, steps = _inverse(scale), torch.empty_like(signed)
+        for part in _parts(len(signed)):
+            for column in range(part.start, part.stop):
+                wish = (pull[column] * inverse).div_(local[column, column])
+                fresh = wish.add_(signed[column]).round_().clamp_(low, high)
+                steps[column] = (fresh - signed[column]).mul_(scale)
+                signed[column] = fresh
+                rest = slice(column + 1, part.stop)
+                pull[rest].addr_(local[column, rest], steps[column], alpha=-1)
+            pull[part.stop :].addmm_(local[part, part.stop :].T, steps[part], alpha=-1)
+        return steps
 
     def span(self, index: int) -> slice:
         """Columns of a block."""
@@ -160,23 +171,27 @@ class _Rows:
         return Grid(self.format, self.scale.T.contiguous(), self.zero.T.contiguous()).store(signed)
 
 
+def _parts(columns: int) -> list[slice]:
+    return [slice(start, min(start + _PART, columns)) for start in range(0, columns, _PART)]
+
+
 def _inverse(scale: Tensor) -> Tensor:
     """``1 / scale``; 0 where a block holds one value only."""
     return torch.where(scale == 0, 0, 1 / scale)
 
 
-def _solve_block(codes: Tensor, pull: Tensor, local: Tensor, fmt: QuantFormat) -> tuple[Tensor, Tensor]:
-    """Scales and zeros ``[rows]`` that minimise the quadratic ``v' H v - 2 v' pull`` for ``v = q s + z``."""
-    weighted = local @ codes
-    qq, q1, qp = (weighted * codes).sum(0), weighted.sum(0), (codes * pull).sum(0)
+def _solve_block(codes: Tensor, target: Tensor, weighted: Tensor, ones: Tensor, fmt: QuantFormat) -> Grid:
+    """Scales and zeros ``[rows]`` that minimise the quadratic ``v' H v - 2 v' target`` for ``v = q s + z``.
+
+    ``codes`` are ``q``, ``weighted`` is ``H q`` and ``ones [block, 1]`` is ``H 1``.
+    """
+    qq, q1, qp = (weighted * codes).sum(0), weighted.sum(0), (codes * target).sum(0)
     if fmt.symmetric:
         scale = qp / qq.clamp(min=1e-30)
-        grid = storable(fmt, scale, torch.zeros_like(scale))
-        return grid.scale, grid.zero
-    ones, p1 = local.sum(), pull.sum(0)
-    determinant = qq * ones - q1 * q1
-    safe = determinant > 1e-6 * qq * ones
+        return storable(fmt, scale, torch.zeros_like(scale))
+    all_ones, p1 = ones.sum(), target.sum(0)
+    determinant = qq * all_ones - q1 * q1
+    safe = determinant > 1e-6 * qq * all_ones
     divisor = torch.where(safe, determinant, torch.ones_like(determinant))
-    scale = torch.where(safe, (qp * ones - p1 * q1) / divisor, torch.zeros_like(qp)).clamp(min=0)
-    grid = storable(fmt, scale, (p1 - scale * q1) / ones)
-    return grid.scale, grid.zero
+    scale = torch.where(safe, (qp * all_ones - p1 * q1) / divisor, torch.zeros_like(qp)).clamp(min=0)
+    return storable(fmt, scale, (p1 - scale * q1) / all_ones)
