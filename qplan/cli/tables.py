@@ -7,6 +7,7 @@ from rich.table import Table
 from qplan.cli.view import table_view
 from qplan.formats import QuantFormat
 from qplan.planner.plan import Plan
+from qplan.report import notation
 from qplan.sensitivity.table import SensitivityTable
 from qplan.tensors import TensorSpec
 from qplan.verify.record import BuiltModel, Speed, Verification
@@ -56,7 +57,7 @@ def verification_table(verification: Verification) -> Table:
         left=("model",),
         heading="On the engine: KL to FP32 in nats per token, speeds in tokens/s",
         note="KL low: memory low, one pass; normal: memory normal; decode: low, token by token.\n"
-        f"Text: {verification.text}; FP32 perplexity {verification.reference_perplexity:.2f}",
+        f"Text: {verification.text}; FP32 perplexity {notation.perplexity(verification.reference_perplexity)}",
         gap=1,
     )
     for model in verification.models:
@@ -74,7 +75,7 @@ def _cells(model: BuiltModel, option: int, speed: Speed | None) -> list[str]:
     return [
         *(f"{a.kl_nats:.2e}" if a else "-" for a in (low, normal, decode)),
         f"{low.top1:.4f}" if low else "-",
-        f"{low.perplexity:.2f}" if low else "-",
+        notation.perplexity(low.perplexity) if low else "-",
         f"{speed.prefill_tokens_per_s:,.0f}" if speed else "-",
         f"{speed.decode_tokens_per_s:,.0f}" if speed else "-",
     ]

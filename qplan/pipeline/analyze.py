@@ -172,8 +172,10 @@ def analyze(analysis: Analysis, mode: Mode, say: Say, progress: Progress) -> Sen
     if mode == "auto":
         return analyze_auto(analysis, say=say, progress=progress)
     if mode == "measured":
+        say("measuring every loss")
         measure(analysis, progress=progress)
     else:
+        say("gradients of all formats in one pass")
         estimate(analysis, progress=progress)
     entries = [(name, fmt.name, memory) for name, fmt, memory in analysis.entries()]
     return analysis.table(mode, [row for entry in entries for row in analysis.rows(entry, mode)])
