@@ -52,19 +52,21 @@ def plan_table(plan: Plan) -> Table:
 
 def verification_table(verification: Verification) -> Table:
     """What every built model did on the engine."""
+    others = any(model.other_speed is not None for model in verification.models)
     view = table_view(
         ("model", "MB", "KL low", "normal", "decode", "top-1", "perpl.", "prefill", "decode"),
         left=("model",),
         heading="On the engine: KL to FP32 in nats per token, speeds in tokens/s",
         note="KL low: memory low, one pass; normal: memory normal; decode: low, token by token.\n"
-        f"Text: {verification.text}; FP32 perplexity {notation.perplexity(verification.reference_perplexity)}",
+        + ("option: the same model with another dynamic_option.\n" if others else "")
+        + f"Text: {verification.text}; FP32 perplexity {notation.perplexity(verification.reference_perplexity)}",
         gap=1,
     )
     for model in verification.models:
         view.add_row(model.name, f"{model.files.total / 1e6:,.2f}", *_cells(model, model.dynamic_option, model.speed))
         if model.other_speed is not None:
             other = model.other_speed.dynamic_option
-            view.add_row(f" dynamic_option {other}", "", *_cells(model, other, model.other_speed))
+            view.add_row(f" option {other}", "", *_cells(model, other, model.other_speed))
     return view
 
 
