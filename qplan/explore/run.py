@@ -248,7 +248,7 @@ class Run(RunFigures):
     def _swept(self) -> tuple[Frontier, tuple[MeasuredModel, ...]]:
         from qplan.pipeline.frontier import Sweep, find_frontier, measured_models  # noqa: PLC0415 - matplotlib, scipy
         from qplan.planner.frontier import frontier  # noqa: PLC0415 - scipy
-        from qplan.planner.planning import Rules  # noqa: PLC0415
+        from qplan.planner.rules import Rules  # noqa: PLC0415
 
         table = self.table.table
         sweep = Sweep.of(table, Rules(), self.fixed)

@@ -16,7 +16,8 @@ from qplan.planner.ceiling import Ceiling
 from qplan.planner.limits import ResourceLimit
 from qplan.planner.metric import Metric
 from qplan.planner.plan import Plan
-from qplan.planner.planning import Rules, make_plan
+from qplan.planner.planning import make_plan
+from qplan.planner.rules import Rules
 from qplan.sensitivity.table import SensitivityTable
 from qplan.tensors import short_name
 

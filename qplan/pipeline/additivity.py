@@ -11,7 +11,8 @@ from torch import Tensor
 from qplan.cost.file_bytes import estimate_fixed
 from qplan.formats import QuantFormat
 from qplan.model.load import LoadedModel
-from qplan.planner.planning import Rules, make_plan
+from qplan.planner.planning import make_plan
+from qplan.planner.rules import Rules
 from qplan.quantize import Int8Activations
 from qplan.sensitivity.additivity import JointPoint
 from qplan.sensitivity.joint import joint_losses

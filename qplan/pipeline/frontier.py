@@ -14,7 +14,7 @@ from qplan.pipeline.runs import Run
 from qplan.pipeline.sizes import run_fixed_bytes
 from qplan.pipeline.verified import verified_plans
 from qplan.planner.frontier import POINTS, Frontier, FrontierPoint, UniformModel, frontier
-from qplan.planner.planning import Rules
+from qplan.planner.rules import Rules
 from qplan.report.frontier import MeasuredModel, frontier_figure, frontier_markdown
 from qplan.sensitivity.table import SensitivityTable
 

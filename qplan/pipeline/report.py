@@ -20,7 +20,7 @@ from qplan.planner.frontier import Frontier, frontier
 from qplan.planner.plan import KIND as PLAN_KIND
 from qplan.planner.plan import SCHEMA as PLAN_SCHEMA
 from qplan.planner.plan import Plan
-from qplan.planner.planning import Rules
+from qplan.planner.rules import Rules
 from qplan.planner.validate import validate_plan
 from qplan.report.page import Provenance, write_report
 from qplan.report.words import Language, words_of

@@ -11,7 +11,7 @@ from qplan.mnn.engines import EngineTarget
 from qplan.mnn.preflight import check_folder
 from qplan.mnn.probe import run_probe
 from qplan.mnn.runtime import RuntimeConfig
-from qplan.planner.planning import Rules
+from qplan.planner.rules import Rules
 from qplan.sensitivity.table import SensitivityTable
 from qplan.verify.record import Check
 from qplan.verify.reference import Logits

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from qplan.cost.file_bytes import FixedBytes
 from qplan.formats import QuantFormat
-from qplan.planner.planning import Rules
+from qplan.planner.rules import Rules
 from qplan.planner.uniform import largest_uniform
 from qplan.quantize import Int8Activations
 from qplan.sensitivity.joint import joint_losses

@@ -16,7 +16,7 @@ from qplan.planner.budget import UNITS
 from qplan.planner.ceiling import Ceiling
 from qplan.planner.limits import Cost, ResourceLimit
 from qplan.planner.plan import Plan
-from qplan.planner.planning import Rules
+from qplan.planner.rules import Rules
 from qplan.sensitivity.table import SensitivityTable
 from qplan.tensors import TensorSpec
 

@@ -14,9 +14,10 @@ from qplan.planner.ceiling import Ceiling
 from qplan.planner.dominance import Grid, drop_impossible
 from qplan.planner.limits import ResourceLimit
 from qplan.planner.plan import Plan
-from qplan.planner.planning import Rules, picks_of
+from qplan.planner.planning import picks_of
 from qplan.planner.problem import FILE_BYTES, GroupChoices, Problem
 from qplan.planner.relaxation import relax
+from qplan.planner.rules import Rules
 from qplan.planner.validate import validate_plan
 from qplan.sensitivity.table import SensitivityTable
 

@@ -12,8 +12,9 @@ import numpy as np
 from qplan.cost.file_bytes import FixedBytes, bits_per_weight, file_bytes
 from qplan.errors import InfeasibleError, InputError
 from qplan.formats import FP16, INT_BITS, QuantFormat
-from qplan.planner.planning import Rules, member_formats
+from qplan.planner.planning import member_formats
 from qplan.planner.program import Solution
+from qplan.planner.rules import Rules
 from qplan.planner.solver import solve
 from qplan.planner.uniform import uniform_formats, uniform_loss
 from qplan.sensitivity.table import SensitivityTable

@@ -4,127 +4,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import replace
 
 from qplan.cost.file_bytes import FixedBytes, file_bytes, record_bytes
-from qplan.cost.target import DEFAULT_TARGET, Target, find_target
 from qplan.errors import QplanError
 from qplan.formats import QuantFormat
 from qplan.model.card import ModelCard
 from qplan.planner.budget import Budget, resolve_budget
 from qplan.planner.ceiling import Ceiling
-from qplan.planner.groups import make_groups
 from qplan.planner.infeasible import infeasible
 from qplan.planner.limits import Cost, ResourceLimit
-from qplan.planner.metric import Metric, loss_of
 from qplan.planner.plan import (
-    GivenRules,
-    LeastBits,
     LogitsRule,
-    Pin,
     Plan,
     PlannedLimit,
     PlannedTensor,
     SolverReport,
     UniformPoint,
 )
-from qplan.planner.problem import ROUTER_FORMAT, Problem, build_problem
+from qplan.planner.problem import ROUTER_FORMAT, Problem
 from qplan.planner.program import Solution, Status
+from qplan.planner.rules import Rules
 from qplan.planner.solver import TIME_LIMIT_S, solve
 from qplan.planner.uniform import uniform_formats, uniform_loss
 from qplan.sensitivity.table import SensitivityTable
-from qplan.tensors import Role, TensorGroup
+from qplan.tensors import Role
 
 UNIFORM_BITS = {"int4": 4, "int8": 8, "fp16": 16}
 """Uniform exports that every plan is compared with."""
-
-
-@dataclass(frozen=True)
-class Rules:
-    """What the user wants besides a budget."""
-
-    groups: tuple[TensorGroup, ...] | None = None
-    """Tensors that share one format; None for what `group_patterns` and `fused` say."""
-    logits_bits: int = 8
-    """The head and a tied embedding have at least this width, and at least the others' mean; 0 for no rule."""
-    pins: Mapping[str, QuantFormat] = field(default_factory=dict)
-    """Format by pattern."""
-    min_bits: Mapping[str, int] = field(default_factory=dict)
-    """Least width by pattern."""
-    metric: Metric = Metric.kl
-    """What is summed and minimised."""
-    group_patterns: tuple[str, ...] = ()
-    """Patterns whose tensors share a format, see `qplan.planner.groups.make_groups`."""
-    fused: bool = False
-    """Whether q, k, v and gate, up share a format."""
-    target: Target = field(default_factory=partial(find_target, DEFAULT_TARGET))
-    """Where the plan runs: formats that are not legal there are not chosen."""
-    uniform_scale_bits: int = 16
-    """Bits of the scales of the uniform export that the plan is held against; some engines read 32 only."""
-    uniform_fixed: FixedBytes | None = None
-    """What that export ships whatever its width, if less than a plan: a folded tied head adds an op to the graph."""
-
-    @property
-    def restricts(self) -> bool:
-        """Whether the user asked for anything."""
-        return replace(self, uniform_scale_bits=16, uniform_fixed=None) != Rules()
-
-    @classmethod
-    def of(cls, plan: Plan) -> Rules:
-        """The rules that a plan was made under."""
-        given = plan.given
-        return cls(
-            logits_bits=plan.logits.min_bits,
-            pins={pin.pattern: pin.format for pin in given.pins},
-            min_bits={least.pattern: least.bits for least in given.min_bits},
-            group_patterns=given.groups,
-            fused=given.fused,
-            target=find_target(plan.target),
-            metric=Metric(given.metric),
-        )
-
-    @property
-    def given(self) -> GivenRules:
-        """What a plan records of them."""
-        return GivenRules(
-            tuple(Pin(pattern, fmt) for pattern, fmt in self.pins.items()),
-            tuple(LeastBits(pattern, bits) for pattern, bits in self.min_bits.items()),
-            self.group_patterns,
-            self.fused,
-            self.metric.value,
-        )
-
-    def groups_of(self, card: ModelCard) -> tuple[TensorGroup, ...]:
-        """The planning units of a model."""
-        return make_groups(card, self.group_patterns, fused=self.fused) if self.groups is None else self.groups
-
-    def losses(self, table: SensitivityTable) -> dict[str, dict[str, float]]:
-        """What is minimised, by tensor name and name of a format that is legal on the target.
-
-        Raises:
-            InputError: a metric that the table does not hold for every format.
-        """
-        value = loss_of(self.metric, table)
-        return {
-            spec.name: {
-                name: value(spec.name, name, loss)
-                for name, loss in row.items()
-                if self.target.legal(spec, QuantFormat.parse(name))
-            }
-            for spec, row in zip(table.model.tensors, table.losses().values(), strict=True)
-        }
-
-    def problem(self, card: ModelCard, losses: Mapping[str, Mapping[str, float]], limit_bytes: int | None) -> Problem:
-        """State the problem for a model; see `build_problem`."""
-        return build_problem(
-            self.groups_of(card),
-            losses,
-            limit_bytes,
-            logits_bits=self.logits_bits,
-            pins=self.pins,
-            min_bits=self.min_bits,
-        )
 
 
 def make_plan(
@@ -132,11 +39,6 @@ def make_plan(
     budget_text: str | Sequence[str],
     fixed: FixedBytes,
     *,
-    groups: tuple[TensorGroup, ...] | None = None,
-    logits_bits: int = 8,
-    pins: Mapping[str, QuantFormat] | None = None,
-    min_bits: Mapping[str, int] | None = None,
-    metric: Metric = Metric.kl,
     rules: Rules | None = None,
     ceilings: Sequence[Ceiling | ResourceLimit] = (),
     minimise: Cost | None = None,
@@ -148,12 +50,7 @@ def make_plan(
         table: measured losses.
         budget_text: see `resolve_budget`; of several the tightest counts, none is no limit on bytes.
         fixed: bytes that ship whatever the plan.
-        groups: tensors that share one format; every tensor alone by default.
-        logits_bits: least width of the head; 0 turns the logits rule off.
-        pins: format by pattern on tensor names.
-        min_bits: least width by pattern.
-        metric: what is summed and minimised.
-        rules: all of the last five in one, instead of these.
+        rules: what else must hold, and what is minimised; the usual ones by default.
         ceilings: limits on other losses, on RAM, on time.
         minimise: this cost before the loss, e.g. bytes; the loss is then the least among the plans that cost the least.
         time_limit_s: of each of two solves; a plan that is not proved optimal by then says so in its solver report.
@@ -163,7 +60,7 @@ def make_plan(
         InfeasibleError: no plan satisfies the limits; names the smallest.
         QplanError: no plan was found in time.
     """
-    rules = rules or Rules(groups, logits_bits, pins or {}, min_bits or {}, metric)
+    rules = rules or Rules()
     card, losses = table.model, rules.losses(table)
     uniform_fixed, scale_bits = rules.uniform_fixed or fixed, rules.uniform_scale_bits
     budget = tightest(budget_text, card, uniform_fixed, scale_bits)

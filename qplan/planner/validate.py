@@ -14,7 +14,8 @@ from qplan.formats import INT_BITS, QuantFormat
 from qplan.model.card import ModelCard
 from qplan.planner.decode import Source
 from qplan.planner.plan import Plan, PlannedTensor, SolverReport
-from qplan.planner.planning import Rules, planned_tensors, predicted_nats
+from qplan.planner.planning import planned_tensors, predicted_nats
+from qplan.planner.rules import Rules
 from qplan.sensitivity.table import SensitivityTable
 from qplan.tensors import TensorSpec
 

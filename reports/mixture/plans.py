@@ -18,7 +18,8 @@ from qplan.model.mixture import MixtureOfExperts
 from qplan.pipeline.fold import load_analysed
 from qplan.pipeline.rounder import run_rounder
 from qplan.pipeline.runs import Run
-from qplan.planner.planning import Rules, make_plan
+from qplan.planner.planning import make_plan
+from qplan.planner.rules import Rules
 from qplan.planner.uniform import uniform_formats
 from qplan.sensitivity.joint import joint_losses
 from qplan.sensitivity.table import SensitivityTable

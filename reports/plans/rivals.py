@@ -21,7 +21,7 @@ from qplan.pipeline.skeletons import run_skeleton
 from qplan.pipeline.task import Task
 from qplan.pipeline.wanted import Wanted
 from qplan.planner.plan import Plan
-from qplan.planner.planning import Rules
+from qplan.planner.rules import Rules
 from qplan.sensitivity.rounding import Rounder
 from qplan.sensitivity.table import Memory
 from qplan.verify.reference import Reference, reference_logits

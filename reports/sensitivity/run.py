@@ -34,6 +34,7 @@ from qplan.pipeline.analyze import analyze
 from qplan.pipeline.rounder import run_rounder
 from qplan.pipeline.runs import Run
 from qplan.planner.planning import make_plan
+from qplan.planner.rules import Rules
 from qplan.sensitivity.analysis import open_analysis
 from qplan.sensitivity.joint import joint_losses
 from qplan.sensitivity.metrics import reference_of
@@ -145,7 +146,7 @@ def plan_points(subject: Subject, tables: dict[Mode, SensitivityTable]) -> list[
     for budget in BUDGETS:
         for mode, table in tables.items():
             try:
-                plans[budget, mode] = make_plan(table, budget, fixed, logits_bits=0).formats
+                plans[budget, mode] = make_plan(table, budget, fixed, rules=Rules(logits_bits=0)).formats
             except InfeasibleError:
                 print(f"{budget} is too small for any plan")
     labelled = {f"{budget} {mode}": formats for (budget, mode), formats in plans.items()}

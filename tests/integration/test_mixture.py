@@ -26,7 +26,8 @@ from qplan.mnn.writer import build_model
 from qplan.model.load import LoadedModel, load_model
 from qplan.pipeline.sizes import fixed_bytes
 from qplan.planner.plan import Plan
-from qplan.planner.planning import Rules, make_plan
+from qplan.planner.planning import make_plan
+from qplan.planner.rules import Rules
 from qplan.quantize import EnginePath, Int8Activations, rtn
 from qplan.sensitivity.table import Memory, SensitivityTable
 from qplan.sensitivity.variants import apply_formats

@@ -9,7 +9,8 @@ from qplan.cost.file_bytes import FixedBytes
 from qplan.cost.target import find_target, targets
 from qplan.errors import InputError
 from qplan.formats import FP16, INT4, INT8, QuantFormat
-from qplan.planner.planning import Rules, make_plan
+from qplan.planner.planning import make_plan
+from qplan.planner.rules import Rules
 from qplan.tensors import Role, TensorSpec
 from tests.unit.planner.invented_table import make_table
 

@@ -24,7 +24,8 @@ from qplan.pipeline.fold import FoldRecord
 from qplan.pipeline.frontier import run_frontier
 from qplan.pipeline.runs import Run
 from qplan.planner.plan import GivenRules, LeastBits, Pin, PlannedLimit
-from qplan.planner.planning import Rules, make_plan
+from qplan.planner.planning import make_plan
+from qplan.planner.rules import Rules
 from qplan.sensitivity.journal import Journal, ReferenceRecord
 from qplan.sensitivity.table import JointPoint
 from tests.unit.cli.commands import commands

@@ -15,7 +15,8 @@ from qplan.explore import Run, open_run
 from qplan.explore.html import frame_markdown
 from qplan.formats import QuantFormat
 from qplan.pipeline.frontier import run_frontier
-from qplan.planner.planning import Rules, make_plan
+from qplan.planner.planning import make_plan
+from qplan.planner.rules import Rules
 from qplan.report import notation
 from qplan.sensitivity.table import SensitivityTable
 

@@ -11,7 +11,8 @@ from qplan.pipeline.choose import choose_plan
 from qplan.pipeline.task import Task
 from qplan.planner.ceiling import Ceiling
 from qplan.planner.plan import Plan
-from qplan.planner.planning import Rules, make_plan
+from qplan.planner.planning import make_plan
+from qplan.planner.rules import Rules
 from qplan.planner.uniform import uniform_formats
 from qplan.sensitivity.rounding import Rounder
 from qplan.sensitivity.table import Memory, SensitivityTable

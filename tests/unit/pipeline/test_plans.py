@@ -19,7 +19,8 @@ from qplan.pipeline.plans import edited_plan, find_plan, recounted, table_of
 from qplan.pipeline.report import newest_plan, plan_frontier, run_report
 from qplan.pipeline.runs import Run
 from qplan.planner.plan import Plan
-from qplan.planner.planning import Rules, make_plan
+from qplan.planner.planning import make_plan
+from qplan.planner.rules import Rules
 from qplan.report.words import Language
 from qplan.verify.record import Verification
 from tests.unit.planner.invented_table import make_table

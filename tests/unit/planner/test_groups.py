@@ -12,7 +12,8 @@ from qplan.errors import InputError
 from qplan.formats import INT8
 from qplan.model.card import ModelCard
 from qplan.planner.groups import make_groups
-from qplan.planner.planning import Rules, make_plan
+from qplan.planner.planning import make_plan
+from qplan.planner.rules import Rules
 from qplan.sensitivity.table import SensitivityTable
 from qplan.tensors import Role
 from tests.unit.report.invented_run import qwen_tensors, sensitivity

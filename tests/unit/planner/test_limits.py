@@ -17,7 +17,8 @@ from qplan.formats import QuantFormat
 from qplan.planner.ceiling import Ceiling
 from qplan.planner.explain import explain_all
 from qplan.planner.limits import Cost, ResourceLimit
-from qplan.planner.planning import Rules, make_plan
+from qplan.planner.planning import make_plan
+from qplan.planner.rules import Rules
 from qplan.sensitivity.table import SensitivityTable
 from qplan.tensors import TensorSpec
 from tests.unit.planner.invented_table import make_table

@@ -13,11 +13,12 @@ from qplan.errors import InfeasibleError, InputError, MeasurementError
 from qplan.formats import FP16, INT4, INT8, QuantFormat
 from qplan.planner.budget import resolve_budget
 from qplan.planner.metric import Metric, loss_of
-from qplan.planner.planning import Rules, make_plan
+from qplan.planner.planning import make_plan
 from qplan.planner.problem import Problem, build_problem
+from qplan.planner.rules import Rules
 from qplan.planner.solver import solve
 from qplan.sensitivity.table import JointPoint, Loss, SensitivityTable
-from qplan.tensors import TensorGroup, single_groups
+from qplan.tensors import single_groups
 from tests.unit.planner.invented_table import make_table
 
 HEAD = "lm_head"
@@ -63,7 +64,7 @@ def test_equals_brute_force_over_plans(fixed: FixedBytes) -> None:
 def test_the_logits_rule_has_a_price(table: SensitivityTable, fixed: FixedBytes) -> None:
     tight = make_plan(table, "int4", fixed)
     assert tight.formats[HEAD].bits >= 8
-    free = make_plan(table, "int4", fixed, logits_bits=0)
+    free = make_plan(table, "int4", fixed, rules=Rules(logits_bits=0))
     assert tight.logits.at_least_mean
     assert tight.logits.min_bits == 8
     assert tight.logits.price_nats == pytest.approx(tight.predicted_nats - free.predicted_nats)
@@ -74,37 +75,37 @@ def test_the_logits_rule_has_a_price(table: SensitivityTable, fixed: FixedBytes)
 
 def test_the_head_is_never_below_the_mean_of_the_others(table: SensitivityTable, fixed: FixedBytes) -> None:
     for budget in ("80%", "90%", "95%", "99%"):
-        plan = make_plan(table, budget, fixed, logits_bits=4)
+        plan = make_plan(table, budget, fixed, rules=Rules(logits_bits=4))
         others = [t for t in plan.tensors if t.name != HEAD]
         mean = sum(t.format.bits * t.weights for t in others) / sum(t.weights for t in others)
         assert plan.formats[HEAD].bits >= mean
 
 
 def test_pins_and_least_widths(table: SensitivityTable, fixed: FixedBytes) -> None:
-    plan = make_plan(
-        table, "int8", fixed, pins={"*.1.*": FP16, "model.layers.2.mlp.up_proj": INT4}, min_bits={"q_proj": 6}
-    )
+    rules = Rules(pins={"*.1.*": FP16, "model.layers.2.mlp.up_proj": INT4}, min_bits={"q_proj": 6})
+    plan = make_plan(table, "int8", fixed, rules=rules)
     assert all(t.format == FP16 for t in plan.tensors if t.layer == 1)
     assert plan.formats["model.layers.2.mlp.up_proj"] == INT4
     assert all(t.format.bits >= 6 for t in plan.tensors if t.kind == "q_proj")
 
 
 @pytest.mark.parametrize(
-    ("options", "problem"),
+    ("rules", "problem"),
     [
-        ({"pins": {"*.qproj": INT4}}, "--pin '\\*.qproj' matches no tensor; near it: .*q_proj"),
-        ({"min_bits": {"zzz": 4}}, "--min-bits 'zzz' matches no tensor; near it: "),
-        ({"pins": {"q_proj": QuantFormat(3)}}, "pinned to int3; measured and legal: fp16, int8, int6, int4; add int3"),
-        ({"pins": {HEAD: INT4}}, "lm_head is pinned to int4 and has to have at least 8 bits"),
-        ({"pins": {"*": INT4, HEAD: INT8}}, "lm_head is pinned to int4 by '\\*' and to int8 by 'lm_head'"),
-        ({"min_bits": {"q_proj": 32}}, "needs at least 32 bits"),
+        (Rules(pins={"*.qproj": INT4}), "--pin '\\*.qproj' matches no tensor; near it: .*q_proj"),
+        (Rules(min_bits={"zzz": 4}), "--min-bits 'zzz' matches no tensor; near it: "),
+        (
+            Rules(pins={"q_proj": QuantFormat(3)}),
+            "pinned to int3; measured and legal: fp16, int8, int6, int4; add int3",
+        ),
+        (Rules(pins={HEAD: INT4}), "lm_head is pinned to int4 and has to have at least 8 bits"),
+        (Rules(pins={"*": INT4, HEAD: INT8}), "lm_head is pinned to int4 by '\\*' and to int8 by 'lm_head'"),
+        (Rules(min_bits={"q_proj": 32}), "needs at least 32 bits"),
     ],
 )
-def test_options_that_cannot_be_met(
-    options: dict[str, dict[str, QuantFormat]], problem: str, table: SensitivityTable, fixed: FixedBytes
-) -> None:
+def test_options_that_cannot_be_met(rules: Rules, problem: str, table: SensitivityTable, fixed: FixedBytes) -> None:
     with pytest.raises(InputError, match=problem):
-        make_plan(table, "int8", fixed, **options)  # type: ignore[arg-type]
+        make_plan(table, "int8", fixed, rules=rules)
 
 
 def test_head_without_a_wide_format(fixed: FixedBytes) -> None:
@@ -130,7 +131,7 @@ def test_infeasible_names_the_smallest_in_the_users_unit(unit: str, table: Sensi
 
 def test_pins_against_the_logits_rule(table: SensitivityTable, fixed: FixedBytes) -> None:
     with pytest.raises(InfeasibleError, match="mean width of the other tensors"):
-        make_plan(table, "fp16", fixed, pins={"model.*": FP16, HEAD: INT8})
+        make_plan(table, "fp16", fixed, rules=Rules(pins={"model.*": FP16, HEAD: INT8}))
 
 
 def test_uniform_of_odd_widths_is_not_measured() -> None:
@@ -144,10 +145,7 @@ def test_uniform_of_odd_widths_is_not_measured() -> None:
 
 def test_groups_share_a_format_across_widths() -> None:
     table = make_table(hidden=128, inner=172)
-    tensors = table.model.tensors
-    layers = tuple(TensorGroup(f"layer {i}", tuple(t for t in tensors if t.layer == i)) for i in range(4))
-    groups = (*layers, TensorGroup(HEAD, (tensors[-1],)))
-    plan = make_plan(table, "6bpw", FixedBytes(0, 0, 0, exact=True), groups=groups)
+    plan = make_plan(table, "6bpw", FixedBytes(0, 0, 0, exact=True), rules=Rules(group_patterns=("{layer}.*",)))
     for layer in range(4):
         assert len({t.format.bits for t in plan.tensors if t.layer == layer}) == 1
     down = plan.formats["model.layers.0.mlp.down_proj"]
@@ -183,7 +181,7 @@ def test_another_metric_is_minimised_and_the_promise_stays_the_kl(fixed: FixedBy
     table = replace(table, measurements=tuple(rows), joint=(JointPoint("normal", 1e-3, 2e-3),))
     by_kl = make_plan(table, "7bpw", fixed)
     for metric in (Metric.top1, Metric.cosine):
-        plan = make_plan(table, "7bpw", fixed, metric=metric)
+        plan = make_plan(table, "7bpw", fixed, rules=Rules(metric=metric))
         assert plan.formats != by_kl.formats
         flips = {(m.tensor, m.format): 1 - (m.top1 or 0) for m in table.measurements}
         ours, theirs = (sum(flips[n, f.name] for n, f in p.formats.items()) for p in (plan, by_kl))

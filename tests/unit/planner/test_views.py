@@ -10,7 +10,8 @@ from qplan.formats import FP16, INT8, QuantFormat
 from qplan.planner.diff import diff
 from qplan.planner.explain import explain
 from qplan.planner.frontier import frontier, knees
-from qplan.planner.planning import Rules, make_plan
+from qplan.planner.planning import make_plan
+from qplan.planner.rules import Rules
 from qplan.sensitivity.table import SensitivityTable
 from tests.unit.planner.invented_table import make_table
 
@@ -75,7 +76,7 @@ def test_explanations_agree_with_the_price(table: SensitivityTable, fixed: Fixed
 
 def test_explain_with_pins_and_errors(table: SensitivityTable, fixed: FixedBytes) -> None:
     rules = Rules(pins={"*.0.*": INT8})
-    plan = make_plan(table, "int8", fixed, pins=rules.pins)
+    plan = make_plan(table, "int8", fixed, rules=rules)
     only = explain(table, plan, "model.layers.0.mlp.up_proj", rules=rules)
     assert only.next_best is None
     assert "no other" in only.sentence

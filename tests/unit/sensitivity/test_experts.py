@@ -13,7 +13,8 @@ from qplan.cost.file_bytes import estimate_fixed
 from qplan.errors import InputError
 from qplan.formats import FP16, INT8, parse_formats
 from qplan.model.load import LoadedModel
-from qplan.planner.planning import Rules, make_plan
+from qplan.planner.planning import make_plan
+from qplan.planner.rules import Rules
 from qplan.sensitivity import gradient, measured
 from qplan.sensitivity.menu import resolve_menu
 from qplan.sensitivity.moments import gather_moments
