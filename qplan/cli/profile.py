@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from qplan.cli import panels
-from qplan.cli.console import answer, out, say
+from qplan.cli.console import answer, out, progress_bar, say
 from qplan.cli.documents import profile_document
 from qplan.cli.modes import with_modes
 from qplan.cli.rules import LatestRun, LlmExport
@@ -33,9 +33,7 @@ def command(
     ] = 128,
     rounds: Annotated[
         int,
-        typer.Option(
-            metavar="N", help="Times that every model is timed, in turn; minima count.", rich_help_panel=panels.ENGINE
-        ),
+        typer.Option(metavar="N", help="Times that every model is timed; minima count.", rich_help_panel=panels.ENGINE),
     ] = 3,
     llmexport: LlmExport = None,
     run: LatestRun = None,
@@ -59,7 +57,8 @@ def command(
     if run is None:
         say(f"using the latest run, {home.folder}")
     options = ProfileOptions(threads=threads, prompt_tokens=prompt_tokens, rounds=rounds)
-    measured = run_profile(home, options, llmexport, say)
+    with progress_bar("timing") as progress:
+        measured = run_profile(home, options, llmexport, say, progress)
     answer(**profile_document(measured, home.device))
     out.print(_table(measured))
     next_command = shlex.join(["qplan", "emit", "--max-decode-ms", "MS", "--run", str(home.folder)])

@@ -35,11 +35,12 @@ from qplan.sensitivity.table import SensitivityTable
 from qplan.tensors import TensorSpec
 
 Say = Callable[[str], None]
+Progress = Callable[[int, int], None]
 Formats = Mapping[str, QuantFormat]
 Shape = tuple[int, int]
 
 _KEEP_BYTES = 4_000_000_000
-"""Built models together that are kept for further rounds; beyond, each is measured right after it is built."""
+"""Models that take turns stay on the disk together; beyond this, each has all of its rounds once it is built."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class ProfileOptions:
     decode_tokens: int = 12
     repeats: int = 12
     rounds: int = 3
-    """Times that every model is measured, in turn; minima count."""
+    """Times that every model is measured, in turn unless models are large; minima count."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,14 @@ class Times:
 
 
 def profile(
-    table: SensitivityTable, skeleton: Skeleton, target: Target, *, scratch: Path, options: ProfileOptions, say: Say
+    table: SensitivityTable,
+    skeleton: Skeleton,
+    target: Target,
+    *,
+    scratch: Path,
+    options: ProfileOptions,
+    say: Say,
+    progress: Progress | None = None,
 ) -> DeviceProfile:
     """Measure a model's ops on this machine.
 
@@ -81,6 +89,7 @@ def profile(
         scratch: folder for built models; removed in the end.
         options: how thoroughly.
         say: told what is being done.
+        progress: called after each timed model.
 
     Raises:
         ToolError: converter or engine failed.
@@ -97,7 +106,9 @@ def profile(
         for fmt in formats:
             changed = {spec.name: fmt for spec in card.tensors if _shape(spec) == shape}
             trials[f"{shape} {fmt}"] = {**base, **changed}
-    times = measure_times(card, skeleton, trials, table.goal, scratch=scratch, options=options, say=say)
+    times = measure_times(
+        card, skeleton, trials, table.goal, scratch=scratch, options=options, say=say, progress=progress
+    )
     counts = Counter(_shape(spec) for spec in card.tensors)
     (base_prefill, prefill), (base_decode, decode) = (
         _changes(classes, counts, {label: [getattr(t, kind) for t in rounds] for label, rounds in times.items()})
@@ -135,8 +146,9 @@ def measure_times(
     scratch: Path,
     options: ProfileOptions,
     say: Say,
+    progress: Progress | None = None,
 ) -> dict[str, list[Times]]:
-    """Build models and time them in turn, several rounds.
+    """Build models and time them, several rounds: in turn, or one after the other where they are large.
 
     Raises:
         ToolError: converter or engine failed.
@@ -145,21 +157,27 @@ def measure_times(
     decode = max(1, min(options.decode_tokens, card.context // 4))
     prompt = max(1, min(options.prompt_tokens, card.context - decode))
     size = sum(spec.bytes_in(FP16) for spec in card.tensors) * len(trials)
-    keep = size <= _KEEP_BYTES
-    found: dict[str, list[Times]] = {}
+    in_turn = size <= _KEEP_BYTES
+    rounds = range(options.rounds)
+    order = [label for _ in rounds for label in trials] if in_turn else [label for label in trials for _ in rounds]
+    how = "in turn" if in_turn else "one model after the other"
+    say(f"timing {len(trials)} models, rounds: {options.rounds}, {how}")
+    folders = {label: scratch / str(number) for number, label in enumerate(trials)}
+    found: dict[str, list[Times]] = {label: [] for label in trials}
+    shutil.rmtree(scratch, ignore_errors=True)  # what a killed profile left may be other models
     try:
-        for index in range(options.rounds if keep else 1):
-            say(f"timing {len(trials)} models, round {index + 1} of {options.rounds if keep else 1}")
-            for number, (label, formats) in enumerate(trials.items()):
-                folder = scratch / str(number)
-                if not folder.is_dir():
-                    _build(card, skeleton, formats, folder, runtime)
-                with Engine(folder, runtime, context=card.context) as engine:
-                    # a thread's own time is not disturbed by other processes
-                    sample = engine.measure_speed(prompt, decode, options.repeats, own_time=options.threads == 1)
-                found.setdefault(label, []).append(Times.of(sample))
-                if not keep:
-                    shutil.rmtree(folder)
+        for done, label in enumerate(order, 1):
+            folder = folders[label]
+            if not found[label]:
+                _build(card, skeleton, trials[label], folder, runtime)
+            with Engine(folder, runtime, context=card.context) as engine:
+                # a thread's own time is not disturbed by other processes
+                sample = engine.measure_speed(prompt, decode, options.repeats, own_time=options.threads == 1)
+            found[label].append(Times.of(sample))
+            if len(found[label]) == options.rounds:
+                shutil.rmtree(folder)
+            if progress is not None:
+                progress(done, len(order))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return found
@@ -283,7 +301,9 @@ def drawn(spec: TensorSpec, fmt: QuantFormat) -> StoredTensor:
     return IntTensor(fmt, codes, scale, None if fmt.symmetric else torch.zeros(rows, blocks))
 
 
-def run_profile(run: Run, options: ProfileOptions, llmexport: Path | None, say: Say) -> DeviceProfile:
+def run_profile(
+    run: Run, options: ProfileOptions, llmexport: Path | None, say: Say, progress: Progress | None = None
+) -> DeviceProfile:
     """Profile a run's model and write ``device.json``.
 
     Raises:
@@ -296,6 +316,6 @@ def run_profile(run: Run, options: ProfileOptions, llmexport: Path | None, say: 
     skeleton = run_skeleton(run, loaded, llmexport, say)
     del loaded  # its memory is better left to the engine
     target, scratch = find_target(DEFAULT_TARGET), run.folder / "profile"
-    measured = profile(table, skeleton, target, scratch=scratch, options=options, say=say)
+    measured = profile(table, skeleton, target, scratch=scratch, options=options, say=say, progress=progress)
     measured.write(run.device)
     return measured

@@ -13,7 +13,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from qplan.artifact import sha256_file
 from qplan.cost.device import DeviceProfile
+from qplan.formats import INT4, INT8
+from qplan.pipeline.fold import load_analysed
+from qplan.pipeline.profile import ProfileOptions, measure_times
+from qplan.pipeline.runs import Run
+from qplan.pipeline.skeletons import run_skeleton
 from qplan.planner.plan import Plan
+from qplan.planner.uniform import uniform_formats
 from qplan.sensitivity.table import SensitivityTable
 from qplan.verify.record import Verification
 from tests.integration.conftest import ANALYZE
@@ -132,6 +138,33 @@ def test_limits_on_time_ram_and_loss(work: Path) -> None:
     none = qplan(*emit, "--max-ram", "1kB", folder=work)
     assert none.returncode == 3
     assert "the nearest is RAM" in none.stderr
+
+
+@pytest.mark.parametrize("keep_bytes", [0, 1 << 40])
+def test_models_are_timed_in_rounds_whatever_a_killed_profile_left(
+    work: Path, keep_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qplan.pipeline.profile._KEEP_BYTES", keep_bytes)
+    run, scratch, seen = Run(work / "run"), tmp_path / "profile", []
+    table = SensitivityTable.read(run.sensitivity)
+    skeleton = run_skeleton(run, load_analysed(run, table.model, print).loaded, None, print)
+    trials = {fmt.name: uniform_formats(table.model, fmt.bits) for fmt in (INT8, INT4)}
+    (scratch / "0").mkdir(parents=True)  # no model
+    times = measure_times(
+        table.model,
+        skeleton,
+        trials,
+        table.goal,
+        scratch=scratch,
+        options=ProfileOptions(prompt_tokens=16, decode_tokens=2, repeats=2, rounds=2),
+        say=print,
+        progress=lambda done, total: seen.append((done, total, len(list(scratch.iterdir())))),
+    )
+    assert {label: len(rounds) for label, rounds in times.items()} == {"int8": 2, "int4": 2}
+    assert all(min(time.prefill_ms, time.decode_ms) > 0 for rounds in times.values() for time in rounds)
+    left = [1, 2, 1, 0] if keep_bytes else [1, 0, 1, 0]
+    assert seen == [(number + 1, 4, models) for number, models in enumerate(left)]
+    assert not scratch.exists()
 
 
 def test_the_report_of_a_real_run_leaks_no_english_into_chinese(work: Path) -> None:
