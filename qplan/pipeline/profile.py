@@ -11,14 +11,14 @@ import platform
 import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from qplan.artifact import versions
+from qplan.artifact import read_json, sha256_json, versions, write_json
 from qplan.cost.device import DeviceProfile, OpTime, TimedModel
 from qplan.cost.target import DEFAULT_TARGET, Target, find_target
 from qplan.formats import FP16, INT8, QuantFormat
@@ -70,6 +70,32 @@ class Times:
         return cls(1e3 * min(sample.prefill_s), 1e3 * float(steps.min(axis=0).mean()))
 
 
+@dataclass
+class _Journal:
+    """Times as they are taken: a profile that was killed goes on with them."""
+
+    path: Path
+    inputs: dict[str, str]
+    """What the times depend on."""
+    times: dict[str, list[Times]] = field(default_factory=dict)
+    """By label of the model, one for each round."""
+
+    _KIND = "qplan-times"
+
+    @classmethod
+    def open(cls, path: Path, inputs: dict[str, str]) -> _Journal:
+        """With the times that were kept, if they were of the same inputs."""
+        if path.is_file() and (found := read_json(path, cls._KIND, 1))["inputs"] == inputs:
+            return cls(path, inputs, {k: [Times(*t) for t in rounds] for k, rounds in found["times"].items()})
+        return cls(path, inputs)
+
+    def add(self, label: str, times: Times) -> None:
+        """Keep one more."""
+        self.times.setdefault(label, []).append(times)
+        body = {label: [astuple(t) for t in rounds] for label, rounds in self.times.items()}
+        write_json(self.path, self._KIND, 1, self.inputs, {"times": body})
+
+
 def profile(
     table: SensitivityTable,
     skeleton: Skeleton,
@@ -86,7 +112,7 @@ def profile(
         table: whose formats are timed, under its memory setting.
         skeleton: the exported graph.
         target: which widths take the same time.
-        scratch: folder for built models; removed in the end.
+        scratch: folder for built models and for times as they are taken; removed in the end.
         options: how thoroughly.
         say: told what is being done.
         progress: called after each timed model.
@@ -150,6 +176,8 @@ def measure_times(
 ) -> dict[str, list[Times]]:
     """Build models and time them, several rounds: in turn, or one after the other where they are large.
 
+    What was killed goes on with the times in ``scratch``.
+
     Raises:
         ToolError: converter or engine failed.
     """
@@ -159,28 +187,39 @@ def measure_times(
     size = sum(spec.bytes_in(FP16) for spec in card.tensors) * len(trials)
     in_turn = size <= _KEEP_BYTES
     rounds = range(options.rounds)
-    order = [label for _ in rounds for label in trials] if in_turn else [label for label in trials for _ in rounds]
+    order = [(label, r) for r in rounds for label in trials] if in_turn else [(k, r) for k in trials for r in rounds]
     how = "in turn" if in_turn else "one model after the other"
     say(f"timing {len(trials)} models, rounds: {options.rounds}, {how}")
-    folders = {label: scratch / str(number) for number, label in enumerate(trials)}
-    found: dict[str, list[Times]] = {label: [] for label in trials}
-    shutil.rmtree(scratch, ignore_errors=True)  # what a killed profile left may be other models
+    depends = {
+        "model": card.sha256,
+        "trials": sha256_json({k: {name: str(fmt) for name, fmt in formats.items()} for k, formats in trials.items()}),
+        "machine": machine(),
+        "engine": versions()["MNN"],
+        "memory": memory,
+        "counts": f"{options.threads} threads, {prompt} and {decode} tokens, {options.repeats} repeats",
+    }
+    journal = _Journal.open(scratch / "times.json", depends)
+    models = scratch / "models"
+    folders = {label: models / str(number) for number, label in enumerate(trials)}
+    shutil.rmtree(models, ignore_errors=True)  # whatever was killed may have built others
     try:
-        for done, label in enumerate(order, 1):
+        for done, (label, turn) in enumerate(order, 1):
             folder = folders[label]
-            if not found[label]:
-                _build(card, skeleton, trials[label], folder, runtime)
-            with Engine(folder, runtime, context=card.context) as engine:
-                # a thread's own time is not disturbed by other processes
-                sample = engine.measure_speed(prompt, decode, options.repeats, own_time=options.threads == 1)
-            found[label].append(Times.of(sample))
-            if len(found[label]) == options.rounds:
-                shutil.rmtree(folder)
+            if turn >= len(journal.times.get(label, ())):
+                if not folder.is_dir():
+                    _build(card, skeleton, trials[label], folder, runtime)
+                with Engine(folder, runtime, context=card.context) as engine:
+                    # a thread's own time is not disturbed by other processes
+                    sample = engine.measure_speed(prompt, decode, options.repeats, own_time=options.threads == 1)
+                journal.add(label, Times.of(sample))
+            if turn == options.rounds - 1:
+                shutil.rmtree(folder, ignore_errors=True)
             if progress is not None:
                 progress(done, len(order))
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return found
+        shutil.rmtree(models, ignore_errors=True)
+    shutil.rmtree(scratch)
+    return {label: journal.times[label][: options.rounds] for label in trials}
 
 
 def machine() -> str:

@@ -15,7 +15,7 @@ from qplan.artifact import sha256_file
 from qplan.cost.device import DeviceProfile
 from qplan.formats import INT4, INT8
 from qplan.pipeline.fold import load_analysed
-from qplan.pipeline.profile import ProfileOptions, measure_times
+from qplan.pipeline.profile import ProfileOptions, Times, measure_times
 from qplan.pipeline.runs import Run
 from qplan.pipeline.skeletons import run_skeleton
 from qplan.planner.plan import Plan
@@ -141,29 +141,45 @@ def test_limits_on_time_ram_and_loss(work: Path) -> None:
 
 
 @pytest.mark.parametrize("keep_bytes", [0, 1 << 40])
-def test_models_are_timed_in_rounds_whatever_a_killed_profile_left(
+def test_a_killed_profile_goes_on_with_its_times_and_not_with_its_models(
     work: Path, keep_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("qplan.pipeline.profile._KEEP_BYTES", keep_bytes)
-    run, scratch, seen = Run(work / "run"), tmp_path / "profile", []
+    run, scratch = Run(work / "run"), tmp_path / "profile"
     table = SensitivityTable.read(run.sensitivity)
     skeleton = run_skeleton(run, load_analysed(run, table.model, print).loaded, None, print)
-    trials = {fmt.name: uniform_formats(table.model, fmt.bits) for fmt in (INT8, INT4)}
-    (scratch / "0").mkdir(parents=True)  # no model
-    times = measure_times(
-        table.model,
-        skeleton,
-        trials,
-        table.goal,
-        scratch=scratch,
-        options=ProfileOptions(prompt_tokens=16, decode_tokens=2, repeats=2, rounds=2),
-        say=print,
-        progress=lambda done, total: seen.append((done, total, len(list(scratch.iterdir())))),
-    )
-    assert {label: len(rounds) for label, rounds in times.items()} == {"int8": 2, "int4": 2}
+    seen: list[tuple[int, int]] = []
+
+    def killed(done: int, total: int) -> None:
+        assert total == 4
+        seen.append((done, len(list(scratch.glob("models/*")))))
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+
+    def timed(repeats: int) -> dict[str, list[Times]]:
+        return measure_times(
+            table.model,
+            skeleton,
+            {fmt.name: uniform_formats(table.model, fmt.bits) for fmt in (INT8, INT4)},
+            table.goal,
+            scratch=scratch,
+            options=ProfileOptions(prompt_tokens=16, decode_tokens=2, repeats=repeats, rounds=2),
+            say=print,
+            progress=killed,
+        )
+
+    with pytest.raises(KeyboardInterrupt):
+        timed(2)
+    kept = json.loads((scratch / "times.json").read_text())["times"]
+    assert sorted(map(len, kept.values())) == [1, 2]
+    assert [path.name for path in scratch.iterdir()] == ["times.json"]
+    (scratch / "models" / "0").mkdir(parents=True)  # as a kill -9 leaves it; no model
+    times = timed(2)
     assert all(min(time.prefill_ms, time.decode_ms) > 0 for rounds in times.values() for time in rounds)
-    left = [1, 2, 1, 0] if keep_bytes else [1, 0, 1, 0]
-    assert seen == [(number + 1, 4, models) for number, models in enumerate(left)]
+    assert {k: [[t.prefill_ms, t.decode_ms] for t in rounds][: len(kept[k])] for k, rounds in times.items()} == kept
+    assert [len(rounds) for rounds in times.values()] == [2, 2]
+    models = [1, 2, 1] if keep_bytes else [1, 0, 1]
+    assert seen == [*enumerate(models, 1), *enumerate([0, 0, 0, 0], 1)]
     assert not scratch.exists()
 
 
