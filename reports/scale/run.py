@@ -1,7 +1,7 @@
 """Times and weighs `qplan analyze` and `qplan emit` on a model with the shape of Qwen2.5-0.5B and random weights.
 
-Run with ``python -m reports.scale.run --work FOLDER``, which takes about an hour on two cores and 12 GB of disk. What
-the model says is meaningless, and so are the losses; shapes, files, seconds and memory are those of the real one.
+Run with ``python -m reports.scale.run --work FOLDER``, which takes an hour and a half on two cores and 12 GB of disk.
+What the model says is meaningless, and so are the losses; shapes, files, seconds and memory are those of the real one.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import psutil
@@ -188,16 +189,19 @@ def page(results: dict[str, Any]) -> str:
         "million weights, 24 layers, a vocabulary of 151,936, tied), random weights. Seconds on the clock of a shared",
         f"machine with {results['processors']} processors, and as multiples of one forward and backward pass over the",
         f"{ROWS * SEQ_LEN:,} calibration tokens, {both:.0f} s in the same run (forward alone: {forward:.0f} s). Memory",
-        "is what the command and its children hold at most, weights in FP32 included (1.98 GB).",
+        "is what the command and its children hold at most, weights in FP32 included (1.98 GB). A stage is named after",
+        "the line that is printed where it begins.",
     ]
     for command, stages in results["commands"].items():
         total, peak = sum(stage["seconds"] for stage in stages), max(stage["peak_bytes"] for stage in stages)
         lines += ["", f"## {command.split()[1]}", "", "```sh", command, "```", ""]
         lines += ["| stage | seconds | passes | peak, GB |", "|---|---:|---:|---:|"]
-        rows = [(s["name"], s["seconds"], s["peak_bytes"]) for s in stages] + [("**all**", total, peak)]
+        rows = [
+            (shorten(s["name"].replace("|", "/"), 72, placeholder=" ..."), s["seconds"], s["peak_bytes"])
+            for s in stages
+        ] + [("**all**", total, peak)]
         lines += [
-            f"| {name.replace('|', '/')} | {seconds:.0f} | {seconds / both:.1f} | {held / 1e9:.1f} |"
-            for name, seconds, held in rows
+            f"| {name} | {seconds:.0f} | {seconds / both:.1f} | {held / 1e9:.1f} |" for name, seconds, held in rows
         ]
     lines += ["", "## On the disk", "", "| in the run folder | GB |", "|---|---:|"]
     lines += [f"| `{name}` | {size / 1e9:.2f} |" for name, size in results["disk_bytes"].items() if size >= 5e6]
