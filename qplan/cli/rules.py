@@ -116,7 +116,7 @@ def rules_of(
     Raises:
         InputError: an option that is not understood.
     """
-    from qplan.planner.rules import Rules  # noqa: PLC0415 - scipy takes a third of a second: not for --help
+    from qplan.planner.rules import Rules  # noqa: PLC0415 - NumPy and pyarrow take a tenth of a second: not for --help
 
     if logits_bits < 0:
         msg = f"--logits-bits {logits_bits}: must be 0 (no rule) or a width"

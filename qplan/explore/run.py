@@ -22,6 +22,7 @@ from qplan.model.card import ModelCard
 from qplan.pipeline.runs import Run as Home
 from qplan.pipeline.sizes import run_fixed_bytes
 from qplan.planner.plan import Plan
+from qplan.planner.rules import Rules
 from qplan.sensitivity.table import SensitivityTable
 from qplan.verify.record import Verification
 
@@ -248,7 +249,6 @@ class Run(RunFigures):
     def _swept(self) -> tuple[Frontier, tuple[MeasuredModel, ...]]:
         from qplan.pipeline.frontier import Sweep, find_frontier, measured_models  # noqa: PLC0415 - matplotlib, scipy
         from qplan.planner.frontier import frontier  # noqa: PLC0415 - scipy
-        from qplan.planner.rules import Rules  # noqa: PLC0415
 
         table = self.table.table
         sweep = Sweep.of(table, Rules(), self.fixed)

@@ -15,7 +15,6 @@ from qplan.planner.metric import Metric, loss_of
 from qplan.planner.plan import GivenRules, LeastBits, Pin, Plan
 from qplan.planner.problem import Problem, build_problem
 from qplan.sensitivity.table import SensitivityTable
-from qplan.tensors import TensorGroup
 
 
 @dataclass(frozen=True)
@@ -71,10 +70,6 @@ class Rules:
             self.metric.value,
         )
 
-    def groups_of(self, card: ModelCard) -> tuple[TensorGroup, ...]:
-        """The planning units of a model."""
-        return make_groups(card, self.group_patterns, fused=self.fused)
-
     def losses(self, table: SensitivityTable) -> dict[str, dict[str, float]]:
         """What is minimised, by tensor name and name of a format that is legal on the target.
 
@@ -94,7 +89,7 @@ class Rules:
     def problem(self, card: ModelCard, losses: Mapping[str, Mapping[str, float]], limit_bytes: int | None) -> Problem:
         """State the problem for a model; see `build_problem`."""
         return build_problem(
-            self.groups_of(card),
+            make_groups(card, self.group_patterns, fused=self.fused),
             losses,
             limit_bytes,
             logits_bits=self.logits_bits,

@@ -156,25 +156,25 @@ def test_a_killed_profile_goes_on_with_its_times_and_not_with_its_models(
         if len(seen) == 3:
             raise KeyboardInterrupt
 
-    def timed(repeats: int) -> dict[str, list[Times]]:
+    def timed() -> dict[str, list[Times]]:
         return measure_times(
             table.model,
             skeleton,
             {fmt.name: uniform_formats(table.model, fmt.bits) for fmt in (INT8, INT4)},
             table.goal,
             scratch=scratch,
-            options=ProfileOptions(prompt_tokens=16, decode_tokens=2, repeats=repeats, rounds=2),
+            options=ProfileOptions(prompt_tokens=16, decode_tokens=2, repeats=2, rounds=2),
             say=print,
             progress=killed,
         )
 
     with pytest.raises(KeyboardInterrupt):
-        timed(2)
+        timed()
     kept = json.loads((scratch / "times.json").read_text())["times"]
     assert sorted(map(len, kept.values())) == [1, 2]
     assert [path.name for path in scratch.iterdir()] == ["times.json"]
     (scratch / "models" / "0").mkdir(parents=True)  # as a kill -9 leaves it; no model
-    times = timed(2)
+    times = timed()
     assert all(min(time.prefill_ms, time.decode_ms) > 0 for rounds in times.values() for time in rounds)
     assert {k: [[t.prefill_ms, t.decode_ms] for t in rounds][: len(kept[k])] for k, rounds in times.items()} == kept
     assert [len(rounds) for rounds in times.values()] == [2, 2]
