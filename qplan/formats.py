@@ -6,8 +6,8 @@ Source of the layout: MNN's exporter (`transformers/llm/export`), measured on en
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from qplan.errors import InputError
 
@@ -25,8 +25,6 @@ ACTIVATION_LANES = 16
 ``dynamic_option: 2``. Measured on MNN's wheel (AVX2, 8 features): 8, 16, 24 are right, 4 and 12 are not; AVX512 builds
 pack 16, by their source."""
 
-DynamicOption = Literal[0, 2]
-"""MNN's ``dynamic_option``: int8 activations with a scale per token, or per token and block of the weights."""
 
 _NAME = re.compile(r"^(?:fp(?P<fp>16|32)|int(?P<bits>\d+)(?:-b(?P<block>\d+))?(?P<sym>-sym)?(?:-s(?P<scale>16|32))?)$")
 
@@ -185,3 +183,13 @@ def parse_formats(text: str) -> tuple[QuantFormat, ...]:
         msg = "fp32 is the reference of every measurement; leave it out of --formats"
         raise InputError(msg)
     return tuple(sorted(formats, key=lambda f: (-f.bits, f.block, f.symmetric, f.scale_bits)))
+
+
+def applies(memory: str, formats: Mapping[str, QuantFormat]) -> bool:
+    """Whether the option changes anything: under memory low, integer weights have int8 activations."""
+    return memory == "low" and not all(fmt.is_float for fmt in formats.values())
+
+
+def garbled(formats: Mapping[str, QuantFormat]) -> list[str]:
+    """Tensors that the engine garbles under ``dynamic_option`` 2."""
+    return [name for name, fmt in formats.items() if not fmt.allows_block_activations]

@@ -1,4 +1,4 @@
-"""Writes the tables of ``docs/reference/compatibility.md`` from ``qplan/mnn/compat.json``.
+"""Writes the tables of ``docs/reference/compatibility.md`` from ``qplan/compat/compat.json``.
 
 Run ``python docs/hooks/compatibility.py`` after ``qplan compat measure``; a test holds the page to the data.
 """
@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from qplan.mnn.compat import CompatTable
+from qplan.compat.table import CompatTable
 
 PAGE = Path(__file__).parents[1] / "reference" / "compatibility.md"
 

@@ -191,9 +191,9 @@ def command(
     """
     # torch and transformers take seconds to import: not for --help
     from qplan.cli.tables import sensitivity_table  # noqa: PLC0415
-    from qplan.pipeline.analyze import AnalyzeOptions, run_analyze  # noqa: PLC0415
-    from qplan.pipeline.runs import Run  # noqa: PLC0415
-    from qplan.sensitivity.round_all import default_jobs  # noqa: PLC0415
+    from qplan.jobs.analyze import AnalyzeOptions, run_analyze  # noqa: PLC0415
+    from qplan.quantize.round_all import default_jobs  # noqa: PLC0415
+    from qplan.run.folder import Run  # noqa: PLC0415
 
     for option, value in (("--batch-size", batch_size), ("--fit-tokens", fit_tokens), ("--jobs", jobs)):
         if value is not None and value < 1:

@@ -17,7 +17,7 @@ from qplan.cli.view import table_view
 from qplan.errors import InputError
 
 if TYPE_CHECKING:
-    from qplan.mnn.compat import CompatTable
+    from qplan.compat.table import CompatTable
 
 app = App(invoke_without_command=True)
 
@@ -44,7 +44,7 @@ def show(
     """
     if context.invoked_subcommand is not None:
         return
-    from qplan.mnn.compat import PACKAGED, CompatTable  # noqa: PLC0415 - not for --help
+    from qplan.compat.table import PACKAGED, CompatTable  # noqa: PLC0415 - not for --help
 
     found = CompatTable.read(table or PACKAGED)
     answer(**asdict(found))
@@ -89,10 +89,10 @@ def measure(
         qplan compat measure --architectures --only qwen3
     """
     # torch and transformers take seconds to import: not for --help
-    from qplan.mnn.compat import PACKAGED, CompatTable  # noqa: PLC0415
+    from qplan.compat.measure import measure_architectures, measure_engines, merged  # noqa: PLC0415
+    from qplan.compat.specimen import SPECIMENS  # noqa: PLC0415
+    from qplan.compat.table import PACKAGED, CompatTable  # noqa: PLC0415
     from qplan.mnn.engines import EngineVersion  # noqa: PLC0415
-    from qplan.model.specimen import SPECIMENS  # noqa: PLC0415
-    from qplan.pipeline.compat import measure_architectures, measure_engines, merged  # noqa: PLC0415
 
     if only and not architectures:
         msg = "--only is for --architectures; choose engines with --engine"

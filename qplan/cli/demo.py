@@ -40,12 +40,12 @@ def command(
     """
     # torch and transformers take seconds to import: not for --help
     import qplan.demo  # noqa: PLC0415
+    from qplan.choosing.wanted import Wanted  # noqa: PLC0415
     from qplan.cli.tables import sensitivity_table  # noqa: PLC0415
-    from qplan.pipeline.analyze import AnalyzeOptions, run_analyze  # noqa: PLC0415
-    from qplan.pipeline.emit import run_emit  # noqa: PLC0415
-    from qplan.pipeline.emit_job import EmitOptions  # noqa: PLC0415
-    from qplan.pipeline.runs import Run  # noqa: PLC0415
-    from qplan.pipeline.wanted import Wanted  # noqa: PLC0415
+    from qplan.jobs.analyze import AnalyzeOptions, run_analyze  # noqa: PLC0415
+    from qplan.jobs.emit import run_emit  # noqa: PLC0415
+    from qplan.jobs.emit_job import EmitOptions  # noqa: PLC0415
+    from qplan.run.folder import Run  # noqa: PLC0415
 
     home = Path(qplan.demo.__file__).parent
     run = Run(folder / "stdlib-3m")

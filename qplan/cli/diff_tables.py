@@ -6,8 +6,8 @@ from rich.table import Table
 
 from qplan.cli.view import table_view
 from qplan.planner.diff import PlanDiff
-from qplan.planner.plan import Plan
 from qplan.report import notation
+from qplan.run.plan import Plan
 from qplan.tensors import short_name
 
 

@@ -11,15 +11,15 @@ from qplan.formats import QuantFormat
 if TYPE_CHECKING:  # --help and completion wait for no torch
     from pathlib import Path
 
-    from qplan.cost.device import DeviceProfile
-    from qplan.pipeline.emit import Emitted
-    from qplan.pipeline.frontier import Swept
-    from qplan.pipeline.ladder import Climbed
+    from qplan.jobs.emit import Emitted
+    from qplan.jobs.frontier import Swept
     from qplan.planner.diff import PlanDiff
     from qplan.planner.explain import Alternative, Explanation
-    from qplan.planner.plan import Plan
-    from qplan.sensitivity.table import SensitivityTable
-    from qplan.verify.record import Verification
+    from qplan.run.plan import Plan
+    from qplan.run.profile import DeviceProfile
+    from qplan.run.table import SensitivityTable
+    from qplan.run.verification import Verification
+    from qplan.verify.climb import Climbed
 
 Document = dict[str, object]
 """A JSON object: what leaves the program, never what its modules hand each other."""

@@ -32,7 +32,7 @@ from qplan.planner.metric import Metric
 from qplan.report.words import Language
 
 if TYPE_CHECKING:
-    from qplan.pipeline.emit import Emitted
+    from qplan.jobs.emit import Emitted
 
 
 class DynamicOptionChoice(StrEnum):
@@ -185,10 +185,10 @@ def command(
         qplan emit --max-kl 0.01 --objective smallest
     """
     # torch and transformers take seconds to import: not for --help
-    from qplan.pipeline.emit import run_emit  # noqa: PLC0415
-    from qplan.pipeline.emit_job import EmitOptions  # noqa: PLC0415
-    from qplan.pipeline.runs import Run  # noqa: PLC0415
-    from qplan.pipeline.wanted import Increase, Wanted  # noqa: PLC0415
+    from qplan.choosing.wanted import Increase, Wanted  # noqa: PLC0415
+    from qplan.jobs.emit import run_emit  # noqa: PLC0415
+    from qplan.jobs.emit_job import EmitOptions  # noqa: PLC0415
+    from qplan.run.folder import Run  # noqa: PLC0415
 
     if threads < 1:
         msg = f"--threads {threads}: at least 1"

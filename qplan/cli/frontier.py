@@ -32,8 +32,8 @@ def command(
     """
     # matplotlib takes a second to import: not for --help
     from qplan.cli.frontier_table import frontier_table  # noqa: PLC0415
-    from qplan.pipeline.frontier import run_frontier  # noqa: PLC0415
-    from qplan.pipeline.runs import Run  # noqa: PLC0415
+    from qplan.jobs.frontier import run_frontier  # noqa: PLC0415
+    from qplan.run.folder import Run  # noqa: PLC0415
 
     target = Run(run) if run is not None else Run.latest()
     if run is None:

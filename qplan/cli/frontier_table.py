@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qplan.cli.view import table_view
-from qplan.pipeline.frontier import Swept
+from qplan.jobs.frontier import Swept
 from qplan.report import notation
 from qplan.report.frontier import KNEE, frontier_rows
 from qplan.report.palette import BITS, text_on

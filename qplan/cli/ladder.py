@@ -16,7 +16,7 @@ from qplan.cli.view import table_view
 from qplan.errors import InputError, VerificationError
 
 if TYPE_CHECKING:
-    from qplan.pipeline.ladder import Climbed
+    from qplan.verify.climb import Climbed
 
 
 @with_modes("ladder")
@@ -77,8 +77,8 @@ def command(
         qplan ladder models/mine --tolerance int8=0.01 --memory normal
     """
     # torch and transformers take seconds to import: not for --help
-    from qplan.pipeline.ladder import LadderOptions, run_ladder  # noqa: PLC0415
-    from qplan.pipeline.runs import Run  # noqa: PLC0415
+    from qplan.run.folder import Run  # noqa: PLC0415
+    from qplan.verify.climb import LadderOptions, run_ladder  # noqa: PLC0415
 
     if memory not in {"low", "normal"}:
         msg = f"--memory {memory}: low or normal"

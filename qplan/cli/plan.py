@@ -39,10 +39,11 @@ def diff_command(
         qplan plan diff int4 int8
         qplan plan diff int4 qplan-runs/my-model/int4/edited.json --all
     """
+    from qplan.choosing.planned import recounted  # noqa: PLC0415
     from qplan.cli.diff_tables import changes_table, totals_table  # noqa: PLC0415 - scipy and pyarrow: not for --help
-    from qplan.pipeline.plans import find_plan, recounted  # noqa: PLC0415
-    from qplan.pipeline.runs import Run  # noqa: PLC0415
     from qplan.planner.diff import diff  # noqa: PLC0415
+    from qplan.run.folder import Run  # noqa: PLC0415
+    from qplan.run.plans import find_plan  # noqa: PLC0415
 
     home = None if run is None else Run(run)
     old, new = (recounted(find_plan(name, home), home) for name in (before, after))

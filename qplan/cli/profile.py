@@ -17,7 +17,7 @@ from qplan.cli.view import table_view
 from qplan.errors import InputError
 
 if TYPE_CHECKING:
-    from qplan.cost.device import DeviceProfile
+    from qplan.run.profile import DeviceProfile
 
 
 @with_modes("profile")
@@ -46,8 +46,8 @@ def command(
         qplan emit --max-decode-ms 20
     """
     # torch takes seconds to import: not for --help
-    from qplan.pipeline.profile import ProfileOptions, run_profile  # noqa: PLC0415
-    from qplan.pipeline.runs import Run  # noqa: PLC0415
+    from qplan.jobs.profile import ProfileOptions, run_profile  # noqa: PLC0415
+    from qplan.run.folder import Run  # noqa: PLC0415
 
     for option, value in (("--threads", threads), ("--prompt-tokens", prompt_tokens), ("--rounds", rounds)):
         if value < 1:

@@ -44,8 +44,8 @@ def command(
         qplan report int4 --lang zh
     """
     # pandas, scipy and torch take seconds to import: not for --help
-    from qplan.pipeline.report import run_report  # noqa: PLC0415
-    from qplan.pipeline.runs import Run  # noqa: PLC0415
+    from qplan.jobs.report import run_report  # noqa: PLC0415
+    from qplan.run.folder import Run  # noqa: PLC0415
 
     reported = run_report(plan, None if run is None else Run(run), lang, say)
     answer(language=lang.value, html=str(reported.page), markdown=str(reported.short))

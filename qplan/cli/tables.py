@@ -6,11 +6,11 @@ from rich.table import Table
 
 from qplan.cli.view import table_view
 from qplan.formats import QuantFormat
-from qplan.planner.plan import Plan
 from qplan.report import notation
-from qplan.sensitivity.table import SensitivityTable
+from qplan.run.plan import Plan
+from qplan.run.table import SensitivityTable
+from qplan.run.verification import BuiltModel, Speed, Verification
 from qplan.tensors import TensorSpec
-from qplan.verify.record import BuiltModel, Speed, Verification
 
 _ROWS = 12
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from qplan.card import ModelCard
 from qplan.errors import QplanError
 from qplan.formats import QuantFormat
-from qplan.model.card import ModelCard
 from qplan.tensors import TensorSpec
 
 _NORM_BYTES = 8

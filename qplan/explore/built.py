@@ -6,7 +6,7 @@ from pathlib import Path
 
 from qplan.errors import InputError
 from qplan.explore.plan import PlanView
-from qplan.verify.token_losses import FILE, TokenLosses
+from qplan.run.token_losses import FILE, TokenLosses
 
 
 def built_folder(view: PlanView) -> Path:

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from qplan.formats import QuantFormat
-from qplan.planner.plan import Plan
-from qplan.sensitivity.table import SensitivityTable
+from qplan.run.plan import Plan
+from qplan.run.table import SensitivityTable
+from qplan.run.verification import BuiltModel, Speed, Verification
 from qplan.tensors import TensorSpec
-from qplan.verify.record import BuiltModel, Speed, Verification
 
 if TYPE_CHECKING:  # both import the solver or matplotlib, which takes as long as everything else here
-    from qplan.planner.frontier import Frontier
-    from qplan.report.frontier import MeasuredModel
+    from qplan.run.frontier import Frontier, MeasuredModel
 
 INTERVAL_SIGMAS = 1.96
 """Standard errors on either side of a loss that hold the mean over all text in 95 of 100 cases."""

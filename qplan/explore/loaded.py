@@ -11,17 +11,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from qplan.calibration import CalibrationSet
+from qplan.folding.analyzed import load_analysed
 from qplan.formats import QuantFormat
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import LoadedModel
-from qplan.pipeline.fold import load_analysed
-from qplan.pipeline.layers import error_by_layer
-from qplan.pipeline.runs import Run as Home
-from qplan.planner.plan import Plan
 from qplan.quantize import IntTensor, rtn
 from qplan.quantize.methods import DATA_FREE
-from qplan.sensitivity.table import SensitivityTable
+from qplan.run.calibration import CalibrationSet
+from qplan.run.folder import Run as Home
+from qplan.run.plan import Plan
+from qplan.run.table import SensitivityTable
+from qplan.verify.layers import error_by_layer
 
 
 @lru_cache(maxsize=1)

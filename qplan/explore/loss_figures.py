@@ -15,7 +15,7 @@ from qplan.formats import QuantFormat
 from qplan.report import figures, notation
 from qplan.report.grid import loss_table
 from qplan.report.palette import BITS
-from qplan.sensitivity.table import SensitivityTable
+from qplan.run.table import SensitivityTable
 from qplan.tensors import short_name
 
 _MAPS = 4

@@ -13,14 +13,14 @@ import pandas as pd
 from qplan.explore import html
 from qplan.explore.explained import MB, Explained, per_mb
 from qplan.explore.frames import plan_frame
-from qplan.pipeline.runs import Run as Home
 from qplan.planner.patterns import matching
-from qplan.planner.plan import Plan
 from qplan.report import notation, plan_map
 from qplan.report.grid import grid_of
-from qplan.sensitivity.table import SensitivityTable
+from qplan.run.folder import Run as Home
+from qplan.run.plan import Plan
+from qplan.run.table import SensitivityTable
+from qplan.run.verification import Accuracy, Verification
 from qplan.tensors import Role
-from qplan.verify.record import Accuracy, Verification
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -195,7 +195,7 @@ class PlanView:
         return pd.DataFrame(rows)
 
     def _explain(self, tensors: tuple[str, ...] | None) -> tuple[Explanation, ...]:
-        from qplan.pipeline.wanted import limits_of  # noqa: PLC0415 - scipy
+        from qplan.choosing.wanted import limits_of  # noqa: PLC0415 - scipy
         from qplan.planner.explain import explain_all  # noqa: PLC0415 - scipy
 
         limits = limits_of(self.plan, self.table, self.home)

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from qplan.explore.style import INK, PLAN, SOFT, THIRD, UNIFORM, log_nats, quiet
 from qplan.report import figures, notation
 from qplan.report.grid import grid_of
-from qplan.verify.token_losses import Losses, TokenLosses
+from qplan.run.token_losses import Losses, TokenLosses
 
 if TYPE_CHECKING:
     from qplan.explore.plan import PlanView

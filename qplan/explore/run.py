@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from qplan.card import ModelCard
+from qplan.choosing.sizes import run_fixed_bytes
 from qplan.cost.file_bytes import FixedBytes
 from qplan.explore.frames import checks_frame, frontier_frame, verification_frame
 from qplan.explore.plan import PlanView
@@ -18,20 +20,17 @@ from qplan.explore.run_figures import RunFigures
 from qplan.explore.saved import find_home, planned, under, verified
 from qplan.explore.table import SensitivityView
 from qplan.formats import QuantFormat
-from qplan.model.card import ModelCard
-from qplan.pipeline.runs import Run as Home
-from qplan.pipeline.sizes import run_fixed_bytes
-from qplan.planner.plan import Plan
 from qplan.planner.rules import Rules
-from qplan.sensitivity.table import SensitivityTable
-from qplan.verify.record import Verification
+from qplan.run.folder import Run as Home
+from qplan.run.plan import Plan
+from qplan.run.table import SensitivityTable
+from qplan.run.verification import Verification
 
 if TYPE_CHECKING:
     from qplan.explore.slider import BudgetSlider
-    from qplan.mnn.guarded_engine import GuardedEngine
+    from qplan.mnn.engine.guarded import GuardedEngine
     from qplan.mnn.runtime import RuntimeConfig
-    from qplan.planner.frontier import Frontier
-    from qplan.report.frontier import MeasuredModel
+    from qplan.run.frontier import Frontier, MeasuredModel
 
 
 def open_run(path: str | Path | None = None) -> Run:
@@ -117,7 +116,8 @@ class Run(RunFigures):
             InputError: no such plan, or one that does not fit the model; says which there are.
             StaleArtifactError: it was made from other losses.
         """
-        from qplan.pipeline.plans import find_plan, recounted  # noqa: PLC0415 - scipy
+        from qplan.choosing.planned import recounted  # noqa: PLC0415 - scipy
+        from qplan.run.plans import find_plan  # noqa: PLC0415 - scipy
 
         found = find_plan(str(name), self.home)
         plan = recounted(found, self.home)
@@ -174,8 +174,8 @@ class Run(RunFigures):
             InputError: a budget, pattern, format or metric that is not understood; says what there is.
             InfeasibleError: no plan fits; names the nearest value.
         """
+        from qplan.choosing.wanted import Wanted  # noqa: PLC0415 - scipy
         from qplan.explore import solving  # noqa: PLC0415 - scipy
-        from qplan.pipeline.wanted import Wanted  # noqa: PLC0415 - scipy
 
         table = self._under(memory)
         rules = solving.rules_from(
@@ -247,7 +247,7 @@ class Run(RunFigures):
 
     @cached_property
     def _swept(self) -> tuple[Frontier, tuple[MeasuredModel, ...]]:
-        from qplan.pipeline.frontier import Sweep, find_frontier, measured_models  # noqa: PLC0415 - matplotlib, scipy
+        from qplan.jobs.frontier import Sweep, find_frontier, measured_models  # noqa: PLC0415 - matplotlib, scipy
         from qplan.planner.frontier import frontier  # noqa: PLC0415 - scipy
 
         table = self.table.table
@@ -293,7 +293,7 @@ class Run(RunFigures):
             ToolError: the engine does not load it.
         """
         from qplan.explore.built import built_folder  # noqa: PLC0415 - the engine's room
-        from qplan.mnn.guarded_engine import GuardedEngine  # noqa: PLC0415 - the engine's room
+        from qplan.mnn.engine.guarded import GuardedEngine  # noqa: PLC0415 - the engine's room
 
         return GuardedEngine(built_folder(self.plan(budget)), runtime)
 

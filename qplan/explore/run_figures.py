@@ -16,10 +16,9 @@ if TYPE_CHECKING:
 
     from qplan.explore.plan import PlanView
     from qplan.explore.table import SensitivityView
-    from qplan.pipeline.runs import Run as Home
-    from qplan.planner.frontier import Frontier
-    from qplan.report.frontier import MeasuredModel
-    from qplan.verify.token_losses import TokenLosses
+    from qplan.run.folder import Run as Home
+    from qplan.run.frontier import Frontier, MeasuredModel
+    from qplan.run.token_losses import TokenLosses
 
 
 class RunFigures:

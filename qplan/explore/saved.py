@@ -6,17 +6,18 @@ from dataclasses import replace
 from pathlib import Path
 
 from qplan.artifact import read_json
+from qplan.choosing.sizes import unfolded_fixed_bytes
 from qplan.cost.file_bytes import FixedBytes
 from qplan.errors import InputError
 from qplan.formats import QuantFormat
-from qplan.pipeline.runs import RUNS
-from qplan.pipeline.runs import Run as Home
-from qplan.pipeline.sizes import unfolded_fixed_bytes
-from qplan.pipeline.verified import verified_plans
 from qplan.planner.patterns import matching
-from qplan.planner.plan import Plan
-from qplan.sensitivity.table import Memory, SensitivityTable
-from qplan.verify.record import Verification
+from qplan.run.folder import RUNS
+from qplan.run.folder import Run as Home
+from qplan.run.plan import Plan
+from qplan.run.table import SensitivityTable
+from qplan.run.verification import Verification
+from qplan.run.verified import verified_plans
+from qplan.settings import Memory
 
 SENSITIVITY = "sensitivity.parquet"
 

@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from qplan.choosing.wanted import Objective, Wanted
 from qplan.cost.file_bytes import FixedBytes
 from qplan.cost.target import find_target
 from qplan.errors import InfeasibleError, InputError
 from qplan.explore.saved import uniform_fixed_bytes
 from qplan.formats import QuantFormat
-from qplan.pipeline.runs import Run as Home
-from qplan.pipeline.wanted import Objective, Wanted
 from qplan.planner.ceiling import Ceiling
 from qplan.planner.limits import ResourceLimit
 from qplan.planner.metric import Metric
-from qplan.planner.plan import Plan
 from qplan.planner.planning import make_plan
 from qplan.planner.rules import Rules
-from qplan.sensitivity.table import SensitivityTable
+from qplan.run.folder import Run as Home
+from qplan.run.plan import Plan
+from qplan.run.table import SensitivityTable
 from qplan.tensors import short_name
 
 OBJECTIVES: tuple[Objective, ...] = ("loss", "smallest", "fastest")

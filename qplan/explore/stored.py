@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from qplan.errors import InputError
 from qplan.explore.saved import fold_source
 from qplan.formats import QuantFormat
-from qplan.pipeline.runs import Run as Home
-from qplan.sensitivity.table import SensitivityTable
+from qplan.run.folder import Run as Home
+from qplan.run.table import SensitivityTable
 from qplan.tensors import TensorSpec
 
 Weights = NDArray[np.float32]

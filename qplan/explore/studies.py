@@ -11,7 +11,7 @@ import pandas as pd
 
 from qplan.explore.saved import ANY_NATS
 from qplan.report import notation
-from qplan.verify.token_losses import Losses, TokenLosses
+from qplan.run.token_losses import Losses, TokenLosses
 
 if TYPE_CHECKING:
     from qplan.explore.run import Run

@@ -14,7 +14,7 @@ from qplan.explore.frames import sensitivity_frame
 from qplan.explore.saved import under
 from qplan.report import notation
 from qplan.report.grid import LossTable, loss_table
-from qplan.sensitivity.table import SensitivityTable
+from qplan.run.table import SensitivityTable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

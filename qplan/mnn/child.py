@@ -26,7 +26,7 @@ def child_command(script: str, arguments: Sequence[str]) -> list[str]:
 
     ``-P`` keeps this folder out of the child's ``sys.path``: its module names must not shadow the exporter's.
     """
-    return [sys.executable, "-P", str(Path(__file__).with_name(script)), *arguments]
+    return [sys.executable, "-P", str(Path(__file__).parent / script), *arguments]
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
@@ -49,7 +49,7 @@ def run_child(
     """Run a script of this folder to its end and return what it printed.
 
     Args:
-        script: file name of the script.
+        script: its path below this folder.
         arguments: its arguments.
         what: what it does, for the error ("exporting Qwen2 failed").
         cwd: its working folder; tools leave files with fixed names there.

@@ -1,4 +1,4 @@
-"""What each version of MNN's engine can read. Measured: ``compat.json`` next to this file is the evidence."""
+"""What each version of MNN's engine can read. Measured: ``qplan/compat/compat.json`` is the evidence."""
 
 from __future__ import annotations
 

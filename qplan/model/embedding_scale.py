@@ -7,7 +7,7 @@ is stored (``D`` the final norm, ``g`` the new one), lookups bring the stream in
 of the layers allow that only if it is orthogonal, so ``g`` is a permutation of ``D`` and ``Q`` mixes equal gammas only.
 
 The factor is a file of its own in the model folder; Hugging Face does not know it, `qplan.model.load` and
-`qplan.mnn.input_scale` do.
+`qplan.mnn.graph.input_scale` do.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from qplan.card import ModelCard
 from qplan.errors import InputError
-from qplan.model.card import ModelCard
 from qplan.model.discovery import Anatomy, Site, dissect, has_bias
 from qplan.model.embedding_scale import embedding_scale, read_embedding_scale, set_embedding_scale
 from qplan.model.mixture import split_experts

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from fractions import Fraction
 
+from qplan.card import ModelCard
 from qplan.cost.file_bytes import FixedBytes, file_bytes
 from qplan.errors import InputError
 from qplan.formats import INT_BITS
-from qplan.model.card import ModelCard
-from qplan.planner.uniform import uniform_formats
+from qplan.uniform import uniform_formats
 
 UNITS = {
     "b": 1,

@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from qplan.card import ModelCard
 from qplan.formats import QuantFormat
-from qplan.model.card import ModelCard
 from qplan.planner.problem import Choice, GroupChoices, Problem
 from qplan.tensors import TensorSpec
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from qplan.errors import InputError
 from qplan.formats import QuantFormat
-from qplan.planner.plan import Plan
+from qplan.run.plan import Plan
 
 
 @dataclass(frozen=True)

@@ -6,20 +6,20 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from qplan.card import ModelCard
 from qplan.errors import InputError
 from qplan.formats import QuantFormat
-from qplan.model.card import ModelCard
-from qplan.planner.branching import decided, pivot
 from qplan.planner.ceiling import Ceiling
-from qplan.planner.dominance import Grid, drop_impossible
 from qplan.planner.limits import ResourceLimit
-from qplan.planner.plan import Plan
 from qplan.planner.planning import picks_of
 from qplan.planner.problem import FILE_BYTES, GroupChoices, Problem
-from qplan.planner.relaxation import relax
 from qplan.planner.rules import Rules
+from qplan.planner.solver.branching import decided, pivot
+from qplan.planner.solver.dominance import Grid, drop_impossible
+from qplan.planner.solver.relaxation import relax
 from qplan.planner.validate import validate_plan
-from qplan.sensitivity.table import SensitivityTable
+from qplan.run.plan import Plan
+from qplan.run.table import SensitivityTable
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def shadow_prices(problem: Problem, index: int = -1, pick: int = -1) -> dict[str
 
     Args:
         problem: with its limits.
-        index: a group whose choice is made: the largest should be, see `qplan.planner.branching`. None if negative.
+        index: a group whose choice is made: the largest should be, see `branching`. None if negative.
         pick: that choice.
     """
     program = problem.program()

@@ -5,19 +5,21 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from qplan.cost.file_bytes import FixedBytes, bits_per_weight, file_bytes
 from qplan.errors import InfeasibleError, InputError
-from qplan.formats import FP16, INT_BITS, QuantFormat
+from qplan.formats import FP16, INT_BITS
 from qplan.planner.planning import member_formats
-from qplan.planner.program import Solution
 from qplan.planner.rules import Rules
-from qplan.planner.solver import solve
-from qplan.planner.uniform import uniform_formats, uniform_loss
-from qplan.sensitivity.table import SensitivityTable
+from qplan.planner.solver.program import Solution
+from qplan.planner.solver.solver import solve
+from qplan.planner.uniform import uniform_loss
+from qplan.run.frontier import Frontier, FrontierPoint, UniformModel
+from qplan.run.table import SensitivityTable
+from qplan.uniform import uniform_formats
 
 POINTS = 24
 POINT_TIME_LIMIT_S = 10.0
@@ -25,49 +27,6 @@ _KNEE = 0.5
 """A knee's curvature is at least this part of the largest."""
 _REACH = 0.12
 """A bend is seen over this much of the curve to both sides, both axes being 1 long: smaller wiggles are no knees."""
-
-
-@dataclass(frozen=True)
-class FrontierPoint:
-    """The best plan of one size."""
-
-    total_bytes: int
-    """All files of the plan, not larger than the budget it was solved for."""
-    bpw: float
-    """Bits of weight and embedding files per parameter."""
-    predicted_nats: float
-    """Sum of single-tensor losses."""
-    joint_nats: float
-    """Predicted loss of the whole model, see `SensitivityTable.predict_joint`."""
-    gap: float
-    """What the solver left unproved, relative; 0 is optimal."""
-    formats: dict[str, QuantFormat]
-    """By Hugging Face name."""
-    knee: bool
-    """Whether the curve of log loss over bytes bends most here: below it bytes buy much, above it little."""
-
-
-@dataclass(frozen=True)
-class UniformModel:
-    """One format for all tensors, the head at 8 bits, with the same rounding as the plans."""
-
-    name: str
-    """e.g. ``int4``."""
-    total_bytes: int
-    joint_nats: float
-    """Predicted loss of the whole model."""
-
-
-@dataclass(frozen=True)
-class Frontier:
-    """A sweep of budgets."""
-
-    points: tuple[FrontierPoint, ...]
-    """From the smallest plan to the least loss, bytes ascending, no plan twice."""
-    uniform: tuple[UniformModel, ...]
-    """Every uniform format whose losses are known, bytes ascending."""
-    seconds: float
-    """Wall time of all solves."""
 
 
 def frontier(

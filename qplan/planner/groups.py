@@ -6,8 +6,8 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
+from qplan.card import ModelCard
 from qplan.errors import InputError
-from qplan.model.card import ModelCard
 from qplan.planner.patterns import matches, matching
 from qplan.tensors import TensorGroup, TensorSpec
 

@@ -10,8 +10,8 @@ from qplan.errors import InfeasibleError
 from qplan.formats import INT_BITS
 from qplan.planner.budget import Budget
 from qplan.planner.problem import FILE_BYTES, Problem
-from qplan.planner.program import Program
-from qplan.planner.solver import solve
+from qplan.planner.solver.program import Program
+from qplan.planner.solver.solver import solve
 
 
 def infeasible(problem: Problem, budget: Budget | None, fixed_bytes: int, *, restricted: bool) -> InfeasibleError:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from qplan.card import ModelCard
 from qplan.formats import QuantFormat
-from qplan.model.card import ModelCard
 from qplan.planner.problem import Choice, GroupChoices, Problem
 from qplan.tensors import TensorSpec
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from qplan.errors import InputError
 
 if TYPE_CHECKING:  # the command line reads the names of metrics at every key press of a completion
-    from qplan.sensitivity.measurement import Loss
-    from qplan.sensitivity.table import SensitivityTable
+    from qplan.run.measurement import Loss
+    from qplan.run.table import SensitivityTable
 
 
 class Metric(StrEnum):

@@ -6,11 +6,11 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from qplan.planner.branching import decided, pivot
-from qplan.planner.dominance import Grid, drop_impossible
-from qplan.planner.program import Program, Row
-from qplan.planner.relaxation import relax
-from qplan.planner.solver import solve
+from qplan.planner.solver.branching import decided, pivot
+from qplan.planner.solver.dominance import Grid, drop_impossible
+from qplan.planner.solver.program import Program, Row
+from qplan.planner.solver.relaxation import relax
+from qplan.planner.solver.solver import solve
 
 
 @dataclass(frozen=True, order=True)

@@ -6,15 +6,20 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from qplan.card import ModelCard
 from qplan.cost.file_bytes import FixedBytes, file_bytes, record_bytes
 from qplan.errors import QplanError
 from qplan.formats import QuantFormat
-from qplan.model.card import ModelCard
 from qplan.planner.budget import Budget, resolve_budget
 from qplan.planner.ceiling import Ceiling
 from qplan.planner.infeasible import infeasible
 from qplan.planner.limits import Cost, ResourceLimit
-from qplan.planner.plan import (
+from qplan.planner.problem import ROUTER_FORMAT, Problem
+from qplan.planner.rules import Rules
+from qplan.planner.solver.program import Solution, Status
+from qplan.planner.solver.solver import TIME_LIMIT_S, solve
+from qplan.planner.uniform import uniform_loss
+from qplan.run.plan import (
     LogitsRule,
     Plan,
     PlannedLimit,
@@ -22,13 +27,9 @@ from qplan.planner.plan import (
     SolverReport,
     UniformPoint,
 )
-from qplan.planner.problem import ROUTER_FORMAT, Problem
-from qplan.planner.program import Solution, Status
-from qplan.planner.rules import Rules
-from qplan.planner.solver import TIME_LIMIT_S, solve
-from qplan.planner.uniform import uniform_formats, uniform_loss
-from qplan.sensitivity.table import SensitivityTable
+from qplan.run.table import SensitivityTable
 from qplan.tensors import Role
+from qplan.uniform import uniform_formats
 
 UNIFORM_BITS = {"int4": 4, "int8": 8, "fp16": 16}
 """Uniform exports that every plan is compared with."""
@@ -195,7 +196,7 @@ def planned_tensors(table: SensitivityTable, formats: Mapping[str, QuantFormat])
 def predicted_nats(tensors: Sequence[PlannedTensor], table: SensitivityTable) -> float:
     """The loss of a whole plan: the sum of single ones, corrected by how sums and whole plans compared.
 
-    See `qplan.sensitivity.additivity`.
+    See `qplan.run.additivity`.
     """
     return table.predict_joint(math.fsum(tensor.loss_nats for tensor in tensors))
 

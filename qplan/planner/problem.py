@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from qplan.errors import InputError, MeasurementError
 from qplan.formats import FP16, QuantFormat
 from qplan.planner.patterns import least_bits, pinned_formats
-from qplan.planner.program import Program, Row
+from qplan.planner.solver.program import Program, Row
 from qplan.tensors import TensorGroup
 
 FILE_BYTES, LOGITS_MEAN, LOGITS_BITS, LOSS = "file bytes", "logits rule: mean", "logits rule: bits", "loss"

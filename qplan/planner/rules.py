@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+from qplan.card import ModelCard
 from qplan.cost.file_bytes import FixedBytes
 from qplan.cost.target import DEFAULT_TARGET, Target, find_target
 from qplan.formats import QuantFormat
-from qplan.model.card import ModelCard
 from qplan.planner.groups import make_groups
 from qplan.planner.metric import Metric, loss_of
-from qplan.planner.plan import GivenRules, LeastBits, Pin, Plan
 from qplan.planner.problem import Problem, build_problem
-from qplan.sensitivity.table import SensitivityTable
+from qplan.run.plan import GivenRules, LeastBits, Pin, Plan
+from qplan.run.table import SensitivityTable
 
 
 @dataclass(frozen=True)

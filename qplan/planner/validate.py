@@ -8,15 +8,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from qplan.card import ModelCard
 from qplan.cost.file_bytes import FixedBytes, file_bytes
 from qplan.errors import InputError, StaleArtifactError
 from qplan.formats import INT_BITS, QuantFormat
-from qplan.model.card import ModelCard
-from qplan.planner.decode import Source
-from qplan.planner.plan import Plan, PlannedTensor, SolverReport
 from qplan.planner.planning import planned_tensors, predicted_nats
 from qplan.planner.rules import Rules
-from qplan.sensitivity.table import SensitivityTable
+from qplan.run.decode import Source
+from qplan.run.plan import Plan, PlannedTensor, SolverReport
+from qplan.run.table import SensitivityTable
 from qplan.tensors import TensorSpec
 
 EDITED = "edited"

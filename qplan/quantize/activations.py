@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from qplan.errors import InputError
-from qplan.formats import DynamicOption, QuantFormat
+from qplan.formats import QuantFormat
+from qplan.settings import DynamicOption
 
 EnginePath = Literal["prefill", "decode"]
 """Many tokens at a time, or one."""

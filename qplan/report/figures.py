@@ -14,14 +14,14 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from qplan.errors import InputError
-from qplan.planner.plan import Plan, PlannedTensor
 from qplan.report import notation
 from qplan.report.grid import Grid, LossTable, grid_of, heat_scale, loss_table
 from qplan.report.palette import BITS, HEAT_LIGHT, text_on
 from qplan.report.plan_map import mean_bits
 from qplan.report.summary import Contender, contenders
-from qplan.sensitivity.table import SensitivityTable
-from qplan.verify.record import Verification
+from qplan.run.plan import Plan, PlannedTensor
+from qplan.run.table import SensitivityTable
+from qplan.run.verification import Verification
 
 _PLAN, _OTHER, _EMULATED = "#1f6f9f", "#8a8f98", "#d2842d"
 _DIGITS_IN, _LABELS_IN = 0.19, 1.6

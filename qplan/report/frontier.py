@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from qplan.planner.frontier import Frontier, FrontierPoint, UniformModel
 from qplan.report import notation
 from qplan.report.frontier_rows import KNEE, FrontierRow, frontier_rows, shares
-from qplan.sensitivity.table import SensitivityTable
+from qplan.run.frontier import Frontier, FrontierPoint, MeasuredModel, UniformModel
+from qplan.run.table import SensitivityTable
 
 __all__ = [
     "KNEE",
@@ -24,17 +23,6 @@ __all__ = [
 ]
 
 _PLAN, _UNIFORM, _INK = "#1f6f9f", "#c2571a", "#17191d"
-
-
-@dataclass(frozen=True)
-class MeasuredModel:
-    """A built model on the engine."""
-
-    name: str
-    is_plan: bool
-    """A plan; else a uniform model as MNN's exporter rounds it."""
-    total_bytes: int
-    kl_nats: float
 
 
 def frontier_markdown(table: SensitivityTable, frontier: Frontier) -> str:

@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from qplan.card import ModelCard
 from qplan.formats import QuantFormat
-from qplan.model.card import ModelCard
-from qplan.planner.frontier import Frontier, FrontierPoint
-from qplan.sensitivity.table import SensitivityTable
+from qplan.run.frontier import Frontier, FrontierPoint
+from qplan.run.table import SensitivityTable
 from qplan.tensors import Role
 
 KNEE = "knee"

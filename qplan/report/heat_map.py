@@ -12,7 +12,7 @@ from qplan.report.grid import Grid, HeatScale, LossTable
 from qplan.report.palette import HEAT_STEPS
 from qplan.report.plan_map import ROOM, label_width, layer_labels
 from qplan.report.words import ENGLISH, Words
-from qplan.sensitivity.table import Loss
+from qplan.run.table import Loss
 
 NUMBERED_LAYERS = 12
 """Up to so many layers the cells are wide enough to hold their number."""

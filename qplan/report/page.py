@@ -14,15 +14,15 @@ from markupsafe import Markup
 
 from qplan.artifact import versions, write_text
 from qplan.errors import StaleArtifactError
-from qplan.planner.frontier import Frontier
-from qplan.planner.plan import Plan
 from qplan.report import comparison, heat_map, notation, palette, plan_map, sections, tensor_rows, trade_off
 from qplan.report.grid import grid_of, heat_scale, loss_table
 from qplan.report.page_data import embedded, page_data
 from qplan.report.summary import Contender, baseline, contenders, name_of, verdict
 from qplan.report.words import ENGLISH, Words
-from qplan.sensitivity.table import SensitivityTable
-from qplan.verify.record import Verification
+from qplan.run.frontier import Frontier
+from qplan.run.plan import Plan
+from qplan.run.table import SensitivityTable
+from qplan.run.verification import Verification
 
 TOP_TENSORS = 12
 """Tensors shown before the reader asks for all."""

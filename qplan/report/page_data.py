@@ -9,13 +9,13 @@ from typing import Any
 from markupsafe import Markup
 
 from qplan.formats import QuantFormat
-from qplan.planner.frontier import Frontier
-from qplan.planner.plan import Plan
 from qplan.report.frontier_rows import against_uniform
 from qplan.report.grid import LossTable
 from qplan.report.trade_off import nearest_stop
 from qplan.report.words import Words
-from qplan.sensitivity.table import Loss, SensitivityTable
+from qplan.run.frontier import Frontier
+from qplan.run.plan import Plan
+from qplan.run.table import Loss, SensitivityTable
 from qplan.tensors import TensorSpec
 
 

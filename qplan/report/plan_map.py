@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from qplan.formats import QuantFormat
-from qplan.planner.plan import Plan, PlannedTensor
 from qplan.report import notation, svg
 from qplan.report.grid import Grid
 from qplan.report.palette import BITS
 from qplan.report.words import ENGLISH, Words
+from qplan.run.plan import Plan, PlannedTensor
 
 PRIME = "\N{PRIME}"
 ROOM = 1224

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from qplan.planner.plan import FileBytes, Plan
 from qplan.report import notation
 from qplan.report.notation import quotient
 from qplan.report.summary import Contender, name_of
 from qplan.report.words import ENGLISH, Words
-from qplan.verify.record import Accuracy, Speed
-
-MEMORIES = ("low", "normal")
-"""MNN's ``memory`` settings."""
+from qplan.run.plan import FileBytes, Plan
+from qplan.run.verification import Accuracy, Speed
+from qplan.settings import MEMORIES
 
 
 @dataclass(frozen=True)

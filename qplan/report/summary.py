@@ -8,11 +8,11 @@ from enum import StrEnum
 
 from qplan.errors import InputError
 from qplan.formats import QuantFormat
-from qplan.planner.plan import FileBytes, Plan
 from qplan.report import notation
 from qplan.report.notation import quotient
 from qplan.report.words import ENGLISH, Words
-from qplan.verify.record import BuiltModel, Speed, Verification
+from qplan.run.plan import FileBytes, Plan
+from qplan.run.verification import BuiltModel, Speed, Verification
 
 PLAN = "plan"
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qplan.planner.plan import Plan, PlannedTensor
 from qplan.report import grid
 from qplan.report.grid import HeatScale, LossTable
-from qplan.sensitivity.table import Loss
+from qplan.run.plan import Plan, PlannedTensor
+from qplan.run.table import Loss
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from qplan.formats import QuantFormat
-from qplan.planner.frontier import Frontier, FrontierPoint
-from qplan.planner.plan import Plan
 from qplan.report import notation, svg
 from qplan.report.frontier_rows import against_uniform, shares
 from qplan.report.log_grid import log_grid
 from qplan.report.words import ENGLISH, Words
-from qplan.sensitivity.table import SensitivityTable
+from qplan.run.frontier import Frontier, FrontierPoint
+from qplan.run.plan import Plan
+from qplan.run.table import SensitivityTable
 from qplan.tensors import Role
 
 _WIDTH, _LEFT, _TOP, _BOTTOM = 560.0, 54.0, 26.0, 300.0

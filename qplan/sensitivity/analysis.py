@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,22 +11,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from qplan.calibration.token_set import CalibrationSet
+from qplan.card import ModelCard
 from qplan.errors import MeasurementError
-from qplan.formats import DynamicOption, QuantFormat
-from qplan.model.card import ModelCard
+from qplan.formats import QuantFormat
 from qplan.model.load import LoadedModel
 from qplan.quantize import Int8Activations
-from qplan.sensitivity.journal import Journal, Memo
-from qplan.sensitivity.measurement import Measurement, Memory, Source, memories_of
+from qplan.quantize.rounder import Rounder
+from qplan.run.calibration import CalibrationSet
+from qplan.run.journal import Journal, Memo
+from qplan.run.measurement import Measurement, Source
+from qplan.run.table import SCHEMA, Conditions, Mode, SensitivityTable
 from qplan.sensitivity.menu import Menu, resolve_menu
-from qplan.sensitivity.rounding import Rounder
-from qplan.sensitivity.table import SCHEMA, Conditions, Mode, SensitivityTable
 from qplan.sensitivity.variants import StoredWeights
+from qplan.settings import DynamicOption, Memory, memories_of
 from qplan.tensors import Role
-
-Progress = Callable[[int, int], None]
-"""Told how much is done, of how much."""
 
 Entry = tuple[str, str, Memory]
 """Tensor, format, memory: one entry of the table, measured in every batch."""

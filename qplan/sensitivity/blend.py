@@ -8,8 +8,9 @@ from dataclasses import replace
 from statistics import fmean
 
 from qplan.formats import QuantFormat
+from qplan.run.measurement import Measurement
 from qplan.sensitivity.analysis import Analysis, Entry
-from qplan.sensitivity.measurement import Measurement, Memory, memories_of
+from qplan.settings import Memory, memories_of
 
 _FEWEST = 8
 """Measured entries from which the common scale of gradient estimates is taken; fewer say nothing about it."""

@@ -1,7 +1,7 @@
 """Losses of all formats of a tensor from its input and the gradient at its output, for the price of two products.
 
 With ``a = <G, dY>`` summed over a sequence, ``E[a^2] / 2`` is the sequence's KL in nats to second order (see
-`qplan.sensitivity.backward`). One number per sequence is unbiased but noisy: its square has a relative variance of 2.
+`qplan.model.backward`). One number per sequence is unbiased but noisy: its square has a relative variance of 2.
 Rounding errors are independent, which says which parts of the square vanish on average, and leaving these out takes
 most of the noise away:
 
@@ -90,7 +90,7 @@ class Energies:
 
 @dataclass
 class FisherObserver:
-    """Sees one batch, see `qplan.sensitivity.backward.Observer`; sums squares over draws."""
+    """Sees one batch, see `qplan.model.backward.Observer`; sums squares over draws."""
 
     setup: FisherSetup
     tokens: Tensor

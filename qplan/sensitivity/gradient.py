@@ -9,16 +9,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from qplan.calibration.token_set import CalibrationSet
 from qplan.errors import MeasurementError
 from qplan.formats import QuantFormat
+from qplan.model.backward import sampled_backward
 from qplan.model.load import LoadedModel
-from qplan.sensitivity.analysis import Analysis, Progress, open_analysis
-from qplan.sensitivity.backward import sampled_backward
+from qplan.run.calibration import CalibrationSet
+from qplan.run.journal import ReferenceRecord, cell_of
+from qplan.run.measurement import Measurement
+from qplan.run.table import SensitivityTable
+from qplan.sensitivity.analysis import Analysis, open_analysis
 from qplan.sensitivity.fisher import FisherObserver, FisherSetup
-from qplan.sensitivity.journal import ReferenceRecord, cell_of
-from qplan.sensitivity.measurement import Measurement, Memory, memories_of
-from qplan.sensitivity.table import SensitivityTable
+from qplan.settings import Memory, Progress, memories_of
 
 
 def analyze(

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from torch import Tensor
 
 from qplan.formats import QuantFormat
 from qplan.model.load import LoadedModel
 from qplan.quantize import Int8Activations
+from qplan.quantize.rounder import Rounder
 from qplan.sensitivity.metrics import TokenStats, compare, join, reference_of
-from qplan.sensitivity.rounding import Rounder
-from qplan.sensitivity.table import Memory
 from qplan.sensitivity.variants import StoredWeights, apply_formats
-
-Progress = Callable[[int, int], None]
-"""Told how many passes are done, of how many."""
+from qplan.settings import Memory, Progress
 
 _PREFILL = Int8Activations()
 

@@ -10,17 +10,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from qplan.calibration.token_set import CalibrationSet
 from qplan.errors import MeasurementError
 from qplan.formats import QuantFormat
 from qplan.model.load import LoadedModel
-from qplan.sensitivity.analysis import Analysis, Entry, Progress, open_analysis
-from qplan.sensitivity.journal import Cell, ReferenceRecord
-from qplan.sensitivity.measurement import Measurement, Memory
+from qplan.run.calibration import CalibrationSet
+from qplan.run.journal import Cell, ReferenceRecord
+from qplan.run.measurement import Measurement
+from qplan.run.table import SensitivityTable
+from qplan.sensitivity.analysis import Analysis, Entry, open_analysis
 from qplan.sensitivity.metrics import OutputError, OutputScale, TokenStats
 from qplan.sensitivity.replay import LayerPass, ReferencePass
-from qplan.sensitivity.table import SensitivityTable
 from qplan.sensitivity.variants import apply_formats
+from qplan.settings import Memory, Progress
 
 _TOKENS_TOGETHER = 1024
 """Tokens, over formats of one tensor, that go through the rest of the model at once on a processor."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from qplan.card import ModelCard
 from qplan.errors import InputError
-from qplan.formats import FP16, TIED_BITS, DynamicOption, QuantFormat
-from qplan.model.card import ModelCard
+from qplan.formats import FP16, TIED_BITS, QuantFormat
+from qplan.settings import DynamicOption
 from qplan.tensors import Role
 
 Menu = dict[str, tuple[QuantFormat, ...]]

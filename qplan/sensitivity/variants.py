@@ -17,8 +17,8 @@ from qplan.model.load import LoadedModel
 from qplan.model.mixture import RoutedLinear
 from qplan.model.replace import bfloat16_values, with_embedding, with_forward, with_weights
 from qplan.quantize import Int8Activations
-from qplan.sensitivity.rounding import Rounder
-from qplan.sensitivity.table import Memory
+from qplan.quantize.rounder import Rounder
+from qplan.settings import Memory
 
 _PREFILL = Int8Activations()
 

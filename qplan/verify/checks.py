@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from qplan.card import ModelCard
 from qplan.formats import QuantFormat
-from qplan.mnn.engine import Engine
-from qplan.mnn.graph import read_ops
+from qplan.mnn.engine.probe import run_probe
+from qplan.mnn.engine.session import Engine
+from qplan.mnn.engine.venv import EngineVenv
+from qplan.mnn.engines import EngineTarget
+from qplan.mnn.graph.json_graph import read_ops
+from qplan.mnn.preflight import check_folder
 from qplan.mnn.runtime import RuntimeConfig
-from qplan.model.card import ModelCard
-from qplan.planner.plan import Plan
-from qplan.sensitivity.rounding import Rounder
+from qplan.quantize.rounder import Rounder
+from qplan.run.plan import Plan
+from qplan.run.verification import BuiltModel, Check
 from qplan.tensors import Role
-from qplan.verify.record import BuiltModel, Check
-from qplan.verify.reference import relative_error, stored_logits
+from qplan.verify.reference import Logits, relative_error, stored_logits
 
 EXACT_REL = 1e-5
 """Largest relative error of the engine's logits against torch with the same stored weights, memory normal."""
@@ -115,4 +119,33 @@ def not_worse(built: BuiltModel, uniform: BuiltModel) -> tuple[Check, ...]:
                 f"{built.files.total:,} against {uniform.files.total:,} bytes",
             )
         )
+    return tuple(checks)
+
+
+VENVS = Path("qplan-engines")
+"""Where ``qplan compat measure`` keeps engines."""
+
+
+RIGHT_REL = 1e-3
+"""Largest relative error of an engine's logits against torch with the same stored weights, memory normal."""
+
+
+def engine_checks(model: Path, target: EngineTarget, token_ids: list[int], expected: Logits) -> tuple[Check, ...]:
+    """Whether the built model is right for the engine: by preflight, and on that very engine if there is one here.
+
+    Args:
+        model: the built folder.
+        target: the engine.
+        token_ids: one sequence.
+        expected: logits ``[tokens, vocabulary]`` in torch with the same stored weights.
+    """
+    found = check_folder(model, target.engine).errors
+    detail = "; ".join(f"{finding.code}: {finding.what}" for finding in found) or "nothing found"
+    checks = [Check(f"qplan check for engine {target.engine}", not found, detail)]
+    home = EngineVenv(target.engine, VENVS / str(target.engine))
+    if home.python.is_file():
+        ran = run_probe(model, token_ids, RuntimeConfig("normal"), python=home.python)
+        outcome, error = ran.judged(expected, RIGHT_REL)
+        shown = ran.detail or outcome if error is None else f"relative error {error:.1e}, limit {RIGHT_REL:.0e}"
+        checks.append(Check(f"engine {target.engine} computes what torch computes", outcome == "ok", shown))
     return tuple(checks)

@@ -1,4 +1,4 @@
-"""The torch model answering after fewer layers, as `qplan.mnn.lens` lets the engine answer."""
+"""The torch model answering after fewer layers, as `qplan.mnn.graph.lens` lets the engine answer."""
 
 from __future__ import annotations
 

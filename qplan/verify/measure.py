@@ -6,24 +6,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from qplan.formats import DynamicOption, QuantFormat
-from qplan.mnn.engine import Engine
+from qplan.formats import QuantFormat
+from qplan.mnn.build.skeleton import folder_bytes
+from qplan.mnn.engine.session import Engine
 from qplan.mnn.runtime import RuntimeConfig
-from qplan.mnn.skeleton import folder_bytes
 from qplan.quantize import Int8Activations
+from qplan.quantize.rounder import Rounder
+from qplan.run.verification import BuiltModel, EngineRun, Speed
 from qplan.sensitivity.metrics import TokenStats
-from qplan.sensitivity.rounding import Rounder
-from qplan.sensitivity.table import Memory
 from qplan.sensitivity.variants import StoredWeights, apply_formats
-from qplan.verify.record import BuiltModel, EngineRun, Speed
+from qplan.settings import MEMORIES, DynamicOption, Memory, Say
 from qplan.verify.reference import Reference, accuracy_of, torch_logits
-
-MEMORIES: tuple[Memory, ...] = ("normal", "low")
 
 _TURNS = 3
 """Times that each ``dynamic_option`` is timed."""
 
-Say = Callable[[str], None]
 Keep = Callable[[Memory, TokenStats], None]
 
 

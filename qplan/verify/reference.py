@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from qplan.formats import QuantFormat
 from qplan.model.load import LoadedModel
+from qplan.quantize.rounder import Rounder
+from qplan.run.verification import Accuracy
 from qplan.sensitivity.metrics import TokenStats, compare, join, reference_of
-from qplan.sensitivity.rounding import Rounder
 from qplan.sensitivity.variants import StoredWeights, apply_formats
-from qplan.verify.record import Accuracy
 
 Logits = NDArray[np.float32]
 """``[tokens, vocabulary]``."""

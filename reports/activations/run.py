@@ -17,15 +17,16 @@ import torch
 
 import qplan.demo
 from qplan.artifact import versions
-from qplan.formats import DynamicOption, QuantFormat
-from qplan.mnn.engine import Engine
-from qplan.mnn.exporter import export_skeleton
+from qplan.formats import QuantFormat
+from qplan.mnn.build.exporter import export_skeleton
+from qplan.mnn.build.skeleton import Skeleton
+from qplan.mnn.build.writer import build_model
+from qplan.mnn.engine.session import Engine
 from qplan.mnn.runtime import RuntimeConfig
-from qplan.mnn.skeleton import Skeleton
-from qplan.mnn.writer import build_model
 from qplan.model.load import LoadedModel, load_model
 from qplan.quantize import EnginePath, Int8Activations, rtn
 from qplan.sensitivity.joint import joint_losses
+from qplan.settings import DynamicOption
 from qplan.verify.measure import Trial, speeds_by_turns
 from qplan.verify.reference import Reference, reference_logits
 

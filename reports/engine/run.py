@@ -18,22 +18,22 @@ import numpy as np
 
 import qplan
 from qplan.artifact import versions
+from qplan.compat.specimen import SPECIMENS, save_specimen
 from qplan.errors import QplanError
 from qplan.formats import INT8
-from qplan.mnn.binary_graph import read_binary_graph
+from qplan.mnn.build.exporter import export, export_skeleton
+from qplan.mnn.build.exporter_source import ExportOptions
+from qplan.mnn.build.skeleton import Skeleton
+from qplan.mnn.build.writer import build_model
+from qplan.mnn.engine.probe import run_probe
 from qplan.mnn.engines import EngineVersion
-from qplan.mnn.exporter import export, export_skeleton
-from qplan.mnn.exporter_source import ExportOptions
+from qplan.mnn.graph.binary import read_binary_graph
 from qplan.mnn.preflight import check_folder
-from qplan.mnn.probe import run_probe
 from qplan.mnn.runtime import RuntimeConfig
-from qplan.mnn.skeleton import Skeleton
-from qplan.mnn.writer import build_model
 from qplan.model.load import load_model
-from qplan.model.specimen import SPECIMENS, save_specimen
-from qplan.sensitivity.rounding import Rounder
+from qplan.quantize.rounder import Rounder
 from reports.engine import page
-from tests.integration.fault_corpus import FAULTS, make_corpus, write_graph_json
+from tests.support.fault_corpus import FAULTS, make_corpus, write_graph_json
 
 HOME = Path(__file__).parent
 IDS = [5, 17, 200, 3, 99, 42, 7, 311]

@@ -10,15 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qplan.formats import QuantFormat
-from qplan.mnn.engine import Engine
+from qplan.mnn.build.exporter import export_skeleton
+from qplan.mnn.build.skeleton import folder_bytes
+from qplan.mnn.engine.session import Engine
 from qplan.mnn.engines import EngineTarget, EngineVersion
-from qplan.mnn.exporter import export_skeleton
 from qplan.mnn.runtime import RuntimeConfig
-from qplan.mnn.skeleton import folder_bytes
 from qplan.model.load import LoadedModel, load_model
-from qplan.pipeline.prove import Workshop
-from qplan.sensitivity.rounding import Rounder
-from qplan.verify.measure import MEMORIES, Trial
+from qplan.quantize.rounder import Rounder
+from qplan.settings import MEMORIES
+from qplan.verify.measure import Trial
+from qplan.verify.prove import Workshop
 from qplan.verify.reference import reference_logits
 
 _ROUNDS, _DECODE_ROWS = 5, 4

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
+from qplan.folding.evidence import Evidence
+from qplan.folding.fit import expected_loss, fit_scales, root_mean_square_scales, smooth_scales
 from qplan.formats import QuantFormat
 from qplan.model.load import LoadedModel
-from qplan.sensitivity.fold_evidence import Evidence
-from qplan.sensitivity.fold_fit import expected_loss, fit_scales, root_mean_square_scales, smooth_scales
-from qplan.sensitivity.table import Memory
+from qplan.settings import Memory
 
 Scales = dict[str, Tensor]
 Plans = Sequence[dict[str, QuantFormat]]

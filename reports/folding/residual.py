@@ -21,10 +21,10 @@ from scipy.linalg import hadamard
 from torch import Tensor, nn
 
 from qplan.calibration import load_text, tokenise
-from qplan.model.folding import fold_sites
+from qplan.folding.decide import check_equal
+from qplan.folding.fold import fold_sites
 from qplan.model.load import LoadedModel, load_model
-from qplan.pipeline.fold import check_equal
-from qplan.sensitivity.rounding import Rounder
+from qplan.quantize.rounder import Rounder
 from reports.folding.page import found_before, keep
 from reports.folding.run import emulated
 

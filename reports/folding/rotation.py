@@ -14,9 +14,9 @@ import torch
 from scipy.linalg import hadamard
 from torch import Tensor
 
-from qplan.model.folding import FoldSite, fold_sites
+from qplan.folding.evidence import Evidence
+from qplan.folding.fold import FoldSite, fold_sites
 from qplan.model.load import LoadedModel
-from qplan.sensitivity.fold_evidence import Evidence
 
 Rotation = Literal["hadamard", "random", "pca"]
 

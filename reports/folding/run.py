@@ -23,16 +23,17 @@ from typing import Any
 import torch
 
 import qplan.demo
-from qplan.calibration import CalibrationSet, load_text, tokenise
-from qplan.model.folding import fold, fold_sites, save_folded
+from qplan.calibration import load_text, tokenise
+from qplan.folding.decide import check_equal
+from qplan.folding.evidence import Evidence, gather_evidence
+from qplan.folding.fold import fold, fold_sites, save_folded
 from qplan.model.load import LoadedModel, load_model
-from qplan.pipeline.fold import check_equal
-from qplan.pipeline.rounder import run_rounder
-from qplan.pipeline.runs import Run
-from qplan.planner.uniform import uniform_formats
-from qplan.sensitivity.fold_evidence import Evidence, gather_evidence
+from qplan.quantize.rounder import Rounder
+from qplan.quantize.run_rounder import run_rounder
+from qplan.run.calibration import CalibrationSet
+from qplan.run.folder import Run
 from qplan.sensitivity.joint import joint_losses
-from qplan.sensitivity.rounding import Rounder
+from qplan.uniform import uniform_formats
 from reports.folding.engine import on_engine
 from reports.folding.methods import MEMORIES, awq, fitted, root, smoothquant, smoothquant_grid
 from reports.folding.page import found_before, keep

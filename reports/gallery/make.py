@@ -14,9 +14,9 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from qplan.pipeline.report import run_report
-from qplan.pipeline.runs import Run
+from qplan.jobs.report import run_report
 from qplan.report.words import Language
+from qplan.run.folder import Run
 
 HERE = Path(__file__).parent
 TALLEST = 1900

@@ -10,20 +10,20 @@ from pathlib import Path
 
 import torch
 
-from qplan.calibration import CalibrationSet
 from qplan.cost.file_bytes import estimate_fixed
+from qplan.folding.analyzed import load_analysed
 from qplan.formats import INT4, INT8
 from qplan.model.load import LoadedModel
 from qplan.model.mixture import MixtureOfExperts
-from qplan.pipeline.fold import load_analysed
-from qplan.pipeline.rounder import run_rounder
-from qplan.pipeline.runs import Run
 from qplan.planner.planning import make_plan
 from qplan.planner.rules import Rules
-from qplan.planner.uniform import uniform_formats
+from qplan.quantize.run_rounder import run_rounder
+from qplan.run.calibration import CalibrationSet
+from qplan.run.folder import Run
+from qplan.run.table import SensitivityTable
 from qplan.sensitivity.joint import joint_losses
-from qplan.sensitivity.table import SensitivityTable
 from qplan.sensitivity.variants import StoredWeights, apply_formats
+from qplan.uniform import uniform_formats
 
 BUDGETS = ("int8", "6bpw", "int4", "5bpw")
 RULES = {

@@ -7,17 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from qplan.formats import QuantFormat
-from qplan.mnn.engine import Engine
-from qplan.mnn.exporter import export_skeleton
-from qplan.mnn.exporter_source import find_exporter
+from qplan.mnn.build.exporter import export_skeleton
+from qplan.mnn.build.exporter_source import find_exporter
+from qplan.mnn.build.skeleton import Skeleton, folder_bytes
+from qplan.mnn.build.writer import build_model
+from qplan.mnn.engine.session import Engine
 from qplan.mnn.runtime import RuntimeConfig
-from qplan.mnn.skeleton import Skeleton, folder_bytes
-from qplan.mnn.writer import build_model
 from qplan.model.load import LoadedModel
 from qplan.quantize import StoredTensor
+from qplan.quantize.rounder import Rounder
 from qplan.sensitivity.metrics import TokenStats
-from qplan.sensitivity.rounding import Rounder
-from qplan.sensitivity.table import Memory
+from qplan.settings import Memory
 from qplan.verify.reference import Reference
 from reports.peers.judge import Entry, Verdict, verdicts_of
 from reports.peers.plans import distinct

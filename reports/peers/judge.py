@@ -10,10 +10,11 @@ import torch
 
 from qplan.cost.file_bytes import FixedBytes, file_bytes
 from qplan.formats import QuantFormat
+from qplan.quantize.rounder import Rounder
+from qplan.run.table import Mode
 from qplan.sensitivity.joint import joint_losses
 from qplan.sensitivity.metrics import TokenStats
-from qplan.sensitivity.rounding import Rounder
-from qplan.sensitivity.table import Memory, Mode
+from qplan.settings import Memory
 from reports.peers.plans import Case, Menu, distinct, key_of, own_plan
 from reports.peers.tables import Shelf
 

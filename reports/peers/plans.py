@@ -6,13 +6,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from qplan.card import ModelCard
 from qplan.cost.file_bytes import FixedBytes, file_bytes
 from qplan.errors import MeasurementError
 from qplan.formats import QuantFormat, parse_formats
-from qplan.model.card import ModelCard
 from qplan.planner.planning import make_plan
 from qplan.planner.rules import Rules
-from qplan.sensitivity.table import Memory, SensitivityTable
+from qplan.run.table import SensitivityTable
+from qplan.settings import Memory
 from qplan.tensors import Role
 from reports.peers.scorers import Scorer
 

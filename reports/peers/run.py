@@ -25,14 +25,15 @@ import torch
 
 import qplan.demo
 from qplan.artifact import versions
-from qplan.calibration import CalibrationSet, load_text, tokenise
+from qplan.calibration import load_text, tokenise
 from qplan.cost.file_bytes import FixedBytes, estimate_fixed
 from qplan.errors import ToolError
 from qplan.model.load import LoadedModel, load_model
-from qplan.pipeline.rounder import run_rounder
-from qplan.pipeline.runs import Run
-from qplan.sensitivity.rounding import Rounder
-from qplan.sensitivity.table import Mode
+from qplan.quantize.rounder import Rounder
+from qplan.quantize.run_rounder import run_rounder
+from qplan.run.calibration import CalibrationSet
+from qplan.run.folder import Run
+from qplan.run.table import Mode
 from qplan.verify.reference import reference_logits
 from reports.peers.engine import open_skeleton, run_on_engine
 from reports.peers.judge import MEMORIES, Verdict, entries, judge

@@ -7,14 +7,15 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from qplan.calibration import CalibrationSet
 from qplan.formats import QuantFormat
+from qplan.jobs.auto import analyze_auto
 from qplan.model.load import LoadedModel
-from qplan.pipeline.auto import analyze_auto
+from qplan.quantize.rounder import Rounder
+from qplan.run.calibration import CalibrationSet
+from qplan.run.table import Mode, SensitivityTable
 from qplan.sensitivity import gradient, measured
 from qplan.sensitivity.analysis import open_analysis
-from qplan.sensitivity.rounding import Rounder
-from qplan.sensitivity.table import Memory, Mode, SensitivityTable
+from qplan.settings import Memory
 from reports.peers.plans import MENUS, Menu, view
 from reports.sensitivity.cost import Cost, cost_of
 

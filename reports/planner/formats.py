@@ -20,7 +20,7 @@ from qplan.cost.file_bytes import estimate_fixed
 from qplan.errors import InfeasibleError
 from qplan.formats import QuantFormat, parse_formats
 from qplan.planner.planning import make_plan
-from qplan.sensitivity.table import SensitivityTable
+from qplan.run.table import SensitivityTable
 
 BUDGETS = ("int2", "int3", "3.5bpw", "int4", "4.5bpw", "5bpw", "int5", "6bpw", "int6", "int8")
 WIDTHS = (8, 6, 5, 4, 3, 2)

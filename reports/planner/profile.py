@@ -15,12 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from qplan.cost.device import DeviceProfile
 from qplan.formats import QuantFormat
-from qplan.mnn.skeleton import Skeleton
-from qplan.pipeline.profile import ProfileOptions, measure_times
-from qplan.pipeline.runs import Run
-from qplan.sensitivity.table import SensitivityTable
+from qplan.jobs.profile import ProfileOptions, measure_times
+from qplan.mnn.build.skeleton import Skeleton
+from qplan.run.folder import Run
+from qplan.run.profile import DeviceProfile
+from qplan.run.table import SensitivityTable
 
 PLANS = 10
 

@@ -20,8 +20,8 @@ import numpy as np
 
 from qplan.formats import QuantFormat, parse_formats
 from qplan.planner.problem import build_problem
-from qplan.planner.program import Program, Row
-from qplan.planner.solver import solve
+from qplan.planner.solver.program import Program, Row
+from qplan.planner.solver.solver import solve
 from qplan.tensors import Role, TensorSpec, single_groups
 
 FORMATS = parse_formats("fp16,int8,int8-b0,int6,int5,int4,int4-b32,int4-b0,int3,int3-b32,int2,int2-b32")

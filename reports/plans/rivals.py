@@ -9,21 +9,21 @@ from dataclasses import dataclass
 import numpy as np
 
 from qplan.artifact import sha256_json
+from qplan.choosing.loss_limits import choose_wanted
+from qplan.choosing.sizes import fixed_bytes
+from qplan.choosing.task import Task
+from qplan.choosing.wanted import Wanted
 from qplan.cost.file_bytes import file_bytes
+from qplan.folding.analyzed import load_analysed
 from qplan.formats import QuantFormat
-from qplan.mnn.skeleton import Skeleton
+from qplan.jobs.skeletons import run_skeleton
+from qplan.mnn.build.skeleton import Skeleton
 from qplan.model.load import LoadedModel
-from qplan.pipeline.fold import load_analysed
-from qplan.pipeline.loss_limits import choose_wanted
-from qplan.pipeline.runs import Run
-from qplan.pipeline.sizes import fixed_bytes
-from qplan.pipeline.skeletons import run_skeleton
-from qplan.pipeline.task import Task
-from qplan.pipeline.wanted import Wanted
-from qplan.planner.plan import Plan
 from qplan.planner.rules import Rules
-from qplan.sensitivity.rounding import Rounder
-from qplan.sensitivity.table import Memory
+from qplan.quantize.rounder import Rounder
+from qplan.run.folder import Run
+from qplan.run.plan import Plan
+from qplan.settings import Memory
 from qplan.verify.reference import Reference, reference_logits
 from reports.peers.engine import measure_plans
 from reports.peers.plans import HEAD_BITS, Case, key_of

@@ -7,15 +7,15 @@ import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
+from qplan.choosing.wanted import Wanted
+from qplan.jobs.emit import Emitted, run_emit
+from qplan.jobs.emit_job import EmitOptions
+from qplan.jobs.skeletons import run_skeleton
 from qplan.model.load import LoadedModel
-from qplan.pipeline.emit import Emitted, run_emit
-from qplan.pipeline.emit_job import EmitOptions
-from qplan.pipeline.runs import Run
-from qplan.pipeline.skeletons import run_skeleton
-from qplan.pipeline.wanted import Wanted
-from qplan.planner.uniform import uniform_formats
-from qplan.sensitivity.rounding import Rounder
-from qplan.sensitivity.table import Memory
+from qplan.quantize.rounder import Rounder
+from qplan.run.folder import Run
+from qplan.settings import Memory
+from qplan.uniform import uniform_formats
 from qplan.verify.reference import reference_logits
 from reports.peers.engine import measure_plans
 from reports.plans.study import MEMORIES, SEQ_LEN, Study

@@ -9,16 +9,18 @@ from typing import Literal
 import torch
 
 import qplan.demo
-from qplan.calibration import CalibrationSet, load_text, tokenise
+from qplan.calibration import load_text, tokenise
+from qplan.card import ModelCard
+from qplan.folding.decide import Folding
 from qplan.formats import DEFAULT_FORMATS, QuantFormat, parse_formats
-from qplan.model.card import ModelCard
+from qplan.jobs.analyze import AnalyzeOptions, run_analyze
 from qplan.model.load import LoadedModel, load_model
-from qplan.pipeline.analyze import AnalyzeOptions, run_analyze
-from qplan.pipeline.fold import Folding
-from qplan.pipeline.rounder import run_rounder
-from qplan.pipeline.runs import Run
-from qplan.sensitivity.rounding import Rounder
-from qplan.sensitivity.table import Memory, SensitivityTable
+from qplan.quantize.rounder import Rounder
+from qplan.quantize.run_rounder import run_rounder
+from qplan.run.calibration import CalibrationSet
+from qplan.run.folder import Run
+from qplan.run.table import SensitivityTable
+from qplan.settings import Memory
 
 DEMO = Path(qplan.demo.__file__).parent
 MEMORIES: tuple[Memory, ...] = ("low", "normal")

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from qplan.mnn.engine import Engine
-from qplan.mnn.exporter import export
-from qplan.mnn.exporter_source import ExportOptions, find_exporter
+from qplan.mnn.build.exporter import export
+from qplan.mnn.build.exporter_source import ExportOptions, find_exporter
+from qplan.mnn.build.skeleton import Skeleton
+from qplan.mnn.build.writer import build_model
+from qplan.mnn.engine.session import Engine
 from qplan.mnn.runtime import RuntimeConfig
-from qplan.mnn.skeleton import Skeleton
-from qplan.mnn.writer import build_model
 from qplan.quantize import StoredTensor
-from qplan.sensitivity.rounding import Rounder
+from qplan.quantize.rounder import Rounder
 from qplan.verify.reference import Reference
 from reports.rounding.subject import BLOCK, Subject
 

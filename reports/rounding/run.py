@@ -25,15 +25,15 @@ from typing import Any
 import torch
 
 from qplan.formats import QuantFormat
-from qplan.mnn.exporter import export_skeleton
+from qplan.mnn.build.exporter import export_skeleton
 from qplan.model.replace import with_weights
 from qplan.quantize.curvature import DAMPING, Curvature
 from qplan.quantize.gptq import SWEEPS, gptq
 from qplan.quantize.methods import METHODS
-from qplan.sensitivity.moments import Moments
-from qplan.sensitivity.round_all import round_all
-from qplan.sensitivity.rounding import CANDIDATES, ROUNDINGS, Rounder, Rounding, best_rows, one_thread
-from qplan.sensitivity.stored_cache import StoredCache
+from qplan.quantize.moments import Moments
+from qplan.quantize.round_all import round_all
+from qplan.quantize.rounder import CANDIDATES, ROUNDINGS, Rounder, Rounding, best_rows, one_thread
+from qplan.quantize.stored_cache import StoredCache
 from qplan.verify.reference import Reference, reference_logits, torch_logits
 from reports.rounding.on_engine import build, engine_nats, exported_nats
 from reports.rounding.page import write_page

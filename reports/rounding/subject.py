@@ -13,9 +13,9 @@ import qplan.demo
 from qplan.calibration import load_text, tokenise
 from qplan.formats import QuantFormat
 from qplan.model.load import LoadedModel, load_model
-from qplan.sensitivity.moments import Moments, gather_moments
-from qplan.sensitivity.rounding import Rounder, Rounding
-from qplan.sensitivity.stored_cache import StoredCache
+from qplan.quantize.moments import Moments, gather_moments
+from qplan.quantize.rounder import Rounder, Rounding
+from qplan.quantize.stored_cache import StoredCache
 from qplan.sensitivity.variants import StoredWeights, apply_formats
 from qplan.verify.reference import Reference, torch_logits
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import spearmanr
 
-from qplan.sensitivity.table import Memory, SensitivityTable
+from qplan.run.table import SensitivityTable
+from qplan.settings import Memory
 
 
 @dataclass(frozen=True)

@@ -24,22 +24,23 @@ import torch
 from torch import Tensor
 
 import qplan.demo
-from qplan.calibration import CalibrationSet, load_text, tokenise
+from qplan.calibration import load_text, tokenise
 from qplan.cost.file_bytes import estimate_fixed
 from qplan.errors import InfeasibleError
 from qplan.formats import QuantFormat, parse_formats
+from qplan.jobs.additivity import measure_additivity
+from qplan.jobs.analyze import analyze
 from qplan.model.load import LoadedModel, load_model
-from qplan.pipeline.additivity import measure_additivity
-from qplan.pipeline.analyze import analyze
-from qplan.pipeline.rounder import run_rounder
-from qplan.pipeline.runs import Run
 from qplan.planner.planning import make_plan
 from qplan.planner.rules import Rules
+from qplan.quantize.rounder import Rounder
+from qplan.quantize.run_rounder import run_rounder
+from qplan.run.calibration import CalibrationSet
+from qplan.run.folder import Run
+from qplan.run.table import Mode, SensitivityTable
 from qplan.sensitivity.analysis import open_analysis
 from qplan.sensitivity.joint import joint_losses
 from qplan.sensitivity.metrics import reference_of
-from qplan.sensitivity.rounding import Rounder
-from qplan.sensitivity.table import Mode, SensitivityTable
 from reports.sensitivity.agreement import Agreement, agree, by_format
 from reports.sensitivity.cost import (
     Cost,

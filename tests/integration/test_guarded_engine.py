@@ -16,9 +16,9 @@ import pytest
 
 import qplan
 from qplan.errors import InputError, PreflightError, QplanError, ToolError
-from qplan.mnn.engine import Engine
+from qplan.mnn.engine.session import Engine
 from qplan.mnn.runtime import RuntimeConfig
-from tests.integration.fault_corpus import FAULTS, Fault
+from tests.support.fault_corpus import FAULTS, Fault
 
 pytestmark = pytest.mark.engine
 

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 from qplan.formats import FP16, QuantFormat
-from qplan.mnn.engine import Engine
-from qplan.mnn.lens import look_after, open_lens
+from qplan.mnn.build.writer import build_model
+from qplan.mnn.engine.session import Engine
+from qplan.mnn.graph.lens import look_after, open_lens
 from qplan.mnn.runtime import RuntimeConfig
-from qplan.mnn.writer import build_model
 from qplan.model.load import load_model
-from qplan.pipeline.ladder import _Judge, _Step
-from qplan.sensitivity.rounding import Rounder
+from qplan.quantize.rounder import Rounder
+from qplan.verify.climb import _Judge, _Step
 from qplan.verify.lens import lens_logits
 from qplan.verify.reference import reference_logits, relative_error
-from tests.integration.mnn_models import ExportedModel
+from tests.support.mnn_models import ExportedModel
 
 pytestmark = pytest.mark.engine
 

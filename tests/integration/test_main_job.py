@@ -12,22 +12,22 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from qplan.artifact import sha256_file
-from qplan.cost.device import DeviceProfile
+from qplan.folding.analyzed import load_analysed
 from qplan.formats import INT4, INT8
-from qplan.pipeline.fold import load_analysed
-from qplan.pipeline.profile import ProfileOptions, Times, measure_times
-from qplan.pipeline.runs import Run
-from qplan.pipeline.skeletons import run_skeleton
-from qplan.planner.plan import Plan
-from qplan.planner.uniform import uniform_formats
-from qplan.sensitivity.table import SensitivityTable
-from qplan.verify.record import Verification
+from qplan.jobs.profile import ProfileOptions, Times, measure_times
+from qplan.jobs.skeletons import run_skeleton
+from qplan.run.folder import Run
+from qplan.run.plan import Plan
+from qplan.run.profile import DeviceProfile
+from qplan.run.table import SensitivityTable
+from qplan.run.verification import Verification
+from qplan.uniform import uniform_formats
 from tests.integration.conftest import ANALYZE
-from tests.integration.mnn_models import VOCABULARY, save
-from tests.unit.cli.command import qplan, succeed
-from tests.unit.docs.documented import DOCS, assert_documented, keys
-from tests.unit.report.prose import english_sentences
-from tests.unit.tiny_models import words
+from tests.support.command import qplan, succeed
+from tests.support.documented import DOCS, assert_documented, keys
+from tests.support.mnn_models import VOCABULARY, save
+from tests.support.prose import english_sentences
+from tests.support.tiny_models import words
 
 
 @pytest.fixture(scope="module", params=["tied_model_dir", "untied_model_dir"])
@@ -144,7 +144,7 @@ def test_limits_on_time_ram_and_loss(work: Path) -> None:
 def test_a_killed_profile_goes_on_with_its_times_and_not_with_its_models(
     work: Path, keep_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qplan.pipeline.profile._KEEP_BYTES", keep_bytes)
+    monkeypatch.setattr("qplan.jobs.profile._KEEP_BYTES", keep_bytes)
     run, scratch = Run(work / "run"), tmp_path / "profile"
     table = SensitivityTable.read(run.sensitivity)
     skeleton = run_skeleton(run, load_analysed(run, table.model, print).loaded, None, print)

@@ -13,30 +13,31 @@ import torch
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from qplan.artifact import sha256_file
-from qplan.formats import FP16, INT8, DynamicOption, QuantFormat
-from qplan.mnn.engine import Engine, Logits
-from qplan.mnn.exporter import export_skeleton, export_with_config
-from qplan.mnn.exporter_source import find_exporter
-from qplan.mnn.graph import read_ops
+from qplan.choosing.sizes import fixed_bytes
+from qplan.formats import FP16, INT8, QuantFormat
+from qplan.mnn.build.exporter import export_skeleton, export_with_config
+from qplan.mnn.build.exporter_source import find_exporter
+from qplan.mnn.build.quant_config import make_quant_config
+from qplan.mnn.build.skeleton import Skeleton, folder_bytes, predict_files
+from qplan.mnn.build.writer import build_model
+from qplan.mnn.engine.session import Engine, Logits
+from qplan.mnn.graph.json_graph import read_ops
 from qplan.mnn.preflight import check_folder
-from qplan.mnn.quant_config import make_quant_config
 from qplan.mnn.runtime import RuntimeConfig
-from qplan.mnn.skeleton import Skeleton, folder_bytes, predict_files
-from qplan.mnn.writer import build_model
 from qplan.model.load import LoadedModel, load_model
-from qplan.pipeline.sizes import fixed_bytes
-from qplan.planner.plan import Plan
 from qplan.planner.planning import make_plan
 from qplan.planner.rules import Rules
 from qplan.quantize import EnginePath, Int8Activations, rtn
-from qplan.sensitivity.table import Memory, SensitivityTable
+from qplan.run.plan import Plan
+from qplan.run.table import SensitivityTable
+from qplan.run.verification import Verification
 from qplan.sensitivity.variants import apply_formats
+from qplan.settings import DynamicOption, Memory
 from qplan.tensors import Role
-from qplan.verify.record import Verification
 from qplan.verify.reference import torch_logits
-from tests.integration.mnn_models import VOCABULARY, save
-from tests.unit.cli.command import succeed
-from tests.unit.tiny_models import words
+from tests.support.command import succeed
+from tests.support.mnn_models import VOCABULARY, save
+from tests.support.tiny_models import words
 
 pytestmark = pytest.mark.engine
 

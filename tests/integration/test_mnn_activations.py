@@ -9,18 +9,19 @@ import torch
 from torch import Tensor
 
 import qplan.demo
-from qplan.formats import FP16, INT4, INT8, DynamicOption, QuantFormat
-from qplan.mnn.engine import Engine, Logits
-from qplan.mnn.exporter import export_skeleton
+from qplan.formats import FP16, INT4, INT8, QuantFormat
+from qplan.mnn.build.exporter import export_skeleton
+from qplan.mnn.build.skeleton import Skeleton
+from qplan.mnn.build.writer import build_model
+from qplan.mnn.engine.session import Engine, Logits
 from qplan.mnn.runtime import RuntimeConfig
-from qplan.mnn.skeleton import Skeleton
-from qplan.mnn.writer import build_model
 from qplan.model.load import LoadedModel, load_model
-from qplan.planner.uniform import uniform_formats
 from qplan.quantize import EnginePath, Int8Activations, rtn
 from qplan.sensitivity.joint import joint_losses
+from qplan.settings import DynamicOption
+from qplan.uniform import uniform_formats
 from qplan.verify.reference import reference_logits
-from tests.integration.mnn_models import ExportedModel, linear
+from tests.support.mnn_models import ExportedModel, linear
 
 pytestmark = pytest.mark.engine
 

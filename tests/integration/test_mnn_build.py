@@ -11,15 +11,15 @@ import pytest
 from qplan.artifact import sha256_file
 from qplan.errors import InputError
 from qplan.formats import FP16, FP32, INT8, QuantFormat
-from qplan.mnn.engine import Engine
-from qplan.mnn.exporter import export_with_config
-from qplan.mnn.exporter_source import find_exporter
-from qplan.mnn.graph import read_ops
-from qplan.mnn.quant_config import make_quant_config
+from qplan.mnn.build.exporter import export_with_config
+from qplan.mnn.build.exporter_source import find_exporter
+from qplan.mnn.build.quant_config import make_quant_config
+from qplan.mnn.build.skeleton import Skeleton, folder_bytes, predict_files
+from qplan.mnn.build.writer import build_model
+from qplan.mnn.engine.session import Engine
+from qplan.mnn.graph.json_graph import read_ops
 from qplan.mnn.runtime import RuntimeConfig
-from qplan.mnn.skeleton import Skeleton, folder_bytes, predict_files
-from qplan.mnn.writer import build_model
-from tests.integration.mnn_models import ExportedModel
+from tests.support.mnn_models import ExportedModel
 
 pytestmark = pytest.mark.engine
 

@@ -12,10 +12,10 @@ import pytest
 
 from qplan.errors import InputError, ToolError
 from qplan.formats import INT8
-from qplan.mnn.engine import Engine
+from qplan.mnn.build.writer import build_model
+from qplan.mnn.engine.session import Engine
 from qplan.mnn.runtime import RuntimeConfig
-from qplan.mnn.writer import build_model
-from tests.integration.mnn_models import ExportedModel
+from tests.support.mnn_models import ExportedModel
 
 pytestmark = pytest.mark.engine
 

@@ -9,19 +9,19 @@ import pytest
 import torch
 
 from qplan.errors import ToolError
+from qplan.folding.fold import fold, fold_sites, save_folded
 from qplan.formats import FP16
-from qplan.mnn.engine import Engine
-from qplan.mnn.exporter import export_skeleton
-from qplan.mnn.graph import GRAPH_FILE, GRAPH_JSON_FILE, read_document
-from qplan.mnn.input_scale import insert_scale
+from qplan.mnn.build.exporter import export_skeleton
+from qplan.mnn.build.skeleton import predict_files
+from qplan.mnn.build.writer import build_model
+from qplan.mnn.engine.session import Engine
+from qplan.mnn.graph.input_scale import insert_scale
+from qplan.mnn.graph.json_graph import GRAPH_FILE, GRAPH_JSON_FILE, read_document
 from qplan.mnn.runtime import RuntimeConfig
-from qplan.mnn.skeleton import predict_files
-from qplan.mnn.writer import build_model
-from qplan.model.folding import fold, fold_sites, save_folded
 from qplan.model.load import load_model
 from qplan.quantize import rtn
 from qplan.verify.reference import relative_error, torch_logits
-from tests.integration.mnn_models import ExportedModel
+from tests.support.mnn_models import ExportedModel
 
 pytestmark = pytest.mark.engine
 

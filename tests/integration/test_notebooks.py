@@ -13,7 +13,7 @@ import qplan
 from notebooks.render import NOTEBOOKS, execute, markdown
 from qplan.errors import InputError
 from qplan.explore import Run
-from tests.unit.cli.command import succeed
+from tests.support.command import succeed
 
 
 @pytest.fixture(scope="module")

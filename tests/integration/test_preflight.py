@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from qplan.formats import QuantFormat
+from qplan.mnn.build.writer import build_model
 from qplan.mnn.engines import EngineVersion
 from qplan.mnn.preflight import check_folder
-from qplan.mnn.writer import build_model
-from tests.integration.fault_corpus import FAULTS, Fault
-from tests.integration.mnn_models import ExportedModel
-from tests.unit.cli.command import qplan
+from tests.support.command import qplan
+from tests.support.fault_corpus import FAULTS, Fault
+from tests.support.mnn_models import ExportedModel
 
 pytestmark = pytest.mark.engine
 

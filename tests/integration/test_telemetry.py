@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.tiny_models import words
+from tests.support.tiny_models import words
 
 pytestmark = pytest.mark.engine
 

@@ -6,9 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from qplan.calibration import CalibrationSet, Text, tokenise
+from qplan.calibration import Text, tokenise
+from qplan.cost.file_bytes import FixedBytes
 from qplan.model.load import LoadedModel, load_model
-from tests.unit.tiny_models import BUILDERS, VOCABULARY, save_model, words
+from qplan.run.calibration import CalibrationSet
+from qplan.run.table import SensitivityTable
+from tests.support.invented_table import make_table
+from tests.support.tiny_models import BUILDERS, VOCABULARY, save_model, words
 
 
 @pytest.fixture(scope="session")
@@ -47,3 +51,15 @@ def calibration(qwen2: LoadedModel) -> CalibrationSet:
     """Six sequences of 16 tokens; the tiny models share one tokenizer."""
     text = Text((words(300, seed=1),), "words", None)
     return tokenise(text, qwen2.tokenizer, samples=6, seq_len=16, seed=0, context=128, vocabulary=VOCABULARY)
+
+
+@pytest.fixture
+def table() -> SensitivityTable:
+    """Four layers of three tensors and a tied head, in fp16, int8, int6 and int4."""
+    return make_table()
+
+
+@pytest.fixture
+def fixed(table: SensitivityTable) -> FixedBytes:
+    """What the model's files hold besides."""
+    return FixedBytes(8 * table.model.norm_weights, 0, 20_000, exact=True)

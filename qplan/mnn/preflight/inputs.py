@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from qplan.mnn.binary_graph import INPUT, BinaryGraph, GraphNode
 from qplan.mnn.engines import FEEDS_LOGITS_INDEX
+from qplan.mnn.graph.binary import INPUT, BinaryGraph, GraphNode
 from qplan.mnn.preflight.finding import EXPORT_AGAIN, REFUSED, Finding, error, warning
 from qplan.mnn.preflight.model import ENGINE_INPUTS, LOGITS, ModelFolder
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from qplan.errors import InputError
-from qplan.mnn.binary_graph import BinaryGraph, Convolution, GraphNode, read_binary_graph
 from qplan.mnn.engines import FEEDS_LOGITS_INDEX, EngineVersion
+from qplan.mnn.graph.binary import BinaryGraph, Convolution, GraphNode, read_binary_graph
 from qplan.mnn.preflight.finding import COPY_AGAIN, EXPORT_AGAIN, REFUSED, Finding, error, warning
-from qplan.mnn.tokenizer_file import TokenizerFile, read_tokenizer
+from qplan.mnn.preflight.tokenizer_file import TokenizerFile, read_tokenizer
 
 Settings = dict[str, Any]
 

@@ -7,7 +7,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from qplan.mnn.binary_graph import LAYER_NORM, Convolution
+from qplan.mnn.graph.binary import LAYER_NORM, Convolution
 from qplan.mnn.preflight.finding import COPY_AGAIN, GARBAGE, Finding, error
 from qplan.mnn.preflight.model import ModelFolder
 

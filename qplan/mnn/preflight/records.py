@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from qplan.formats import INT_BITS
-from qplan.mnn.binary_graph import Convolution
 from qplan.mnn.engines import HALF_SCALES
+from qplan.mnn.graph.binary import Convolution
 from qplan.mnn.preflight.finding import COPY_AGAIN, EXPORT_AGAIN, GARBAGE, Finding, error, warning
 from qplan.mnn.preflight.model import ModelFolder
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from qplan.mnn.binary_graph import INPUT, GraphNode
+from qplan.mnn.graph.binary import INPUT, GraphNode
 from qplan.mnn.preflight.finding import EXPORT_AGAIN, GARBAGE, Finding, error, warning
 from qplan.mnn.preflight.model import ModelFolder
 from qplan.mnn.runtime import MEMORY, PRECISION

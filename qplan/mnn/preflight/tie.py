@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from qplan.formats import TIED_BITS
-from qplan.mnn.binary_graph import Convolution
 from qplan.mnn.engines import HALF_SCALES, TIE_RECORD_OBJECT
+from qplan.mnn.graph.binary import Convolution
 from qplan.mnn.preflight.finding import EXPORT_AGAIN, GARBAGE, Finding, error
 from qplan.mnn.preflight.model import ModelFolder
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from qplan.mnn.binary_graph import FUSED_LINEAR as FUSED_LINEAR_OP
 from qplan.mnn.engines import C4_FUSION, FUSED_LINEAR, PYTHON_LLM
+from qplan.mnn.graph.binary import FUSED_LINEAR as FUSED_LINEAR_OP
 from qplan.mnn.preflight.finding import Finding, error, warning
 from qplan.mnn.preflight.model import ModelFolder
 

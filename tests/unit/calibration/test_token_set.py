@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qplan.calibration import CalibrationSet, Text, tokenise
+from qplan.calibration import Text, tokenise
 from qplan.errors import InputError, StaleArtifactError
 from qplan.model.load import LoadedModel
-from tests.unit.tiny_models import VOCABULARY, words
+from qplan.run.calibration import CalibrationSet
+from tests.support.tiny_models import VOCABULARY, words
 
 
 def _cut(

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from qplan.cli import completion
 from qplan.cli.main import app
-from tests.unit.cli.command import qplan
-from tests.unit.cli.commands import commands, parses
+from tests.support.command import qplan
+from tests.support.commands import commands, parses
 
 ROOT = Path(__file__).parents[3]
 _EXAMPLE = re.compile(r"^ *(qplan .*)$", re.MULTILINE)
@@ -76,7 +76,7 @@ def test_a_pressed_ctrl_c_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("qplan.mnn.compat.CompatTable.read", interrupted)
+    monkeypatch.setattr("qplan.compat.table.CompatTable.read", interrupted)
     for arguments in (["compat"], ["compat", "--quiet"]):
         done = qplan(*arguments, folder=tmp_path)
         assert done.returncode == 130

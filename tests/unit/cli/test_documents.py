@@ -9,11 +9,11 @@ import pytest
 
 from qplan.cli import console
 from qplan.cli.documents import analysis_document, emit_document, ladder_document
-from qplan.pipeline.emit import Emitted
-from qplan.pipeline.ladder import Climbed
+from qplan.jobs.emit import Emitted
+from qplan.verify.climb import Climbed
 from qplan.verify.ladder import Break, Rung
-from tests.unit.docs.documented import DOCS, assert_documented, keys
-from tests.unit.report.invented_run import small_run
+from tests.support.documented import DOCS, assert_documented, keys
+from tests.support.invented_run import small_run
 
 PAGE = DOCS / "reference" / "json.md"
 

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from qplan.cost.file_bytes import estimate_fixed
-from qplan.pipeline.runs import Run
 from qplan.planner.planning import make_plan
-from tests.unit.cli.command import Done, qplan
-from tests.unit.cli.commands import commands
-from tests.unit.docs.documented import DOCS, assert_documented, keys, paths
-from tests.unit.planner.invented_table import make_table
-from tests.unit.tiny_models import words
+from qplan.run.folder import Run
+from tests.support.command import Done, qplan
+from tests.support.commands import commands
+from tests.support.documented import DOCS, assert_documented, keys, paths
+from tests.support.invented_table import make_table
+from tests.support.tiny_models import words
 
 JSON_PAGE = DOCS / "reference" / "json.md"
 

@@ -8,8 +8,8 @@ from io import StringIO
 from rich.console import Console
 
 from qplan.cli.tables import verification_table
-from qplan.verify.record import BuiltModel
-from tests.unit.report.invented_run import small_run
+from qplan.run.verification import BuiltModel
+from tests.support.invented_run import small_run
 
 
 def _larger(model: BuiltModel) -> BuiltModel:

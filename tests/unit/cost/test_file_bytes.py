@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from qplan.card import ModelCard
 from qplan.cost.file_bytes import FixedBytes, bits_per_weight, estimate_fixed, file_bytes
 from qplan.errors import QplanError
 from qplan.formats import FP16, QuantFormat
-from qplan.model.card import ModelCard
 from qplan.tensors import Role, TensorSpec
 
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from qplan.cost.device import DeviceProfile, OpTime, TimedModel
 from qplan.cost.file_bytes import FixedBytes
 from qplan.cost.target import find_target, targets
 from qplan.errors import InputError
 from qplan.formats import FP16, INT4, INT8, QuantFormat
 from qplan.planner.planning import make_plan
 from qplan.planner.rules import Rules
+from qplan.run.profile import DeviceProfile, OpTime, TimedModel
 from qplan.tensors import Role, TensorSpec
-from tests.unit.planner.invented_table import make_table
+from tests.support.invented_table import make_table
 
 SPEC = TensorSpec("x.q_proj", "/x", 0, "q_proj", Role.ATTENTION, 1000, 1024, bias=False)
 HEAD = TensorSpec("lm_head", "/lm", None, "lm_head", Role.HEAD, 1000, 1024, bias=False, tied=True)

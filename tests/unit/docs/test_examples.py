@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from qplan.cost.file_bytes import estimate_fixed
-from qplan.pipeline.runs import Run
 from qplan.planner.planning import make_plan
-from tests.unit.cli.commands import parses
-from tests.unit.docs.documented import DOCS, ROOT
-from tests.unit.planner.invented_table import make_table
+from qplan.run.folder import Run
+from tests.support.commands import parses
+from tests.support.documented import DOCS, ROOT
+from tests.support.invented_table import make_table
 
 _BLOCK = re.compile(r"```sh\n(.*?)```", re.DOTALL)
 _ENDS = ("|", "||", ">", "2>", ";", "&&")

@@ -17,22 +17,22 @@ import qplan.errors
 from qplan.calibration import Text, tokenise
 from qplan.cli.main import app
 from qplan.cli.modes import InterruptedCommand
-from qplan.cost.device import DeviceProfile, OpTime, TimedModel
 from qplan.cost.file_bytes import estimate_fixed
 from qplan.formats import FP16, QuantFormat
-from qplan.pipeline.fold import FoldRecord
-from qplan.pipeline.frontier import run_frontier
-from qplan.pipeline.runs import Run
-from qplan.planner.plan import GivenRules, LeastBits, Pin, PlannedLimit
+from qplan.jobs.frontier import run_frontier
 from qplan.planner.planning import make_plan
 from qplan.planner.rules import Rules
-from qplan.sensitivity.journal import Journal, ReferenceRecord
-from qplan.sensitivity.table import JointPoint
-from tests.unit.cli.commands import commands
-from tests.unit.docs.documented import DOCS, assert_documented, keys, rows, sections
-from tests.unit.planner.invented_table import make_table
-from tests.unit.report.invented_run import small_run
-from tests.unit.tiny_models import VOCABULARY, words
+from qplan.run.fold import FoldRecord
+from qplan.run.folder import Run
+from qplan.run.journal import Journal, ReferenceRecord
+from qplan.run.plan import GivenRules, LeastBits, Pin, PlannedLimit
+from qplan.run.profile import DeviceProfile, OpTime, TimedModel
+from qplan.run.table import JointPoint
+from tests.support.commands import commands
+from tests.support.documented import DOCS, assert_documented, keys, rows, sections
+from tests.support.invented_run import small_run
+from tests.support.invented_table import make_table
+from tests.support.tiny_models import VOCABULARY, words
 
 COMMANDS = DOCS / "reference" / "commands.md"
 FILES = DOCS / "reference" / "files.md"
@@ -147,7 +147,7 @@ def test_fold_json(tmp_path: Path) -> None:
 
 
 def test_quant_config_json() -> None:
-    from qplan.mnn.quant_config import _entry
+    from qplan.mnn.build.quant_config import _entry
 
     assert_documented(_entry(QuantFormat(4)), keys(FILES, "quant_config.json"))
     assert _entry(FP16) == {"bits": 16}

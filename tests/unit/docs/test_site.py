@@ -15,13 +15,13 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from mkdocs.config import load_config
 
+from qplan.card import ModelCard
+from qplan.compat.table import CompatTable
 from qplan.cost.file_bytes import bits_per_weight, estimate_fixed, file_bytes
 from qplan.cost.target import find_target
-from qplan.mnn.compat import CompatTable
-from qplan.model.card import ModelCard
-from qplan.planner.uniform import uniform_formats
 from qplan.tensors import Role, TensorSpec
-from tests.unit.docs.documented import DOCS, ROOT
+from qplan.uniform import uniform_formats
+from tests.support.documented import DOCS, ROOT
 
 SOURCES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
 _LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")

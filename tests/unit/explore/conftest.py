@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 from qplan.artifact import sha256_file, write_json
 from qplan.explore import Run, open_run
 from qplan.formats import QuantFormat
-from qplan.pipeline.runs import Run as Home
 from qplan.quantize import IntTensor, rtn
-from qplan.verify.token_losses import FILE, TokenLosses
-from tests.unit.report.invented_run import make_run
+from qplan.run.folder import Run as Home
+from qplan.run.token_losses import FILE, TokenLosses
+from tests.support.invented_run import make_run
 
 SPECIMEN = "model.layers.1.mlp.down_proj"
 """The tensor that has weights, integers and moments."""

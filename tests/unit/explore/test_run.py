@@ -14,11 +14,11 @@ from qplan.errors import InfeasibleError, InputError, StaleArtifactError
 from qplan.explore import Run, open_run
 from qplan.explore.html import frame_markdown
 from qplan.formats import QuantFormat
-from qplan.pipeline.frontier import run_frontier
+from qplan.jobs.frontier import run_frontier
 from qplan.planner.planning import make_plan
 from qplan.planner.rules import Rules
 from qplan.report import notation
-from qplan.sensitivity.table import SensitivityTable
+from qplan.run.table import SensitivityTable
 
 
 def test_a_run_is_found_by_its_folder_its_parts_and_from_below(

@@ -12,9 +12,9 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from qplan.card import ModelCard
 from qplan.errors import InputError
 from qplan.model import source
-from qplan.model.card import ModelCard
 from qplan.model.load import LoadedModel, load_model
 from qplan.model.registry import ARCHITECTURES
 from qplan.tensors import Role

@@ -13,11 +13,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from qplan.errors import InputError
-from qplan.model.folding import fold, fold_sites, save_folded
+from qplan.folding.fold import fold, fold_sites, save_folded
 from qplan.model.load import LoadedModel, load_model
 from qplan.model.mixture import Expert, MixtureOfExperts, RoutedLinear
 from qplan.tensors import Role
-from tests.unit.tiny_models import VOCABULARY, save_model
+from tests.support.tiny_models import VOCABULARY, save_model
 
 TOKENS = torch.randint(VOCABULARY, (3, 24), generator=torch.Generator().manual_seed(0))
 

@@ -12,9 +12,9 @@ from qplan.cost.file_bytes import FixedBytes, file_bytes
 from qplan.errors import InputError
 from qplan.formats import FP16, INT4, INT8, QuantFormat
 from qplan.planner.budget import Budget, BudgetKind, resolve_budget
-from qplan.planner.uniform import uniform_formats
-from qplan.sensitivity.table import SensitivityTable
-from tests.unit.planner.invented_table import make_table
+from qplan.run.table import SensitivityTable
+from qplan.uniform import uniform_formats
+from tests.support.invented_table import make_table
 
 
 @pytest.mark.parametrize(

@@ -7,16 +7,16 @@ from itertools import product
 
 import pytest
 
+from qplan.card import ModelCard
 from qplan.cost.file_bytes import FixedBytes
 from qplan.errors import InputError
 from qplan.formats import INT8
-from qplan.model.card import ModelCard
 from qplan.planner.groups import make_groups
 from qplan.planner.planning import make_plan
 from qplan.planner.rules import Rules
-from qplan.sensitivity.table import SensitivityTable
+from qplan.run.table import SensitivityTable
 from qplan.tensors import Role
-from tests.unit.report.invented_run import qwen_tensors, sensitivity
+from tests.support.invented_run import qwen_tensors, sensitivity
 
 QWEN = sensitivity(qwen_tensors(2, 128, 64, 192, 512), ("fp16", "int8", "int4")).model
 

@@ -19,9 +19,9 @@ from qplan.planner.explain import explain_all
 from qplan.planner.limits import Cost, ResourceLimit
 from qplan.planner.planning import make_plan
 from qplan.planner.rules import Rules
-from qplan.sensitivity.table import SensitivityTable
+from qplan.run.table import SensitivityTable
 from qplan.tensors import TensorSpec
-from tests.unit.planner.invented_table import make_table
+from tests.support.invented_table import make_table
 
 FILES = Cost("file size", "MB", 10**6, lambda spec, fmt: spec.bytes_in(fmt))
 RAM = Cost("RAM", "MB", 10**6, lambda spec, fmt: find_target("cpu-x86").ram_bytes(spec, fmt))

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qplan.planner.moves import combine, nearest_moves
-from qplan.planner.program import Program, Row
-from qplan.planner.solver import solve
-from tests.unit.planner.test_solver import programs
+from qplan.planner.solver.program import Program, Row
+from qplan.planner.solver.solver import solve
+from tests.unit.planner.solver.test_solver import programs
 
 
 @settings(max_examples=100, deadline=None)

@@ -16,10 +16,10 @@ from qplan.planner.metric import Metric, loss_of
 from qplan.planner.planning import make_plan
 from qplan.planner.problem import Problem, build_problem
 from qplan.planner.rules import Rules
-from qplan.planner.solver import solve
-from qplan.sensitivity.table import JointPoint, Loss, SensitivityTable
+from qplan.planner.solver.solver import solve
+from qplan.run.table import JointPoint, Loss, SensitivityTable
 from qplan.tensors import single_groups
-from tests.unit.planner.invented_table import make_table
+from tests.support.invented_table import make_table
 
 HEAD = "lm_head"
 

@@ -12,8 +12,8 @@ from qplan.planner.explain import explain
 from qplan.planner.frontier import frontier, knees
 from qplan.planner.planning import make_plan
 from qplan.planner.rules import Rules
-from qplan.sensitivity.table import SensitivityTable
-from tests.unit.planner.invented_table import make_table
+from qplan.run.table import SensitivityTable
+from tests.support.invented_table import make_table
 
 
 def test_frontier_falls_and_lies_below_uniform(table: SensitivityTable, fixed: FixedBytes) -> None:

@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from qplan.errors import InputError
-from qplan.formats import FP16, DynamicOption, QuantFormat
+from qplan.formats import FP16, QuantFormat
 from qplan.quantize import EnginePath, Int8Activations, int8_decode, int8_prefill
 from qplan.quantize.activations import int8_block_decode, int8_block_prefill
+from qplan.settings import DynamicOption
 
 PATHS: tuple[EnginePath, ...] = ("prefill", "decode")
 OPTIONS: tuple[DynamicOption, ...] = (0, 2)

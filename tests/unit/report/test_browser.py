@@ -18,7 +18,7 @@ from qplan.report import grid, notation, plan_map
 from qplan.report.grid import loss_table
 from qplan.report.page import render_html
 from qplan.report.words import Language, words_of
-from tests.unit.report.invented_run import make_run, small_run, sweep_of, swept_run
+from tests.support.invented_run import make_run, small_run, sweep_of, swept_run
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from qplan.errors import InputError
 from qplan.report import figures
-from tests.unit.report.invented_run import Run, make_run, small_run
+from tests.support.invented_run import Run, make_run, small_run
 
 
 @pytest.fixture(name="small")

@@ -4,7 +4,7 @@ import pytest
 
 from qplan.report.grid import HeatScale, grid_of, heat_scale, loss_table
 from qplan.report.palette import HEAT_STEPS
-from tests.unit.report.invented_run import Run, deep_run, make_run, small_run
+from tests.support.invented_run import Run, deep_run, make_run, small_run
 
 
 @pytest.fixture(name="deep")

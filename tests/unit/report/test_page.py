@@ -10,7 +10,7 @@ import pytest
 from qplan.errors import StaleArtifactError
 from qplan.report.page import Provenance, render_html, render_markdown, write_report
 from qplan.tensors import TensorSpec
-from tests.unit.report.invented_run import (
+from tests.support.invented_run import (
     Run,
     deep_run,
     make_run,

@@ -8,7 +8,7 @@ from qplan.report import sections
 from qplan.report.notation import TIMES
 from qplan.report.page import render_html, render_markdown
 from qplan.report.summary import Status, baseline, contenders, verdict
-from tests.unit.report.invented_run import Run, small_run, verification_of
+from tests.support.invented_run import Run, small_run, verification_of
 
 
 @pytest.fixture(name="small")

@@ -13,9 +13,9 @@ import pytest
 import qplan
 from qplan.report.page import render_html, render_markdown
 from qplan.report.words import ENGLISH, Language, words_of
-from tests.unit.report.invented_run import Run, deep_run, make_run, small_run, swept_run, verification_of
-from tests.unit.report.messages import HOME, every_message
-from tests.unit.report.prose import english_sentences
+from tests.support.invented_run import Run, deep_run, make_run, small_run, swept_run, verification_of
+from tests.support.messages import HOME, every_message
+from tests.support.prose import english_sentences
 
 CATALOGUE = json.loads((HOME / "locales" / "zh.json").read_text(encoding="utf-8"))
 CHINESE = words_of(Language.zh)
@@ -24,18 +24,18 @@ PRODUCERS = (
     "verify/checks.py",
     "planner/planning.py",
     "planner/validate.py",
-    "pipeline/retarget.py",
-    "pipeline/analyze.py",
-    "pipeline/auto.py",
-    "pipeline/fold.py",
-    "pipeline/choose.py",
-    "pipeline/loss_limits.py",
-    "pipeline/activations.py",
-    "pipeline/repair.py",
-    "pipeline/emit_job.py",
+    "choosing/retarget.py",
+    "jobs/analyze.py",
+    "jobs/auto.py",
+    "folding/decide.py",
+    "choosing/choose.py",
+    "choosing/loss_limits.py",
+    "choosing/activations.py",
+    "choosing/repair.py",
+    "jobs/emit_job.py",
     "sensitivity/analysis.py",
     "sensitivity/menu.py",
-    "sensitivity/rounding.py",
+    "quantize/rounder.py",
 )
 
 

@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from qplan.card import ModelCard
 from qplan.cost.file_bytes import estimate_fixed, file_bytes
 from qplan.errors import MeasurementError, ToolError
 from qplan.formats import INT4, INT8
-from qplan.model.card import ModelCard
 from reports.peers import page, scorers
 from reports.peers.plans import case_of, own_plan, view
 from reports.peers.score.job import Job
 from reports.peers.scorers import SCORERS, ask
-from tests.unit.planner.invented_table import make_table
+from tests.support.invented_table import make_table
 
 GRADIENT = SCORERS[0]
 

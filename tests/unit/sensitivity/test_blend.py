@@ -7,9 +7,9 @@ from statistics import fmean
 
 import pytest
 
-from qplan.calibration import CalibrationSet
 from qplan.formats import FP16, INT4, INT8, QuantFormat
 from qplan.model.load import LoadedModel
+from qplan.run.calibration import CalibrationSet
 from qplan.sensitivity.analysis import Entry, open_analysis
 from qplan.sensitivity.blend import blend
 from qplan.sensitivity.gradient import estimate

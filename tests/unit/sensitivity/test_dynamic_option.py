@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from qplan.calibration import CalibrationSet
 from qplan.errors import InputError, StaleArtifactError
 from qplan.formats import INT8, parse_formats
 from qplan.model.load import LoadedModel
 from qplan.quantize import Int8Activations
+from qplan.run.calibration import CalibrationSet
+from qplan.run.table import SensitivityTable
 from qplan.sensitivity.analysis import open_analysis
 from qplan.sensitivity.gradient import estimate
 from qplan.sensitivity.joint import joint_losses
 from qplan.sensitivity.measured import measure
-from qplan.sensitivity.table import SensitivityTable
 
 
 def test_measured_and_estimated_losses_are_those_of_the_option(

@@ -8,20 +8,20 @@ import pytest
 import torch
 
 from qplan.calibration import Text, tokenise
-from qplan.calibration.token_set import CalibrationSet
 from qplan.cost.file_bytes import estimate_fixed
 from qplan.errors import InputError
 from qplan.formats import FP16, INT8, parse_formats
 from qplan.model.load import LoadedModel
 from qplan.planner.planning import make_plan
 from qplan.planner.rules import Rules
+from qplan.quantize.moments import gather_moments
+from qplan.quantize.rounder import Rounder
+from qplan.run.calibration import CalibrationSet
+from qplan.run.table import SensitivityTable
 from qplan.sensitivity import gradient, measured
 from qplan.sensitivity.menu import resolve_menu
-from qplan.sensitivity.moments import gather_moments
-from qplan.sensitivity.rounding import Rounder
-from qplan.sensitivity.table import SensitivityTable
 from qplan.tensors import Role
-from tests.unit.tiny_models import VOCABULARY, words
+from tests.support.tiny_models import VOCABULARY, words
 
 EACH = "{layer}.mlp.experts.{expert}.{kind}"
 

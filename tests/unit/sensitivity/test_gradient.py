@@ -14,21 +14,22 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from qplan.calibration import CalibrationSet
 from qplan.errors import MeasurementError, StaleArtifactError
-from qplan.formats import FP16, INT4, INT8, DynamicOption, QuantFormat, parse_formats
+from qplan.formats import FP16, INT4, INT8, QuantFormat, parse_formats
+from qplan.model.backward import sampled_backward
 from qplan.model.load import LoadedModel, load_model
 from qplan.model.mixture import RoutedLinear
 from qplan.model.replace import with_forward, with_weights
 from qplan.quantize import Int8Activations
+from qplan.run.calibration import CalibrationSet
+from qplan.run.table import SensitivityTable
 from qplan.sensitivity import gradient, measured
 from qplan.sensitivity.analysis import open_analysis
-from qplan.sensitivity.backward import sampled_backward
 from qplan.sensitivity.fisher import FisherObserver, FisherSetup
 from qplan.sensitivity.menu import resolve_menu
 from qplan.sensitivity.metrics import reference_of
-from qplan.sensitivity.table import SensitivityTable
 from qplan.sensitivity.variants import StoredWeights
+from qplan.settings import DynamicOption
 from qplan.tensors import Role
 
 MANY = 32

@@ -10,19 +10,20 @@ import pytest
 import torch
 from torch import nn
 
-from qplan.calibration import CalibrationSet
 from qplan.errors import InputError, MeasurementError
 from qplan.formats import FP16, INT4, INT8, QuantFormat, parse_formats
 from qplan.model.load import LoadedModel
 from qplan.model.replace import with_forward, with_weights
 from qplan.quantize import Int8Activations
+from qplan.run.calibration import CalibrationSet
+from qplan.run.table import SensitivityTable
 from qplan.sensitivity.joint import joint_losses
 from qplan.sensitivity.measured import analyze
 from qplan.sensitivity.menu import resolve_menu
 from qplan.sensitivity.metrics import compare, compare_logits, reference_of
 from qplan.sensitivity.replay import ReferencePass
-from qplan.sensitivity.table import Memory, SensitivityTable
 from qplan.sensitivity.variants import StoredWeights, apply_formats
+from qplan.settings import Memory
 
 FORMATS = parse_formats("fp16,int8,int4")
 

@@ -10,12 +10,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from qplan.errors import InputError
-from qplan.formats import FP16, INT4, INT8, DynamicOption, QuantFormat
+from qplan.formats import FP16, INT4, INT8, QuantFormat
 from qplan.model.load import LoadedModel
 from qplan.quantize import EnginePath, Int8Activations, IntTensor, int8_prefill, rtn
-from qplan.sensitivity.rounding import Rounder
-from qplan.sensitivity.stored_cache import StoredCache
+from qplan.quantize.rounder import Rounder
+from qplan.quantize.stored_cache import StoredCache
 from qplan.sensitivity.variants import StoredWeights, apply_formats
+from qplan.settings import DynamicOption
 
 TOKENS = torch.arange(12).view(2, 6)
 

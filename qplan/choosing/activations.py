@@ -1,0 +1,125 @@
+"""Whether a plan's int8 activations get a scale per block of the weights: what that buys, and what it costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from qplan.errors import InputError
+from qplan.formats import QuantFormat
+from qplan.quantize import EnginePath, Int8Activations
+from qplan.quantize.rounder import Rounder
+from qplan.run.plan import Plan
+from qplan.run.table import SensitivityTable
+from qplan.sensitivity.joint import joint_losses
+from qplan.settings import DynamicOption
+
+LEAST_GAIN = 0.1
+"""Share of the loss that ``dynamic_option`` 2 must save, in prefill and in decode, to be taken unasked."""
+
+MOST_SLOWDOWN = 0.15
+"""Share of the decode speed that it may cost then."""
+
+_PATHS: tuple[EnginePath, ...] = ("prefill", "decode")
+
+
+@dataclass(frozen=True)
+class BlockGain:
+    """A plan's joint loss under ``dynamic_option`` 2, times that under 0, in torch; memory low."""
+
+    prefill: float
+    decode: float
+
+    @property
+    def pays(self) -> bool:
+        """Whether it saves enough both ways: decode's steps are coarser, and what prefill gains it may lose."""
+        return max(self.prefill, self.decode) <= 1 - LEAST_GAIN
+
+    def __str__(self) -> str:
+        """For people."""
+        return f"{self.prefill:.2f} times the loss in prefill and {self.decode:.2f} in decode (held-out tokens)"
+
+
+def computable(table: SensitivityTable) -> SensitivityTable:
+    """The table without the formats that the engine garbles under ``dynamic_option`` 2.
+
+    Raises:
+        InputError: a tensor is left without any.
+    """
+    rows = tuple(m for m in table.measurements if QuantFormat.parse(m.format).allows_block_activations)
+    bare = sorted({m.tensor for m in table.measurements} - {m.tensor for m in rows})
+    if bare:
+        msg = (
+            f"the engine computes none of the measured formats of {bare[0]} with --dynamic-option 2; "
+            "analyze with --formats that have one scale per row, e.g. int8-b0, or take --dynamic-option 0"
+        )
+        raise InputError(msg)
+    return replace(table, measurements=rows)
+
+
+def measure_gain(plan: Plan, rounder: Rounder, heldout: NDArray[np.int64]) -> BlockGain:
+    """Compute the plan's joint losses with both options in torch.
+
+    Args:
+        plan: of formats that the engine does not garble.
+        rounder: chooses the integers.
+        heldout: int64 ``[rows, seq_len]``.
+    """
+    tokens = torch.from_numpy(heldout)
+
+    def loss(path: EnginePath, option: DynamicOption) -> float:
+        activations = Int8Activations(path, option)
+        plans = {"": plan.formats}
+        found = joint_losses(rounder.loaded, tokens, plans, "low", activations, engine_embedding=True, rounder=rounder)
+        return found[""].kl_nats
+
+    shares = {}
+    for path in _PATHS:
+        before, after = loss(path, 0), loss(path, 2)
+        shares[path] = after / before if before else 1.0
+    return BlockGain(shares["prefill"], shares["decode"])
+
+
+def as_asked(plan: Plan, gain: BlockGain) -> Plan:
+    """The plan with option 2, which the user wants whatever it costs."""
+    return _noted(plan, 2, f"a scale per block of the activations (dynamic_option 2), as asked for: {gain}")
+
+
+def unasked(plan: Plan, gain: BlockGain, speed: float | None) -> Plan:
+    """The plan with the option that the rule takes: 2 if it saves `LEAST_GAIN` and costs at most `MOST_SLOWDOWN`.
+
+    Args:
+        plan: what was chosen.
+        gain: of option 2.
+        speed: decode speed on the engine with option 2, times that with 0; None if it was not measured.
+    """
+    why = f"a scale per block of the activations (dynamic_option 2) has {gain}"
+    if not gain.pays:
+        return _noted(plan, 0, f"{why}: it is taken where it saves {LEAST_GAIN:.0%} both ways")
+    if speed is None:
+        return _noted(plan, 0, f"{why}; what it costs is not known until the model is built")
+    why += f" and {speed:.2f} times the decode speed, limit {1 - MOST_SLOWDOWN:.2f}"
+    if speed < 1 - MOST_SLOWDOWN:
+        return _noted(plan, 0, f"{why}: too slow to be taken unasked, --dynamic-option 2 takes it")
+    return _noted(plan, 2, f"{why}: taken, --dynamic-option 0 leaves it")
+
+
+def impossible(plan: Plan, names: list[str]) -> Plan:
+    """The plan with option 0, since 2 garbles some of its formats."""
+    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return _noted(plan, 0, f"dynamic_option stays 0: the engine garbles {plan.formats[names[0]]} under 2 ({shown})")
+
+
+def with_foreign_losses_told(plan: Plan, measured_with: int) -> Plan:
+    """The plan with a note where its predicted losses are those of another option than it ships with."""
+    if plan.dynamic_option == measured_with:
+        return plan
+    note = f"predicted losses, the sums of single ones, are those of dynamic_option {measured_with}"
+    return replace(plan, notes=(*plan.notes, note))
+
+
+def _noted(plan: Plan, option: DynamicOption, note: str) -> Plan:
+    return replace(plan, dynamic_option=option, notes=(*plan.notes, note))

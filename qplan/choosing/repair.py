@@ -1,0 +1,126 @@
+"""Improves a plan by what whole models lose: promotions and demotions within the same limits, while that pays.
+
+Single losses do not add up exactly, so the plan with the least sum need not be the best. Around it, the moves that
+nearly paid are measured on the whole model, one at a time; the exact solver combines them within all limits; the
+combination is measured and kept if it loses less. Half of the held-out rows choose, the other half must confirm.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
+from qplan.choosing.task import Formats, Task
+from qplan.cost.file_bytes import file_bytes
+from qplan.planner.ceiling import Ceiling
+from qplan.planner.limits import ResourceLimit
+from qplan.planner.metric import Metric
+from qplan.planner.moves import combine, nearest_moves
+from qplan.planner.planning import member_formats, picks_of, planned_limits, planned_tensors, predicted_nats
+from qplan.run.plan import Plan
+from qplan.sensitivity.metrics import TokenStats
+
+EVALUATIONS = 48
+"""Whole models that are measured at most."""
+_MOVES = 15
+"""Of these, single moves in one round."""
+REPAIRED = "repaired"
+"""Solver status of a plan that loses less than the one with the least sum."""
+
+
+def repair(
+    plan: Plan,
+    task: Task,
+    *,
+    limits: Sequence[Ceiling | ResourceLimit] = (),
+    evaluations: int = EVALUATIONS,
+) -> Plan:
+    """Improve a plan within its budget and limits.
+
+    Args:
+        plan: the one with the least sum of single losses.
+        task: these losses, the rules, and two held-out rows or more.
+        limits: on other losses, RAM, time.
+        evaluations: whole models to measure at most.
+
+    Returns:
+        The plan itself, or one that loses less on both halves of the held-out rows.
+    """
+    rules, heldout = task.rules, task.heldout
+    card, losses = task.table.model, rules.losses(task.table)
+    problem = rules.problem(card, losses, plan.budget_bytes - task.fixed.total)
+    for limit in limits:
+        problem = limit.applied(problem, card)
+    program = problem.program()
+    picks = picks_of(problem, plan.formats, card)
+    if picks is None or not program.holds(picks) or len(heldout) < 2 or rules.metric is not Metric.kl:
+        return plan
+    choosing, confirming = (partial(task.whole, rows=heldout[start::2]) for start in (0, 1))
+    first, best = picks, choosing({"": plan.formats})[""]
+    start_nats, left = best.kl_nats, evaluations - 1
+    while left >= 3:  # two moves and their combination
+        moves = nearest_moves(program, picks, min(_MOVES, left - 1))
+        trials = {f"{m.group} {m.choice}": _with(picks, m.group, m.choice) for m in moves}
+        measured = choosing({label: member_formats(problem, p, card) for label, p in trials.items()})
+        changes = {(m.group, m.choice): measured[f"{m.group} {m.choice}"].kl_nats - best.kl_nats for m in moves}
+        left -= len(moves) + 1
+        other = combine(program, picks, changes)
+        if other == picks:
+            break
+        found = choosing({"": member_formats(problem, other, card)})[""]
+        if not _pays(best, found):
+            break
+        picks, best = other, found
+    if picks == first:
+        task.say(f"no promotion or demotion pays: {evaluations - left} whole models measured")
+        return plan
+    formats = member_formats(problem, picks, card)
+    checked = confirming({"before": plan.formats, "after": formats})
+    before, after = checked["before"].kl_nats, checked["after"].kl_nats
+    changed = sum(formats[name] != fmt for name, fmt in plan.formats.items())
+    if after >= before:
+        task.say(
+            f"{changed} promotions and demotions that paid on half of the held-out rows did not on the other: dropped"
+        )
+        return plan
+    share = (best.kl_nats + after) / (start_nats + before)
+    task.say(
+        f"{changed} tensors promoted or demoted at the same bytes: whole-model loss x {share:.3f} on held-out rows"
+    )
+    return _changed(plan, task, formats, limits, share)
+
+
+def _with(picks: Sequence[int], group: int, choice: int) -> tuple[int, ...]:
+    return (*picks[:group], choice, *picks[group + 1 :])
+
+
+def _pays(before: TokenStats, after: TokenStats) -> bool:
+    """Whether the loss falls by more than its standard error, token by token."""
+    fall = before.kl - after.kl
+    error = float(fall.std()) / math.sqrt(len(fall)) if len(fall) > 1 else 0.0
+    return float(fall.mean()) > error
+
+
+def _changed(plan: Plan, task: Task, formats: Formats, limits: Sequence[Ceiling | ResourceLimit], share: float) -> Plan:
+    """The plan with other formats, and the numbers that belong to them."""
+    table, losses = task.table, task.rules.losses(task.table)
+    tensors = planned_tensors(table, formats)
+    total = math.fsum(losses[name][fmt.name] for name, fmt in formats.items())
+    bound = plan.solver.bound_nats
+    gap = (total - bound) / total if total else 0.0
+    changed = sum(formats[name] != fmt for name, fmt in plan.formats.items())
+    note = (
+        f"{changed} tensors were promoted or demoted after whole models were measured: on held-out tokens the plan "
+        f"loses {share:.3f} times what the one with the least sum of single losses loses"
+    )
+    return replace(
+        plan,
+        tensors=tensors,
+        predicted_nats=predicted_nats(tensors, table),
+        files=file_bytes(table.model, formats, task.fixed),
+        solver=replace(plan.solver, status=REPAIRED, objective_nats=total, gap=gap),
+        limits=planned_limits(limits, table.model, formats),
+        notes=(*plan.notes, note),
+    )

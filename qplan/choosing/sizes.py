@@ -1,0 +1,41 @@
+"""Bytes that ship whatever the plan: read from a run's exported graph, or estimated before there is one."""
+
+from __future__ import annotations
+
+from qplan.artifact import read_json
+from qplan.card import ModelCard
+from qplan.cost.file_bytes import FixedBytes, estimate_fixed
+from qplan.formats import INT8
+from qplan.mnn.build.skeleton import Skeleton, predict_files
+from qplan.run.folder import Run
+
+SKELETON_KIND, SKELETON_SCHEMA = "qplan-skeleton", 1
+
+_GRAPH_SLACK_BYTES = 64
+"""Alignment, and tables that ops share: built graphs were 20 to 52 bytes above the sum of their parts."""
+
+
+def fixed_bytes(skeleton: Skeleton) -> FixedBytes:
+    """What ships whatever the plan; the graph as large as it gets, with every linear an integer.
+
+    An fp16 op takes less, so no plan's graph is larger than a uniform integer model's.
+    """
+    files = predict_files(skeleton, {op.name: INT8 for op in skeleton.ops})
+    graph = files.graph + _GRAPH_SLACK_BYTES
+    return FixedBytes(skeleton.fixed_bytes, skeleton.embedding_bytes, graph, exact=True)
+
+
+def run_fixed_bytes(run: Run, card: ModelCard) -> FixedBytes:
+    """The same from what a run holds: exact after the first emit, an estimate before."""
+    folder, path = run.skeleton_for()
+    if folder.is_dir() and path.is_file():
+        record = read_json(path, SKELETON_KIND, SKELETON_SCHEMA)
+        if record["inputs"]["model"] == card.sha256:
+            return fixed_bytes(Skeleton.open(folder))
+    return estimate_fixed(card)
+
+
+def unfolded_fixed_bytes(run: Run) -> FixedBytes | None:
+    """The same for the model before folding, which uniform exports are made of; None where it was not exported."""
+    folder, path = run.skeleton_for(unfolded=True)
+    return fixed_bytes(Skeleton.open(folder)) if folder.is_dir() and path.is_file() else None

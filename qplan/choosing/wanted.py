@@ -1,0 +1,230 @@
+"""What a user wants of a plan, as typed, and what that means for this model and machine."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from qplan.errors import InputError
+from qplan.formats import QuantFormat
+from qplan.planner.budget import UNITS
+from qplan.planner.ceiling import Ceiling
+from qplan.planner.limits import Cost, ResourceLimit
+from qplan.planner.rules import Rules
+from qplan.run.folder import Run
+from qplan.run.plan import Plan
+from qplan.run.profile import DeviceProfile
+from qplan.run.table import SensitivityTable
+from qplan.tensors import TensorSpec
+
+Objective = Literal["loss", "smallest", "fastest"]
+
+RAM, DECODE, PREFILL, FILES = "RAM", "decode time", "prefill time", "file size"
+KL, PERPLEXITY = "KL", "perplexity increase, as KL"
+_NANOSECONDS = 10**6
+"""In a millisecond."""
+_AMOUNT = re.compile(r"^(\d+(?:\.\d*)?|\.\d+)\s*([a-z]+)$")
+_INCREASE = re.compile(r"^(\d+(?:\.\d*)?|\.\d+)\s*(%?)$")
+
+
+@dataclass(frozen=True)
+class Increase:
+    """A perplexity increase that is accepted."""
+
+    amount: float
+    relative: bool
+    """In per cent of FP32's perplexity; else in perplexity."""
+
+    @classmethod
+    def parse(cls, text: str) -> Increase:
+        """Read ``0.5`` or ``1%``.
+
+        Raises:
+            InputError: something else.
+        """
+        match = _INCREASE.match(text.strip())
+        if match is None or float(match[1]) <= 0:
+            msg = f"--max-ppl-increase {text!r}: write a perplexity, e.g. 0.5, or a share of FP32's, e.g. 1%"
+            raise InputError(msg)
+        return cls(float(match[1]), match[2] == "%")
+
+    def nll_nats(self, reference_nll_nats: float) -> float:
+        """The increase of the mean negative log-likelihood that it allows."""
+        share = self.amount / 100 if self.relative else self.amount / math.exp(reference_nll_nats)
+        return math.log1p(share)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Budgets and limits as typed; all of them must hold."""
+
+    budgets: tuple[str, ...] = ("int8",)
+    objective: Objective = "loss"
+    max_kl: float | None = None
+    """Nats per token."""
+    max_ppl_increase: Increase | None = None
+    max_decode_ms: float | None = None
+    max_prefill_ms: float | None = None
+    max_ram: str | None = None
+    rules: Rules = field(default_factory=Rules)
+
+    def __post_init__(self) -> None:
+        """Refuse what means nothing.
+
+        Raises:
+            InputError: a limit of nothing, or an objective without a limit that holds it back.
+        """
+        for option, value in (
+            ("--max-kl", self.max_kl),
+            ("--max-decode-ms", self.max_decode_ms),
+            ("--max-prefill-ms", self.max_prefill_ms),
+        ):
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                msg = f"{option} {value:g}: must be above 0"
+                raise InputError(msg)
+        if self.objective != "loss" and self.max_kl is None and self.max_ppl_increase is None:
+            msg = f"--objective {self.objective} needs a limit on the loss: give --max-kl or --max-ppl-increase"
+            raise InputError(msg)
+
+    @property
+    def label(self) -> str:
+        """A name for the folder of its plan, e.g. ``int8`` or ``smallest-max-kl-0.001``."""
+        increase = self.max_ppl_increase
+        limits = (
+            ("max-kl", self.max_kl),
+            ("max-ppl", None if increase is None else f"{increase.amount:g}{'%' if increase.relative else ''}"),
+            ("max-decode-ms", self.max_decode_ms),
+            ("max-prefill-ms", self.max_prefill_ms),
+            ("max-ram", self.max_ram),
+        )
+        parts: list[str] = [self.objective] if self.objective != "loss" else []
+        parts += self.budgets
+        parts += [
+            f"{name}-{value:g}" if isinstance(value, float) else f"{name}-{value}"
+            for name, value in limits
+            if value is not None
+        ]
+        return "-".join(parts)
+
+    def limits(self, table: SensitivityTable, run: Run) -> tuple[ResourceLimit, ...]:
+        """Limits on RAM and time.
+
+        Raises:
+            InputError: a size that is not understood, or no device profile where one is needed.
+        """
+        found = []
+        if self.max_ram is not None:
+            found.append(ResourceLimit(ram_cost(self.rules, table), _megabytes(self.max_ram)))
+        if self.max_decode_ms is not None:
+            found.append(ResourceLimit(decode_cost(table, run), self.max_decode_ms))
+        if self.max_prefill_ms is not None:
+            found.append(ResourceLimit(prefill_cost(table, run), self.max_prefill_ms))
+        return tuple(found)
+
+    def minimise(self, table: SensitivityTable, run: Run) -> Cost | None:
+        """The cost that comes before the loss.
+
+        Raises:
+            InputError: no device profile where one is needed.
+        """
+        if self.objective == "smallest":
+            return Cost(FILES, "MB", 10**6, lambda spec, fmt: spec.bytes_in(fmt))
+        return decode_cost(table, run) if self.objective == "fastest" else None
+
+    def loss_ceilings(self, table: SensitivityTable, scales: Sequence[float] = (1.0, 1.0)) -> tuple[Ceiling, ...]:
+        """Limits on the sum of single losses that keep the whole model's loss within what is wanted.
+
+        A perplexity rises by as many nats as the KL divergence if the text is as likely as the model thinks; whether
+        it is shows when the plan is measured.
+
+        Args:
+            table: single losses, and how they add up.
+            scales: what whole models have shown: limits on KL and perplexity are multiplied by these.
+        """
+        wanted = []
+        if self.max_kl is not None:
+            wanted.append((KL, self.max_kl * scales[0]))
+        if self.max_ppl_increase is not None:
+            nats = self.max_ppl_increase.nll_nats(table.reference_nll_nats) * scales[1]
+            wanted.append((PERPLEXITY, nats))
+        losses = table.kl(table.goal)  # whatever metric is minimised
+        return tuple(Ceiling(name, losses, largest_sum(table, nats)) for name, nats in wanted)
+
+
+def limits_of(plan: Plan, table: SensitivityTable, run: Run) -> tuple[Ceiling | ResourceLimit, ...]:
+    """The limits that a plan records, besides its budget.
+
+    Raises:
+        InputError: no device profile where one is needed.
+    """
+    rules = Rules.of(plan)
+    found: list[Ceiling | ResourceLimit] = []
+    for limit in plan.limits:
+        if limit.name == RAM:
+            found.append(ResourceLimit(ram_cost(rules, table), limit.limit))
+        elif limit.name == DECODE:
+            found.append(ResourceLimit(decode_cost(table, run), limit.limit))
+        elif limit.name == PREFILL:
+            found.append(ResourceLimit(prefill_cost(table, run), limit.limit))
+        elif limit.name in (KL, PERPLEXITY):
+            found.append(Ceiling(limit.name, table.kl(table.goal), limit.limit))
+    return tuple(found)
+
+
+def largest_sum(table: SensitivityTable, joint_nats: float) -> float:
+    """The largest sum of single losses whose predicted joint loss is at most ``joint_nats``."""
+    low, high = joint_nats / 64, joint_nats * 64
+    for _ in range(60):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if table.predict_joint(middle) <= joint_nats else (low, middle)
+    return low
+
+
+def ram_cost(rules: Rules, table: SensitivityTable) -> Cost:
+    """RAM of the weights after loading, on the target and under the table's memory setting."""
+    return Cost(RAM, "MB", 10**6, lambda spec, fmt: rules.target.ram_bytes(spec, fmt, table.goal))
+
+
+def decode_cost(table: SensitivityTable, run: Run) -> Cost:
+    """Time of a decoded token on this machine.
+
+    Raises:
+        InputError: no profile, or one of another model.
+    """
+    profile = _profile(table, run)
+
+    def cost(spec: TensorSpec, fmt: QuantFormat) -> int:
+        return round(profile.decode_ms(spec, fmt) * _NANOSECONDS)
+
+    return Cost(DECODE, "ms", _NANOSECONDS, cost, round(profile.base_decode_ms * _NANOSECONDS))
+
+
+def prefill_cost(table: SensitivityTable, run: Run) -> Cost:
+    """Time of a prefill of the profile's length on this machine.
+
+    Raises:
+        InputError: no profile, or one of another model.
+    """
+    profile = _profile(table, run)
+
+    def cost(spec: TensorSpec, fmt: QuantFormat) -> int:
+        return round(profile.prefill_ms(spec, fmt) * _NANOSECONDS)
+
+    return Cost(PREFILL, "ms", _NANOSECONDS, cost, round(profile.base_prefill_ms * _NANOSECONDS))
+
+
+def _profile(table: SensitivityTable, run: Run) -> DeviceProfile:
+    profile = DeviceProfile.read(run.device)
+    profile.check_model(table.model, table.goal)
+    return profile
+
+
+def _megabytes(text: str) -> float:
+    match = _AMOUNT.match(text.strip().lower())
+    if match is None or match[2] not in UNITS or float(match[1]) <= 0:
+        msg = f"--max-ram {text!r} is not understood; write for example 300MB or 1.2GB"
+        raise InputError(msg)
+    return float(match[1]) * UNITS[match[2]] / 1e6

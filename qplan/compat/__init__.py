@@ -1,0 +1,1 @@
+"""The laboratory behind the table of exporters, converters and engines that go together."""

@@ -1,0 +1,65 @@
+"""The model that a run's table is about: folded, or as the user gave it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from qplan.card import ModelCard
+from qplan.errors import StaleArtifactError
+from qplan.model.load import LoadedModel, load_model
+from qplan.run.fold import FoldRecord, fold_of
+from qplan.run.folder import Run
+from qplan.settings import Say
+
+
+@dataclass(frozen=True)
+class AnalysedModel:
+    """The model of a finished analysis."""
+
+    loaded: LoadedModel
+    """What was analysed: folded, where that paid."""
+    original: LoadedModel
+    """As the user gave it: what MNN's exporter would make a model of; ``loaded`` itself where nothing was folded."""
+
+
+def load_analysed(run: Run, card: ModelCard, say: Say) -> AnalysedModel:
+    """Load the model that a run's table is about.
+
+    Raises:
+        StaleArtifactError: the model, or what it was folded to, has changed.
+    """
+    record = fold_of(run, card)
+    say(f"loading {card.source if record is None else run.folded}")
+    if record is not None:
+        return AnalysedModel(_load_folded(run, record), _load_original(record))
+    loaded = load_model(card.source)
+    if loaded.card.sha256 != card.sha256:
+        msg = f"{card.source} has changed since {run.sensitivity} was made; run 'qplan analyze' with --restart"
+        raise StaleArtifactError(msg)
+    return AnalysedModel(loaded, loaded)
+
+
+def _load_folded(run: Run, record: FoldRecord, device: str = "cpu") -> LoadedModel:
+    """The folded model, under the name that the user gave the original.
+
+    Raises:
+        StaleArtifactError: it is another one now.
+    """
+    folded = load_model(str(run.folded), device=device)
+    if folded.card.sha256 != record.folded_sha256:
+        msg = f"{run.folded} has changed since it was made; run 'qplan analyze' with --restart"
+        raise StaleArtifactError(msg)
+    return replace(folded, card=replace(folded.card, source=record.original))
+
+
+def _load_original(record: FoldRecord) -> LoadedModel:
+    """The model before folding.
+
+    Raises:
+        StaleArtifactError: it is another one now.
+    """
+    original = load_model(record.original)
+    if original.card.sha256 != record.original_sha256:
+        msg = f"{record.original} has changed since its weights were folded; run 'qplan analyze' with --restart"
+        raise StaleArtifactError(msg)
+    return original

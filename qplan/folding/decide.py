@@ -1,0 +1,217 @@
+"""Folds a run's model where that pays: the run goes on with the folded folder, and remembers what it came from."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from qplan.artifact import read_json
+from qplan.errors import MeasurementError, StaleArtifactError
+from qplan.folding.analyzed import _load_folded
+from qplan.folding.evidence import gather_evidence
+from qplan.folding.fit import expected_loss, fit_scales
+from qplan.folding.fold import fold, fold_sites, save_folded
+from qplan.formats import QuantFormat
+from qplan.mnn.folder import new_folder
+from qplan.model.load import LoadedModel
+from qplan.model.source import sha256_model
+from qplan.quantize import Int8Activations
+from qplan.quantize.round_all import round_all
+from qplan.quantize.run_rounder import run_rounder
+from qplan.quantize.stored_cache import StoredCache
+from qplan.run.calibration import CalibrationSet
+from qplan.run.fold import KIND, SCHEMA, FoldRecord, _ratio
+from qplan.run.folder import Run
+from qplan.sensitivity.joint import joint_losses
+from qplan.settings import DynamicOption, Memory, Progress, Say, memories_of
+from qplan.uniform import uniform_formats
+
+Folding = Literal["auto", "off"]
+
+
+FIT_TOKENS = 8192
+"""At most this many tokens of the calibration's `fit` windows: fewer fit single tokens' outliers."""
+
+BITS = (8, 4)
+"""Widths of the uniform models that a fold must be good for; the head has 8 bits in both."""
+
+EQUAL = 1e-5
+"""Largest relative difference of logits between the folded and the original model in FP32."""
+
+
+def run_fold(
+    run: Run,
+    loaded: LoadedModel,
+    calibration: CalibrationSet,
+    memory: Memory,
+    *,
+    dynamic_option: DynamicOption,
+    rounding: str,
+    batch_size: int,
+    jobs: int,
+    device: str,
+    say: Say,
+    progress: Progress,
+) -> tuple[LoadedModel, str]:
+    """Fit scales, fold, and keep the folded model if whole models lose less on tokens that it was not fitted to.
+
+    Fitted to the calibration's `fit` windows, judged on those that losses are measured on, with the run's rounding:
+    error feedback makes up for some of what folding would. Decided once per run.
+
+    Returns:
+        The folded model as it lies in the run folder, or ``loaded``; and a note for the table.
+
+    Raises:
+        StaleArtifactError: the run folds from other inputs; its folded model is left alone.
+        MeasurementError: the folded model is another function, or the model cannot be differentiated.
+    """
+    inputs = {
+        "model": loaded.card.sha256,
+        "fit": calibration.fit_sha256,
+        "judge": calibration.sha256,
+        "memory": memory,
+        "dynamic_option": str(dynamic_option),
+        "rounding": rounding,
+    }
+    if run.fold.is_file():
+        _check_inputs(run, inputs)
+        record = FoldRecord.read(run.fold)
+    else:
+        record = _decide(
+            run,
+            loaded,
+            calibration,
+            memory,
+            dynamic_option=dynamic_option,
+            rounding=rounding,
+            batch_size=batch_size,
+            jobs=jobs,
+            say=say,
+            progress=progress,
+        )
+        record.write(run.fold, inputs)
+    if record.folded_sha256 is None:
+        return loaded, record.note
+    return _load_folded(run, record, device), record.note
+
+
+def _check_inputs(run: Run, inputs: Mapping[str, str]) -> None:
+    """Refuse to fold anew what a finished table may stand on.
+
+    Raises:
+        StaleArtifactError: names what changed.
+    """
+    found = read_json(run.fold, KIND, SCHEMA)["inputs"]
+    words = {"model": "the model", "fit": "the text that rounding fits to", "judge": "the calibration text"}
+    changes = [words.get(key, key) for key, value in inputs.items() if found.get(key) != value]
+    if changes:
+        msg = (
+            f"{run.fold} was made from other inputs, changed: {', '.join(changes)}. To go on, use another folder "
+            "(--run DIR) or start over (--restart)"
+        )
+        raise StaleArtifactError(msg)
+
+
+def fitted_scales(
+    loaded: LoadedModel,
+    tokens: Tensor,
+    memory: Memory,
+    *,
+    batch_size: int = 4,
+    progress: Progress | None = None,
+) -> dict[str, Tensor]:
+    """Scales of every site, fitted to ``tokens [rows, seq_len]``."""
+    plans = list(_uniform(loaded).values())
+    memories = memories_of(memory)
+    evidence = gather_evidence(loaded, tokens, fold_sites(loaded), batch_size=batch_size, progress=progress)
+    totals = torch.zeros(len(memories), len(plans), device=loaded.device)
+    for found in evidence:
+        ones = torch.ones(found.site.channels, device=loaded.device)
+        totals += expected_loss(found, loaded, ones, plans, memories)
+    scales = {}
+    for number, found in enumerate(evidence):
+        scales[found.site.name] = fit_scales(found, loaded, plans, totals, memories)
+        if progress is not None:
+            progress(number + 1, len(evidence))
+    return scales
+
+
+def _decide(
+    run: Run,
+    loaded: LoadedModel,
+    calibration: CalibrationSet,
+    memory: Memory,
+    *,
+    dynamic_option: DynamicOption,
+    rounding: str,
+    batch_size: int,
+    jobs: int,
+    say: Say,
+    progress: Progress,
+) -> FoldRecord:
+    rows = max(1, FIT_TOKENS // calibration.seq_len)
+    fit = torch.from_numpy(calibration.fit[:rows])
+    judge = torch.from_numpy(calibration.tokens)
+    say(f"folding: scales fitted to {fit.numel()} tokens")
+    folded = fold(loaded, fitted_scales(loaded, fit, memory, batch_size=batch_size, progress=progress))
+    check_equal(loaded, folded, judge[:1])
+    with new_folder(run.folded, replace=True) as draft:
+        save_folded(folded, draft)
+    sha256 = sha256_model(run.folded)
+    folded = replace(folded, card=replace(folded.card, sha256=sha256))
+    activations = Int8Activations("prefill", dynamic_option)
+    losses: dict[str, dict[str, float]] = {}
+    caches: dict[str, StoredCache | None] = {}
+    for label, model in (("original", loaded), ("folded", folded)):
+        say(f"folding: uniform models, {label}")
+        rounder = run_rounder(run, model, calibration, rounding, batch_size=batch_size, progress=progress)
+        losses[label], caches[label] = {}, rounder.cache
+        plans = _uniform(model)
+        menu = {spec.name: [plan[spec.name] for plan in plans.values()] for spec in model.card.tensors}
+        round_all(rounder, menu, jobs=jobs, progress=progress)
+        for setting in memories_of(memory):
+            found = joint_losses(
+                model,
+                judge,
+                plans,
+                setting,
+                activations,
+                batch_size=batch_size,
+                rounder=rounder,
+                progress=progress,
+            )
+            losses[label] |= {f"{name}, memory {setting}": stats.kl_nats for name, stats in found.items()}
+    pays = math.prod(_ratio(losses, name) for name in losses["original"]) < 1
+    rejected = caches["original" if pays else "folded"]
+    for folder in ([] if rejected is None else [rejected.folder]) + ([] if pays else [run.folded]):
+        shutil.rmtree(folder, ignore_errors=True)
+    record = FoldRecord(loaded.card.source, loaded.card.sha256, sha256 if pays else None, memory, losses)
+    say(record.note)
+    return record
+
+
+def check_equal(original: LoadedModel, folded: LoadedModel, tokens: Tensor) -> float:
+    """Relative difference of all logits on ``tokens [rows, seq_len]``.
+
+    Raises:
+        MeasurementError: more than `EQUAL`.
+    """
+    expected = original.logits(tokens).to(torch.float64)
+    error = float((folded.logits(tokens).to(torch.float64) - expected).norm() / expected.norm())
+    if not error <= EQUAL:
+        msg = (
+            f"the folded model's logits differ from the original's by {error:.1e}, more than {EQUAL:.0e}: "
+            f"qplan's folds for {original.card.architecture} are wrong; use --fold off"
+        )
+        raise MeasurementError(msg)
+    return error
+
+
+def _uniform(loaded: LoadedModel) -> dict[str, dict[str, QuantFormat]]:
+    return {f"int{bits}": uniform_formats(loaded.card, bits) for bits in BITS}

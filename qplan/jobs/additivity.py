@@ -1,0 +1,89 @@
+"""Measures whole plans along the frontier: how far single losses are from adding up."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+from torch import Tensor
+
+from qplan.cost.file_bytes import estimate_fixed
+from qplan.formats import QuantFormat
+from qplan.model.load import LoadedModel
+from qplan.planner.planning import make_plan
+from qplan.planner.rules import Rules
+from qplan.quantize import Int8Activations
+from qplan.quantize.rounder import Rounder
+from qplan.run.additivity import JointPoint
+from qplan.run.table import SensitivityTable
+from qplan.sensitivity.joint import joint_losses
+from qplan.settings import Progress
+
+_PLACES = (0.0, 0.15, 0.3, 0.5, 0.75)
+"""Where plans are made, from the smallest (0) to the largest (1) in the logarithm of bytes; most are where losses are
+large and add up worst."""
+
+
+def measure_additivity(
+    table: SensitivityTable,
+    loaded: LoadedModel,
+    tokens: Tensor,
+    *,
+    batch_size: int = 4,
+    rounder: Rounder | None = None,
+    progress: Progress | None = None,
+) -> SensitivityTable:
+    """Measure the joint loss of a few plans under the goal's memory setting.
+
+    Args:
+        table: single losses.
+        loaded: the model.
+        tokens: int64 ``[rows, seq_len]``, those that the table was measured on.
+        batch_size: rows per pass.
+        rounder: chooses the integers; None rounds to nearest.
+        progress: called after each pass.
+
+    Returns:
+        the table with a point for each plan.
+
+    Raises:
+        MeasurementError: a loss that is not finite.
+    """
+    plans = {str(index): formats for index, formats in enumerate(_frontier(table))}
+    joint = joint_losses(
+        loaded,
+        tokens,
+        plans,
+        table.goal,
+        Int8Activations("prefill", table.conditions.dynamic_option),
+        batch_size=batch_size,
+        rounder=rounder,
+        progress=progress,
+    )
+    single = table.kl(table.goal)
+    points = [
+        JointPoint(
+            table.goal,
+            math.fsum(single[name][fmt.name] for name, fmt in formats.items()),
+            joint[label].kl_nats,
+        )
+        for label, formats in plans.items()
+    ]
+    return replace(table, joint=tuple(points))
+
+
+def _frontier(table: SensitivityTable) -> Iterator[dict[str, QuantFormat]]:
+    fixed = estimate_fixed(table.model)
+    rules = Rules(logits_bits=0)
+    groups = rules.problem(table.model, rules.losses(table), None).groups
+    smallest, largest = (
+        fixed.total + sum(end(choice.bytes for choice in group.choices) for group in groups) for end in (min, max)
+    )
+    seen: list[dict[str, QuantFormat]] = []
+    for place in _PLACES:
+        budget = math.ceil(smallest ** (1 - place) * largest**place)
+        formats = make_plan(table, f"{budget}B", fixed, rules=rules).formats
+        if formats not in seen:
+            seen.append(formats)
+            yield formats

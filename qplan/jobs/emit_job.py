@@ -1,0 +1,174 @@
+"""What an emit was asked for and works on, and its planning half: the plan to build, before the engine has a say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qplan.choosing.activations import (
+    BlockGain,
+    as_asked,
+    computable,
+    impossible,
+    measure_gain,
+    unasked,
+    with_foreign_losses_told,
+)
+from qplan.choosing.choose import with_price_of_nearest
+from qplan.choosing.loss_limits import choose_wanted
+from qplan.choosing.repair import EVALUATIONS
+from qplan.choosing.retarget import retarget_rules
+from qplan.choosing.sizes import fixed_bytes
+from qplan.choosing.task import Task
+from qplan.choosing.wanted import Wanted
+from qplan.cost.file_bytes import FixedBytes
+from qplan.errors import InfeasibleError
+from qplan.folding.analyzed import AnalysedModel
+from qplan.formats import applies, garbled
+from qplan.jobs.skeletons import run_skeleton
+from qplan.mnn.build.skeleton import Skeleton
+from qplan.mnn.engines import EngineTarget, EngineVersion
+from qplan.model.load import LoadedModel
+from qplan.planner.rules import Rules
+from qplan.quantize.rounder import Rounder
+from qplan.report.words import Language
+from qplan.run.folder import Run
+from qplan.run.plan import Plan
+from qplan.run.plans import PLAN_FILE
+from qplan.run.table import SensitivityTable
+from qplan.settings import DynamicOption, Say
+
+
+@dataclass(frozen=True)
+class EmitOptions:
+    """What ``qplan emit`` was asked for."""
+
+    wanted: Wanted = field(default_factory=Wanted)
+    text: str | None = None
+    """What the built model is judged on; None for held-out windows of the calibration text."""
+    tokens: int = 2048
+    """At most this many tokens of it."""
+    build: bool = True
+    llmexport: Path | None = None
+    threads: int = 1
+    dynamic_option: DynamicOption | None = None
+    """None for the one that `qplan.choosing.activations` takes unasked."""
+    evaluations: int = EVALUATIONS
+    """Whole models that a repair may measure."""
+    plan: Path | None = None
+    """Build from this plan, which people may have edited, instead of making one."""
+    engine: str | None = None
+    """MNN version that the model is for; None for the installed one."""
+    language: Language = Language.en
+    """Of the report."""
+
+    @property
+    def target(self) -> EngineTarget:
+        """What that engine needs.
+
+        Raises:
+            InputError: no model is known to run there.
+        """
+        return EngineTarget.of(EngineVersion.installed() if self.engine is None else EngineVersion.parse(self.engine))
+
+
+@dataclass(frozen=True)
+class EmitJob:
+    """What every step of an emit needs."""
+
+    options: EmitOptions
+    run: Run
+    table: SensitivityTable
+    model: AnalysedModel
+    skeleton: Skeleton
+    rounder: Rounder
+    heldout: NDArray[np.int64]
+    say: Say
+
+    @cached_property
+    def folder(self) -> Path:
+        """A given plan's own folder in the run, or one named after its file or after the budget."""
+        options = self.options
+        label = options.wanted.label if options.plan is None else options.plan.stem
+        if options.plan is not None and options.plan.name == PLAN_FILE:
+            inside = options.plan.resolve().parent
+            if inside.parent == self.run.folder.resolve():
+                return inside
+        return self.run.budget(label if options.engine is None else f"{label}-mnn-{options.target.engine}")
+
+    @property
+    def plan_path(self) -> Path:
+        """Of the plan in `folder`."""
+        return self.folder / PLAN_FILE
+
+    @property
+    def exported(self) -> LoadedModel:
+        """What llmexport can make: it knows no factor of the embedding, and takes the original where there is one."""
+        return self.model.loaded if self.model.loaded.embedding_scale is None else self.model.original
+
+    @cached_property
+    def uniform_skeleton(self) -> Skeleton:
+        """What uniform models are built from: the original's graph, since MNN's exporter knows nothing of folds."""
+        original = self.model.original
+        if original is self.model.loaded:
+            return self.skeleton
+        c4 = self.options.target.c4
+        return run_skeleton(self.run, original, self.options.llmexport, self.say, c4=c4, unfolded=True)
+
+
+def planned(job: EmitJob, given: Plan | None) -> tuple[Plan, BlockGain | None]:
+    """The plan; with the gain of ``dynamic_option`` 2 if that still hangs on the built model's speed."""
+    options, table, fixed = job.options, job.table, fixed_bytes(job.skeleton)
+    plan = given or _chosen(job, fixed)
+    plan = replace(plan, sensitivity_sha256=table.sha256)
+    exported = Task(table, fixed, job.rounder, Rounder(job.exported), job.heldout, job.say)
+    plan = with_price_of_nearest(plan, exported)
+    if given is not None and options.dynamic_option is None:
+        options = replace(options, dynamic_option=2 if given.dynamic_option == 2 else 0)
+    plan, gain = _first_option(plan, options, job.rounder, job.heldout, job.say)
+    return (plan, gain) if gain else (with_foreign_losses_told(plan, table.conditions.dynamic_option), None)
+
+
+def _chosen(job: EmitJob, fixed: FixedBytes) -> Plan:
+    """The plan within the bytes of the unfolded uniform export; within those of the folded one if nothing else fits."""
+    options, uniform_fixed = job.options, fixed_bytes(job.uniform_skeleton)
+
+    table = job.table if options.dynamic_option != 2 else computable(job.table)
+    task = Task(table, fixed, job.rounder, Rounder(job.model.original), job.heldout, job.say)
+
+    def choose(rules: Rules) -> Plan:
+        wanted = replace(options.wanted, rules=retarget_rules(rules, options.target))
+        return choose_wanted(task, wanted, job.run, evaluations=options.evaluations)
+
+    more = fixed.total - uniform_fixed.total
+    if more <= 0:
+        return choose(options.wanted.rules)
+    try:
+        return choose(replace(options.wanted.rules, uniform_fixed=uniform_fixed))
+    except InfeasibleError as error:
+        job.say(f"not within the bytes of the unfolded uniform export: {error}")
+    plan = choose(options.wanted.rules)
+    note = f"budgets are those of uniform exports of the folded weights, whose graph is {more:,} bytes larger"
+    return replace(plan, notes=(*plan.notes, note))
+
+
+def _first_option(
+    plan: Plan, options: EmitOptions, rounder: Rounder, heldout: NDArray[np.int64], say: Say
+) -> tuple[Plan, BlockGain | None]:
+    """The plan with a ``dynamic_option``; with a gain if that still hangs on the built model's speed."""
+    if options.dynamic_option == 0 or not applies(plan.memory, plan.formats):
+        return replace(plan, dynamic_option=options.dynamic_option or 0), None
+    names = garbled(plan.formats)
+    if names:
+        return impossible(plan, names), None
+    say("joint loss with a scale per token, and per block of the activations")
+    gain = measure_gain(plan, rounder, heldout)
+    if options.dynamic_option == 2:
+        return as_asked(plan, gain), None
+    if gain.pays and options.build:
+        return plan, gain
+    return unasked(plan, gain, None), None

@@ -1,0 +1,359 @@
+"""Measures what this machine takes for every op shape and format: whole models on the engine, one shape changed.
+
+Weights are drawn, not quantised: their values do not change the time. Every shape is changed alone to every other
+format, and uniform models of that format correct the sum of these changes, so that noise does not accumulate.
+"""
+
+from __future__ import annotations
+
+import math
+import platform
+import shutil
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from qplan.artifact import read_json, sha256_json, versions, write_json
+from qplan.card import ModelCard
+from qplan.cost.target import DEFAULT_TARGET, Target, find_target
+from qplan.folding.analyzed import load_analysed
+from qplan.formats import FP16, INT8, QuantFormat
+from qplan.jobs.skeletons import run_skeleton
+from qplan.mnn.build.skeleton import Skeleton
+from qplan.mnn.build.writer import build_model
+from qplan.mnn.engine.session import Engine, SpeedSample
+from qplan.mnn.runtime import RuntimeConfig
+from qplan.quantize import IntTensor, StoredTensor, store_float
+from qplan.run.folder import Run
+from qplan.run.profile import DeviceProfile, OpTime, TimedModel
+from qplan.run.table import SensitivityTable
+from qplan.settings import Progress, Say
+from qplan.tensors import TensorSpec
+
+Formats = Mapping[str, QuantFormat]
+Shape = tuple[int, int]
+
+_KEEP_BYTES = 4_000_000_000
+"""Models that take turns stay on the disk together; beyond this, each has all of its rounds once it is built."""
+
+
+@dataclass(frozen=True)
+class ProfileOptions:
+    """How thoroughly to measure."""
+
+    threads: int = 1
+    prompt_tokens: int = 128
+    decode_tokens: int = 12
+    repeats: int = 12
+    rounds: int = 3
+    """Times that every model is measured, in turn unless models are large; minima count."""
+
+
+@dataclass(frozen=True)
+class Times:
+    """Fastest times of one model."""
+
+    prefill_ms: float
+    decode_ms: float
+    """Per token: the mean over positions of the fastest repeat."""
+
+    @classmethod
+    def of(cls, sample: SpeedSample) -> Times:
+        """From one sample."""
+        steps = np.array(sample.decode_s).reshape(len(sample.prefill_s), -1)
+        return cls(1e3 * min(sample.prefill_s), 1e3 * float(steps.min(axis=0).mean()))
+
+
+@dataclass
+class _Journal:
+    """Times as they are taken: a profile that was killed goes on with them."""
+
+    path: Path
+    inputs: dict[str, str]
+    """What the times depend on."""
+    times: dict[str, list[Times]] = field(default_factory=dict)
+    """By label of the model, one for each round."""
+
+    _KIND = "qplan-times"
+
+    @classmethod
+    def open(cls, path: Path, inputs: dict[str, str]) -> _Journal:
+        """With the times that were kept, if they were of the same inputs."""
+        if path.is_file() and (found := read_json(path, cls._KIND, 1))["inputs"] == inputs:
+            return cls(path, inputs, {k: [Times(*t) for t in rounds] for k, rounds in found["times"].items()})
+        return cls(path, inputs)
+
+    def add(self, label: str, times: Times) -> None:
+        """Keep one more."""
+        self.times.setdefault(label, []).append(times)
+        body = {label: [astuple(t) for t in rounds] for label, rounds in self.times.items()}
+        write_json(self.path, self._KIND, 1, self.inputs, {"times": body})
+
+
+def profile(
+    table: SensitivityTable,
+    skeleton: Skeleton,
+    target: Target,
+    *,
+    scratch: Path,
+    options: ProfileOptions,
+    say: Say,
+    progress: Progress | None = None,
+) -> DeviceProfile:
+    """Measure a model's ops on this machine.
+
+    Args:
+        table: whose formats are timed, under its memory setting.
+        skeleton: the exported graph.
+        target: which widths take the same time.
+        scratch: folder for built models and for times as they are taken; removed in the end.
+        options: how thoroughly.
+        say: told what is being done.
+        progress: called after each timed model.
+
+    Raises:
+        ToolError: converter or engine failed.
+    """
+    card = table.model
+    classes = _classes(table, target)
+    base = _uniform(card, INT8)
+    trials: dict[str, Formats] = {"base": base}
+    for fmt in dict.fromkeys(f for found in classes.values() for f in found):
+        trials[f"uniform {fmt}"] = {
+            spec.name: fmt if fmt in classes[_shape(spec)] else base[spec.name] for spec in card.tensors
+        }
+    for shape, formats in classes.items():
+        for fmt in formats:
+            changed = {spec.name: fmt for spec in card.tensors if _shape(spec) == shape}
+            trials[f"{shape} {fmt}"] = {**base, **changed}
+    times = measure_times(
+        card, skeleton, trials, table.goal, scratch=scratch, options=options, say=say, progress=progress
+    )
+    counts = Counter(_shape(spec) for spec in card.tensors)
+    (base_prefill, prefill), (base_decode, decode) = (
+        _changes(classes, counts, {label: [getattr(t, kind) for t in rounds] for label, rounds in times.items()})
+        for kind in ("prefill_ms", "decode_ms")
+    )
+    return DeviceProfile(
+        machine=machine(),
+        engine=versions()["MNN"],
+        target=target.name,
+        memory=table.goal,
+        threads=options.threads,
+        prompt_tokens=options.prompt_tokens,
+        model_sha256=card.sha256,
+        base=INT8.name,
+        base_prefill_ms=base_prefill,
+        base_decode_ms=base_decode,
+        ops=tuple(
+            OpTime(*shape, fmt.name, counts[shape], prefill.get((shape, fmt), 0.0), decode.get((shape, fmt), 0.0))
+            for shape, formats in classes.items()
+            for fmt in (INT8.resolve(shape[1]), *formats)
+        ),
+        models=tuple(
+            TimedModel(label, min(t.prefill_ms for t in rounds), min(t.decode_ms for t in rounds))
+            for label, rounds in times.items()
+        ),
+    )
+
+
+def measure_times(
+    card: ModelCard,
+    skeleton: Skeleton,
+    trials: Mapping[str, Formats],
+    memory: str,
+    *,
+    scratch: Path,
+    options: ProfileOptions,
+    say: Say,
+    progress: Progress | None = None,
+) -> dict[str, list[Times]]:
+    """Build models and time them, several rounds: in turn, or one after the other where they are large.
+
+    What was killed goes on with the times in ``scratch``.
+
+    Raises:
+        ToolError: converter or engine failed.
+    """
+    runtime = RuntimeConfig(memory, threads=options.threads)
+    decode = max(1, min(options.decode_tokens, card.context // 4))
+    prompt = max(1, min(options.prompt_tokens, card.context - decode))
+    size = sum(spec.bytes_in(FP16) for spec in card.tensors) * len(trials)
+    in_turn = size <= _KEEP_BYTES
+    rounds = range(options.rounds)
+    order = [(label, r) for r in rounds for label in trials] if in_turn else [(k, r) for k in trials for r in rounds]
+    how = "in turn" if in_turn else "one model after the other"
+    say(f"timing {len(trials)} models, rounds: {options.rounds}, {how}")
+    depends = {
+        "model": card.sha256,
+        "trials": sha256_json({k: {name: str(fmt) for name, fmt in formats.items()} for k, formats in trials.items()}),
+        "machine": machine(),
+        "engine": versions()["MNN"],
+        "memory": memory,
+        "counts": f"{options.threads} threads, {prompt} and {decode} tokens, {options.repeats} repeats",
+    }
+    journal = _Journal.open(scratch / "times.json", depends)
+    models = scratch / "models"
+    folders = {label: models / str(number) for number, label in enumerate(trials)}
+    shutil.rmtree(models, ignore_errors=True)  # whatever was killed may have built others
+    try:
+        for done, (label, turn) in enumerate(order, 1):
+            folder = folders[label]
+            if turn >= len(journal.times.get(label, ())):
+                if not folder.is_dir():
+                    _build(card, skeleton, trials[label], folder, runtime)
+                with Engine(folder, runtime, context=card.context) as engine:
+                    # a thread's own time is not disturbed by other processes
+                    sample = engine.measure_speed(prompt, decode, options.repeats, own_time=options.threads == 1)
+                journal.add(label, Times.of(sample))
+            if turn == options.rounds - 1:
+                shutil.rmtree(folder, ignore_errors=True)
+            if progress is not None:
+                progress(done, len(order))
+    finally:
+        shutil.rmtree(models, ignore_errors=True)
+    shutil.rmtree(scratch)
+    return {label: journal.times[label][: options.rounds] for label in trials}
+
+
+def machine() -> str:
+    """The processor's name, as far as the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return f"{platform.system()} {platform.machine()}" + (f", {model}" if model else "")
+
+
+def _shape(spec: TensorSpec) -> Shape:
+    return spec.out_features, spec.in_features
+
+
+def _classes(table: SensitivityTable, target: Target) -> dict[Shape, list[QuantFormat]]:
+    """Formats of every shape that differ in time, the base's left out; a tied head has only what it may have."""
+    found: dict[Shape, dict[QuantFormat, None]] = {}
+    for spec in table.model.tensors:
+        known = found.setdefault(_shape(spec), {})
+        for fmt in table.formats_of(spec.name):
+            known.setdefault(target.timed_as(fmt))
+    return {shape: [f for f in known if f != INT8.resolve(shape[1])] for shape, known in found.items()}
+
+
+def _uniform(card: ModelCard, fmt: QuantFormat) -> dict[str, QuantFormat]:
+    return {spec.name: fmt.resolve(spec.in_features) for spec in card.tensors}
+
+
+def _changes(
+    classes: Mapping[Shape, Sequence[QuantFormat]], counts: Mapping[Shape, int], times: Mapping[str, Sequence[float]]
+) -> tuple[float, dict[tuple[Shape, QuantFormat], float]]:
+    """What the base model takes, and what each shape takes more in each format.
+
+    Measured times are pulled towards a time per weight as far as noise demands.
+
+    On an idle machine that is what single changes say. Where rounds differ as much as shapes do, a format's shapes
+    get the time per weight that fits them all and the uniform model best (James and Stein, "Estimation with quadratic
+    loss", 1961).
+    """
+    # the median: one model that was disturbed in two rounds says nothing about the others
+    noise = float(np.median([_noise(rounds) for rounds in times.values()]))
+    zero = _level(classes, counts, times, noise)
+    found: dict[tuple[Shape, QuantFormat], float] = {}
+    for fmt in _formats(classes):
+        shapes = [shape for shape, formats in classes.items() if fmt in formats]
+        weights = np.array([counts[shape] * math.prod(shape) for shape in shapes], dtype=np.float64)
+        single = np.array([min(times[f"{shape} {fmt}"]) - zero for shape in shapes])
+        whole = min(times[f"uniform {fmt}"]) - zero
+        design, seen = np.append(weights, weights.sum()), np.append(single, whole)
+        line = weights * float(design @ seen / (design @ design))
+        off = single - line
+        kept = _trusted(off, noise)
+        changes = line + kept * off
+        # single changes need not add up to the uniform model: what is missing goes where the weights are
+        changes += kept * (whole - changes.sum()) * weights / weights.sum()
+        found |= {(shape, fmt): float(change) for shape, change in zip(shapes, changes, strict=True)}
+    return zero, found
+
+
+def _level(
+    classes: Mapping[Shape, Sequence[QuantFormat]],
+    counts: Mapping[Shape, int],
+    times: Mapping[str, Sequence[float]],
+    noise: float,
+) -> float:
+    """Time of the base model: its own minimum, pulled towards what all models say by a time per weight of each format.
+
+    Everything is counted from here, so that noise in one model must not shift all.
+    """
+    formats = _formats(classes)
+    rows = [[1.0, *(0.0 for _ in formats)]]
+    seen = [min(times["base"])]
+    for column, fmt in enumerate(formats):
+        shapes = [shape for shape, found in classes.items() if fmt in found]
+        sizes = {shape: float(counts[shape] * math.prod(shape)) for shape in shapes}
+        for label, size in [*((f"{s} {fmt}", w) for s, w in sizes.items()), (f"uniform {fmt}", sum(sizes.values()))]:
+            rows.append([1.0, *(size if column == other else 0.0 for other in range(len(formats)))])
+            seen.append(min(times[label]))
+    level = float(np.linalg.lstsq(np.array(rows), np.array(seen), rcond=None)[0][0])
+    return level + _trusted(np.array([seen[0] - level]), noise) * (seen[0] - level)
+
+
+def _formats(classes: Mapping[Shape, Sequence[QuantFormat]]) -> list[QuantFormat]:
+    return list(dict.fromkeys(fmt for formats in classes.values() for fmt in formats))
+
+
+def _trusted(off: NDArray[np.float64], noise: float) -> float:
+    """Which part of deviations is more than noise, 0 to 1; both sides of a difference are noisy."""
+    return max(0.0, 1 - len(off) * 2 * noise / float(off @ off)) if off.any() else 0.0
+
+
+def _noise(rounds: Sequence[float]) -> float:
+    """Variance of a minimum over rounds, from its distance to the next best; 0 where there was one round."""
+    ordered = sorted(rounds)
+    return (ordered[1] - ordered[0]) ** 2 if len(ordered) > 1 else 0.0
+
+
+def _build(card: ModelCard, skeleton: Skeleton, formats: Formats, folder: Path, runtime: RuntimeConfig) -> None:
+    def source(spec: TensorSpec) -> Callable[[], StoredTensor]:
+        return lambda: drawn(spec, formats[spec.name])
+
+    tensors = {spec.op_name: source(spec) for spec in card.tensors}
+    build_model(skeleton, tensors, folder, runtime=runtime, replace=True)
+
+
+def drawn(spec: TensorSpec, fmt: QuantFormat) -> StoredTensor:
+    """A stored tensor with drawn values of the size that weights have."""
+    generator = torch.Generator().manual_seed(0)
+    rows, width = spec.out_features, spec.in_features
+    if fmt.is_float:
+        return store_float(torch.randn(rows, width, generator=generator) / math.sqrt(width), fmt)
+    half = 1 << (fmt.bits - 1)
+    codes = torch.randint(1, 2 * half, (rows, width), generator=generator, dtype=torch.uint8)
+    blocks = width // fmt.block_size(width)
+    scale = torch.full((rows, blocks), 1 / (half * math.sqrt(width)))
+    return IntTensor(fmt, codes, scale, None if fmt.symmetric else torch.zeros(rows, blocks))
+
+
+def run_profile(
+    run: Run, options: ProfileOptions, llmexport: Path | None, say: Say, progress: Progress | None = None
+) -> DeviceProfile:
+    """Profile a run's model and write ``device.json``.
+
+    Raises:
+        InputError: no analysis.
+        StaleArtifactError: the model is not the one that was analysed.
+        ToolError: exporter, converter or engine failed.
+    """
+    table = SensitivityTable.read(run.sensitivity)
+    loaded = load_analysed(run, table.model, say).loaded
+    skeleton = run_skeleton(run, loaded, llmexport, say)
+    del loaded  # its memory is better left to the engine
+    target, scratch = find_target(DEFAULT_TARGET), run.folder / "profile"
+    measured = profile(table, skeleton, target, scratch=scratch, options=options, say=say, progress=progress)
+    measured.write(run.device)
+    return measured

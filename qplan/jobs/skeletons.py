@@ -1,0 +1,50 @@
+"""The exported graph of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from qplan.artifact import read_json, write_json
+from qplan.choosing.sizes import SKELETON_KIND, SKELETON_SCHEMA
+from qplan.mnn.build.exporter import export_skeleton
+from qplan.mnn.build.exporter_source import find_exporter
+from qplan.mnn.build.skeleton import Skeleton
+from qplan.model.load import LoadedModel
+from qplan.run.folder import Run
+from qplan.settings import Say
+
+
+def run_skeleton(
+    run: Run,
+    loaded: LoadedModel,
+    llmexport: Path | None,
+    say: Say,
+    *,
+    c4: bool = True,
+    unfolded: bool = False,
+) -> Skeleton:
+    """The exported graph of this very model by this very exporter: the one in the run folder, or a new one.
+
+    Args:
+        run: where it is kept.
+        loaded: the model.
+        llmexport: a MNN checkout whose exporter to use; None for the PyPI package.
+        say: told what is being done.
+        c4: with the fusion that engines before 3.6.1 crash on.
+        unfolded: whether it is the model before folding, which is kept apart.
+
+    Raises:
+        ToolError: the exporter failed.
+    """
+    exporter = find_exporter(llmexport).version
+    inputs = {"model": loaded.card.sha256, "exporter": exporter}
+    folder, record = run.skeleton_for(c4=c4, unfolded=unfolded)
+    kept = folder.is_dir() and record.is_file()
+    if kept and read_json(record, SKELETON_KIND, SKELETON_SCHEMA)["inputs"] == inputs:
+        return Skeleton.open(folder)
+    record.unlink(missing_ok=True)
+    say(f"exporting the graph with {exporter}")
+    scale = None if loaded.embedding_scale is None else loaded.embedding_scale.cpu().numpy()
+    skeleton = export_skeleton(loaded.folder, folder, llmexport=llmexport, replace=True, c4=c4, input_scale=scale)
+    write_json(record, SKELETON_KIND, SKELETON_SCHEMA, inputs, {})
+    return skeleton

@@ -1,0 +1,164 @@
+"""Exports of a Hugging Face folder by llmexport, in a child process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qplan.errors import InputError, ToolError
+from qplan.mnn.build.exporter_source import ExportOptions, find_exporter
+from qplan.mnn.build.skeleton import REQUIRED_FILES, Skeleton, write_marker
+from qplan.mnn.child import run_child
+from qplan.mnn.folder import new_folder
+from qplan.mnn.graph.input_scale import scale_input
+
+Progress = Callable[[str], None]
+
+_SPINNER = "".join(map(chr, range(0x2800, 0x2900)))
+_WITHOUT_C4 = {"QPLAN_CONVERTER_ARGUMENTS": "--transformerFuseC4=0"}
+_OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+
+
+def export_skeleton(
+    model_dir: Path,
+    out: Path,
+    *,
+    llmexport: Path | None = None,
+    progress: Progress | None = None,
+    timeout_s: float = 7200,
+    replace: bool = False,
+    c4: bool = True,
+    input_scale: NDArray[np.float32] | None = None,
+) -> Skeleton:
+    """Export a model at fp16: the graph, norms, biases and embedding that every build starts from.
+
+    Args:
+        model_dir: Hugging Face folder; nothing is downloaded.
+        out: folder to make.
+        llmexport: another exporter than the installed package: a MNN checkout, its export folder or ``llmexport.py``.
+        progress: called with every line that the exporter prints.
+        timeout_s: seconds until it is killed.
+        replace: whether a folder that is there already gives way.
+        c4: whether attention is fused for packed channels, which engines before 3.6.1 crash on.
+        input_scale: ``[hidden]``, what the graph multiplies the looked-up embedding by; None for nothing.
+
+    Raises:
+        InputError: no model in ``model_dir``, ``out`` exists, or no exporter.
+        ToolError: the exporter failed.
+    """
+    export(
+        model_dir,
+        out,
+        ExportOptions(c4=c4),
+        llmexport=llmexport,
+        progress=progress,
+        timeout_s=timeout_s,
+        replace=replace,
+        input_scale=input_scale,
+    )
+    return Skeleton.open(out)
+
+
+def export_with_config(
+    model_dir: Path,
+    out: Path,
+    quant_config: Path,
+    *,
+    bits: int = 8,
+    block: int = 64,
+    symmetric: bool = False,
+    scale_bits: int | None = None,
+    llmexport: Path | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Export with llmexport's own quantiser and a ``quant_config.json``; the rest is for ops that it does not name.
+
+    Raises:
+        InputError: no such file, no model in ``model_dir``, ``out`` exists, or no exporter.
+        ToolError: the exporter failed.
+    """
+    if not quant_config.is_file():
+        msg = f"{quant_config} does not exist; make it with qplan emit"
+        raise InputError(msg)
+    options = ExportOptions(bits, block, None, None, symmetric, scale_bits, quant_config.resolve())
+    return export(model_dir, out, options, llmexport=llmexport, progress=progress)
+
+
+def export(
+    model_dir: Path,
+    out: Path,
+    options: ExportOptions,
+    *,
+    llmexport: Path | None = None,
+    progress: Progress | None = None,
+    timeout_s: float = 7200,
+    replace: bool = False,
+    converter: Path | None = None,
+    input_scale: NDArray[np.float32] | None = None,
+) -> Path:
+    """Run llmexport with any options; the folder appears whole or not at all and holds no paths of this machine.
+
+    Args:
+        model_dir: Hugging Face folder; nothing is downloaded.
+        out: folder to make.
+        options: of llmexport.
+        llmexport: another exporter than the installed package.
+        progress: called with every line that the exporter prints.
+        timeout_s: seconds until it is killed.
+        replace: whether a folder that is there already gives way.
+        converter: folder of another MNN package, whose converter the exporter then uses; None for the installed one.
+
+    Raises:
+        InputError: no model in ``model_dir``, ``out`` exists, or no exporter.
+        ToolError: the exporter failed, or said that it succeeded and left a file out.
+    """
+    if not (model_dir / "config.json").is_file():
+        msg = f"{model_dir} holds no config.json; give a local Hugging Face model folder"
+        raise InputError(msg)
+    exporter = find_exporter(llmexport)
+    with new_folder(out, replace=replace) as draft:
+        work = draft.with_name("work")
+        work.mkdir()
+        # llmexport picks another exporter for paths that contain "bge" or "gte": a link has a name that is ours
+        (work / "model").symlink_to(model_dir.resolve(), target_is_directory=True)
+        # its default converter is a path relative to the working folder: an empty one selects the installed MNN
+        arguments = [*options.arguments(exporter, Path("model"), Path("../draft")), "--mnnconvert="]
+        what = f"{exporter.version} failed to export {model_dir}"
+        environment = _OFFLINE | ({} if options.c4 else _WITHOUT_C4)
+        if converter is not None:
+            environment["PYTHONPATH"] = str(converter.resolve())
+        output = run_child(
+            "build/exporter_child.py",
+            [str(exporter.script), *arguments],
+            what=what,
+            cwd=work,
+            timeout_s=timeout_s,
+            environment=environment,
+            progress=None if progress is None else _without_frames(progress),
+        )
+        missing = [name for name in REQUIRED_FILES if not (draft / name).is_file()]
+        if missing:
+            msg = f"{what}: it ended well but left out {', '.join(missing)}"
+            raise ToolError(msg, tail=output[-2000:])
+        (draft / "export_args.json").unlink(missing_ok=True)
+        if input_scale is not None:
+            scale_input(draft, input_scale)
+        write_marker(draft, exporter.version)
+    return out
+
+
+def _without_frames(progress: Progress) -> Progress:
+    """Pass a line on when it says something new: llmexport animates every step with a spinner."""
+    last = ""
+
+    def once(line: str) -> None:
+        nonlocal last
+        text = line.lstrip(_SPINNER).strip()
+        if text and text != last:
+            last = text
+            progress(text)
+
+    return once

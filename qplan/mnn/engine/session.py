@@ -1,0 +1,308 @@
+"""MNN's engine with one model folder, in a child process that may crash without taking anyone along."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qplan.errors import InputError, ToolError
+from qplan.mnn.build.skeleton import CONFIG_FILE
+from qplan.mnn.engine.process import EngineProcess
+from qplan.mnn.graph.binary import LINEAR_ATTENTION, read_binary_graph
+from qplan.mnn.graph.json_graph import GRAPH_FILE
+from qplan.mnn.runtime import RuntimeConfig
+
+Logits = NDArray[np.float32]
+"""``[tokens, vocabulary]``."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A greedy continuation."""
+
+    tokens: tuple[int, ...]
+    text: str
+
+
+@dataclass(frozen=True)
+class Step:
+    """One token of a greedy continuation."""
+
+    token: int
+    text: str
+    """Characters that it completes; empty within a character of several tokens."""
+    seconds: float
+    """Of the pass that made it."""
+
+
+@dataclass(frozen=True)
+class SpeedSample:
+    """Seconds of single runs, the warm-up left out."""
+
+    prompt_tokens: int
+    prefill_s: tuple[float, ...]
+    """One per repeat."""
+    decode_s: tuple[float, ...]
+    """One per decoded token, all repeats."""
+
+    @property
+    def prefill_tokens_per_s(self) -> float:
+        """From the fastest prefill."""
+        return self.prompt_tokens / min(self.prefill_s)
+
+    @property
+    def decode_tokens_per_s(self) -> float:
+        """From the median decoded token: the cache grows, so that the fastest is merely the first."""
+        return 1 / float(np.median(self.decode_s))
+
+
+class Engine:
+    """A model folder on the real engine.
+
+    Starts a process and loads the model; use it in a ``with`` block, or call `close`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        runtime: RuntimeConfig | None = None,
+        *,
+        context: int | None = None,
+        timeout_s: float = 1800,
+    ) -> None:
+        """Load a model.
+
+        Args:
+            folder: built or exported MNN folder.
+            runtime: settings of the engine; None is memory low, 1 thread.
+            context: longest sequence in tokens, None if unknown; longer ones are refused.
+            timeout_s: seconds until a request counts as hung and the process is killed.
+
+        Raises:
+            InputError: no model there.
+            ToolError: the engine does not load it, crashes or hangs.
+        """
+        self._config = folder / CONFIG_FILE
+        if not self._config.is_file():
+            msg = f"{folder} holds no {CONFIG_FILE}; give a built MNN model folder"
+            raise InputError(msg)
+        self.folder = folder
+        self.runtime = runtime or RuntimeConfig()
+        self.context = context
+        self.timeout_s = timeout_s
+        self._process: EngineProcess | None = None
+        self._loaded: dict[str, Any] = {}
+        self._used = False
+        self.restart()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process still runs."""
+        return self._process is not None and self._process.alive
+
+    @property
+    def version(self) -> str:
+        """Version of the installed MNN."""
+        return str(self._loaded["version"])
+
+    @property
+    def vocabulary(self) -> int:
+        """Width of the logits."""
+        return int(self._loaded["vocabulary"])
+
+    @property
+    def ram_bytes(self) -> int:
+        """Growth of the process's resident memory by loading the model; 0 where the system does not tell."""
+        return int(self._loaded["ram_bytes"])
+
+    @property
+    def load_s(self) -> float:
+        """Seconds that loading took."""
+        return float(self._loaded["load_s"])
+
+    def restart(self) -> None:
+        """Start a new process and load the model again, e.g. after a crash.
+
+        Raises:
+            ToolError: the engine does not load it.
+        """
+        self.close()
+        self._used = False
+        self._process = EngineProcess()
+        settings = self.runtime.to_json()
+        try:
+            self._loaded = self._ask(command="load", config=str(self._config.resolve()), settings=settings)
+        except ToolError:
+            self.close()
+            raise
+
+    def logits(self, token_ids: Sequence[int]) -> Logits:
+        """Logits of every position, float32 ``[tokens, vocabulary]``, in one pass.
+
+        Raises:
+            InputError: no tokens, too many, or one outside of the vocabulary.
+            ToolError: the engine failed.
+        """
+        return self._logits("logits", token_ids)
+
+    def logits_stepwise(self, token_ids: Sequence[int]) -> Logits:
+        """Logits of every position, float32 ``[tokens, vocabulary]``, token by token as generation computes them.
+
+        Raises:
+            InputError: no tokens, too many, or one outside of the vocabulary.
+            ToolError: the engine failed.
+        """
+        return self._logits("stepwise", token_ids)
+
+    def generate(self, prompt: str | Sequence[int], max_tokens: int) -> Generation:
+        """Continue a prompt greedily, until a stop token or ``max_tokens``.
+
+        Raises:
+            InputError: no tokens, too many, or one outside of the vocabulary.
+            ToolError: the engine failed.
+        """
+        if max_tokens < 1:
+            msg = f"{max_tokens} tokens to generate: must be at least 1"
+            raise InputError(msg)
+        text = prompt if isinstance(prompt, str) else None
+        ids = None if isinstance(prompt, str) else self._checked(prompt, max_tokens)
+        if text is not None and not text:
+            msg = "the prompt is empty; give some text"
+            raise InputError(msg)
+        self._begin(len(ids) if ids is not None else 1)
+        reply = self._ask(command="generate", prompt=text, ids=ids, max_tokens=max_tokens)
+        return Generation(tuple(reply["tokens"]), reply["text"])
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, without a chat template.
+
+        Raises:
+            ToolError: the engine failed.
+        """
+        return [int(token) for token in self._ask(command="encode", prompt=text)["ids"]]
+
+    def begin(self, token_ids: Sequence[int]) -> Step:
+        """Prefill a prompt and give the likeliest next token; `step` continues.
+
+        Raises:
+            InputError: no tokens, too many, or one outside of the vocabulary.
+            ToolError: the engine failed, or its logits are not finite.
+        """
+        ids = self._checked(token_ids, 0)
+        self._begin(len(ids))
+        return Step(**self._ask(command="begin", ids=ids))
+
+    def step(self, token: int) -> Step:
+        """Add a token to what `begin` and earlier steps left in the cache, and give the likeliest next one.
+
+        Raises:
+            InputError: a token outside of the vocabulary.
+            ToolError: the engine failed, or its logits are not finite.
+        """
+        return Step(**self._ask(command="step", token=self._checked([token], 0)[0]))
+
+    def measure_speed(
+        self, prompt_tokens: int = 128, decode_tokens: int = 32, repeats: int = 5, *, own_time: bool = False
+    ) -> SpeedSample:
+        """Time prefill and decode, logits of the last position only, as in generation.
+
+        Args:
+            prompt_tokens: length of the prefill.
+            decode_tokens: tokens after it, one at a time.
+            repeats: of all that, after a warm-up.
+            own_time: count the thread's own processor time, not the clock's: the same on an idle machine, and not
+                disturbed by other processes on a busy one. For one thread only.
+
+        Raises:
+            InputError: a count below 1, or a sequence beyond the context.
+            ToolError: the engine failed.
+        """
+        if min(prompt_tokens, decode_tokens, repeats) < 1:
+            msg = f"{prompt_tokens} prompt tokens, {decode_tokens} decoded, {repeats} repeats: must be at least 1 each"
+            raise InputError(msg)
+        if own_time and self.runtime.threads > 1:
+            msg = f"own time of {self.runtime.threads} threads: the engine's other threads cannot be seen; use 1"
+            raise InputError(msg)
+        # any tokens cost the same; spread over the vocabulary, as text is
+        ids = [(7919 * step) % self.vocabulary for step in range(prompt_tokens)]
+        ids = self._checked(ids, decode_tokens)
+        self._begin(len(ids))
+        reply = self._ask(command="speed", ids=ids, decode_tokens=decode_tokens, repeats=repeats, own_time=own_time)
+        return SpeedSample(prompt_tokens, tuple(reply["prefill_s"]), tuple(reply["decode_s"]))
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process is not None:
+            self._process.close()
+            self._process = None
+
+    def __enter__(self) -> Self:
+        """Return itself, loaded."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End the process."""
+        self.close()
+
+    @cached_property
+    def _keeps_state(self) -> bool:
+        """Whether the graph has convolutions over time or linear attention, whose state is not in the KV cache."""
+        graph = self.folder / GRAPH_FILE
+        return graph.is_file() and any(node.type == LINEAR_ATTENTION for node in read_binary_graph(graph).all_nodes)
+
+    def _begin(self, together: int) -> None:
+        """Get ready for a new sequence whose first ``together`` tokens come in one pass.
+
+        The engine's ``reset()`` leaves such state as it is, and a pass of one token goes on from it (measured on LFM2,
+        3.6.1: a second sequence, token by token, is 41 % off): the model is loaded again.
+        """
+        if self._used and together == 1 and self._keeps_state:
+            self.restart()
+        self._used = True
+
+    def _logits(self, command: str, token_ids: Sequence[int]) -> Logits:
+        ids = self._checked(token_ids, 0)
+        self._begin(1 if command == "stepwise" else len(ids))
+        process = self._running()
+        path = process.folder / "logits.npy"
+        self._ask(command=command, ids=ids, path=str(path))
+        values: Logits = np.load(path)
+        path.unlink()
+        if values.shape != (len(ids), self.vocabulary):
+            msg = f"the engine gave logits of shape {values.shape} for {len(ids)} tokens of {self.vocabulary}; "
+            msg += "the graph does not give every position's logits, export it again"
+            raise ToolError(msg)
+        return values
+
+    def _checked(self, token_ids: Sequence[int], more: int) -> list[int]:
+        """Token ids as integers; what the engine would take without an error and answer with garbage is refused."""
+        ids = [int(token) for token in token_ids]
+        if not ids:
+            msg = "no tokens: the engine crashes on an empty sequence"
+            raise InputError(msg)
+        outside = [token for token in ids if not 0 <= token < self.vocabulary]
+        if outside:
+            msg = f"token {outside[0]} is outside of the vocabulary of {self.vocabulary}; use this model's tokenizer"
+            raise InputError(msg)
+        if self.context is not None and len(ids) + more > self.context:
+            msg = f"{len(ids) + more} tokens exceed the context of {self.context}; use shorter sequences"
+            raise InputError(msg)
+        return ids
+
+    def _running(self) -> EngineProcess:
+        if self._process is None:
+            msg = f"the engine of {self.folder} was closed; call restart()"
+            raise ToolError(msg)
+        return self._process
+
+    def _ask(self, **request: object) -> dict[str, Any]:
+        return self._running().request(request, self.timeout_s)

@@ -1,0 +1,83 @@
+"""Virtual environments, each with one release of MNN: made by pip, by name, when the user asks for it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from qplan.errors import ToolError
+from qplan.mnn.engines import PYTHON_LLM, EngineVersion
+from qplan.settings import Say
+
+_NATIVE = ("_tools*", "_mnncengine*", "MNN", "mnn.libs", "MNN.libs")
+"""What the MNN package consists of."""
+
+
+@dataclass(frozen=True)
+class EngineVenv:
+    """A release of MNN in an environment of its own."""
+
+    version: EngineVersion
+    folder: Path
+
+    @property
+    def python(self) -> Path:
+        """Its interpreter."""
+        return self.folder / "bin" / "python"
+
+    def make(self, say: Say) -> None:
+        """Make it, unless it is there.
+
+        Raises:
+            ToolError: pip failed.
+        """
+        done = self.folder / "qplan-installed"
+        if done.is_file():
+            return
+        say(f"MNN {self.version}: making {self.folder} with pip")
+        _run([sys.executable, "-m", "venv", "--clear", str(self.folder)], "making a virtual environment failed")
+        pip = [str(self.python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        _run([*pip, f"MNN=={self.version}", "numpy"], f"pip could not install MNN {self.version}")
+        done.touch()
+
+    def converter(self, shim: Path) -> Path:
+        """A folder with this release's MNN package alone, to put before another Python's.
+
+        Raises:
+            ToolError: the environment holds no converter.
+        """
+        packages = next(self.folder.glob("lib/python*/site-packages"), None)
+        parts = [] if packages is None else [part for name in _NATIVE for part in packages.glob(name)]
+        if not any(part.name.startswith("_tools") for part in parts):
+            msg = f"{self.folder} holds no converter; remove the folder and measure again"
+            raise ToolError(msg)
+        shim.mkdir(parents=True)
+        for part in parts:
+            (shim / part.name).symlink_to(part.resolve())
+        return shim
+
+
+def released(*, pip: str = sys.executable) -> tuple[EngineVersion, ...]:
+    """Every release of MNN that pip finds and that has ``MNN.llm``, oldest first.
+
+    Raises:
+        ToolError: pip failed, or found none.
+    """
+    output = _run([pip, "-m", "pip", "index", "versions", "MNN"], "pip could not list the releases of MNN")
+    match = re.search(r"Available versions:(.*)", output)
+    found = {EngineVersion.parse(word) for word in re.findall(r"\b\d+\.\d+\.\d+\b", match[1] if match else "")}
+    versions = tuple(sorted(version for version in found if version >= PYTHON_LLM))
+    if not versions:
+        msg = "pip finds no release of MNN with MNN.llm; is a package index reachable?"
+        raise ToolError(msg, tail=output[-1000:])
+    return versions
+
+
+def _run(command: list[str], what: str) -> str:
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=1800)
+    if done.returncode:
+        raise ToolError(what, command=" ".join(command), code=done.returncode, tail=done.stderr[-2000:])
+    return done.stdout

@@ -1,0 +1,1 @@
+"""Graphs of MNN: reading, patching, converting."""

@@ -1,1 +1,0 @@
-"""The jobs behind the commands: analyze a model, emit a plan, build and prove it."""

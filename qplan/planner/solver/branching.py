@@ -1,0 +1,49 @@
+"""One branch per format of the largest group, usually the head.
+
+A relaxation that may take half a head in fp16 says little: its bound is far off and its prices mislead. With the
+largest group decided, the others are small against the limits and both are sharp.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from qplan.planner.solver.dominance import Grid, drop_dominated, drop_impossible
+from qplan.planner.solver.relaxation import Relaxation, relax
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A part of the program, with its bound."""
+
+    grid: Grid
+    relaxation: Relaxation
+
+
+def pivot(grid: Grid) -> int:
+    """The group whose choices differ most in cost, relative to what all groups together may differ."""
+    least = grid.least_costs().astype(np.float64)
+    spread = np.where(grid.alive, grid.costs, np.iinfo(np.int64).min).max(axis=2) - least
+    total = np.maximum(spread.sum(axis=1, keepdims=True), 1.0)
+    return int((spread / total).max(axis=0, initial=0.0).argmax())
+
+
+def decided(grid: Grid, group: int, choice: int) -> Grid:
+    """The grid with one group's choice made."""
+    alive = grid.alive.copy()
+    alive[group] = np.arange(alive.shape[1]) == choice
+    return grid.keep(alive)
+
+
+def branches(grid: Grid) -> list[Branch]:
+    """Parts that together hold every feasible plan of a grid, least bound first; none if there is no plan."""
+    group = pivot(grid)
+    parts = [drop_impossible(decided(grid, group, int(c))) for c in np.flatnonzero(grid.alive[group])]
+    found = [
+        Branch(part, relaxation)
+        for part in map(drop_dominated, (part for part in parts if part.solvable))
+        if (relaxation := relax(part)) is not None
+    ]
+    return sorted(found, key=lambda branch: branch.relaxation.bound)

@@ -1,0 +1,231 @@
+"""Second moments of every linear's inputs, ``X'X / tokens``: what error-feedback rounding minimises against.
+
+Gathered in one pass, layer by layer, so that memory is bounded by the moments of one layer and by the hidden states
+of all tokens between two layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from qplan.artifact import atomic_path, read_json, write_json
+from qplan.errors import MeasurementError
+from qplan.model.backward import sampled_backward
+from qplan.model.load import LoadedModel
+from qplan.model.replace import with_forward
+from qplan.settings import Progress
+
+KIND, SCHEMA = "qplan-moments", 1
+
+LOOKUP_TOKENS = 8192
+"""At most this many tokens are also run backwards, where the head is tied to the embedding."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Moments of one model's inputs, on disk; read one matrix at a time."""
+
+    folder: Path
+    key_of: dict[str, str]
+    """Whose file holds a tensor's moments; tensors that read the same input share one."""
+    tokens: dict[str, int]
+    """How many tokens reached a tensor's input with anything but zeros, by tensor name."""
+
+    def of(self, tensor: str) -> Tensor:
+        """float32 ``[in_features, in_features]``.
+
+        Raises:
+            MeasurementError: no token reached the tensor.
+        """
+        if not self.tokens[tensor]:
+            msg = f"{tensor} has no second moments: no calibration token reached it; use --rounding rtn"
+            raise MeasurementError(msg)
+        with safe_open(_file(self.folder, self.key_of[tensor]), "pt") as stored:
+            matrix: Tensor = stored.get_tensor("moments")
+        return matrix
+
+
+def gather_moments(
+    loaded: LoadedModel,
+    tokens: Tensor,
+    folder: Path,
+    *,
+    inputs: dict[str, str],
+    batch_size: int = 4,
+    progress: Progress | None = None,
+) -> Moments:
+    """Run tokens through the FP32 model and write the moments of every planned linear's input.
+
+    Linears that are given the same tensor (q, k and v; gate and up) share one matrix. Those that no token reaches, as
+    may happen to experts, are left without one.
+
+    A head tied to the embedding is used twice: as a matrix on the last hidden states ``x``, and row by row where
+    tokens are looked up. An error ``e`` of row o changes the logits by ``e x``, with the Fisher weight
+    ``p_o (1 - p_o)``, and the lookups of o, whose Fisher information is that of the gradients ``l`` at the
+    embedding's output. A token is predicted about as often as it occurs, so both add up with one weight for all
+    rows but the most frequent: the head's moments are ``E[x x'] + E[l l']``.
+
+    Args:
+        loaded: the model.
+        tokens: int64 ``[rows, seq_len]``.
+        folder: folder to write one file per matrix to.
+        inputs: what the moments depend on, kept with them.
+        batch_size: rows per pass.
+        progress: called after each batch of each layer.
+
+    Raises:
+        MeasurementError: an input that is not finite.
+    """
+    batches = tokens.split(batch_size)
+    key_of: dict[str, str] = {}
+    reached: dict[str, int] = {}
+    for sums in _layer_by_layer(loaded, batches, progress):
+        if loaded.architecture.head in sums.key_of and loaded.card.tensor(loaded.architecture.head).tied:
+            sums.add_lookups(loaded, tokens, batch_size)
+        for key in sums.totals:
+            with atomic_path(_file(folder, key)) as temporary:
+                save_file({"moments": sums.mean(key)}, temporary)
+        key_of |= sums.key_of
+        reached |= sums.tokens()
+    write_json(folder / "index.json", KIND, SCHEMA, inputs, {"key_of": key_of, "tokens": reached})
+    return Moments(folder, key_of, reached)
+
+
+def open_moments(folder: Path, inputs: dict[str, str]) -> Moments | None:
+    """Open moments that `gather_moments` wrote from the same inputs; None if there are none."""
+    index = folder / "index.json"
+    if not index.is_file():
+        return None
+    found = read_json(index, KIND, SCHEMA)
+    return Moments(folder, found["key_of"], found["tokens"]) if found["inputs"] == inputs else None
+
+
+def _file(folder: Path, key: str) -> Path:
+    return folder / f"{key}.safetensors"
+
+
+@dataclass
+class _Sums:
+    """Sums over tokens of one layer's inputs."""
+
+    names: dict[nn.Linear, list[str]]
+    """Tensors by the linear that holds them."""
+    key_of: dict[str, str] = field(default_factory=dict)
+    totals: dict[str, Tensor] = field(default_factory=dict)
+    """float64 ``[in, in]`` on the CPU, by key."""
+    counts: dict[str, int] = field(default_factory=dict)
+    _first: dict[int, str] = field(default_factory=dict)
+    """Key by identity of the tensors that the current batch has shown."""
+    _held: list[Tensor] = field(default_factory=list)
+    """Those tensors: a freed one's identity could come back as another's."""
+
+    def begin_batch(self) -> None:
+        """Forget the tensors of the batch before."""
+        self._first.clear()
+        self._held.clear()
+
+    def see(self, module: nn.Linear, args: tuple[Tensor, ...]) -> None:
+        """Add a linear's input, unless a linear before it in the batch was given the same."""
+        name, value = self.names[module][0], args[0]
+        shared = self._first.setdefault(id(value), self.key_of.get(name, name))
+        self._held.append(value)
+        if name not in self.key_of:
+            self.key_of |= dict.fromkeys(self.names[module], shared)
+        if shared != name:
+            return
+        rows = value.reshape(-1, value.shape[-1]).to(torch.float32)
+        product = (rows.T @ rows).cpu()
+        if not torch.isfinite(product).all():
+            msg = f"the inputs of {name} have second moments that are not finite; the model overflows on this text"
+            raise MeasurementError(msg)
+        self.totals.setdefault(name, torch.zeros_like(product, dtype=torch.float64)).add_(product)
+        self.counts[name] = self.counts.get(name, 0) + int(rows.any(1).sum())
+
+    def add_lookups(self, loaded: LoadedModel, tokens: Tensor, batch_size: int) -> None:
+        """Add the moments of the gradients at the embedding's output to those of the head tied to it."""
+        head = loaded.architecture.head
+        rows = tokens[: max(1, LOOKUP_TOKENS // tokens.shape[1])]
+        seen = _Lookups()
+        for seed, batch in enumerate(rows.split(batch_size)):
+            sampled_backward(loaded, batch, (seed,), seen, tensors=(head,))
+        self.totals[self.key_of[head]] += seen.total * (self.counts[self.key_of[head]] / rows.numel())
+
+    def mean(self, key: str) -> Tensor:
+        """float32 ``[in, in]``; zeros if all inputs were."""
+        return (self.totals[key] / max(1, self.counts[key])).to(torch.float32)
+
+    def tokens(self) -> dict[str, int]:
+        """Tokens by tensor name, 0 for those that none reached."""
+        names = [name for names in self.names.values() for name in names]
+        return {name: self.counts.get(self.key_of.get(name, name), 0) for name in names}
+
+
+@dataclass
+class _Lookups:
+    """Sees the gradients at the embedding's output, see `qplan.model.backward.Observer`."""
+
+    total: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+
+    def forward(self, module: nn.Linear, inputs: Tensor, outputs: Tensor) -> None:
+        """Nothing to do."""
+
+    def backward(self, module: nn.Linear, inputs: Tensor, gradients: Tensor, lookups: Tensor | None) -> None:  # noqa: ARG002
+        """Add ``l l'``."""
+        if lookups is not None:
+            rows = lookups.reshape(-1, lookups.shape[-1]).to(torch.float32)
+            self.total = self.total + (rows.T @ rows).cpu().to(torch.float64)
+
+
+def _layer_by_layer(loaded: LoadedModel, batches: Sequence[Tensor], progress: Progress | None) -> Iterator[_Sums]:
+    """Sums of the decoder layers' inputs and of the head's; every layer computes once per batch."""
+    layers = loaded.layers
+    outputs: list[Any] = [None] * len(batches)
+    steps = (len(layers) + 1) * len(batches)
+    for index in range(len(layers) + 1):
+        sums = _Sums(_linears(loaded, index if index < len(layers) else None))
+        with ExitStack() as stack:
+            for module in sums.names:
+                stack.callback(module.register_forward_pre_hook(sums.see).remove)
+            for number, batch in enumerate(batches):
+                sums.begin_batch()
+                _run_layer(loaded, index, batch, outputs, number)
+                if progress is not None:
+                    progress(index * len(batches) + number + 1, steps)
+        yield sums
+
+
+def _run_layer(loaded: LoadedModel, index: int, batch: Tensor, outputs: list[Any], number: int) -> None:
+    """Compute one decoder layer, or the head behind the last one, from what the layer before it returned."""
+
+    def keep(_module: nn.Module, _args: object, output: object) -> None:
+        outputs[number] = output
+
+    def passed(*_args: object, **_kwargs: object) -> object:
+        return outputs[number]
+
+    with ExitStack() as stack:
+        for other, layer in enumerate(loaded.layers):
+            if other == index:
+                stack.callback(layer.register_forward_hook(keep).remove)
+            else:
+                stack.enter_context(with_forward(layer, passed))
+        if index < len(loaded.layers):
+            stack.enter_context(with_forward(loaded.head, lambda x: x[..., :1]))
+        loaded.logits(batch)
+
+
+def _linears(loaded: LoadedModel, layer: int | None) -> dict[nn.Linear, list[str]]:
+    modules: dict[nn.Linear, list[str]] = {}
+    for spec in loaded.card.tensors:
+        if spec.layer == layer:
+            modules.setdefault(loaded.linear(spec.name), []).append(spec.name)
+    return modules

@@ -1,0 +1,61 @@
+"""Rounds every tensor in every format ahead of their use, several at a time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from itertools import islice
+
+from qplan.formats import QuantFormat
+from qplan.quantize import StoredTensor
+from qplan.quantize.rounder import Rounder, one_thread
+from qplan.settings import Progress
+
+
+def default_jobs() -> int:
+    """One per processor that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def round_all(
+    rounder: Rounder,
+    menu: Mapping[str, Sequence[QuantFormat]],
+    *,
+    jobs: int = 1,
+    progress: Progress | None = None,
+) -> None:
+    """Fill a rounder's cache; what it holds already is left as it is.
+
+    Every tensor is rounded on one thread, so the integers do not depend on the number of jobs.
+
+    Args:
+        rounder: one with a cache; without one, or to nearest, there is nothing to be gained and nothing is done.
+        menu: formats by tensor name; tensors that share an input should follow each other.
+        jobs: tensors and formats at a time. Each needs memory for a few copies of its tensor; the moments are shared.
+        progress: called after each tensor and format.
+    """
+    cache = rounder.cache
+    if cache is None or rounder.rounding == "rtn":
+        return
+    items = [(name, fmt) for name, formats in menu.items() for fmt in formats if not fmt.is_float]
+    wanted = [item for item in items if not cache.holds(*item)]
+    with one_thread(), ThreadPoolExecutor(jobs) as pool:
+        for done in _in_order(pool, rounder, iter(wanted), jobs):
+            if progress is not None:
+                progress(len(items) - len(wanted) + done, len(items))
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, rounder: Rounder, wanted: Iterator[tuple[str, QuantFormat]], jobs: int
+) -> Iterator[int]:
+    """Keep ``jobs`` tensors on their way, and no more: an error ends the stage and not the whole list."""
+    done = 0
+    running: set[Future[StoredTensor]] = {pool.submit(rounder.store, *item) for item in islice(wanted, jobs)}
+    while running:
+        ended, running = wait(running, return_when=FIRST_COMPLETED)
+        for future in ended:
+            future.result()
+            done += 1
+            yield done
+        running |= {pool.submit(rounder.store, *item) for item in islice(wanted, len(ended))}

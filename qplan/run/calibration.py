@@ -1,0 +1,114 @@
+"""Token ids that a model is measured on, that rounding is fitted to, and that are held out."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qplan.artifact import read_json, sha256_bytes, write_json
+from qplan.errors import InputError
+
+KIND, SCHEMA = "qplan-calibration", 1
+
+
+Ids = NDArray[np.int64]
+"""Token ids ``[sequences, seq_len]``."""
+
+
+@dataclass(frozen=True, eq=False)
+class CalibrationSet:
+    """Windows of a text as token ids."""
+
+    tokens: Ids
+    """int64 ``[samples, seq_len]``: what analyze measures on."""
+    heldout: Ids
+    """int64 ``[windows, seq_len]``, none of them among `tokens`: what a plan is verified on."""
+    fit: Ids
+    """int64 ``[windows, seq_len]``, none of them among the others if the text is long enough: what rounding fits to."""
+    source: str
+    """What the text was, for people."""
+    licence: str | None
+    seed: int
+    """Of the permutation that chose the windows."""
+    tokenizer_sha256: str
+    sha256: str = field(init=False)
+    """Hash of `tokens`: what a sensitivity table depends on."""
+    heldout_sha256: str = field(init=False)
+    """Hash of `heldout`."""
+    fit_sha256: str = field(init=False)
+    """Hash of `fit`."""
+
+    def __post_init__(self) -> None:
+        """Hash the ids."""
+        object.__setattr__(self, "sha256", sha256_ids(self.tokens))
+        object.__setattr__(self, "heldout_sha256", sha256_ids(self.heldout))
+        object.__setattr__(self, "fit_sha256", sha256_ids(self.fit))
+
+    @property
+    def samples(self) -> int:
+        """Number of calibration sequences."""
+        return len(self.tokens)
+
+    @property
+    def seq_len(self) -> int:
+        """Tokens per sequence."""
+        return int(self.tokens.shape[1])
+
+    def write(self, path: Path) -> None:
+        """Write ``calibration.json`` atomically; ids as base64 of int32, little endian."""
+        body = {
+            "source": self.source,
+            "licence": self.licence,
+            "seed": self.seed,
+            "tokens": _encode(self.tokens),
+            "heldout": _encode(self.heldout),
+            "fit": _encode(self.fit),
+            "sha256": self.sha256,
+            "heldout_sha256": self.heldout_sha256,
+            "fit_sha256": self.fit_sha256,
+        }
+        write_json(path, KIND, SCHEMA, {"tokenizer": self.tokenizer_sha256}, body)
+
+    @classmethod
+    def read(cls, path: Path) -> CalibrationSet:
+        """Read what `write` wrote.
+
+        Raises:
+            InputError: not a calibration set, or its ids do not match their hash.
+            StaleArtifactError: written by a newer qplan.
+        """
+        value = read_json(path, KIND, SCHEMA)
+        found = cls(
+            _decode(value["tokens"]),
+            _decode(value["heldout"]),
+            _decode(value["fit"]),
+            value["source"],
+            value["licence"],
+            value["seed"],
+            value["inputs"]["tokenizer"],
+        )
+        hashes = (found.sha256, found.heldout_sha256, found.fit_sha256)
+        if hashes != (value["sha256"], value["heldout_sha256"], value["fit_sha256"]):
+            msg = f"{path}: the token ids do not match their sha256; the file was changed, make it again"
+            raise InputError(msg)
+        return found
+
+
+def sha256_ids(ids: Ids) -> str:
+    """Hash of token ids and their shape."""
+    return sha256_bytes(repr(ids.shape).encode(), np.ascontiguousarray(ids, dtype="<i8").tobytes())
+
+
+def _encode(ids: Ids) -> dict[str, Any]:
+    data = base64.b64encode(np.ascontiguousarray(ids, dtype="<i4").tobytes()).decode("ascii")
+    return {"shape": list(ids.shape), "int32_base64": data}
+
+
+def _decode(value: dict[str, Any]) -> Ids:
+    flat = np.frombuffer(base64.b64decode(value["int32_base64"]), dtype="<i4")
+    return flat.reshape(value["shape"]).astype(np.int64)

@@ -1,0 +1,71 @@
+"""What was decided about folding a run's model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from qplan.artifact import read_json, write_json
+from qplan.card import ModelCard
+from qplan.run.folder import Run
+from qplan.settings import Memory
+
+KIND, SCHEMA = "qplan-fold", 1
+
+
+@dataclass(frozen=True)
+class FoldRecord:
+    """What was decided about folding."""
+
+    original: str
+    """Local folder or hub id of the model that the user gave."""
+    original_sha256: str
+    folded_sha256: str | None
+    """Of the folded model; None where folding did not pay."""
+    memory: Memory
+    losses: Mapping[str, Mapping[str, float]]
+    """Emulated joint loss in nats per token on the calibration tokens, rounded as the run rounds: by candidate
+    (``original``, ``folded``) and uniform model, such as ``int8, memory low``."""
+
+    @property
+    def note(self) -> str:
+        """For people."""
+        ratios = "; ".join(f"{name}: {_ratio(self.losses, name):.2f}" for name in self.losses["original"])
+        what = "weights are folded" if self.folded_sha256 else "folding does not pay and is left out"
+        return f"{what}; loss of uniform models, folded over original: {ratios}"
+
+    def write(self, path: Path, inputs: Mapping[str, str]) -> None:
+        """Write ``fold.json``."""
+        body = {
+            "original": self.original,
+            "original_sha256": self.original_sha256,
+            "folded_sha256": self.folded_sha256,
+            "memory": self.memory,
+            "losses": self.losses,
+        }
+        write_json(path, KIND, SCHEMA, inputs, body)
+
+    @classmethod
+    def read(cls, path: Path) -> FoldRecord:
+        """Read what `write` wrote.
+
+        Raises:
+            InputError: another kind of file.
+            StaleArtifactError: written by a newer qplan.
+        """
+        value = read_json(path, KIND, SCHEMA)
+        return cls(*(value[key] for key in ("original", "original_sha256", "folded_sha256", "memory", "losses")))
+
+
+def fold_of(run: Run, card: ModelCard) -> FoldRecord | None:
+    """How the model of a finished analysis was folded; None if it is as the user gave it."""
+    if not run.fold.is_file():
+        return None
+    record = FoldRecord.read(run.fold)
+    return record if record.folded_sha256 == card.sha256 else None
+
+
+def _ratio(losses: Mapping[str, Mapping[str, float]], name: str) -> float:
+    before = losses["original"][name]
+    return losses["folded"][name] / before if before else 1.0

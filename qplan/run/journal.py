@@ -1,0 +1,165 @@
+"""An append-only journal of measurements: a killed run goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TextIO
+
+from qplan.errors import StaleArtifactError
+from qplan.run.table import Measurement
+
+KIND, SCHEMA = "qplan-journal", 1
+
+_SYNC_S = 1.0
+"""Longest time between a measurement and its being safe on the disk."""
+
+
+Cell = tuple[str, str, str, int, str]
+"""Tensor, format, memory, batch, source."""
+
+
+def cell_of(measurement: Measurement) -> Cell:
+    """What identifies a measurement."""
+    return measurement.tensor, measurement.format, measurement.memory, measurement.batch, measurement.source
+
+
+@dataclass(frozen=True)
+class ReferenceRecord:
+    """The unchanged model on one batch."""
+
+    batch: int
+    labels: int
+    """Tokens whose successor is known."""
+    nll_nats: float
+    """Mean negative log-likelihood over them."""
+
+
+class Memo:
+    """Measurements that are kept in memory alone: a journal without a file."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self.measurements: dict[Cell, Measurement] = {}
+        self.references: dict[int, ReferenceRecord] = {}
+
+    def add(self, measurement: Measurement) -> None:
+        """Keep a measurement."""
+        self.measurements[cell_of(measurement)] = measurement
+
+    def add_reference(self, record: ReferenceRecord) -> None:
+        """Keep what the unchanged model does on a batch."""
+        self.references[record.batch] = record
+
+
+class Journal(Memo):
+    """Measurements of one run, each written as it is made.
+
+    A text file: a header line with the run's fingerprint, then one JSON object per line. A last line without its end
+    was being written when the run was killed; it is cut off.
+    """
+
+    def __init__(self, path: Path, fingerprint: Mapping[str, Any]) -> None:
+        """Open or start a journal.
+
+        Args:
+            path: the file; its folder is made if need be.
+            fingerprint: what the measurements depend on, JSON values by a name for people.
+
+        Raises:
+            StaleArtifactError: the file was made under another fingerprint; says what changed.
+        """
+        super().__init__()
+        self.path = path
+        self._synced = time.monotonic()
+        lines = _whole_lines(path)
+        if lines:
+            self._check(json.loads(lines[0]), json.loads(json.dumps(fingerprint)))
+            for line in lines[1:]:
+                self._keep(json.loads(line))
+            self._stream: TextIO = path.open("a", encoding="utf-8")
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._stream = path.open("w", encoding="utf-8")
+            self._append({"kind": KIND, "schema": SCHEMA, "fingerprint": dict(fingerprint)}, sync=True)
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Sync and close the file."""
+        self._append(None, sync=True)
+        self._stream.close()
+
+    def add(self, measurement: Measurement) -> None:
+        """Write a measurement."""
+        value = asdict(measurement)
+        # JSON has no infinity: an unchanged output is null
+        value["sqnr_db"] = measurement.sqnr_db if math.isfinite(measurement.sqnr_db) else None
+        self._append(value)
+        super().add(measurement)
+
+    def add_reference(self, record: ReferenceRecord) -> None:
+        """Write what the unchanged model does on a batch."""
+        self._append({"reference": asdict(record)})
+        super().add_reference(record)
+
+    def _append(self, value: Mapping[str, Any] | None, *, sync: bool = False) -> None:
+        if value is not None:
+            self._stream.write(json.dumps(value, allow_nan=False) + "\n")
+        self._stream.flush()
+        if sync or time.monotonic() - self._synced >= _SYNC_S:
+            os.fsync(self._stream.fileno())
+            self._synced = time.monotonic()
+
+    def _check(self, head: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+        remedy = "use another folder (--run DIR) or start over (--restart)"
+        schema = head.get("schema")
+        if head.get("kind") != KIND or not isinstance(schema, int):
+            msg = f"{self.path} is not a journal of measurements; {remedy}"
+            raise StaleArtifactError(msg)
+        if schema != SCHEMA:
+            msg = f"{self.path} has schema {schema}, this qplan writes {SCHEMA}; {remedy}"
+            raise StaleArtifactError(msg)
+        found = head.get("fingerprint", {})
+        changes = [
+            f"{key} was {_short(found.get(key))}, now {_short(expected.get(key))}"
+            for key in dict.fromkeys([*expected, *found])
+            if found.get(key) != expected.get(key)
+        ]
+        if changes:
+            msg = f"{self.path} holds measurements of another run: {'; '.join(changes)}. To go on, {remedy}"
+            raise StaleArtifactError(msg)
+
+    def _keep(self, value: dict[str, Any]) -> None:
+        if "reference" in value:
+            super().add_reference(ReferenceRecord(**value["reference"]))
+            return
+        if value["sqnr_db"] is None:
+            value["sqnr_db"] = math.inf
+        super().add(Measurement(**value))
+
+
+def _whole_lines(path: Path) -> list[str]:
+    if not path.is_file():
+        return []
+    data = path.read_bytes()
+    end = data.rfind(b"\n") + 1
+    if end < len(data):
+        with path.open("r+b") as stream:
+            stream.truncate(end)
+    return data[:end].decode("utf-8").splitlines()
+
+
+def _short(value: object) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return f"{text[:12]}..." if len(text) == 64 else text

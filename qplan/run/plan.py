@@ -1,0 +1,203 @@
+"""The plan: one format per tensor, with the promise it makes about bytes and loss."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from qplan.artifact import read_json, write_json
+from qplan.cost.file_bytes import FileBytes
+from qplan.errors import InputError
+from qplan.formats import QuantFormat
+from qplan.run.decode import Source, decode
+from qplan.settings import DYNAMIC_OPTIONS
+
+__all__ = [
+    "FileBytes",
+    "GivenRules",
+    "LeastBits",
+    "LogitsRule",
+    "Pin",
+    "Plan",
+    "PlannedLimit",
+    "PlannedTensor",
+    "SolverReport",
+    "UniformPoint",
+]
+
+KIND, SCHEMA = "qplan-plan", 2
+
+
+@dataclass(frozen=True)
+class PlannedTensor:
+    """One tensor's place in the plan."""
+
+    name: str
+    """Hugging Face name."""
+    op_name: str
+    """Op name in the MNN graph."""
+    layer: int | None
+    kind: str
+    weights: int
+    format: QuantFormat
+    bytes: int
+    """Bytes of its record in the weight file."""
+    loss_nats: float
+    """Loss of this format with everything else FP32."""
+
+
+@dataclass(frozen=True)
+class SolverReport:
+    """What the solver proved."""
+
+    status: str
+    """``optimal``, or why not."""
+    objective_nats: float
+    """Sum over the plan of what was minimised: of single-tensor losses in nats, unless another metric was asked for."""
+    bound_nats: float
+    """No plan within the constraints has a smaller sum than this."""
+    gap: float
+    """(objective - bound) / objective; 0 is proved optimal."""
+    choices: int
+    """Binary variables of the problem."""
+    seconds: float
+
+
+@dataclass(frozen=True)
+class LogitsRule:
+    """The rule that keeps logits-related tensors at higher precision, and what it costs."""
+
+    min_bits: int
+    """Widths below this were not allowed for the head and a tied embedding."""
+    at_least_mean: bool
+    """Whether the head also had to be at or above the size-weighted mean width of the other tensors."""
+    price_nats: float
+    """Predicted loss with the rule minus without it, at the same budget; 0 if the rule did not bind."""
+    head_format_without: str
+    """What the head would be without the rule."""
+
+
+@dataclass(frozen=True)
+class UniformPoint:
+    """A uniform format for comparison: what a careful user would export."""
+
+    name: str
+    """e.g. ``int4`` (head at 8 bits)."""
+    total_bytes: int
+    predicted_nats: float | None
+    """As of a plan, None where a format was not measured."""
+
+
+@dataclass(frozen=True)
+class Pin:
+    """Tensors whose format was given."""
+
+    pattern: str
+    format: QuantFormat
+
+
+@dataclass(frozen=True)
+class LeastBits:
+    """Tensors whose width was given a lower limit."""
+
+    pattern: str
+    bits: int
+
+
+@dataclass(frozen=True)
+class GivenRules:
+    """What the user asked for besides budgets and the logits rule; see `qplan.planner.planning.Rules`."""
+
+    pins: tuple[Pin, ...] = ()
+    min_bits: tuple[LeastBits, ...] = ()
+    groups: tuple[str, ...] = ()
+    """Patterns whose tensors share a format."""
+    fused: bool = False
+    """Whether q, k, v and gate, up share a format."""
+    metric: str = "kl"
+    """What was summed and minimised, see `qplan.planner.metric.Metric`."""
+
+
+@dataclass(frozen=True)
+class PlannedLimit:
+    """A limit besides file bytes, and what the plan is predicted to use."""
+
+    name: str
+    """What is limited, e.g. ``RAM``."""
+    limit: float
+    predicted: float
+    unit: str
+    """Of both: ``MB``, ``ms``, ``nats``."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One format for every tensor, under a budget."""
+
+    model: str
+    model_sha256: str
+    sensitivity_sha256: str
+    memory: str
+    """MNN ``memory`` setting that the losses were measured for."""
+    budget: str
+    """As the user wrote it."""
+    budget_bytes: int
+    """What it means for the files that ship."""
+    tensors: tuple[PlannedTensor, ...]
+    predicted_nats: float
+    """Predicted loss of the whole plan: the sum of single losses, corrected by how sums and whole plans compared."""
+    files: FileBytes
+    solver: SolverReport
+    logits: LogitsRule
+    uniform: tuple[UniformPoint, ...]
+    notes: tuple[str, ...]
+    dynamic_option: int = 0
+    """MNN's ``dynamic_option`` that the model ships with: 2 for int8 activations with a scale per block."""
+    given: GivenRules = GivenRules()
+    limits: tuple[PlannedLimit, ...] = ()
+    objective: str = "loss"
+    """What was minimised: ``loss``, ``smallest`` (bytes) or ``fastest`` (decode time)."""
+    target: str = "cpu-x86"
+    """Where the plan is to run, see `qplan.cost.target`."""
+
+    @property
+    def formats(self) -> dict[str, QuantFormat]:
+        """Format by Hugging Face name."""
+        return {tensor.name: tensor.format for tensor in self.tensors}
+
+    @property
+    def mean_bits(self) -> float:
+        """Size-weighted mean width, without scales."""
+        return sum(t.format.bits * t.weights for t in self.tensors) / sum(t.weights for t in self.tensors)
+
+    def write(self, path: Path) -> None:
+        """Write ``plan.json`` atomically."""
+        body = asdict(self)
+        body["tensors"] = [asdict(t) | {"format": t.format.name} for t in self.tensors]
+        body["given"]["pins"] = [{"pattern": pin.pattern, "format": pin.format.name} for pin in self.given.pins]
+        inputs = {"model": self.model_sha256, "sensitivity": self.sensitivity_sha256}
+        write_json(path, KIND, SCHEMA, inputs, body)
+
+    @classmethod
+    def read(cls, path: Path) -> Plan:
+        """Read ``plan.json``.
+
+        Raises:
+            InputError: not a plan, or a field is missing, unknown or of another type; names the line.
+            StaleArtifactError: written by a newer qplan.
+        """
+        document = read_json(path, KIND, SCHEMA)
+        source = Source(str(path), path.read_text(encoding="utf-8"))
+        body = {key: value for key, value in document.items() if key not in ("kind", "schema", "inputs", "versions")}
+        plan = decode(cls, body, source)
+        for index, tensor in enumerate(plan.tensors):
+            if tensor.weights <= 0:
+                problem = f"{tensor.weights} weights: must be positive"
+                raise source.error(problem, "tensors", index, "weights")
+        if plan.dynamic_option not in DYNAMIC_OPTIONS:
+            problem = f"{plan.dynamic_option} is none of {', '.join(map(str, DYNAMIC_OPTIONS))}"
+            raise source.error(problem, "dynamic_option")
+        if not plan.tensors:
+            msg = f"{path} holds no tensors; make it again with 'qplan emit'"
+            raise InputError(msg)
+        return plan

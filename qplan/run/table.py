@@ -1,0 +1,212 @@
+"""The sensitivity table: what every format of every tensor costs in accuracy, per calibration batch."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from qplan.artifact import atomic_path, check_header, header, sha256_json
+from qplan.card import ModelCard
+from qplan.errors import InputError, MeasurementError
+from qplan.formats import QuantFormat
+from qplan.run.additivity import JointPoint, predict_joint
+from qplan.run.measurement import Loss, Measurement, Source, summarise
+from qplan.settings import DynamicOption, Memory, memories_of
+
+__all__ = [
+    "Conditions",
+    "JointPoint",
+    "Loss",
+    "Measurement",
+    "Memory",
+    "Mode",
+    "SensitivityTable",
+    "Source",
+    "memories_of",
+    "summarise",
+]
+
+KIND, SCHEMA = "qplan-sensitivity", 3
+
+Mode = Literal["measured", "gradient", "auto"]
+"""How losses were found: all by running the model, all from gradients, or what a plan depends on by running it."""
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """How the measurements were made."""
+
+    memory: Memory
+    """MNN's ``memory`` setting that the model will run with. Under ``low`` both settings are measured: a plan should
+    not lose where the weights alone count."""
+    formats: tuple[str, ...]
+    """Formats asked for, before resolution per tensor."""
+    samples: int
+    seq_len: int
+    """Tokens per sequence."""
+    batch_size: int
+    """Sequences per batch."""
+    calibration: str
+    """What the tokens came from, for people."""
+    calibration_sha256: str
+    seed: int
+    mode: Mode = "measured"
+    rounding: str = "rtn"
+    """How integers were chosen: to nearest (``rtn``) or by what loses less, see `qplan.quantize.rounder`."""
+    draws: int = 1
+    """Times that labels are sampled for each sequence, where gradients are used."""
+    dynamic_option: DynamicOption = 0
+    """MNN's ``dynamic_option`` that int8 activations are rounded with: a scale per token, or per block (2)."""
+
+
+@dataclass(frozen=True)
+class SensitivityTable:
+    """All measurements of one run."""
+
+    model: ModelCard
+    conditions: Conditions
+    reference_nll_nats: float
+    """Mean negative log-likelihood of the calibration text under FP32."""
+    notes: tuple[str, ...]
+    """What a reader must know, e.g. formats whose block was changed for a tensor."""
+    measurements: tuple[Measurement, ...]
+    joint: tuple[JointPoint, ...] = ()
+    """Plans along the frontier, measured whole: how far losses are from adding up."""
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the content, not of the file."""
+        return sha256_json([self._meta(), [_row(m) for m in self.measurements]])
+
+    @property
+    def goal(self) -> Memory:
+        """The memory setting that plans are optimised for."""
+        return self.conditions.memory
+
+    @property
+    def memories(self) -> tuple[Memory, ...]:
+        """The memory settings that were measured, the goal first."""
+        return memories_of(self.goal)
+
+    def formats_of(self, tensor: str) -> tuple[QuantFormat, ...]:
+        """Formats measured for a tensor, widest first."""
+        names = dict.fromkeys(m.format for m in self.measurements if m.tensor == tensor)
+        return tuple(sorted((QuantFormat.parse(n) for n in names), key=lambda f: (-f.bits, f.block, f.symmetric)))
+
+    def losses(self, memory: Memory | None = None) -> dict[str, dict[str, Loss]]:
+        """Loss by tensor name and format name, tensors in order of execution; the goal's memory setting by default."""
+        found = self._losses.get(memory or self.goal)
+        if found is None:
+            return {spec.name: {} for spec in self.model.tensors}
+        return {tensor: dict(row) for tensor, row in found.items()}
+
+    @cached_property
+    def _losses(self) -> dict[Memory, dict[str, dict[str, Loss]]]:
+        """By memory setting. Kept: a plan asks several times, and plans are solved again in an instant."""
+        cells: dict[Memory, dict[str, dict[str, list[Measurement]]]] = {}
+        for m in self.measurements:
+            tensors = cells.setdefault(m.memory, {spec.name: {} for spec in self.model.tensors})
+            tensors[m.tensor].setdefault(m.format, []).append(m)
+        return {
+            memory: {t: {f: summarise(ms) for f, ms in row.items()} for t, row in tensors.items()}
+            for memory, tensors in cells.items()
+        }
+
+    def kl(self, memory: Memory) -> dict[str, dict[str, float]]:
+        """Mean KL in nats per token by tensor name and format name, under a memory setting."""
+        return {t: {f: loss.kl_nats for f, loss in row.items()} for t, row in self.losses(memory).items()}
+
+    def predict_joint(self, sum_nats: float, memory: Memory | None = None) -> float:
+        """Predict a plan's joint loss in nats from the sum of its single losses.
+
+        See `qplan.run.additivity.predict_joint`.
+        """
+        return predict_joint(sum_nats, [point for point in self.joint if point.memory == (memory or self.goal)])
+
+    def check_complete(self) -> None:
+        """Prove that every tensor was measured in every batch and format, with usable numbers.
+
+        Raises:
+            MeasurementError: something is missing, not finite, or negative.
+        """
+        batches = {m.batch for m in self.measurements}
+        seen = {(m.tensor, m.format, m.memory, m.batch) for m in self.measurements}
+        measured: dict[str, set[str]] = {}
+        for measurement in self.measurements:
+            measured.setdefault(measurement.tensor, set()).add(measurement.format)
+        for spec in self.model.tensors:
+            formats = measured.get(spec.name)
+            if not formats or not batches:
+                msg = f"{spec.name} was never measured; the calibration did not reach it"
+                raise MeasurementError(msg)
+            cells = product(formats, self.memories, batches)
+            missing = [cell for cell in cells if (spec.name, *cell) not in seen]
+            if missing:
+                msg = f"{spec.name} lacks measurements {missing[:3]}; run the same analyze command again to complete"
+                raise MeasurementError(msg)
+        for m in self.measurements:
+            if not math.isfinite(m.kl_nats) or m.kl_nats < 0 or not math.isfinite(m.nll_nats or 0.0):
+                msg = f"{m.tensor} in {m.format}, batch {m.batch}: loss of {m.kl_nats} nats is impossible"
+                raise MeasurementError(msg)
+
+    def _meta(self) -> dict[str, object]:
+        return {
+            "model": self.model.to_json(),
+            "conditions": asdict(self.conditions),
+            "reference_nll_nats": self.reference_nll_nats,
+            "notes": list(self.notes),
+            "joint": [asdict(point) for point in self.joint],
+        }
+
+    def write(self, path: Path) -> None:
+        """Write a Parquet file, whole or not at all, after `check_complete`."""
+        self.check_complete()
+        inputs = {"model": self.model.sha256, "calibration": self.conditions.calibration_sha256}
+        meta = header(KIND, SCHEMA, inputs) | self._meta()
+        columns = {f.name: [getattr(m, f.name) for m in self.measurements] for f in fields(Measurement)}
+        table = pa.table(columns).replace_schema_metadata({"qplan": json.dumps(meta, sort_keys=True)})
+        with atomic_path(path) as temporary:
+            pq.write_table(table, temporary)
+
+    @classmethod
+    def read(cls, path: Path) -> SensitivityTable:
+        """Read a table.
+
+        Raises:
+            InputError: no such file or not a sensitivity table.
+            StaleArtifactError: written by a newer qplan.
+        """
+        if not path.is_file():
+            msg = f"{path} does not exist; run 'qplan analyze' first"
+            raise InputError(msg)
+        try:
+            table = pq.read_table(path)
+        except (pa.ArrowInvalid, OSError) as error:
+            msg = f"{path} is not a readable Parquet file ({error}); run 'qplan analyze' again"
+            raise InputError(msg) from None
+        meta = json.loads((table.schema.metadata or {}).get(b"qplan", b"{}"))
+        check_header(meta, path, KIND, SCHEMA)
+        return cls(
+            ModelCard.from_json(meta["model"]),
+            Conditions(**(meta["conditions"] | {"formats": tuple(meta["conditions"]["formats"])})),
+            meta["reference_nll_nats"],
+            tuple(meta["notes"]),
+            tuple(Measurement(**row) for row in table.to_pylist()),
+            tuple(JointPoint(**point) for point in meta.get("joint", [])),
+        )
+
+
+_COLUMNS = tuple(field.name for field in fields(Measurement))
+
+
+def _row(measurement: Measurement) -> list[object]:
+    # repr keeps inf, which JSON lacks
+    return [repr(getattr(measurement, name)) for name in _COLUMNS]

@@ -1,0 +1,152 @@
+"""What was measured on the real engine, as an artifact."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from qplan.artifact import read_json, write_json
+from qplan.run.plan import FileBytes
+
+KIND, SCHEMA = "qplan-verification", 2
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """A model's next-token distributions against the Hugging Face model in FP32, on held-out tokens."""
+
+    kl_nats: float
+    """Mean KL(FP32 || model) per token."""
+    kl_p99_nats: float
+    """99th percentile over tokens."""
+    top1: float
+    """Fraction of tokens with the same most likely next token."""
+    perplexity: float
+    """exp of the mean negative log-likelihood of the text."""
+    tokens: int
+
+
+@dataclass(frozen=True)
+class EngineRun:
+    """One built model under one setting of the engine."""
+
+    memory: str
+    """``low`` or ``normal``."""
+    path: str
+    """``prefill`` (one pass per sequence) or ``decode`` (token by token)."""
+    accuracy: Accuracy
+    dynamic_option: int = 0
+    """MNN's ``dynamic_option``; changes nothing under memory normal."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Speed and memory of one built model, memory low unless said otherwise; best of several runs."""
+
+    memory: str
+    threads: int
+    prompt_tokens: int
+    prefill_tokens_per_s: float
+    decode_tokens_per_s: float
+    ram_bytes: int
+    """Growth of the engine process's resident memory by loading the model."""
+    dynamic_option: int = 0
+
+
+@dataclass(frozen=True)
+class BuiltModel:
+    """A built MNN folder and what it did."""
+
+    name: str
+    """``fp16``, ``int8``, ``int4`` (uniform, head at 8 bits) or ``plan``."""
+    files: FileBytes
+    runs: tuple[EngineRun, ...]
+    speed: Speed | None
+    emulated_nats: dict[str, float]
+    """By memory setting: the loss that torch computes for the same stored weights (prefill)."""
+    dynamic_option: int = 0
+    """The one that the model ships with; `speed` and `emulated_nats` are with it."""
+    other_speed: Speed | None = None
+    """With the other ``dynamic_option``, where that was measured for comparison."""
+
+    def accuracy(self, memory: str, path: str = "prefill", dynamic_option: int | None = None) -> Accuracy | None:
+        """Accuracy under a setting, with the model's own ``dynamic_option`` by default; None if it was not run."""
+        option = self.dynamic_option if dynamic_option is None else dynamic_option
+        found = (r.accuracy for r in self.runs if (r.memory, r.path, r.dynamic_option) == (memory, path, option))
+        return next(found, None)
+
+    @property
+    def own_runs(self) -> tuple[EngineRun, ...]:
+        """The runs with the ``dynamic_option`` that the model ships with."""
+        return tuple(run for run in self.runs if run.dynamic_option == self.dynamic_option)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One promise and whether the engine kept it."""
+
+    name: str
+    passed: bool
+    detail: str
+    """The measured value and the limit."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Everything that was measured for one plan."""
+
+    model_sha256: str
+    plan_sha256: str
+    text: str
+    """Where the held-out tokens come from."""
+    text_sha256: str
+    reference_perplexity: float
+    """Of the Hugging Face model in FP32 on the same tokens."""
+    models: tuple[BuiltModel, ...]
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every check held."""
+        return all(check.passed for check in self.checks)
+
+    def model(self, name: str) -> BuiltModel | None:
+        """A built model by name, None if it was not built."""
+        return next((m for m in self.models if m.name == name), None)
+
+    def write(self, path: Path) -> None:
+        """Write ``verification.json`` atomically."""
+        inputs = {"model": self.model_sha256, "plan": self.plan_sha256, "text": self.text_sha256}
+        write_json(path, KIND, SCHEMA, inputs, asdict(self))
+
+    @classmethod
+    def read(cls, path: Path) -> Verification:
+        """Read ``verification.json``.
+
+        Raises:
+            InputError: not a verification.
+            StaleArtifactError: written by a newer qplan.
+        """
+        body = {
+            k: v for k, v in read_json(path, KIND, SCHEMA).items() if k not in ("kind", "schema", "inputs", "versions")
+        }
+        body["models"] = tuple(built_model(m) for m in body["models"])
+        body["checks"] = tuple(Check(**c) for c in body["checks"])
+        return cls(**body)
+
+
+def built_model(value: Mapping[str, Any]) -> BuiltModel:
+    """Read a `BuiltModel` from its JSON object."""
+    runs = tuple(EngineRun(**(r | {"accuracy": Accuracy(**r["accuracy"])})) for r in value["runs"])
+    speed, other = (None if value.get(key) is None else Speed(**value[key]) for key in ("speed", "other_speed"))
+    return BuiltModel(
+        value["name"],
+        FileBytes(**value["files"]),
+        runs,
+        speed,
+        value["emulated_nats"],
+        value.get("dynamic_option", 0),
+        other,
+    )

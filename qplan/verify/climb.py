@@ -1,0 +1,224 @@
+"""FP32, FP16, INT8, INT4 and the plan on the engine, until one breaks its tolerance; then, where it breaks."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qplan.calibration import load_text, tokenise
+from qplan.errors import InputError, StaleArtifactError
+from qplan.folding.analyzed import load_analysed
+from qplan.formats import FP16, FP32, QuantFormat
+from qplan.mnn.build.exporter import export_skeleton
+from qplan.mnn.build.skeleton import Skeleton, folder_bytes
+from qplan.mnn.build.writer import build_model
+from qplan.mnn.engine.session import Engine
+from qplan.mnn.runtime import RuntimeConfig
+from qplan.model.load import LoadedModel, load_model
+from qplan.quantize import StoredTensor
+from qplan.quantize.rounder import Rounder
+from qplan.quantize.run_rounder import run_rounder
+from qplan.run.calibration import CalibrationSet
+from qplan.run.folder import Run
+from qplan.run.plan import Plan
+from qplan.run.table import SensitivityTable
+from qplan.sensitivity.variants import StoredWeights, apply_formats
+from qplan.settings import Say
+from qplan.uniform import uniform_formats
+from qplan.verify.checks import EXACT_REL, LAYERS_OF_EXACT_REL
+from qplan.verify.ladder import Break, Rung, first_leaving, tolerances
+from qplan.verify.layers import engine_lens, kl_between
+from qplan.verify.lens import lens_logits
+from qplan.verify.reference import Logits, Reference, reference_logits, relative_error
+
+LOOK_TOKENS = 64
+"""Length of the sequence that is compared logit by logit and layer by layer."""
+
+
+@dataclass(frozen=True)
+class LadderOptions:
+    """What ``qplan ladder`` was asked for."""
+
+    model: str
+    text: str
+    tokens: int = 1024
+    seq_len: int = 128
+    memory: str = "low"
+    plan: Path | None = None
+    """A ``plan.json`` beside its built ``model/``."""
+    limits: Mapping[str, float] = field(default_factory=dict)
+    """Tolerances by rung, in place of the defaults."""
+    llmexport: Path | None = None
+
+
+@dataclass(frozen=True)
+class Climbed:
+    """How far the ladder held."""
+
+    text: str
+    reference_perplexity: float
+    rungs: tuple[Rung, ...]
+    broke: Break | None
+    """Where the last rung broke; None if all hold."""
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A rung that is to be built, or is."""
+
+    name: str
+    formats: Mapping[str, QuantFormat]
+    rounder: Rounder
+    """Chose the integers that it stores, of a model that may be folded."""
+    built: Path | None = None
+
+
+def run_ladder(options: LadderOptions, say: Say, progress: Callable[[int, int], None]) -> Climbed:
+    """Build, run and judge rung by rung.
+
+    Raises:
+        InputError: a model, text, plan or tolerance that cannot be used.
+        ToolError: exporter, converter or engine failed.
+    """
+    limits = tolerances(options.limits)
+    say(f"loading {options.model}")
+    loaded = load_model(options.model)
+    rows, text = _rows(options, loaded)
+    steps = _steps(options, loaded, say)
+    with tempfile.TemporaryDirectory(prefix="qplan-ladder-") as temporary:
+        work = Path(temporary)
+        say(f"FP32 in torch on {rows.size} tokens: {text}")
+        with reference_logits(loaded, rows, progress) as reference:
+            say("exporting the graph")
+            skeleton = export_skeleton(loaded.folder, work / "skeleton", llmexport=options.llmexport)
+            judge = _Judge(loaded, skeleton, reference, options.memory, work)
+            rungs: list[Rung] = []
+            for step in steps:
+                say(f"{step.name} on the engine")
+                folder = step.built or judge.build(step)
+                rung = judge.rung(step, folder, limits[step.name])
+                rungs.append(rung)
+                if not rung.holds:
+                    say(f"{step.name} breaks; looking for the layer")
+                    return Climbed(text, reference.perplexity, tuple(rungs), judge.where(step, folder, rung))
+            return Climbed(text, reference.perplexity, tuple(rungs), None)
+
+
+def _rows(options: LadderOptions, loaded: LoadedModel) -> tuple[NDArray[np.int64], str]:
+    if options.tokens < options.seq_len:
+        msg = f"--tokens {options.tokens} is below one sequence of {options.seq_len} tokens; raise it"
+        raise InputError(msg)
+    text = load_text(options.text, loaded.tokenizer)
+    judged = tokenise(
+        text,
+        loaded.tokenizer,
+        samples=options.tokens // options.seq_len,
+        seq_len=options.seq_len,
+        seed=0,
+        context=loaded.card.context,
+        vocabulary=loaded.card.vocabulary,
+    )
+    return judged.tokens, text.source
+
+
+def _steps(options: LadderOptions, loaded: LoadedModel, say: Say) -> list[_Step]:
+    nearest = Rounder(loaded)
+    # the engine looks a tied embedding up in halves at best
+    floats = {spec.name: FP16 if spec.tied else FP32 for spec in loaded.card.tensors}
+    steps = [_Step("fp32", floats, nearest)]
+    for name, bits in (("fp16", 16), ("int8", 8), ("int4", 4)):
+        steps.append(_Step(name, uniform_formats(loaded.card, bits), nearest))
+    if options.plan is None:
+        return steps
+    plan, built = Plan.read(options.plan), options.plan.parent / "model"
+    run = Run(options.plan.parent.parent)
+    table = SensitivityTable.read(run.sensitivity)
+    analysed = load_analysed(run, table.model, say)
+    if plan.model_sha256 != table.model.sha256 or analysed.original.card.sha256 != loaded.card.sha256:
+        msg = f"{options.plan} was made for another model than {options.model}; run 'qplan analyze' and 'emit' again"
+        raise StaleArtifactError(msg)
+    if not built.is_dir():
+        msg = f"{built} is not there; build the plan with 'qplan emit'"
+        raise InputError(msg)
+    calibration = CalibrationSet.read(run.calibration)
+    rounder = run_rounder(run, analysed.loaded, calibration, table.conditions.rounding)
+    return [*steps, _Step("plan", plan.formats, rounder, built)]
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """Builds rungs and measures them."""
+
+    loaded: LoadedModel
+    skeleton: Skeleton
+    reference: Reference
+    memory: str
+    work: Path
+
+    def build(self, step: _Step) -> Path:
+        folder = self.work / step.name
+
+        def source(name: str) -> Callable[[], StoredTensor]:
+            return lambda: step.rounder.store(name, step.formats[name])
+
+        build_model(self.skeleton, {spec.op_name: source(spec.name) for spec in self.loaded.card.tensors}, folder)
+        return folder
+
+    def rung(self, step: _Step, folder: Path, limit_nats: float) -> Rung:
+        with Engine(folder, RuntimeConfig("normal"), context=self.loaded.card.context) as engine:
+            exact = relative_error(engine.logits(self.ids), self._expected(step)[-1])
+        with Engine(folder, RuntimeConfig(self.memory), context=self.loaded.card.context) as engine:
+            stats = self.reference.compare(engine.logits)
+        return Rung(
+            name=step.name,
+            exact_error=exact,
+            exact_limit=EXACT_REL * max(1.0, len(self.loaded.layers) / LAYERS_OF_EXACT_REL),
+            kl_nats=stats.kl_nats,
+            limit_nats=limit_nats,
+            top1=stats.top1,
+            perplexity=float(np.exp(stats.nll_nats)),
+            bytes=folder_bytes(folder).total,
+        )
+
+    def where(self, step: _Step, folder: Path, rung: Rung) -> Break:
+        """Look at the residual stream through the head, after fewer and fewer layers."""
+        if not rung.computes:
+            expected, memory, limit = self._expected(step), "normal", rung.exact_limit
+            measure = "relative error of the logits against torch with the same weights"
+
+            def distance(found: Logits, wanted: Logits) -> float:
+                return relative_error(found, wanted)
+
+        else:
+            expected, memory, limit = lens_logits(self.loaded, self.ids), self.memory, rung.limit_nats
+            measure = "KL to FP32 of what the head reads, nats per token"
+
+            def distance(found: Logits, wanted: Logits) -> float:
+                return kl_between(wanted, found, self.ids)
+
+        layers = len(self.loaded.layers)
+        with engine_lens(folder, step.rounder.loaded, RuntimeConfig(memory), self.ids, self.work) as logits_after:
+            after, before_error, error = first_leaving(
+                lambda count: distance(logits_after(count), expected[count]), layers, limit
+            )
+        layer = after - 1 if after else None
+        what = "the embedding, or the final norm and the head" if layer is None else f"layer {layer} of {layers}"
+        return Break(layer, what, before_error, error, measure)
+
+    def _expected(self, step: _Step) -> tuple[Logits, ...]:
+        """What torch computes with the weights that a rung stores, after 0, 1, ... all layers."""
+        loaded = step.rounder.loaded
+        stored = StoredWeights(loaded, step.rounder)
+        with apply_formats(loaded, step.formats, "normal", stored=stored, engine_embedding=True):
+            return lens_logits(loaded, self.ids)
+
+    @property
+    def ids(self) -> list[int]:
+        """One sequence, for comparisons logit by logit."""
+        found: list[int] = self.reference.rows[0][:LOOK_TOKENS].tolist()
+        return found

@@ -1,0 +1,210 @@
+"""The ladder on the engine: FP16, the uniform models, the plan; each rung measured against FP32 in torch."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from qplan.artifact import sha256_file, versions
+from qplan.errors import VerificationError
+from qplan.formats import QuantFormat, applies, garbled
+from qplan.mnn.build.skeleton import Skeleton
+from qplan.mnn.build.tie import TieForm
+from qplan.mnn.build.writer import build_model
+from qplan.mnn.engines import EngineTarget
+from qplan.mnn.runtime import RuntimeConfig
+from qplan.model.load import LoadedModel
+from qplan.quantize import StoredTensor
+from qplan.quantize.rounder import Rounder
+from qplan.run import token_losses
+from qplan.run.baselines import measured_once
+from qplan.run.plan import Plan
+from qplan.run.token_losses import Losses, TokenLosses
+from qplan.run.verification import BuiltModel, Check, Speed, Verification
+from qplan.sensitivity.metrics import TokenStats
+from qplan.settings import DynamicOption, Memory, Say
+from qplan.uniform import uniform_formats
+from qplan.verify.checks import emulation, exact_logits, not_worse, promised_bytes, read_back
+from qplan.verify.measure import Keep, Trial, measure_model
+
+GATE_TOKENS = 64
+"""Tokens on which the engine's logits are compared one by one with torch's."""
+
+_UNIFORM = {"int8": 8, "int4": 4}
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """What every build and every measurement needs."""
+
+    loaded: LoadedModel
+    skeleton: Skeleton
+    trial: Trial
+    text: str
+    """Where the tokens of the trial come from, for people."""
+    text_sha256: str
+    baselines: Path
+    """Folder for the measurements of uniform models."""
+    say: Say
+    target: EngineTarget
+    """What the engine that the model is for can read."""
+
+    def build(
+        self, formats: Mapping[str, QuantFormat], out: Path, runtime: RuntimeConfig, rounder: Rounder | None = None
+    ) -> None:
+        """Build a runnable folder, one tensor at a time in memory; rounded to nearest without a rounder."""
+        rounding = rounder or Rounder(self.loaded)
+
+        def source(name: str) -> Callable[[], StoredTensor]:
+            return lambda: rounding.store(name, formats[name])
+
+        tensors = {spec.op_name: source(spec.name) for spec in self.loaded.card.tensors}
+        tie_form: TieForm = "list" if self.target.tie_list else "dict"
+        build_model(self.skeleton, tensors, out, tie_form=tie_form, runtime=runtime, replace=True)
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The first tokens of the trial, for logit by logit comparisons."""
+        ids: list[int] = self.trial.reference.rows[0][:GATE_TOKENS].tolist()
+        return ids
+
+
+def gate(shop: Workshop) -> Check:
+    """Prove that the exporter translates this architecture right, before anything is planned on it.
+
+    Raises:
+        VerificationError: the engine computes something else than the Hugging Face model.
+    """
+    shop.say("FP16 on the engine against the Hugging Face model")
+    formats = uniform_formats(shop.loaded.card, 16)
+    folder = shop.baselines / "gate"
+    shop.build(formats, folder, RuntimeConfig("normal"))
+    try:
+        check = exact_logits("fp16", folder, formats, Rounder(shop.loaded), shop.token_ids)
+    finally:
+        shutil.rmtree(folder)
+    if not check.passed:
+        msg = (
+            f"{shop.loaded.card.architecture} as exported by {shop.skeleton.exporter} computes other logits on the "
+            f"engine than the Hugging Face model: {check.detail}. The export is wrong for this model; every quantised "
+            "version would be too. Try --llmexport with a newer MNN checkout"
+        )
+        raise VerificationError(msg)
+    return check
+
+
+def prove(
+    shop: Workshop,
+    plan: Plan,
+    plan_path: Path,
+    model: Path,
+    *,
+    first: Check,
+    rounder: Rounder,
+    speeds: Mapping[DynamicOption, Speed] | None = None,
+    uniform: Workshop | None = None,
+) -> Verification:
+    """Measure FP16, the uniform models and the built plan, and hold the plan's promises against the results.
+
+    Args:
+        shop: model, skeleton, tokens.
+        plan: what was built.
+        plan_path: its file, whose hash the verification carries.
+        model: the built folder.
+        first: the result of `gate`.
+        rounder: what the plan was built with.
+        speeds: of the built model with each ``dynamic_option``, if they were measured already.
+        uniform: where uniform models are built: from the model before folding; None for ``shop``.
+
+    Raises:
+        ToolError: the engine failed.
+        MeasurementError: logits that are not finite.
+    """
+    baselines = {name: _baseline(uniform or shop, name, bits) for name, bits in {"fp16": 16, **_UNIFORM}.items()}
+    built = _measure_plan(shop, plan, model, rounder, speeds)
+    checks = [first, exact_logits("plan", model, plan.formats, rounder, shop.token_ids), read_back(model, plan)]
+    checks += promised_bytes(plan, built)
+    for name in _UNIFORM:
+        checks += emulation(baselines[name], shop.loaded.card)
+    rival = _rival(plan, baselines)
+    if rival is not None:
+        checks += not_worse(built, rival)
+    return Verification(
+        model_sha256=shop.loaded.card.sha256,
+        plan_sha256=sha256_file(plan_path),
+        text=shop.text,
+        text_sha256=shop.text_sha256,
+        reference_perplexity=shop.trial.reference.perplexity,
+        models=(*baselines.values(), built),
+        checks=tuple(checks),
+    )
+
+
+def _measure_plan(
+    shop: Workshop, plan: Plan, model: Path, rounder: Rounder, speeds: Mapping[DynamicOption, Speed] | None
+) -> BuiltModel:
+    """Measure the built plan as it ships, and with the other ``dynamic_option`` where that changes anything."""
+    compared = applies("low", plan.formats) and not garbled(plan.formats)
+    options: tuple[DynamicOption, DynamicOption] = (2, 0) if plan.dynamic_option == 2 else (0, 2)
+    with _kept_tokens(shop, "plan", model.with_name(token_losses.FILE)) as keep:
+        return measure_model(
+            "plan",
+            model,
+            plan.formats,
+            rounder=rounder,
+            trial=shop.trial,
+            say=shop.say,
+            dynamic_option=options[0],
+            beside=options[1] if compared else None,
+            speeds=speeds,
+            keep=keep,
+        )
+
+
+@contextmanager
+def _kept_tokens(shop: Workshop, name: str, path: Path) -> Iterator[Keep]:
+    """Keep the losses of single tokens, and write them beside the model once it is measured."""
+    rows, decode = shop.trial.reference.rows, shop.loaded.tokenizer.decode
+    found: dict[str, Losses] = {}
+
+    def keep(memory: Memory, stats: TokenStats) -> None:
+        found[memory] = stats.kl.numpy().reshape(rows.shape).astype(np.float32)
+
+    yield keep
+    tokens = tuple(tuple(decode([token]) for token in row.tolist()) for row in rows)
+    TokenLosses(name, shop.loaded.card.sha256, shop.text, shop.text_sha256, tokens, found).write(path)
+
+
+def _baseline(shop: Workshop, name: str, bits: int) -> BuiltModel:
+    formats = {name_: shop.target.wide(fmt) for name_, fmt in uniform_formats(shop.loaded.card, bits).items()}
+    inputs = {
+        "model": shop.loaded.card.sha256,
+        "text": shop.text_sha256,
+        "exporter": shop.skeleton.exporter,
+        "engine": versions()["MNN"],
+        "trial": shop.trial.settings,
+    }
+
+    def measure() -> BuiltModel:
+        folder = shop.baselines / name
+        shop.say(f"{name}: building")
+        shop.build(formats, folder, RuntimeConfig())
+        try:
+            with _kept_tokens(shop, name, shop.baselines / f"{name}-{token_losses.FILE}") as keep:
+                rounder = Rounder(shop.loaded)
+                return measure_model(name, folder, formats, rounder=rounder, trial=shop.trial, say=shop.say, keep=keep)
+        finally:
+            shutil.rmtree(folder)
+
+    return measured_once(shop.baselines / f"{name}.json", inputs, formats, measure)
+
+
+def _rival(plan: Plan, uniform: Mapping[str, BuiltModel]) -> BuiltModel | None:
+    """The widest uniform model that fits the budget, give or take the graph's 1 %: the plan must not be worse."""
+    fitting = [m for m in uniform.values() if m.files.total <= plan.budget_bytes + m.files.graph // 100]
+    return max(fitting, key=lambda model: model.files.total, default=None)

@@ -1,0 +1,60 @@
+"""A small invented model with a full sensitivity table: losses fall by 4 per bit and differ by tensor."""
+
+from __future__ import annotations
+
+import math
+
+from qplan.card import ModelCard
+from qplan.formats import QuantFormat
+from qplan.run.table import Conditions, Measurement, SensitivityTable
+from qplan.tensors import Role, TensorSpec
+
+FORMATS = ("fp16", "int8", "int6", "int4")
+
+
+def _card(layers: int, hidden: int, inner: int, *, tied: bool) -> ModelCard:
+    shapes = {
+        "self_attn.q_proj": (Role.ATTENTION, hidden, hidden),
+        "mlp.up_proj": (Role.MLP, inner, hidden),
+        "mlp.down_proj": (Role.MLP, hidden, inner),
+    }
+    tensors = [
+        TensorSpec(
+            f"model.layers.{i}.{name}",
+            f"/layers.{i}/{name.replace('.', '/')}/Linear",
+            i,
+            name.split(".")[1],
+            *shape,
+            bias=False,
+        )
+        for i in range(layers)
+        for name, shape in shapes.items()
+    ]
+    tensors.append(
+        TensorSpec("lm_head", "/lm/lm_head/Linear", None, "lm_head", Role.HEAD, 512, hidden, bias=False, tied=tied)
+    )
+    norms = (2 * layers + 1) * hidden
+    embedding = 0 if tied else 512 * hidden
+    parameters = sum(t.weights for t in tensors) + norms + embedding
+    return ModelCard(
+        "tiny", "c" * 64, "TinyForCausalLM", "tiny", parameters, 512, 128, tuple(tensors), embedding, norms
+    )
+
+
+def make_table(
+    formats: tuple[str, ...] = FORMATS, *, layers: int = 4, hidden: int = 128, inner: int = 192, tied: bool = True
+) -> SensitivityTable:
+    card = _card(layers, hidden, inner, tied=tied)
+    rows = []
+    for index, spec in enumerate(card.tensors):
+        # later tensors matter more, the head most; the ratios differ so that optima are unique
+        weight = 1e-3 * math.exp(0.35 * index % 3.1) * (1 + 0.01 * index)
+        for name in formats:
+            fmt = QuantFormat.parse(name).resolve(spec.in_features)
+            if spec.allows(fmt):
+                loss = weight * 4.0 ** (4 - fmt.bits)
+                rows.append(
+                    Measurement(spec.name, fmt.name, "normal", 0, 64, loss, 2 * loss, 0.9, 3.0 + loss, 6.0 * fmt.bits)
+                )
+    conditions = Conditions("normal", formats, 4, 16, 4, "invented", "d" * 64, 0)
+    return SensitivityTable(card, conditions, 3.0, (), tuple(rows))

@@ -1,0 +1,90 @@
+"""A tiny exported model and the same numbers in torch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from qplan.formats import FP16, INT8, QuantFormat
+from qplan.mnn.build.skeleton import Skeleton
+from qplan.quantize import StoredTensor, rtn
+
+TEXT = ["the quick brown fox jumps over the lazy dog", "a model of language is a model of the world", "0123456789 ()[]"]
+VOCABULARY = 320
+
+
+@dataclass(frozen=True)
+class ExportedModel:
+    """A Hugging Face folder, its export, and the same numbers in torch."""
+
+    folder: Path
+    skeleton: Skeleton
+
+    def load(self) -> Any:
+        """The torch model in fp32."""
+        return AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32).eval()
+
+    def tensors(self, formats: dict[str, QuantFormat]) -> dict[str, StoredTensor]:
+        """Weights rounded to nearest, by op name."""
+        model = self.load()
+        return {name: rtn(linear(model, name).weight.data, fmt) for name, fmt in formats.items()}
+
+    def formats(self, fmt: QuantFormat, head: QuantFormat | None = None) -> dict[str, QuantFormat]:
+        """One format for all ops (and one for the head), with blocks that divide."""
+        return {
+            op.name: (head if head is not None and "lm_head" in op.name else fmt).resolve(op.in_features)
+            for op in self.skeleton.ops
+        }
+
+    def mixed(self, seed: int) -> dict[str, QuantFormat]:
+        """A format drawn for every op; a tied head gets one that the lookup can read."""
+        draw = np.random.default_rng(seed)
+        names = ["fp16", "int8", "int4", "int4-sym", "int3-b32", "int6-s32", "int2-b4", "int5-b0", "int8-b0-sym"]
+        formats = {
+            op.name: QuantFormat.parse(str(draw.choice(names))).resolve(op.in_features) for op in self.skeleton.ops
+        }
+        if self.skeleton.tied_op is not None:
+            formats[self.skeleton.tied_op] = (FP16, INT8, QuantFormat(4, 32))[seed % 3]
+        return formats
+
+    def reference(self, tensors: dict[str, StoredTensor], token_ids: list[int]) -> NDArray[np.float32]:
+        """Logits ``[tokens, vocabulary]`` of the torch model that holds the stored values."""
+        model = self.load()
+        if not self.skeleton.tied:
+            table = model.get_input_embeddings().weight
+            table.data = table.data.to(torch.bfloat16).to(torch.float32)
+        for name, tensor in tensors.items():
+            linear(model, name).weight.data.copy_(tensor.dequantize())
+        with torch.no_grad():
+            logits: NDArray[np.float32] = model(torch.tensor([token_ids])).logits[0].numpy()
+        return logits
+
+
+def linear(model: Any, op_name: str) -> Any:
+    """The torch module behind an op's name."""
+    path = op_name.strip("/").removesuffix("/Linear").replace("/", ".")
+    return model.get_submodule("lm_head" if path.endswith("lm_head") else f"model.{path}")
+
+
+def save(model: Any, folder: Path) -> Path:
+    """Write a Hugging Face folder with a byte-level tokenizer."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(TEXT, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>")
+    fast.save_pretrained(folder)
+    model.save_pretrained(folder)
+    return folder

@@ -1,0 +1,87 @@
+"""Promotions and demotions by what whole models lose; the whole models are invented."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from qplan.choosing import task
+from qplan.choosing.repair import REPAIRED, repair
+from qplan.choosing.task import Task
+from qplan.cost.file_bytes import estimate_fixed
+from qplan.formats import QuantFormat
+from qplan.planner.planning import make_plan
+from qplan.quantize.rounder import Rounder
+from qplan.run.plan import Plan
+from qplan.sensitivity.metrics import TokenStats
+from tests.support.invented_table import make_table
+
+ROWS = np.zeros((4, 8), dtype=np.int64)
+
+
+def stats(kl: float) -> TokenStats:
+    """The same loss at every token."""
+    ones = torch.ones(16, dtype=torch.float64)
+    return TokenStats(ones * kl, ones > 0, ones)
+
+
+class Whole:
+    """Whole models whose loss is a weighted sum: some tensors matter more together than alone."""
+
+    def __init__(self, factors: Mapping[str, float], confirming: Mapping[str, float] | None = None) -> None:
+        self.table = make_table()
+        self.factors, self.confirming = factors, confirming
+        self.measured = 0
+
+    def joint_losses(self, _loaded: Any, _tokens: Any, plans: Mapping[str, Any], *_: Any, **__: Any) -> Any:
+        self.measured += len(plans)
+        factors = self.confirming if self.confirming is not None and "before" in plans else self.factors
+        return {label: stats(self.loss(formats, factors)) for label, formats in plans.items()}
+
+    def loss(self, formats: Mapping[str, QuantFormat], factors: Mapping[str, float]) -> float:
+        losses, specs = self.table.kl("normal"), {spec.name: spec.kind for spec in self.table.model.tensors}
+        return math.fsum(factors.get(specs[n], 1.0) * losses[n][f.name] for n, f in formats.items())
+
+
+def run(monkeypatch: pytest.MonkeyPatch, whole: Whole, evaluations: int = 48) -> tuple[Plan, Plan]:
+    monkeypatch.setattr(task, "joint_losses", whole.joint_losses)
+    fixed = estimate_fixed(whole.table.model)
+    plan = make_plan(whole.table, "6bpw", fixed)
+    nothing: Any = None
+    rounder = Rounder(nothing)
+    judges = Task(whole.table, fixed, rounder, rounder, ROWS, lambda _: None)
+    return plan, repair(plan, judges, evaluations=evaluations)
+
+
+def test_moves_that_pay_on_whole_models_are_taken_at_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Whole({"q_proj": 6.0, "up_proj": 0.3})
+    plan, better = run(monkeypatch, whole)
+    assert whole.loss(better.formats, whole.factors) < 0.9 * whole.loss(plan.formats, whole.factors)
+    assert better.files.total <= plan.budget_bytes
+    assert better.solver.status == REPAIRED
+    assert better.predicted_nats > plan.predicted_nats
+    assert better.solver.bound_nats == plan.solver.bound_nats
+    assert whole.measured <= 48 + 2
+    assert any("promoted or demoted" in note for note in better.notes)
+
+
+def test_a_plan_that_is_already_best_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, better = run(monkeypatch, Whole({}))
+    assert better is plan
+
+
+def test_what_only_half_of_the_rows_believe_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, better = run(monkeypatch, Whole({"q_proj": 6.0, "up_proj": 0.3}, confirming={"q_proj": 0.1}))
+    assert better is plan
+
+
+def test_no_evaluations_no_repair(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Whole({"q_proj": 6.0})
+    plan, better = run(monkeypatch, whole, evaluations=1)
+    assert better is plan
+    assert whole.measured == 1

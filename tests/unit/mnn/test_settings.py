@@ -1,0 +1,93 @@
+"""Small values at the edge of MNN: runtime settings, tied embeddings, exporters, draft folders."""
+
+from pathlib import Path
+
+import pytest
+
+from qplan.errors import InputError
+from qplan.formats import FP16, INT8, QuantFormat
+from qplan.mnn.build.exporter_source import Exporter, ExportOptions, find_exporter
+from qplan.mnn.build.tie import Tie, check_tied
+from qplan.mnn.folder import new_folder
+from qplan.mnn.runtime import RuntimeConfig
+
+
+def exporter(*, scale: bool = False, config: bool = True) -> Exporter:
+    return Exporter(
+        Path("/x/llmexport.py"), "llmexport 9", (4, 8), scale, config, has_c4_option=False, symmetry_is_global=True
+    )
+
+
+def test_runtime_settings() -> None:
+    assert RuntimeConfig().to_json()["memory"] == "low"
+    assert RuntimeConfig(threads=3, dynamic_option=2).to_json()["thread_num"] == 3
+    for wrong in ({"memory": "tiny"}, {"precision": "double"}, {"dynamic_option": 7}, {"threads": 0}):
+        with pytest.raises(InputError):
+            RuntimeConfig(**wrong)
+
+
+def test_tie_forms() -> None:
+    tie = Tie(10, 20, 30, QuantFormat(8, 32, scale_bits=32))
+    assert tie.to_json("list") == [10, 20, 30, 8, 32]
+    assert tie.to_json("dict") == {
+        "weight_offset": 10,
+        "alpha_offset": 20,
+        "alpha_size": 30,
+        "quant_bit": 8,
+        "quant_block": 32,
+        "alpha_dtype": "fp32",
+    }
+    assert Tie(1, 2, 0, FP16).to_json("list") == [1, 2, 0, 16, 0]
+    with pytest.raises(InputError, match="use int8-s32"):
+        Tie(1, 2, 3, INT8).to_json("list")
+    check_tied("/lm", INT8)
+    with pytest.raises(InputError, match="at 3 bits"):
+        check_tied("/lm", QuantFormat(3))
+
+
+def test_installed_exporter_is_read_from_its_source() -> None:
+    found = find_exporter()
+    assert found.version == "llmexport 0.0.5"
+    assert found.packable_bits == (1, 2, 4, 8)
+    assert (found.has_scale_bit, found.has_quant_config, found.symmetry_is_global) == (False, True, True)
+
+
+def test_checkout_is_found_at_all_three_places(tmp_path: Path) -> None:
+    export = tmp_path / "transformers" / "llm" / "export"
+    (export / "utils").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"no llmexport\.py in"):
+        find_exporter(tmp_path)
+    (export / "llmexport.py").write_text("'--scale_bit' '--quant_config'")
+    with pytest.raises(InputError, match="whole MNN checkout"):
+        find_exporter(tmp_path)
+    (export / "utils" / "mnn_converter.py").write_text("assert(quant_bit in (1, 2, 3, 4, 8))")
+    found = {find_exporter(path) for path in (tmp_path, export, export / "llmexport.py")}
+    assert [(e.packable_bits, e.has_scale_bit, e.symmetry_is_global) for e in found] == [((1, 2, 3, 4, 8), True, False)]
+    assert next(iter(found)).version.startswith("MNN checkout ")
+
+
+def test_export_options() -> None:
+    words = ExportOptions(4, 32, 8, 0, symmetric=True, scale_bits=16, quant_config=Path("c.json")).arguments(
+        exporter(scale=True), Path("m"), Path("o")
+    )
+    assert " ".join(words) == (
+        "--path m --dst_path o --export mnn --quant_bit 4 --quant_block 32 --lm_quant_bit 8 --lm_quant_block 0 "
+        "--sym --scale_bit 16 --quant_config c.json"
+    )
+    assert ExportOptions(others=("--hqq",)).arguments(exporter(), Path("m"), Path("o"))[-1] == "--hqq"
+    assert "--scale_bit" not in ExportOptions(scale_bits=32).arguments(exporter(), Path("m"), Path("o"))
+    with pytest.raises(InputError, match="has no --scale_bit"):
+        ExportOptions(scale_bits=16).arguments(exporter(), Path("m"), Path("o"))
+    with pytest.raises(InputError, match="has no --quant_config"):
+        ExportOptions(quant_config=Path("c")).arguments(exporter(config=False), Path("m"), Path("o"))
+
+
+def test_a_failed_draft_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), new_folder(tmp_path / "out") as draft:
+        (draft / "half").touch()
+        _ = 1 / 0
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "out").mkdir()
+    with new_folder(tmp_path / "out") as draft:  # an empty folder is as good as none
+        (draft / "whole").touch()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["whole"]

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from qplan.formats import FP16, INT4, QuantFormat
+from qplan.model.load import LoadedModel
+from qplan.quantize import IntTensor, rtn
+from qplan.quantize import rounder as rounding
+from qplan.quantize.curvature import Curvature
+from qplan.quantize.gptq import gptq
+from qplan.quantize.hqq import hqq
+from qplan.quantize.moments import Moments, gather_moments
+from qplan.quantize.round_all import round_all
+from qplan.quantize.rounder import Rounder, best_rows, row_errors
+from qplan.quantize.stored_cache import StoredCache
+from qplan.run.calibration import CalibrationSet
+from qplan.sensitivity.analysis import open_analysis
+
+INPUTS = {"model": "a", "tokens": "b"}
+
+
+def tokens(seed: int, rows: int = 16) -> torch.Tensor:
+    return torch.randint(3, 300, (rows, 32), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def gathered(qwen2: LoadedModel, tmp_path: Path) -> Moments:
+    return gather_moments(qwen2, tokens(0), tmp_path / "moments", inputs=INPUTS)
+
+
+def test_each_rounding_is_what_it_says(qwen2: LoadedModel, gathered: Moments) -> None:
+    name = "model.layers.0.self_attn.q_proj"
+    weight = qwen2.weight(name)
+    nearest = Rounder(qwen2).store(name, INT4)
+    assert torch.equal(nearest.dequantize(), rtn(weight, INT4).dequantize())
+    feedback = Rounder(qwen2, "gptq", gathered).store(name, INT4)
+    assert torch.equal(feedback.dequantize(), gptq(weight, INT4, Curvature(gathered.of(name))).dequantize())
+    unfitted = Rounder(qwen2, "hqq").store(name, INT4)
+    assert torch.equal(unfitted.dequantize(), hqq(weight, INT4).dequantize())
+    assert torch.equal(Rounder(qwen2, "gptq", gathered).store(name, FP16).dequantize(), weight.half().float())
+
+
+def test_auto_loses_least_on_other_tokens_row_by_row(qwen2: LoadedModel, gathered: Moments, tmp_path: Path) -> None:
+    judge = gather_moments(qwen2, tokens(1), tmp_path / "judge", inputs=INPUTS)
+    name = "model.layers.2.mlp.gate_proj"
+    weight, seen = qwen2.weight(name), judge.of(name)
+    errors = {
+        how: row_errors(weight, Rounder(qwen2, how, gathered, judge).store(name, QuantFormat(3)), seen)
+        for how in rounding.ROUNDINGS
+    }
+    least = torch.stack([errors["rtn"], errors["search"], errors["gptq"]]).amin(0)
+    torch.testing.assert_close(errors["auto"], least)
+
+
+def test_tensors_that_few_tokens_reach_are_rounded_to_nearest_and_named(qwen2: LoadedModel, gathered: Moments) -> None:
+    name, other = "model.layers.1.mlp.up_proj", "model.layers.1.mlp.gate_proj"
+    starved = replace(gathered, tokens=gathered.tokens | {name: rounding.FEW_TOKENS - 1})
+    assert not Rounder(qwen2, "auto", gathered, gathered).notes
+    for rounder in (Rounder(qwen2, "gptq", starved), Rounder(qwen2, "auto", gathered, starved)):
+        assert rounder.starved == {name: rounding.FEW_TOKENS - 1}
+        assert f"{name} ({rounding.FEW_TOKENS - 1})" in rounder.notes[0]
+        assert torch.equal(rounder.store(name, INT4).dequantize(), rtn(qwen2.weight(name), INT4).dequantize())
+        assert not torch.equal(rounder.store(other, INT4).dequantize(), rtn(qwen2.weight(other), INT4).dequantize())
+
+
+def test_the_table_says_what_was_rounded_to_nearest(
+    qwen2: LoadedModel, gathered: Moments, calibration: CalibrationSet
+) -> None:
+    starved = replace(gathered, tokens=gathered.tokens | {"model.layers.1.mlp.up_proj": 0})
+    with open_analysis(qwen2, calibration, [INT4], "normal", rounder=Rounder(qwen2, "gptq", starved)) as analysis:
+        assert any("model.layers.1.mlp.up_proj (0)" in note for note in analysis.menu_notes)
+
+
+def test_a_rounding_that_fits_needs_moments(qwen2: LoadedModel, gathered: Moments) -> None:
+    for rounder in (Rounder(qwen2, "gptq"), Rounder(qwen2, "auto", gathered)):
+        with pytest.raises(TypeError, match="without moments"):
+            rounder.store("model.layers.1.mlp.up_proj", INT4)
+
+
+def test_jobs_change_nothing_but_the_time(qwen2: LoadedModel, gathered: Moments, tmp_path: Path) -> None:
+    menu = {spec.name: (FP16, INT4, QuantFormat(3, 32)) for spec in qwen2.card.tensors[:9]}
+    stored: list[list[bytes]] = []
+    for jobs in (1, 4):
+        cache = StoredCache(tmp_path / f"tensors-{jobs}", INPUTS)
+        seen: list[int] = []
+
+        def note(done: int, total: int, seen: list[int] = seen) -> None:
+            assert total == 18
+            seen.append(done)
+
+        rounder = Rounder(qwen2, "auto", gathered, gathered, cache)
+        round_all(rounder, menu, jobs=jobs, progress=note)
+        assert seen == list(range(1, 19))
+        assert all(cache.holds(name, fmt) for name, formats in menu.items() for fmt in formats[1:])
+        tensors = [rounder.store(name, fmt) for name, formats in menu.items() for fmt in formats]
+        stored.append([tensor.weight_bytes() + tensor.alpha_bytes() for tensor in tensors])
+        # a second time there is nothing to do
+        seen.clear()
+        round_all(rounder, menu, jobs=jobs, progress=note)
+        assert not seen
+    assert stored[0] == stored[1]
+
+
+def test_an_error_in_a_job_ends_the_stage(qwen2: LoadedModel, gathered: Moments, tmp_path: Path) -> None:
+    spoiled = replace(gathered, key_of=gathered.key_of | {"model.layers.0.mlp.up_proj": "model.layers.0.mlp.down_proj"})
+    rounder = Rounder(qwen2, "gptq", spoiled, cache=StoredCache(tmp_path / "tensors", INPUTS))
+    with pytest.raises((RuntimeError, IndexError)):
+        round_all(rounder, {"model.layers.0.mlp.up_proj": (INT4,)}, jobs=2)
+
+
+def test_the_cache_keeps_tensors_of_the_same_inputs(
+    qwen2: LoadedModel, gathered: Moments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "model.layers.0.mlp.up_proj"
+    cache = StoredCache(tmp_path / "tensors", INPUTS)
+    for fmt in (INT4, QuantFormat(3, 32, symmetric=True), FP16):
+        first = Rounder(qwen2, "gptq", gathered, cache=cache).store(name, fmt)
+        with monkeypatch.context() as patch:
+            patch.setattr(rounding, "METHODS", {})
+            again = Rounder(qwen2, "gptq", gathered, cache=cache).store(name, fmt)
+        assert torch.equal(first.dequantize(), again.dequantize())
+        assert first.weight_bytes() + first.alpha_bytes() == again.weight_bytes() + again.alpha_bytes()
+    other = StoredCache(cache.folder, INPUTS | {"model": "b"})
+    monkeypatch.setattr(rounding, "METHODS", {"gptq": lambda weight, fmt, _: rtn(weight, fmt)})
+    computed = Rounder(qwen2, "gptq", gathered, cache=other).store(name, INT4)
+    assert torch.equal(computed.dequantize(), rtn(qwen2.weight(name), INT4).dequantize())
+
+
+def test_best_rows_mixes_integers_of_one_format() -> None:
+    weight = torch.randn(4, 64, generator=torch.Generator().manual_seed(0))
+    good = rtn(weight, INT4)
+    assert isinstance(good, IntTensor)
+    spoiled = replace(good, codes=torch.cat([good.codes[:2], 15 - good.codes[2:]]))
+    other = replace(good, codes=torch.cat([15 - good.codes[:2], good.codes[2:]]))
+    assert torch.equal(best_rows(weight, (spoiled, other), torch.eye(64)).dequantize(), good.dequantize())
+    with pytest.raises(TypeError):
+        best_rows(weight, (rtn(weight, FP16), good), torch.eye(64))
