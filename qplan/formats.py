@@ -1,4 +1,4 @@
-"""Quantisation formats: how one weight tensor is stored in an MNN file, to the byte.
+"""Quantization formats: how one weight tensor is stored in an MNN file, to the byte.
 
 Source of the layout: MNN's exporter (`transformers/llm/export`), measured on engine 3.6.1.
 """

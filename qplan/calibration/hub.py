@@ -19,7 +19,7 @@ def read_dataset(source: str, *, known: Iterable[str] = ()) -> tuple[Iterator[Re
     """Open ``id``, ``id:config``, ``id:config:split`` or ``id::split``.
 
     Returns:
-        its records, a description with config and split, and its licence if it states one.
+        its records, a description with config and split, and its license if it states one.
 
     Raises:
         InputError: no such dataset, config or split.
@@ -30,8 +30,8 @@ def read_dataset(source: str, *, known: Iterable[str] = ()) -> tuple[Iterator[Re
     else:
         loaded, used = _streamed(name, config, split, known)
     described = ":".join([name, config or "", used])
-    licence = getattr(getattr(loaded, "info", None), "license", None)
-    return _records(described, loaded), described, licence or None
+    license_ = getattr(getattr(loaded, "info", None), "license", None)
+    return _records(described, loaded), described, license_ or None
 
 
 def _parse(source: str) -> tuple[str, str | None, str | None]:

@@ -28,7 +28,7 @@ class Text:
     documents: tuple[str, ...]
     source: str
     """For people: the name or path as the user gave it."""
-    licence: str | None
+    license: str | None
     """Where it is known."""
 
 
@@ -52,8 +52,8 @@ def load_text(source: str, tokenizer: Any = None) -> Text:  # noqa: ANN401 - a H
         msg = f"{source} does not exist"
         raise InputError(msg)
     else:
-        records, described, licence = read_dataset(source, known=calib_names())
-        text = Text(_capped(document(record, tokenizer) for record in records), described, licence)
+        records, described, license_ = read_dataset(source, known=calib_names())
+        text = Text(_capped(document(record, tokenizer) for record in records), described, license_)
     if not any(part.strip() for part in text.documents):
         msg = f"{source} holds no text; give a source with at least a few thousand tokens"
         raise InputError(msg)

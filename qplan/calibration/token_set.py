@@ -13,7 +13,7 @@ from qplan.errors import InputError
 from qplan.run.calibration import CalibrationSet, Ids
 
 
-def tokenise(
+def tokenize(
     text: Text,
     tokenizer: Any,  # noqa: ANN401 - a Hugging Face tokenizer
     *,
@@ -26,11 +26,11 @@ def tokenise(
 ) -> CalibrationSet:
     """Cut a text into windows and choose calibration and held-out ones by a seeded permutation.
 
-    Documents are tokenised whole, without special tokens, and joined; windows do not overlap. As many windows are
+    Documents are tokenized whole, without special tokens, and joined; windows do not overlap. As many windows are
     held out as are used, if the text has them, and at least one; windows beyond those are what rounding fits to.
 
     Args:
-        text: what to tokenise.
+        text: what to tokenize.
         tokenizer: the model's Hugging Face tokenizer.
         samples: calibration sequences.
         seq_len: tokens per sequence.
@@ -66,14 +66,14 @@ def tokenise(
         # a text without more windows is fitted to what it is measured on; the held-out ones stay apart
         windows[np.sort(more if len(more) else chosen)],
         text.source,
-        text.licence,
+        text.license,
         seed,
         sha256_tokenizer(tokenizer),
     )
 
 
 def sha256_tokenizer(tokenizer: Any) -> str:  # noqa: ANN401
-    """Hash of what a tokenizer does to text: its serialised rules, else its vocabulary."""
+    """Hash of what a tokenizer does to text: its serialized rules, else its vocabulary."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         return hashlib.sha256(backend.to_str().encode()).hexdigest()

@@ -83,12 +83,12 @@ def measure_gain(plan: Plan, rounder: Rounder, heldout: NDArray[np.int64]) -> Bl
     return BlockGain(shares["prefill"], shares["decode"])
 
 
-def as_asked(plan: Plan, gain: BlockGain) -> Plan:
+def with_requested_option(plan: Plan, gain: BlockGain) -> Plan:
     """The plan with option 2, which the user wants whatever it costs."""
     return _noted(plan, 2, f"a scale per block of the activations (dynamic_option 2), as asked for: {gain}")
 
 
-def unasked(plan: Plan, gain: BlockGain, speed: float | None) -> Plan:
+def with_measured_option(plan: Plan, gain: BlockGain, speed: float | None) -> Plan:
     """The plan with the option that the rule takes: 2 if it saves `LEAST_GAIN` and costs at most `MOST_SLOWDOWN`.
 
     Args:
@@ -107,13 +107,13 @@ def unasked(plan: Plan, gain: BlockGain, speed: float | None) -> Plan:
     return _noted(plan, 2, f"{why}: taken, --dynamic-option 0 leaves it")
 
 
-def impossible(plan: Plan, names: list[str]) -> Plan:
+def without_block_scales(plan: Plan, names: list[str]) -> Plan:
     """The plan with option 0, since 2 garbles some of its formats."""
     shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     return _noted(plan, 0, f"dynamic_option stays 0: the engine garbles {plan.formats[names[0]]} under 2 ({shown})")
 
 
-def with_foreign_losses_told(plan: Plan, measured_with: int) -> Plan:
+def with_note_on_losses(plan: Plan, measured_with: int) -> Plan:
     """The plan with a note where its predicted losses are those of another option than it ships with."""
     if plan.dynamic_option == measured_with:
         return plan

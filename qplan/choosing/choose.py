@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from qplan.choosing.task import Formats, Task
+from qplan.choosing.context import Formats, PlanningContext
 from qplan.errors import InfeasibleError
 from qplan.planner.ceiling import Ceiling
 from qplan.planner.limits import Cost, ResourceLimit
@@ -22,11 +22,11 @@ _MARGIN = 0.95
 
 
 def choose_plan(
-    task: Task,
+    context: PlanningContext,
     budget: str | Sequence[str],
     *,
     limits: Sequence[Ceiling | ResourceLimit] = (),
-    minimise: Cost | None = None,
+    minimize: Cost | None = None,
 ) -> Plan:
     """Solve, then hold the plan against uniform of at most its budget, on held-out tokens, in every memory setting.
 
@@ -35,59 +35,59 @@ def choose_plan(
     if that does not help: a plan worse than uniform at the same bytes is never emitted.
 
     Args:
-        task: losses, rules, and whole models to judge by.
+        context: losses, rules, and whole models to judge by.
         budget: one, several that must all hold, or none.
         limits: on other losses, RAM, time.
-        minimise: a cost that comes before the loss.
+        minimize: a cost that comes before the loss.
 
     Raises:
         InputError: a budget or pattern that is not understood.
         InfeasibleError: no plan fits.
     """
-    table, rules = task.table, task.rules
+    table, rules = context.table, context.rules
 
     def solve(ceilings: Sequence[Ceiling] = ()) -> Plan:
-        return make_plan(table, budget, task.fixed, rules=rules, ceilings=(*limits, *ceilings), minimise=minimise)
+        return make_plan(table, budget, context.fixed, rules=rules, ceilings=(*limits, *ceilings), minimize=minimize)
 
     plan = solve()
-    found = task.uniform(plan.budget_bytes)
+    found = context.uniform(plan.budget_bytes)
     if found is None:
         return plan
     name, uniform = found
     most: dict[Memory, float] = {}
     for attempt in range(_ROUNDS):
-        if plan.formats == uniform and task.rounder.rounding == "rtn":
+        if plan.formats == uniform and context.rounder.rounding == "rtn":
             return replace(plan, notes=(*plan.notes, f"no mix within the limits is better: the plan is uniform {name}"))
-        ratios = task.against(plan.formats, uniform)
+        ratios = context.against(plan.formats, uniform)
         shown = ", ".join(f"memory {memory} {ratio:.2f}" for memory, ratio in ratios.items())
-        task.say(f"joint loss of the plan, times that of MNN's uniform {name}: {shown}")
+        context.say(f"joint loss of the plan, times that of MNN's uniform {name}: {shown}")
         if max(ratios.values()) <= 1:
             return plan
         for memory, ratio in ratios.items():
             if ratio > 1:
                 reached = uniform_loss(plan.formats, table.kl(memory)) or 0.0
                 most[memory] = _MARGIN / ratio * min(reached, most.get(memory, reached))
-        task.say(f"worse than uniform {name}: solving again under a lower ceiling ({attempt + 1} of {_ROUNDS})")
+        context.say(f"worse than uniform {name}: solving again under a lower ceiling ({attempt + 1} of {_ROUNDS})")
         ceilings = [Ceiling(f"loss under memory {memory}", table.kl(memory), limit) for memory, limit in most.items()]
         try:
             plan = solve(ceilings)
         except InfeasibleError:
             break  # nothing is below the ceiling
-    restricted = rules.restricts or limits or minimise is not None
+    restricted = rules.restricts or limits or minimize is not None
     if restricted or uniform_loss(uniform, table.kl(table.goal)) is None:
         note = f"worse than uniform {name} on held-out tokens; it needs other rules or more --formats to be better"
         return replace(plan, notes=(*plan.notes, note))
-    return _give_way(task, budget, name, uniform)
+    return _give_way(context, budget, name, uniform)
 
 
-def with_price_of_nearest(plan: Plan, task: Task) -> Plan:
+def with_price_of_nearest(plan: Plan, context: PlanningContext) -> Plan:
     """The plan with a note of what it would lose as llmexport makes it: unfolded, integers rounded to nearest."""
-    rounder, memory = task.rounder, task.table.goal
-    folded = task.nearest.loaded is not rounder.loaded
+    rounder, memory = context.rounder, context.table.goal
+    folded = context.nearest.loaded is not rounder.loaded
     if rounder.rounding == "rtn" and not folded:
         return plan
-    ours = task.whole_nats(plan.formats)
-    theirs = task.whole_nats(plan.formats, rounder=task.nearest)
+    ours = context.whole_nats(plan.formats)
+    theirs = context.whole_nats(plan.formats, rounder=context.nearest)
     if not ours:
         return plan
     chosen = [
@@ -105,14 +105,14 @@ def with_price_of_nearest(plan: Plan, task: Task) -> Plan:
     return replace(plan, notes=(*plan.notes, note))
 
 
-def _give_way(task: Task, budget: str | Sequence[str], name: str, uniform: Formats) -> Plan:
-    rules, fixed = task.rules, task.fixed
+def _give_way(context: PlanningContext, budget: str | Sequence[str], name: str, uniform: Formats) -> Plan:
+    rules, fixed = context.rules, context.fixed
     if rules.uniform_fixed is not None and rules.uniform_fixed.total < fixed.total:
         msg = (
             f"no mix of the folded weights is better than uniform {name} on held-out tokens, and theirs is "
             f"{fixed.total - rules.uniform_fixed.total:,} bytes larger; analyze with --fold off --restart"
         )
         raise InfeasibleError(msg)
-    plan = make_plan(task.table, budget, fixed, rules=replace(rules, pins=uniform))
+    plan = make_plan(context.table, budget, fixed, rules=replace(rules, pins=uniform))
     note = f"no mix was better than uniform {name} on held-out tokens: the plan is uniform {name}"
     return replace(plan, notes=(*plan.notes, note))

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from qplan.choosing.choose import choose_plan
+from qplan.choosing.context import Formats, PlanningContext
 from qplan.choosing.repair import EVALUATIONS, repair
-from qplan.choosing.task import Formats, Task
-from qplan.choosing.wanted import Wanted
+from qplan.choosing.request import PlanRequest
 from qplan.errors import InfeasibleError
 from qplan.planner.ceiling import Ceiling
 from qplan.planner.limits import ResourceLimit
-from qplan.run.folder import Run
+from qplan.run.folder import RunFolder
 from qplan.run.plan import Plan
 
 _ROUNDS = 5
@@ -34,13 +34,15 @@ class WholeLoss:
     """Increase of the perplexity."""
 
 
-def choose_wanted(task: Task, wanted: Wanted, run: Run, *, evaluations: int = EVALUATIONS) -> Plan:
+def choose_requested(
+    context: PlanningContext, wanted: PlanRequest, run: RunFolder, *, evaluations: int = EVALUATIONS
+) -> Plan:
     """The best plan within all budgets and limits, repaired by what whole models lose.
 
     See `choose_plan` and `repair`.
 
     Args:
-        task: losses, and whole models to judge by; its rules are those of ``wanted``.
+        context: losses, and whole models to judge by; its rules are those of ``wanted``.
         wanted: budgets, limits and rules.
         run: where the device profile is.
         evaluations: whole models that a repair may measure; 0 for no repair.
@@ -49,27 +51,27 @@ def choose_wanted(task: Task, wanted: Wanted, run: Run, *, evaluations: int = EV
         InputError: a budget, limit or pattern that is not understood, or no device profile where one is needed.
         InfeasibleError: no plan fits; names the nearest value.
     """
-    task, table = replace(task, rules=wanted.rules), task.table
-    resources, minimise = wanted.limits(table, run), wanted.minimise(table, run)
+    context, table = replace(context, rules=wanted.rules), context.table
+    resources, minimize = wanted.limits(table, run), wanted.minimize(table, run)
     scales = [1.0, 1.0]
     tried: list[WholeLoss] = []
     for _ in range(_ROUNDS):
         limits: tuple[Ceiling | ResourceLimit, ...] = (*resources, *wanted.loss_ceilings(table, scales))
-        plan = choose_plan(task, wanted.budgets, limits=limits, minimise=minimise)
-        if minimise is None and evaluations:
-            plan = _repaired(plan, task, limits, evaluations)
+        plan = choose_plan(context, wanted.budgets, limits=limits, minimize=minimize)
+        if minimize is None and evaluations:
+            plan = _repaired(plan, context, limits, evaluations)
         if not wanted.budgets:
             plan = replace(plan, budget=wanted.label)
         if wanted.max_kl is None and wanted.max_ppl_increase is None:
             return plan
-        loss = whole_loss(task, plan.formats)
+        loss = whole_loss(context, plan.formats)
         tried.append(loss)
         over = _over(wanted, loss, table.reference_nll_nats)
-        task.say(f"held-out tokens: KL {loss.kl_nats:.3e} nats per token, perplexity {loss.perplexity:+.3f}")
+        context.say(f"held-out tokens: KL {loss.kl_nats:.3e} nats per token, perplexity {loss.perplexity:+.3f}")
         if max(over) <= 1:
             note = f"on held-out tokens the whole model loses {loss.kl_nats:.3e} nats per token, memory {table.goal}"
             return replace(plan, notes=(*plan.notes, f"{note}; its perplexity changes by {loss.perplexity:+.3f}"))
-        task.say("more than allowed: solving again under a lower limit")
+        context.say("more than allowed: solving again under a lower limit")
         scales = [scale * min(1.0, _MARGIN / ratio) for scale, ratio in zip(scales, over, strict=True)]
     least = min(tried, key=lambda loss: loss.kl_nats)
     msg = (
@@ -79,27 +81,29 @@ def choose_wanted(task: Task, wanted: Wanted, run: Run, *, evaluations: int = EV
     raise InfeasibleError(msg)
 
 
-def _repaired(plan: Plan, task: Task, limits: Sequence[Ceiling | ResourceLimit], evaluations: int) -> Plan:
-    """The plan repaired, unless that makes it worse than uniform where it was not optimised."""
-    better = repair(plan, task, limits=limits, evaluations=evaluations)
-    found = task.uniform(plan.budget_bytes)
+def _repaired(
+    plan: Plan, context: PlanningContext, limits: Sequence[Ceiling | ResourceLimit], evaluations: int
+) -> Plan:
+    """The plan repaired, unless that makes it worse than uniform where it was not optimized."""
+    better = repair(plan, context, limits=limits, evaluations=evaluations)
+    found = context.uniform(plan.budget_bytes)
     if better is plan or found is None:
         return better
     name, uniform = found
-    if max(task.against(better.formats, uniform).values()) > 1:
-        task.say(f"the repaired plan is worse than uniform {name} in a memory setting: the first one is kept")
+    if max(context.against(better.formats, uniform).values()) > 1:
+        context.say(f"the repaired plan is worse than uniform {name} in a memory setting: the first one is kept")
         return plan
     return better
 
 
-def whole_loss(task: Task, formats: Formats) -> WholeLoss:
+def whole_loss(context: PlanningContext, formats: Formats) -> WholeLoss:
     """Measure a whole model in torch, as the table's losses were measured."""
-    found = task.whole({"fp32": {}, "plan": formats})
+    found = context.whole({"fp32": {}, "plan": formats})
     before, after = found["fp32"].nll_nats, found["plan"].nll_nats
     return WholeLoss(found["plan"].kl_nats, after - before, math.exp(after) - math.exp(before))
 
 
-def _over(wanted: Wanted, loss: WholeLoss, reference_nll_nats: float) -> tuple[float, float]:
+def _over(wanted: PlanRequest, loss: WholeLoss, reference_nll_nats: float) -> tuple[float, float]:
     """How many times the limits on KL and perplexity are exceeded; at most 1 where they hold."""
     kl = 0.0 if wanted.max_kl is None else loss.kl_nats / wanted.max_kl
     increase = wanted.max_ppl_increase

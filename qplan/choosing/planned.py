@@ -8,13 +8,13 @@ from pathlib import Path
 from qplan.cost.file_bytes import FixedBytes
 from qplan.errors import StaleArtifactError
 from qplan.planner.validate import recount, validate_plan
-from qplan.run.folder import Run
+from qplan.run.folder import RunFolder
 from qplan.run.plan import Plan
 from qplan.run.plans import FoundPlan, run_of
 from qplan.run.table import SensitivityTable
 
 
-def table_of(found: FoundPlan, run: Run | None = None) -> SensitivityTable:
+def table_of(found: FoundPlan, run: RunFolder | None = None) -> SensitivityTable:
     """The losses that a plan was made from: those of the run it lies in, or of the given one.
 
     Raises:
@@ -33,7 +33,7 @@ def table_of(found: FoundPlan, run: Run | None = None) -> SensitivityTable:
     return table
 
 
-def recounted(found: FoundPlan, run: Run | None = None) -> Plan:
+def recounted(found: FoundPlan, run: RunFolder | None = None) -> Plan:
     """A plan with the bytes and losses of its formats, also where people have edited these and no numbers.
 
     Raises:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
-from qplan.choosing.task import Formats, Task
+from qplan.choosing.context import Formats, PlanningContext
 from qplan.cost.file_bytes import file_bytes
 from qplan.planner.ceiling import Ceiling
 from qplan.planner.limits import ResourceLimit
@@ -32,7 +32,7 @@ REPAIRED = "repaired"
 
 def repair(
     plan: Plan,
-    task: Task,
+    context: PlanningContext,
     *,
     limits: Sequence[Ceiling | ResourceLimit] = (),
     evaluations: int = EVALUATIONS,
@@ -41,23 +41,23 @@ def repair(
 
     Args:
         plan: the one with the least sum of single losses.
-        task: these losses, the rules, and two held-out rows or more.
+        context: these losses, the rules, and two held-out rows or more.
         limits: on other losses, RAM, time.
         evaluations: whole models to measure at most.
 
     Returns:
         The plan itself, or one that loses less on both halves of the held-out rows.
     """
-    rules, heldout = task.rules, task.heldout
-    card, losses = task.table.model, rules.losses(task.table)
-    problem = rules.problem(card, losses, plan.budget_bytes - task.fixed.total)
+    rules, heldout = context.rules, context.heldout
+    card, losses = context.table.model, rules.losses(context.table)
+    problem = rules.problem(card, losses, plan.budget_bytes - context.fixed.total)
     for limit in limits:
         problem = limit.applied(problem, card)
     program = problem.program()
     picks = picks_of(problem, plan.formats, card)
     if picks is None or not program.holds(picks) or len(heldout) < 2 or rules.metric is not Metric.kl:
         return plan
-    choosing, confirming = (partial(task.whole, rows=heldout[start::2]) for start in (0, 1))
+    choosing, confirming = (partial(context.whole, rows=heldout[start::2]) for start in (0, 1))
     first, best = picks, choosing({"": plan.formats})[""]
     start_nats, left = best.kl_nats, evaluations - 1
     while left >= 3:  # two moves and their combination
@@ -74,22 +74,22 @@ def repair(
             break
         picks, best = other, found
     if picks == first:
-        task.say(f"no promotion or demotion pays: {evaluations - left} whole models measured")
+        context.say(f"no promotion or demotion pays: {evaluations - left} whole models measured")
         return plan
     formats = member_formats(problem, picks, card)
     checked = confirming({"before": plan.formats, "after": formats})
     before, after = checked["before"].kl_nats, checked["after"].kl_nats
     changed = sum(formats[name] != fmt for name, fmt in plan.formats.items())
     if after >= before:
-        task.say(
+        context.say(
             f"{changed} promotions and demotions that paid on half of the held-out rows did not on the other: dropped"
         )
         return plan
     share = (best.kl_nats + after) / (start_nats + before)
-    task.say(
+    context.say(
         f"{changed} tensors promoted or demoted at the same bytes: whole-model loss x {share:.3f} on held-out rows"
     )
-    return _changed(plan, task, formats, limits, share)
+    return _changed(plan, context, formats, limits, share)
 
 
 def _with(picks: Sequence[int], group: int, choice: int) -> tuple[int, ...]:
@@ -103,9 +103,11 @@ def _pays(before: TokenStats, after: TokenStats) -> bool:
     return float(fall.mean()) > error
 
 
-def _changed(plan: Plan, task: Task, formats: Formats, limits: Sequence[Ceiling | ResourceLimit], share: float) -> Plan:
+def _changed(
+    plan: Plan, context: PlanningContext, formats: Formats, limits: Sequence[Ceiling | ResourceLimit], share: float
+) -> Plan:
     """The plan with other formats, and the numbers that belong to them."""
-    table, losses = task.table, task.rules.losses(task.table)
+    table, losses = context.table, context.rules.losses(context.table)
     tensors = planned_tensors(table, formats)
     total = math.fsum(losses[name][fmt.name] for name, fmt in formats.items())
     bound = plan.solver.bound_nats
@@ -119,7 +121,7 @@ def _changed(plan: Plan, task: Task, formats: Formats, limits: Sequence[Ceiling 
         plan,
         tensors=tensors,
         predicted_nats=predicted_nats(tensors, table),
-        files=file_bytes(table.model, formats, task.fixed),
+        files=file_bytes(table.model, formats, context.fixed),
         solver=replace(plan.solver, status=REPAIRED, objective_nats=total, gap=gap),
         limits=planned_limits(limits, table.model, formats),
         notes=(*plan.notes, note),

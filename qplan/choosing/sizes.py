@@ -7,7 +7,7 @@ from qplan.card import ModelCard
 from qplan.cost.file_bytes import FixedBytes, estimate_fixed
 from qplan.formats import INT8
 from qplan.mnn.build.skeleton import Skeleton, predict_files
-from qplan.run.folder import Run
+from qplan.run.folder import RunFolder
 
 SKELETON_KIND, SKELETON_SCHEMA = "qplan-skeleton", 1
 
@@ -25,7 +25,7 @@ def fixed_bytes(skeleton: Skeleton) -> FixedBytes:
     return FixedBytes(skeleton.fixed_bytes, skeleton.embedding_bytes, graph, exact=True)
 
 
-def run_fixed_bytes(run: Run, card: ModelCard) -> FixedBytes:
+def run_fixed_bytes(run: RunFolder, card: ModelCard) -> FixedBytes:
     """The same from what a run holds: exact after the first emit, an estimate before."""
     folder, path = run.skeleton_for()
     if folder.is_dir() and path.is_file():
@@ -35,7 +35,7 @@ def run_fixed_bytes(run: Run, card: ModelCard) -> FixedBytes:
     return estimate_fixed(card)
 
 
-def unfolded_fixed_bytes(run: Run) -> FixedBytes | None:
+def unfolded_fixed_bytes(run: RunFolder) -> FixedBytes | None:
     """The same for the model before folding, which uniform exports are made of; None where it was not exported."""
     folder, path = run.skeleton_for(unfolded=True)
     return fixed_bytes(Skeleton.open(folder)) if folder.is_dir() and path.is_file() else None

@@ -26,7 +26,7 @@ class MemoryChoice(StrEnum):
     normal = "normal"
 
 
-class AnalysedOption(StrEnum):
+class AnalyzedOption(StrEnum):
     """MNN's ``dynamic_option`` that losses are those of."""
 
     zero = "0"
@@ -42,7 +42,7 @@ class ModeChoice(StrEnum):
 
 
 class FoldChoice(StrEnum):
-    """Whether scales may move between neighbouring weights before anything is quantised."""
+    """Whether scales may move between neighboring weights before anything is quantized."""
 
     auto = "auto"
     off = "off"
@@ -106,11 +106,11 @@ def command(
         typer.Option(help="The engine's setting: low has int8 activations.", rich_help_panel=panels.LOSSES),
     ] = MemoryChoice.low,
     dynamic_option: Annotated[
-        AnalysedOption,
+        AnalyzedOption,
         typer.Option(
             help="The engine's setting: 2 has int8 activations with a scale per block.", rich_help_panel=panels.LOSSES
         ),
-    ] = AnalysedOption.zero,
+    ] = AnalyzedOption.zero,
     rounding: Annotated[
         RoundingChoice,
         typer.Option(
@@ -193,7 +193,7 @@ def command(
     from qplan.cli.tables import sensitivity_table  # noqa: PLC0415
     from qplan.jobs.analyze import AnalyzeOptions, run_analyze  # noqa: PLC0415
     from qplan.quantize.round_all import default_jobs  # noqa: PLC0415
-    from qplan.run.folder import Run  # noqa: PLC0415
+    from qplan.run.folder import RunFolder  # noqa: PLC0415
 
     for option, value in (("--batch-size", batch_size), ("--fit-tokens", fit_tokens), ("--jobs", jobs)):
         if value is not None and value < 1:
@@ -207,7 +207,7 @@ def command(
         seed=seed,
         formats=parse_formats(formats),
         memory=memory.value,
-        dynamic_option=2 if dynamic_option is AnalysedOption.two else 0,
+        dynamic_option=2 if dynamic_option is AnalyzedOption.two else 0,
         mode=mode.value,
         rounding=rounding.value,
         fold=fold.value,
@@ -218,7 +218,7 @@ def command(
         dtype=dtype.value,
         restart=restart,
     )
-    target = Run(run) if run is not None else Run.for_model(model)
+    target = RunFolder(run) if run is not None else RunFolder.for_model(model)
     told: list[str] = []
 
     def tell(message: str) -> None:

@@ -44,7 +44,7 @@ _OUTPUT = ("help", "install_completion", "show_completion")
 
 
 def _restyle(command: TyperCommand | TyperGroup) -> None:
-    """Colour the code in help texts."""
+    """Color the code in help texts."""
     command.help = _styled(command.help)
     for parameter in command.params:
         if isinstance(parameter, TyperOption | TyperArgument):
@@ -65,11 +65,11 @@ def _shown(parameters: list[Any]) -> list[Any]:
 
 
 def _styled(text: str | None) -> str | None:
-    """Code in colour, whole lines of it too: Markdown would need half of the time that ``--help`` takes."""
+    """Code in color, whole lines of it too: Markdown would need half of the time that ``--help`` takes."""
     if text is None:
         return None
-    coloured = re.sub(r"`([^`]+)`", r"[cyan]\1[/cyan]", escape(text))
-    return re.sub(r"^ +(qplan .*)$", r"[not dim]  \1[/not dim]", coloured, flags=re.MULTILINE)
+    colored = re.sub(r"`([^`]+)`", r"[cyan]\1[/cyan]", escape(text))
+    return re.sub(r"^ +(qplan .*)$", r"[not dim]  \1[/not dim]", colored, flags=re.MULTILINE)
 
 
 class App(typer.Typer):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @with_modes("check")
 def command(
-    model: Annotated[Path, typer.Argument(help="Folder of a MNN model, whoever made it.")],
+    model: Annotated[Path, typer.Argument(help="Folder of an MNN model, whoever made it.")],
     engine: Annotated[
         str | None,
         typer.Option(
@@ -27,7 +27,7 @@ def command(
     ] = None,
     full: Annotated[bool, typer.Option("--full", help="Read all scales instead of samples: seconds per GB.")] = False,
 ) -> None:
-    """Check a MNN model for everything known to crash the engine or to make it say garbage.
+    """Check an MNN model for everything known to crash the engine or to make it say garbage.
 
     Examples:
         qplan check qplan-runs/my-model/int8/model
@@ -53,8 +53,8 @@ def command(
 def show(result: Preflight) -> None:
     """Print findings for people."""
     for finding in result.findings:
-        colour = "bold red" if finding.severity == "error" else "yellow"
-        out.print(f"[{colour}]{finding.severity}[/{colour}] {finding.code}: {escape(finding.where)}", soft_wrap=True)
+        color = "bold red" if finding.severity == "error" else "yellow"
+        out.print(f"[{color}]{finding.severity}[/{color}] {finding.code}: {escape(finding.where)}", soft_wrap=True)
         for label, text in (("what", finding.what), ("engine", finding.effect), ("remedy", finding.remedy)):
             out.print(f"  [dim]{label + ':':8}[/dim]{escape(text)}", soft_wrap=True)
     if not result.findings:

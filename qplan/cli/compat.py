@@ -69,7 +69,7 @@ def measure(
     llmexport: Annotated[
         Path | None,
         typer.Option(
-            metavar="FOLDER", help="A MNN checkout whose exporter to measure.", show_default="the PyPI package"
+            metavar="FOLDER", help="An MNN checkout whose exporter to measure.", show_default="the PyPI package"
         ),
     ] = None,
     venvs: Annotated[

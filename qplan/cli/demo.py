@@ -40,21 +40,21 @@ def command(
     """
     # torch and transformers take seconds to import: not for --help
     import qplan.demo  # noqa: PLC0415
-    from qplan.choosing.wanted import Wanted  # noqa: PLC0415
+    from qplan.choosing.request import PlanRequest  # noqa: PLC0415
     from qplan.cli.tables import sensitivity_table  # noqa: PLC0415
     from qplan.jobs.analyze import AnalyzeOptions, run_analyze  # noqa: PLC0415
     from qplan.jobs.emit import run_emit  # noqa: PLC0415
     from qplan.jobs.emit_job import EmitOptions  # noqa: PLC0415
-    from qplan.run.folder import Run  # noqa: PLC0415
+    from qplan.run.folder import RunFolder  # noqa: PLC0415
 
     home = Path(qplan.demo.__file__).parent
-    run = Run(folder / "stdlib-3m")
+    run = RunFolder(folder / "stdlib-3m")
     analysis = AnalyzeOptions(str(home / "stdlib-3m"), samples=SAMPLES, seq_len=SEQ_LEN, restart=False)
     with progress_bar("measuring") as progress:
         table = run_analyze(analysis, run, say, progress)
     answer(analysis=analysis_document(table, run.sensitivity))
     out.print(sensitivity_table(table))
     with progress_bar("FP32 reference") as progress:
-        options = EmitOptions(Wanted((budget,)), text=str(home / "heldout.txt"), language=lang)
+        options = EmitOptions(PlanRequest((budget,)), text=str(home / "heldout.txt"), language=lang)
         emitted = run_emit(options, run, say, progress, command_line())
     show(emitted)

@@ -185,15 +185,15 @@ def command(
         qplan emit --max-kl 0.01 --objective smallest
     """
     # torch and transformers take seconds to import: not for --help
-    from qplan.choosing.wanted import Increase, Wanted  # noqa: PLC0415
+    from qplan.choosing.request import Increase, PlanRequest  # noqa: PLC0415
     from qplan.jobs.emit import run_emit  # noqa: PLC0415
     from qplan.jobs.emit_job import EmitOptions  # noqa: PLC0415
-    from qplan.run.folder import Run  # noqa: PLC0415
+    from qplan.run.folder import RunFolder  # noqa: PLC0415
 
     if threads < 1:
         msg = f"--threads {threads}: at least 1"
         raise InputError(msg)
-    home = Run(run) if run is not None else Run.latest()
+    home = RunFolder(run) if run is not None else RunFolder.latest()
     if run is None:
         say(f"using the latest run, {home.folder}")
     rules = rules_of(logits_bits, pin, min_bits, group, fused=group_fused, target=target, metric=metric)
@@ -201,7 +201,7 @@ def command(
     budgets = tuple(part.strip() for text in budget or () for part in text.split(",") if part.strip())
     if not budgets and objective is ObjectiveChoice.loss and (max_decode_ms, max_prefill_ms, max_ram) == (None,) * 3:
         budgets = ("int8",)
-    wanted = Wanted(budgets, objective.value, max_kl, increase, max_decode_ms, max_prefill_ms, max_ram, rules)
+    wanted = PlanRequest(budgets, objective.value, max_kl, increase, max_decode_ms, max_prefill_ms, max_ram, rules)
     options = EmitOptions(
         wanted,
         text,

@@ -33,9 +33,9 @@ def command(
     # matplotlib takes a second to import: not for --help
     from qplan.cli.frontier_table import frontier_table  # noqa: PLC0415
     from qplan.jobs.frontier import run_frontier  # noqa: PLC0415
-    from qplan.run.folder import Run  # noqa: PLC0415
+    from qplan.run.folder import RunFolder  # noqa: PLC0415
 
-    target = Run(run) if run is not None else Run.latest()
+    target = RunFolder(run) if run is not None else RunFolder.latest()
     if run is None:
         say(f"using the latest run, {target.folder}")
     swept = run_frontier(target, rules_of(logits_bits, pin, min_bits, group, fused=group_fused, metric=metric), points)

@@ -44,7 +44,7 @@ def frontier_table(swept: Swept) -> Table:
 
 
 def _bar(shares: Mapping[int, float]) -> Text:
-    """Widths as one character per equal share of the weights, in the report's colours: ``33344444445555688F``."""
+    """Widths as one character per equal share of the weights, in the report's colors: ``33344444445555688F``."""
     bar, total, drawn = Text(), 0.0, 0
     for bits, share in shares.items():
         total += share

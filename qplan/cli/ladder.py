@@ -77,7 +77,7 @@ def command(
         qplan ladder models/mine --tolerance int8=0.01 --memory normal
     """
     # torch and transformers take seconds to import: not for --help
-    from qplan.run.folder import Run  # noqa: PLC0415
+    from qplan.run.folder import RunFolder  # noqa: PLC0415
     from qplan.verify.climb import LadderOptions, run_ladder  # noqa: PLC0415
 
     if memory not in {"low", "normal"}:
@@ -87,7 +87,7 @@ def command(
         msg = f"--run {run}: no such folder"
         raise InputError(msg)
     limits = dict(map(_limit, tolerance or []))
-    plan = _newest_plan(run or Run.for_model(model).folder)
+    plan = _newest_plan(run or RunFolder.for_model(model).folder)
     options = LadderOptions(model, text, tokens, seq_len, memory, plan, limits, llmexport)
     with progress_bar("FP32 reference") as progress:
         climbed = run_ladder(options, say, progress)

@@ -47,13 +47,13 @@ def command(
     """
     # torch takes seconds to import: not for --help
     from qplan.jobs.profile import ProfileOptions, run_profile  # noqa: PLC0415
-    from qplan.run.folder import Run  # noqa: PLC0415
+    from qplan.run.folder import RunFolder  # noqa: PLC0415
 
     for option, value in (("--threads", threads), ("--prompt-tokens", prompt_tokens), ("--rounds", rounds)):
         if value < 1:
             msg = f"{option} {value}: at least 1"
             raise InputError(msg)
-    home = Run(run) if run is not None else Run.latest()
+    home = RunFolder(run) if run is not None else RunFolder.latest()
     if run is None:
         say(f"using the latest run, {home.folder}")
     options = ProfileOptions(threads=threads, prompt_tokens=prompt_tokens, rounds=rounds)

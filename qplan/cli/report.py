@@ -45,9 +45,9 @@ def command(
     """
     # pandas, scipy and torch take seconds to import: not for --help
     from qplan.jobs.report import run_report  # noqa: PLC0415
-    from qplan.run.folder import Run  # noqa: PLC0415
+    from qplan.run.folder import RunFolder  # noqa: PLC0415
 
-    reported = run_report(plan, None if run is None else Run(run), lang, say)
+    reported = run_report(plan, None if run is None else RunFolder(run), lang, say)
     answer(language=lang.value, html=str(reported.page), markdown=str(reported.short))
     for path in (reported.page, reported.short):
         out.print(f"{path}", markup=False, soft_wrap=True)

@@ -62,7 +62,7 @@ MetricOption = Annotated[
     typer.Option(
         "--metric",
         metavar="METRIC",
-        help="What is summed and minimised: `kl`, `kl-p99`, `top1`, `perplexity`, `sqnr`, `cosine`; all but kl, "
+        help="What is summed and minimized: `kl`, `kl-p99`, `top1`, `perplexity`, `sqnr`, `cosine`; all but kl, "
         "sqnr and cosine need `--mode measured`.",
         rich_help_panel=panels.RULES,
     ),
@@ -94,7 +94,7 @@ LlmExport = Annotated[
     typer.Option(
         "--llmexport",
         metavar="FOLDER",
-        help="A MNN checkout whose exporter to use.",
+        help="An MNN checkout whose exporter to use.",
         show_default="the PyPI package",
         rich_help_panel=panels.ENGINE,
     ),

@@ -94,7 +94,7 @@ CHECKOUT_EXPORTS = {
         _FULL,
     ),
 }
-"""The same for a MNN checkout, which stores scales in 16 bits unless told otherwise."""
+"""The same for an MNN checkout, which stores scales in 16 bits unless told otherwise."""
 
 
 def measure_engines(
@@ -106,8 +106,8 @@ def measure_engines(
         venvs: folder of virtual environments, which are made there if they are not.
         say: told what is being done.
         engines: versions; None for all that pip finds.
-        llmexport: a MNN checkout, whose exporter is then measured alone, with the installed converter: it knows options
-            that older converters do not.
+        llmexport: an MNN checkout, whose exporter is then measured alone, with the installed converter: it knows
+            options that older converters do not.
 
     Raises:
         ToolError: pip failed.

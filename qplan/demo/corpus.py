@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-LICENCE = "PSF-2.0"
+LICENSE = "PSF-2.0"
 
 # Tests and vendored trees are left out because other Python builds may lack them.
 _EXCLUDED_PARTS = frozenset(
@@ -26,8 +26,8 @@ _BUILD_FILE = re.compile(r"^(_sysconfigdata.*|config-[^/]*/.*)$")
 # Tables of code points and generated parsers would teach the model nothing but numbers.
 _DATA_TABLES = frozenset({"html/entities.py", "lib2to3/pgen2/grammar.py", "stringprep.py", "locale.py"})
 _TABLE_MARKERS = ("decoding_table = (", "decoding_map = codecs.make_identity_dict")
-# A module with a licence text of its own is left out, so that one licence covers all of the text.
-_OWN_LICENCE = re.compile(
+# A module with a license text of its own is left out, so that one license covers all of the text.
+_OWN_LICENSE = re.compile(
     r"permission\s+to\s+use,\s+copy|permission\s+is\s+hereby\s+granted|apache\s+license|bsd\s+license"
     r"|redistribution\s+and\s+use|mit\s+license|general\s+public\s+license",
     re.IGNORECASE,
@@ -112,10 +112,10 @@ def is_excluded(path: str) -> bool:
 
 
 def has_unfit_content(source: str) -> bool:
-    """Tells whether a source is a code-point table or carries a licence text of its own."""
+    """Tells whether a source is a code-point table or carries a license text of its own."""
     if any(marker in source for marker in _TABLE_MARKERS):
         return True
-    return _OWN_LICENCE.search(_COMMENT_LEAD.sub("", source)) is not None
+    return _OWN_LICENSE.search(_COMMENT_LEAD.sub("", source)) is not None
 
 
 def _read_source(file: Path) -> str | None:

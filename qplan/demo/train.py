@@ -95,7 +95,7 @@ def write_texts(out: Path, modules: Sequence[Module]) -> str:
         "description": "Sources and docstrings of Python standard-library modules that the demo model was "
         "neither trained nor tested on.",
         "source": f"the standard library of Python {platform.python_version()}",
-        "licence": corpus.LICENCE,
+        "licence": corpus.LICENSE,
         "sha256": artifacts.sha256_of(calibration),
         "bytes": len(calibration.encode()),
         "files": ["text.txt"],
@@ -132,7 +132,7 @@ def _record(recipe: Recipe, outcome: Outcome, modules: Sequence[Module], stream:
             "sha256": artifacts.sha256_of(train_text),
             "bytes": len(train_text.encode()),
             "tokens": len(stream),
-            "licence": corpus.LICENCE,
+            "licence": corpus.LICENSE,
         },
         "split": _describe_split(modules),
         "versions": {

@@ -15,7 +15,7 @@ _BITS_STYLE = "".join(
     f".qplan .b{bits} rect{{fill:{fill}}}.qplan .b{bits} text{{fill:{text_on(fill)}}}" for bits, fill in BITS.items()
 )
 
-# colours come from the page: JupyterLab, VS Code and mkdocs set `color`; only bits have their own
+# colors come from the page: JupyterLab, VS Code and mkdocs set `color`; only bits have their own
 _STYLE = Markup(  # noqa: S704 - constants
     "<style>"
     ".qplan{font-family:system-ui,sans-serif;font-size:13px;line-height:1.45;color:inherit;max-width:1100px}"

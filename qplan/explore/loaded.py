@@ -11,27 +11,27 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from qplan.folding.analyzed import load_analysed
+from qplan.folding.analyzed import load_analyzed
 from qplan.formats import QuantFormat
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import LoadedModel
 from qplan.quantize import IntTensor, rtn
 from qplan.quantize.methods import DATA_FREE
 from qplan.run.calibration import CalibrationSet
-from qplan.run.folder import Run as Home
+from qplan.run.folder import RunFolder
 from qplan.run.plan import Plan
 from qplan.run.table import SensitivityTable
 from qplan.verify.layers import error_by_layer
 
 
 @lru_cache(maxsize=1)
-def _model(folder: Path, sha256: str) -> LoadedModel:  # noqa: ARG001 - the key: a run that was analysed again
-    home = Home(folder)
-    return load_analysed(home, SensitivityTable.read(home.sensitivity).model, lambda _: None).loaded
+def _model(folder: Path, sha256: str) -> LoadedModel:  # noqa: ARG001 - the key: a run that was analyzed again
+    home = RunFolder(folder)
+    return load_analyzed(home, SensitivityTable.read(home.sensitivity).model, lambda _: None).loaded
 
 
-def load(home: Home, table: SensitivityTable) -> LoadedModel:
-    """The model that was analysed, in FP32; the last one is kept.
+def load(home: RunFolder, table: SensitivityTable) -> LoadedModel:
+    """The model that was analyzed, in FP32; the last one is kept.
 
     Raises:
         StaleArtifactError: the model has changed since.
@@ -39,14 +39,14 @@ def load(home: Home, table: SensitivityTable) -> LoadedModel:
     return _model(home.folder.resolve(), table.model.sha256)
 
 
-def loaded_weight(home: Home, table: SensitivityTable, tensor: str) -> NDArray[np.float32]:
+def loaded_weight(home: RunFolder, table: SensitivityTable, tensor: str) -> NDArray[np.float32]:
     """Weights ``[out_features, in_features]``."""
     weight: NDArray[np.float32] = load(home, table).weight(tensor).detach().float().cpu().numpy()
     return weight
 
 
 def rounded_grid(
-    home: Home, table: SensitivityTable, tensor: str, fmt: QuantFormat
+    home: RunFolder, table: SensitivityTable, tensor: str, fmt: QuantFormat
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any] | None]:
     """Codes, scales and zero points as rounding without data makes them; to nearest where the run's needed data."""
     weight = load(home, table).weight(tensor).detach()
@@ -58,7 +58,7 @@ def rounded_grid(
     return stored.codes.cpu().numpy(), stored.scale.cpu().numpy(), zero
 
 
-def inputs_of(home: Home, table: SensitivityTable, tensor: str, tokens: int) -> NDArray[np.float32]:
+def inputs_of(home: RunFolder, table: SensitivityTable, tensor: str, tokens: int) -> NDArray[np.float32]:
     """What a tensor multiplies: activations ``[tokens, in_features]`` in FP32 on the first calibration tokens."""
     loaded, calibration = load(home, table), CalibrationSet.read(home.calibration)
     rows = calibration.tokens[: max(1, -(-tokens // calibration.seq_len))]
@@ -77,7 +77,9 @@ def inputs_of(home: Home, table: SensitivityTable, tensor: str, tokens: int) -> 
     return found
 
 
-def errors_by_layer(home: Home, table: SensitivityTable, model: Path, plan: Plan, tokens: int) -> tuple[float, ...]:
+def errors_by_layer(
+    home: RunFolder, table: SensitivityTable, model: Path, plan: Plan, tokens: int
+) -> tuple[float, ...]:
     """KL of what the head reads after 0, 1, ... all layers on the first held-out tokens; see `error_by_layer`."""
     row = CalibrationSet.read(home.calibration).heldout[0]
     runtime = RuntimeConfig(plan.memory, dynamic_option=plan.dynamic_option)

@@ -23,7 +23,7 @@ _MAPS = 4
 
 
 def loss_heatmaps(table: SensitivityTable, formats: str | Sequence[str] | None = None) -> Figure:
-    """Layers x tensors, coloured by the loss of one tensor at a time in nats per token; one scale for all formats.
+    """Layers x tensors, colored by the loss of one tensor at a time in nats per token; one scale for all formats.
 
     Args:
         table: under the memory setting to draw.
@@ -49,7 +49,7 @@ def ranking(table: SensitivityTable, fmt: str, top: int = 20) -> Figure:
     figure = Figure(figsize=(7.6, 1.1 + 0.23 * len(rows)), layout="constrained")
     axes = figure.subplots()
     floor = max(rows["loss_nats"].min() / 10, 1e-300)
-    for role, (colour, marker) in ROLES.items():
+    for role, (color, marker) in ROLES.items():
         for source in ("measured", "gradient"):
             own = rows[(rows["role"] == role) & (rows["source"] == source)]
             if own.empty:
@@ -61,8 +61,8 @@ def ranking(table: SensitivityTable, fmt: str, top: int = 20) -> Figure:
                 xerr=[low, own["high_nats"] - own["loss_nats"]],
                 fmt=marker,
                 markersize=6,
-                color=colour,
-                markerfacecolor=colour if source == "measured" else "white",
+                color=color,
+                markerfacecolor=color if source == "measured" else "white",
                 elinewidth=1.3,
                 label=f"{role}, {source}",
                 zorder=3,

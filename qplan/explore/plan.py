@@ -16,7 +16,7 @@ from qplan.explore.frames import plan_frame
 from qplan.planner.patterns import matching
 from qplan.report import notation, plan_map
 from qplan.report.grid import grid_of
-from qplan.run.folder import Run as Home
+from qplan.run.folder import RunFolder
 from qplan.run.plan import Plan
 from qplan.run.table import SensitivityTable
 from qplan.run.verification import Accuracy, Verification
@@ -35,7 +35,7 @@ class PlanView:
     plan: Plan
     name: str
     """The budget as typed, or a name for people."""
-    home: Home
+    home: RunFolder
     """The run that it belongs to."""
     table: SensitivityTable
     """Its losses, under the plan's memory setting."""
@@ -195,14 +195,14 @@ class PlanView:
         return pd.DataFrame(rows)
 
     def _explain(self, tensors: tuple[str, ...] | None) -> tuple[Explanation, ...]:
-        from qplan.choosing.wanted import limits_of  # noqa: PLC0415 - scipy
+        from qplan.choosing.request import limits_of  # noqa: PLC0415 - scipy
         from qplan.planner.explain import explain_all  # noqa: PLC0415 - scipy
 
         limits = limits_of(self.plan, self.table, self.home)
         return explain_all(self.table, self.plan, tensors, limits=limits)
 
     def plot(self) -> Figure:
-        """Map of the plan: kinds of tensors down, layers across, coloured by bits per weight."""
+        """Map of the plan: kinds of tensors down, layers across, colored by bits per weight."""
         from qplan.report.figures import plan_map as figure  # noqa: PLC0415 - matplotlib
 
         return figure(self.table, self.plan)

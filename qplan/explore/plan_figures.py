@@ -104,20 +104,20 @@ def predictions(frame: pd.DataFrame) -> Figure:
         (shown[shown["model"] == "plan"], "predicted_nats", PLAN, "o", "plan, predicted from single tensors"),
     )
     ends: list[float] = []
-    for rows, column, colour, marker, label in groups:
+    for rows, column, color, marker, label in groups:
         known = (rows[column] > _FLOOR_NATS) & (rows["measured_nats"] > _FLOOR_NATS)
         own = rows[known].drop_duplicates(["model", "memory", column])
         if own.empty:
             continue
         ends += [*own[column], *own["measured_nats"]]
-        face = colour if marker == "o" else "white"
+        face = color if marker == "o" else "white"
         axes.scatter(
             own[column],
             own["measured_nats"],
             s=58,
             marker=marker,
             facecolor=face,
-            edgecolor=colour,
+            edgecolor=color,
             linewidth=1.4,
             label=label,
             zorder=3 + (marker == "o"),
@@ -159,9 +159,9 @@ def tokens_along_text(
     axes = figure.subplots()
     mine = own.kl_nats[memory][row, first : first + count]
     floor = max(float(own.kl_nats[memory].mean()) / 300, 1e-9)
-    for colour, (name, losses) in zip((UNIFORM, THIRD), others.items(), strict=False):
+    for color, (name, losses) in zip((UNIFORM, THIRD), others.items(), strict=False):
         values = np.maximum(losses[row, first : first + count], floor)
-        axes.plot(places, values, color=colour, marker=".", linewidth=1, label=f"uniform {name}", zorder=3)
+        axes.plot(places, values, color=color, marker=".", linewidth=1, label=f"uniform {name}", zorder=3)
     shown = np.maximum(mine, floor)
     axes.plot(places, shown, color=PLAN, marker="o", markersize=7, linewidth=2.2, label="plan", zorder=4)
     mean = float(own.kl_nats[memory].mean())
@@ -193,8 +193,8 @@ def layers_figure(frame: pd.DataFrame, title: str) -> Figure:
     axes = figure.subplots()
     looks = itertools.cycle(itertools.product(("-", "--", ":", "-."), (PLAN, UNIFORM, THIRD, INK)))
     models = list(frame.groupby("model", sort=False))
-    for (name, own), (style, colour) in zip(models, looks, strict=False):
-        axes.plot(own["layers"], own["kl_nats"], marker="o", linestyle=style, color=colour, label=str(name), zorder=3)
+    for (name, own), (style, color) in zip(models, looks, strict=False):
+        axes.plot(own["layers"], own["kl_nats"], marker="o", linestyle=style, color=color, label=str(name), zorder=3)
     log_nats(axes, "y")
     axes.set_xticks(sorted(frame["layers"].unique()))
     axes.set_xlabel("layers that ran before the head")

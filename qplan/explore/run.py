@@ -21,7 +21,7 @@ from qplan.explore.saved import find_home, planned, under, verified
 from qplan.explore.table import SensitivityView
 from qplan.formats import QuantFormat
 from qplan.planner.rules import Rules
-from qplan.run.folder import Run as Home
+from qplan.run.folder import RunFolder
 from qplan.run.plan import Plan
 from qplan.run.table import SensitivityTable
 from qplan.run.verification import Verification
@@ -58,7 +58,7 @@ class Run(RunFigures):
     Losses are mean KL(FP32 || variant) at the logits in nats per token; bytes are of the files that ship.
     """
 
-    home: Home
+    home: RunFolder
     """Where its files are."""
     table: SensitivityView
     """Its losses; ``run.table.under("normal")`` for MNN's other memory setting."""
@@ -70,7 +70,7 @@ class Run(RunFigures):
 
     @property
     def model(self) -> ModelCard:
-        """The model that was analysed."""
+        """The model that was analyzed."""
         return self.table.table.model
 
     @property
@@ -98,7 +98,7 @@ class Run(RunFigures):
         return {memory: under(self.table.table, memory) for memory in self.table.table.memories}
 
     def _under(self, memory: str | None) -> SensitivityTable:
-        """The table under a memory setting, kept: it is summarised once."""
+        """The table under a memory setting, kept: it is summarized once."""
         return self._tables.get(memory or self.table.memory) or under(self.table.table, memory)
 
     @cached_property
@@ -160,7 +160,7 @@ class Run(RunFigures):
                 the rule off.
             groups: patterns whose tensors share a format; with ``{layer}`` in one, those of each layer do.
             fused: whether q, k, v and gate, up share a format.
-            metric: what is summed and minimised: ``kl``, ``kl-p99``, ``top1``, ``perplexity``, ``sqnr``, ``cosine``.
+            metric: what is summed and minimized: ``kl``, ``kl-p99``, ``top1``, ``perplexity``, ``sqnr``, ``cosine``.
             memory: MNN's setting that losses are taken under, ``low`` or ``normal``; None for the run's.
             objective: ``loss``, or ``smallest`` or ``fastest`` under ``max_kl``.
             max_kl: limit on the predicted KL of the whole model, nats per token.
@@ -174,7 +174,7 @@ class Run(RunFigures):
             InputError: a budget, pattern, format or metric that is not understood; says what there is.
             InfeasibleError: no plan fits; names the nearest value.
         """
-        from qplan.choosing.wanted import Wanted  # noqa: PLC0415 - scipy
+        from qplan.choosing.request import PlanRequest  # noqa: PLC0415 - scipy
         from qplan.explore import solving  # noqa: PLC0415 - scipy
 
         table = self._under(memory)
@@ -187,7 +187,7 @@ class Run(RunFigures):
             metric=metric,
             target=target,
         )
-        wanted = Wanted(
+        wanted = PlanRequest(
             solving.budget_texts(budget),
             solving.checked_objective(objective),
             max_kl,
@@ -298,7 +298,7 @@ class Run(RunFigures):
         return GuardedEngine(built_folder(self.plan(budget)), runtime)
 
     def __repr__(self) -> str:
-        """Say what was analysed and which plans there are."""
+        """Say what was analyzed and which plans there are."""
         return RunCard.of(self).text
 
     def _repr_html_(self) -> str:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from qplan.explore.plan import PlanView
     from qplan.explore.table import SensitivityView
-    from qplan.run.folder import Run as Home
+    from qplan.run.folder import RunFolder
     from qplan.run.frontier import Frontier, MeasuredModel
     from qplan.run.token_losses import TokenLosses
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class RunFigures:
     """What a run can draw. matplotlib is imported by the first figure; losses are in nats per token."""
 
-    home: Home
+    home: RunFolder
     table: SensitivityView
     if TYPE_CHECKING:  # what the figures need of the run
 
@@ -39,7 +39,7 @@ class RunFigures:
             """Of `qplan.explore.run.Run`."""
 
     def plot_losses(self, formats: str | Sequence[str] | None = None, *, memory: str | None = None) -> Figure:
-        """Heat maps, layers x tensors, of the loss of one tensor at a time; a colour means the same in every format.
+        """Heat maps, layers x tensors, of the loss of one tensor at a time; a color means the same in every format.
 
         Args:
             formats: one, several, or None for the narrow integer formats of one block size.
@@ -94,7 +94,7 @@ class RunFigures:
         return predictions(frame)
 
     def weights(self, tensor: str) -> NDArray[np.float32]:
-        """Weights ``[out_features, in_features]`` of a tensor of the analysed model, read without torch where possible.
+        """Weights ``[out_features, in_features]`` of a tensor of the analyzed model, read without torch where possible.
 
         Raises:
             InputError: no such tensor, or the model is not there any more.

@@ -11,8 +11,7 @@ from qplan.cost.file_bytes import FixedBytes
 from qplan.errors import InputError
 from qplan.formats import QuantFormat
 from qplan.planner.patterns import matching
-from qplan.run.folder import RUNS
-from qplan.run.folder import Run as Home
+from qplan.run.folder import RUNS, RunFolder
 from qplan.run.plan import Plan
 from qplan.run.table import SensitivityTable
 from qplan.run.verification import Verification
@@ -25,7 +24,7 @@ ANY_NATS = 1e6
 """A limit on the loss that every plan keeps: for the smallest plan of all."""
 
 
-def find_home(path: str | Path | None) -> Home:
+def find_home(path: str | Path | None) -> RunFolder:
     """The run of a folder, of one of its files or budgets; the latest under ``qplan-runs`` for None.
 
     Relative paths are looked up here, then in the folder above: notebooks run in theirs.
@@ -34,13 +33,13 @@ def find_home(path: str | Path | None) -> Home:
         InputError: no finished analysis there; names those that are near.
     """
     if path is None:
-        return Home.latest(RUNS if RUNS.is_dir() else Path("..") / RUNS)
+        return RunFolder.latest(RUNS if RUNS.is_dir() else Path("..") / RUNS)
     start = Path(path).expanduser()
     places = [start] if start.is_absolute() else [start, Path("..") / start]
     for place in places:
         for folder in (place, *place.parents[:2]):
             if (folder / SENSITIVITY).is_file():
-                return Home(folder)
+                return RunFolder(folder)
     homes = {near for place in places for near in (place, place.parent)} | {RUNS}
     near = sorted({p.parent for home in homes for p in home.glob(f"*/{SENSITIVITY}")})
     have = f"near it are {', '.join(map(str, near))}" if near else "there is none near it"
@@ -91,7 +90,7 @@ def checked_format(table: SensitivityTable, tensor: str, fmt: str) -> QuantForma
     return asked
 
 
-def verified(home: Home, table: SensitivityTable) -> dict[str, tuple[Plan, Verification]]:
+def verified(home: RunFolder, table: SensitivityTable) -> dict[str, tuple[Plan, Verification]]:
     """Plans of this table that were built and measured as they are, by the name of their folder, large ones first.
 
     Folders that another qplan or another analysis left are passed over, as `qplan frontier` does.
@@ -100,19 +99,19 @@ def verified(home: Home, table: SensitivityTable) -> dict[str, tuple[Plan, Verif
     return dict(sorted(found.items(), key=lambda item: -item[1][0].files.total))
 
 
-def planned(home: Home) -> tuple[str, ...]:
+def planned(home: RunFolder) -> tuple[str, ...]:
     """Names of budgets that have a plan."""
     return tuple(sorted(path.parent.name for path in home.folder.glob("*/plan.json")))
 
 
-def uniform_fixed_bytes(home: Home, fixed: FixedBytes) -> FixedBytes | None:
+def uniform_fixed_bytes(home: RunFolder, fixed: FixedBytes) -> FixedBytes | None:
     """What a uniform export ships whatever its width, where that is less than a plan: a folded tied head adds an op."""
     found = unfolded_fixed_bytes(home)
     return found if found is not None and found.total < fixed.total else None
 
 
-def fold_source(home: Home, table: SensitivityTable) -> Path:
-    """The folder of the model that was analysed: the folded one, or as the user gave it."""
+def fold_source(home: RunFolder, table: SensitivityTable) -> Path:
+    """The folder of the model that was analyzed: the folded one, or as the user gave it."""
     if home.fold.is_file() and read_json(home.fold, "qplan-fold", 1)["folded_sha256"] == table.model.sha256:
         return home.folded
     return Path(table.model.source).expanduser()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from qplan.choosing.wanted import Objective, Wanted
+from qplan.choosing.request import Objective, PlanRequest
 from qplan.cost.file_bytes import FixedBytes
 from qplan.cost.target import find_target
 from qplan.errors import InfeasibleError, InputError
@@ -16,7 +16,7 @@ from qplan.planner.limits import ResourceLimit
 from qplan.planner.metric import Metric
 from qplan.planner.planning import make_plan
 from qplan.planner.rules import Rules
-from qplan.run.folder import Run as Home
+from qplan.run.folder import RunFolder
 from qplan.run.plan import Plan
 from qplan.run.table import SensitivityTable
 from qplan.tensors import short_name
@@ -82,7 +82,7 @@ def checked_objective(objective: str) -> Objective:
     return found
 
 
-def name_of(wanted: Wanted, memory: str | None) -> str:
+def name_of(wanted: PlanRequest, memory: str | None) -> str:
     """A plan's name for people: its budgets and limits, and what rules were not the usual ones."""
     rules, usual = wanted.rules, Rules()
     parts = [wanted.label or "any size"]
@@ -97,7 +97,7 @@ def name_of(wanted: Wanted, memory: str | None) -> str:
     return ", ".join(parts)
 
 
-def solved(home: Home, table: SensitivityTable, fixed: FixedBytes, wanted: Wanted) -> Plan:
+def solved(home: RunFolder, table: SensitivityTable, fixed: FixedBytes, wanted: PlanRequest) -> Plan:
     """The best plan under a table's memory setting.
 
     Budgets such as ``int8`` mean the bytes of the unfolded uniform export, as for `qplan emit`, and those of the folded
@@ -108,10 +108,10 @@ def solved(home: Home, table: SensitivityTable, fixed: FixedBytes, wanted: Wante
         InfeasibleError: no plan fits; names the nearest value.
     """
     limits: list[Ceiling | ResourceLimit] = [*wanted.limits(table, home), *wanted.loss_ceilings(table)]
-    minimise = wanted.minimise(table, home)
+    minimize = wanted.minimize(table, home)
 
     def solve(rules: Rules) -> Plan:
-        return make_plan(table, wanted.budgets, fixed, rules=rules, ceilings=limits, minimise=minimise)
+        return make_plan(table, wanted.budgets, fixed, rules=rules, ceilings=limits, minimize=minimize)
 
     uniform_fixed = uniform_fixed_bytes(home, fixed)
     if uniform_fixed is not None:

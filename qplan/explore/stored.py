@@ -1,4 +1,4 @@
-"""Weights and quantised tensors as a run stores them, read with numpy; torch is only asked where a file lacks one."""
+"""Weights and quantized tensors as a run stores them, read with numpy; torch is only asked where a file lacks one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from qplan.errors import InputError
 from qplan.explore.saved import fold_source
 from qplan.formats import QuantFormat
-from qplan.run.folder import Run as Home
+from qplan.run.folder import RunFolder
 from qplan.run.table import SensitivityTable
 from qplan.tensors import TensorSpec
 
@@ -31,7 +31,7 @@ class StoredGrid:
     codes: NDArray[np.int16]
     """Signed integers ``[out_features, blocks, block]``, from ``-2^(bits-1)``."""
     scale: NDArray[np.float32]
-    """``[out_features, blocks]``: distance of two neighbouring values of the grid, in the weights' units."""
+    """``[out_features, blocks]``: distance of two neighboring values of the grid, in the weights' units."""
     zero: NDArray[np.float32]
     """``[out_features, blocks]``: the value of integer 0."""
 
@@ -52,8 +52,8 @@ class StoredGrid:
         return found
 
 
-def read_weight(home: Home, table: SensitivityTable, tensor: str) -> Weights:
-    """A tensor's weights in float32, from the analysed model's safetensors.
+def read_weight(home: RunFolder, table: SensitivityTable, tensor: str) -> Weights:
+    """A tensor's weights in float32, from the analyzed model's safetensors.
 
     Where no file holds the tensor under its own name (parts of fused matrices, models on the hub), the model is loaded,
     which imports torch.
@@ -70,7 +70,7 @@ def read_weight(home: Home, table: SensitivityTable, tensor: str) -> Weights:
     return loaded_weight(home, table, tensor)
 
 
-def read_grid(home: Home, table: SensitivityTable, tensor: str, fmt: QuantFormat) -> StoredGrid:
+def read_grid(home: RunFolder, table: SensitivityTable, tensor: str, fmt: QuantFormat) -> StoredGrid:
     """A tensor's integers in a format: those that were measured and that a build would ship.
 
     Integers that the run did not keep (rounding to nearest) are made again, which imports torch.
@@ -91,7 +91,7 @@ def read_grid(home: Home, table: SensitivityTable, tensor: str, fmt: QuantFormat
     return _grid(spec, fmt, *rounded_grid(home, table, tensor, fmt))
 
 
-def channel_rms(home: Home, table: SensitivityTable, tensor: str) -> NDArray[np.float64]:
+def channel_rms(home: RunFolder, table: SensitivityTable, tensor: str) -> NDArray[np.float64]:
     """Root mean square of every input feature of a tensor on the fit text ``[in_features]``, in activation units.
 
     From the second moments that rounding was fitted to. Those of a head tied to the embedding also hold its lookups.

@@ -1,4 +1,4 @@
-"""Colours and axes that all figures of a run share. Colour-blind safe: roles differ in lightness and in marker too."""
+"""Colors and axes that all figures of a run share. Color-blind safe: roles differ in lightness and in marker too."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qplan.report import notation
 INK, GRID, SOFT = "#17191d", "#e3e0da", "#6b7078"
 PLAN, UNIFORM, THIRD = "#1f6f9f", "#c2571a", "#8a8f98"
 ROLES = {"attention": ("#1f6f9f", "o"), "mlp": ("#d2842d", "s"), "head": ("#17191d", "D")}
-"""Colour and marker by role."""
+"""Color and marker by role."""
 
 
 def quiet(axes: Axes, grid: str = "both") -> None:
@@ -27,7 +27,7 @@ def quiet(axes: Axes, grid: str = "both") -> None:
 
 
 def log_nats(axes: Axes, which: str) -> None:
-    """A logarithmic axis of losses, labelled at decades, and at 2 and 5 where it spans less than two."""
+    """A logarithmic axis of losses, labeled at decades, and at 2 and 5 where it spans less than two."""
     if which == "x":
         axes.set_xscale("log")
     else:

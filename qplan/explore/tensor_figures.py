@@ -81,11 +81,11 @@ def activation_histogram(tensor: str, inputs: NDArray[np.float32]) -> Figure:
     steps = (inputs[kept] / scale[kept, None]).ravel()
     right.hist(steps, bins=list(np.arange(-127.5, 128.5)), color=PLAN, zorder=2)
     right.set_yscale("log")
-    for share, colour in ((0.5, INK), (0.9, UNIFORM)):
+    for share, color in ((0.5, INK), (0.9, UNIFORM)):
         reach = float(np.quantile(np.abs(steps), share))
         for sign in (-1, 1):
             label = f"{share:.0%} within {reach:.1f} steps" if sign > 0 else None
-            right.axvline(sign * reach, color=colour, linewidth=1.2, linestyle=(0, (4, 3)), label=label, zorder=3)
+            right.axvline(sign * reach, color=color, linewidth=1.2, linestyle=(0, (4, 3)), label=label, zorder=3)
     right.legend(loc="upper left", fontsize=8.5, framealpha=0.9, edgecolor="none")
     right.set_xlabel("activation, in steps of its token's int8 grid")
     right.set_ylabel("activations, logarithmic")
@@ -140,10 +140,8 @@ def _density(axes: Axes, values: NDArray[np.float32], what: str) -> None:
 def _rugs(axes: Axes, grids: Sequence[tuple[str, NDArray[Any]]], label: str) -> None:
     """Three grids, a tick for each value."""
     for row, (_, values) in enumerate(grids):
-        colour = (PLAN, INK, UNIFORM)[row]
-        axes.plot(
-            values, np.full(len(values), row), "|", markersize=8, markeredgewidth=0.8, color=colour, clip_on=False
-        )
+        color = (PLAN, INK, UNIFORM)[row]
+        axes.plot(values, np.full(len(values), row), "|", markersize=8, markeredgewidth=0.8, color=color, clip_on=False)
     axes.set_yticks(range(len(grids)), [name for name, _ in grids], fontsize=8.5)
     axes.set_ylim(len(grids) - 0.4, -0.6)
     axes.set_xlabel(label)

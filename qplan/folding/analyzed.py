@@ -8,21 +8,21 @@ from qplan.card import ModelCard
 from qplan.errors import StaleArtifactError
 from qplan.model.load import LoadedModel, load_model
 from qplan.run.fold import FoldRecord, fold_of
-from qplan.run.folder import Run
+from qplan.run.folder import RunFolder
 from qplan.settings import Say
 
 
 @dataclass(frozen=True)
-class AnalysedModel:
+class AnalyzedModel:
     """The model of a finished analysis."""
 
     loaded: LoadedModel
-    """What was analysed: folded, where that paid."""
+    """What was analyzed: folded, where that paid."""
     original: LoadedModel
     """As the user gave it: what MNN's exporter would make a model of; ``loaded`` itself where nothing was folded."""
 
 
-def load_analysed(run: Run, card: ModelCard, say: Say) -> AnalysedModel:
+def load_analyzed(run: RunFolder, card: ModelCard, say: Say) -> AnalyzedModel:
     """Load the model that a run's table is about.
 
     Raises:
@@ -31,15 +31,15 @@ def load_analysed(run: Run, card: ModelCard, say: Say) -> AnalysedModel:
     record = fold_of(run, card)
     say(f"loading {card.source if record is None else run.folded}")
     if record is not None:
-        return AnalysedModel(_load_folded(run, record), _load_original(record))
+        return AnalyzedModel(_load_folded(run, record), _load_original(record))
     loaded = load_model(card.source)
     if loaded.card.sha256 != card.sha256:
         msg = f"{card.source} has changed since {run.sensitivity} was made; run 'qplan analyze' with --restart"
         raise StaleArtifactError(msg)
-    return AnalysedModel(loaded, loaded)
+    return AnalyzedModel(loaded, loaded)
 
 
-def _load_folded(run: Run, record: FoldRecord, device: str = "cpu") -> LoadedModel:
+def _load_folded(run: RunFolder, record: FoldRecord, device: str = "cpu") -> LoadedModel:
     """The folded model, under the name that the user gave the original.
 
     Raises:

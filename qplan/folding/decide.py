@@ -27,7 +27,7 @@ from qplan.quantize.run_rounder import run_rounder
 from qplan.quantize.stored_cache import StoredCache
 from qplan.run.calibration import CalibrationSet
 from qplan.run.fold import KIND, SCHEMA, FoldRecord, _ratio
-from qplan.run.folder import Run
+from qplan.run.folder import RunFolder
 from qplan.sensitivity.joint import joint_losses
 from qplan.settings import DynamicOption, Memory, Progress, Say, memories_of
 from qplan.uniform import uniform_formats
@@ -46,7 +46,7 @@ EQUAL = 1e-5
 
 
 def run_fold(
-    run: Run,
+    run: RunFolder,
     loaded: LoadedModel,
     calibration: CalibrationSet,
     memory: Memory,
@@ -101,7 +101,7 @@ def run_fold(
     return _load_folded(run, record, device), record.note
 
 
-def _check_inputs(run: Run, inputs: Mapping[str, str]) -> None:
+def _check_inputs(run: RunFolder, inputs: Mapping[str, str]) -> None:
     """Refuse to fold anew what a finished table may stand on.
 
     Raises:
@@ -143,7 +143,7 @@ def fitted_scales(
 
 
 def _decide(
-    run: Run,
+    run: RunFolder,
     loaded: LoadedModel,
     calibration: CalibrationSet,
     memory: Memory,

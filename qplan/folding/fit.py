@@ -1,4 +1,4 @@
-"""How strongly to fold: scales that minimise the expected loss of int8 activations and of the weights' rounding.
+"""How strongly to fold: scales that minimize the expected loss of int8 activations and of the weights' rounding.
 
 Both are Fisher estimates in nats per token, of errors taken as uniform and independent. With inputs ``x``, scales
 ``s``, slopes ``u`` of the log-likelihood at the input and ``g`` at the output:
@@ -63,7 +63,7 @@ def fit_scales(
     *,
     seed: int = 0,
 ) -> Tensor:
-    """Scales ``[channels]`` of one site that minimise its loss over the model's, summed over memories and plans.
+    """Scales ``[channels]`` of one site that minimize its loss over the model's, summed over memories and plans.
 
     Args:
         evidence: of the site.
@@ -74,15 +74,15 @@ def fit_scales(
         seed: of the tokens and rows that are drawn.
     """
     log_scale = root_mean_square_scales(evidence, 0.5).log().requires_grad_()
-    optimiser = torch.optim.Adam([log_scale], lr=_RATE)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, _STEPS)
+    optimizer = torch.optim.Adam([log_scale], lr=_RATE)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, _STEPS)
     generator = torch.Generator().manual_seed(seed)
     for _ in range(_STEPS):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         with torch.enable_grad():
             loss = expected_loss(evidence, loaded, log_scale.exp(), plans, memories, generator=generator)
             (loss / totals).sum().log().backward()
-        optimiser.step()
+        optimizer.step()
         schedule.step()
         with torch.no_grad():
             log_scale.copy_((log_scale - log_scale.mean()).clamp(-_REACH, _REACH))

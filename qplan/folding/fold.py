@@ -1,4 +1,4 @@
-"""Moves channel scales through a model at no cost: the same function, other weights to quantise.
+"""Moves channel scales through a model at no cost: the same function, other weights to quantize.
 
 What makes a channel is divided by a positive number and what reads it multiplied (SmoothQuant, arXiv 2211.10438; AWQ,
 arXiv 2306.00978): a norm and the linears behind it, rows of up and columns of down, values and columns of the output

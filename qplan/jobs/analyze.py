@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from qplan.calibration import load_text, tokenise
+from qplan.calibration import load_text, tokenize
 from qplan.card import ModelCard
 from qplan.errors import InputError
 from qplan.folding.decide import Folding, run_fold
@@ -18,7 +18,7 @@ from qplan.model.load import DTypeName, load_model
 from qplan.quantize.methods import DATA_FREE
 from qplan.quantize.round_all import round_all
 from qplan.quantize.run_rounder import run_rounder
-from qplan.run.folder import Run
+from qplan.run.folder import RunFolder
 from qplan.run.table import Mode, SensitivityTable
 from qplan.sensitivity.analysis import Analysis, open_analysis
 from qplan.sensitivity.gradient import estimate
@@ -57,8 +57,8 @@ class AnalyzeOptions:
     """Throw away what an earlier run with other inputs left."""
 
 
-def run_analyze(options: AnalyzeOptions, run: Run, say: Say, progress: Progress) -> SensitivityTable:
-    """Load, tokenise, measure, write; goes on where an interrupted run with the same inputs stopped.
+def run_analyze(options: AnalyzeOptions, run: RunFolder, say: Say, progress: Progress) -> SensitivityTable:
+    """Load, tokenize, measure, write; goes on where an interrupted run with the same inputs stopped.
 
     Raises:
         InputError: a model, text or option that cannot be used, or two that do not go together.
@@ -69,7 +69,7 @@ def run_analyze(options: AnalyzeOptions, run: Run, say: Say, progress: Progress)
     say(f"loading {options.model}")
     loaded = load_model(options.model, device=options.device, dtype=options.dtype)
     text = load_text(options.calib, loaded.tokenizer)
-    calibration = tokenise(
+    calibration = tokenize(
         text,
         loaded.tokenizer,
         samples=options.samples,

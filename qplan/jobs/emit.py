@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from qplan.calibration import load_text, tokenise
-from qplan.choosing.activations import BlockGain, unasked, with_foreign_losses_told
+from qplan.calibration import load_text, tokenize
+from qplan.choosing.activations import BlockGain, with_measured_option, with_note_on_losses
 from qplan.choosing.planned import edited_plan
 from qplan.choosing.retarget import retarget_table
 from qplan.choosing.sizes import fixed_bytes
 from qplan.errors import InputError
-from qplan.folding.analyzed import load_analysed
+from qplan.folding.analyzed import load_analyzed
 from qplan.jobs.emit_job import EmitJob, EmitOptions, planned
 from qplan.jobs.report import report_plan
 from qplan.jobs.skeletons import run_skeleton
@@ -27,14 +27,14 @@ from qplan.model.load import LoadedModel
 from qplan.quantize.run_rounder import run_rounder
 from qplan.report.page import Provenance
 from qplan.run.calibration import CalibrationSet
-from qplan.run.folder import Run
+from qplan.run.folder import RunFolder
 from qplan.run.plan import Plan
 from qplan.run.table import SensitivityTable
 from qplan.run.verification import Check, Verification
 from qplan.settings import Progress, Say
 from qplan.verify.checks import engine_checks
 from qplan.verify.measure import Trial, speeds_by_turns
-from qplan.verify.prove import Workshop, gate, prove
+from qplan.verify.prove import BuildBench, gate, prove
 from qplan.verify.reference import reference_logits, stored_logits
 
 
@@ -52,7 +52,7 @@ class Emitted:
 
 
 @dataclass(frozen=True)
-class _Judges:
+class _HeldOut:
     """Held-out tokens and where they come from."""
 
     rows: NDArray[np.int64]
@@ -60,7 +60,7 @@ class _Judges:
     sha256: str
 
 
-def run_emit(options: EmitOptions, run: Run, say: Say, progress: Progress, command: str) -> Emitted:
+def run_emit(options: EmitOptions, run: RunFolder, say: Say, progress: Progress, command: str) -> Emitted:
     """Plan, write the configs, build, prove, report.
 
     Args:
@@ -73,7 +73,7 @@ def run_emit(options: EmitOptions, run: Run, say: Say, progress: Progress, comma
     Raises:
         InputError: a budget, pattern or text that cannot be used.
         InfeasibleError: no plan fits the budget.
-        StaleArtifactError: the model is not the one that was analysed.
+        StaleArtifactError: the model is not the one that was analyzed.
         ToolError: exporter, converter or engine failed.
         VerificationError: the export of this architecture is wrong.
     """
@@ -83,22 +83,22 @@ def run_emit(options: EmitOptions, run: Run, say: Say, progress: Progress, comma
         msg = f"--dynamic-option 2 changes nothing under memory {table.goal}, which {run.folder} is for: leave it out"
         raise InputError(msg)
     calibration = CalibrationSet.read(run.calibration)
-    model = load_analysed(run, table.model, say)
+    model = load_analyzed(run, table.model, say)
     loaded = model.loaded
-    judges = _judges(options, calibration, loaded)
+    judges = _held_out(options, calibration, loaded)
     skeleton = run_skeleton(run, loaded, options.llmexport, say, c4=target.c4)
     rounder = run_rounder(run, loaded, calibration, table.conditions.rounding)
     job = EmitJob(options, run, table, model, skeleton, rounder, calibration.heldout, say)
     given = None if options.plan is None else edited_plan(options.plan, table, fixed_bytes(skeleton))
     with ExitStack() as stack:
-        shop = None
+        bench = None
         if options.build:
             say(f"FP32 reference on {judges.rows.size} tokens: {judges.text}")
             reference = stack.enter_context(reference_logits(loaded, judges.rows, progress))
             trial = Trial(reference, threads=options.threads)
             baselines = run.baselines_for(None if options.engine is None else str(target.engine))
-            shop = Workshop(loaded, skeleton, trial, judges.text, judges.sha256, baselines, say, target)
-        first = gate(shop) if shop is not None else None
+            bench = BuildBench(loaded, skeleton, trial, judges.text, judges.sha256, baselines, say, target)
+        first = gate(bench) if bench is not None else None
         plan, gain = planned(job, given)
         plan.write(job.plan_path)
         exporter = find_exporter(options.llmexport)
@@ -108,8 +108,8 @@ def run_emit(options: EmitOptions, run: Run, say: Say, progress: Progress, comma
         config.write(config_path)
         llmexport = export_command(exporter, job.exported.folder, job.folder / "llmexport", config_path, formats)
         verification = None
-        if shop is not None and first is not None:
-            plan, verification = _prove(job, shop, first, plan, gain)
+        if bench is not None and first is not None:
+            plan, verification = _prove(job, bench, first, plan, gain)
     provenance = Provenance(commands=(command, llmexport))
     report_plan(run, job.folder, table, plan, verification, provenance=provenance, language=options.language, say=say)
     problems = config.problems if target.c4 else (*config.problems, _WITHOUT_C4.format(target.engine))
@@ -120,32 +120,34 @@ def run_emit(options: EmitOptions, run: Run, say: Say, progress: Progress, comma
     return Emitted(job.folder, plan, verification, llmexport, problems)
 
 
-def _prove(job: EmitJob, shop: Workshop, first: Check, plan: Plan, gain: BlockGain | None) -> tuple[Plan, Verification]:
+def _prove(
+    job: EmitJob, bench: BuildBench, first: Check, plan: Plan, gain: BlockGain | None
+) -> tuple[Plan, Verification]:
     """Build and verify the plan; it comes back with its ``dynamic_option`` decided by the built model's speed."""
     model = job.folder / "model"
-    shop.say("plan: building")
-    shop.build(plan.formats, model, _runtime(plan), job.rounder)
+    bench.say("plan: building")
+    bench.build(plan.formats, model, _runtime(plan), job.rounder)
     speeds = None
     if gain is not None:
-        shop.say("plan: speed with a scale per token, and per block of the activations")
-        speeds = speeds_by_turns(model, shop.trial, shop.loaded.card.context)
-        plan = unasked(plan, gain, speeds[2].decode_tokens_per_s / speeds[0].decode_tokens_per_s)
+        bench.say("plan: speed with a scale per token, and per block of the activations")
+        speeds = speeds_by_turns(model, bench.trial, bench.loaded.card.context)
+        plan = with_measured_option(plan, gain, speeds[2].decode_tokens_per_s / speeds[0].decode_tokens_per_s)
         set_runtime(model, _runtime(plan))
-        plan = with_foreign_losses_told(plan, job.table.conditions.dynamic_option)
+        plan = with_note_on_losses(plan, job.table.conditions.dynamic_option)
         plan.write(job.plan_path)
     verification = prove(
-        shop,
+        bench,
         plan,
         job.plan_path,
         model,
         first=first,
         rounder=job.rounder,
         speeds=speeds,
-        uniform=replace(shop, loaded=job.model.original, skeleton=job.uniform_skeleton),
+        uniform=replace(bench, loaded=job.model.original, skeleton=job.uniform_skeleton),
     )
     if job.options.engine is not None:
-        expected = stored_logits(job.rounder, plan.formats, shop.token_ids)
-        more = engine_checks(model, job.options.target, shop.token_ids, expected)
+        expected = stored_logits(job.rounder, plan.formats, bench.token_ids)
+        more = engine_checks(model, job.options.target, bench.token_ids, expected)
         verification = replace(verification, checks=(*verification.checks, *more))
     verification.write(job.folder / "verification.json")
     return plan, verification
@@ -161,17 +163,17 @@ _WITHOUT_C4 = (
 )
 
 
-def _judges(options: EmitOptions, calibration: CalibrationSet, loaded: LoadedModel) -> _Judges:
+def _held_out(options: EmitOptions, calibration: CalibrationSet, loaded: LoadedModel) -> _HeldOut:
     rows = max(1, options.tokens // calibration.seq_len)
     if options.tokens < calibration.seq_len:
         msg = f"--tokens {options.tokens} is below one sequence of {calibration.seq_len} tokens; raise it"
         raise InputError(msg)
     if options.text is None:
         heldout = calibration.heldout[:rows]
-        return _Judges(heldout, f"held-out windows of {calibration.source}", calibration.heldout_sha256)
-    # one window more than needed is held out by tokenise and left alone here
+        return _HeldOut(heldout, f"held-out windows of {calibration.source}", calibration.heldout_sha256)
+    # one window more than needed is held out by tokenize and left alone here
     text = load_text(options.text, loaded.tokenizer)
-    judged = tokenise(
+    judged = tokenize(
         text,
         loaded.tokenizer,
         samples=rows,
@@ -180,4 +182,4 @@ def _judges(options: EmitOptions, calibration: CalibrationSet, loaded: LoadedMod
         context=loaded.card.context,
         vocabulary=loaded.card.vocabulary,
     )
-    return _Judges(judged.tokens, text.source, judged.sha256)
+    return _HeldOut(judged.tokens, text.source, judged.sha256)

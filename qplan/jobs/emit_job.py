@@ -11,23 +11,23 @@ from numpy.typing import NDArray
 
 from qplan.choosing.activations import (
     BlockGain,
-    as_asked,
     computable,
-    impossible,
     measure_gain,
-    unasked,
-    with_foreign_losses_told,
+    with_measured_option,
+    with_note_on_losses,
+    with_requested_option,
+    without_block_scales,
 )
 from qplan.choosing.choose import with_price_of_nearest
-from qplan.choosing.loss_limits import choose_wanted
+from qplan.choosing.context import PlanningContext
+from qplan.choosing.loss_limits import choose_requested
 from qplan.choosing.repair import EVALUATIONS
+from qplan.choosing.request import PlanRequest
 from qplan.choosing.retarget import retarget_rules
 from qplan.choosing.sizes import fixed_bytes
-from qplan.choosing.task import Task
-from qplan.choosing.wanted import Wanted
 from qplan.cost.file_bytes import FixedBytes
 from qplan.errors import InfeasibleError
-from qplan.folding.analyzed import AnalysedModel
+from qplan.folding.analyzed import AnalyzedModel
 from qplan.formats import applies, garbled
 from qplan.jobs.skeletons import run_skeleton
 from qplan.mnn.build.skeleton import Skeleton
@@ -36,7 +36,7 @@ from qplan.model.load import LoadedModel
 from qplan.planner.rules import Rules
 from qplan.quantize.rounder import Rounder
 from qplan.report.words import Language
-from qplan.run.folder import Run
+from qplan.run.folder import RunFolder
 from qplan.run.plan import Plan
 from qplan.run.plans import PLAN_FILE
 from qplan.run.table import SensitivityTable
@@ -47,7 +47,7 @@ from qplan.settings import DynamicOption, Say
 class EmitOptions:
     """What ``qplan emit`` was asked for."""
 
-    wanted: Wanted = field(default_factory=Wanted)
+    wanted: PlanRequest = field(default_factory=PlanRequest)
     text: str | None = None
     """What the built model is judged on; None for held-out windows of the calibration text."""
     tokens: int = 2048
@@ -81,9 +81,9 @@ class EmitJob:
     """What every step of an emit needs."""
 
     options: EmitOptions
-    run: Run
+    run: RunFolder
     table: SensitivityTable
-    model: AnalysedModel
+    model: AnalyzedModel
     skeleton: Skeleton
     rounder: Rounder
     heldout: NDArray[np.int64]
@@ -125,12 +125,12 @@ def planned(job: EmitJob, given: Plan | None) -> tuple[Plan, BlockGain | None]:
     options, table, fixed = job.options, job.table, fixed_bytes(job.skeleton)
     plan = given or _chosen(job, fixed)
     plan = replace(plan, sensitivity_sha256=table.sha256)
-    exported = Task(table, fixed, job.rounder, Rounder(job.exported), job.heldout, job.say)
+    exported = PlanningContext(table, fixed, job.rounder, Rounder(job.exported), job.heldout, job.say)
     plan = with_price_of_nearest(plan, exported)
     if given is not None and options.dynamic_option is None:
         options = replace(options, dynamic_option=2 if given.dynamic_option == 2 else 0)
     plan, gain = _first_option(plan, options, job.rounder, job.heldout, job.say)
-    return (plan, gain) if gain else (with_foreign_losses_told(plan, table.conditions.dynamic_option), None)
+    return (plan, gain) if gain else (with_note_on_losses(plan, table.conditions.dynamic_option), None)
 
 
 def _chosen(job: EmitJob, fixed: FixedBytes) -> Plan:
@@ -138,11 +138,11 @@ def _chosen(job: EmitJob, fixed: FixedBytes) -> Plan:
     options, uniform_fixed = job.options, fixed_bytes(job.uniform_skeleton)
 
     table = job.table if options.dynamic_option != 2 else computable(job.table)
-    task = Task(table, fixed, job.rounder, Rounder(job.model.original), job.heldout, job.say)
+    context = PlanningContext(table, fixed, job.rounder, Rounder(job.model.original), job.heldout, job.say)
 
     def choose(rules: Rules) -> Plan:
         wanted = replace(options.wanted, rules=retarget_rules(rules, options.target))
-        return choose_wanted(task, wanted, job.run, evaluations=options.evaluations)
+        return choose_requested(context, wanted, job.run, evaluations=options.evaluations)
 
     more = fixed.total - uniform_fixed.total
     if more <= 0:
@@ -164,11 +164,11 @@ def _first_option(
         return replace(plan, dynamic_option=options.dynamic_option or 0), None
     names = garbled(plan.formats)
     if names:
-        return impossible(plan, names), None
+        return without_block_scales(plan, names), None
     say("joint loss with a scale per token, and per block of the activations")
     gain = measure_gain(plan, rounder, heldout)
     if options.dynamic_option == 2:
-        return as_asked(plan, gain), None
+        return with_requested_option(plan, gain), None
     if gain.pays and options.build:
         return plan, gain
-    return unasked(plan, gain, None), None
+    return with_measured_option(plan, gain, None), None

@@ -14,7 +14,7 @@ from qplan.formats import QuantFormat
 from qplan.planner.frontier import POINTS, frontier
 from qplan.planner.rules import Rules
 from qplan.report.frontier import frontier_figure, frontier_markdown
-from qplan.run.folder import Run
+from qplan.run.folder import RunFolder
 from qplan.run.frontier import Frontier, FrontierPoint, MeasuredModel, UniformModel
 from qplan.run.table import SensitivityTable
 from qplan.run.verified import verified_plans
@@ -61,7 +61,7 @@ class Sweep:
         return cls(table.sha256, sha256_json(given))
 
 
-def run_frontier(run: Run, rules: Rules, points: int = POINTS) -> Swept:
+def run_frontier(run: RunFolder, rules: Rules, points: int = POINTS) -> Swept:
     """Solve a sweep of budgets and write ``frontier.json``, ``frontier.md`` and ``frontier.png``.
 
     Raises:
@@ -80,7 +80,7 @@ def run_frontier(run: Run, rules: Rules, points: int = POINTS) -> Swept:
     return Swept(folder, table, swept, measured)
 
 
-def measured_models(run: Run, table: SensitivityTable) -> tuple[MeasuredModel, ...]:
+def measured_models(run: RunFolder, table: SensitivityTable) -> tuple[MeasuredModel, ...]:
     """What the engine measured in this run: plans made from this table, and MNN's uniform exports."""
     found: dict[str, MeasuredModel] = {}
     for folder, _, verification in verified_plans(run, table):

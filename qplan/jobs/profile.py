@@ -1,6 +1,6 @@
 """Measures what this machine takes for every op shape and format: whole models on the engine, one shape changed.
 
-Weights are drawn, not quantised: their values do not change the time. Every shape is changed alone to every other
+Weights are drawn, not quantized: their values do not change the time. Every shape is changed alone to every other
 format, and uniform models of that format correct the sum of these changes, so that noise does not accumulate.
 """
 
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from qplan.artifact import read_json, sha256_json, versions, write_json
 from qplan.card import ModelCard
 from qplan.cost.target import DEFAULT_TARGET, Target, find_target
-from qplan.folding.analyzed import load_analysed
+from qplan.folding.analyzed import load_analyzed
 from qplan.formats import FP16, INT8, QuantFormat
 from qplan.jobs.skeletons import run_skeleton
 from qplan.mnn.build.skeleton import Skeleton
@@ -29,7 +29,7 @@ from qplan.mnn.build.writer import build_model
 from qplan.mnn.engine.session import Engine, SpeedSample
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.quantize import IntTensor, StoredTensor, store_float
-from qplan.run.folder import Run
+from qplan.run.folder import RunFolder
 from qplan.run.profile import DeviceProfile, OpTime, TimedModel
 from qplan.run.table import SensitivityTable
 from qplan.settings import Progress, Say
@@ -340,17 +340,17 @@ def drawn(spec: TensorSpec, fmt: QuantFormat) -> StoredTensor:
 
 
 def run_profile(
-    run: Run, options: ProfileOptions, llmexport: Path | None, say: Say, progress: Progress | None = None
+    run: RunFolder, options: ProfileOptions, llmexport: Path | None, say: Say, progress: Progress | None = None
 ) -> DeviceProfile:
     """Profile a run's model and write ``device.json``.
 
     Raises:
         InputError: no analysis.
-        StaleArtifactError: the model is not the one that was analysed.
+        StaleArtifactError: the model is not the one that was analyzed.
         ToolError: exporter, converter or engine failed.
     """
     table = SensitivityTable.read(run.sensitivity)
-    loaded = load_analysed(run, table.model, say).loaded
+    loaded = load_analyzed(run, table.model, say).loaded
     skeleton = run_skeleton(run, loaded, llmexport, say)
     del loaded  # its memory is better left to the engine
     target, scratch = find_target(DEFAULT_TARGET), run.folder / "profile"

@@ -18,7 +18,7 @@ from qplan.planner.rules import Rules
 from qplan.planner.validate import validate_plan
 from qplan.report.page import Provenance, write_report
 from qplan.report.words import Language, words_of
-from qplan.run.folder import Run
+from qplan.run.folder import RunFolder
 from qplan.run.frontier import Frontier
 from qplan.run.plan import KIND as PLAN_KIND
 from qplan.run.plan import SCHEMA as PLAN_SCHEMA
@@ -48,7 +48,7 @@ class Reported:
 
 
 def report_plan(
-    run: Run,
+    run: RunFolder,
     folder: Path,
     table: SensitivityTable,
     plan: Plan,
@@ -79,7 +79,7 @@ def report_plan(
     )
 
 
-def run_report(name: str | None, run: Run | None, language: Language, say: Say) -> Reported:
+def run_report(name: str | None, run: RunFolder | None, language: Language, say: Say) -> Reported:
     """Write a plan's reports again from what its run holds; no model is loaded, nothing is built.
 
     Args:
@@ -92,7 +92,7 @@ def run_report(name: str | None, run: Run | None, language: Language, say: Say) 
         InputError: no such plan or run.
         StaleArtifactError: the plan, its verification and the run's losses do not belong together.
     """
-    found = find_plan(name, run) if name is not None else newest_plan(run or Run.latest())
+    found = find_plan(name, run) if name is not None else newest_plan(run or RunFolder.latest())
     home, folder = run or run_of(found.path), found.path.parent
     table = _table_of(found, home)
     verification = _verification_of(found)
@@ -101,7 +101,7 @@ def run_report(name: str | None, run: Run | None, language: Language, say: Say) 
     )
 
 
-def newest_plan(run: Run) -> FoundPlan:
+def newest_plan(run: RunFolder) -> FoundPlan:
     """The plan of a run that was written last.
 
     Raises:
@@ -114,7 +114,7 @@ def newest_plan(run: Run) -> FoundPlan:
     return FoundPlan(plans[-1], Plan.read(plans[-1]))
 
 
-def plan_frontier(run: Run, folder: Path, table: SensitivityTable, plan: Plan, say: Say) -> Frontier:
+def plan_frontier(run: RunFolder, folder: Path, table: SensitivityTable, plan: Plan, say: Say) -> Frontier:
     """Plans at other budgets under a plan's rules.
 
     The frontier that the run or the folder stores, if it is of the same losses, rules and files; else a coarse one,
@@ -134,7 +134,7 @@ def plan_frontier(run: Run, folder: Path, table: SensitivityTable, plan: Plan, s
     return swept
 
 
-def _table_of(found: FoundPlan, run: Run) -> SensitivityTable:
+def _table_of(found: FoundPlan, run: RunFolder) -> SensitivityTable:
     """The losses that a plan was made from, with the scales of the engine that its folder is named after."""
     table = SensitivityTable.read(run.sensitivity)
     engine = _FOR_ENGINE.search(found.path.parent.name)

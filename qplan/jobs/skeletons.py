@@ -10,12 +10,12 @@ from qplan.mnn.build.exporter import export_skeleton
 from qplan.mnn.build.exporter_source import find_exporter
 from qplan.mnn.build.skeleton import Skeleton
 from qplan.model.load import LoadedModel
-from qplan.run.folder import Run
+from qplan.run.folder import RunFolder
 from qplan.settings import Say
 
 
 def run_skeleton(
-    run: Run,
+    run: RunFolder,
     loaded: LoadedModel,
     llmexport: Path | None,
     say: Say,
@@ -28,7 +28,7 @@ def run_skeleton(
     Args:
         run: where it is kept.
         loaded: the model.
-        llmexport: a MNN checkout whose exporter to use; None for the PyPI package.
+        llmexport: an MNN checkout whose exporter to use; None for the PyPI package.
         say: told what is being done.
         c4: with the fusion that engines before 3.6.1 crash on.
         unfolded: whether it is the model before folding, which is kept apart.

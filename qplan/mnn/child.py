@@ -113,5 +113,5 @@ def _read(
 
 
 def plain_text(raw: bytes | bytearray) -> str:
-    """Decode what a tool printed, without colours and cursor movements."""
+    """Decode what a tool printed, without colors and cursor movements."""
     return _ANSI.sub("", bytes(raw).decode("utf-8", errors="replace"))

@@ -19,12 +19,12 @@ class RuntimeConfig:
     """The part of ``config.json`` that decides what is computed, and how fast."""
 
     memory: str = "low"
-    """``low``: quantised weights in RAM and int8 activations; ``normal``: weights become fp32 at load."""
+    """``low``: quantized weights in RAM and int8 activations; ``normal``: weights become fp32 at load."""
     precision: str = "low"
     """``low`` computes in fp16 where the CPU can (ARM); changes nothing on x86."""
     threads: int = 1
     dynamic_option: int = 0
-    """2 quantises activations per block of the weights instead of per token: less loss, slower."""
+    """2 quantizes activations per block of the weights instead of per token: less loss, slower."""
 
     def __post_init__(self) -> None:
         """Reject what the engine would take for its default in silence.

@@ -111,7 +111,7 @@ def sampled_backward(
         tensors: names of those; every planned tensor by default.
 
     Returns:
-        float64 ``[labelled tokens]`` on the CPU: negative log-likelihood of the tokens that do follow.
+        float64 ``[labeled tokens]`` on the CPU: negative log-likelihood of the tokens that do follow.
 
     Raises:
         MeasurementError: a linear that is not reached, or logits that are not finite.

@@ -128,7 +128,7 @@ def _module(model: nn.Module, path: str) -> nn.Module:
 def _linear(model: nn.Module, path: str) -> nn.Linear:
     module = _module(model, path)
     if not isinstance(module, nn.Linear):
-        msg = f"{path} is a {type(module).__name__}, not a linear; qplan reads unquantised checkpoints without adapters"
+        msg = f"{path} is a {type(module).__name__}, not a linear; qplan reads unquantized checkpoints without adapters"
         raise InputError(msg)
     return module
 

@@ -111,7 +111,7 @@ def load_model(source: str, *, device: str = "cpu", dtype: DTypeName = "float32"
     folder = fetch(source)
     config = read_config(folder / "config.json")
     if "quantization_config" in config:
-        msg = f"{source} is already quantised; give the original checkpoint in fp32, bf16 or fp16"
+        msg = f"{source} is already quantized; give the original checkpoint in fp32, bf16 or fp16"
         raise InputError(msg)
     _check_dtype(source, dtype, config)
     architecture = architecture_of(str(config.get("model_type")))

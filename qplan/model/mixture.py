@@ -50,20 +50,20 @@ class Expert(nn.Module):
 class MixtureOfExperts(nn.Module):
     """A router and its experts: what ``Qwen3MoeSparseMoeBlock`` computes."""
 
-    def __init__(self, gate: nn.Linear, experts: list[Expert], chosen: int, *, normalise: bool) -> None:
+    def __init__(self, gate: nn.Linear, experts: list[Expert], chosen: int, *, normalize: bool) -> None:
         """Put a mixture together.
 
         Args:
             gate: the router, ``[experts, hidden]``.
             experts: in the order of the router's rows.
             chosen: experts per token.
-            normalise: whether the chosen experts' probabilities are made to add up to 1.
+            normalize: whether the chosen experts' probabilities are made to add up to 1.
         """
         super().__init__()
         self.gate = gate
         self.experts = nn.ModuleList(experts)
         self.chosen = chosen
-        self.normalise = normalise
+        self.normalize = normalize
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Map ``[rows, seq_len, hidden]`` to the same shape.
@@ -73,7 +73,7 @@ class MixtureOfExperts(nn.Module):
         """
         logits = self.gate(hidden_states)
         shares, chosen = torch.topk(torch.softmax(logits, -1, dtype=torch.float), self.chosen, dim=-1)
-        if self.normalise:
+        if self.normalize:
             shares = shares / shares.sum(-1, keepdim=True)
         shares = shares.to(logits.dtype)
         output = torch.zeros_like(hidden_states)
@@ -148,4 +148,4 @@ def _split(block: Any) -> MixtureOfExperts:  # noqa: ANN401 - a Hugging Face mod
         Expert(gate_up, down, stacked.act_fn)
         for gate_up, down in zip(stacked.gate_up_proj.data, stacked.down_proj.data, strict=True)
     ]
-    return MixtureOfExperts(gate, experts, router.top_k, normalise=router.norm_topk_prob)
+    return MixtureOfExperts(gate, experts, router.top_k, normalize=router.norm_topk_prob)

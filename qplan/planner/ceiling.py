@@ -1,4 +1,4 @@
-"""A second loss that a plan may not exceed, e.g. under the memory setting that it is not optimised for."""
+"""A second loss that a plan may not exceed, e.g. under the memory setting that it is not optimized for."""
 
 from __future__ import annotations
 

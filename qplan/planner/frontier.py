@@ -38,7 +38,7 @@ def frontier(
         table: measured losses.
         fixed: bytes that ship whatever the plan.
         rules: groups, pins, the logits rule.
-        points: budgets to solve; fewer plans come back where neighbours are equal.
+        points: budgets to solve; fewer plans come back where neighbors are equal.
 
     Raises:
         InputError: fewer than two points, or rules that match nothing.
@@ -103,7 +103,7 @@ def _uniform(
 def knees(sizes: Sequence[float], losses: Sequence[float]) -> tuple[int, ...]:
     """Indices where the curve of log loss over size bends upwards most.
 
-    Both axes are scaled to 0..1; the curvature is that of the circle through a point and its neighbours
+    Both axes are scaled to 0..1; the curvature is that of the circle through a point and its neighbors
     (Menger), the nearest that are `_REACH` away. A knee is a local maximum of at least half the largest.
 
     Args:

@@ -1,4 +1,4 @@
-"""What a plan uses besides loss: costs that are limited or minimised, such as RAM and time."""
+"""What a plan uses besides loss: costs that are limited or minimized, such as RAM and time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a plan minimises: by default the mean KL, on request something else that was measured beside it."""
+"""What a plan minimizes: by default the mean KL, on request something else that was measured beside it."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def make_plan(
     *,
     rules: Rules | None = None,
     ceilings: Sequence[Ceiling | ResourceLimit] = (),
-    minimise: Cost | None = None,
+    minimize: Cost | None = None,
     time_limit_s: float = TIME_LIMIT_S,
 ) -> Plan:
     """The plan with the least predicted loss whose files are not larger than the budget.
@@ -51,9 +51,9 @@ def make_plan(
         table: measured losses.
         budget_text: see `resolve_budget`; of several the tightest counts, none is no limit on bytes.
         fixed: bytes that ship whatever the plan.
-        rules: what else must hold, and what is minimised; the usual ones by default.
+        rules: what else must hold, and what is minimized; the usual ones by default.
         ceilings: limits on other losses, on RAM, on time.
-        minimise: this cost before the loss, e.g. bytes; the loss is then the least among the plans that cost the least.
+        minimize: this cost before the loss, e.g. bytes; the loss is then the least among the plans that cost the least.
         time_limit_s: of each of two solves; a plan that is not proved optimal by then says so in its solver report.
 
     Raises:
@@ -75,11 +75,11 @@ def make_plan(
         picks for formats in uniform.values() if (picks := picks_of(problem, formats, card, forced=True)) is not None
     ]
     cheapest = None
-    if minimise is not None:
-        cheapest = solve(problem.cheapest_program(minimise.choice(card)), known=known, time_limit_s=time_limit_s)
+    if minimize is not None:
+        cheapest = solve(problem.cheapest_program(minimize.choice(card)), known=known, time_limit_s=time_limit_s)
         if cheapest.picks:
             problem = problem.limited(
-                f"least {minimise.name}", minimise.unit, round(cheapest.objective), minimise.choice(card)
+                f"least {minimize.name}", minimize.unit, round(cheapest.objective), minimize.choice(card)
             )
             known = [cheapest.picks]
     solution = solve(problem.program(), known=known, time_limit_s=time_limit_s)
@@ -113,7 +113,7 @@ def make_plan(
         notes=(*_router_notes(card, formats), *_notes(card, budget, fixed, solution, uniform)),
         given=rules.given,
         limits=planned_limits(ceilings, card, formats),
-        objective="loss" if minimise is None else minimise.name,
+        objective="loss" if minimize is None else minimize.name,
         target=rules.target.name,
     )
 

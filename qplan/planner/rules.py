@@ -28,7 +28,7 @@ class Rules:
     min_bits: Mapping[str, int] = field(default_factory=dict)
     """Least width by pattern."""
     metric: Metric = Metric.kl
-    """What is summed and minimised."""
+    """What is summed and minimized."""
     group_patterns: tuple[str, ...] = ()
     """Patterns whose tensors share a format, see `qplan.planner.groups.make_groups`."""
     fused: bool = False
@@ -71,7 +71,7 @@ class Rules:
         )
 
     def losses(self, table: SensitivityTable) -> dict[str, dict[str, float]]:
-        """What is minimised, by tensor name and name of a format that is legal on the target.
+        """What is minimized, by tensor name and name of a format that is legal on the target.
 
         Raises:
             InputError: a metric that the table does not hold for every format.

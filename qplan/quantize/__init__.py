@@ -1,4 +1,4 @@
-"""MNN's quantisers as pure functions on tensors, bit exact."""
+"""MNN's quantizers as pure functions on tensors, bit exact."""
 
 from qplan.quantize.activations import EnginePath, Int8Activations, int8_decode, int8_prefill
 from qplan.quantize.rtn import rtn

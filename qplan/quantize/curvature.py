@@ -1,4 +1,4 @@
-"""What rounding minimises against: the second moments of a tensor's inputs, prepared once for all its formats."""
+"""What rounding minimizes against: the second moments of a tensor's inputs, prepared once for all its formats."""
 
 from __future__ import annotations
 

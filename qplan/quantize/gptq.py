@@ -1,6 +1,6 @@
 """GPTQ (Frantar et al., arXiv 2210.17323) on MNN's block grids, and refinement of its result.
 
-Minimises ``tr(E H E')`` for the rounding error ``E [out, in]`` and the inputs' second moments
+Minimizes ``tr(E H E')`` for the rounding error ``E [out, in]`` and the inputs' second moments
 ``H = X'X / tokens [in, in]``: columns are rounded one by one, those with the largest inputs first as far as blocks
 allow, each error spread over the columns that follow. A block's grid is searched when its first column is reached, on
 the weights as corrected so far. Afterwards sweeps over the blocks alternate least-squares refits of a block's grid
@@ -97,10 +97,10 @@ class _Rows:
         signed, errors, inverse = self.signed[span], torch.empty_like(block), _inverse(scale)
         for part in _parts(len(block)):
             for column in range(part.start, part.stop):
-                centred = block[column] - zero
-                codes = (centred * inverse).round_().clamp_(low, high)
+                centered = block[column] - zero
+                codes = (centered * inverse).round_().clamp_(low, high)
                 signed[column] = codes
-                errors[column] = torch.addcmul(centred, codes, scale, value=-1).div_(factor[column, column])
+                errors[column] = torch.addcmul(centered, codes, scale, value=-1).div_(factor[column, column])
                 rest = slice(column + 1, part.stop)
                 block[rest].addr_(factor[column, rest], errors[column], alpha=-1)
             block[part.stop :].addmm_(factor[part, part.stop :].T, errors[part], alpha=-1)
@@ -181,7 +181,7 @@ def _inverse(scale: Tensor) -> Tensor:
 
 
 def _solve_block(codes: Tensor, target: Tensor, weighted: Tensor, ones: Tensor, fmt: QuantFormat) -> Grid:
-    """Scales and zeros ``[rows]`` that minimise the quadratic ``v' H v - 2 v' target`` for ``v = q s + z``.
+    """Scales and zeros ``[rows]`` that minimize the quadratic ``v' H v - 2 v' target`` for ``v = q s + z``.
 
     ``codes`` are ``q``, ``weighted`` is ``H q`` and ``ones [block, 1]`` is ``H 1``.
     """

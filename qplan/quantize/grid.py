@@ -83,7 +83,7 @@ def full_range(blocks: Tensor, fmt: QuantFormat, *, shrink: float = 1.0) -> Grid
 def fit(blocks: Tensor, signed: Tensor, weight: Tensor, fmt: QuantFormat) -> Grid:
     """Least-squares scales and zeros for given integers, errors weighted by ``weight`` (broadcast to blocks).
 
-    Minimises ``sum w (x - q s - z)^2`` per block in closed form; degenerate blocks (all integers equal) keep a
+    Minimizes ``sum w (x - q s - z)^2`` per block in closed form; degenerate blocks (all integers equal) keep a
     scale of 0 and take the weighted mean as zero.
     """
     weight = weight.expand_as(blocks)
@@ -92,8 +92,8 @@ def fit(blocks: Tensor, signed: Tensor, weight: Tensor, fmt: QuantFormat) -> Gri
         return storable(fmt, scale, torch.zeros_like(scale))
     total = weight.sum(-1).clamp(min=1e-30)
     mean_q, mean_x = (weight * signed).sum(-1) / total, (weight * blocks).sum(-1) / total
-    centred = signed - mean_q.unsqueeze(-1)
-    spread = (weight * centred * centred).sum(-1)
-    cross = (weight * centred * (blocks - mean_x.unsqueeze(-1))).sum(-1)
+    centered = signed - mean_q.unsqueeze(-1)
+    spread = (weight * centered * centered).sum(-1)
+    cross = (weight * centered * (blocks - mean_x.unsqueeze(-1))).sum(-1)
     scale = torch.where(spread > 0, cross / spread.clamp(min=1e-30), torch.zeros_like(spread)).clamp(min=0)
     return storable(fmt, scale, mean_x - scale * mean_q)

@@ -1,10 +1,10 @@
 """Half-Quadratic Quantization (Badri & Shaji, 2023, https://mobiusml.github.io/hqq_blog/) on MNN's block grids.
 
-Fits a block's grid to its weights without any calibration: minimises the ``l_p`` norm, ``p < 1``, of the rounding
+Fits a block's grid to its weights without any calibration: minimizes the ``l_p`` norm, ``p < 1``, of the rounding
 errors, which forgives outliers. An auxiliary ``e`` takes the place of the errors (half-quadratic splitting), with
 ``beta`` the price of their difference; both subproblems have closed solutions:
 
-- ``e = shrink(w - dequantised w)``, the generalised soft threshold ``sign(x) relu(|x| - |x|^(p-1) / beta)``;
+- ``e = shrink(w - dequantized w)``, the generalized soft threshold ``sign(x) relu(|x| - |x|^(p-1) / beta)``;
 - the zero point: the mean over the block of what is left, ``(w - e) - s q``.
 
 The published method keeps the scale at the full range. A symmetric grid has no zero point, so the same split is

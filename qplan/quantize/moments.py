@@ -1,4 +1,4 @@
-"""Second moments of every linear's inputs, ``X'X / tokens``: what error-feedback rounding minimises against.
+"""Second moments of every linear's inputs, ``X'X / tokens``: what error-feedback rounding minimizes against.
 
 Gathered in one pass, layer by layer, so that memory is bounded by the moments of one layer and by the hidden states
 of all tokens between two layers.

@@ -1,4 +1,4 @@
-"""Bytes of quantised weights in an MNN file. Layout: MNN's exporter, measured bit by bit on engine 3.6.1."""
+"""Bytes of quantized weights in an MNN file. Layout: MNN's exporter, measured bit by bit on engine 3.6.1."""
 
 from __future__ import annotations
 

@@ -30,8 +30,8 @@ def rtn(weight: Tensor, fmt: QuantFormat) -> StoredTensor:
     if not torch.isfinite(blocks).all():
         msg = "weights hold NaN or infinite values; the checkpoint is broken"
         raise InputError(msg)
-    quantise = _symmetric if fmt.symmetric else _asymmetric
-    codes, scale, zero = quantise(blocks, 2 ** (fmt.bits - 1))
+    quantize = _symmetric if fmt.symmetric else _asymmetric
+    codes, scale, zero = quantize(blocks, 2 ** (fmt.bits - 1))
     return IntTensor(
         fmt,
         codes.to(torch.uint8).view(out_features, in_features),

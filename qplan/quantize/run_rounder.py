@@ -15,12 +15,12 @@ from qplan.quantize.moments import Moments, gather_moments, open_moments
 from qplan.quantize.rounder import ROUNDINGS, Rounder
 from qplan.quantize.stored_cache import StoredCache
 from qplan.run.calibration import CalibrationSet
-from qplan.run.folder import Run
+from qplan.run.folder import RunFolder
 from qplan.settings import Progress
 
 
 def run_rounder(
-    run: Run,
+    run: RunFolder,
     loaded: LoadedModel,
     calibration: CalibrationSet,
     rounding: str,

@@ -1,4 +1,4 @@
-"""Quantised tensors on disk: computed once, read by every batch, by a resumed run and by the build."""
+"""Quantized tensors on disk: computed once, read by every batch, by a resumed run and by the build."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def draw_plan(axes: Axes, grid: Grid, plan: Plan) -> None:
 
 
 def legend_of_bits(figure: Figure, grid: Grid, plans: Sequence[Plan]) -> None:
-    """Say what the colours of `draw_plan` mean, where cells are too narrow to say it themselves."""
+    """Say what the colors of `draw_plan` mean, where cells are too narrow to say it themselves."""
     if not _has_room(figure.axes[0], grid):
         widths = sorted({tensor.format.bits for plan in plans for tensor in plan.tensors})
         handles = [Patch(color=BITS[bits], label=f"{bits} bits") for bits in widths]
@@ -197,15 +197,15 @@ def sizes_speeds(plan: Plan, verification: Verification | None) -> Figure:
 
 def _bars(axes: Axes, models: Sequence[Contender], values: Sequence[float | None], *, log: bool) -> None:
     places = range(len(models))
-    colours = [_PLAN if model.is_plan else _OTHER for model in models]
+    colors = [_PLAN if model.is_plan else _OTHER for model in models]
     if log:
         # a bar has no honest start on a logarithmic axis
-        known = [(v, place, c) for v, place, c in zip(values, places, colours, strict=True) if v]
+        known = [(v, place, c) for v, place, c in zip(values, places, colors, strict=True) if v]
         if known:
             axes.scatter([k[0] for k in known], [k[1] for k in known], c=[k[2] for k in known], s=45, zorder=3)
             axes.set_xscale("log")
     else:
-        axes.barh(places, [value or 0.0 for value in values], color=colours, height=0.6)
+        axes.barh(places, [value or 0.0 for value in values], color=colors, height=0.6)
     axes.set_yticks(list(places), [model.label for model in models])
     axes.set_ylim(len(models) - 0.5, -0.5)
     _quiet(axes, "x")
@@ -232,7 +232,7 @@ def matrix(grid: Grid, value: Callable[[Sequence[str]], float]) -> NDArray[np.fl
 
 
 def grid_axes(grid: Grid, rows: int, down: int = 1, across: int = 1) -> tuple[Figure, Sequence[Axes]]:
-    """Axes for ``down`` x ``across`` grids of ``rows`` rows, labelled on the left and below."""
+    """Axes for ``down`` x ``across`` grids of ``rows`` rows, labeled on the left and below."""
     columns = max(len(grid.layers), 1)
     size = (min(16.0, _LABELS_IN + across * (0.8 + 0.42 * columns)), down * (0.9 + 0.3 * rows))
     figure = Figure(figsize=size, layout="constrained")

@@ -79,7 +79,7 @@ def frontier_figure(table: SensitivityTable, frontier: Frontier, measured: Seque
             linestyle=":",
             label=label,
         )
-    for is_plan, label, marker, colour in (
+    for is_plan, label, marker, color in (
         (True, "qplan, measured on the engine", "D", _PLAN),
         (False, "MNN's uniform export, measured on the engine", "X", _UNIFORM),
     ):
@@ -90,7 +90,7 @@ def frontier_figure(table: SensitivityTable, frontier: Frontier, measured: Seque
                 [m.kl_nats for m in found],
                 marker=marker,
                 s=70,
-                facecolor=colour,
+                facecolor=color,
                 edgecolor="white",
                 linewidth=0.8,
                 zorder=4,

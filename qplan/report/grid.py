@@ -131,7 +131,7 @@ class HeatScale:
 
 
 def heat_scale(losses: LossTable) -> HeatScale | None:
-    """One scale for all formats, so that a colour means the same loss everywhere; None if every loss is zero.
+    """One scale for all formats, so that a color means the same loss everywhere; None if every loss is zero.
 
     It starts at the smallest loss of an integer format, not of a float, and spans five decades at most:
     halves lose a thousandth of what integers lose, and would take the contrast away from them.

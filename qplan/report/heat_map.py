@@ -95,7 +95,7 @@ def _about(name: str, cell: Loss, words: Words, *, brief: bool) -> str:
 
 
 def key(scale: HeatScale, words: Words = ENGLISH) -> Markup:
-    """The colour key, with a tick at every power of ten."""
+    """The color key, with a tick at every power of ten."""
     width, left = 320.0, 58.0
     step = width / HEAT_STEPS
     axis = svg.LogAxis(scale.low, max(scale.high, scale.low * 1.0001), left, left + width)
@@ -113,4 +113,4 @@ def key(scale: HeatScale, words: Words = ENGLISH) -> Markup:
         x = axis.place(tick)
         parts.append(svg.element("line", x1=x, x2=x, y1=16.0, y2=20.0, class_="tick"))
         parts.append(svg.text(x, 31, notation.tick(tick), class_="axis", anchor="middle"))
-    return svg.picture(left + width + 60, 36, words("Key: colour of a loss in nats per token, logarithmic"), *parts)
+    return svg.picture(left + width + 60, 36, words("Key: color of a loss in nats per token, logarithmic"), *parts)

@@ -127,7 +127,7 @@ def marked(words: Words) -> Callable[..., Markup]:
     """The words for the page: messages may hold elements, what is filled in is escaped."""
 
     def message(text: str, /, **values: object) -> Markup:
-        return Markup(words.pattern(text)).format(**values)  # noqa: S704 - the catalogue is part of qplan
+        return Markup(words.pattern(text)).format(**values)  # noqa: S704 - the catalog is part of qplan
 
     return message
 

@@ -1,4 +1,4 @@
-"""Colours of widths and losses, in both themes, with text that can be read on them."""
+"""Colors of widths and losses, in both themes, with text that can be read on them."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ BITS = {
     16: "#27548a",
     32: "#16325a",
 }
-"""Fill of a width: few bits are warm, many are cool; told apart with any common colour blindness."""
+"""Fill of a width: few bits are warm, many are cool; told apart with any common color blindness."""
 
 HEAT_LIGHT = ("#fae8df", "#f9d2c5", "#f6b0a9", "#e98094", "#d05288", "#a72f80", "#781d73", "#4a155d", "#260c40")
 HEAT_DARK = ("#252230", "#3a2550", "#5c2670", "#852b7c", "#b0397d", "#d8536f", "#f0785e", "#fbab72", "#fde3ae")
 """Losses from small to large; the small ones are near the page's background in either theme."""
 
 HEAT_STEPS = 24
-# pure black: only with it does every colour have an ink of contrast 4.5 or more
+# pure black: only with it does every color have an ink of contrast 4.5 or more
 _INK, _PAPER = "#000000", "#ffffff"
 
 
-def _channels(colour: str) -> tuple[int, int, int]:
-    return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
+def _channels(color: str) -> tuple[int, int, int]:
+    return int(color[1:3], 16), int(color[3:5], 16), int(color[5:7], 16)
 
 
-def luminance(colour: str) -> float:
+def luminance(color: str) -> float:
     """Relative luminance of ``#rrggbb``, 0 to 1 (WCAG 2.2, "relative luminance")."""
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (v / 255 for v in _channels(colour))]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (v / 255 for v in _channels(color))]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 def contrast(first: str, second: str) -> float:
-    """Contrast ratio of two colours, 1 to 21 (WCAG 2.2, "contrast ratio")."""
+    """Contrast ratio of two colors, 1 to 21 (WCAG 2.2, "contrast ratio")."""
     low, high = sorted((luminance(first), luminance(second)))
     return (high + 0.05) / (low + 0.05)
 
@@ -45,12 +45,12 @@ def text_on(fill: str) -> str:
 
 
 def ramp(anchors: tuple[str, ...], steps: int = HEAT_STEPS) -> tuple[str, ...]:
-    """``steps`` colours along the anchors, both ends included."""
-    colours = []
+    """``steps`` colors along the anchors, both ends included."""
+    colors = []
     for step in range(steps):
         place = step * (len(anchors) - 1) / (steps - 1)
         left = min(int(place), len(anchors) - 2)
         pairs = zip(_channels(anchors[left]), _channels(anchors[left + 1]), strict=True)
         mixed = [round(a + (b - a) * (place - left)) for a, b in pairs]
-        colours.append("#{:02x}{:02x}{:02x}".format(*mixed))
-    return tuple(colours)
+        colors.append("#{:02x}{:02x}{:02x}".format(*mixed))
+    return tuple(colors)

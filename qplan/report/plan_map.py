@@ -1,4 +1,4 @@
-"""The plan by layer as inline SVG: kinds of tensors down, layers across, coloured by bits."""
+"""The plan by layer as inline SVG: kinds of tensors down, layers across, colored by bits."""
 
 from __future__ import annotations
 
@@ -97,8 +97,8 @@ def draw(plan: Plan, grid: Grid, words: Words = ENGLISH) -> Markup:
             here = [planned[name] for name in grid.cells.get((kind, layer), ())]
             parts.append(_cell(here, marks, (left + column * width, y), width, places=places, words=words))
         own = [t for t in plan.tensors if t.layer is not None and t.kind == kind]
-        centre, mean = right + MARGINAL / 2, f"{mean_bits(own):.1f}"
-        parts.append(svg.text(centre, y + 16, mean, class_="mean", anchor="middle", data_kind=kind))
+        center, mean = right + MARGINAL / 2, f"{mean_bits(own):.1f}"
+        parts.append(svg.text(center, y + 16, mean, class_="mean", anchor="middle", data_kind=kind))
     y = top + len(grid.kinds) * CELL_HEIGHT
     if grid.kinds:
         parts.append(svg.text(left - 8, y + 15, words("mean bits"), class_="axis", anchor="end"))
@@ -126,9 +126,9 @@ def _layer_means(plan: Plan, grid: Grid, left: float, width: float, y: float) ->
     for column, layer in enumerate(grid.layers):
         own = [t for t in plan.tensors if t.layer == layer]
         if layer % stride == 0:
-            centre = left + (column + 0.5) * width
+            center = left + (column + 0.5) * width
             mean = f"{mean_bits(own):.1f}"
-            texts.append(svg.text(centre, y, mean, class_="mean", anchor="middle", data_layer=str(layer)))
+            texts.append(svg.text(center, y, mean, class_="mean", anchor="middle", data_layer=str(layer)))
     return texts
 
 

@@ -1,4 +1,4 @@
-"""Inline SVG by hand: escaped elements and a logarithmic axis. Colours come from the page's style sheet."""
+"""Inline SVG by hand: escaped elements and a logarithmic axis. Colors come from the page's style sheet."""
 
 from __future__ import annotations
 

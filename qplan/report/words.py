@@ -1,4 +1,4 @@
-"""Languages of the report: a catalogue from English messages, which are the keys, to other languages.
+"""Languages of the report: a catalog from English messages, which are the keys, to other languages.
 
 Messages of the report's own code and templates are looked up by `Words.__call__`: a missing one is a mistake and
 raises. Sentences that artifacts hold (notes, names and details of checks) were written in English by whoever made them;
@@ -53,7 +53,7 @@ class Words:
         """A message with its ``{places}`` filled.
 
         Raises:
-            KeyError: the catalogue lacks the message.
+            KeyError: the catalog lacks the message.
         """
         return self.pattern(message).format(**values)
 
@@ -61,7 +61,7 @@ class Words:
         """A message with its places open, for those who fill them later.
 
         Raises:
-            KeyError: the catalogue lacks the message.
+            KeyError: the catalog lacks the message.
         """
         return message if self.language is Language.en else self.messages[message]
 
@@ -75,7 +75,7 @@ class Words:
         return self.space.join(sentence for sentence in sentences if sentence)
 
     def stored(self, text: str) -> str:
-        """A sentence that an artifact holds, in this language; as it is where the catalogue does not know it."""
+        """A sentence that an artifact holds, in this language; as it is where the catalog does not know it."""
         return self._found(text, self.sentences)
 
     def _found(self, text: str, known: tuple[_StoredSentence, ...]) -> str:
@@ -95,12 +95,12 @@ def words_of(language: Language) -> Words:
     """The words of a language."""
     if language is Language.en:
         return ENGLISH
-    catalogue = json.loads(files("qplan.report").joinpath(f"locales/{language}.json").read_text(encoding="utf-8"))
-    return Words(language, catalogue["messages"], _sentences(catalogue["stored"]), _sentences(catalogue["parts"]))
+    catalog = json.loads(files("qplan.report").joinpath(f"locales/{language}.json").read_text(encoding="utf-8"))
+    return Words(language, catalog["messages"], _sentences(catalog["stored"]), _sentences(catalog["parts"]))
 
 
-def _sentences(catalogue: Mapping[str, str]) -> tuple[_StoredSentence, ...]:
-    return tuple(_StoredSentence(_matcher(english), other) for english, other in catalogue.items())
+def _sentences(catalog: Mapping[str, str]) -> tuple[_StoredSentence, ...]:
+    return tuple(_StoredSentence(_matcher(english), other) for english, other in catalog.items())
 
 
 def _matcher(sentence: str) -> re.Pattern[str]:

@@ -32,7 +32,7 @@ class CalibrationSet:
     """int64 ``[windows, seq_len]``, none of them among the others if the text is long enough: what rounding fits to."""
     source: str
     """What the text was, for people."""
-    licence: str | None
+    license: str | None
     seed: int
     """Of the permutation that chose the windows."""
     tokenizer_sha256: str
@@ -63,7 +63,7 @@ class CalibrationSet:
         """Write ``calibration.json`` atomically; ids as base64 of int32, little endian."""
         body = {
             "source": self.source,
-            "licence": self.licence,
+            "licence": self.license,
             "seed": self.seed,
             "tokens": _encode(self.tokens),
             "heldout": _encode(self.heldout),

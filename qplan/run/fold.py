@@ -8,7 +8,7 @@ from pathlib import Path
 
 from qplan.artifact import read_json, write_json
 from qplan.card import ModelCard
-from qplan.run.folder import Run
+from qplan.run.folder import RunFolder
 from qplan.settings import Memory
 
 KIND, SCHEMA = "qplan-fold", 1
@@ -58,7 +58,7 @@ class FoldRecord:
         return cls(*(value[key] for key in ("original", "original_sha256", "folded_sha256", "memory", "losses")))
 
 
-def fold_of(run: Run, card: ModelCard) -> FoldRecord | None:
+def fold_of(run: RunFolder, card: ModelCard) -> FoldRecord | None:
     """How the model of a finished analysis was folded; None if it is as the user gave it."""
     if not run.fold.is_file():
         return None

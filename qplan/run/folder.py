@@ -13,19 +13,19 @@ RUNS = Path("qplan-runs")
 
 
 @dataclass(frozen=True)
-class Run:
+class RunFolder:
     """One analysis and what was made from it."""
 
     folder: Path
 
     @classmethod
-    def for_model(cls, source: str, root: Path = RUNS) -> Run:
+    def for_model(cls, source: str, root: Path = RUNS) -> RunFolder:
         """The default run folder of a model: ``qplan-runs/<last part of its name>``."""
         name = Path(source).resolve().name if Path(source).exists() else source.rsplit("/", 1)[-1]
         return cls(root / re.sub(r"[^\w.-]+", "-", name))
 
     @classmethod
-    def latest(cls, root: Path = RUNS) -> Run:
+    def latest(cls, root: Path = RUNS) -> RunFolder:
         """The run whose sensitivity table is the newest.
 
         Raises:

@@ -39,7 +39,7 @@ class Measurement:
     nll_nats: float | None
     """Mean negative log-likelihood of the text under the variant, exp is the perplexity; None as above."""
     sqnr_db: float
-    """Signal to quantisation noise of the tensor's own output; inf where nothing changed."""
+    """Signal to quantization noise of the tensor's own output; inf where nothing changed."""
     cosine: float | None = None
     """Of the angle between the tensor's own output and the reference's, as vectors over all tokens; None in tables of
     before."""
@@ -68,7 +68,7 @@ class Loss:
     source: Source = "measured"
 
 
-def summarise(measurements: Sequence[Measurement]) -> Loss:
+def summarize(measurements: Sequence[Measurement]) -> Loss:
     """Combine the batches of one tensor and format, weighted by tokens."""
     tokens = sum(m.tokens for m in measurements)
     mean = sum(m.tokens * m.kl_nats for m in measurements) / tokens

@@ -53,7 +53,7 @@ class SolverReport:
     status: str
     """``optimal``, or why not."""
     objective_nats: float
-    """Sum over the plan of what was minimised: of single-tensor losses in nats, unless another metric was asked for."""
+    """Sum over the plan of what was minimized: of single-tensor losses in nats, unless another metric was asked for."""
     bound_nats: float
     """No plan within the constraints has a smaller sum than this."""
     gap: float
@@ -115,7 +115,7 @@ class GivenRules:
     fused: bool = False
     """Whether q, k, v and gate, up share a format."""
     metric: str = "kl"
-    """What was summed and minimised, see `qplan.planner.metric.Metric`."""
+    """What was summed and minimized, see `qplan.planner.metric.Metric`."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ class Plan:
     given: GivenRules = GivenRules()
     limits: tuple[PlannedLimit, ...] = ()
     objective: str = "loss"
-    """What was minimised: ``loss``, ``smallest`` (bytes) or ``fastest`` (decode time)."""
+    """What was minimized: ``loss``, ``smallest`` (bytes) or ``fastest`` (decode time)."""
     target: str = "cpu-x86"
     """Where the plan is to run, see `qplan.cost.target`."""
 

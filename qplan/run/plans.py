@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qplan.errors import InputError
-from qplan.run.folder import Run
+from qplan.run.folder import RunFolder
 from qplan.run.plan import Plan
 
 PLAN_FILE = "plan.json"
@@ -20,7 +20,7 @@ class FoundPlan:
     plan: Plan
 
 
-def find_plan(name: str, run: Run | None = None) -> FoundPlan:
+def find_plan(name: str, run: RunFolder | None = None) -> FoundPlan:
     """Read a plan.
 
     Args:
@@ -33,7 +33,7 @@ def find_plan(name: str, run: Run | None = None) -> FoundPlan:
     for path in (Path(name), Path(name) / PLAN_FILE):
         if path.is_file():
             return FoundPlan(path, Plan.read(path))
-    home = run or Run.latest()
+    home = run or RunFolder.latest()
     path = home.budget(name) / PLAN_FILE
     if not path.is_file():
         have = sorted(found.parent.name for found in home.folder.glob(f"*/{PLAN_FILE}"))
@@ -45,8 +45,8 @@ def find_plan(name: str, run: Run | None = None) -> FoundPlan:
     return FoundPlan(path, Plan.read(path))
 
 
-def run_of(path: Path) -> Run:
+def run_of(path: Path) -> RunFolder:
     """The run that a plan's file lies in; the latest one if it lies elsewhere."""
     folder = path.resolve().parent
-    inside = (run for run in (Run(folder), Run(folder.parent)) if run.sensitivity.is_file())
-    return next(inside, None) or Run.latest()
+    inside = (run for run in (RunFolder(folder), RunFolder(folder.parent)) if run.sensitivity.is_file())
+    return next(inside, None) or RunFolder.latest()

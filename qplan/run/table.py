@@ -18,7 +18,7 @@ from qplan.card import ModelCard
 from qplan.errors import InputError, MeasurementError
 from qplan.formats import QuantFormat
 from qplan.run.additivity import JointPoint, predict_joint
-from qplan.run.measurement import Loss, Measurement, Source, summarise
+from qplan.run.measurement import Loss, Measurement, Source, summarize
 from qplan.settings import DynamicOption, Memory, memories_of
 
 __all__ = [
@@ -31,7 +31,7 @@ __all__ = [
     "SensitivityTable",
     "Source",
     "memories_of",
-    "summarise",
+    "summarize",
 ]
 
 KIND, SCHEMA = "qplan-sensitivity", 3
@@ -88,7 +88,7 @@ class SensitivityTable:
 
     @property
     def goal(self) -> Memory:
-        """The memory setting that plans are optimised for."""
+        """The memory setting that plans are optimized for."""
         return self.conditions.memory
 
     @property
@@ -116,7 +116,7 @@ class SensitivityTable:
             tensors = cells.setdefault(m.memory, {spec.name: {} for spec in self.model.tensors})
             tensors[m.tensor].setdefault(m.format, []).append(m)
         return {
-            memory: {t: {f: summarise(ms) for f, ms in row.items()} for t, row in tensors.items()}
+            memory: {t: {f: summarize(ms) for f, ms in row.items()} for t, row in tensors.items()}
             for memory, tensors in cells.items()
         }
 

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 
 from qplan.artifact import sha256_file
 from qplan.errors import QplanError
-from qplan.run.folder import Run
+from qplan.run.folder import RunFolder
 from qplan.run.plan import Plan
 from qplan.run.table import SensitivityTable
 from qplan.run.verification import Verification
 
 
-def verified_plans(run: Run, table: SensitivityTable) -> Iterator[tuple[str, Plan, Verification]]:
+def verified_plans(run: RunFolder, table: SensitivityTable) -> Iterator[tuple[str, Plan, Verification]]:
     """Plans made from a table, with what the engine measured, by the name of their folder.
 
     Passed over are folders of a newer qplan, half edited ones, those of other analyses, and plans that were made or

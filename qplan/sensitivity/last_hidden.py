@@ -73,7 +73,7 @@ class LastHidden:
         return TokenStats.checked(kl, same_top, self.reference.nll + more)
 
     def _compare(self, start: int, augmented: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """KL, the label's centred shift and whether the top stays, for some tokens from ``start`` on."""
+        """KL, the label's centered shift and whether the top stays, for some tokens from ``start`` on."""
         shifts = torch.mm(augmented, self.rows.T, out=self.space[: len(augmented)])
         tokens = slice(start, start + len(augmented))
         top, labels = self.reference.top[tokens], self.reference.labels[tokens].clamp(min=0)

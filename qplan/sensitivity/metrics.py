@@ -40,7 +40,7 @@ class Reference:
 
     @property
     def nll(self) -> Tensor:
-        """float64 ``[labelled tokens]`` on the CPU: negative log-likelihood of the tokens that follow."""
+        """float64 ``[labeled tokens]`` on the CPU: negative log-likelihood of the tokens that follow."""
         return _label_nll(self.logits, self.log_norm, self.labels)
 
 
@@ -53,7 +53,7 @@ class TokenStats:
     same_top: Tensor
     """bool ``[tokens]``: the most likely next token is unchanged."""
     nll: Tensor
-    """float64 ``[labelled tokens]``: negative log-likelihood of the tokens that follow, in nats."""
+    """float64 ``[labeled tokens]``: negative log-likelihood of the tokens that follow, in nats."""
 
     @classmethod
     def checked(cls, kl: Tensor, same_top: Tensor, nll: Tensor) -> TokenStats:
@@ -130,7 +130,7 @@ def compare(reference: Reference, logits: Tensor) -> TokenStats:
         KL(p || q) = log sum(p exp(x)) = log1p(sum(p (expm1(x) - x)))
 
     because ``sum(p x) = 0``. Every term is at least 0 and none cancels, so tiny losses keep their digits where the
-    direct ``sum(p (log p - log q))`` drowns in rounding. The variant's normaliser follows:
+    direct ``sum(p (log p - log q))`` drowns in rounding. The variant's normalizer follows:
     ``log Z_q = log Z_p + m + KL``.
 
     Raises:
@@ -164,7 +164,7 @@ class OutputError:
     """A tensor's own output against the reference's, as vectors over all tokens and features."""
 
     sqnr_db: float
-    """Signal to quantisation noise ``10 log10(sum(r^2) / sum((a - r)^2))`` in dB; inf if nothing changed."""
+    """Signal to quantization noise ``10 log10(sum(r^2) / sum((a - r)^2))`` in dB; inf if nothing changed."""
     cosine: float
     """Of the angle between the two; 1 if they point the same way."""
 
@@ -197,11 +197,11 @@ class OutputScale:
 
 def _kl_and_shift(probabilities: Tensor, logits: Tensor, variant: Tensor, space: Tensor) -> tuple[Tensor, Tensor]:
     """See `compare`; ``space [2, rows, vocabulary]`` is written over, since fresh memory costs more than the sums."""
-    centred, terms = space[:, : len(variant)]
-    torch.sub(variant, logits, out=centred)
-    shift = torch.linalg.vecdot(probabilities, centred)
-    centred.sub_(shift.unsqueeze(-1))
-    total = torch.linalg.vecdot(probabilities, excess(centred, centred.amax(), terms)).clamp(min=0)
+    centered, terms = space[:, : len(variant)]
+    torch.sub(variant, logits, out=centered)
+    shift = torch.linalg.vecdot(probabilities, centered)
+    centered.sub_(shift.unsqueeze(-1))
+    total = torch.linalg.vecdot(probabilities, excess(centered, centered.amax(), terms)).clamp(min=0)
     dtype = wide(total)
     return torch.log1p(total.to(dtype)), shift.to(dtype)
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from qplan.calibration import load_text, tokenise
+from qplan.calibration import load_text, tokenize
 from qplan.errors import InputError, StaleArtifactError
-from qplan.folding.analyzed import load_analysed
+from qplan.folding.analyzed import load_analyzed
 from qplan.formats import FP16, FP32, QuantFormat
 from qplan.mnn.build.exporter import export_skeleton
 from qplan.mnn.build.skeleton import Skeleton, folder_bytes
@@ -24,14 +24,14 @@ from qplan.quantize import StoredTensor
 from qplan.quantize.rounder import Rounder
 from qplan.quantize.run_rounder import run_rounder
 from qplan.run.calibration import CalibrationSet
-from qplan.run.folder import Run
+from qplan.run.folder import RunFolder
 from qplan.run.plan import Plan
 from qplan.run.table import SensitivityTable
 from qplan.sensitivity.variants import StoredWeights, apply_formats
 from qplan.settings import Say
 from qplan.uniform import uniform_formats
 from qplan.verify.checks import EXACT_REL, LAYERS_OF_EXACT_REL
-from qplan.verify.ladder import Break, Rung, first_leaving, tolerances
+from qplan.verify.ladder import Break, Rung, first_layer_beyond, tolerances
 from qplan.verify.layers import engine_lens, kl_between
 from qplan.verify.lens import lens_logits
 from qplan.verify.reference import Logits, Reference, reference_logits, relative_error
@@ -96,7 +96,7 @@ def run_ladder(options: LadderOptions, say: Say, progress: Callable[[int, int], 
         with reference_logits(loaded, rows, progress) as reference:
             say("exporting the graph")
             skeleton = export_skeleton(loaded.folder, work / "skeleton", llmexport=options.llmexport)
-            judge = _Judge(loaded, skeleton, reference, options.memory, work)
+            judge = _RungBench(loaded, skeleton, reference, options.memory, work)
             rungs: list[Rung] = []
             for step in steps:
                 say(f"{step.name} on the engine")
@@ -114,7 +114,7 @@ def _rows(options: LadderOptions, loaded: LoadedModel) -> tuple[NDArray[np.int64
         msg = f"--tokens {options.tokens} is below one sequence of {options.seq_len} tokens; raise it"
         raise InputError(msg)
     text = load_text(options.text, loaded.tokenizer)
-    judged = tokenise(
+    judged = tokenize(
         text,
         loaded.tokenizer,
         samples=options.tokens // options.seq_len,
@@ -136,22 +136,22 @@ def _steps(options: LadderOptions, loaded: LoadedModel, say: Say) -> list[_Step]
     if options.plan is None:
         return steps
     plan, built = Plan.read(options.plan), options.plan.parent / "model"
-    run = Run(options.plan.parent.parent)
+    run = RunFolder(options.plan.parent.parent)
     table = SensitivityTable.read(run.sensitivity)
-    analysed = load_analysed(run, table.model, say)
-    if plan.model_sha256 != table.model.sha256 or analysed.original.card.sha256 != loaded.card.sha256:
+    analyzed = load_analyzed(run, table.model, say)
+    if plan.model_sha256 != table.model.sha256 or analyzed.original.card.sha256 != loaded.card.sha256:
         msg = f"{options.plan} was made for another model than {options.model}; run 'qplan analyze' and 'emit' again"
         raise StaleArtifactError(msg)
     if not built.is_dir():
         msg = f"{built} is not there; build the plan with 'qplan emit'"
         raise InputError(msg)
     calibration = CalibrationSet.read(run.calibration)
-    rounder = run_rounder(run, analysed.loaded, calibration, table.conditions.rounding)
+    rounder = run_rounder(run, analyzed.loaded, calibration, table.conditions.rounding)
     return [*steps, _Step("plan", plan.formats, rounder, built)]
 
 
 @dataclass(frozen=True)
-class _Judge:
+class _RungBench:
     """Builds rungs and measures them."""
 
     loaded: LoadedModel
@@ -203,7 +203,7 @@ class _Judge:
 
         layers = len(self.loaded.layers)
         with engine_lens(folder, step.rounder.loaded, RuntimeConfig(memory), self.ids, self.work) as logits_after:
-            after, before_error, error = first_leaving(
+            after, before_error, error = first_layer_beyond(
                 lambda count: distance(logits_after(count), expected[count]), layers, limit
             )
         layer = after - 1 if after else None

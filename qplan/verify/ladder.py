@@ -53,7 +53,7 @@ class Break:
     """What is compared."""
 
 
-def first_leaving(errors: Callable[[int], float], layers: int, limit: float) -> tuple[int, float, float]:
+def first_layer_beyond(errors: Callable[[int], float], layers: int, limit: float) -> tuple[int, float, float]:
     """Bisect for the first number of layers after which an error exceeds a limit.
 
     Args:

@@ -39,7 +39,7 @@ _UNIFORM = {"int8": 8, "int4": 4}
 
 
 @dataclass(frozen=True)
-class Workshop:
+class BuildBench:
     """What every build and every measurement needs."""
 
     loaded: LoadedModel
@@ -74,24 +74,24 @@ class Workshop:
         return ids
 
 
-def gate(shop: Workshop) -> Check:
+def gate(bench: BuildBench) -> Check:
     """Prove that the exporter translates this architecture right, before anything is planned on it.
 
     Raises:
         VerificationError: the engine computes something else than the Hugging Face model.
     """
-    shop.say("FP16 on the engine against the Hugging Face model")
-    formats = uniform_formats(shop.loaded.card, 16)
-    folder = shop.baselines / "gate"
-    shop.build(formats, folder, RuntimeConfig("normal"))
+    bench.say("FP16 on the engine against the Hugging Face model")
+    formats = uniform_formats(bench.loaded.card, 16)
+    folder = bench.baselines / "gate"
+    bench.build(formats, folder, RuntimeConfig("normal"))
     try:
-        check = exact_logits("fp16", folder, formats, Rounder(shop.loaded), shop.token_ids)
+        check = exact_logits("fp16", folder, formats, Rounder(bench.loaded), bench.token_ids)
     finally:
         shutil.rmtree(folder)
     if not check.passed:
         msg = (
-            f"{shop.loaded.card.architecture} as exported by {shop.skeleton.exporter} computes other logits on the "
-            f"engine than the Hugging Face model: {check.detail}. The export is wrong for this model; every quantised "
+            f"{bench.loaded.card.architecture} as exported by {bench.skeleton.exporter} computes other logits on the "
+            f"engine than the Hugging Face model: {check.detail}. The export is wrong for this model; every quantized "
             "version would be too. Try --llmexport with a newer MNN checkout"
         )
         raise VerificationError(msg)
@@ -99,7 +99,7 @@ def gate(shop: Workshop) -> Check:
 
 
 def prove(
-    shop: Workshop,
+    bench: BuildBench,
     plan: Plan,
     plan_path: Path,
     model: Path,
@@ -107,58 +107,58 @@ def prove(
     first: Check,
     rounder: Rounder,
     speeds: Mapping[DynamicOption, Speed] | None = None,
-    uniform: Workshop | None = None,
+    uniform: BuildBench | None = None,
 ) -> Verification:
     """Measure FP16, the uniform models and the built plan, and hold the plan's promises against the results.
 
     Args:
-        shop: model, skeleton, tokens.
+        bench: model, skeleton, tokens.
         plan: what was built.
         plan_path: its file, whose hash the verification carries.
         model: the built folder.
         first: the result of `gate`.
         rounder: what the plan was built with.
         speeds: of the built model with each ``dynamic_option``, if they were measured already.
-        uniform: where uniform models are built: from the model before folding; None for ``shop``.
+        uniform: where uniform models are built: from the model before folding; None for ``bench``.
 
     Raises:
         ToolError: the engine failed.
         MeasurementError: logits that are not finite.
     """
-    baselines = {name: _baseline(uniform or shop, name, bits) for name, bits in {"fp16": 16, **_UNIFORM}.items()}
-    built = _measure_plan(shop, plan, model, rounder, speeds)
-    checks = [first, exact_logits("plan", model, plan.formats, rounder, shop.token_ids), read_back(model, plan)]
+    baselines = {name: _baseline(uniform or bench, name, bits) for name, bits in {"fp16": 16, **_UNIFORM}.items()}
+    built = _measure_plan(bench, plan, model, rounder, speeds)
+    checks = [first, exact_logits("plan", model, plan.formats, rounder, bench.token_ids), read_back(model, plan)]
     checks += promised_bytes(plan, built)
     for name in _UNIFORM:
-        checks += emulation(baselines[name], shop.loaded.card)
+        checks += emulation(baselines[name], bench.loaded.card)
     rival = _rival(plan, baselines)
     if rival is not None:
         checks += not_worse(built, rival)
     return Verification(
-        model_sha256=shop.loaded.card.sha256,
+        model_sha256=bench.loaded.card.sha256,
         plan_sha256=sha256_file(plan_path),
-        text=shop.text,
-        text_sha256=shop.text_sha256,
-        reference_perplexity=shop.trial.reference.perplexity,
+        text=bench.text,
+        text_sha256=bench.text_sha256,
+        reference_perplexity=bench.trial.reference.perplexity,
         models=(*baselines.values(), built),
         checks=tuple(checks),
     )
 
 
 def _measure_plan(
-    shop: Workshop, plan: Plan, model: Path, rounder: Rounder, speeds: Mapping[DynamicOption, Speed] | None
+    bench: BuildBench, plan: Plan, model: Path, rounder: Rounder, speeds: Mapping[DynamicOption, Speed] | None
 ) -> BuiltModel:
     """Measure the built plan as it ships, and with the other ``dynamic_option`` where that changes anything."""
     compared = applies("low", plan.formats) and not garbled(plan.formats)
     options: tuple[DynamicOption, DynamicOption] = (2, 0) if plan.dynamic_option == 2 else (0, 2)
-    with _kept_tokens(shop, "plan", model.with_name(token_losses.FILE)) as keep:
+    with _kept_tokens(bench, "plan", model.with_name(token_losses.FILE)) as keep:
         return measure_model(
             "plan",
             model,
             plan.formats,
             rounder=rounder,
-            trial=shop.trial,
-            say=shop.say,
+            trial=bench.trial,
+            say=bench.say,
             dynamic_option=options[0],
             beside=options[1] if compared else None,
             speeds=speeds,
@@ -167,9 +167,9 @@ def _measure_plan(
 
 
 @contextmanager
-def _kept_tokens(shop: Workshop, name: str, path: Path) -> Iterator[Keep]:
+def _kept_tokens(bench: BuildBench, name: str, path: Path) -> Iterator[Keep]:
     """Keep the losses of single tokens, and write them beside the model once it is measured."""
-    rows, decode = shop.trial.reference.rows, shop.loaded.tokenizer.decode
+    rows, decode = bench.trial.reference.rows, bench.loaded.tokenizer.decode
     found: dict[str, Losses] = {}
 
     def keep(memory: Memory, stats: TokenStats) -> None:
@@ -177,31 +177,33 @@ def _kept_tokens(shop: Workshop, name: str, path: Path) -> Iterator[Keep]:
 
     yield keep
     tokens = tuple(tuple(decode([token]) for token in row.tolist()) for row in rows)
-    TokenLosses(name, shop.loaded.card.sha256, shop.text, shop.text_sha256, tokens, found).write(path)
+    TokenLosses(name, bench.loaded.card.sha256, bench.text, bench.text_sha256, tokens, found).write(path)
 
 
-def _baseline(shop: Workshop, name: str, bits: int) -> BuiltModel:
-    formats = {name_: shop.target.wide(fmt) for name_, fmt in uniform_formats(shop.loaded.card, bits).items()}
+def _baseline(bench: BuildBench, name: str, bits: int) -> BuiltModel:
+    formats = {name_: bench.target.wide(fmt) for name_, fmt in uniform_formats(bench.loaded.card, bits).items()}
     inputs = {
-        "model": shop.loaded.card.sha256,
-        "text": shop.text_sha256,
-        "exporter": shop.skeleton.exporter,
+        "model": bench.loaded.card.sha256,
+        "text": bench.text_sha256,
+        "exporter": bench.skeleton.exporter,
         "engine": versions()["MNN"],
-        "trial": shop.trial.settings,
+        "trial": bench.trial.settings,
     }
 
     def measure() -> BuiltModel:
-        folder = shop.baselines / name
-        shop.say(f"{name}: building")
-        shop.build(formats, folder, RuntimeConfig())
+        folder = bench.baselines / name
+        bench.say(f"{name}: building")
+        bench.build(formats, folder, RuntimeConfig())
         try:
-            with _kept_tokens(shop, name, shop.baselines / f"{name}-{token_losses.FILE}") as keep:
-                rounder = Rounder(shop.loaded)
-                return measure_model(name, folder, formats, rounder=rounder, trial=shop.trial, say=shop.say, keep=keep)
+            with _kept_tokens(bench, name, bench.baselines / f"{name}-{token_losses.FILE}") as keep:
+                rounder = Rounder(bench.loaded)
+                return measure_model(
+                    name, folder, formats, rounder=rounder, trial=bench.trial, say=bench.say, keep=keep
+                )
         finally:
             shutil.rmtree(folder)
 
-    return measured_once(shop.baselines / f"{name}.json", inputs, formats, measure)
+    return measured_once(bench.baselines / f"{name}.json", inputs, formats, measure)
 
 
 def _rival(plan: Plan, uniform: Mapping[str, BuiltModel]) -> BuiltModel | None:

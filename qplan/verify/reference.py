@@ -83,7 +83,7 @@ def relative_error(actual: Logits, expected: Logits) -> float:
 
 
 def accuracy_of(stats: TokenStats) -> Accuracy:
-    """Summarise a comparison."""
+    """Summarize a comparison."""
     return Accuracy(
         kl_nats=stats.kl_nats,
         kl_p99_nats=stats.kl_p99_nats,

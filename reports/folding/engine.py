@@ -19,7 +19,7 @@ from qplan.model.load import LoadedModel, load_model
 from qplan.quantize.rounder import Rounder
 from qplan.settings import MEMORIES
 from qplan.verify.measure import Trial
-from qplan.verify.prove import Workshop
+from qplan.verify.prove import BuildBench
 from qplan.verify.reference import reference_logits
 
 _ROUNDS, _DECODE_ROWS = 5, 4
@@ -68,9 +68,9 @@ def on_engine(
                 input_scale=None if scale is None else scale.numpy(),
                 replace=True,
             )
-            shop = Workshop(loaded, skeleton, Trial(answers), "", "", work, print, target)
+            bench = BuildBench(loaded, skeleton, Trial(answers), "", "", work, print, target)
             built[label] = work / label / "model"
-            shop.build(formats, built[label], RuntimeConfig(), rounder)
+            bench.build(formats, built[label], RuntimeConfig(), rounder)
             losses[label] = {}
             for memory in MEMORIES:
                 with Engine(built[label], RuntimeConfig(memory, threads=1), context=context) as engine:

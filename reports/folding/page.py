@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-_HEAD = """# Folding scales into neighbouring weights
+_HEAD = """# Folding scales into neighboring weights
 
-The same function with other weights, at the same bytes: which channel scales lose least when the model is quantised.
+The same function with other weights, at the same bytes: which channel scales lose least when the model is quantized.
 Loss is KL to the FP32 model in nats per token on text that nothing was fitted to; *low* has the engine's int8
 activations (option 0, prefill), *normal* float ones. Uniform models, block 64, the head at 8 bits. Written by
 `python -m reports.folding.run`; its options name the texts.

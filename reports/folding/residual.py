@@ -20,7 +20,7 @@ import torch
 from scipy.linalg import hadamard
 from torch import Tensor, nn
 
-from qplan.calibration import load_text, tokenise
+from qplan.calibration import load_text, tokenize
 from qplan.folding.decide import check_equal
 from qplan.folding.fold import fold_sites
 from qplan.model.load import LoadedModel, load_model
@@ -95,7 +95,7 @@ def main() -> None:
     text = load_text(options.text, loaded.tokenizer)
     limits = {"context": loaded.card.context, "vocabulary": loaded.card.vocabulary, "seed": 0}
     samples = options.tokens // options.seq_len
-    judge = tokenise(text, loaded.tokenizer, samples=samples, seq_len=options.seq_len, **limits)
+    judge = tokenize(text, loaded.tokenizer, samples=samples, seq_len=options.seq_len, **limits)
     tokens = torch.from_numpy(judge.tokens)
     with tempfile.TemporaryDirectory(prefix="qplan-untied-") as scratch:
         untied = untied_copy(loaded, Path(scratch) / "model")

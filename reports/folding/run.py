@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 import qplan.demo
-from qplan.calibration import load_text, tokenise
+from qplan.calibration import load_text, tokenize
 from qplan.folding.decide import check_equal
 from qplan.folding.evidence import Evidence, gather_evidence
 from qplan.folding.fold import fold, fold_sites, save_folded
@@ -31,7 +31,7 @@ from qplan.model.load import LoadedModel, load_model
 from qplan.quantize.rounder import Rounder
 from qplan.quantize.run_rounder import run_rounder
 from qplan.run.calibration import CalibrationSet
-from qplan.run.folder import Run
+from qplan.run.folder import RunFolder
 from qplan.sensitivity.joint import joint_losses
 from qplan.uniform import uniform_formats
 from reports.folding.engine import on_engine
@@ -88,7 +88,7 @@ def calibrations(loaded: LoadedModel, options: argparse.Namespace) -> tuple[Cali
     """What is fitted to, and what is judged on."""
     card = loaded.card
     limits = {"seq_len": options.seq_len, "context": card.context, "vocabulary": card.vocabulary, "seed": 0}
-    fit = tokenise(
+    fit = tokenize(
         load_text(options.calib, loaded.tokenizer),
         loaded.tokenizer,
         samples=32,
@@ -96,7 +96,7 @@ def calibrations(loaded: LoadedModel, options: argparse.Namespace) -> tuple[Cali
         **limits,
     )
     text = load_text(options.text, loaded.tokenizer)
-    judge = tokenise(text, loaded.tokenizer, samples=options.tokens // options.seq_len, **limits)
+    judge = tokenize(text, loaded.tokenizer, samples=options.tokens // options.seq_len, **limits)
     return fit, torch.from_numpy(judge.tokens)
 
 
@@ -130,7 +130,7 @@ def main() -> None:
         for label, name in (("none", "none"), ("fit", SHIPPED), ("inner", WITHOUT)):
             if name in models:
                 model = loaded if name == "none" else kept(models[name], work / label / "folded")
-                rounder = run_rounder(Run(work / label), model, calibration, "auto")
+                rounder = run_rounder(RunFolder(work / label), model, calibration, "auto")
                 methods[name]["auto"] = emulated(rounder, tokens)
                 print(name, methods[name]["auto"], flush=True)
                 rounders |= {f"{name}, rtn": Rounder(model), f"{name}, auto": rounder}

@@ -16,7 +16,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from qplan.jobs.report import run_report
 from qplan.report.words import Language
-from qplan.run.folder import Run
+from qplan.run.folder import RunFolder
 
 HERE = Path(__file__).parent
 TALLEST = 1900
@@ -35,13 +35,13 @@ def reports(run: Path, budget: str, folder: Path) -> dict[str, Path]:
             shutil.copy(source, home / name)
     pages = {}
     for language in Language:
-        made = run_report(budget, Run(home), language, print)
+        made = run_report(budget, RunFolder(home), language, print)
         pages[language.value] = Path(shutil.move(made.page, folder / f"{language}.html"))
     return pages
 
 
 def shoot(browser: Browser, page: Path, name: str, *, width: int, scheme: str, act: Callable[[Page], None]) -> None:
-    """One picture: open the page, do something to it, save what is then marked with ``data-shot``, in 256 colours."""
+    """One picture: open the page, do something to it, save what is then marked with ``data-shot``, in 256 colors."""
     scale = 2 if width < 500 else 1
     # taller than any picture: a full-page screenshot would resize the window, which closes tooltips
     size = {"width": width, "height": 9000 if width > 500 else 16000}

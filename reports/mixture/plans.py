@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from qplan.cost.file_bytes import estimate_fixed
-from qplan.folding.analyzed import load_analysed
+from qplan.folding.analyzed import load_analyzed
 from qplan.formats import INT4, INT8
 from qplan.model.load import LoadedModel
 from qplan.model.mixture import MixtureOfExperts
@@ -19,7 +19,7 @@ from qplan.planner.planning import make_plan
 from qplan.planner.rules import Rules
 from qplan.quantize.run_rounder import run_rounder
 from qplan.run.calibration import CalibrationSet
-from qplan.run.folder import Run
+from qplan.run.folder import RunFolder
 from qplan.run.table import SensitivityTable
 from qplan.sensitivity.joint import joint_losses
 from qplan.sensitivity.variants import StoredWeights, apply_formats
@@ -54,9 +54,9 @@ def choices(loaded: LoadedModel, tokens: torch.Tensor) -> torch.Tensor:
 
 def main(folder: Path) -> None:
     """Print the tables."""
-    run = Run(folder)
+    run = RunFolder(folder)
     table, calibration = SensitivityTable.read(run.sensitivity), CalibrationSet.read(run.calibration)
-    loaded = load_analysed(run, table.model, lambda _: None).loaded
+    loaded = load_analyzed(run, table.model, lambda _: None).loaded
     rounder = run_rounder(run, loaded, calibration, table.conditions.rounding)
     rows, fixed = torch.from_numpy(calibration.heldout[:8]), estimate_fixed(table.model)
     print(f"| KL on {rows.numel()} held-out tokens | {' | '.join(BUDGETS)} |\n|---|{'---|' * len(BUDGETS)}")

@@ -56,16 +56,16 @@ def clusters(rows: Tensor) -> tuple[Tensor, Tensor]:
         the cluster of every neuron, and the clusters' directions ``[experts, hidden]``.
     """
     directions = nn.functional.normalize(rows, dim=1)
-    centres = directions[torch.randperm(len(rows))[:EXPERTS]]
+    centers = directions[torch.randperm(len(rows))[:EXPERTS]]
     owner = torch.zeros(len(rows), dtype=torch.long)
     for _ in range(_ROUNDS):
-        likeness = directions @ centres.T
+        likeness = directions @ centers.T
         room = [len(rows) // EXPERTS] * EXPERTS
         for neuron in likeness.amax(1).argsort(descending=True).tolist():
             best = next(e for e in likeness[neuron].argsort(descending=True).tolist() if room[e])
             owner[neuron], room[best] = best, room[best] - 1
-        centres = torch.stack([directions[owner == expert].mean(0) for expert in range(EXPERTS)])
-    return owner, nn.functional.normalize(centres, dim=1)
+        centers = torch.stack([directions[owner == expert].mean(0) for expert in range(EXPERTS)])
+    return owner, nn.functional.normalize(centers, dim=1)
 
 
 def upcycled(dense: LoadedModel, tokens: Tensor) -> Qwen3MoeForCausalLM:

@@ -83,7 +83,7 @@ def verdicts_of(
     memory: Memory,
     rounding: str,
 ) -> list[Verdict]:
-    """Summarise the comparisons of plans; ``stats`` and ``total_bytes`` are by `key_of` their formats."""
+    """Summarize the comparisons of plans; ``stats`` and ``total_bytes`` are by `key_of` their formats."""
     found = []
     for entry in entries:
         key, peer = key_of(entry.formats), stats[key_of(entry.case.formats)]

@@ -18,7 +18,7 @@ and rounding (auto mode measures for memory low only, and plans for memory norma
 stored alike, by qplan's writer, and judged alike: mean KL divergence from FP32 per held-out token, of a text that
 nothing was fitted to. Rounding *rtn* is to nearest; *auto* is qplan's default.
 
-ModelOpt runs without its fused groups, unless the row says so, and may not leave a tensor unquantised; AutoScheme
+ModelOpt runs without its fused groups, unless the row says so, and may not leave a tensor unquantized; AutoScheme
 scores with symmetric integers, its default; NNCF's INT8 has one scale per row while it scores. A number above 1 is a
 plan of qplan's that loses more than the peer's; such numbers are **bold**, with a question mark where the difference
 is within two standard errors over the tokens.

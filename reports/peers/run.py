@@ -25,14 +25,14 @@ import torch
 
 import qplan.demo
 from qplan.artifact import versions
-from qplan.calibration import load_text, tokenise
+from qplan.calibration import load_text, tokenize
 from qplan.cost.file_bytes import FixedBytes, estimate_fixed
 from qplan.errors import ToolError
 from qplan.model.load import LoadedModel, load_model
 from qplan.quantize.rounder import Rounder
 from qplan.quantize.run_rounder import run_rounder
 from qplan.run.calibration import CalibrationSet
-from qplan.run.folder import Run
+from qplan.run.folder import RunFolder
 from qplan.run.table import Mode
 from qplan.verify.reference import reference_logits
 from reports.peers.engine import open_skeleton, run_on_engine
@@ -73,7 +73,7 @@ class Bench:
 
     def rounders(self) -> list[tuple[Rounder, tuple[Mode, ...]]]:
         """The roundings, and the modes whose plans are judged with each."""
-        run = Run(self.folder / f"run-{self.loaded.card.sha256[:8]}-{self.calibration.sha256[:8]}")
+        run = RunFolder(self.folder / f"run-{self.loaded.card.sha256[:8]}-{self.calibration.sha256[:8]}")
         fitted = run_rounder(run, self.loaded, self.calibration, "auto")
         return [(Rounder(self.loaded), self.options.modes), (fitted, self.options.fitted_modes)]
 
@@ -156,7 +156,7 @@ def load(options: argparse.Namespace, folder: Path) -> Bench:
     card, tokenizer = loaded.card, loaded.tokenizer
     limits = {"seq_len": options.seq_len, "context": card.context, "vocabulary": card.vocabulary}
     calibration, judged = (
-        tokenise(load_text(text, tokenizer), tokenizer, samples=samples, seed=0, fit_tokens=FIT_TOKENS, **limits)
+        tokenize(load_text(text, tokenizer), tokenizer, samples=samples, seed=0, fit_tokens=FIT_TOKENS, **limits)
         for text, samples in ((options.calib, options.samples), (options.text, options.judged))
     )
     return Bench(options, loaded, calibration, torch.from_numpy(judged.tokens), folder)

@@ -1,6 +1,6 @@
 r"""Which widths and blocks pay: plans of the same bytes with fewer and fewer formats to choose from.
 
-Needs runs that were analysed with every format, e.g.
+Needs runs that were analyzed with every format, e.g.
 
     qplan analyze MODEL --mode gradient --run RUN --formats \\
         fp16,$(echo int{8,6,5,4,3,2}{,-b0,-b32,-b128} | tr ' ' ,)

@@ -18,7 +18,7 @@ import numpy as np
 from qplan.formats import QuantFormat
 from qplan.jobs.profile import ProfileOptions, measure_times
 from qplan.mnn.build.skeleton import Skeleton
-from qplan.run.folder import Run
+from qplan.run.folder import RunFolder
 from qplan.run.profile import DeviceProfile
 from qplan.run.table import SensitivityTable
 
@@ -40,7 +40,7 @@ def mixes(table: SensitivityTable) -> dict[str, dict[str, QuantFormat]]:
     return found
 
 
-def main(run: Run) -> None:
+def main(run: RunFolder) -> None:
     """Time the mixes and write the table."""
     table, profile = SensitivityTable.read(run.sensitivity), DeviceProfile.read(run.device)
     plans, options = mixes(table), ProfileOptions(threads=profile.threads, prompt_tokens=profile.prompt_tokens)
@@ -98,4 +98,4 @@ def main(run: Run) -> None:
 
 
 if __name__ == "__main__":
-    main(Run(Path(sys.argv[1])))
+    main(RunFolder(Path(sys.argv[1])))

@@ -13,7 +13,7 @@ Written by `python -m reports.plans.run`, from `results.json`. Losses are KL div
 of a text that nothing was fitted to, of built models on MNN's engine (prefill).
 
 **Against the uniform export.** What `qplan emit` makes at the bytes of uniform exports with their head at 8 bits
-(rounded to nearest, as MNN's exporter does); 3.5 and 4.5 bits lie halfway between their neighbours. *Plan* is with
+(rounded to nearest, as MNN's exporter does); 3.5 and 4.5 bits lie halfway between their neighbors. *Plan* is with
 a scale per token for the int8 activations of memory low (`dynamic_option` 0), *as it ships* with the option that
 the plan took. *Predicted* is the plan's joint loss as predicted on calibration tokens, over the measured one. Bytes
 are those of the weight and embedding files: as promised by the plan, and on disk.

@@ -9,19 +9,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from qplan.artifact import sha256_json
-from qplan.choosing.loss_limits import choose_wanted
+from qplan.choosing.context import PlanningContext
+from qplan.choosing.loss_limits import choose_requested
+from qplan.choosing.request import PlanRequest
 from qplan.choosing.sizes import fixed_bytes
-from qplan.choosing.task import Task
-from qplan.choosing.wanted import Wanted
 from qplan.cost.file_bytes import file_bytes
-from qplan.folding.analyzed import load_analysed
+from qplan.folding.analyzed import load_analyzed
 from qplan.formats import QuantFormat
 from qplan.jobs.skeletons import run_skeleton
 from qplan.mnn.build.skeleton import Skeleton
 from qplan.model.load import LoadedModel
 from qplan.planner.rules import Rules
 from qplan.quantize.rounder import Rounder
-from qplan.run.folder import Run
+from qplan.run.folder import RunFolder
 from qplan.run.plan import Plan
 from qplan.settings import Memory
 from qplan.verify.reference import Reference, reference_logits
@@ -73,20 +73,20 @@ class Outcome:
 class Bench:
     """Where plans of one kind are made and measured."""
 
-    run: Run
-    task: Task
+    run: RunFolder
+    context: PlanningContext
     skeleton: Skeleton
 
     @classmethod
     def of(cls, study: Study, original: LoadedModel, memory: Memory, kind: Kind) -> Bench:
-        """Analyse, or read what an earlier run left."""
-        run = study.analysed(memory, *KINDS[kind])
-        opened = Opened.of(run, load_analysed(run, Opened.card(run), print).loaded)
+        """Analyze, or read what an earlier run left."""
+        run = study.analyzed(memory, *KINDS[kind])
+        opened = Opened.of(run, load_analyzed(run, Opened.card(run), print).loaded)
         skeleton = run_skeleton(run, opened.rounder.loaded, None, print)
-        task = Task(
+        context = PlanningContext(
             opened.table, fixed_bytes(skeleton), opened.rounder, Rounder(original), opened.calibration.heldout, print
         )
-        return cls(run, task, skeleton)
+        return cls(run, context, skeleton)
 
     def plan(self, case: Case, limit_bytes: int) -> Plan:
         """What `qplan emit` chooses within a peer's bytes; its rule for the head holds where the peer has one too."""
@@ -94,15 +94,15 @@ class Bench:
         if not path.is_file():
             print(f"{case.label}: {limit_bytes:,} bytes, {self.run.folder.name}", flush=True)
             rules = Rules(logits_bits=0 if case.plans_head else HEAD_BITS)
-            choose_wanted(self.task, Wanted((f"{limit_bytes}B",), rules=rules), self.run).write(path)
+            choose_requested(self.context, PlanRequest((f"{limit_bytes}B",), rules=rules), self.run).write(path)
         return Plan.read(path)
 
     def measured(self, formats: Formats, reference: Reference) -> Outcome:
         """The engine's losses of a plan, measured once."""
-        rows = [reference.rows.tolist(), self.task.rounder.loaded.card.sha256, self.task.rounder.rounding]
+        rows = [reference.rows.tolist(), self.context.rounder.loaded.card.sha256, self.context.rounder.rounding]
         path = self.run.folder / f"engine-{sha256_json([key_of(formats), *rows])[:16]}.npz"
         if not path.is_file():
-            memory, rounder = self.task.table.goal, self.task.rounder
+            memory, rounder = self.context.table.goal, self.context.rounder
             found = measure_plans(
                 {"": formats}, self.skeleton, reference, memory, rounder=rounder, folder=self.run.folder
             )
@@ -113,11 +113,11 @@ class Bench:
 
     def bytes_of(self, formats: Formats) -> int:
         """Of all files, as predicted."""
-        return file_bytes(self.task.table.model, formats, self.task.fixed).total
+        return file_bytes(self.context.table.model, formats, self.context.fixed).total
 
     def least(self, plan: Plan, peer: Formats) -> float:
         """See `Own.least`."""
-        table = self.task.table
+        table = self.context.table
         losses = table.kl(table.goal)
         theirs = math.fsum(losses[name][fmt.name] for name, fmt in peer.items())
         return table.predict_joint(plan.solver.bound_nats) / table.predict_joint(theirs)

@@ -7,13 +7,13 @@ import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
-from qplan.choosing.wanted import Wanted
+from qplan.choosing.request import PlanRequest
 from qplan.jobs.emit import Emitted, run_emit
 from qplan.jobs.emit_job import EmitOptions
 from qplan.jobs.skeletons import run_skeleton
 from qplan.model.load import LoadedModel
 from qplan.quantize.rounder import Rounder
-from qplan.run.folder import Run
+from qplan.run.folder import RunFolder
 from qplan.settings import Memory
 from qplan.uniform import uniform_formats
 from qplan.verify.reference import reference_logits
@@ -38,7 +38,7 @@ class Shipped:
 
     memory: Memory
     bits: float
-    """Worth of bytes of a uniform export with its head at 8 bits; half widths lie between their neighbours."""
+    """Worth of bytes of a uniform export with its head at 8 bits; half widths lie between their neighbors."""
     budget_bytes: int
     promised_bytes: int
     """Of the weight and embedding files."""
@@ -61,7 +61,7 @@ class Shipped:
 def shipped(study: Study, loaded: LoadedModel) -> Iterator[Shipped]:
     """All budgets under both memory settings."""
     for memory in MEMORIES:
-        run = study.analysed(memory, "all", "auto")
+        run = study.analyzed(memory, "all", "auto")
         uniform = _uniform(study, loaded, run, memory)
         for bits in BITS:
             edges = uniform[math.floor(bits)], uniform[math.ceil(bits)]
@@ -75,9 +75,9 @@ def shipped(study: Study, loaded: LoadedModel) -> Iterator[Shipped]:
             yield Shipped(**json.loads(path.read_text(encoding="utf-8")))
 
 
-def _emit(study: Study, run: Run, budget: str) -> Emitted:
+def _emit(study: Study, run: RunFolder, budget: str) -> Emitted:
     print(f"emit --budget {budget} --run {run.folder.name}", flush=True)
-    options = EmitOptions(Wanted((budget,)), text=study.text, tokens=study.judged * SEQ_LEN)
+    options = EmitOptions(PlanRequest((budget,)), text=study.text, tokens=study.judged * SEQ_LEN)
     return run_emit(options, run, lambda _: None, lambda _done, _total: None, f"qplan emit --budget {budget}")
 
 
@@ -105,7 +105,7 @@ def _row(emitted: Emitted, memory: Memory, bits: float, uniform: Uniform | None)
     )
 
 
-def _uniform(study: Study, loaded: LoadedModel, run: Run, memory: Memory) -> dict[int, Uniform]:
+def _uniform(study: Study, loaded: LoadedModel, run: RunFolder, memory: Memory) -> dict[int, Uniform]:
     """Uniform exports of the model as it is, rounded to nearest, by width."""
     path = run.folder / "uniform.json"
     if not path.is_file():

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 import qplan.demo
-from qplan.calibration import load_text, tokenise
+from qplan.calibration import load_text, tokenize
 from qplan.card import ModelCard
 from qplan.folding.decide import Folding
 from qplan.formats import DEFAULT_FORMATS, QuantFormat, parse_formats
@@ -18,7 +18,7 @@ from qplan.model.load import LoadedModel, load_model
 from qplan.quantize.rounder import Rounder
 from qplan.quantize.run_rounder import run_rounder
 from qplan.run.calibration import CalibrationSet
-from qplan.run.folder import Run
+from qplan.run.folder import RunFolder
 from qplan.run.table import SensitivityTable
 from qplan.settings import Memory
 
@@ -64,11 +64,11 @@ class Study:
         tokenizer, card = loaded.tokenizer, loaded.card
         text = load_text(self.text, tokenizer)
         limits = {"seq_len": SEQ_LEN, "context": card.context, "vocabulary": card.vocabulary}
-        return torch.from_numpy(tokenise(text, tokenizer, samples=self.judged, seed=0, **limits).tokens)
+        return torch.from_numpy(tokenize(text, tokenizer, samples=self.judged, seed=0, **limits).tokens)
 
-    def analysed(self, memory: Memory, menu: Menu, fold: Folding) -> Run:
+    def analyzed(self, memory: Memory, menu: Menu, fold: Folding) -> RunFolder:
         """The run of `qplan analyze`, made once."""
-        run = Run(self.folder / f"{self.name}-{memory}-{menu.replace('/', '')}-fold-{fold}")
+        run = RunFolder(self.folder / f"{self.name}-{memory}-{menu.replace('/', '')}-fold-{fold}")
         if not run.sensitivity.is_file():
             print(f"analyze: memory {memory}, formats {menu}, fold {fold}", flush=True)
             options = AnalyzeOptions(
@@ -93,12 +93,12 @@ class Opened:
     rounder: Rounder
 
     @staticmethod
-    def card(run: Run) -> ModelCard:
-        """The analysed model."""
+    def card(run: RunFolder) -> ModelCard:
+        """The analyzed model."""
         return SensitivityTable.read(run.sensitivity).model
 
     @classmethod
-    def of(cls, run: Run, loaded: LoadedModel) -> Opened:
+    def of(cls, run: RunFolder, loaded: LoadedModel) -> Opened:
         """Read a run."""
         table, calibration = SensitivityTable.read(run.sensitivity), CalibrationSet.read(run.calibration)
         return cls(table, calibration, run_rounder(run, loaded, calibration, table.conditions.rounding))

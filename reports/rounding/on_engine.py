@@ -31,7 +31,7 @@ def build(subject: Subject, skeleton: Skeleton, rounder: Rounder, bits: int, out
 
 
 def exported_nats(subject: Subject, bits: int, out: Path, ref: Reference, *others: str) -> float | None:
-    """Export with llmexport's own quantiser, and run it under memory normal; None where it cannot pack the width."""
+    """Export with llmexport's own quantizer, and run it under memory normal; None where it cannot pack the width."""
     if bits not in find_exporter().packable_bits:
         return None
     head = subject.formats(bits)[subject.loaded.architecture.head].bits

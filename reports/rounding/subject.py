@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import qplan.demo
-from qplan.calibration import load_text, tokenise
+from qplan.calibration import load_text, tokenize
 from qplan.formats import QuantFormat
 from qplan.model.load import LoadedModel, load_model
 from qplan.quantize.moments import Moments, gather_moments
@@ -100,7 +100,7 @@ def load_subject(model: Path | None, fit_tokens: int, wikitext: Path | None) -> 
 
 
 def _windows(loaded: LoadedModel, text: str, fit_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
-    found = tokenise(
+    found = tokenize(
         load_text(text, loaded.tokenizer),
         loaded.tokenizer,
         samples=JUDGE_ROWS,

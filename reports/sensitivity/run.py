@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 import qplan.demo
-from qplan.calibration import load_text, tokenise
+from qplan.calibration import load_text, tokenize
 from qplan.cost.file_bytes import estimate_fixed
 from qplan.errors import InfeasibleError
 from qplan.formats import QuantFormat, parse_formats
@@ -36,7 +36,7 @@ from qplan.planner.rules import Rules
 from qplan.quantize.rounder import Rounder
 from qplan.quantize.run_rounder import run_rounder
 from qplan.run.calibration import CalibrationSet
-from qplan.run.folder import Run
+from qplan.run.folder import RunFolder
 from qplan.run.table import Mode, SensitivityTable
 from qplan.sensitivity.analysis import open_analysis
 from qplan.sensitivity.joint import joint_losses
@@ -77,7 +77,7 @@ class PlanPoint:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is analysed."""
+    """What is analyzed."""
 
     loaded: LoadedModel
     calibration: CalibrationSet
@@ -104,7 +104,7 @@ def load(model: str, calib: str, samples: int, seq_len: int, fit_tokens: int = 0
     text = load_text(calib, loaded.tokenizer)
     card = loaded.card
     limits = {"samples": samples, "seq_len": seq_len, "context": card.context, "vocabulary": card.vocabulary}
-    return loaded, tokenise(text, loaded.tokenizer, seed=0, fit_tokens=fit_tokens, **limits)
+    return loaded, tokenize(text, loaded.tokenizer, seed=0, fit_tokens=fit_tokens, **limits)
 
 
 def costs(subject: Subject, keep: dict[Mode, SensitivityTable]) -> dict[str, Cost]:
@@ -150,9 +150,9 @@ def plan_points(subject: Subject, tables: dict[Mode, SensitivityTable]) -> list[
                 plans[budget, mode] = make_plan(table, budget, fixed, rules=Rules(logits_bits=0)).formats
             except InfeasibleError:
                 print(f"{budget} is too small for any plan")
-    labelled = {f"{budget} {mode}": formats for (budget, mode), formats in plans.items()}
+    labeled = {f"{budget} {mode}": formats for (budget, mode), formats in plans.items()}
     seen, held = (
-        joint_losses(loaded, torch.from_numpy(ids), labelled, rounder=subject.rounder)
+        joint_losses(loaded, torch.from_numpy(ids), labeled, rounder=subject.rounder)
         for ids in (calibration.tokens, calibration.heldout)
     )
     points = []
@@ -204,7 +204,7 @@ def main() -> None:
     torch.set_num_threads(1)
     loaded, calibration = load(options.model, options.calib, options.samples, options.seq_len, options.fit_tokens)
     with tempfile.TemporaryDirectory() as folder:
-        rounder = run_rounder(Run(Path(folder)), loaded, calibration, options.rounding)
+        rounder = run_rounder(RunFolder(Path(folder)), loaded, calibration, options.rounding)
         results = study(Subject(loaded, calibration, rounder), options.plans)
     results["calibration"] = {"text": Path(options.calib).name, "samples": options.samples, "seq_len": options.seq_len}
     path = HOME / "results.json"

@@ -110,7 +110,7 @@ def corpus(good: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> d
 
 
 @pytest.fixture(scope="session")
-def analysed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def analyzed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """A folder with ``text.txt`` and a finished analysis in ``run``, by the fixture of the model; made once each."""
     made: dict[str, Path] = {}
 

@@ -12,11 +12,11 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from qplan.artifact import sha256_file
-from qplan.folding.analyzed import load_analysed
+from qplan.folding.analyzed import load_analyzed
 from qplan.formats import INT4, INT8
 from qplan.jobs.profile import ProfileOptions, Times, measure_times
 from qplan.jobs.skeletons import run_skeleton
-from qplan.run.folder import Run
+from qplan.run.folder import RunFolder
 from qplan.run.plan import Plan
 from qplan.run.profile import DeviceProfile
 from qplan.run.table import SensitivityTable
@@ -31,9 +31,9 @@ from tests.support.tiny_models import words
 
 
 @pytest.fixture(scope="module", params=["tied_model_dir", "untied_model_dir"])
-def work(request: pytest.FixtureRequest, analysed: Callable[[str], Path]) -> Path:
-    """A folder with an analysed model; the untied one has rows of 172 weights."""
-    return analysed(request.param)
+def work(request: pytest.FixtureRequest, analyzed: Callable[[str], Path]) -> Path:
+    """A folder with an analyzed model; the untied one has rows of 172 weights."""
+    return analyzed(request.param)
 
 
 @pytest.mark.parametrize("budget", ["int8", "int4", "70%"])
@@ -145,9 +145,9 @@ def test_a_killed_profile_goes_on_with_its_times_and_not_with_its_models(
     work: Path, keep_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("qplan.jobs.profile._KEEP_BYTES", keep_bytes)
-    run, scratch = Run(work / "run"), tmp_path / "profile"
+    run, scratch = RunFolder(work / "run"), tmp_path / "profile"
     table = SensitivityTable.read(run.sensitivity)
-    skeleton = run_skeleton(run, load_analysed(run, table.model, print).loaded, None, print)
+    skeleton = run_skeleton(run, load_analyzed(run, table.model, print).loaded, None, print)
     seen: list[tuple[int, int]] = []
 
     def killed(done: int, total: int) -> None:

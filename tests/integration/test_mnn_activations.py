@@ -1,4 +1,4 @@
-"""The emulated int8 activations of memory low against the engine: one quantised op at a time, and losses of models."""
+"""The emulated int8 activations of memory low against the engine: one quantized op at a time, and losses of models."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +31,7 @@ Q_PROJ, DOWN_PROJ = "/layers.0/self_attn/q_proj/Linear", "/layers.1/mlp/down_pro
 
 
 class Emulated:
-    """A tiny model in torch in which one op is quantised."""
+    """A tiny model in torch in which one op is quantized."""
 
     def __init__(self, exported: ExportedModel, op_name: str, fmt: QuantFormat) -> None:
         self.tensors = exported.tensors(exported.formats(FP16) | {op_name: fmt})

@@ -17,9 +17,9 @@ from tests.support.command import succeed
 
 
 @pytest.fixture(scope="module")
-def built(analysed: Callable[[str], Path]) -> Path:
+def built(analyzed: Callable[[str], Path]) -> Path:
     """A run with two budgets that were built."""
-    folder = analysed("tied_model_dir")
+    folder = analyzed("tied_model_dir")
     for budget in ("int8", "int4"):
         if not (folder / "run" / budget / "verification.json").is_file():
             succeed("emit", "--run", "run", "--budget", budget, "--tokens", "256", folder=folder)

@@ -336,7 +336,7 @@ FAULTS: tuple[Fault, ...] = (
         lambda f: os.truncate(f / WEIGHT_FILE, (f / WEIGHT_FILE).stat().st_size - 1),
     ),
     Fault("weights-too-long", "weights-unclaimed", "tied", _append("llm.mnn.weight", 64), severity="warning"),
-    Fault("range-into-neighbour", "weights-overlap", "tied", edit=_external(Q, 0, lambda offset: offset - 64)),
+    Fault("range-into-neighbor", "weights-overlap", "tied", edit=_external(Q, 0, lambda offset: offset - 64)),
     Fault("range-negative", "bad-range", "tied", edit=_external(Q, 0, lambda offset: -offset)),
     Fault("range-beyond", "weights-cut", "tied", edit=_external(Q, 0, lambda offset: offset + (1 << 40))),
     # records

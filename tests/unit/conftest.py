@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from qplan.calibration import Text, tokenise
+from qplan.calibration import Text, tokenize
 from qplan.cost.file_bytes import FixedBytes
 from qplan.model.load import LoadedModel, load_model
 from qplan.run.calibration import CalibrationSet
@@ -50,7 +50,7 @@ def llama(tiny_models: dict[str, LoadedModel]) -> LoadedModel:
 def calibration(qwen2: LoadedModel) -> CalibrationSet:
     """Six sequences of 16 tokens; the tiny models share one tokenizer."""
     text = Text((words(300, seed=1),), "words", None)
-    return tokenise(text, qwen2.tokenizer, samples=6, seq_len=16, seed=0, context=128, vocabulary=VOCABULARY)
+    return tokenize(text, qwen2.tokenizer, samples=6, seq_len=16, seed=0, context=128, vocabulary=VOCABULARY)
 
 
 @pytest.fixture

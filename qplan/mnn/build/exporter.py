@@ -38,7 +38,7 @@ def export_skeleton(
     Args:
         model_dir: Hugging Face folder; nothing is downloaded.
         out: folder to make.
-        llmexport: another exporter than the installed package: a MNN checkout, its export folder or ``llmexport.py``.
+        llmexport: another exporter than the installed package: an MNN checkout, its export folder or ``llmexport.py``.
         progress: called with every line that the exporter prints.
         timeout_s: seconds until it is killed.
         replace: whether a folder that is there already gives way.
@@ -74,7 +74,7 @@ def export_with_config(
     llmexport: Path | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """Export with llmexport's own quantiser and a ``quant_config.json``; the rest is for ops that it does not name.
+    """Export with llmexport's own quantizer and a ``quant_config.json``; the rest is for ops that it does not name.
 
     Raises:
         InputError: no such file, no model in ``model_dir``, ``out`` exists, or no exporter.

@@ -90,7 +90,7 @@ def find_exporter(llmexport: Path | None = None) -> Exporter:
     """Find a copy of llmexport and read what it can do.
 
     Args:
-        llmexport: a MNN checkout, its ``transformers/llm/export`` folder or ``llmexport.py`` itself;
+        llmexport: an MNN checkout, its ``transformers/llm/export`` folder or ``llmexport.py`` itself;
             None for the installed PyPI package.
 
     Raises:
@@ -128,5 +128,5 @@ def _given(path: Path) -> Path:
     for candidate in candidates:
         if candidate.is_file() and candidate.suffix == ".py":
             return candidate.resolve()
-    msg = f"no llmexport.py in {path}; give a MNN checkout, its transformers/llm/export folder or llmexport.py"
+    msg = f"no llmexport.py in {path}; give an MNN checkout, its transformers/llm/export folder or llmexport.py"
     raise InputError(msg)

@@ -49,7 +49,7 @@ class Timing:
 
 
 class GuardedEngine:
-    """A MNN language model in a child process.
+    """An MNN language model in a child process.
 
     The folder is checked before the engine sees it, and so is every request: token ids, lengths, settings. A crash, a
     hang or a refusal of the engine raises `ToolError` with the engine's last words; the next request starts it again.
@@ -72,7 +72,7 @@ class GuardedEngine:
         """Check a folder and load it.
 
         Args:
-            folder: of a MNN model, whoever made it.
+            folder: of an MNN model, whoever made it.
             runtime: settings of the engine; None is memory low, 1 thread.
             context: longest sequence in tokens; None for what the folder says.
             timeout_s: seconds until a request counts as hung and the process is killed.

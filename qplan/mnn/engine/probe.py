@@ -22,7 +22,7 @@ Outcome = Literal["ok", "wrong", "refused", "crash", "hang", "export fails"]
 
 
 @dataclass(frozen=True)
-class Ran:
+class ProbeResult:
     """The end of a run."""
 
     outcome: Outcome
@@ -45,7 +45,7 @@ class Ran:
 
 def run_probe(
     folder: Path, token_ids: list[int], runtime: RuntimeConfig, *, python: Path | None = None, timeout_s: float = 120
-) -> Ran:
+) -> ProbeResult:
     """Run a model in a child process.
 
     Args:
@@ -69,18 +69,18 @@ def run_probe(
                 try:
                     process.wait(timeout_s)
                 except subprocess.TimeoutExpired:
-                    return Ran("hang", None, f"no end after {timeout_s:g} s")
+                    return ProbeResult("hang", None, f"no end after {timeout_s:g} s")
                 finally:
                     kill(process)
             log.seek(0)
             words = plain_text(log.read()).replace(f"{folder.resolve()}/", "")  # no paths of this machine in results
         if process.returncode == 0 and target.is_file():
-            return Ran("ok", np.load(target), "")
+            return ProbeResult("ok", np.load(target), "")
         if process.returncode < 0:
             name = signal.Signals(-process.returncode).name
             refused = _refusal(words)
-            return Ran("crash", None, f"{name} after: {refused}" if refused else name)
-        return Ran("refused", None, _refusal(words) or words.strip().rpartition("\n")[2][:200])
+            return ProbeResult("crash", None, f"{name} after: {refused}" if refused else name)
+        return ProbeResult("refused", None, _refusal(words) or words.strip().rpartition("\n")[2][:200])
 
 
 def _refusal(words: str) -> str:

@@ -127,7 +127,7 @@ def parse_binary_graph(data: bytes) -> BinaryGraph:
     extra = net.table(2)
     nodes = tuple(_nodes(net, 3))
     if not nodes:
-        msg = "it holds no ops: not a MNN graph, or a damaged one"
+        msg = "it holds no ops: not an MNN graph, or a damaged one"
         raise InputError(msg)
     names = net.strings(7)
     _check_indexes(nodes, len(names))

@@ -113,7 +113,7 @@ def read_document(path: Path) -> Node:
         msg = f"{path} cannot be read as a graph: {error}; export the model again"
         raise InputError(msg) from None
     if not isinstance(document, dict) or "oplists" not in document:
-        msg = f"{path} is not the JSON form of a MNN graph (no 'oplists'); export the model again"
+        msg = f"{path} is not the JSON form of an MNN graph (no 'oplists'); export the model again"
         raise InputError(msg)
     return document
 

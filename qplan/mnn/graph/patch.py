@@ -46,7 +46,7 @@ def patch_graph(
         common, name = node["main"]["common"], node["name"]
         fmt, record = formats[name], records[name]
         if fmt.bits == 32:
-            # without quantisation parameters a convolution holds floats: weights, then bias
+            # without quantization parameters a convolution holds floats: weights, then bias
             node["main"].pop("quanParameter", None)
             node["main"]["external"] = [record.offset, record.weight, record.bias]
             continue

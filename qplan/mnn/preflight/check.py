@@ -66,7 +66,7 @@ def check_folder(folder: Path, engine: EngineVersion | None = None, *, full: boo
         InputError: no such folder.
     """
     if not folder.is_dir():
-        msg = f"{folder} is not a folder; give the folder of a MNN model, with config.json and llm.mnn"
+        msg = f"{folder} is not a folder; give the folder of an MNN model, with config.json and llm.mnn"
         raise InputError(msg)
     model = ModelFolder.read(folder, engine or EngineVersion.installed())
     for check in CHECKS:

@@ -42,7 +42,7 @@ def check_ranges(model: ModelFolder) -> Iterator[Finding]:
 
 
 def _overlaps(ranges: list[tuple[int, int, str]], file: str) -> Iterator[Finding]:
-    """Neighbours that share bytes, unless they share all of them, as ops with equal weights do."""
+    """Neighbors that share bytes, unless they share all of them, as ops with equal weights do."""
     furthest: tuple[int, int, str] | None = None
     found = []
     for part in ranges:

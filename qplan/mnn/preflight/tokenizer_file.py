@@ -115,10 +115,10 @@ class _Cursor:
 
 
 def _pipeline_ids(body: bytes) -> int:
-    """Walk over normaliser and pre-tokeniser to the vocabulary, and through it."""
+    """Walk over normalizer and pre-tokenizer to the vocabulary, and through it."""
     cursor = _Cursor(body)
-    _skip_normaliser(cursor, 0)
-    _skip_pre_tokeniser(cursor, 0)
+    _skip_normalizer(cursor, 0)
+    _skip_pre_tokenizer(cursor, 0)
     kind = cursor.number("B")
     count, extra = cursor.number("I"), 0
     if kind == 0:  # BPE
@@ -156,7 +156,7 @@ def _vocabulary_ids(cursor: _Cursor, count: int, extra: int) -> int:
     return largest
 
 
-def _skip_normaliser(cursor: _Cursor, depth: int) -> None:
+def _skip_normalizer(cursor: _Cursor, depth: int) -> None:
     kind = cursor.number("B")
     if kind == 2:
         cursor.text()
@@ -164,7 +164,7 @@ def _skip_normaliser(cursor: _Cursor, depth: int) -> None:
         cursor.text()
         cursor.text()
     elif kind == 4:
-        _each(cursor, depth, _skip_normaliser)
+        _each(cursor, depth, _skip_normalizer)
     elif kind in (5, 7):
         strips = cursor.take(4)[2]
         if kind == 7 and strips:
@@ -174,11 +174,11 @@ def _skip_normaliser(cursor: _Cursor, depth: int) -> None:
     elif kind == 8:
         cursor.take(2)
     elif kind not in (0, 1):
-        msg = f"its normaliser is of unknown kind {kind}: a damaged file"
+        msg = f"its normalizer is of unknown kind {kind}: a damaged file"
         raise InputError(msg)
 
 
-def _skip_pre_tokeniser(cursor: _Cursor, depth: int) -> None:
+def _skip_pre_tokenizer(cursor: _Cursor, depth: int) -> None:
     kind = cursor.number("B")
     if kind in (1, 2):
         cursor.take(1)
@@ -189,9 +189,9 @@ def _skip_pre_tokeniser(cursor: _Cursor, depth: int) -> None:
         cursor.text()
         cursor.take(2)
     elif kind == 6:
-        _each(cursor, depth, _skip_pre_tokeniser)
+        _each(cursor, depth, _skip_pre_tokenizer)
     elif kind not in (0, 5):
-        msg = f"its pre-tokeniser is of unknown kind {kind}: a damaged file"
+        msg = f"its pre-tokenizer is of unknown kind {kind}: a damaged file"
         raise InputError(msg)
 
 

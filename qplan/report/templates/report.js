@@ -39,7 +39,7 @@
 
   for (const element of document.querySelectorAll("[data-script]")) element.hidden = false;
 
-  // colours: the system's until the button is pressed
+  // colors: the system's until the button is pressed
   const theme = byId("theme");
   const system = matchMedia("(prefers-color-scheme: dark)");
   const isDark = () => (document.documentElement.dataset.theme ?? (system.matches ? "dark" : "light")) === "dark";
@@ -142,7 +142,7 @@
       const step = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
       if (!step) return;
       event.preventDefault();
-      const next = neighbour(map, step);
+      const next = neighbor(map, step);
       if (!next) return;
       next.scrollIntoView({ block: "nearest", inline: "nearest" });
       show(next);
@@ -150,7 +150,7 @@
   };
 
   const corner = (cell) => ["x", "y"].map((name) => Number(cell.querySelector("rect").getAttribute(name)));
-  const neighbour = (map, [right, down]) => {
+  const neighbor = (map, [right, down]) => {
     const cells = [...map.querySelectorAll("[data-t]")];
     if (!map.contains(shown)) return cells[0];
     const [x, y] = corner(shown);

@@ -21,7 +21,7 @@ def search(subject: Subject, job: Job, weights: dict[str, int]) -> dict[float, d
     from auto_round.auto_scheme.gen_auto_scheme import GenScheme  # noqa: PLC0415
     from auto_round.schemes import preset_name_to_scheme  # noqa: PLC0415
 
-    # the same tokens as everybody, where it would fetch and tokenise a text of its own
+    # the same tokens as everybody, where it would fetch and tokenize a text of its own
     delta_loss.get_dataloader = lambda *_args, **_kwargs: [
         {"input_ids": batch, "attention_mask": batch.new_ones(batch.shape)} for batch in subject.batches
     ]

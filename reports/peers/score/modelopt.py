@@ -35,7 +35,7 @@ def search(subject: Subject, job: Job, method: str) -> Any:  # noqa: ANN401 - th
     _, state = mtq.auto_quantize(
         subject.model,
         constraints={"effective_bits": job.budgets[0]},
-        # never without quantisation: every plan is of 4 and 8 bits
+        # never without quantization: every plan is of 4 and 8 bits
         module_search_spaces=[
             {
                 "module_name_patterns": ["*.layers.*"],

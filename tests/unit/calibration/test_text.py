@@ -135,7 +135,7 @@ def test_a_calib_set_is_found_in_a_checkout_and_in_a_wheel(
 ) -> None:
     _fake_calib(monkeypatch, tmp_path / "qplan", tmp_path / place, "known text")
     text = load_text("mine")
-    assert (text.documents, text.source, text.licence) == (("known text",), "mine", "CC0-1.0")
+    assert (text.documents, text.source, text.license) == (("known text",), "mine", "CC0-1.0")
     assert text_module.calib_names() == ("mine",)
 
 
@@ -147,7 +147,7 @@ def test_a_changed_calib_set_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_the_set_that_comes_with_qplan() -> None:
     text = load_text("python-stdlib")
-    assert text.licence == "PSF-2.0"
+    assert text.license == "PSF-2.0"
     assert len(text.documents[0]) > 100_000
 
 

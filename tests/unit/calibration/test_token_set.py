@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qplan.calibration import Text, tokenise
+from qplan.calibration import Text, tokenize
 from qplan.errors import InputError, StaleArtifactError
 from qplan.model.load import LoadedModel
 from qplan.run.calibration import CalibrationSet
@@ -19,7 +19,7 @@ def _cut(
     loaded: LoadedModel, *, samples: int = 4, seq_len: int = 16, seed: int = 0, count: int = 200
 ) -> CalibrationSet:
     text = Text((words(count, seed=3), words(count, seed=4)), "two documents", "CC0-1.0")
-    return tokenise(
+    return tokenize(
         text, loaded.tokenizer, samples=samples, seq_len=seq_len, seed=seed, context=128, vocabulary=VOCABULARY
     )
 
@@ -53,7 +53,7 @@ def test_it_is_read_back(tmp_path: Path, qwen2: LoadedModel) -> None:
     again = CalibrationSet.read(tmp_path / "calibration.json")
     np.testing.assert_array_equal(found.tokens, again.tokens)
     np.testing.assert_array_equal(found.heldout, again.heldout)
-    assert (again.sha256, again.licence, again.source) == (found.sha256, "CC0-1.0", "two documents")
+    assert (again.sha256, again.license, again.source) == (found.sha256, "CC0-1.0", "two documents")
     assert again.tokenizer_sha256 == found.tokenizer_sha256
     assert (tmp_path / "calibration.json").stat().st_size < 4000
 
@@ -87,4 +87,4 @@ def test_impossible_limits_are_refused(qwen2: LoadedModel, samples: int, seq_len
 def test_a_tokenizer_of_another_model_is_refused(qwen2: LoadedModel) -> None:
     text = Text((words(200),), "words", None)
     with pytest.raises(InputError, match="do not belong together"):
-        tokenise(text, qwen2.tokenizer, samples=2, seq_len=8, seed=0, context=128, vocabulary=10)
+        tokenize(text, qwen2.tokenizer, samples=2, seq_len=8, seed=0, context=128, vocabulary=10)

@@ -12,12 +12,12 @@ from qplan.choosing.activations import (
     LEAST_GAIN,
     MOST_SLOWDOWN,
     BlockGain,
-    as_asked,
     computable,
-    impossible,
     measure_gain,
-    unasked,
-    with_foreign_losses_told,
+    with_measured_option,
+    with_note_on_losses,
+    with_requested_option,
+    without_block_scales,
 )
 from qplan.cost.file_bytes import estimate_fixed
 from qplan.errors import InputError
@@ -54,21 +54,21 @@ GAIN = BlockGain(prefill=0.3, decode=0.7)
 def test_a_scale_per_block_is_taken_where_it_pays(
     plan: Plan, gain: BlockGain, speed: float | None, option: int, said: str
 ) -> None:
-    found = unasked(plan, gain, speed)
+    found = with_measured_option(plan, gain, speed)
     assert found.dynamic_option == option
     assert found.formats == plan.formats
     assert re.search(said, found.notes[-1])
 
 
 def test_what_is_asked_for_is_done(plan: Plan) -> None:
-    found = as_asked(plan, BlockGain(1.2, 1.3))
+    found = with_requested_option(plan, BlockGain(1.2, 1.3))
     assert found.dynamic_option == 2
     assert "1.20 times the loss" in found.notes[-1]
 
 
 def test_losses_of_another_option_are_told(plan: Plan) -> None:
-    assert with_foreign_losses_told(plan, 0) == plan
-    assert "are those of dynamic_option 2" in with_foreign_losses_told(plan, 2).notes[-1]
+    assert with_note_on_losses(plan, 0) == plan
+    assert "are those of dynamic_option 2" in with_note_on_losses(plan, 2).notes[-1]
 
 
 def test_garbled_formats_keep_a_scale_per_token(plan: Plan) -> None:
@@ -76,7 +76,7 @@ def test_garbled_formats_keep_a_scale_per_token(plan: Plan) -> None:
     odd = replace(plan, tensors=tensors)
     names = garbled(odd.formats)
     assert names == [t.name for t in tensors]
-    found = impossible(odd, names)
+    found = without_block_scales(odd, names)
     assert found.dynamic_option == 0
     assert f"int4-b4 under 2 ({names[0]}" in found.notes[-1]
     assert garbled(plan.formats) == []

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from qplan.choosing.choose import choose_plan
-from qplan.choosing.task import Task
+from qplan.choosing.context import PlanningContext
 from qplan.cost.file_bytes import estimate_fixed
 from qplan.planner.ceiling import Ceiling
 from qplan.planner.planning import make_plan
@@ -38,11 +38,11 @@ def both_memories() -> SensitivityTable:
 def choose_with(monkeypatch: pytest.MonkeyPatch, ratios: Iterator[dict[str, float]], rules: Rules) -> Plan:
     """Choose with invented joint losses."""
     table = both_memories()
-    monkeypatch.setattr(Task, "against", lambda *_: next(ratios))
+    monkeypatch.setattr(PlanningContext, "against", lambda *_: next(ratios))
     nothing: Any = None
     rounder = Rounder(nothing)
     fixed = estimate_fixed(table.model)
-    return choose_plan(Task(table, fixed, rounder, rounder, nothing, lambda _: None, rules), "int8")
+    return choose_plan(PlanningContext(table, fixed, rounder, rounder, nothing, lambda _: None, rules), "int8")
 
 
 def single(plan: Plan, memory: Any) -> float:

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from qplan.choosing import task
+from qplan.choosing import context
+from qplan.choosing.context import PlanningContext
 from qplan.choosing.repair import REPAIRED, repair
-from qplan.choosing.task import Task
 from qplan.cost.file_bytes import estimate_fixed
 from qplan.formats import QuantFormat
 from qplan.planner.planning import make_plan
@@ -49,12 +49,12 @@ class Whole:
 
 
 def run(monkeypatch: pytest.MonkeyPatch, whole: Whole, evaluations: int = 48) -> tuple[Plan, Plan]:
-    monkeypatch.setattr(task, "joint_losses", whole.joint_losses)
+    monkeypatch.setattr(context, "joint_losses", whole.joint_losses)
     fixed = estimate_fixed(whole.table.model)
     plan = make_plan(whole.table, "6bpw", fixed)
     nothing: Any = None
     rounder = Rounder(nothing)
-    judges = Task(whole.table, fixed, rounder, rounder, ROWS, lambda _: None)
+    judges = PlanningContext(whole.table, fixed, rounder, rounder, ROWS, lambda _: None)
     return plan, repair(plan, judges, evaluations=evaluations)
 
 

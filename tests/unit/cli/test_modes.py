@@ -13,7 +13,7 @@ import pytest
 
 from qplan.cost.file_bytes import estimate_fixed
 from qplan.planner.planning import make_plan
-from qplan.run.folder import Run
+from qplan.run.folder import RunFolder
 from tests.support.command import Done, qplan
 from tests.support.commands import commands
 from tests.support.documented import DOCS, assert_documented, keys, paths
@@ -27,7 +27,7 @@ JSON_PAGE = DOCS / "reference" / "json.md"
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a run that holds an invented analysis and two plans, and with a folder that is no model."""
     folder = tmp_path_factory.mktemp("work")
-    run, table = Run(folder / "qplan-runs" / "tiny"), make_table()
+    run, table = RunFolder(folder / "qplan-runs" / "tiny"), make_table()
     table.write(run.sensitivity)
     for budget in ("int4", "int8"):
         make_plan(table, budget, estimate_fixed(table.model)).write(run.budget(budget) / "plan.json")
@@ -134,6 +134,6 @@ def test_a_file_gets_no_control_codes_and_a_terminal_none_if_it_does_not_want_th
         assert child.wait(timeout=120) == 0
         return found
 
-    colours = re.compile(rb"\x1b\[[0-9;]*3[0-7]m")
+    colors = re.compile(rb"\x1b\[[0-9;]*3[0-7]m")
     assert b"\x1b" in on_a_terminal()
-    assert not colours.search(on_a_terminal(NO_COLOR="1"))
+    assert not colors.search(on_a_terminal(NO_COLOR="1"))

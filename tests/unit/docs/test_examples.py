@@ -11,7 +11,7 @@ import pytest
 
 from qplan.cost.file_bytes import estimate_fixed
 from qplan.planner.planning import make_plan
-from qplan.run.folder import Run
+from qplan.run.folder import RunFolder
 from tests.support.commands import parses
 from tests.support.documented import DOCS, ROOT
 from tests.support.invented_table import make_table
@@ -51,7 +51,7 @@ def test_there_are_examples_of_every_kind() -> None:
 
 @pytest.mark.parametrize("page", ["guides/jupyter.md", "reference/python.md"])
 def test_the_code_that_explores_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run, table = Run(tmp_path / "qplan-runs" / "my-model"), make_table()
+    run, table = RunFolder(tmp_path / "qplan-runs" / "my-model"), make_table()
     table.write(run.sensitivity)
     make_plan(table, "int8", estimate_fixed(table.model)).write(run.budget("int8") / "plan.json")
     monkeypatch.chdir(tmp_path)

@@ -14,7 +14,7 @@ import pytest
 import typer.main
 
 import qplan.errors
-from qplan.calibration import Text, tokenise
+from qplan.calibration import Text, tokenize
 from qplan.cli.main import app
 from qplan.cli.modes import InterruptedCommand
 from qplan.cost.file_bytes import estimate_fixed
@@ -23,7 +23,7 @@ from qplan.jobs.frontier import run_frontier
 from qplan.planner.planning import make_plan
 from qplan.planner.rules import Rules
 from qplan.run.fold import FoldRecord
-from qplan.run.folder import Run
+from qplan.run.folder import RunFolder
 from qplan.run.journal import Journal, ReferenceRecord
 from qplan.run.plan import GivenRules, LeastBits, Pin, PlannedLimit
 from qplan.run.profile import DeviceProfile, OpTime, TimedModel
@@ -118,7 +118,7 @@ def test_verification_json(tmp_path: Path) -> None:
 
 
 def test_frontier_json(tmp_path: Path) -> None:
-    run, found = Run(tmp_path), small_run()
+    run, found = RunFolder(tmp_path), small_run()
     found.table.write(run.sensitivity)
     found.plan.write(tmp_path / "int8" / "plan.json")
     found.verification.write(tmp_path / "int8" / "verification.json")
@@ -135,7 +135,7 @@ def test_device_json(tmp_path: Path) -> None:
 
 def test_calibration_json(tmp_path: Path, qwen2: Any) -> None:
     text = Text((words(300, seed=1),), "words", None)
-    found = tokenise(text, qwen2.tokenizer, samples=2, seq_len=16, seed=0, context=128, vocabulary=VOCABULARY)
+    found = tokenize(text, qwen2.tokenizer, samples=2, seq_len=16, seed=0, context=128, vocabulary=VOCABULARY)
     found.write(tmp_path / "calibration.json")
     written(tmp_path / "calibration.json", "calibration.json")
 

@@ -14,7 +14,7 @@ from qplan.artifact import sha256_file, write_json
 from qplan.explore import Run, open_run
 from qplan.formats import QuantFormat
 from qplan.quantize import IntTensor, rtn
-from qplan.run.folder import Run as Home
+from qplan.run.folder import RunFolder
 from qplan.run.token_losses import FILE, TokenLosses
 from tests.support.invented_run import make_run
 
@@ -26,7 +26,7 @@ SPECIMEN = "model.layers.1.mlp.down_proj"
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run with two layers and one built plan, ``int8``."""
     invented = make_run(2, ("fp16", "int8", "int6", "int4"), hidden=64)
-    home = Home(tmp_path_factory.mktemp("runs") / "tiny")
+    home = RunFolder(tmp_path_factory.mktemp("runs") / "tiny")
     invented.table.write(home.sensitivity)
     folder = home.budget("int8")
     invented.plan.write(folder / "plan.json")
@@ -42,7 +42,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home.folder
 
 
-def weights(home: Home, sha256: str) -> None:
+def weights(home: RunFolder, sha256: str) -> None:
     """The weights of one tensor, folded, with the integers and moments of its input."""
     home.folded.mkdir()
     write_json(home.fold, "qplan-fold", 1, {}, {"folded_sha256": sha256})

@@ -8,18 +8,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from qplan.calibration import Text, tokenise
+from qplan.calibration import Text, tokenize
 from qplan.errors import MeasurementError, StaleArtifactError
 from qplan.folding import decide as folding
 from qplan.folding import evidence as fold_evidence
-from qplan.folding.analyzed import load_analysed
+from qplan.folding.analyzed import load_analyzed
 from qplan.folding.decide import check_equal, fitted_scales, run_fold
 from qplan.folding.evidence import gather_evidence
 from qplan.folding.fold import fold, fold_sites, save_folded
 from qplan.model.load import LoadedModel, load_model
 from qplan.run.calibration import CalibrationSet
 from qplan.run.fold import FoldRecord, fold_of
-from qplan.run.folder import Run
+from qplan.run.folder import RunFolder
 from tests.support.tiny_models import VOCABULARY, words
 
 
@@ -38,10 +38,10 @@ def outlying(qwen2: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Lo
 def tokens(outlying: LoadedModel) -> CalibrationSet:
     text = Text((words(600, seed=1),), "words", None)
     limits = {"samples": 4, "seq_len": 32, "seed": 0, "context": 128, "vocabulary": VOCABULARY, "fit_tokens": 256}
-    return tokenise(text, outlying.tokenizer, **limits)
+    return tokenize(text, outlying.tokenizer, **limits)
 
 
-def _fold(run: Run, loaded: LoadedModel, tokens: CalibrationSet) -> tuple[LoadedModel, str]:
+def _fold(run: RunFolder, loaded: LoadedModel, tokens: CalibrationSet) -> tuple[LoadedModel, str]:
     return run_fold(
         run,
         loaded,
@@ -68,7 +68,7 @@ def test_a_fold_that_pays_is_kept_and_found_again(
     outlying: LoadedModel, tokens: CalibrationSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(folding, "fitted_scales", _square_roots)
-    run = Run(tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
     folded, note = _fold(run, outlying, tokens)
     assert folded.folder == run.folded.resolve()
     assert check_equal(outlying, folded, torch.from_numpy(tokens.tokens)) <= 1e-5
@@ -80,9 +80,9 @@ def test_a_fold_that_pays_is_kept_and_found_again(
     assert folded.card.source == outlying.card.source
     assert fold_of(run, folded.card) == record
     assert fold_of(run, outlying.card) is None
-    model = load_analysed(run, folded.card, lambda _: None)
+    model = load_analyzed(run, folded.card, lambda _: None)
     assert (model.loaded.card.sha256, model.original.card.sha256) == (folded.card.sha256, outlying.card.sha256)
-    plain = load_analysed(run, outlying.card, lambda _: None)
+    plain = load_analyzed(run, outlying.card, lambda _: None)
     assert plain.loaded is plain.original
     monkeypatch.setattr(folding, "fitted_scales", lambda *_, **__: pytest.fail("decided once"))
     assert _fold(run, outlying, tokens)[0].card.sha256 == folded.card.sha256
@@ -96,7 +96,7 @@ def test_a_fold_that_does_not_pay_is_left_out_and_said(
     qwen2: LoadedModel, tokens: CalibrationSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(folding, "fitted_scales", _square_roots)
-    run = Run(tmp_path / "run")
+    run = RunFolder(tmp_path / "run")
     same, note = _fold(run, qwen2, tokens)
     assert same is qwen2
     assert "does not pay" in note

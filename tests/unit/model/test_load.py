@@ -125,10 +125,10 @@ def test_an_unknown_model_type_lists_the_known(tmp_path: Path, model_folders: di
         load_model(str(folder))
 
 
-def test_a_quantised_checkpoint_is_refused(tmp_path: Path, model_folders: dict[str, Path]) -> None:
+def test_a_quantized_checkpoint_is_refused(tmp_path: Path, model_folders: dict[str, Path]) -> None:
     folder = _copy(model_folders["qwen2"], tmp_path)
     _edit_config(folder, quantization_config={"quant_method": "gptq"})
-    with pytest.raises(InputError, match="already quantised"):
+    with pytest.raises(InputError, match="already quantized"):
         load_model(str(folder))
 
 

@@ -123,7 +123,7 @@ def test_a_folded_mixture_is_saved_as_hugging_face_keeps_it(folder: Path, mixed:
         assert set(before.keys()) == set(after.keys())
 
 
-def test_weights_that_the_exporter_normalises_anyway_are_refused(folder: Path, tmp_path: Path) -> None:
+def test_weights_that_the_exporter_normalizes_anyway_are_refused(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(
         json.dumps(json.loads((folder / "config.json").read_text()) | {"norm_topk_prob": False})
     )

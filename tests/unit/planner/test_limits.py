@@ -61,7 +61,7 @@ def test_smallest_and_fastest_are_exact(share: float, cost: Cost, logits_bits: i
     fixed = FixedBytes(0, 0, 20_000, exact=True)
     ends = [sum(f(row.values()) for row in losses.values()) for f in (min, max)]
     most = math.exp((1 - share) * math.log(ends[0]) + share * math.log(ends[1]))
-    plan = make_plan(table, (), fixed, rules=rules, ceilings=[Ceiling("KL", losses, most)], minimise=cost)
+    plan = make_plan(table, (), fixed, rules=rules, ceilings=[Ceiling("KL", losses, most)], minimize=cost)
 
     def total(formats: dict[str, QuantFormat]) -> float:
         return math.fsum(losses[name][fmt.name] for name, fmt in formats.items())

@@ -170,7 +170,7 @@ def test_another_resource_and_the_smallest_plan(table: SensitivityTable, fixed: 
     assert solve(capped.program()).objective > 10 * best.objective
 
 
-def test_another_metric_is_minimised_and_the_promise_stays_the_kl(fixed: FixedBytes) -> None:
+def test_another_metric_is_minimized_and_the_promise_stays_the_kl(fixed: FixedBytes) -> None:
     table = make_table()
     # the other way round than the KL: early tensors matter most
     order = [spec.name for spec in table.model.tensors]

@@ -21,7 +21,7 @@ formats = st.builds(
 
 
 @given(formats, st.integers(0, 2**31), st.sampled_from((64, 192)))
-def test_stored_bytes_hold_exactly_the_dequantised_values(fmt: QuantFormat, seed: int, in_features: int) -> None:
+def test_stored_bytes_hold_exactly_the_dequantized_values(fmt: QuantFormat, seed: int, in_features: int) -> None:
     weight = torch.randn(5, in_features, generator=torch.Generator().manual_seed(seed))
     stored = rtn(weight, fmt)
     assert isinstance(stored, IntTensor)

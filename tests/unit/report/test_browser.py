@@ -89,10 +89,10 @@ def opened(
 
 # every visible text against what is painted behind it, by WCAG 2.2; transparent layers are mixed
 FAINT_TEXTS = """() => {
-  const parse = (colour) => {
-    const mixed = colour.match(/^color\\(srgb ([\\d.e-]+) ([\\d.e-]+) ([\\d.e-]+)(?: \\/ ([\\d.e-]+))?\\)$/);
+  const parse = (color) => {
+    const mixed = color.match(/^color\\(srgb ([\\d.e-]+) ([\\d.e-]+) ([\\d.e-]+)(?: \\/ ([\\d.e-]+))?\\)$/);
     if (mixed) return [...mixed.slice(1, 4).map((v) => 255 * v), Number(mixed[4] ?? 1)];
-    const [r, g, b, a = 1] = colour.match(/[\\d.]+/g).map(Number);
+    const [r, g, b, a = 1] = color.match(/[\\d.]+/g).map(Number);
     return [r, g, b, a];
   };
   const over = ([r, g, b, a], under) => [r, g, b].map((v, i) => v * a + under[i] * (1 - a));
@@ -345,7 +345,7 @@ def test_the_slider_shows_the_stored_plans(browser: Browser, reports: dict[str, 
         assert ticks == [model.name.upper() for model in swept.uniform]
 
 
-def test_the_button_changes_the_colours(browser: Browser, reports: dict[str, Path]) -> None:
+def test_the_button_changes_the_colors(browser: Browser, reports: dict[str, Path]) -> None:
     ground = "getComputedStyle(document.body).backgroundColor"
     with opened(browser, reports["en"], 390, "dark") as report:
         page = report.page

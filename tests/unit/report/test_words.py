@@ -17,7 +17,7 @@ from tests.support.invented_run import Run, deep_run, make_run, small_run, swept
 from tests.support.messages import HOME, every_message
 from tests.support.prose import english_sentences
 
-CATALOGUE = json.loads((HOME / "locales" / "zh.json").read_text(encoding="utf-8"))
+CATALOG = json.loads((HOME / "locales" / "zh.json").read_text(encoding="utf-8"))
 CHINESE = words_of(Language.zh)
 
 PRODUCERS = (
@@ -44,18 +44,18 @@ def places(text: str) -> set[str]:
 
 
 def test_every_message_is_translated_and_no_translation_is_stale() -> None:
-    assert set(CATALOGUE["messages"]) == every_message()
+    assert set(CATALOG["messages"]) == every_message()
 
 
 @pytest.mark.parametrize("part", ["messages", "stored", "parts"])
 def test_translations_fill_the_same_places(part: str) -> None:
-    wrong = [message for message, other in CATALOGUE[part].items() if places(message) != places(other)]
+    wrong = [message for message, other in CATALOG[part].items() if places(message) != places(other)]
     assert wrong == []
 
 
 def test_translations_are_chinese_with_the_same_elements() -> None:
     kept = {"memory", "tokens/s"}
-    for message, other in CATALOGUE["messages"].items():
+    for message, other in CATALOG["messages"].items():
         assert message in kept or re.search(r"[\u3000-\u9fff\uff00-\uffef]", other), message
         assert sorted(re.findall(r"</?\w+>", message)) == sorted(re.findall(r"</?\w+>", other)), message
 
@@ -92,8 +92,8 @@ def _told(node: ast.AST, told: tuple[str, ...]) -> Iterator[ast.expr]:
         yield from (part for part in ast.walk(text) if isinstance(part, ast.JoinedStr | ast.Constant))
 
 
-def test_whatever_is_stored_for_people_is_in_the_catalogue() -> None:
-    known = "\n".join([*CATALOGUE["stored"], *CATALOGUE["parts"]])
+def test_whatever_is_stored_for_people_is_in_the_catalog() -> None:
+    known = "\n".join([*CATALOG["stored"], *CATALOG["parts"]])
     told = [(name, text.strip(" ;:,.()")) for name, text in stored_literals()]
     long = [(name, text) for name, text in told if len(text.split()) >= 3 and re.match(r"[\w(]", text)]
     assert len(long) > 30
@@ -121,7 +121,7 @@ def test_stored_sentences_are_found_by_their_wording(stored: str, told: str) -> 
     assert ENGLISH.stored(stored) == stored
 
 
-def test_a_message_that_the_catalogue_lacks_is_a_mistake() -> None:
+def test_a_message_that_the_catalog_lacks_is_a_mistake() -> None:
     with pytest.raises(KeyError):
         CHINESE("Not a message of the report")
 

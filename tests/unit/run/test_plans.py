@@ -20,7 +20,7 @@ from qplan.jobs.report import newest_plan, plan_frontier, run_report
 from qplan.planner.planning import make_plan
 from qplan.planner.rules import Rules
 from qplan.report.words import Language
-from qplan.run.folder import Run
+from qplan.run.folder import RunFolder
 from qplan.run.plan import Plan
 from qplan.run.plans import find_plan
 from qplan.run.verification import Verification
@@ -28,9 +28,9 @@ from tests.support.invented_table import make_table
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
+def run(tmp_path: Path) -> RunFolder:
     """A run with a table and plans for int4 and int8."""
-    run, table = Run(tmp_path / "runs" / "tiny"), make_table()
+    run, table = RunFolder(tmp_path / "runs" / "tiny"), make_table()
     table.write(run.sensitivity)
     for budget in ("int4", "int8"):
         make_plan(table, budget, estimate_fixed(table.model)).write(run.budget(budget) / "plan.json")
@@ -48,7 +48,7 @@ def edit(path: Path, kind: str, fmt: str) -> Path:
     return edited
 
 
-def test_a_plan_is_a_file_a_folder_or_a_budget(run: Run) -> None:
+def test_a_plan_is_a_file_a_folder_or_a_budget(run: RunFolder) -> None:
     file = run.budget("int4") / "plan.json"
     plans = [find_plan(name, run).plan for name in (str(file), str(file.parent), "int4")]
     assert plans[0] == plans[1] == plans[2] == Plan.read(file)
@@ -57,7 +57,7 @@ def test_a_plan_is_a_file_a_folder_or_a_budget(run: Run) -> None:
     assert table_of(find_plan(str(file))).sha256 == plans[0].sensitivity_sha256
 
 
-def test_an_edited_plan_is_counted_again(run: Run) -> None:
+def test_an_edited_plan_is_counted_again(run: RunFolder) -> None:
     path = edit(run.budget("int4") / "plan.json", "up_proj", "int8")
     table, fixed = make_table(), estimate_fixed(make_table().model)
     plan = edited_plan(path, table, fixed)
@@ -74,7 +74,7 @@ def test_an_edited_plan_is_counted_again(run: Run) -> None:
         edited_plan(bad, table, fixed)
 
 
-def test_a_sweep_leaves_a_table_a_plot_and_numbers(run: Run) -> None:
+def test_a_sweep_leaves_a_table_a_plot_and_numbers(run: RunFolder) -> None:
     swept = run_frontier(run, Rules(), 8)
     document = json.loads((swept.folder / "frontier.json").read_text())
     assert document["kind"] == "qplan-frontier"
@@ -97,7 +97,7 @@ def qplan(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *
 
 
 def test_commands_that_look_at_plans(
-    run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    run: RunFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(run.folder.parent.parent)
     where = ("--run", str(run.folder))
@@ -119,7 +119,7 @@ def test_commands_that_look_at_plans(
 
 
 def test_a_report_is_made_again_in_another_language(
-    run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    run: RunFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(run.folder.parent.parent)
     where = ("--run", str(run.folder))
@@ -139,7 +139,7 @@ def test_a_report_is_made_again_in_another_language(
     assert "using" not in capsys.readouterr().err
 
 
-def test_the_stored_frontier_is_taken_if_it_is_the_plans(run: Run) -> None:
+def test_the_stored_frontier_is_taken_if_it_is_the_plans(run: RunFolder) -> None:
     plan, table, told = Plan.read(run.budget("int4") / "plan.json"), make_table(), list[str]()
     fine = run_frontier(run, Rules(), 40).frontier
     found = plan_frontier(run, run.budget("int4"), table, plan, told.append)
@@ -158,13 +158,13 @@ def test_the_stored_frontier_is_taken_if_it_is_the_plans(run: Run) -> None:
     assert len(told) == 2
 
 
-def test_a_report_needs_artifacts_that_belong_together(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_needs_artifacts_that_belong_together(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(run.folder.parent.parent)
     newest = run.budget("int8") / "plan.json"
     newest.touch()
     assert newest_plan(run).path == newest
     with pytest.raises(InputError, match="no plan in empty; make one with 'qplan emit'"):
-        newest_plan(Run(Path("empty")))
+        newest_plan(RunFolder(Path("empty")))
     replace(make_table(), reference_nll_nats=9.0).write(run.sensitivity)
     with pytest.raises(StaleArtifactError, match="other losses"):
         run_report("int8", run, Language.en, print)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from qplan.calibration import Text, tokenise
+from qplan.calibration import Text, tokenize
 from qplan.cost.file_bytes import estimate_fixed
 from qplan.errors import InputError
 from qplan.formats import FP16, INT8, parse_formats
@@ -35,7 +35,7 @@ def mixed(tiny_models: dict[str, LoadedModel]) -> LoadedModel:
 def one_token(mixed: LoadedModel) -> CalibrationSet:
     """Two tokens: they reach some experts of four, two each."""
     text = Text((words(60, seed=2),), "words", None)
-    return tokenise(text, mixed.tokenizer, samples=1, seq_len=2, seed=0, context=128, vocabulary=VOCABULARY)
+    return tokenize(text, mixed.tokenizer, samples=1, seq_len=2, seed=0, context=128, vocabulary=VOCABULARY)
 
 
 @pytest.fixture(scope="module", params=["measured", "gradient"])

@@ -28,7 +28,7 @@ def _layer_input(loaded: LoadedModel) -> torch.Tensor:
 @pytest.mark.parametrize("name", ["model.layers.1.mlp.up_proj", "model.layers.0.self_attn.q_proj", "lm_head"])
 @pytest.mark.parametrize("path", ["prefill", "decode"])
 @pytest.mark.parametrize("option", [0, 2])
-def test_low_quantises_the_input_of_integer_tensors_only(
+def test_low_quantizes_the_input_of_integer_tensors_only(
     qwen2: LoadedModel, name: str, path: EnginePath, option: DynamicOption
 ) -> None:
     x, linear = _layer_input(qwen2), qwen2.linear(name)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qplan.errors import InputError
-from qplan.verify.ladder import TOLERANCES, Rung, first_leaving, tolerances
+from qplan.verify.ladder import TOLERANCES, Rung, first_layer_beyond, tolerances
 
 
 @given(st.integers(1, 40).flatmap(lambda layers: st.tuples(st.just(layers), st.integers(0, layers))))
@@ -21,12 +21,12 @@ def test_the_first_layer_that_leaves_is_found_in_few_looks(case: tuple[int, int]
         looks.append(count)
         return 2.0 if count >= first else 0.5
 
-    assert first_leaving(errors, layers, 1.0) == (first, 0.5 if first else 0.0, 2.0)
+    assert first_layer_beyond(errors, layers, 1.0) == (first, 0.5 if first else 0.0, 2.0)
     assert len(looks) == len(set(looks)) <= math.log2(layers + 1) + 2
 
 
 def test_nan_leaves_every_tolerance() -> None:
-    after, before, error = first_leaving(lambda count: math.nan if count > 2 else 0.0, 5, 1e9)
+    after, before, error = first_layer_beyond(lambda count: math.nan if count > 2 else 0.0, 5, 1e9)
     assert (after, before) == (3, 0.0)
     assert math.isnan(error)
     rung = Rung("int8", 0.0, 1e-5, math.nan, 0.02, 1.0, 1.0, 1)

@@ -55,7 +55,7 @@ def test_tokenizers_of_both_kinds() -> None:
         (b"431 3\n0 0 0\n\n0\n", "expected '430"),
         (b"430 3\n0 9 0\n2\n3 0\n", "are cut"),
         (b"430 x\n0 9 0\n2\n3 0\n", "not numbers"),
-        (header + b"\x63", "normaliser is of unknown kind"),
+        (header + b"\x63", "normalizer is of unknown kind"),
         (header + b"\x04\xff\xff\xff\xff", "sequence of"),
     ):
         with pytest.raises(InputError, match=words):

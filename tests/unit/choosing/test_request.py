@@ -8,19 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from qplan.choosing.wanted import Increase, Wanted, largest_sum
+from qplan.choosing.request import Increase, PlanRequest, largest_sum
 from qplan.errors import InputError
-from qplan.run.folder import Run
+from qplan.run.folder import RunFolder
 from qplan.run.table import JointPoint
 from tests.support.invented_table import make_table
 
 
 def test_labels_name_folders() -> None:
-    assert Wanted().label == "int8"
-    assert Wanted(("int8", "3MB")).label == "int8-3MB"
-    wanted = Wanted((), "smallest", max_kl=1e-3, max_ppl_increase=Increase.parse("1%"), max_ram="4MB")
+    assert PlanRequest().label == "int8"
+    assert PlanRequest(("int8", "3MB")).label == "int8-3MB"
+    wanted = PlanRequest((), "smallest", max_kl=1e-3, max_ppl_increase=Increase.parse("1%"), max_ram="4MB")
     assert wanted.label == "smallest-max-kl-0.001-max-ppl-1%-max-ram-4MB"
-    assert Run(Path("x")).budget(wanted.label).name == "smallest-max-kl-0.001-max-ppl-1pct-max-ram-4mb"
+    assert RunFolder(Path("x")).budget(wanted.label).name == "smallest-max-kl-0.001-max-ppl-1pct-max-ram-4mb"
 
 
 @pytest.mark.parametrize("text", ["", "x", "-1", "0", "1 ppl", "1%%"])
@@ -36,14 +36,14 @@ def test_increases_become_nats() -> None:
 
 def test_nonsense_is_refused() -> None:
     with pytest.raises(InputError, match="--objective smallest needs a limit on the loss"):
-        Wanted(("int8",), "smallest")
+        PlanRequest(("int8",), "smallest")
     with pytest.raises(InputError, match="--max-kl 0: must be above 0"):
-        Wanted(max_kl=0.0)
-    table, run = make_table(), Run(Path("none"))
+        PlanRequest(max_kl=0.0)
+    table, run = make_table(), RunFolder(Path("none"))
     with pytest.raises(InputError, match="--max-ram '3 parsecs' is not understood"):
-        Wanted(max_ram="3 parsecs").limits(table, run)
+        PlanRequest(max_ram="3 parsecs").limits(table, run)
     with pytest.raises(InputError, match="run 'qplan profile' first"):
-        Wanted(max_decode_ms=3.0).limits(table, run)
+        PlanRequest(max_decode_ms=3.0).limits(table, run)
 
 
 def test_a_limit_on_the_whole_models_loss_is_turned_into_one_on_the_sum() -> None:
@@ -51,6 +51,6 @@ def test_a_limit_on_the_whole_models_loss_is_turned_into_one_on_the_sum() -> Non
     table = replace(make_table(), joint=points)
     for joint in (1e-5, 1e-4, 3e-3, 1e-2, 0.2):
         assert table.predict_joint(largest_sum(table, joint)) == pytest.approx(joint, rel=1e-6)
-    limits = Wanted(max_kl=1e-3, max_ppl_increase=Increase(1, relative=True)).loss_ceilings(table, (0.5, 1.0))
+    limits = PlanRequest(max_kl=1e-3, max_ppl_increase=Increase(1, relative=True)).loss_ceilings(table, (0.5, 1.0))
     assert [limit.name for limit in limits] == ["KL", "perplexity increase, as KL"]
     assert table.predict_joint(limits[0].limit_nats) == pytest.approx(0.5e-3, rel=1e-6)

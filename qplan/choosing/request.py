@@ -14,7 +14,7 @@ from qplan.planner.budget import UNITS
 from qplan.planner.ceiling import Ceiling
 from qplan.planner.limits import Cost, ResourceLimit
 from qplan.planner.rules import Rules
-from qplan.run.folder import Run
+from qplan.run.folder import RunFolder
 from qplan.run.plan import Plan
 from qplan.run.profile import DeviceProfile
 from qplan.run.table import SensitivityTable
@@ -58,7 +58,7 @@ class Increase:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class PlanRequest:
     """Budgets and limits as typed; all of them must hold."""
 
     budgets: tuple[str, ...] = ("int8",)
@@ -109,7 +109,7 @@ class Wanted:
         ]
         return "-".join(parts)
 
-    def limits(self, table: SensitivityTable, run: Run) -> tuple[ResourceLimit, ...]:
+    def limits(self, table: SensitivityTable, run: RunFolder) -> tuple[ResourceLimit, ...]:
         """Limits on RAM and time.
 
         Raises:
@@ -124,7 +124,7 @@ class Wanted:
             found.append(ResourceLimit(prefill_cost(table, run), self.max_prefill_ms))
         return tuple(found)
 
-    def minimise(self, table: SensitivityTable, run: Run) -> Cost | None:
+    def minimize(self, table: SensitivityTable, run: RunFolder) -> Cost | None:
         """The cost that comes before the loss.
 
         Raises:
@@ -150,11 +150,11 @@ class Wanted:
         if self.max_ppl_increase is not None:
             nats = self.max_ppl_increase.nll_nats(table.reference_nll_nats) * scales[1]
             wanted.append((PERPLEXITY, nats))
-        losses = table.kl(table.goal)  # whatever metric is minimised
+        losses = table.kl(table.goal)  # whatever metric is minimized
         return tuple(Ceiling(name, losses, largest_sum(table, nats)) for name, nats in wanted)
 
 
-def limits_of(plan: Plan, table: SensitivityTable, run: Run) -> tuple[Ceiling | ResourceLimit, ...]:
+def limits_of(plan: Plan, table: SensitivityTable, run: RunFolder) -> tuple[Ceiling | ResourceLimit, ...]:
     """The limits that a plan records, besides its budget.
 
     Raises:
@@ -188,7 +188,7 @@ def ram_cost(rules: Rules, table: SensitivityTable) -> Cost:
     return Cost(RAM, "MB", 10**6, lambda spec, fmt: rules.target.ram_bytes(spec, fmt, table.goal))
 
 
-def decode_cost(table: SensitivityTable, run: Run) -> Cost:
+def decode_cost(table: SensitivityTable, run: RunFolder) -> Cost:
     """Time of a decoded token on this machine.
 
     Raises:
@@ -202,7 +202,7 @@ def decode_cost(table: SensitivityTable, run: Run) -> Cost:
     return Cost(DECODE, "ms", _NANOSECONDS, cost, round(profile.base_decode_ms * _NANOSECONDS))
 
 
-def prefill_cost(table: SensitivityTable, run: Run) -> Cost:
+def prefill_cost(table: SensitivityTable, run: RunFolder) -> Cost:
     """Time of a prefill of the profile's length on this machine.
 
     Raises:
@@ -216,7 +216,7 @@ def prefill_cost(table: SensitivityTable, run: Run) -> Cost:
     return Cost(PREFILL, "ms", _NANOSECONDS, cost, round(profile.base_prefill_ms * _NANOSECONDS))
 
 
-def _profile(table: SensitivityTable, run: Run) -> DeviceProfile:
+def _profile(table: SensitivityTable, run: RunFolder) -> DeviceProfile:
     profile = DeviceProfile.read(run.device)
     profile.check_model(table.model, table.goal)
     return profile

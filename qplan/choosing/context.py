@@ -1,4 +1,4 @@
-"""A planning task: the losses and rules that a plan is made from, and the whole models that it is judged by."""
+"""A planning context: the losses and rules that a plan is made from, and the whole models that it is judged by."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Formats = Mapping[str, QuantFormat]
 
 
 @dataclass(frozen=True)
-class Task:
+class PlanningContext:
     """What is the same for every plan that is tried."""
 
     table: SensitivityTable
