@@ -90,9 +90,9 @@ def measure(
     """
     # torch and transformers take seconds to import: not for --help
     from qplan.compat.measure import measure_architectures, measure_engines, merged  # noqa: PLC0415
-    from qplan.compat.specimen import SPECIMENS  # noqa: PLC0415
     from qplan.compat.table import PACKAGED, CompatTable  # noqa: PLC0415
     from qplan.mnn.engines import EngineVersion  # noqa: PLC0415
+    from qplan.model.specimen import SPECIMENS  # noqa: PLC0415
 
     if only and not architectures:
         msg = "--only is for --architectures; choose engines with --engine"

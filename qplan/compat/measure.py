@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 
-from qplan.compat.specimen import SPECIMENS, VOCABULARY, save_specimen
 from qplan.compat.table import ArchitectureCell, Cell, CompatTable
 from qplan.errors import InputError, QplanError, ToolError
 from qplan.formats import FP16, QuantFormat
@@ -31,6 +30,7 @@ from qplan.mnn.engine.venv import EngineVenv, released
 from qplan.mnn.engines import EngineVersion
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import LoadedModel, load_model
+from qplan.model.specimen import SPECIMENS, VOCABULARY, save_specimen
 from qplan.quantize.rounder import Rounder
 from qplan.settings import Say
 from qplan.verify.reference import stored_logits

@@ -18,7 +18,6 @@ import numpy as np
 
 import qplan
 from qplan.artifact import versions
-from qplan.compat.specimen import SPECIMENS, save_specimen
 from qplan.errors import QplanError
 from qplan.formats import INT8
 from qplan.mnn.build.exporter import export, export_skeleton
@@ -31,6 +30,7 @@ from qplan.mnn.graph.binary import read_binary_graph
 from qplan.mnn.preflight import check_folder
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import load_model
+from qplan.model.specimen import SPECIMENS, save_specimen
 from qplan.quantize.rounder import Rounder
 from reports.engine import page
 from tests.support.fault_corpus import FAULTS, make_corpus, write_graph_json
