@@ -16,6 +16,9 @@ from qplan.model.embedding_scale import FILE as EMBEDDING_SCALE_FILE
 _FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
 """Configuration, weights and tokenizer; no pickles."""
 
+INDEX_FILE = "model.safetensors.index.json"
+"""Which file of several holds which tensor."""
+
 
 def fetch(source: str) -> Path:
     """The folder of a model: itself if it exists, else a snapshot from the Hugging Face hub.
@@ -49,9 +52,18 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     Raises:
         InputError: no weights, only pickled ones, or the index names a file that is not there.
     """
-    index = folder / "model.safetensors.index.json"
+    index = folder / INDEX_FILE
     if index.is_file():
-        paths = {folder / str(name) for name in read_config(index)["weight_map"].values()}
+        named = read_config(index).get("weight_map")
+        names = {str(name) for name in named.values()} if isinstance(named, dict) else set()
+        if not names:
+            msg = f"{index} maps no weights to files; download the model again"
+            raise InputError(msg)
+        outside = sorted(name for name in names if Path(name).name != name or not name.endswith(".safetensors"))
+        if outside:
+            msg = f"{index} names {outside[0]!r}, which is no safetensors file in its folder; download the model again"
+            raise InputError(msg)
+        paths = {folder / name for name in names}
         missing = sorted(path.name for path in paths if not path.is_file())
         if missing:
             msg = f"{folder}: {index.name} names {', '.join(missing[:3])}, which is not there; download the model again"
