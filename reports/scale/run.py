@@ -187,9 +187,9 @@ def page(results: dict[str, Any]) -> str:
         "",
         "Written by `python -m reports.scale.run --work FOLDER`, from `results.json`: Qwen2.5-0.5B's shape (494",
         "million weights, 24 layers, a vocabulary of 151,936, tied) with random weights. Wall time in seconds on a",
-        f"shared machine with {results['processors']} processors, and in multiples of one forward and backward pass",
-        f"over the {ROWS * SEQ_LEN:,} calibration tokens, {both:.0f} s in the same run (forward: {forward:.0f} s). Memory",
-        "is the peak of the command and its children, including the FP32 weights (1.98 GB). Each stage is named",
+        f"shared machine with {results['processors']} processors and in multiples of a forward and backward pass over",
+        f"the {ROWS * SEQ_LEN:,} calibration tokens, {both:.0f} s in the same run (forward alone: {forward:.0f} s).",
+        "Memory is the peak of the command and its children, including the FP32 weights (1.98 GB). Each stage is named",
         "after the line that is printed when it begins.",
     ]
     for command, stages in results["commands"].items():
