@@ -36,7 +36,7 @@ def write_page(results: Mapping[str, Any], path: Path) -> None:
         text = result["calibration"]
         lines.append(
             f"## {name}\n\n{result['model']['parameters']:,} parameters, {result['model']['tensors']} tensors; "
-            f"calibrated on {text['samples']} sequences of {text['seq_len']} tokens of {text['text']}, judged on "
+            f"calibrated on {text['samples']} sequences of {text['seq_len']} tokens of {text['text']}, evaluated on "
             f"{result['heldout']['tokens']} tokens of {result['heldout']['text']}.\n"
         )
         lines += _summary(result)

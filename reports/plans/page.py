@@ -40,7 +40,7 @@ def write_page(results: Mapping[str, Any], path: Path) -> None:
         judged = result["judged"]
         lines.append(
             f"## {name}\n\n{result['model']['parameters']:,} parameters, {result['model']['tensors']} tensors; "
-            f"calibrated on {result['calibration']}, judged on {judged['tokens']} tokens of {judged['text']}, "
+            f"calibrated on {result['calibration']}, evaluated on {judged['tokens']} tokens of {judged['text']}, "
             f"MNN {result['engine']}.\n"
         )
         lines += _verdict(result)
