@@ -53,7 +53,7 @@ def main() -> None:
     name = Path(options.model).name
     about = (
         f"KL to FP32 over {rows.size} tokens of {options.text.name}, rounded to nearest, one thread, MNN "
-        f"{versions()['MNN']}. Option 0: a scale per token, 2: per token and block of the weights."
+        f"{versions()['MNN']}. Option 0: one scale per token; 2: one per token and block of the weights."
     )
     lines = [
         f"# int8 activations of {name}",

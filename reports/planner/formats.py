@@ -66,7 +66,7 @@ def main(runs: Sequence[Path]) -> None:
             f"\n## {table.model.source.rpartition('/')[2]}, {table.conditions.mode}, "
             f"rounding {table.conditions.rounding}\n"
         )
-        print("Sum of losses over that of all 25 formats, at the bytes of\n")
+        print("Sum of losses relative to all 25 formats, at the bytes of\n")
         print(f"| choice | {' | '.join(BUDGETS)} |\n|---{'|---' * len(BUDGETS)}|")
         losses: dict[str, dict[str, float]] = {}
         taken: Counter[str] = Counter()
@@ -83,7 +83,7 @@ def main(runs: Sequence[Path]) -> None:
             cells = [f"{row[b] / losses['all 25'][b]:.3f}" if b in row else "-" for b in BUDGETS]
             print(f"| {name} | {' | '.join(cells)} |", flush=True)
         total = sum(taken.values())
-        print("\nTaken where all 25 are offered, share of the weights over these budgets: ", end="")
+        print("\nFormats chosen when all 25 are offered, by share of the weights over these budgets: ", end="")
         print(", ".join(f"{name} {count / total:.1%}" for name, count in taken.most_common()))
 
 

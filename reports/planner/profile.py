@@ -77,7 +77,7 @@ def main(run: RunFolder) -> None:
         (
             f"`python -m reports.planner.profile RUN`; {profile.machine}, MNN {profile.engine}, "
             f"{profile.threads} thread, memory {profile.memory}, prefill of {profile.prompt_tokens} tokens; "
-            "the thread's own time, minima."
+            "minima of the thread's processor time."
         ),
         "",
         "| plan | bits | decode, ms | predicted | error | prefill, ms | predicted | error |",
