@@ -18,7 +18,8 @@ import numpy as np
 
 import qplan
 from qplan.artifact import versions
-from qplan.compat.specimen import SPECIMENS, save_specimen
+from qplan.compat.architectures import SPECIMENS
+from qplan.compat.specimen import save_specimen
 from qplan.errors import QplanError
 from qplan.formats import INT8
 from qplan.mnn.build.exporter import export, export_skeleton
