@@ -43,14 +43,12 @@ def load_text(source: str, tokenizer: Any = None) -> Text:  # noqa: ANN401 - a H
     Raises:
         InputError: the source is not found, not understood, or empty.
     """
+    check_text(source)
     path = Path(source).expanduser()
     if path.is_file():
         text = Text(_capped(_documents(path, tokenizer)), source, None)
     elif not path.is_dir() and (folder := _calib_folder(source)) is not None:
         text = _calib_set(folder)
-    elif path.suffix in _READERS:
-        msg = f"{source} does not exist"
-        raise InputError(msg)
     else:
         records, described, license_ = read_dataset(source, known=calib_names())
         text = Text(_capped(document(record, tokenizer) for record in records), described, license_)
@@ -58,6 +56,26 @@ def load_text(source: str, tokenizer: Any = None) -> Text:  # noqa: ANN401 - a H
         msg = f"{source} holds no text; give a source with at least a few thousand tokens"
         raise InputError(msg)
     return text
+
+
+def check_text(source: str, option: str = "") -> None:
+    """Refuse a text that is known to be missing or of no use, without reading it.
+
+    Args:
+        source: as for `load_text`.
+        option: that it was given with, for the message.
+
+    Raises:
+        InputError: a file that does not exist, or one of another kind.
+    """
+    path, given = Path(source).expanduser(), f"{option} {source}".strip()
+    kinds = ", ".join(_READERS)
+    if path.is_file() and path.suffix.lower() not in _READERS:
+        msg = f"{given}: extension {path.suffix!r} is not understood; use {kinds} or a dataset folder"
+        raise InputError(msg)
+    if not path.exists() and path.suffix.lower() in _READERS:
+        msg = f"{given} does not exist; give a {kinds} file, a dataset, or one of {', '.join(calib_names())}"
+        raise InputError(msg)
 
 
 def calib_names() -> tuple[str, ...]:
@@ -92,11 +110,7 @@ def _calib_set(folder: Path) -> Text:
 
 
 def _documents(path: Path, tokenizer: Any) -> Iterator[str]:  # noqa: ANN401
-    reader = _READERS.get(path.suffix.lower())
-    if reader is None:
-        msg = f"{path}: extension {path.suffix!r} is not understood; use {', '.join(_READERS)} or a dataset folder"
-        raise InputError(msg)
-    for place, record in reader(path):
+    for place, record in _READERS[path.suffix.lower()](path):
         yield document(Record(place, record), tokenizer)
 
 

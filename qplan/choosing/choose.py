@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from qplan.choosing.context import Formats, PlanningContext
 from qplan.errors import InfeasibleError
+from qplan.planner.budget import Budget
 from qplan.planner.ceiling import Ceiling
 from qplan.planner.limits import Cost, ResourceLimit
 from qplan.planner.planning import make_plan
@@ -23,7 +24,7 @@ _MARGIN = 0.95
 
 def choose_plan(
     context: PlanningContext,
-    budget: str | Sequence[str],
+    budgets: Budget | Sequence[Budget],
     *,
     limits: Sequence[Ceiling | ResourceLimit] = (),
     minimize: Cost | None = None,
@@ -36,18 +37,18 @@ def choose_plan(
 
     Args:
         context: losses, rules, and whole models to judge by.
-        budget: one, several that must all hold, or none.
+        budgets: one, several that must all hold, or none.
         limits: on other losses, RAM, time.
         minimize: a cost that comes before the loss.
 
     Raises:
-        InputError: a budget or pattern that is not understood.
+        InputError: a pattern that matches nothing.
         InfeasibleError: no plan fits.
     """
     table, rules = context.table, context.rules
 
     def solve(ceilings: Sequence[Ceiling] = ()) -> Plan:
-        return make_plan(table, budget, context.fixed, rules=rules, ceilings=(*limits, *ceilings), minimize=minimize)
+        return make_plan(table, budgets, context.fixed, rules=rules, ceilings=(*limits, *ceilings), minimize=minimize)
 
     plan = solve()
     found = context.uniform(plan.budget_bytes)
@@ -77,7 +78,7 @@ def choose_plan(
     if restricted or uniform_loss(uniform, table.kl(table.goal)) is None:
         note = f"worse than uniform {name} on held-out tokens; it needs other rules or more --formats to be better"
         return replace(plan, notes=(*plan.notes, note))
-    return _give_way(context, budget, name, uniform)
+    return _give_way(context, budgets, name, uniform)
 
 
 def with_price_of_nearest(plan: Plan, context: PlanningContext) -> Plan:
@@ -105,7 +106,7 @@ def with_price_of_nearest(plan: Plan, context: PlanningContext) -> Plan:
     return replace(plan, notes=(*plan.notes, note))
 
 
-def _give_way(context: PlanningContext, budget: str | Sequence[str], name: str, uniform: Formats) -> Plan:
+def _give_way(context: PlanningContext, budgets: Budget | Sequence[Budget], name: str, uniform: Formats) -> Plan:
     rules, fixed = context.rules, context.fixed
     if rules.uniform_fixed is not None and rules.uniform_fixed.total < fixed.total:
         msg = (
@@ -113,6 +114,6 @@ def _give_way(context: PlanningContext, budget: str | Sequence[str], name: str, 
             f"{fixed.total - rules.uniform_fixed.total:,} bytes larger; analyze with --fold off --restart"
         )
         raise InfeasibleError(msg)
-    plan = make_plan(context.table, budget, fixed, rules=replace(rules, pins=uniform))
+    plan = make_plan(context.table, budgets, fixed, rules=replace(rules, pins=uniform))
     note = f"no mix was better than uniform {name} on held-out tokens: the plan is uniform {name}"
     return replace(plan, notes=(*plan.notes, note))

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 
 from qplan.choosing.choose import choose_plan
 from qplan.choosing.context import Formats, PlanningContext
-from qplan.choosing.repair import EVALUATIONS, repair
-from qplan.choosing.request import PlanRequest
+from qplan.choosing.repair import repair
+from qplan.choosing.request import EVALUATIONS, PlanRequest
 from qplan.errors import InfeasibleError
 from qplan.planner.ceiling import Ceiling
 from qplan.planner.limits import ResourceLimit
@@ -48,7 +48,7 @@ def choose_requested(
         evaluations: whole models that a repair may measure; 0 for no repair.
 
     Raises:
-        InputError: a budget, limit or pattern that is not understood, or no device profile where one is needed.
+        InputError: a pattern that matches nothing, or no device profile where one is needed.
         InfeasibleError: no plan fits; names the nearest value.
     """
     context, table = replace(context, rules=wanted.rules), context.table

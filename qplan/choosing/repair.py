@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import partial
 
 from qplan.choosing.context import Formats, PlanningContext
+from qplan.choosing.request import EVALUATIONS
 from qplan.cost.file_bytes import file_bytes
 from qplan.planner.ceiling import Ceiling
 from qplan.planner.limits import ResourceLimit
@@ -22,10 +23,8 @@ from qplan.planner.planning import member_formats, picks_of, planned_limits, pla
 from qplan.run.plan import Plan
 from qplan.sensitivity.metrics import TokenStats
 
-EVALUATIONS = 48
-"""Whole models that are measured at most."""
 _MOVES = 15
-"""Of these, single moves in one round."""
+"""Single moves that are measured in one round."""
 REPAIRED = "repaired"
 """Solver status of a plan that loses less than the one with the least sum."""
 

@@ -1,9 +1,10 @@
-"""A run's table, skeleton and budget for an engine that reads other models than the installed one."""
+"""A run's table and rules for the engine and the settings that a model will run with."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+from qplan.errors import InputError
 from qplan.formats import QuantFormat
 from qplan.mnn.engines import EngineTarget
 from qplan.planner.rules import Rules
@@ -29,6 +30,23 @@ def retarget_table(table: SensitivityTable, target: EngineTarget) -> Sensitivity
         measurements=tuple(replace(m, format=name) for (_, name, _, _), m in measurements.items()),
         notes=(*table.notes, f"scales have 32 bits: engine {target.engine} reads no others"),
     )
+
+
+def computable(table: SensitivityTable) -> SensitivityTable:
+    """The table without the formats that the engine garbles under ``dynamic_option`` 2.
+
+    Raises:
+        InputError: a tensor is left without any.
+    """
+    rows = tuple(m for m in table.measurements if QuantFormat.parse(m.format).allows_block_activations)
+    bare = sorted({m.tensor for m in table.measurements} - {m.tensor for m in rows})
+    if bare:
+        msg = (
+            f"the engine computes none of the measured formats of {bare[0]} with --dynamic-option 2; "
+            "analyze with --formats that have one scale per row, e.g. int8-b0, or take --dynamic-option 0"
+        )
+        raise InputError(msg)
+    return replace(table, measurements=rows)
 
 
 def retarget_rules(rules: Rules, target: EngineTarget) -> Rules:

@@ -25,9 +25,15 @@ def fixed_bytes(skeleton: Skeleton) -> FixedBytes:
     return FixedBytes(skeleton.fixed_bytes, skeleton.embedding_bytes, graph, exact=True)
 
 
-def run_fixed_bytes(run: RunFolder, card: ModelCard) -> FixedBytes:
-    """The same from what a run holds: exact after the first emit, an estimate before."""
-    folder, path = run.skeleton_for()
+def run_fixed_bytes(run: RunFolder, card: ModelCard, *, c4: bool = True) -> FixedBytes:
+    """The same from what a run holds: exact after the first emit, an estimate before.
+
+    Args:
+        run: a finished analysis.
+        card: its model.
+        c4: of the graph with the fusion that engines before 3.6.1 crash on.
+    """
+    folder, path = run.skeleton_for(c4=c4)
     if folder.is_dir() and path.is_file():
         record = read_json(path, SKELETON_KIND, SKELETON_SCHEMA)
         if record["inputs"]["model"] == card.sha256:

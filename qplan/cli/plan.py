@@ -11,7 +11,7 @@ from qplan.cli.app import App
 from qplan.cli.console import answer, out
 from qplan.cli.documents import diff_document
 from qplan.cli.modes import with_modes
-from qplan.cli.rules import LatestRun
+from qplan.cli.rules import LatestRun, existing_run
 
 app = App(help="Look at plans.", no_args_is_help=True)
 
@@ -39,13 +39,12 @@ def diff_command(
         qplan plan diff int4 int8
         qplan plan diff int4 qplan-runs/my-model/int4/edited.json --all
     """
+    home = None if run is None else existing_run(run)
     from qplan.choosing.planned import recounted  # noqa: PLC0415
     from qplan.cli.diff_tables import changes_table, totals_table  # noqa: PLC0415 - scipy and pyarrow: not for --help
     from qplan.planner.diff import diff  # noqa: PLC0415
-    from qplan.run.folder import RunFolder  # noqa: PLC0415
     from qplan.run.plans import find_plan  # noqa: PLC0415
 
-    home = None if run is None else RunFolder(run)
     old, new = (recounted(find_plan(name, home), home) for name in (before, after))
     changes = diff(old, new)
     answer(**diff_document(changes, {"before": old, "after": new}))

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 
 from qplan.compat.table import ArchitectureCell, Cell, CompatTable
-from qplan.errors import InputError, QplanError, ToolError
+from qplan.errors import QplanError, ToolError
 from qplan.formats import FP16, QuantFormat
 from qplan.mnn.build.exporter import export, export_skeleton
 from qplan.mnn.build.exporter_source import ExportOptions, find_exporter
@@ -30,7 +30,8 @@ from qplan.mnn.engine.venv import EngineVenv, released
 from qplan.mnn.engines import EngineVersion
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import LoadedModel, load_model
-from qplan.model.specimen import SPECIMENS, VOCABULARY, save_specimen
+from qplan.model.specimen import save_specimen
+from qplan.model.specimen_sizes import SPECIMENS, VOCABULARY, check_architectures
 from qplan.quantize.rounder import Rounder
 from qplan.settings import Say
 from qplan.verify.reference import stored_logits
@@ -231,10 +232,7 @@ def measure_architectures(
     Raises:
         InputError: no such specimen.
     """
-    unknown = sorted(set(names) - set(SPECIMENS))
-    if unknown:
-        msg = f"no specimens are called {', '.join(unknown)}; there are {', '.join(SPECIMENS)}"
-        raise InputError(msg)
+    check_architectures(names)
     exporter = find_exporter(llmexport).version
     for name in names:
         with tempfile.TemporaryDirectory(prefix="qplan-compat-") as temporary:

@@ -174,11 +174,12 @@ class Run(RunFigures):
             InputError: a budget, pattern, format or metric that is not understood; says what there is.
             InfeasibleError: no plan fits; names the nearest value.
         """
-        from qplan.choosing.request import PlanRequest  # noqa: PLC0415 - scipy
+        from qplan.choosing.request import PlanRequest, parse_objective  # noqa: PLC0415 - scipy
         from qplan.explore import solving  # noqa: PLC0415 - scipy
+        from qplan.planner.size import Size  # noqa: PLC0415
 
         table = self._under(memory)
-        rules = solving.rules_from(
+        rules = Rules.parse(
             pins=pins,
             min_bits=min_bits,
             logits_bits=logits_bits,
@@ -188,14 +189,13 @@ class Run(RunFigures):
             target=target,
         )
         wanted = PlanRequest(
-            solving.budget_texts(budget),
-            solving.checked_objective(objective),
-            max_kl,
-            None,
-            max_decode_ms,
-            max_prefill_ms,
-            max_ram,
-            rules,
+            budgets=solving.budgets_of(budget),
+            objective=parse_objective(objective),
+            max_kl=max_kl,
+            max_decode_ms=max_decode_ms,
+            max_prefill_ms=max_prefill_ms,
+            max_ram=None if max_ram is None else Size.parse(max_ram, "max_ram"),
+            rules=rules,
         )
         plan = solving.solved(self.home, table, self.fixed, wanted)
         # the table is this run's, whatever memory setting it is seen under

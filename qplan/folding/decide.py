@@ -6,7 +6,6 @@ import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -31,9 +30,6 @@ from qplan.run.folder import RunFolder
 from qplan.sensitivity.joint import joint_losses
 from qplan.settings import DynamicOption, Memory, Progress, Say, memories_of
 from qplan.uniform import uniform_formats
-
-Folding = Literal["auto", "off"]
-
 
 FIT_TOKENS = 8192
 """At most this many tokens of the calibration's `fit` windows: fewer fit single tokens' outliers."""

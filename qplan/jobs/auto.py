@@ -12,6 +12,7 @@ import numpy as np
 from qplan.cost.file_bytes import FixedBytes, estimate_fixed
 from qplan.errors import InfeasibleError
 from qplan.formats import QuantFormat
+from qplan.planner.budget import parse_budgets
 from qplan.planner.planning import make_plan
 from qplan.run.measurement import Loss
 from qplan.run.plan import Plan
@@ -23,7 +24,7 @@ from qplan.sensitivity.measured import measure
 from qplan.settings import Memory, Progress, Say
 from qplan.tensors import Role
 
-BUDGETS = ("3.5bpw", "4bpw", "int4", "4.5bpw", "5bpw", "6bpw", "int8", "8bpw")
+BUDGETS = parse_budgets(["3.5bpw, 4bpw, int4, 4.5bpw, 5bpw, 6bpw, int8, 8bpw"])
 """Where plans are compared; those that no plan fits are skipped."""
 
 _ROUNDS = 2

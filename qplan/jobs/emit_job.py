@@ -1,8 +1,8 @@
-"""What an emit was asked for and works on, and its planning half: the plan to build, before the engine has a say."""
+"""What an emit works on, and its planning half: the plan to build, before the engine has a say."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from qplan.choosing.activations import (
     BlockGain,
-    computable,
     measure_gain,
     with_measured_option,
     with_note_on_losses,
@@ -21,59 +20,23 @@ from qplan.choosing.activations import (
 from qplan.choosing.choose import with_price_of_nearest
 from qplan.choosing.context import PlanningContext
 from qplan.choosing.loss_limits import choose_requested
-from qplan.choosing.repair import EVALUATIONS
-from qplan.choosing.request import PlanRequest
-from qplan.choosing.retarget import retarget_rules
+from qplan.choosing.retarget import computable, retarget_rules
 from qplan.choosing.sizes import fixed_bytes
 from qplan.cost.file_bytes import FixedBytes
 from qplan.errors import InfeasibleError
 from qplan.folding.analyzed import AnalyzedModel
 from qplan.formats import applies, garbled
+from qplan.jobs.options import EmitOptions
 from qplan.jobs.skeletons import run_skeleton
 from qplan.mnn.build.skeleton import Skeleton
-from qplan.mnn.engines import EngineTarget, EngineVersion
 from qplan.model.load import LoadedModel
 from qplan.planner.rules import Rules
 from qplan.quantize.rounder import Rounder
-from qplan.report.words import Language
 from qplan.run.folder import RunFolder
 from qplan.run.plan import Plan
 from qplan.run.plans import PLAN_FILE
 from qplan.run.table import SensitivityTable
-from qplan.settings import DynamicOption, Say
-
-
-@dataclass(frozen=True)
-class EmitOptions:
-    """What ``qplan emit`` was asked for."""
-
-    wanted: PlanRequest = field(default_factory=PlanRequest)
-    text: str | None = None
-    """What the built model is judged on; None for held-out windows of the calibration text."""
-    tokens: int = 2048
-    """At most this many tokens of it."""
-    build: bool = True
-    llmexport: Path | None = None
-    threads: int = 1
-    dynamic_option: DynamicOption | None = None
-    """None for the one that `qplan.choosing.activations` takes unasked."""
-    evaluations: int = EVALUATIONS
-    """Whole models that a repair may measure."""
-    plan: Path | None = None
-    """Build from this plan, which people may have edited, instead of making one."""
-    engine: str | None = None
-    """MNN version that the model is for; None for the installed one."""
-    language: Language = Language.en
-    """Of the report."""
-
-    @property
-    def target(self) -> EngineTarget:
-        """What that engine needs.
-
-        Raises:
-            InputError: no model is known to run there.
-        """
-        return EngineTarget.of(EngineVersion.installed() if self.engine is None else EngineVersion.parse(self.engine))
+from qplan.settings import Say
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from qplan.card import ModelCard
 from qplan.cost.target import DEFAULT_TARGET, Target, find_target
 from qplan.folding.analyzed import load_analyzed
 from qplan.formats import FP16, INT8, QuantFormat
+from qplan.jobs.options import ProfileOptions
 from qplan.jobs.skeletons import run_skeleton
 from qplan.mnn.build.skeleton import Skeleton
 from qplan.mnn.build.writer import build_model
@@ -40,18 +41,6 @@ Shape = tuple[int, int]
 
 _KEEP_BYTES = 4_000_000_000
 """Models that take turns stay on the disk together; beyond this, each has all of its rounds once it is built."""
-
-
-@dataclass(frozen=True)
-class ProfileOptions:
-    """How thoroughly to measure."""
-
-    threads: int = 1
-    prompt_tokens: int = 128
-    decode_tokens: int = 12
-    repeats: int = 12
-    rounds: int = 3
-    """Times that every model is measured, in turn unless models are large; minima count."""
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qplan.artifact import read_json, sha256_file, write_json
-from qplan.choosing.activations import computable
-from qplan.choosing.retarget import retarget_table
+from qplan.choosing.retarget import computable, retarget_table
 from qplan.cost.file_bytes import FixedBytes
 from qplan.errors import InputError, StaleArtifactError
 from qplan.jobs.frontier import FRONTIER_FILE, Sweep, find_frontier, write_frontier

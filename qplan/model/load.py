@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +20,7 @@ from qplan.model.embedding_scale import embedding_scale, read_embedding_scale, s
 from qplan.model.mixture import split_experts
 from qplan.model.registry import Architecture, architecture_of
 from qplan.model.source import fetch, read_config, sha256_model
-
-DTypeName = Literal["float32", "bfloat16", "float16"]
+from qplan.settings import DTypeName
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 

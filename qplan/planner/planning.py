@@ -10,7 +10,7 @@ from qplan.card import ModelCard
 from qplan.cost.file_bytes import FixedBytes, file_bytes, record_bytes
 from qplan.errors import QplanError
 from qplan.formats import QuantFormat
-from qplan.planner.budget import Budget, resolve_budget
+from qplan.planner.budget import Budget, ResolvedBudget
 from qplan.planner.ceiling import Ceiling
 from qplan.planner.infeasible import infeasible
 from qplan.planner.limits import Cost, ResourceLimit
@@ -37,7 +37,7 @@ UNIFORM_BITS = {"int4": 4, "int8": 8, "fp16": 16}
 
 def make_plan(
     table: SensitivityTable,
-    budget_text: str | Sequence[str],
+    budgets: Budget | Sequence[Budget],
     fixed: FixedBytes,
     *,
     rules: Rules | None = None,
@@ -49,7 +49,7 @@ def make_plan(
 
     Args:
         table: measured losses.
-        budget_text: see `resolve_budget`; of several the tightest counts, none is no limit on bytes.
+        budgets: one, several of which the tightest counts, or none for no limit on bytes.
         fixed: bytes that ship whatever the plan.
         rules: what else must hold, and what is minimized; the usual ones by default.
         ceilings: limits on other losses, on RAM, on time.
@@ -57,14 +57,14 @@ def make_plan(
         time_limit_s: of each of two solves; a plan that is not proved optimal by then says so in its solver report.
 
     Raises:
-        InputError: the budget or a pattern is not understood, or a tensor has no measured format that is allowed.
+        InputError: a pattern matches nothing, or a tensor has no measured format that is allowed.
         InfeasibleError: no plan satisfies the limits; names the smallest.
         QplanError: no plan was found in time.
     """
     rules = rules or Rules()
     card, losses = table.model, rules.losses(table)
     uniform_fixed, scale_bits = rules.uniform_fixed or fixed, rules.uniform_scale_bits
-    budget = tightest(budget_text, card, uniform_fixed, scale_bits)
+    budget = tightest(budgets, card, uniform_fixed, scale_bits)
     problem = rules.problem(card, losses, None if budget is None else budget.limit_bytes - fixed.total)
     for ceiling in ceilings:
         problem = ceiling.applied(problem, card)
@@ -118,14 +118,13 @@ def make_plan(
     )
 
 
-def tightest(texts: str | Sequence[str], card: ModelCard, fixed: FixedBytes, scale_bits: int = 16) -> Budget | None:
-    """The smallest of several budgets; None without any.
-
-    Raises:
-        InputError: one is not understood.
-    """
-    budgets = [resolve_budget(text, card, fixed, scale_bits) for text in ([texts] if isinstance(texts, str) else texts)]
-    return min(budgets, key=lambda budget: budget.limit_bytes, default=None)
+def tightest(
+    budgets: Budget | Sequence[Budget], card: ModelCard, fixed: FixedBytes, scale_bits: int = 16
+) -> ResolvedBudget | None:
+    """The smallest of several budgets; None without any."""
+    several = [budgets] if isinstance(budgets, Budget) else budgets
+    found = [budget.resolve(card, fixed, scale_bits) for budget in several]
+    return min(found, key=lambda budget: budget.limit_bytes, default=None)
 
 
 def planned_limits(
@@ -247,7 +246,7 @@ def _router_notes(card: ModelCard, formats: Mapping[str, QuantFormat]) -> Iterat
 
 def _notes(
     card: ModelCard,
-    budget: Budget | None,
+    budget: ResolvedBudget | None,
     fixed: FixedBytes,
     solution: Solution,
     uniform: Mapping[str, Mapping[str, QuantFormat]],

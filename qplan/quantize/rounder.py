@@ -6,7 +6,6 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,11 +17,7 @@ from qplan.quantize.curvature import Curvature
 from qplan.quantize.methods import DATA_FREE, METHODS
 from qplan.quantize.moments import Moments
 from qplan.quantize.stored_cache import ALL, StoredCache
-
-Rounding = Literal["auto", "gptq", "search", "hqq", "rtn"]
-"""``auto``: for every output feature the one whose error is least on tokens that it was not fitted to."""
-
-ROUNDINGS: tuple[Rounding, ...] = ("auto", "gptq", "search", "hqq", "rtn")
+from qplan.settings import Rounding
 
 CANDIDATES = ("gptq", "search", "rtn")
 """What ``auto`` chooses from."""

@@ -12,11 +12,11 @@ from qplan.errors import InputError
 from qplan.model.load import LoadedModel
 from qplan.quantize.methods import DATA_FREE
 from qplan.quantize.moments import Moments, gather_moments, open_moments
-from qplan.quantize.rounder import ROUNDINGS, Rounder
+from qplan.quantize.rounder import Rounder
 from qplan.quantize.stored_cache import StoredCache
 from qplan.run.calibration import CalibrationSet
 from qplan.run.folder import RunFolder
-from qplan.settings import Progress
+from qplan.settings import ROUNDINGS, Progress
 
 
 def run_rounder(

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from itertools import product
 from pathlib import Path
-from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,7 +18,7 @@ from qplan.errors import InputError, MeasurementError
 from qplan.formats import QuantFormat
 from qplan.run.additivity import JointPoint, predict_joint
 from qplan.run.measurement import Loss, Measurement, Source, summarize
-from qplan.settings import DynamicOption, Memory, memories_of
+from qplan.settings import DynamicOption, Memory, Mode, memories_of
 
 __all__ = [
     "Conditions",
@@ -35,9 +34,6 @@ __all__ = [
 ]
 
 KIND, SCHEMA = "qplan-sensitivity", 3
-
-Mode = Literal["measured", "gradient", "auto"]
-"""How losses were found: all by running the model, all from gradients, or what a plan depends on by running it."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -31,29 +31,13 @@ from qplan.sensitivity.variants import StoredWeights, apply_formats
 from qplan.settings import Say
 from qplan.uniform import uniform_formats
 from qplan.verify.checks import EXACT_REL, LAYERS_OF_EXACT_REL
-from qplan.verify.ladder import Break, Rung, first_layer_beyond, tolerances
+from qplan.verify.ladder import Break, LadderOptions, Rung, first_layer_beyond, tolerances
 from qplan.verify.layers import engine_lens, kl_between
 from qplan.verify.lens import lens_logits
 from qplan.verify.reference import Logits, Reference, reference_logits, relative_error
 
 LOOK_TOKENS = 64
 """Length of the sequence that is compared logit by logit and layer by layer."""
-
-
-@dataclass(frozen=True)
-class LadderOptions:
-    """What ``qplan ladder`` was asked for."""
-
-    model: str
-    text: str
-    tokens: int = 1024
-    seq_len: int = 128
-    memory: str = "low"
-    plan: Path | None = None
-    """A ``plan.json`` beside its built ``model/``."""
-    limits: Mapping[str, float] = field(default_factory=dict)
-    """Tolerances by rung, in place of the defaults."""
-    llmexport: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -110,9 +94,6 @@ def run_ladder(options: LadderOptions, say: Say, progress: Callable[[int, int], 
 
 
 def _rows(options: LadderOptions, loaded: LoadedModel) -> tuple[NDArray[np.int64], str]:
-    if options.tokens < options.seq_len:
-        msg = f"--tokens {options.tokens} is below one sequence of {options.seq_len} tokens; raise it"
-        raise InputError(msg)
     text = load_text(options.text, loaded.tokenizer)
     judged = tokenize(
         text,

@@ -19,6 +19,7 @@ from pathlib import Path
 from qplan.cost.file_bytes import estimate_fixed
 from qplan.errors import InfeasibleError
 from qplan.formats import QuantFormat, parse_formats
+from qplan.planner.budget import Budget
 from qplan.planner.planning import make_plan
 from qplan.run.table import SensitivityTable
 
@@ -74,7 +75,7 @@ def main(runs: Sequence[Path]) -> None:
             fewer, row = restricted(table, menu), losses.setdefault(name, {})
             for budget in BUDGETS:
                 try:
-                    plan = make_plan(fewer, budget, fixed)
+                    plan = make_plan(fewer, Budget.parse(budget), fixed)
                 except InfeasibleError:
                     continue
                 row[budget] = plan.predicted_nats

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from qplan.formats import QuantFormat
-from qplan.jobs.profile import ProfileOptions, measure_times
+from qplan.jobs.options import ProfileOptions
+from qplan.jobs.profile import measure_times
 from qplan.mnn.build.skeleton import Skeleton
 from qplan.run.folder import RunFolder
 from qplan.run.profile import DeviceProfile

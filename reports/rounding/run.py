@@ -32,8 +32,9 @@ from qplan.quantize.gptq import SWEEPS, gptq
 from qplan.quantize.methods import METHODS
 from qplan.quantize.moments import Moments
 from qplan.quantize.round_all import round_all
-from qplan.quantize.rounder import CANDIDATES, ROUNDINGS, Rounder, Rounding, best_rows, one_thread
+from qplan.quantize.rounder import CANDIDATES, Rounder, best_rows, one_thread
 from qplan.quantize.stored_cache import StoredCache
+from qplan.settings import ROUNDINGS, Rounding
 from qplan.verify.reference import Reference, reference_logits, torch_logits
 from reports.rounding.on_engine import build, engine_nats, exported_nats
 from reports.rounding.page import write_page

@@ -14,9 +14,10 @@ from qplan.calibration import load_text, tokenize
 from qplan.formats import QuantFormat
 from qplan.model.load import LoadedModel, load_model
 from qplan.quantize.moments import Moments, gather_moments
-from qplan.quantize.rounder import Rounder, Rounding
+from qplan.quantize.rounder import Rounder
 from qplan.quantize.stored_cache import StoredCache
 from qplan.sensitivity.variants import StoredWeights, apply_formats
+from qplan.settings import Rounding
 from qplan.verify.reference import Reference, torch_logits
 
 SEQ_LEN = 256

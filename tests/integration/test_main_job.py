@@ -14,7 +14,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from qplan.artifact import sha256_file
 from qplan.folding.analyzed import load_analyzed
 from qplan.formats import INT4, INT8
-from qplan.jobs.profile import ProfileOptions, Times, measure_times
+from qplan.jobs.options import ProfileOptions
+from qplan.jobs.profile import Times, measure_times
 from qplan.jobs.skeletons import run_skeleton
 from qplan.run.folder import RunFolder
 from qplan.run.plan import Plan

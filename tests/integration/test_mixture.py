@@ -25,6 +25,7 @@ from qplan.mnn.graph.json_graph import read_ops
 from qplan.mnn.preflight import check_folder
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import LoadedModel, load_model
+from qplan.planner.budget import Budget
 from qplan.planner.planning import make_plan
 from qplan.planner.rules import Rules
 from qplan.quantize import EnginePath, Int8Activations, rtn
@@ -190,7 +191,10 @@ def test_a_plan_of_experts_keeps_its_promises(folder: Path, tmp_path: Path) -> N
         assert "nothing found" in succeed("check", str(out / "model"), folder=tmp_path)
     fixed = fixed_bytes(Skeleton.open(tmp_path / "run" / "skeleton"))
     rules = Rules(pins={"*.mlp.gate": INT8}, group_patterns=("{layer}.mlp.experts.{expert}.{kind}",))
-    finest = make_plan(table, "int8", fixed, rules=rules)
+    finest = make_plan(table, Budget.parse("int8"), fixed, rules=rules)
     assert finest.formats[router.name] == INT8
     assert len({t.format for t in finest.tensors if ".experts." in t.name and t.kind == "down_proj"}) > 1
-    assert finest.predicted_nats < make_plan(table, "int8", fixed, rules=Rules(pins=rules.pins)).predicted_nats
+    assert (
+        finest.predicted_nats
+        < make_plan(table, Budget.parse("int8"), fixed, rules=Rules(pins=rules.pins)).predicted_nats
+    )

@@ -12,17 +12,18 @@ from qplan.choosing.activations import (
     LEAST_GAIN,
     MOST_SLOWDOWN,
     BlockGain,
-    computable,
     measure_gain,
     with_measured_option,
     with_note_on_losses,
     with_requested_option,
     without_block_scales,
 )
+from qplan.choosing.retarget import computable
 from qplan.cost.file_bytes import estimate_fixed
 from qplan.errors import InputError
 from qplan.formats import FP16, INT4, INT8, QuantFormat, applies, garbled
 from qplan.model.load import LoadedModel
+from qplan.planner.budget import Budget
 from qplan.planner.planning import make_plan
 from qplan.quantize import Int8Activations
 from qplan.quantize.rounder import Rounder
@@ -34,7 +35,7 @@ from tests.support.invented_table import make_table
 @pytest.fixture
 def plan() -> Plan:
     table = make_table()
-    return make_plan(table, "int8", estimate_fixed(table.model))
+    return make_plan(table, Budget.parse("int8"), estimate_fixed(table.model))
 
 
 GAIN = BlockGain(prefill=0.3, decode=0.7)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from qplan.cost.file_bytes import estimate_fixed
+from qplan.planner.budget import Budget
 from qplan.planner.planning import make_plan
 from qplan.run.folder import RunFolder
 from tests.support.command import Done, qplan
@@ -30,7 +31,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run, table = RunFolder(folder / "qplan-runs" / "tiny"), make_table()
     table.write(run.sensitivity)
     for budget in ("int4", "int8"):
-        make_plan(table, budget, estimate_fixed(table.model)).write(run.budget(budget) / "plan.json")
+        make_plan(table, Budget.parse(budget), estimate_fixed(table.model)).write(run.budget(budget) / "plan.json")
     (folder / "empty").mkdir()
     (folder / "text.txt").write_text(words(400))
     return folder

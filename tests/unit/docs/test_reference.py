@@ -20,6 +20,7 @@ from qplan.cli.modes import InterruptedCommand
 from qplan.cost.file_bytes import estimate_fixed
 from qplan.formats import FP16, QuantFormat
 from qplan.jobs.frontier import run_frontier
+from qplan.planner.budget import Budget
 from qplan.planner.planning import make_plan
 from qplan.planner.rules import Rules
 from qplan.run.fold import FoldRecord
@@ -103,7 +104,7 @@ def written(path: Path, heading: str) -> None:
 
 def test_plan_json(tmp_path: Path) -> None:
     table = make_table()
-    plan = make_plan(table, "int8", estimate_fixed(table.model), rules=Rules(pins={"lm_head": FP16}))
+    plan = make_plan(table, Budget.parse("int8"), estimate_fixed(table.model), rules=Rules(pins={"lm_head": FP16}))
     given = GivenRules((Pin("lm_head", FP16),), (LeastBits("*.up_proj", 4),), ("*.up_proj",), fused=True)
     limits = (PlannedLimit("RAM", 1.0, 0.5, "MB"),)
     replace(plan, given=given, limits=limits, notes=("a note",)).write(tmp_path / "plan.json")

@@ -12,6 +12,7 @@ from qplan.formats import parse_formats
 from qplan.jobs.additivity import measure_additivity
 from qplan.jobs.auto import analyze_auto
 from qplan.model.load import LoadedModel
+from qplan.planner.budget import Budget
 from qplan.planner.planning import make_plan
 from qplan.run.calibration import CalibrationSet
 from qplan.run.table import SensitivityTable
@@ -39,7 +40,10 @@ def test_it_leads_where_measuring_everything_leads(
     assert table.conditions.mode == "auto"
     fixed, tokens = estimate_fixed(qwen2.card), torch.from_numpy(calibration.tokens)
     for budget in ("5bpw", "int8", "8bpw"):
-        plans = {"auto": make_plan(table, budget, fixed).formats, "exact": make_plan(exact, budget, fixed).formats}
+        plans = {
+            "auto": make_plan(table, Budget.parse(budget), fixed).formats,
+            "exact": make_plan(exact, Budget.parse(budget), fixed).formats,
+        }
         joint = joint_losses(qwen2, tokens, plans)
         assert joint["auto"].kl_nats < 1.1 * joint["exact"].kl_nats
 

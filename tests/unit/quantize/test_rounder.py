@@ -19,6 +19,7 @@ from qplan.quantize.rounder import Rounder, best_rows, row_errors
 from qplan.quantize.stored_cache import StoredCache
 from qplan.run.calibration import CalibrationSet
 from qplan.sensitivity.analysis import open_analysis
+from qplan.settings import ROUNDINGS
 
 INPUTS = {"model": "a", "tokens": "b"}
 
@@ -50,7 +51,7 @@ def test_auto_loses_least_on_other_tokens_row_by_row(qwen2: LoadedModel, gathere
     weight, seen = qwen2.weight(name), judge.of(name)
     errors = {
         how: row_errors(weight, Rounder(qwen2, how, gathered, judge).store(name, QuantFormat(3)), seen)
-        for how in rounding.ROUNDINGS
+        for how in ROUNDINGS
     }
     least = torch.stack([errors["rtn"], errors["search"], errors["gptq"]]).amin(0)
     torch.testing.assert_close(errors["auto"], least)

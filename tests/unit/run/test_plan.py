@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from qplan.cost.file_bytes import FixedBytes
 from qplan.errors import InputError, StaleArtifactError
 from qplan.formats import INT4, QuantFormat
+from qplan.planner.budget import Budget
 from qplan.planner.planning import make_plan
 from qplan.planner.validate import recount, validate_plan
 from qplan.run.decode import Source
@@ -22,7 +23,7 @@ from qplan.run.table import SensitivityTable
 
 @pytest.fixture
 def plan(table: SensitivityTable, fixed: FixedBytes) -> Plan:
-    return make_plan(table, "int8", fixed)
+    return make_plan(table, Budget.parse("int8"), fixed)
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from qplan.errors import InputError, StaleArtifactError
 from qplan.formats import INT4, INT8
 from qplan.jobs.frontier import Sweep, find_frontier, run_frontier
 from qplan.jobs.report import newest_plan, plan_frontier, run_report
+from qplan.planner.budget import Budget
 from qplan.planner.planning import make_plan
 from qplan.planner.rules import Rules
 from qplan.report.words import Language
@@ -33,7 +34,7 @@ def run(tmp_path: Path) -> RunFolder:
     run, table = RunFolder(tmp_path / "runs" / "tiny"), make_table()
     table.write(run.sensitivity)
     for budget in ("int4", "int8"):
-        make_plan(table, budget, estimate_fixed(table.model)).write(run.budget(budget) / "plan.json")
+        make_plan(table, Budget.parse(budget), estimate_fixed(table.model)).write(run.budget(budget) / "plan.json")
     return run
 
 
@@ -145,7 +146,7 @@ def test_the_stored_frontier_is_taken_if_it_is_the_plans(run: RunFolder) -> None
     found = plan_frontier(run, run.budget("int4"), table, plan, told.append)
     assert (found.points, found.uniform, told) == (fine.points, fine.uniform, [])
     assert not (run.budget("int4") / "frontier.json").exists()
-    pinned = make_plan(table, "70%", estimate_fixed(table.model), rules=Rules(pins={"*.q_proj": INT8}))
+    pinned = make_plan(table, Budget.parse("70%"), estimate_fixed(table.model), rules=Rules(pins={"*.q_proj": INT8}))
     own = plan_frontier(run, run.budget("pinned"), table, pinned, told.append)
     assert told == ["other budgets: solving 16"]
     assert all(fmt == INT8 for point in own.points for name, fmt in point.formats.items() if name.endswith("q_proj"))
