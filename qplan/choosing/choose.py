@@ -90,10 +90,11 @@ def with_price_of_nearest(plan: Plan, context: PlanningContext) -> Plan:
     theirs = context.whole_nats(plan.formats, rounder=context.nearest)
     if not ours:
         return plan
-    code = "nearest-for-feedback" if not folded else "nearest-for-both"
-    if rounder.rounding == "rtn":
-        code = "nearest-for-folded"
-    return plan.noted(note(code, times=theirs / ours, nats=theirs, memory=memory))
+    feedback = rounder.rounding != "rtn"
+    price = {"times": theirs / ours, "nats": theirs}
+    if folded and feedback:
+        return plan.noted(note("nearest-for-both", **price, memory=memory))
+    return plan.noted(note("nearest-for-folded" if folded else "nearest-for-feedback", **price, memory=memory))
 
 
 def _give_way(context: PlanningContext, budget: str | Sequence[str], name: str, uniform: Formats) -> Plan:

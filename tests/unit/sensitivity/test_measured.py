@@ -14,6 +14,7 @@ from qplan.errors import InputError, MeasurementError
 from qplan.formats import FP16, INT4, INT8, QuantFormat, parse_formats
 from qplan.model.load import LoadedModel
 from qplan.model.replace import with_forward, with_weights
+from qplan.notes import text_note
 from qplan.quantize import Int8Activations
 from qplan.run.calibration import CalibrationSet
 from qplan.run.table import SensitivityTable
@@ -225,4 +226,4 @@ def test_batches_weigh_by_their_tokens(qwen2: LoadedModel, calibration: Calibrat
     assert {m.tokens for m in parts.measurements} == {64, 32}
     for name, row in whole.losses().items():
         assert parts.losses()[name]["int4"].kl_nats == pytest.approx(row["int4"].kl_nats, rel=1e-4)
-    assert replace(whole, notes=("x",)).sha256 != whole.sha256
+    assert replace(whole, notes=(text_note("x"),)).sha256 != whole.sha256
