@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from qplan.choosing.context import Formats, PlanningContext
 from qplan.errors import InfeasibleError
+from qplan.notes import note
 from qplan.planner.budget import Budget
 from qplan.planner.ceiling import Ceiling
 from qplan.planner.limits import Cost, ResourceLimit
@@ -58,7 +59,7 @@ def choose_plan(
     most: dict[Memory, float] = {}
     for attempt in range(_ROUNDS):
         if plan.formats == uniform and context.rounder.rounding == "rtn":
-            return replace(plan, notes=(*plan.notes, f"no mix within the limits is better: the plan is uniform {name}"))
+            return plan.noted(note("uniform-within-limits", uniform=name))
         ratios = context.against(plan.formats, uniform)
         shown = ", ".join(f"memory {memory} {ratio:.2f}" for memory, ratio in ratios.items())
         context.say(f"joint loss of the plan, times that of MNN's uniform {name}: {shown}")
@@ -76,8 +77,7 @@ def choose_plan(
             break  # nothing is below the ceiling
     restricted = rules.restricts or limits or minimize is not None
     if restricted or uniform_loss(uniform, table.kl(table.goal)) is None:
-        note = f"worse than uniform {name} on held-out tokens; it needs other rules or more --formats to be better"
-        return replace(plan, notes=(*plan.notes, note))
+        return plan.noted(note("worse-than-uniform", uniform=name))
     return _give_way(context, budgets, name, uniform)
 
 
@@ -91,19 +91,11 @@ def with_price_of_nearest(plan: Plan, context: PlanningContext) -> Plan:
     theirs = context.whole_nats(plan.formats, rounder=context.nearest)
     if not ours:
         return plan
-    chosen = [
-        part
-        for part, here in (
-            ("scales are folded", folded),
-            ("integers are chosen by error feedback", rounder.rounding != "rtn"),
-        )
-        if here
-    ]
-    note = (
-        f"the built model's {' and its '.join(chosen)}; llmexport only rounds to nearest, and with the same "
-        f"formats loses {theirs / ours:.2f} times as much ({theirs:.1e} nats per token, memory {memory})"
-    )
-    return replace(plan, notes=(*plan.notes, note))
+    feedback = rounder.rounding != "rtn"
+    price = {"times": theirs / ours, "nats": theirs}
+    if folded and feedback:
+        return plan.noted(note("nearest-for-both", **price, memory=memory))
+    return plan.noted(note("nearest-for-folded" if folded else "nearest-for-feedback", **price, memory=memory))
 
 
 def _give_way(context: PlanningContext, budgets: Budget | Sequence[Budget], name: str, uniform: Formats) -> Plan:
@@ -115,5 +107,4 @@ def _give_way(context: PlanningContext, budgets: Budget | Sequence[Budget], name
         )
         raise InfeasibleError(msg)
     plan = make_plan(context.table, budgets, fixed, rules=replace(rules, pins=uniform))
-    note = f"no mix was better than uniform {name} on held-out tokens: the plan is uniform {name}"
-    return replace(plan, notes=(*plan.notes, note))
+    return plan.noted(note("uniform-is-best", uniform=name))

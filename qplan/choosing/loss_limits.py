@@ -11,6 +11,7 @@ from qplan.choosing.context import Formats, PlanningContext
 from qplan.choosing.repair import repair
 from qplan.choosing.request import EVALUATIONS, PlanRequest
 from qplan.errors import InfeasibleError
+from qplan.notes import note
 from qplan.planner.ceiling import Ceiling
 from qplan.planner.limits import ResourceLimit
 from qplan.run.folder import RunFolder
@@ -69,8 +70,8 @@ def choose_requested(
         over = _over(wanted, loss, table.reference_nll_nats)
         context.say(f"held-out tokens: KL {loss.kl_nats:.3e} nats per token, perplexity {loss.perplexity:+.3f}")
         if max(over) <= 1:
-            note = f"on held-out tokens the whole model loses {loss.kl_nats:.3e} nats per token, memory {table.goal}"
-            return replace(plan, notes=(*plan.notes, f"{note}; its perplexity changes by {loss.perplexity:+.3f}"))
+            kept = note("limits-kept", nats=loss.kl_nats, memory=table.goal, perplexity_change=loss.perplexity)
+            return plan.noted(kept)
         context.say("more than allowed: solving again under a lower limit")
         scales = [scale * min(1.0, _MARGIN / ratio) for scale, ratio in zip(scales, over, strict=True)]
     least = min(tried, key=lambda loss: loss.kl_nats)

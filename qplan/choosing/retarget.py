@@ -7,6 +7,7 @@ from dataclasses import replace
 from qplan.errors import InputError
 from qplan.formats import QuantFormat
 from qplan.mnn.engines import EngineTarget
+from qplan.notes import note
 from qplan.planner.rules import Rules
 from qplan.run.table import SensitivityTable
 
@@ -28,7 +29,7 @@ def retarget_table(table: SensitivityTable, target: EngineTarget) -> Sensitivity
         table,
         conditions=conditions,
         measurements=tuple(replace(m, format=name) for (_, name, _, _), m in measurements.items()),
-        notes=(*table.notes, f"scales have 32 bits: engine {target.engine} reads no others"),
+        notes=(*table.notes, note("wide-scales", engine=str(target.engine))),
     )
 
 

@@ -182,7 +182,7 @@ def command(
 
     with progress_bar("analyzing") as progress:
         table = run_analyze(options, target, tell, progress)
-    for note in table.notes:
+    for note in map(str, table.notes):
         if note not in told:
             say(note)
     answer(**analysis_document(table, target.sensitivity))

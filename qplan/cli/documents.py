@@ -13,12 +13,13 @@ if TYPE_CHECKING:  # --help and completion wait for no torch
 
     from qplan.jobs.emit import Emitted
     from qplan.jobs.frontier import Swept
+    from qplan.notes import Note
     from qplan.planner.diff import PlanDiff
     from qplan.planner.explain import Alternative, Explanation
     from qplan.run.plan import Plan
     from qplan.run.profile import DeviceProfile
     from qplan.run.table import SensitivityTable
-    from qplan.run.verification import Verification
+    from qplan.run.verification import Check, Verification
     from qplan.verify.climb import Climbed
 
 Document = dict[str, object]
@@ -35,7 +36,7 @@ def analysis_document(table: SensitivityTable, path: Path) -> Document:
         "model_sha256": table.model.sha256,
         "memory": table.goal,
         "reference_nll_nats": table.reference_nll_nats,
-        "notes": list(table.notes),
+        **_notes(table.notes),
         "tensors": [
             {
                 "name": spec.name,
@@ -64,7 +65,7 @@ def emit_document(emitted: Emitted) -> Document:
         **_plan_document(plan),
         "verified": None if verification is None else verification.passed,
         "measured": [] if verification is None else _measured(verification),
-        "checks": [] if verification is None else [asdict(check) for check in verification.checks],
+        "checks": [] if verification is None else [_check(check) for check in verification.checks],
     }
 
 
@@ -79,7 +80,22 @@ def _plan_document(plan: Plan) -> Document:
         "dynamic_option": plan.dynamic_option,
         "formats": {name: fmt.name for name, fmt in plan.formats.items()},
         "limits": [asdict(limit) for limit in plan.limits],
-        "notes": list(plan.notes),
+        **_notes(plan.notes),
+    }
+
+
+def _notes(notes: Sequence[Note]) -> Document:
+    """Notes as sentences for people, and as codes for scripts."""
+    return {"notes": [str(note) for note in notes], "note_codes": [asdict(note) for note in notes]}
+
+
+def _check(check: Check) -> Document:
+    return {
+        "name": check.name,
+        "passed": check.passed,
+        "detail": check.detail,
+        "promise": asdict(check.promise),
+        "found": asdict(check.found),
     }
 
 

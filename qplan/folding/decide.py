@@ -20,6 +20,7 @@ from qplan.formats import QuantFormat
 from qplan.mnn.folder import new_folder
 from qplan.model.load import LoadedModel
 from qplan.model.source import sha256_model
+from qplan.notes import Note
 from qplan.quantize import Int8Activations
 from qplan.quantize.round_all import round_all
 from qplan.quantize.run_rounder import run_rounder
@@ -54,7 +55,7 @@ def run_fold(
     device: str,
     say: Say,
     progress: Progress,
-) -> tuple[LoadedModel, str]:
+) -> tuple[LoadedModel, Note]:
     """Fit scales, fold, and keep the folded model if whole models lose less on tokens that it was not fitted to.
 
     Fitted to the calibration's `fit` windows, judged on those that losses are measured on, with the run's rounding:
@@ -188,7 +189,7 @@ def _decide(
     for folder in ([] if rejected is None else [rejected.folder]) + ([] if pays else [run.folded]):
         shutil.rmtree(folder, ignore_errors=True)
     record = FoldRecord(loaded.card.source, loaded.card.sha256, sha256 if pays else None, memory, losses)
-    say(record.note)
+    say(str(record.note))
     return record
 
 

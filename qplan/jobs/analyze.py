@@ -15,6 +15,7 @@ from qplan.jobs.auto import analyze_auto
 from qplan.jobs.checks import check_analyze
 from qplan.jobs.options import LOGITS_BYTES, MOST_SEQUENCES, AnalyzeOptions
 from qplan.model.load import load_model
+from qplan.notes import Note, note
 from qplan.quantize.methods import DATA_FREE
 from qplan.quantize.round_all import default_jobs, round_all
 from qplan.quantize.run_rounder import run_rounder
@@ -59,11 +60,11 @@ def run_analyze(options: AnalyzeOptions, run: RunFolder, say: Say, progress: Pro
     )
     jobs = options.jobs or (default_jobs() if options.device == "cpu" else 1)
     batch_size = options.batch_size or sequences_per_pass(loaded.card, calibration.seq_len)
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
     if options.fold == "auto" and options.dtype != "float32":
-        notes = (f"weights are not folded: what that gains cannot be measured in {options.dtype}",)
+        notes = (note("folding-not-tried", dtype=options.dtype),)
     elif options.fold == "auto":
-        loaded, note = run_fold(
+        loaded, decided = run_fold(
             run,
             loaded,
             calibration,
@@ -76,7 +77,7 @@ def run_analyze(options: AnalyzeOptions, run: RunFolder, say: Say, progress: Pro
             say=say,
             progress=progress,
         )
-        notes = (note,)
+        notes = (decided,)
     if options.rounding not in DATA_FREE:
         say(f"second moments of all inputs, {calibration.fit.size} tokens to fit rounding to")
     rounder = run_rounder(run, loaded, calibration, options.rounding, batch_size=batch_size, progress=progress)

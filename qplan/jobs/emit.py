@@ -24,6 +24,7 @@ from qplan.mnn.build.quant_config import export_command, make_quant_config
 from qplan.mnn.build.writer import set_runtime
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import LoadedModel
+from qplan.notes import Note, note, text_note
 from qplan.quantize.run_rounder import run_rounder
 from qplan.report.page import Provenance
 from qplan.run.calibration import CalibrationSet
@@ -59,7 +60,7 @@ class _HeldOut:
     """Held-out tokens and where they come from."""
 
     rows: NDArray[np.int64]
-    text: str
+    text: Note
     sha256: str
 
 
@@ -214,7 +215,7 @@ def _held_out(options: EmitOptions, calibration: CalibrationSet, loaded: LoadedM
     rows = options.tokens // calibration.seq_len
     if options.text is None:
         heldout = calibration.heldout[:rows]
-        return _HeldOut(heldout, f"held-out windows of {calibration.source}", calibration.heldout_sha256)
+        return _HeldOut(heldout, note("held-out-windows", source=calibration.source), calibration.heldout_sha256)
     # one window more than needed is held out by tokenize and left alone here
     text = load_text(options.text, loaded.tokenizer)
     judged = tokenize(
@@ -226,4 +227,4 @@ def _held_out(options: EmitOptions, calibration: CalibrationSet, loaded: LoadedM
         context=loaded.card.context,
         vocabulary=loaded.card.vocabulary,
     )
-    return _HeldOut(judged.tokens, text.source, judged.sha256)
+    return _HeldOut(judged.tokens, text_note(text.source), judged.sha256)

@@ -30,6 +30,7 @@ from qplan.jobs.options import EmitOptions
 from qplan.jobs.skeletons import run_skeleton
 from qplan.mnn.build.skeleton import Skeleton
 from qplan.model.load import LoadedModel
+from qplan.notes import note
 from qplan.planner.rules import Rules
 from qplan.quantize.rounder import Rounder
 from qplan.run.folder import RunFolder
@@ -114,9 +115,7 @@ def _chosen(job: EmitJob, fixed: FixedBytes) -> Plan:
         return choose(replace(options.wanted.rules, uniform_fixed=uniform_fixed))
     except InfeasibleError as error:
         job.say(f"not within the bytes of the unfolded uniform export: {error}")
-    plan = choose(options.wanted.rules)
-    note = f"budgets are those of uniform exports of the folded weights, whose graph is {more:,} bytes larger"
-    return replace(plan, notes=(*plan.notes, note))
+    return choose(options.wanted.rules).noted(note("folded-budgets", more_bytes=more))
 
 
 def _first_option(

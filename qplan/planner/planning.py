@@ -10,6 +10,7 @@ from qplan.card import ModelCard
 from qplan.cost.file_bytes import FixedBytes, file_bytes, record_bytes
 from qplan.errors import QplanError
 from qplan.formats import QuantFormat
+from qplan.notes import Note, note
 from qplan.planner.budget import Budget, ResolvedBudget
 from qplan.planner.ceiling import Ceiling
 from qplan.planner.infeasible import infeasible
@@ -231,17 +232,17 @@ def _logits_rule(problem: Problem, solution: Solution, time_limit_s: float) -> L
     return LogitsRule(problem.logits_bits, problem.logits_bits > 0 and bool(heads), price, without)
 
 
-def _router_notes(card: ModelCard, formats: Mapping[str, QuantFormat]) -> Iterator[str]:
+def _router_notes(card: ModelCard, formats: Mapping[str, QuantFormat]) -> Iterator[Note]:
     """How routers are stored: a rule if nobody pinned them."""
     routers = [spec for spec in card.tensors if spec.role is Role.ROUTER]
     if not routers:
         return
     first = routers[0].name.split(".", 3)[-1]
     if all(formats[spec.name] == ROUTER_FORMAT for spec in routers):
-        yield f"rule: routers are {ROUTER_FORMAT} ({len(routers)} of them); --pin '*.{first}=int8' overrides it"
+        yield note("routers-by-rule", format=ROUTER_FORMAT.name, count=len(routers), name=first)
     else:
-        low = sum(formats[spec.name] != ROUTER_FORMAT for spec in routers)
-        yield f"{low} of {len(routers)} routers are rounded: tokens may be sent to other experts"
+        rounded = sum(formats[spec.name] != ROUTER_FORMAT for spec in routers)
+        yield note("routers-rounded", rounded=rounded, count=len(routers))
 
 
 def _notes(
@@ -250,12 +251,11 @@ def _notes(
     fixed: FixedBytes,
     solution: Solution,
     uniform: Mapping[str, Mapping[str, QuantFormat]],
-) -> tuple[str, ...]:
-    notes = []
+) -> Iterator[Note]:
     if solution.status is Status.TIME_LIMIT:
-        notes.append(f"the solver stopped at its time limit; a better plan may exist, by at most {solution.gap:.2%}")
+        yield note("time-limit", gap=solution.gap)
     if not fixed.exact:
-        notes.append("the graph file's size is an estimate; build the model for the exact bytes")
+        yield note("graph-estimated")
     odd = sorted(
         {
             spec.in_features
@@ -265,10 +265,8 @@ def _notes(
         }
     )
     if odd:
-        rows = ", ".join(str(width) for width in odd)
-        notes.append(f"64 does not divide rows of {rows}: MNN's uniform export, the baseline, takes other blocks there")
+        yield note("rows-not-of-64", row_weights=odd)
     if budget is not None and budget.limit_bytes > max(
         file_bytes(card, formats, fixed).total for formats in uniform.values()
     ):
-        notes.append("the budget is larger than uniform fp16")
-    return tuple(notes)
+        yield note("budget-above-fp16")

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from qplan.formats import QuantFormat
 from qplan.model.load import LoadedModel
+from qplan.notes import Note, few, note
 from qplan.quantize import IntTensor, StoredTensor, rtn
 from qplan.quantize.curvature import Curvature
 from qplan.quantize.methods import DATA_FREE, METHODS
@@ -80,14 +81,13 @@ class Rounder:
         return {name: tokens for name, tokens in least.items() if tokens < FEW_TOKENS}
 
     @property
-    def notes(self) -> tuple[str, ...]:
+    def notes(self) -> tuple[Note, ...]:
         """What a reader must know."""
         if not (starved := self.starved):
             return ()
-        shown = ", ".join(f"{name} ({tokens})" for name, tokens in list(starved.items())[:3])
-        more = f" and {len(starved) - 3} more" if len(starved) > 3 else ""
-        note = f"rounded to nearest, since fewer than {FEW_TOKENS} calibration tokens reach them: {shown}{more}; "
-        return (note + "give a longer text, or raise --samples and --fit-tokens",)
+        named, others = few(list(starved))
+        tokens = {name: starved[name] for name in named}
+        return (note("too-few-tokens", least_tokens=FEW_TOKENS, tokens=tokens, others=others),)
 
     def _round(self, name: str, fmt: QuantFormat) -> StoredTensor:
         weight = self.loaded.weight(name)

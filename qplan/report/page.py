@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from qplan.artifact import versions, write_text
 from qplan.errors import StaleArtifactError
+from qplan.notes import Note
 from qplan.report import comparison, heat_map, notation, palette, plan_map, sections, tensor_rows, trade_off
 from qplan.report.grid import grid_of, heat_scale, loss_table
 from qplan.report.page_data import embedded, page_data
@@ -123,6 +124,11 @@ def _check_belonging(table: SensitivityTable, plan: Plan, verification: Verifica
         raise StaleArtifactError(msg)
 
 
+def _without_paths(note: Note) -> Note:
+    """A note about a text, which may be a file of this machine; see `notation.place`."""
+    return replace(note, values={k: notation.place(v) if isinstance(v, str) else v for k, v in note.values.items()})
+
+
 def marked(words: Words) -> Callable[..., Markup]:
     """The words for the page: messages may hold elements, what is filled in is escaped."""
 
@@ -181,7 +187,8 @@ def _context(
 
     return {
         "language": words.language,
-        "stored": words.stored,
+        "note": words.note,
+        "status": words.status,
         "space": words.space,
         "name_of": called,
         "table": table,
@@ -190,6 +197,7 @@ def _context(
         "plan": plan,
         "planned": {tensor.name: tensor for tensor in plan.tensors},
         "verification": verification,
+        "heldout": "" if verification is None else words.note(_without_paths(verification.text)),
         "provenance": provenance or Provenance(),
         "title": table.model.source.rstrip("/").rpartition("/")[2] or table.model.source,
         "verdict": verdict(plan, verification, words),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from qplan.artifact import read_json, write_json
 from qplan.card import ModelCard
+from qplan.notes import Note, note
 from qplan.run.folder import RunFolder
 from qplan.settings import Memory
 
@@ -29,11 +30,10 @@ class FoldRecord:
     (``original``, ``folded``) and uniform model, such as ``int8, memory low``."""
 
     @property
-    def note(self) -> str:
-        """For people."""
-        ratios = "; ".join(f"{name}: {_ratio(self.losses, name):.2f}" for name in self.losses["original"])
-        what = "weights are folded" if self.folded_sha256 else "folding does not pay and is left out"
-        return f"{what}; loss of uniform models, folded over original: {ratios}"
+    def note(self) -> Note:
+        """What was decided, and the ratios that decided it."""
+        ratios = {name: _ratio(self.losses, name) for name in self.losses["original"]}
+        return note("folded" if self.folded_sha256 else "folding-left-out", ratios=ratios)
 
     def write(self, path: Path, inputs: Mapping[str, str]) -> None:
         """Write ``fold.json``."""

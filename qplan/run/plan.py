@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from qplan.artifact import read_json, write_json
 from qplan.cost.file_bytes import FileBytes
 from qplan.errors import InputError
 from qplan.formats import QuantFormat
+from qplan.notes import Note
 from qplan.run.decode import Source, decode
 from qplan.settings import DYNAMIC_OPTIONS
 
@@ -25,7 +26,7 @@ __all__ = [
     "UniformPoint",
 ]
 
-KIND, SCHEMA = "qplan-plan", 2
+KIND, SCHEMA = "qplan-plan", 3
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,8 @@ class Plan:
     solver: SolverReport
     logits: LogitsRule
     uniform: tuple[UniformPoint, ...]
-    notes: tuple[str, ...]
+    notes: tuple[Note, ...]
+    """What a reader must know."""
     dynamic_option: int = 0
     """MNN's ``dynamic_option`` that the model ships with: 2 for int8 activations with a scale per block."""
     given: GivenRules = GivenRules()
@@ -170,9 +172,14 @@ class Plan:
         """Size-weighted mean width, without scales."""
         return sum(t.format.bits * t.weights for t in self.tensors) / sum(t.weights for t in self.tensors)
 
+    def noted(self, *notes: Note) -> Plan:
+        """The plan with more notes."""
+        return replace(self, notes=(*self.notes, *notes))
+
     def write(self, path: Path) -> None:
         """Write ``plan.json`` atomically."""
         body = asdict(self)
+        body["notes"] = [note.to_json() for note in self.notes]
         body["tensors"] = [asdict(t) | {"format": t.format.name} for t in self.tensors]
         body["given"]["pins"] = [{"pattern": pin.pattern, "format": pin.format.name} for pin in self.given.pins]
         inputs = {"model": self.model_sha256, "sensitivity": self.sensitivity_sha256}

@@ -16,6 +16,7 @@ from qplan.artifact import atomic_path, check_header, header, sha256_json
 from qplan.card import ModelCard
 from qplan.errors import InputError, MeasurementError
 from qplan.formats import QuantFormat
+from qplan.notes import Note
 from qplan.run.additivity import JointPoint, predict_joint
 from qplan.run.measurement import Loss, Measurement, Source, summarize
 from qplan.settings import DynamicOption, Memory, Mode, memories_of
@@ -33,7 +34,11 @@ __all__ = [
     "summarize",
 ]
 
-KIND, SCHEMA = "qplan-sensitivity", 3
+KIND, SCHEMA = "qplan-sensitivity", 4
+
+_HASHED_AS = {"wide-scales": "scales have 32 bits: engine {engine} reads no others"}
+"""Notes that are added to tables after they were read, as qplan 3 hashed them: its plans hold such hashes. No sentence
+for people, and never reworded."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,7 @@ class SensitivityTable:
     conditions: Conditions
     reference_nll_nats: float
     """Mean negative log-likelihood of the calibration text under FP32."""
-    notes: tuple[str, ...]
+    notes: tuple[Note, ...]
     """What a reader must know, e.g. formats whose block was changed for a tensor."""
     measurements: tuple[Measurement, ...]
     joint: tuple[JointPoint, ...] = ()
@@ -80,7 +85,8 @@ class SensitivityTable:
     @cached_property
     def sha256(self) -> str:
         """Hash of the content, not of the file."""
-        return sha256_json([self._meta(), [_row(m) for m in self.measurements]])
+        meta = self._meta() | {"notes": [_hashed(note) for note in self.notes]}
+        return sha256_json([meta, [_row(m) for m in self.measurements]])
 
     @property
     def goal(self) -> Memory:
@@ -158,7 +164,7 @@ class SensitivityTable:
             "model": self.model.to_json(),
             "conditions": asdict(self.conditions),
             "reference_nll_nats": self.reference_nll_nats,
-            "notes": list(self.notes),
+            "notes": [note.to_json() for note in self.notes],
             "joint": [asdict(point) for point in self.joint],
         }
 
@@ -194,13 +200,19 @@ class SensitivityTable:
             ModelCard.from_json(meta["model"]),
             Conditions(**(meta["conditions"] | {"formats": tuple(meta["conditions"]["formats"])})),
             meta["reference_nll_nats"],
-            tuple(meta["notes"]),
+            tuple(map(Note.of_json, meta["notes"])),
             tuple(Measurement(**row) for row in table.to_pylist()),
             tuple(JointPoint(**point) for point in meta.get("joint", [])),
         )
 
 
 _COLUMNS = tuple(field.name for field in fields(Measurement))
+
+
+def _hashed(note: Note) -> object:
+    """A note in a table's hash; texts as they are, as tables of earlier versions have them."""
+    frozen = _HASHED_AS.get(note.code)
+    return frozen.format(**note.values) if frozen is not None and note.is_known else note.to_json()
 
 
 def _row(measurement: Measurement) -> list[object]:

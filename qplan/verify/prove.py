@@ -19,6 +19,7 @@ from qplan.mnn.build.writer import build_model
 from qplan.mnn.engines import EngineTarget
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import LoadedModel
+from qplan.notes import Note
 from qplan.quantize import StoredTensor
 from qplan.quantize.rounder import Rounder
 from qplan.run import token_losses
@@ -45,8 +46,8 @@ class BuildBench:
     loaded: LoadedModel
     skeleton: Skeleton
     trial: Trial
-    text: str
-    """Where the tokens of the trial come from, for people."""
+    text: Note
+    """Where the tokens of the trial come from."""
     text_sha256: str
     baselines: Path
     """Folder for the measurements of uniform models."""
@@ -91,7 +92,7 @@ def gate(bench: BuildBench) -> Check:
     if not check.passed:
         msg = (
             f"{bench.loaded.card.architecture} as exported by {bench.skeleton.exporter} computes other logits on the "
-            f"engine than the Hugging Face model: {check.detail}. The export is wrong for this model; every quantized "
+            f"engine than the Hugging Face model: {check.found}. The export is wrong for this model; every quantized "
             "version would be too. Try --llmexport with a newer MNN checkout"
         )
         raise VerificationError(msg)
@@ -177,7 +178,7 @@ def _kept_tokens(bench: BuildBench, name: str, path: Path) -> Iterator[Keep]:
 
     yield keep
     tokens = tuple(tuple(decode([token]) for token in row.tolist()) for row in rows)
-    TokenLosses(name, bench.loaded.card.sha256, bench.text, bench.text_sha256, tokens, found).write(path)
+    TokenLosses(name, bench.loaded.card.sha256, str(bench.text), bench.text_sha256, tokens, found).write(path)
 
 
 def _baseline(bench: BuildBench, name: str, bits: int) -> BuiltModel:

@@ -16,6 +16,7 @@ from qplan.mnn.engine.session import Engine
 from qplan.mnn.engines import EngineTarget, EngineVersion
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import LoadedModel, load_model
+from qplan.notes import text_note
 from qplan.quantize.rounder import Rounder
 from qplan.settings import MEMORIES
 from qplan.verify.measure import Trial
@@ -68,7 +69,7 @@ def on_engine(
                 input_scale=None if scale is None else scale.numpy(),
                 replace=True,
             )
-            bench = BuildBench(loaded, skeleton, Trial(answers), "", "", work, print, target)
+            bench = BuildBench(loaded, skeleton, Trial(answers), text_note(""), "", work, print, target)
             built[label] = work / label / "model"
             bench.build(formats, built[label], RuntimeConfig(), rounder)
             losses[label] = {}

@@ -92,8 +92,8 @@ def test_blocks_that_do_not_divide_are_said_and_the_exporters_are_measured(work:
     for spec in odd:
         formats = {fmt.name for fmt in table.formats_of(spec.name)}
         assert {"int4-b0", "int4-b4"} <= formats
-        assert any(f"rows of {spec.in_features} weights" in note for note in table.notes)
-    assert bool(odd) == any("do not divide" in note for note in table.notes)
+        assert any(f"rows of {spec.in_features} weights" in str(note) for note in table.notes)
+    assert bool(odd) == any("do not divide" in str(note) for note in table.notes)
 
 
 def test_an_edited_plan_is_built_and_verified(work: Path) -> None:
@@ -135,7 +135,7 @@ def test_limits_on_time_ram_and_loss(work: Path) -> None:
     assert "of 0.0" in printed
     smallest = Plan.read(work / "run" / "smallest-max-kl-0.01" / "plan.json")
     assert smallest.objective == "file size"
-    assert any("held-out tokens the whole model loses" in note for note in smallest.notes)
+    assert any("held-out tokens the whole model loses" in str(note) for note in smallest.notes)
     none = qplan(*emit, "--max-ram", "1kB", folder=work)
     assert none.returncode == 3
     assert "the nearest is RAM" in none.stderr

@@ -184,7 +184,7 @@ def test_a_plan_of_experts_keeps_its_promises(folder: Path, tmp_path: Path) -> N
         plan, verification = Plan.read(out / "plan.json"), Verification.read(out / "verification.json")
         assert verification.passed
         assert plan.formats[router.name] == FP16
-        assert any(note.startswith("rule: routers are fp16") for note in plan.notes)
+        assert any(str(note).startswith("rule: routers are fp16") for note in plan.notes)
         for kind in ("gate_up_proj", "down_proj"):
             assert len({t.format for t in plan.tensors if ".experts." in t.name and t.kind == kind}) == 1
         assert set(json.loads((out / "quant_config.json").read_text())) == {t.op_name for t in plan.tensors}

@@ -55,8 +55,8 @@ def test_the_head_is_measured_and_the_savings_told(table: SensitivityTable) -> N
     share = len(measured) / len(table.measurements)
     assert 0 < share < 0.6
     entries = {(m.tensor, m.format, m.memory) for m in measured}
-    assert f"{len(entries)} of " in table.notes[-1]
-    assert f"saved {1 - share:.0%} of the measurements" in table.notes[-1]
+    assert f"{len(entries)} of " in str(table.notes[-1])
+    assert f"saved {1 - share:.0%} of the measurements" in str(table.notes[-1])
 
 
 def test_an_interrupted_run_ends_in_the_same_table(

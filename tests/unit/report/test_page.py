@@ -6,8 +6,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from markupsafe import escape
 
 from qplan.errors import StaleArtifactError
+from qplan.notes import note, text_note
 from qplan.report.page import Provenance, render_html, render_markdown, write_report
 from qplan.tensors import TensorSpec
 from tests.support.invented_run import (
@@ -79,7 +81,7 @@ def test_the_page_is_one_balanced_document_without_requests(small: Run) -> None:
 def test_every_tensor_and_check_is_on_the_page(small: Run) -> None:
     page = render_html(small.table, small.plan, small.verification)
     assert all(f">{tensor.name}<" in page for tensor in small.plan.tensors)
-    assert all(check.name in page and check.detail in page for check in small.verification.checks)
+    assert all(escape(check.name) in page and escape(check.detail) in page for check in small.verification.checks)
     assert "PASS" in page
 
 
@@ -108,7 +110,7 @@ def test_the_largest_models_have_shorter_pages() -> None:
 
 def test_failures_are_at_the_top(small: Run) -> None:
     page = render_html(small.table, small.plan, verification_of(small.plan, failing=True))
-    assert page.index("loss not above uniform INT8, memory low") < page.index('id="plan"')
+    assert page.index("the plan is not worse than uniform int8, memory low") < page.index('id="plan"')
     assert "FAILED" in page
 
 
@@ -174,11 +176,11 @@ def hostile_run() -> Run:
     table = replace(
         table,
         model=replace(table.model, source="</title><script>evil()</script>"),
-        notes=("<img src=x onerror=evil()>", "a | b"),
+        notes=(text_note("<img src=x onerror=evil()>"), note("wide-scales", engine="<u>a | b")),
         conditions=replace(table.conditions, calibration="<u>text</u>"),
     )
-    plan = replace(plan_of(table), budget="<b>1MB", notes=("</main>",))
-    return Run(table, plan, replace(verification_of(plan), text="</section><script>evil()</script>"))
+    plan = replace(plan_of(table), budget="<b>1MB", notes=(text_note("</main>"),))
+    return Run(table, plan, replace(verification_of(plan), text=text_note("</section><script>evil()</script>")))
 
 
 def test_names_cannot_inject() -> None:
@@ -198,7 +200,7 @@ def test_markdown_has_the_numbers_and_whole_tables(small: Run) -> None:
     assert "**PASS**" in short
     assert "7.32 MB" in short
     assert "INT8" in short
-    assert "| passed | size within the budget | 3 912 442 bytes, limit 3 934 106 |" in short
+    assert "| passed | the files fit the budget | 3,912,442 bytes of 3,934,106 (int8) |" in short
     rows = [line.count("|") for line in short.splitlines() if line.startswith("|")]
     blocks = [block for block in short.split("\n\n") if block.startswith("|")]
     assert len(rows) > 30

@@ -17,6 +17,7 @@ from qplan.errors import InputError, StaleArtifactError
 from qplan.formats import INT4, INT8
 from qplan.jobs.frontier import Sweep, find_frontier, run_frontier
 from qplan.jobs.report import newest_plan, plan_frontier, run_report
+from qplan.notes import text_note
 from qplan.planner.budget import Budget
 from qplan.planner.planning import make_plan
 from qplan.planner.rules import Rules
@@ -64,7 +65,7 @@ def test_an_edited_plan_is_counted_again(run: RunFolder) -> None:
     plan = edited_plan(path, table, fixed)
     assert {t.format for t in plan.tensors if t.kind == "up_proj"} == {INT8}
     assert plan.files.total == plan.budget_bytes > Plan.read(path).files.total
-    assert any("edited by hand" in note for note in plan.notes)
+    assert any("edited by hand" in str(note) for note in plan.notes)
     assert recounted(find_plan(str(path))).files == plan.files
     other = replace(table, reference_nll_nats=9.0)
     with pytest.raises(StaleArtifactError, match="other losses"):
@@ -171,7 +172,7 @@ def test_a_report_needs_artifacts_that_belong_together(run: RunFolder, monkeypat
         run_report("int8", run, Language.en, print)
     make_table().write(run.sensitivity)
     plan = Plan.read(newest)
-    Verification(plan.model_sha256, "0" * 64, "words", "0" * 64, 9.0, (), ()).write(
+    Verification(plan.model_sha256, "0" * 64, text_note("words"), "0" * 64, 9.0, (), ()).write(
         newest.with_name("verification.json")
     )
     with pytest.raises(StaleArtifactError, match="is of another plan"):
