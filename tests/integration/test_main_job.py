@@ -22,8 +22,7 @@ from qplan.run.profile import DeviceProfile
 from qplan.run.table import SensitivityTable
 from qplan.run.verification import Verification
 from qplan.uniform import uniform_formats
-from tests.integration.conftest import ANALYZE
-from tests.support.command import qplan, succeed
+from tests.support.command import ANALYZE, qplan, succeed
 from tests.support.documented import DOCS, assert_documented, keys
 from tests.support.mnn_models import VOCABULARY, save
 from tests.support.prose import english_sentences
