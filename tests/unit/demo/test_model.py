@@ -111,6 +111,7 @@ def test_beats_the_unigram_model_five_times(model: Any, tokenizer: Any) -> None:
     assert perplexity.model_perplexity(model, ids) < unigram / 5
 
 
+@pytest.mark.slow
 def test_recorded_perplexity_is_that_of_the_stored_model(model: Any, tokenizer: Any) -> None:
     recorded = read_json(TRAINING)["heldout"]
     ids = tokenizer(HELDOUT.read_text(encoding="utf-8"), verbose=False).input_ids

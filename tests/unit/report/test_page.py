@@ -95,6 +95,7 @@ def test_eighty_layers_and_six_formats_stay_small(deep: Run) -> None:
     assert all(tensor.name in page for tensor in deep.plan.tensors)
 
 
+@pytest.mark.slow
 def test_the_largest_models_have_shorter_pages() -> None:
     widths = ("fp16", *(f"int{bits}{block}" for bits in (8, 6, 5, 4, 3, 2) for block in ("", "-b0")))
     table = sensitivity(qwen_tensors(126, 256, 64, 768, 4096), widths, batches=1)

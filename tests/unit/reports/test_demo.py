@@ -26,6 +26,7 @@ def test_too_short_a_text_has_no_perplexity() -> None:
         perplexity.window_inputs([1, 2, 3])
 
 
+@pytest.mark.slow
 def test_no_source_is_in_two_splits(modules: list[corpus.Module]) -> None:
     owner: dict[str, corpus.Split] = {}
     for module in modules:
@@ -34,6 +35,7 @@ def test_no_source_is_in_two_splits(modules: list[corpus.Module]) -> None:
     assert set(owner.values()) == set(corpus.Split)
 
 
+@pytest.mark.slow
 def test_heldout_lines_are_not_training_lines(modules: list[corpus.Module]) -> None:
     heldout = corpus.cut_text(modules, corpus.Split.HELDOUT, 220_000)
     lines = [line for line in heldout.splitlines() if len(line) >= 40]

@@ -79,7 +79,7 @@ class _Recorder:
         self.seen[module] = inputs, gradients, lookups
 
 
-@pytest.mark.parametrize(("chunk", "option"), [(1 << 21, 0), (1, 2)])
+@pytest.mark.parametrize(("chunk", "option"), [(1 << 21, 0), pytest.param(1, 2, marks=pytest.mark.slow)])
 def test_squares_are_their_definition(
     tiny: LoadedModel,
     calibration: CalibrationSet,
@@ -114,6 +114,7 @@ def test_squares_are_their_definition(
             torch.testing.assert_close(observer.squares(spec.name, index, int8=True), expected, rtol=1e-3, atol=0)
 
 
+@pytest.mark.slow
 def test_labels_are_drawn_from_the_model(qwen2: LoadedModel, calibration: CalibrationSet) -> None:
     """The gradient of log p(label) vanishes on average over labels of the model, and squares to the Fisher."""
     tokens = torch.from_numpy(calibration.tokens)[:1]
