@@ -72,7 +72,9 @@ def choose_requested(
             note = f"on held-out tokens the whole model loses {loss.kl_nats:.3e} nats per token, memory {table.goal}"
             return replace(plan, notes=(*plan.notes, f"{note}; its perplexity changes by {loss.perplexity:+.3f}"))
         context.say("more than allowed: solving again under a lower limit")
-        scales = [scale * min(1.0, _MARGIN / ratio) for scale, ratio in zip(scales, over, strict=True)]
+        # a ratio of 0 is a limit that nobody asked for, or that nothing is lost of
+        lower = [min(1.0, _MARGIN / ratio) if ratio else 1.0 for ratio in over]
+        scales = [scale * factor for scale, factor in zip(scales, lower, strict=True)]
     least = min(tried, key=lambda loss: loss.kl_nats)
     msg = (
         f"no plan was found whose whole model keeps the loss limit on held-out tokens; the nearest has "

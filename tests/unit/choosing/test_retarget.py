@@ -42,10 +42,11 @@ def test_a_plan_for_it_has_its_formats_and_is_held_against_its_uniform(
     table: SensitivityTable, fixed: FixedBytes
 ) -> None:
     rules = retarget_rules(Rules(), OLD)
-    old = make_plan(retarget_table(table, OLD), "int8", fixed, rules=rules)
-    new = make_plan(table, "int8", fixed)
+    old, new = make_plan(retarget_table(table, OLD), (), fixed, rules=rules), make_plan(table, (), fixed)
     assert all(tensor.format == OLD.wide(tensor.format) for tensor in old.tensors)
-    by_name = {point.name: point.total_bytes for point in new.uniform}
-    for point in old.uniform:
-        assert point.total_bytes == by_name[point.name] or point.total_bytes > by_name[point.name] != "fp16"
-    assert old.budget_bytes > new.budget_bytes
+    narrow = {point.name: point.total_bytes for point in new.uniform}
+    assert {point.name: point.total_bytes > narrow[point.name] for point in old.uniform} == {
+        "int4": True,
+        "int8": True,
+        "fp16": False,
+    }
