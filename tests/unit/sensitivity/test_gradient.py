@@ -36,6 +36,7 @@ MANY = 32
 """Draws that leave little noise."""
 
 
+@pytest.mark.slow
 def test_many_draws_come_to_what_is_measured(tiny: LoadedModel, calibration: CalibrationSet) -> None:
     formats = (INT8, QuantFormat(6))
     estimated = gradient.analyze(tiny, calibration, formats, draws=MANY)

@@ -17,7 +17,7 @@ NOW = EngineVersion(3, 6, 1)
 
 def graph(ops: dict[str, tuple[list[str], list[str]]], declared: tuple[str, ...] = ENGINE_INPUTS) -> BinaryGraph:
     """A graph from its ops' inputs and outputs, by the names of tensors; declared inputs are ops too."""
-    ends = {name: ([], [name]) for name in declared} | ops
+    ends: dict[str, tuple[list[str], list[str]]] = {name: ([], [name]) for name in declared} | ops
     names = list(dict.fromkeys(tensor for inputs, outputs in ends.values() for tensor in (*outputs, *inputs)))
     nodes = tuple(
         GraphNode(
