@@ -73,7 +73,9 @@ def choose_requested(
             kept = note("limits-kept", nats=loss.kl_nats, memory=table.goal, perplexity_change=loss.perplexity)
             return plan.noted(kept)
         context.say("more than allowed: solving again under a lower limit")
-        scales = [scale * min(1.0, _MARGIN / ratio) for scale, ratio in zip(scales, over, strict=True)]
+        # a ratio of 0 is a limit that nobody asked for, or that nothing is lost of
+        lower = [min(1.0, _MARGIN / ratio) if ratio else 1.0 for ratio in over]
+        scales = [scale * factor for scale, factor in zip(scales, lower, strict=True)]
     least = min(tried, key=lambda loss: loss.kl_nats)
     msg = (
         f"no plan was found whose whole model keeps the loss limit on held-out tokens; the nearest has "

@@ -20,8 +20,6 @@ from qplan.mnn.engine.session import Engine
 from qplan.mnn.runtime import RuntimeConfig
 from tests.support.fault_corpus import FAULTS, Fault
 
-pytestmark = pytest.mark.engine
-
 NATIVE = ("hidden-size-wrong", "logits-index-renamed", "weights-cut", "tie-of-two-bits", "tokenizer-cut", "graph-cut")
 """Faults that the engine itself is made to face; reports/engine has all of them."""
 

@@ -19,8 +19,6 @@ from qplan.verify.lens import lens_logits
 from qplan.verify.reference import reference_logits, relative_error
 from tests.support.mnn_models import ExportedModel
 
-pytestmark = pytest.mark.engine
-
 
 @pytest.mark.parametrize("name", ["tied", "untied"])
 def test_engine_and_torch_agree_after_every_layer(

@@ -23,8 +23,7 @@ from qplan.run.profile import DeviceProfile
 from qplan.run.table import SensitivityTable
 from qplan.run.verification import Verification
 from qplan.uniform import uniform_formats
-from tests.integration.conftest import ANALYZE
-from tests.support.command import qplan, succeed
+from tests.support.command import ANALYZE, qplan, succeed
 from tests.support.documented import DOCS, assert_documented, keys
 from tests.support.mnn_models import VOCABULARY, save
 from tests.support.prose import english_sentences
@@ -113,9 +112,8 @@ def test_an_edited_plan_is_built_and_verified(work: Path) -> None:
     assert (built.files.weight, built.files.embedding) == (plan.files.weight, plan.files.embedding)
 
 
-def test_limits_on_time_ram_and_loss(work: Path) -> None:
-    if not SensitivityTable.read(work / "run" / "sensitivity.parquet").model.tensors[-1].tied:
-        return  # one model is enough: profiles build many
+def test_limits_on_time_ram_and_loss(analyzed: Callable[[str], Path]) -> None:
+    work = analyzed("tied_model_dir")  # one model is enough: profiles build many
     emit = ("emit", "--run", "run", "--no-build")
     needs = qplan(*emit, "--max-decode-ms", "1", folder=work)
     assert needs.returncode == 2

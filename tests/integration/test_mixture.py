@@ -40,8 +40,6 @@ from tests.support.command import succeed
 from tests.support.mnn_models import VOCABULARY, save
 from tests.support.tiny_models import words
 
-pytestmark = pytest.mark.engine
-
 WIDE = ("fp16", "int8", "int6-b0", "int5", "int4", "int4-sym", "int3-b32", "int2-b0", "int8-b0-sym", "int4-b32-s32")
 
 

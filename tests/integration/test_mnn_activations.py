@@ -23,8 +23,6 @@ from qplan.uniform import uniform_formats
 from qplan.verify.reference import reference_logits
 from tests.support.mnn_models import ExportedModel, linear
 
-pytestmark = pytest.mark.engine
-
 HOME = Path(qplan.demo.__file__).parent
 OPTIONS: tuple[DynamicOption, ...] = (0, 2)
 Q_PROJ, DOWN_PROJ = "/layers.0/self_attn/q_proj/Linear", "/layers.1/mlp/down_proj/Linear"

@@ -21,8 +21,6 @@ from qplan.mnn.graph.json_graph import read_ops
 from qplan.mnn.runtime import RuntimeConfig
 from tests.support.mnn_models import ExportedModel
 
-pytestmark = pytest.mark.engine
-
 NORMAL = RuntimeConfig(memory="normal")
 PLANS = ["fp32", "fp16", "int8", "int4-sym", "mixed-0", "mixed-1", "mixed-2"]
 

@@ -17,8 +17,6 @@ from qplan.mnn.engine.session import Engine
 from qplan.mnn.runtime import RuntimeConfig
 from tests.support.mnn_models import ExportedModel
 
-pytestmark = pytest.mark.engine
-
 
 @pytest.fixture(scope="module")
 def folder(tied_model: ExportedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -23,8 +23,6 @@ from qplan.quantize import rtn
 from qplan.verify.reference import relative_error, torch_logits
 from tests.support.mnn_models import ExportedModel
 
-pytestmark = pytest.mark.engine
-
 
 def test_a_folded_tied_model_computes_the_original_logits(
     tied_model: ExportedModel, token_ids: list[int], tmp_path: Path

@@ -18,8 +18,6 @@ from tests.support.command import qplan
 from tests.support.fault_corpus import FAULTS, Fault
 from tests.support.mnn_models import ExportedModel
 
-pytestmark = pytest.mark.engine
-
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_every_fault_is_named(fault: Fault, corpus: dict[str, Path]) -> None:

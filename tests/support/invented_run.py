@@ -22,6 +22,9 @@ from qplan.tensors import Role, TensorSpec
 FALL = {2: 60.0, 3: 6.0, 4: 1.0, 5: 0.25, 6: 0.09, 8: 0.04, 16: 2e-5}
 """Loss of a width relative to int4."""
 
+SPECIMEN = "model.layers.1.mlp.down_proj"
+"""The tensor whose weights, integers and moments a saved run holds."""
+
 
 @dataclass(frozen=True)
 class Run:

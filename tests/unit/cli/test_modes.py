@@ -113,6 +113,7 @@ def test_every_command_is_documented_with_its_keys() -> None:
         assert keys(JSON_PAGE, f"qplan {command}")
 
 
+@pytest.mark.slow
 def test_a_file_gets_no_control_codes_and_a_terminal_none_if_it_does_not_want_them(work: Path) -> None:
     arguments = [sys.executable, "-c", "from qplan.cli.main import main; main()", "explain", "int4"]
     clean = {name: value for name, value in os.environ.items() if name not in ("FORCE_COLOR", "NO_COLOR")}

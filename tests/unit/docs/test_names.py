@@ -13,7 +13,8 @@ import pytest
 from tests.support.documented import DOCS, ROOT
 
 PAGES = [
-    *sorted(ROOT.glob("*.md")),
+    # CONTRIBUTING.md has placeholders: test_contributing.py holds it
+    *sorted(set(ROOT.glob("*.md")) - {ROOT / "CONTRIBUTING.md"}),
     ROOT / "mkdocs.yml",
     *sorted(DOCS.rglob("*.md")),
     *sorted(ROOT.glob("reports/**/*.md")),

@@ -16,10 +16,7 @@ from qplan.formats import QuantFormat
 from qplan.quantize import IntTensor, rtn
 from qplan.run.folder import RunFolder
 from qplan.run.token_losses import FILE, TokenLosses
-from tests.support.invented_run import make_run
-
-SPECIMEN = "model.layers.1.mlp.down_proj"
-"""The tensor that has weights, integers and moments."""
+from tests.support.invented_run import SPECIMEN, make_run
 
 
 @pytest.fixture(scope="session")

@@ -107,6 +107,7 @@ def test_a_fold_that_does_not_pay_is_left_out_and_said(
     assert fold_of(run, qwen2.card) is None
 
 
+@pytest.mark.slow
 def test_scales_fitted_to_some_of_the_inputs_are_about_the_same(
     qwen2: LoadedModel, tokens: CalibrationSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:

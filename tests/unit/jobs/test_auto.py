@@ -33,6 +33,7 @@ def table(qwen2: LoadedModel, calibration: CalibrationSet) -> SensitivityTable:
     return _auto(qwen2, calibration)
 
 
+@pytest.mark.slow
 def test_it_leads_where_measuring_everything_leads(
     table: SensitivityTable, qwen2: LoadedModel, calibration: CalibrationSet
 ) -> None:
@@ -59,6 +60,7 @@ def test_the_head_is_measured_and_the_savings_told(table: SensitivityTable) -> N
     assert f"saved {1 - share:.0%} of the measurements" in str(table.notes[-1])
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_in_the_same_table(
     table: SensitivityTable, qwen2: LoadedModel, calibration: CalibrationSet, tmp_path: Path
 ) -> None:

@@ -97,6 +97,7 @@ def test_eighty_layers_and_six_formats_stay_small(deep: Run) -> None:
     assert all(tensor.name in page for tensor in deep.plan.tensors)
 
 
+@pytest.mark.slow
 def test_the_largest_models_have_shorter_pages() -> None:
     widths = ("fp16", *(f"int{bits}{block}" for bits in (8, 6, 5, 4, 3, 2) for block in ("", "-b0")))
     table = sensitivity(qwen_tensors(126, 256, 64, 768, 4096), widths, batches=1)
@@ -148,9 +149,17 @@ def test_nothing_to_compare_with(small: Run) -> None:
     unmeasured = tuple(replace(u, predicted_nats=None) for u in small.plan.uniform)
     slow = tuple(replace(m, speed=None, runs=m.runs[:1], emulated_nats={}) for m in small.verification.models)
     for plan in (replace(small.plan, uniform=()), replace(small.plan, uniform=unmeasured)):
-        for verification in (None, replace(small.verification, models=slow), replace(small.verification, models=())):
-            parsed(render_html(small.table, plan, verification))
-            render_markdown(small.table, plan, verification)
+        for verification in (None, replace(small.verification, models=())):
+            page, short = render_html(small.table, plan, verification), render_markdown(small.table, plan, verification)
+            parsed(page)
+            assert "the loss of uniform" not in page + short
+            assert "7.32 MB, KL 3.5e-4 nats/token predicted, not built." in short
+        verification = replace(small.verification, models=slow)
+        page, short = render_html(small.table, plan, verification), render_markdown(small.table, plan, verification)
+        parsed(page)
+        assert "0.68\N{MULTIPLICATION SIGN} the loss of uniform INT8" in short
+        assert "Decode, tokens/s" not in page + short
+    assert "Decode, tokens/s" in render_markdown(small.table, small.plan, small.verification)
 
 
 def test_experts_share_a_cell_and_blocks_are_told_apart(small: Run) -> None:

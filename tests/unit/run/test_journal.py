@@ -22,6 +22,7 @@ from qplan.sensitivity.measured import analyze
 from qplan.sensitivity.replay import ReferencePass
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_table(
     tmp_path: Path, model_folders: dict[str, Path], qwen2: LoadedModel, calibration: CalibrationSet
 ) -> None:

@@ -36,6 +36,7 @@ MANY = 32
 """Draws that leave little noise."""
 
 
+@pytest.mark.slow
 def test_many_draws_come_to_what_is_measured(tiny: LoadedModel, calibration: CalibrationSet) -> None:
     formats = (INT8, QuantFormat(6))
     estimated = gradient.analyze(tiny, calibration, formats, draws=MANY)
@@ -79,7 +80,7 @@ class _Recorder:
         self.seen[module] = inputs, gradients, lookups
 
 
-@pytest.mark.parametrize(("chunk", "option"), [(1 << 21, 0), (1, 2)])
+@pytest.mark.parametrize(("chunk", "option"), [(1 << 21, 0), pytest.param(1, 2, marks=pytest.mark.slow)])
 def test_squares_are_their_definition(
     tiny: LoadedModel,
     calibration: CalibrationSet,
@@ -114,6 +115,7 @@ def test_squares_are_their_definition(
             torch.testing.assert_close(observer.squares(spec.name, index, int8=True), expected, rtol=1e-3, atol=0)
 
 
+@pytest.mark.slow
 def test_labels_are_drawn_from_the_model(qwen2: LoadedModel, calibration: CalibrationSet) -> None:
     """The gradient of log p(label) vanishes on average over labels of the model, and squares to the Fisher."""
     tokens = torch.from_numpy(calibration.tokens)[:1]

@@ -7,7 +7,6 @@ import math
 
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from qplan.errors import QplanError
 from qplan.planner.solver import solver
@@ -16,21 +15,7 @@ from qplan.planner.solver.dominance import Grid, drop_dominated, drop_impossible
 from qplan.planner.solver.program import Program, Row, Status
 from qplan.planner.solver.relaxation import relax
 from qplan.planner.solver.solver import solve
-
-LOSSES = st.floats(math.log(1e-9), math.log(10.0)).map(math.exp)
-
-
-@st.composite
-def programs(draw: st.DrawFn) -> Program:
-    shape = draw(st.lists(st.integers(1, 5), min_size=1, max_size=6))
-    values = tuple(tuple(draw(LOSSES) for _ in range(n)) for n in shape)
-    rows = []
-    for index in range(draw(st.integers(0, 4))):
-        size = draw(st.sampled_from([4, 1_000, 10**9]))
-        costs = tuple(tuple(draw(st.integers(-size if index > 1 else 0, size)) for _ in range(n)) for n in shape)
-        low, high = sum(min(c) for c in costs), sum(max(c) for c in costs)
-        rows.append(Row(f"row {index}", costs, draw(st.integers(low - 1, high))))
-    return Program(values, tuple(rows))
+from tests.support.programs import programs
 
 
 def brute_force(program: Program) -> float:
