@@ -18,7 +18,7 @@ from qplan.folding.evidence import gather_evidence
 from qplan.folding.fit import expected_loss, fit_scales
 from qplan.folding.fold import fold, fold_sites, save_folded
 from qplan.formats import QuantFormat
-from qplan.mnn.folder import new_folder
+from qplan.artifact import new_folder
 from qplan.model.load import LoadedModel
 from qplan.model.source import sha256_model
 from qplan.quantize import Int8Activations
