@@ -8,12 +8,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from qplan.errors import InputError
-from qplan.formats import QuantFormat
 from qplan.quantize import EnginePath, Int8Activations
 from qplan.quantize.rounder import Rounder
 from qplan.run.plan import Plan
-from qplan.run.table import SensitivityTable
 from qplan.sensitivity.joint import joint_losses
 from qplan.settings import DynamicOption
 
@@ -41,23 +38,6 @@ class BlockGain:
     def __str__(self) -> str:
         """For people."""
         return f"{self.prefill:.2f} times the loss in prefill and {self.decode:.2f} in decode (held-out tokens)"
-
-
-def computable(table: SensitivityTable) -> SensitivityTable:
-    """The table without the formats that the engine garbles under ``dynamic_option`` 2.
-
-    Raises:
-        InputError: a tensor is left without any.
-    """
-    rows = tuple(m for m in table.measurements if QuantFormat.parse(m.format).allows_block_activations)
-    bare = sorted({m.tensor for m in table.measurements} - {m.tensor for m in rows})
-    if bare:
-        msg = (
-            f"the engine computes none of the measured formats of {bare[0]} with --dynamic-option 2; "
-            "analyze with --formats that have one scale per row, e.g. int8-b0, or take --dynamic-option 0"
-        )
-        raise InputError(msg)
-    return replace(table, measurements=rows)
 
 
 def measure_gain(plan: Plan, rounder: Rounder, heldout: NDArray[np.int64]) -> BlockGain:

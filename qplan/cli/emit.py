@@ -30,6 +30,7 @@ from qplan.cost.target import DEFAULT_TARGET
 from qplan.errors import InputError, VerificationError
 from qplan.planner.metric import Metric
 from qplan.report.words import Language
+from qplan.run.plan_folder import PlanFolder
 
 if TYPE_CHECKING:
     from qplan.jobs.emit import Emitted
@@ -243,6 +244,7 @@ def show(emitted: Emitted) -> None:
     """
     from qplan.cli.tables import plan_table, verification_table  # noqa: PLC0415 - not for --help
 
+    files = PlanFolder(emitted.folder)
     answer(**emit_document(emitted))
     out.print(plan_table(emitted.plan))
     for limit in emitted.plan.limits:
@@ -256,9 +258,9 @@ def show(emitted: Emitted) -> None:
     for problem in emitted.export_problems:
         remark(problem)
     if emitted.verification is not None:
-        out.print(f"model:  {emitted.folder / 'model'}", markup=False, soft_wrap=True)
-    out.print(f"report: {emitted.folder / 'report.html'}", markup=False, soft_wrap=True)
+        out.print(f"model:  {files.model}", markup=False, soft_wrap=True)
+    out.print(f"report: {files.report}", markup=False, soft_wrap=True)
     if emitted.verification is not None and not emitted.verification.passed:
         failed = [check.name for check in emitted.verification.checks if not check.passed]
-        msg = f"{len(failed)} promises were not kept: {'; '.join(failed)}. See {emitted.folder / 'report.html'}"
+        msg = f"{len(failed)} promises were not kept: {'; '.join(failed)}. See {files.report}"
         raise VerificationError(msg)

@@ -39,8 +39,7 @@ def command(
     if run is None:
         say(f"using the latest run, {target.folder}")
     swept = run_frontier(target, rules_of(logits_bits, pin, min_bits, group, fused=group_fused, metric=metric), points)
-    files = [swept.folder / name for name in ("frontier.png", "frontier.md", "frontier.json")]
-    answer(**frontier_document(swept, files))
+    answer(**frontier_document(swept))
     out.print(frontier_table(swept))
-    for path in files:
+    for path in swept.files:
         out.print(f"{path}", markup=False, soft_wrap=True)

@@ -78,6 +78,7 @@ def command(
     """
     # torch and transformers take seconds to import: not for --help
     from qplan.run.folder import RunFolder  # noqa: PLC0415
+    from qplan.run.plans import newest_built_plan  # noqa: PLC0415
     from qplan.verify.climb import LadderOptions, run_ladder  # noqa: PLC0415
 
     if memory not in {"low", "normal"}:
@@ -87,7 +88,7 @@ def command(
         msg = f"--run {run}: no such folder"
         raise InputError(msg)
     limits = dict(map(_limit, tolerance or []))
-    plan = _newest_plan(run or RunFolder.for_model(model).folder)
+    plan = newest_built_plan(RunFolder(run) if run is not None else RunFolder.for_model(model))
     options = LadderOptions(model, text, tokens, seq_len, memory, plan, limits, llmexport)
     with progress_bar("FP32 reference") as progress:
         climbed = run_ladder(options, say, progress)
@@ -141,9 +142,3 @@ def _limit(text: str) -> tuple[str, float]:
     except ValueError:
         msg = f"--tolerance {text!r}: write RUNG=NATS, e.g. int8=0.01"
         raise InputError(msg) from None
-
-
-def _newest_plan(folder: Path) -> Path | None:
-    """The newest plan of a run that was built."""
-    plans = [path for path in folder.glob("*/plan.json") if (path.parent / "model").is_dir()]
-    return max(plans, key=lambda path: path.stat().st_mtime, default=None)

@@ -39,14 +39,14 @@ def diff_command(
         qplan plan diff int4 int8
         qplan plan diff int4 qplan-runs/my-model/int4/edited.json --all
     """
-    from qplan.choosing.planned import recounted  # noqa: PLC0415
+    from qplan.choosing.planned import planned_on  # noqa: PLC0415
     from qplan.cli.diff_tables import changes_table, totals_table  # noqa: PLC0415 - scipy and pyarrow: not for --help
     from qplan.planner.diff import diff  # noqa: PLC0415
     from qplan.run.folder import RunFolder  # noqa: PLC0415
     from qplan.run.plans import find_plan  # noqa: PLC0415
 
     home = None if run is None else RunFolder(run)
-    old, new = (recounted(find_plan(name, home), home) for name in (before, after))
+    old, new = (planned_on(find_plan(name, home), home).recounted() for name in (before, after))
     changes = diff(old, new)
     answer(**diff_document(changes, {"before": old, "after": new}))
     if changes.changes:

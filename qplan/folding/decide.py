@@ -11,14 +11,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from qplan.artifact import read_json
+from qplan.artifact import new_folder, read_json
 from qplan.errors import MeasurementError, StaleArtifactError
 from qplan.folding.analyzed import _load_folded
 from qplan.folding.evidence import gather_evidence
 from qplan.folding.fit import expected_loss, fit_scales
 from qplan.folding.fold import fold, fold_sites, save_folded
 from qplan.formats import QuantFormat
-from qplan.artifact import new_folder
 from qplan.model.load import LoadedModel
 from qplan.model.source import sha256_model
 from qplan.quantize import Int8Activations

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from qplan.calibration import load_text, tokenize
 from qplan.choosing.activations import BlockGain, with_measured_option, with_note_on_losses
-from qplan.choosing.planned import edited_plan
+from qplan.choosing.planned import PlannedOn, edited_plan, engine_of, planned_on
 from qplan.choosing.retarget import retarget_table
 from qplan.choosing.sizes import fixed_bytes
 from qplan.errors import InputError
@@ -22,13 +22,16 @@ from qplan.jobs.skeletons import run_skeleton
 from qplan.mnn.build.exporter_source import find_exporter
 from qplan.mnn.build.quant_config import export_command, make_quant_config
 from qplan.mnn.build.writer import set_runtime
+from qplan.mnn.engines import EngineVersion
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import LoadedModel
 from qplan.quantize.run_rounder import run_rounder
-from qplan.report.page import Provenance
 from qplan.run.calibration import CalibrationSet
 from qplan.run.folder import RunFolder
 from qplan.run.plan import Plan
+from qplan.run.plan_folder import PlanFolder
+from qplan.run.plans import FoundPlan
+from qplan.run.provenance import Provenance
 from qplan.run.table import SensitivityTable
 from qplan.run.verification import Check, Verification
 from qplan.settings import Progress, Say
@@ -77,8 +80,12 @@ def run_emit(options: EmitOptions, run: RunFolder, say: Say, progress: Progress,
         ToolError: exporter, converter or engine failed.
         VerificationError: the export of this architecture is wrong.
     """
+    losses, given = SensitivityTable.read(run.sensitivity), None
+    if options.plan is not None:
+        given = planned_on(FoundPlan(options.plan, Plan.read(options.plan)), run, losses)
+        options = _for_engine_of(given, options, say)
     target = options.target
-    table = retarget_table(SensitivityTable.read(run.sensitivity), target)
+    table = retarget_table(losses, target)
     if options.dynamic_option == 2 and table.goal != "low":
         msg = f"--dynamic-option 2 changes nothing under memory {table.goal}, which {run.folder} is for: leave it out"
         raise InputError(msg)
@@ -88,8 +95,8 @@ def run_emit(options: EmitOptions, run: RunFolder, say: Say, progress: Progress,
     judges = _held_out(options, calibration, loaded)
     skeleton = run_skeleton(run, loaded, options.llmexport, say, c4=target.c4)
     rounder = run_rounder(run, loaded, calibration, table.conditions.rounding)
-    job = EmitJob(options, run, table, model, skeleton, rounder, calibration.heldout, say)
-    given = None if options.plan is None else edited_plan(options.plan, table, fixed_bytes(skeleton))
+    job = EmitJob(options, run, table, model, skeleton, rounder, calibration.heldout, say, given)
+    edited = None if given is None else edited_plan(given, table, target, fixed_bytes(skeleton))
     with ExitStack() as stack:
         bench = None
         if options.build:
@@ -99,19 +106,21 @@ def run_emit(options: EmitOptions, run: RunFolder, say: Say, progress: Progress,
             baselines = run.baselines_for(None if options.engine is None else str(target.engine))
             bench = BuildBench(loaded, skeleton, trial, judges.text, judges.sha256, baselines, say, target)
         first = gate(bench) if bench is not None else None
-        plan, gain = planned(job, given)
+        plan, gain = planned(job, edited)
         plan.write(job.plan_path)
         exporter = find_exporter(options.llmexport)
         formats = {tensor.op_name: tensor.format for tensor in plan.tensors}
         config = make_quant_config(skeleton, formats, exporter)
-        config_path = job.folder / "quant_config.json"
+        files = PlanFolder(job.folder)
+        config_path = files.quant_config
         config.write(config_path)
-        llmexport = export_command(exporter, job.exported.folder, job.folder / "llmexport", config_path, formats)
+        llmexport = export_command(exporter, job.exported.folder, files.llmexport, config_path, formats)
         verification = None
         if bench is not None and first is not None:
             plan, verification = _prove(job, bench, first, plan, gain)
     provenance = Provenance(commands=(command, llmexport))
-    report_plan(run, job.folder, table, plan, verification, provenance=provenance, language=options.language, say=say)
+    made = PlannedOn(plan, job.plan_path, run, engine_of(plan), table)
+    report_plan(made, verification, provenance=provenance, language=options.language, say=say)
     problems = config.problems if target.c4 else (*config.problems, _WITHOUT_C4.format(target.engine))
     if job.exported is not loaded:
         problems += (
@@ -124,7 +133,7 @@ def _prove(
     job: EmitJob, bench: BuildBench, first: Check, plan: Plan, gain: BlockGain | None
 ) -> tuple[Plan, Verification]:
     """Build and verify the plan; it comes back with its ``dynamic_option`` decided by the built model's speed."""
-    model = job.folder / "model"
+    model = PlanFolder(job.folder).model
     bench.say("plan: building")
     bench.build(plan.formats, model, _runtime(plan), job.rounder)
     speeds = None
@@ -149,8 +158,18 @@ def _prove(
         expected = stored_logits(job.rounder, plan.formats, bench.token_ids)
         more = engine_checks(model, job.options.target, bench.token_ids, expected)
         verification = replace(verification, checks=(*verification.checks, *more))
-    verification.write(job.folder / "verification.json")
+    verification.write(PlanFolder(job.folder).verification)
     return plan, verification
+
+
+def _for_engine_of(given: PlannedOn, options: EmitOptions, say: Say) -> EmitOptions:
+    """Options that build a given plan for the engine that it was made for, unless they name one."""
+    if options.engine is None:
+        return replace(options, engine=given.plan.engine)
+    made_for = EngineVersion.installed() if given.engine is None else given.engine.engine
+    if options.target.engine != made_for:
+        say(f"{given.path} was made for engine {made_for}: its formats are taken as {options.target.engine} reads them")
+    return options
 
 
 def _runtime(plan: Plan) -> RuntimeConfig:

@@ -40,8 +40,8 @@ class StoredCache:
             return IntTensor(fmt, torch.from_numpy(found.codes), torch.from_numpy(found.scale), zero)
         stored = compute()
         if isinstance(stored, IntTensor):
-            zero = None if stored.zero is None else _numpy(stored.zero)
-            self._files.write(name, fmt, RoundedArrays(_numpy(stored.codes), _numpy(stored.scale), zero))
+            kept = None if stored.zero is None else _numpy(stored.zero)
+            self._files.write(name, fmt, RoundedArrays(_numpy(stored.codes), _numpy(stored.scale), kept))
         return stored.rows(rows)
 
     def holds(self, name: str, fmt: QuantFormat) -> bool:

@@ -66,6 +66,14 @@ def fold_of(run: RunFolder, card: ModelCard) -> FoldRecord | None:
     return record if record.folded_sha256 == card.sha256 else None
 
 
+def analyzed_folder(run: RunFolder, card: ModelCard) -> Path:
+    """The Hugging Face folder of the model that a run's table is about: the folded one, or as the user gave it.
+
+    A model of the hub has none: the path is then that of its id, where nothing is.
+    """
+    return Path(card.source).expanduser() if fold_of(run, card) is None else run.folded
+
+
 def _ratio(losses: Mapping[str, Mapping[str, float]], name: str) -> float:
     before = losses["original"][name]
     return losses["folded"][name] / before if before else 1.0

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from qplan.artifact import sha256_json
 from qplan.formats import QuantFormat
 from qplan.run.folder import RunFolder
-from qplan.run.safetensors_file import ALL, SafetensorsFile, write_safetensors
+from qplan.run.safetensors_file import ALL, Array, SafetensorsFile, write_safetensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,8 +59,9 @@ class RoundedTensors:
 
     def write(self, tensor: str, fmt: QuantFormat, arrays: RoundedArrays) -> None:
         """Keep a tensor; its file is written atomically."""
-        zero = {} if arrays.zero is None else {"zero": arrays.zero}
-        parts = {"codes": arrays.codes, "scale": arrays.scale} | zero
+        parts: dict[str, Array] = {"codes": arrays.codes, "scale": arrays.scale}
+        if arrays.zero is not None:
+            parts["zero"] = arrays.zero
         write_safetensors(self.path(tensor, fmt), parts, self.inputs)
 
     def _open(self, tensor: str, fmt: QuantFormat) -> SafetensorsFile | None:

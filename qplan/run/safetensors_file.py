@@ -37,7 +37,9 @@ class SafetensorsFile:
             try:
                 header: dict[str, Any] = json.loads(stream.read(size))
             except ValueError:
-                msg = f"{self.path} is no safetensors file or was cut off; restore it, or remove it to have it made again"
+                msg = (
+                    f"{self.path} is no safetensors file, or a part of one; restore it, or remove it: it is made again"
+                )
                 raise InputError(msg) from None
         return header, 8 + size
 
@@ -68,7 +70,7 @@ class SafetensorsFile:
         entry = header.get(name)
         if entry is None or entry["dtype"] not in _DTYPES:
             what = f"no array {name!r}" if entry is None else f"{name} as {entry['dtype']}, which qplan does not read"
-            msg = f"{self.path} holds {what}; restore the file, or remove it to have it made again"
+            msg = f"{self.path} holds {what}; restore the file, or remove it: it is made again"
             raise InputError(msg)
         shape, dtype = tuple(entry["shape"]), np.dtype(_DTYPES[entry["dtype"]])
         first, last, _ = rows.indices(shape[0]) if shape else (0, 1, 1)
@@ -76,7 +78,7 @@ class SafetensorsFile:
         at = start + entry["data_offsets"][0] + first * width * dtype.itemsize
         found = np.fromfile(self.path, dtype, count=height * width, offset=at)
         if len(found) < height * width:
-            msg = f"{self.path} was cut off in {name}; restore it, or remove it to have it made again"
+            msg = f"{self.path} was cut off in {name}; restore it, or remove it: it is made again"
             raise InputError(msg)
         if entry["dtype"] == "BF16":
             found = (found.astype(np.uint32) << 16).view(np.float32)
@@ -94,5 +96,5 @@ def write_safetensors(path: Path, arrays: Mapping[str, Array], metadata: Mapping
     from safetensors.numpy import save_file  # noqa: PLC0415 - not for who only reads
 
     with atomic_path(path) as temporary:
-        contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
         save_file(contiguous, temporary, None if metadata is None else dict(metadata))

@@ -14,12 +14,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from qplan.artifact import sha256_file
 from qplan.folding.analyzed import load_analyzed
 from qplan.formats import INT4, INT8
-from qplan.jobs.profile import ProfileOptions, Times, measure_times
+from qplan.jobs.profile import ProfileOptions, measure_times
 from qplan.jobs.skeletons import run_skeleton
 from qplan.run.folder import RunFolder
 from qplan.run.plan import Plan
 from qplan.run.profile import DeviceProfile
 from qplan.run.table import SensitivityTable
+from qplan.run.times import Times
 from qplan.run.verification import Verification
 from qplan.uniform import uniform_formats
 from tests.integration.conftest import ANALYZE

@@ -12,13 +12,13 @@ from qplan.choosing.activations import (
     LEAST_GAIN,
     MOST_SLOWDOWN,
     BlockGain,
-    computable,
     measure_gain,
     with_measured_option,
     with_note_on_losses,
     with_requested_option,
     without_block_scales,
 )
+from qplan.choosing.retarget import computable
 from qplan.cost.file_bytes import estimate_fixed
 from qplan.errors import InputError
 from qplan.formats import FP16, INT4, INT8, QuantFormat, applies, garbled

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from qplan.errors import StaleArtifactError
-from qplan.report.page import Provenance, render_html, render_markdown, write_report
+from qplan.report.page import render_html, render_markdown, write_report
+from qplan.run.provenance import Provenance
 from qplan.tensors import TensorSpec
 from tests.support.invented_run import (
     Run,
