@@ -14,6 +14,7 @@ from qplan.cli.emit import command_line, show
 from qplan.cli.modes import with_modes
 from qplan.cli.report import Lang
 from qplan.report.words import Language
+from qplan.run.folder import RUNS, RunFolder
 
 SAMPLES, SEQ_LEN = 8, 256
 """Calibration of the demo; the model was trained on 256 tokens at a time."""
@@ -29,7 +30,7 @@ def command(
     ] = "int8",
     folder: Annotated[
         Path, typer.Option(metavar="FOLDER", help="Where runs go.", rich_help_panel=panels.FOLDERS)
-    ] = Path("qplan-runs"),
+    ] = RUNS,
     lang: Lang = Language.en,
 ) -> None:
     """Analyze, plan, build and prove the embedded model: all of qplan in minutes, offline.
@@ -45,7 +46,6 @@ def command(
     from qplan.jobs.analyze import AnalyzeOptions, run_analyze  # noqa: PLC0415
     from qplan.jobs.emit import run_emit  # noqa: PLC0415
     from qplan.jobs.emit_job import EmitOptions  # noqa: PLC0415
-    from qplan.run.folder import RunFolder  # noqa: PLC0415
 
     home = Path(qplan.demo.__file__).parent
     run = RunFolder(folder / "stdlib-3m")

@@ -143,7 +143,7 @@ def command(
         typer.Option(
             metavar="VERSION",
             help="MNN version that the model must run on, e.g. `3.5.0`.",
-            show_default="the installed",
+            show_default="the plan's, else the installed",
             rich_help_panel=panels.ENGINE,
         ),
     ] = None,

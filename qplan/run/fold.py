@@ -58,6 +58,17 @@ class FoldRecord:
         return cls(*(value[key] for key in ("original", "original_sha256", "folded_sha256", "memory", "losses")))
 
 
+def inputs_of(path: Path) -> dict[str, str]:
+    """What a record's decision depended on.
+
+    Raises:
+        InputError: another kind of file.
+        StaleArtifactError: written by a newer qplan.
+    """
+    found: dict[str, str] = read_json(path, KIND, SCHEMA)["inputs"]
+    return found
+
+
 def fold_of(run: RunFolder, card: ModelCard) -> FoldRecord | None:
     """How the model of a finished analysis was folded; None if it is as the user gave it."""
     if not run.fold.is_file():
