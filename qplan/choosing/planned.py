@@ -33,6 +33,8 @@ class PlannedOn:
     """What the engine that it is for needs; None for the installed one."""
     measured: SensitivityTable
     """The losses whose hash the plan records: the run's, with formats as that engine reads them."""
+    analysis_sha256: str
+    """Hash of the run's own table: plans of one analysis share it, whatever their engines."""
 
     @property
     def rules(self) -> Rules:
@@ -94,10 +96,9 @@ def planned_on(found: FoundPlan, run: RunFolder | None = None, table: Sensitivit
         StaleArtifactError: the run has other losses by now.
     """
     home = run or run_of(found.path)
-    measured = table or SensitivityTable.read(home.sensitivity)
+    table = table or SensitivityTable.read(home.sensitivity)
     engine = engine_of(found.plan)
-    if engine is not None:
-        measured = retarget_table(measured, engine)
+    measured = table if engine is None else retarget_table(table, engine)
     validate_plan(found.plan, measured.model, found.path)
     if measured.sha256 != found.plan.sensitivity_sha256:
         msg = (
@@ -105,7 +106,7 @@ def planned_on(found: FoundPlan, run: RunFolder | None = None, table: Sensitivit
             "plan again with 'qplan emit'"
         )
         raise StaleArtifactError(msg)
-    return PlannedOn(found.plan, found.path, home, engine, measured)
+    return PlannedOn(found.plan, found.path, home, engine, measured, table.sha256)
 
 
 def engine_of(plan: Plan) -> EngineTarget | None:

@@ -119,7 +119,7 @@ def run_emit(options: EmitOptions, run: RunFolder, say: Say, progress: Progress,
         if bench is not None and first is not None:
             plan, verification = _prove(job, bench, first, plan, gain)
     provenance = Provenance(commands=(command, llmexport))
-    made = PlannedOn(plan, job.plan_path, run, engine_of(plan), table)
+    made = PlannedOn(plan, job.plan_path, run, engine_of(plan), table, losses.sha256)
     report_plan(made, verification, provenance=provenance, language=options.language, say=say)
     problems = config.problems if target.c4 else (*config.problems, _WITHOUT_C4.format(target.engine))
     if job.exported is not loaded:
