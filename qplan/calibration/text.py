@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-import qplan
 from qplan.artifact import sha256_file
+from qplan.calib_sets import MANIFEST, calib_sets
 from qplan.calibration.hub import read_dataset
 from qplan.calibration.record import Record, document
 from qplan.errors import InputError
@@ -47,10 +47,10 @@ def load_text(source: str, tokenizer: Any = None) -> Text:  # noqa: ANN401 - a H
     path = Path(source).expanduser()
     if path.is_file():
         text = Text(_capped(_documents(path, tokenizer)), source, None)
-    elif not path.is_dir() and (folder := _calib_folder(source)) is not None:
+    elif not path.is_dir() and (folder := calib_sets().get(source)) is not None:
         text = _calib_set(folder)
     else:
-        records, described, license_ = read_dataset(source, known=calib_names())
+        records, described, license_ = read_dataset(source, known=calib_sets())
         text = Text(_capped(document(record, tokenizer) for record in records), described, license_)
     if not any(part.strip() for part in text.documents):
         msg = f"{source} holds no text; give a source with at least a few thousand tokens"
@@ -74,29 +74,12 @@ def check_text(source: str, option: str = "") -> None:
         msg = f"{given}: extension {path.suffix!r} is not understood; use {kinds} or a dataset folder"
         raise InputError(msg)
     if not path.exists() and path.suffix.lower() in _READERS:
-        msg = f"{given} does not exist; give a {kinds} file, a dataset, or one of {', '.join(calib_names())}"
+        msg = f"{given} does not exist; give a {kinds} file, a dataset, or one of {', '.join(calib_sets())}"
         raise InputError(msg)
 
 
-def calib_names() -> tuple[str, ...]:
-    """Names of the calibration sets that come with qplan."""
-    return tuple(sorted(path.parent.name for root in _calib_roots() for path in root.glob("*/manifest.json")))
-
-
-def _calib_roots() -> tuple[Path, ...]:
-    # inside the package in a wheel, next to it in a checkout
-    package = Path(qplan.__file__).parent
-    return (package / "calib", package.parent / "calib")
-
-
-def _calib_folder(name: str) -> Path | None:
-    if Path(name).name != name:
-        return None
-    return next((root / name for root in _calib_roots() if (root / name / "manifest.json").is_file()), None)
-
-
 def _calib_set(folder: Path) -> Text:
-    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     names, expected = manifest["files"], manifest["sha256"]
     # one hash for one file, a hash by name for several
     hashes = expected if isinstance(expected, dict) else {names[0]: expected}

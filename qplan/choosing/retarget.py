@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from qplan.errors import InputError
@@ -48,6 +49,19 @@ def computable(table: SensitivityTable) -> SensitivityTable:
         )
         raise InputError(msg)
     return replace(table, measurements=rows)
+
+
+def as_measured(fmt: QuantFormat, measured: Sequence[QuantFormat], target: EngineTarget) -> QuantFormat:
+    """A format of a plan for one engine, as another engine's table has it: with the scales that it reads.
+
+    Args:
+        fmt: in the plan.
+        measured: what the table has for its tensor.
+        target: the other engine.
+    """
+    if fmt in measured or fmt.is_float:
+        return fmt
+    return target.wide(replace(fmt, scale_bits=16))
 
 
 def retarget_rules(rules: Rules, target: EngineTarget) -> Rules:

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from qplan.formats import QuantFormat
+from qplan.run.plan_folder import PlanFolder
 
 if TYPE_CHECKING:  # --help and completion wait for no torch
     from pathlib import Path
@@ -52,14 +53,14 @@ def analysis_document(table: SensitivityTable, path: Path) -> Document:
 
 def emit_document(emitted: Emitted) -> Document:
     """Of ``qplan emit``."""
-    plan, folder, verification = emitted.plan, emitted.folder, emitted.verification
+    plan, files, verification = emitted.plan, PlanFolder(emitted.folder), emitted.verification
     return {
-        "folder": str(folder),
-        "plan": str(folder / "plan.json"),
-        "quant_config": str(folder / "quant_config.json"),
-        "model": str(folder / "model") if verification is not None else None,
-        "verification": str(folder / "verification.json") if verification is not None else None,
-        "report": str(folder / "report.html"),
+        "folder": str(emitted.folder),
+        "plan": str(files.plan),
+        "quant_config": str(files.quant_config),
+        "model": str(files.model) if verification is not None else None,
+        "verification": str(files.verification) if verification is not None else None,
+        "report": str(files.report),
         "export_command": emitted.export_command,
         "export_problems": list(emitted.export_problems),
         **_plan_document(plan),
@@ -115,10 +116,10 @@ def _measured(verification: Verification) -> list[Document]:
     ]
 
 
-def frontier_document(swept: Swept, files: Sequence[Path]) -> Document:
+def frontier_document(swept: Swept) -> Document:
     """Of ``qplan frontier``."""
     return {
-        "files": [str(path) for path in files],
+        "files": [str(path) for path in swept.files],
         "model": swept.table.model.source,
         "memory": swept.table.goal,
         "seconds": swept.frontier.seconds,

@@ -34,6 +34,7 @@ from qplan.mnn.engines import EngineVersion
 from qplan.planner.budget import parse_budgets
 from qplan.planner.rules import Rules
 from qplan.planner.size import Size
+from qplan.run.plan_folder import PlanFolder
 from qplan.settings import DynamicOption, Objective
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ def command(
         typer.Option(
             metavar="VERSION",
             help="MNN version that the model must run on, e.g. `3.5.0`.",
-            show_default="the installed",
+            show_default="the plan's, else the installed",
             rich_help_panel=panels.ENGINE,
         ),
     ] = None,
@@ -231,6 +232,7 @@ def show(emitted: Emitted) -> None:
     """
     from qplan.cli.tables import plan_table, verification_table  # noqa: PLC0415 - not for --help
 
+    files = PlanFolder(emitted.folder)
     answer(**emit_document(emitted))
     out.print(plan_table(emitted.plan))
     for limit in emitted.plan.limits:
@@ -244,9 +246,9 @@ def show(emitted: Emitted) -> None:
     for problem in emitted.export_problems:
         remark(problem)
     if emitted.verification is not None:
-        out.print(f"model:  {emitted.folder / 'model'}", markup=False, soft_wrap=True)
-    out.print(f"report: {emitted.folder / 'report.html'}", markup=False, soft_wrap=True)
+        out.print(f"model:  {files.model}", markup=False, soft_wrap=True)
+    out.print(f"report: {files.report}", markup=False, soft_wrap=True)
     if emitted.verification is not None and not emitted.verification.passed:
         failed = [check.name for check in emitted.verification.checks if not check.passed]
-        msg = f"{len(failed)} promises were not kept: {'; '.join(failed)}. See {emitted.folder / 'report.html'}"
+        msg = f"{len(failed)} promises were not kept: {'; '.join(failed)}. See {files.report}"
         raise VerificationError(msg)

@@ -50,8 +50,7 @@ def command(
     from qplan.jobs.frontier import run_frontier  # noqa: PLC0415
 
     swept = run_frontier(home, rules, points)
-    files = [swept.folder / name for name in ("frontier.png", "frontier.md", "frontier.json")]
-    answer(**frontier_document(swept, files))
+    answer(**frontier_document(swept))
     out.print(frontier_table(swept))
-    for path in files:
+    for path in swept.files:
         out.print(f"{path}", markup=False, soft_wrap=True)

@@ -15,6 +15,7 @@ from qplan.cli.rules import LlmExport, existing_run
 from qplan.cli.view import table_view
 from qplan.errors import InputError, VerificationError
 from qplan.run.folder import RunFolder
+from qplan.run.plans import newest_built_plan
 from qplan.settings import Memory
 from qplan.verify.ladder import TOLERANCES, LadderOptions
 
@@ -85,7 +86,7 @@ def command(
         tokens=tokens,
         seq_len=seq_len,
         memory=memory,
-        plan=_newest_plan(home.folder),
+        plan=newest_built_plan(home),
         limits=dict(map(_limit, tolerance or [])),
         llmexport=llmexport,
     )
@@ -147,9 +148,3 @@ def _limit(text: str) -> tuple[str, float]:
     except ValueError:
         msg = f"--tolerance {text!r}: write RUNG=NATS, e.g. int8=0.01"
         raise InputError(msg) from None
-
-
-def _newest_plan(folder: Path) -> Path | None:
-    """The newest plan of a run that was built."""
-    plans = [path for path in folder.glob("*/plan.json") if (path.parent / "model").is_dir()]
-    return max(plans, key=lambda path: path.stat().st_mtime, default=None)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import pandas as pd
 
 from qplan.formats import QuantFormat
+from qplan.run.frontier import Frontier, MeasuredModel
 from qplan.run.plan import Plan
 from qplan.run.table import SensitivityTable
-from qplan.run.verification import BuiltModel, Speed, Verification
+from qplan.run.token_losses import Losses, TokenLosses
+from qplan.run.verification import BuiltModel, Speed
+from qplan.run.verified import VerifiedPlan
 from qplan.tensors import TensorSpec
 
-if TYPE_CHECKING:  # both import the solver or matplotlib, which takes as long as everything else here
-    from qplan.run.frontier import Frontier, MeasuredModel
+_BEFORE = 6
+"""Tokens shown before the one in question."""
 
 INTERVAL_SIGMAS = 1.96
 """Standard errors on either side of a loss that hold the mean over all text in 95 of 100 cases."""
@@ -149,7 +151,7 @@ def frontier_frame(frontier: Frontier, measured: Iterable[MeasuredModel], specs:
     return frame.sort_values(["total_bytes", "model"], ignore_index=True, kind="stable")
 
 
-def verification_frame(verified: Mapping[str, tuple[Plan, Verification]]) -> pd.DataFrame:
+def verification_frame(verified: Iterable[VerifiedPlan]) -> pd.DataFrame:
     """One row per emitted budget, built model and setting of the engine.
 
     Columns: ``budget, model`` (``plan``, ``fp16``, ``int8``, ``int4``), ``memory, path`` (``prefill`` or ``decode``),
@@ -159,25 +161,39 @@ def verification_frame(verified: Mapping[str, tuple[Plan, Verification]]) -> pd.
     decode_tokens_per_s, ram_bytes``.
     """
     rows: list[dict[str, object]] = []
-    for budget, (plan, verification) in verified.items():
+    for found in verified:
+        plan = found.plan
         predicted = {point.name.split()[0]: point.predicted_nats for point in plan.uniform}
         predicted["plan"] = plan.predicted_nats
-        for model in verification.models:
-            rows += _runs(budget, model, predicted.get(model.name), plan.memory)
+        for model in found.verification.models:
+            rows += _runs(found.name, model, predicted.get(model.name), plan.memory)
     frame = pd.DataFrame(rows, columns=VERIFICATION_COLUMNS)
     floats = ["predicted_nats", "emulated_nats", "prefill_tokens_per_s", "decode_tokens_per_s", "ram_bytes"]
     frame[floats] = frame[floats].astype(float)
     return frame
 
 
-def checks_frame(verified: Mapping[str, tuple[Plan, Verification]]) -> pd.DataFrame:
+def checks_frame(verified: Iterable[VerifiedPlan]) -> pd.DataFrame:
     """One row per emitted budget and promise: ``budget, check, passed, detail``."""
     rows = [
-        {"budget": budget, "check": check.name, "passed": check.passed, "detail": check.detail}
-        for budget, (_, verification) in verified.items()
-        for check in verification.checks
+        {"budget": found.name, "check": check.name, "passed": check.passed, "detail": check.detail}
+        for found in verified
+        for check in found.verification.checks
     ]
     return pd.DataFrame(rows, columns=["budget", "check", "passed", "detail"])
+
+
+def token_frame(losses: TokenLosses) -> pd.DataFrame:
+    """One row per token; see `qplan.explore.run.Run.tokens` for columns."""
+    return pd.DataFrame(_tokens(losses.tokens, losses.kl_nats))
+
+
+def _tokens(rows: Sequence[Sequence[str]], kl_nats: Mapping[str, Losses]) -> Iterator[dict[str, object]]:
+    for sequence, row in enumerate(rows):
+        for position, token in enumerate(row):
+            before = "".join(row[max(0, position - _BEFORE) : position])
+            losses = {f"{memory}_nats": float(values[sequence, position]) for memory, values in kl_nats.items()}
+            yield {"sequence": sequence, "position": position, "before": before, "token": token} | losses
 
 
 def _runs(budget: str, model: BuiltModel, predicted: float | None, memory: str) -> list[dict[str, object]]:

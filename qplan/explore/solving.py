@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
+from qplan.choosing.budget_plan import within_uniform
 from qplan.choosing.request import PlanRequest
+from qplan.choosing.sizes import unfolded_fixed_bytes
 from qplan.cost.file_bytes import FixedBytes
-from qplan.errors import InfeasibleError
-from qplan.explore.saved import uniform_fixed_bytes
 from qplan.planner.budget import Budget, parse_budgets
 from qplan.planner.ceiling import Ceiling
 from qplan.planner.limits import ResourceLimit
@@ -18,6 +17,9 @@ from qplan.run.folder import RunFolder
 from qplan.run.plan import Plan
 from qplan.run.table import SensitivityTable
 from qplan.tensors import short_name
+
+ANY_NATS = 1e6
+"""A limit on the loss that every plan keeps: for the smallest plan of all."""
 
 
 def budgets_of(budget: str | int | Sequence[str] | None) -> tuple[Budget, ...]:
@@ -64,11 +66,4 @@ def solved(home: RunFolder, table: SensitivityTable, fixed: FixedBytes, wanted: 
     def solve(rules: Rules) -> Plan:
         return make_plan(table, wanted.budgets, fixed, rules=rules, ceilings=limits, minimize=minimize)
 
-    uniform_fixed = uniform_fixed_bytes(home, fixed)
-    if uniform_fixed is not None:
-        try:
-            return solve(replace(wanted.rules, uniform_fixed=uniform_fixed))
-        except InfeasibleError:
-            if not wanted.budgets:
-                raise
-    return solve(wanted.rules)
+    return within_uniform(solve, wanted.rules, fixed, unfolded_fixed_bytes(home))

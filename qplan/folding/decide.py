@@ -10,14 +10,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from qplan.artifact import read_json
+from qplan.artifact import new_folder
 from qplan.errors import MeasurementError, StaleArtifactError
 from qplan.folding.analyzed import _load_folded
 from qplan.folding.evidence import gather_evidence
 from qplan.folding.fit import expected_loss, fit_scales
 from qplan.folding.fold import fold, fold_sites, save_folded
 from qplan.formats import QuantFormat
-from qplan.mnn.folder import new_folder
 from qplan.model.load import LoadedModel
 from qplan.model.source import sha256_model
 from qplan.notes import Note
@@ -26,7 +25,7 @@ from qplan.quantize.round_all import round_all
 from qplan.quantize.run_rounder import run_rounder
 from qplan.quantize.stored_cache import StoredCache
 from qplan.run.calibration import CalibrationSet
-from qplan.run.fold import KIND, SCHEMA, FoldRecord, _ratio
+from qplan.run.fold import FoldRecord, _ratio, inputs_of
 from qplan.run.folder import RunFolder
 from qplan.sensitivity.joint import joint_losses
 from qplan.settings import DynamicOption, Memory, Progress, Say, memories_of
@@ -104,7 +103,7 @@ def _check_inputs(run: RunFolder, inputs: Mapping[str, str]) -> None:
     Raises:
         StaleArtifactError: names what changed.
     """
-    found = read_json(run.fold, KIND, SCHEMA)["inputs"]
+    found = inputs_of(run.fold)
     words = {"model": "the model", "fit": "the text that rounding fits to", "judge": "the calibration text"}
     changes = [words.get(key, key) for key, value in inputs.items() if found.get(key) != value]
     if changes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qplan.calibration import check_text
 from qplan.choosing.request import PlanRequest
@@ -21,8 +22,13 @@ from qplan.model.source import check_source
 from qplan.planner.rules import Rules
 from qplan.run.calibration import CalibrationSet
 from qplan.run.folder import RunFolder
+from qplan.run.plan import Plan
+from qplan.run.plans import FoundPlan
 from qplan.run.table import SensitivityTable
 from qplan.verify.ladder import LadderOptions
+
+if TYPE_CHECKING:
+    from qplan.choosing.planned import PlannedOn
 
 
 def check_analyze(options: AnalyzeOptions) -> None:
@@ -80,9 +86,8 @@ def check_emit(options: EmitOptions, run: RunFolder) -> None:
     """
     if options.text is not None:
         check_text(options.text, "--text")
-    if options.plan is not None and not options.plan.is_file():
-        msg = f"--plan {options.plan} does not exist; give a plan.json that 'qplan emit' wrote"
-        raise InputError(msg)
+    given = given_plan(options, run)
+    options = options if given is None else for_engine_of(given, options)
     find_exporter(options.llmexport)
     target = options.target
     table = retarget_table(SensitivityTable.read(run.sensitivity), target)
@@ -90,10 +95,10 @@ def check_emit(options: EmitOptions, run: RunFolder) -> None:
         msg = f"--dynamic-option 2 changes nothing under memory {table.goal}, which {run.folder} is for: leave it out"
         raise InputError(msg)
     fixed = run_fixed_bytes(run, table.model, c4=target.c4)
-    if options.plan is not None:
+    if given is not None:
         from qplan.choosing.planned import edited_plan  # noqa: PLC0415 - the solver takes longer than all else here
 
-        edited_plan(options.plan, table, fixed)
+        edited_plan(given, table, target, fixed)
     else:
         usable = computable(table) if options.dynamic_option == 2 else table
         _check_request(replace(options.wanted, rules=retarget_rules(options.wanted.rules, target)), usable, run, fixed)
@@ -101,6 +106,30 @@ def check_emit(options: EmitOptions, run: RunFolder) -> None:
     if options.tokens < seq_len:
         msg = f"--tokens {options.tokens} is below one sequence of {seq_len} tokens; raise it"
         raise InputError(msg)
+
+
+def given_plan(options: EmitOptions, run: RunFolder) -> PlannedOn | None:
+    """The plan that people gave, with what it was made from; None if one is to be made.
+
+    Raises:
+        InputError: no such file, or not a plan of this run's model; names the line.
+        StaleArtifactError: a plan of other losses.
+    """
+    if options.plan is None:
+        return None
+    if not options.plan.is_file():
+        msg = f"--plan {options.plan} does not exist; give a plan.json that 'qplan emit' wrote"
+        raise InputError(msg)
+    from qplan.choosing.planned import planned_on  # noqa: PLC0415 - the solver takes longer than all else here
+
+    return planned_on(FoundPlan(options.plan, Plan.read(options.plan)), run)
+
+
+def for_engine_of(given: PlannedOn, options: EmitOptions) -> EmitOptions:
+    """Options that build a given plan for the engine that it was made for, unless they name one."""
+    if options.engine is not None or given.engine is None:
+        return options
+    return replace(options, engine=given.engine.engine)
 
 
 def _check_request(request: PlanRequest, table: SensitivityTable, run: RunFolder, fixed: FixedBytes) -> None:

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from qplan.calibration import load_text, tokenize
 from qplan.choosing.activations import BlockGain, with_measured_option, with_note_on_losses
-from qplan.choosing.planned import edited_plan
+from qplan.choosing.planned import PlannedOn, edited_plan, engine_of
 from qplan.choosing.retarget import retarget_table
 from qplan.choosing.sizes import fixed_bytes
 from qplan.folding.analyzed import load_analyzed
-from qplan.jobs.checks import check_emit
+from qplan.jobs.checks import check_emit, for_engine_of, given_plan
 from qplan.jobs.emit_job import EmitJob, planned
 from qplan.jobs.options import EmitOptions
 from qplan.jobs.report import report_plan
@@ -22,14 +22,16 @@ from qplan.jobs.skeletons import run_skeleton
 from qplan.mnn.build.exporter_source import find_exporter
 from qplan.mnn.build.quant_config import export_command, make_quant_config
 from qplan.mnn.build.writer import set_runtime
+from qplan.mnn.engines import EngineVersion
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import LoadedModel
 from qplan.notes import Note, note, text_note
 from qplan.quantize.run_rounder import run_rounder
-from qplan.report.page import Provenance
 from qplan.run.calibration import CalibrationSet
 from qplan.run.folder import RunFolder
 from qplan.run.plan import Plan
+from qplan.run.plan_folder import PlanFolder
+from qplan.run.provenance import Provenance
 from qplan.run.table import SensitivityTable
 from qplan.run.verification import Check, Verification
 from qplan.settings import Progress, Say
@@ -91,13 +93,17 @@ def run_emit(options: EmitOptions, run: RunFolder, say: Say, progress: Progress,
         VerificationError: the export of this architecture is wrong.
     """
     check_emit(options, run)
+    given = given_plan(options, run)
+    if given is not None:
+        options = for_engine_of(given, options)
+        _say_if_moved(given, options, say)
     table = retarget_table(SensitivityTable.read(run.sensitivity), options.target)
     calibration = CalibrationSet.read(run.calibration)
     model = load_analyzed(run, table.model, say)
     judged = _held_out(options, calibration, model.loaded)
     skeleton = run_skeleton(run, model.loaded, options.llmexport, say, c4=options.target.c4)
     rounder = run_rounder(run, model.loaded, calibration, table.conditions.rounding)
-    job = EmitJob(options, run, table, model, skeleton, rounder, calibration.heldout, say)
+    job = EmitJob(options, run, table, model, skeleton, rounder, calibration.heldout, say, given)
     if options.build:
         return _plan_and_build(job, judged, progress, command)
     return _plan_only(job, command)
@@ -117,7 +123,7 @@ def _plan_and_build(job: EmitJob, judged: _HeldOut, progress: Progress, command:
     job.say(f"FP32 reference on {judged.rows.size} tokens: {judged.text}")
     with reference_logits(loaded, judged.rows, progress) as reference:
         trial = Trial(reference, threads=options.threads)
-        baselines = job.run.baselines_for(None if options.engine is None else str(target.engine))
+        baselines = job.run.baselines_for(job.engine)
         bench = BuildBench(loaded, job.skeleton, trial, judged.text, judged.sha256, baselines, job.say, target)
         first = gate(bench)
         plan, gain = planned(job, given)
@@ -127,9 +133,10 @@ def _plan_and_build(job: EmitJob, judged: _HeldOut, progress: Progress, command:
 
 
 def _given(job: EmitJob) -> Plan | None:
-    """The plan that the user gave; None where one is to be made."""
-    path = job.options.plan
-    return None if path is None else edited_plan(path, job.table, fixed_bytes(job.skeleton))
+    """The plan that the user gave, as it is built; None where one is to be made."""
+    if job.given is None:
+        return None
+    return edited_plan(job.given, job.table, job.options.target, fixed_bytes(job.skeleton))
 
 
 def _write_plan(job: EmitJob, plan: Plan) -> _Exportable:
@@ -138,9 +145,9 @@ def _write_plan(job: EmitJob, plan: Plan) -> _Exportable:
     exporter = find_exporter(job.options.llmexport)
     formats = {tensor.op_name: tensor.format for tensor in plan.tensors}
     config = make_quant_config(job.skeleton, formats, exporter)
-    path = job.folder / "quant_config.json"
-    config.write(path)
-    command = export_command(exporter, job.exported.folder, job.folder / "llmexport", path, formats)
+    files = PlanFolder(job.folder)
+    config.write(files.quant_config)
+    command = export_command(exporter, job.exported.folder, files.llmexport, files.quant_config, formats)
     problems, target = config.problems, job.options.target
     if not target.c4:
         problems += (_WITHOUT_C4.format(target.engine),)
@@ -155,16 +162,10 @@ def _reported(
     job: EmitJob, plan: Plan, verification: Verification | None, exportable: _Exportable, command: str
 ) -> Emitted:
     """Write the report, and sum up."""
-    report_plan(
-        job.run,
-        job.folder,
-        job.table,
-        plan,
-        verification,
-        provenance=Provenance(commands=(command, exportable.command)),
-        language=job.options.language,
-        say=job.say,
-    )
+    analysis = SensitivityTable.read(job.run.sensitivity)
+    made = PlannedOn(plan, job.plan_path, job.run, engine_of(plan), job.table, analysis.sha256)
+    provenance = Provenance(commands=(command, exportable.command))
+    report_plan(made, verification, provenance=provenance, language=job.options.language, say=job.say)
     return Emitted(job.folder, plan, verification, exportable.command, exportable.problems)
 
 
@@ -172,7 +173,7 @@ def _prove(
     job: EmitJob, bench: BuildBench, first: Check, plan: Plan, gain: BlockGain | None
 ) -> tuple[Plan, Verification]:
     """Build and verify the plan; it comes back with its ``dynamic_option`` decided by the built model's speed."""
-    model = job.folder / "model"
+    model = PlanFolder(job.folder).model
     bench.say("plan: building")
     bench.build(plan.formats, model, _runtime(plan), job.rounder)
     speeds = None
@@ -197,8 +198,15 @@ def _prove(
         expected = stored_logits(job.rounder, plan.formats, bench.token_ids)
         more = engine_checks(model, job.options.target, bench.token_ids, expected)
         verification = replace(verification, checks=(*verification.checks, *more))
-    verification.write(job.folder / "verification.json")
+    verification.write(PlanFolder(job.folder).verification)
     return plan, verification
+
+
+def _say_if_moved(given: PlannedOn, options: EmitOptions, say: Say) -> None:
+    """Say so where a given plan is built for another engine than it was made for."""
+    made_for = EngineVersion.installed() if given.engine is None else given.engine.engine
+    if options.target.engine != made_for:
+        say(f"{given.path} was made for engine {made_for}: its formats are taken as {options.target.engine} reads them")
 
 
 def _runtime(plan: Plan) -> RuntimeConfig:

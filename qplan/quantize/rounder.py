@@ -17,7 +17,8 @@ from qplan.quantize import IntTensor, StoredTensor, rtn
 from qplan.quantize.curvature import Curvature
 from qplan.quantize.methods import DATA_FREE, METHODS
 from qplan.quantize.moments import Moments
-from qplan.quantize.stored_cache import ALL, StoredCache
+from qplan.quantize.stored_cache import StoredCache
+from qplan.run.safetensors_file import ALL
 from qplan.settings import Rounding
 
 CANDIDATES = ("gptq", "search", "rtn")

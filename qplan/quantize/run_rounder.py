@@ -7,15 +7,15 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from qplan.artifact import sha256_json
 from qplan.errors import InputError
 from qplan.model.load import LoadedModel
 from qplan.quantize.methods import DATA_FREE
-from qplan.quantize.moments import Moments, gather_moments, open_moments
+from qplan.quantize.moments import Moments, gather_moments
 from qplan.quantize.rounder import Rounder
 from qplan.quantize.stored_cache import StoredCache
 from qplan.run.calibration import CalibrationSet
 from qplan.run.folder import RunFolder
+from qplan.run.moments import Part, moments_folder
 from qplan.settings import ROUNDINGS, Progress
 
 
@@ -51,10 +51,10 @@ def run_rounder(
     if known == "rtn":
         return Rounder(loaded, "rtn")
 
-    def moments(part: str, tokens: NDArray[Any], sha256: str) -> Moments:
-        folder = run.rounding / f"{part}-{sha256[:12]}"
+    def moments(part: Part, tokens: NDArray[Any], sha256: str) -> Moments:
+        folder = moments_folder(run, part, sha256)
         inputs = {"model": loaded.card.sha256, "tokens": sha256}
-        return open_moments(folder, inputs) or gather_moments(
+        return Moments.open(folder, inputs) or gather_moments(
             loaded, torch.from_numpy(tokens), folder, inputs=inputs, batch_size=batch_size, progress=progress
         )
 
@@ -63,4 +63,4 @@ def run_rounder(
     inputs = {"model": loaded.card.sha256, "rounding": known}
     inputs |= {"fit": calibration.fit_sha256} if fit is not None else {}
     inputs |= {"judge": calibration.sha256} if judge is not None else {}
-    return Rounder(loaded, known, fit, judge, StoredCache(run.rounding / f"tensors-{sha256_json(inputs)[:12]}", inputs))
+    return Rounder(loaded, known, fit, judge, StoredCache.of(run, inputs))

@@ -58,12 +58,31 @@ class FoldRecord:
         return cls(*(value[key] for key in ("original", "original_sha256", "folded_sha256", "memory", "losses")))
 
 
+def inputs_of(path: Path) -> dict[str, str]:
+    """What a record's decision depended on.
+
+    Raises:
+        InputError: another kind of file.
+        StaleArtifactError: written by a newer qplan.
+    """
+    found: dict[str, str] = read_json(path, KIND, SCHEMA)["inputs"]
+    return found
+
+
 def fold_of(run: RunFolder, card: ModelCard) -> FoldRecord | None:
     """How the model of a finished analysis was folded; None if it is as the user gave it."""
     if not run.fold.is_file():
         return None
     record = FoldRecord.read(run.fold)
     return record if record.folded_sha256 == card.sha256 else None
+
+
+def analyzed_folder(run: RunFolder, card: ModelCard) -> Path:
+    """The Hugging Face folder of the model that a run's table is about: the folded one, or as the user gave it.
+
+    A model of the hub has none: the path is then that of its id, where nothing is.
+    """
+    return Path(card.source).expanduser() if fold_of(run, card) is None else run.folded
 
 
 def _ratio(losses: Mapping[str, Mapping[str, float]], name: str) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -27,6 +28,14 @@ __all__ = [
 ]
 
 KIND, SCHEMA = "qplan-plan", 3
+
+_ENGINE = re.compile(r"\d+\.\d+\.\d+")
+
+_ENGINE_RECORDED = 3
+"""First schema with `Plan.engine`."""
+
+_OF_ENGINE = re.compile(rf"-mnn-({_ENGINE.pattern})$")
+"""How ``emit --engine`` ends a folder's name; where plans of schemas before 3 have their engine from."""
 
 
 @dataclass(frozen=True)
@@ -161,6 +170,8 @@ class Plan:
     """What was minimized: ``loss``, ``smallest`` (bytes) or ``fastest`` (decode time)."""
     target: str = "cpu-x86"
     """Where the plan is to run, see `qplan.cost.target`."""
+    engine: str | None = None
+    """Version of MNN that the plan is for, e.g. ``3.5.0``; None for the one that was installed."""
 
     @property
     def formats(self) -> dict[str, QuantFormat]:
@@ -197,6 +208,11 @@ class Plan:
         source = Source(str(path), path.read_text(encoding="utf-8"))
         body = {key: value for key, value in document.items() if key not in ("kind", "schema", "inputs", "versions")}
         plan = decode(cls, body, source)
+        if document["schema"] < _ENGINE_RECORDED and (named := _OF_ENGINE.search(path.resolve().parent.name)):
+            plan = replace(plan, engine=named[1])
+        if plan.engine is not None and not _ENGINE.fullmatch(plan.engine):
+            problem = f"{plan.engine!r} is no version of MNN; write it as 3.5.0, or null for the installed one"
+            raise source.error(problem, "engine")
         for index, tensor in enumerate(plan.tensors):
             if tensor.weights <= 0:
                 problem = f"{tensor.weights} weights: must be positive"
@@ -208,3 +224,28 @@ class Plan:
             msg = f"{path} holds no tensors; make it again with 'qplan emit'"
             raise InputError(msg)
         return plan
+
+
+def versions_of(path: Path) -> dict[str, str]:
+    """Versions of the packages that made a plan.
+
+    Raises:
+        InputError: no such file, or not a plan.
+        StaleArtifactError: written by a newer qplan.
+    """
+    found: dict[str, str] = read_json(path, KIND, SCHEMA)["versions"]
+    return found
+
+
+def tensor_names(path: Path) -> tuple[str, ...]:
+    """Names of a plan's tensors, and nothing else of it: for a shell that waits.
+
+    Raises:
+        InputError: no such file, or not a plan.
+        StaleArtifactError: written by a newer qplan.
+    """
+    tensors = read_json(path, KIND, SCHEMA).get("tensors")
+    if not isinstance(tensors, list) or not all(isinstance(t, dict) and "name" in t for t in tensors):
+        msg = f"{path} holds no tensors; make it again with 'qplan emit'"
+        raise InputError(msg)
+    return tuple(str(tensor["name"]) for tensor in tensors)

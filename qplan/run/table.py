@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -99,9 +99,30 @@ class SensitivityTable:
         return memories_of(self.goal)
 
     def formats_of(self, tensor: str) -> tuple[QuantFormat, ...]:
-        """Formats measured for a tensor, widest first."""
-        names = dict.fromkeys(m.format for m in self.measurements if m.tensor == tensor)
-        return tuple(sorted((QuantFormat.parse(n) for n in names), key=lambda f: (-f.bits, f.block, f.symmetric)))
+        """Formats measured for a tensor, widest first; none for one that was not measured."""
+        return self._formats.get(tensor, ())
+
+    @cached_property
+    def _formats(self) -> dict[str, tuple[QuantFormat, ...]]:
+        """Formats by tensor name. Kept: every tensor is asked for, and there are many rows."""
+        names: dict[str, dict[str, None]] = {}
+        for m in self.measurements:
+            names.setdefault(m.tensor, {})[m.format] = None
+        return {
+            tensor: tuple(sorted(map(QuantFormat.parse, found), key=lambda f: (-f.bits, f.block, f.symmetric)))
+            for tensor, found in names.items()
+        }
+
+    def under(self, memory: Memory) -> SensitivityTable:
+        """The table with another memory setting as its goal; itself for its own."""
+        if memory == self.goal:
+            return self
+        return self._under.setdefault(memory, replace(self, conditions=replace(self.conditions, memory=memory)))
+
+    @cached_property
+    def _under(self) -> dict[Memory, SensitivityTable]:
+        """Kept: a table's losses are summarized once."""
+        return {}
 
     def losses(self, memory: Memory | None = None) -> dict[str, dict[str, Loss]]:
         """Loss by tensor name and format name, tensors in order of execution; the goal's memory setting by default."""

@@ -24,8 +24,9 @@ from qplan.quantize import StoredTensor
 from qplan.quantize.rounder import Rounder
 from qplan.quantize.run_rounder import run_rounder
 from qplan.run.calibration import CalibrationSet
-from qplan.run.folder import RunFolder
 from qplan.run.plan import Plan
+from qplan.run.plan_folder import PlanFolder
+from qplan.run.plans import run_of
 from qplan.run.table import SensitivityTable
 from qplan.sensitivity.variants import StoredWeights, apply_formats
 from qplan.settings import Say
@@ -116,8 +117,8 @@ def _steps(options: LadderOptions, loaded: LoadedModel, say: Say) -> list[_Step]
         steps.append(_Step(name, uniform_formats(loaded.card, bits), nearest))
     if options.plan is None:
         return steps
-    plan, built = Plan.read(options.plan), options.plan.parent / "model"
-    run = RunFolder(options.plan.parent.parent)
+    plan, built = Plan.read(options.plan), PlanFolder(options.plan.parent).model
+    run = run_of(options.plan)
     table = SensitivityTable.read(run.sensitivity)
     analyzed = load_analyzed(run, table.model, say)
     if plan.model_sha256 != table.model.sha256 or analyzed.original.card.sha256 != loaded.card.sha256:

@@ -22,9 +22,9 @@ from qplan.model.load import LoadedModel
 from qplan.notes import Note
 from qplan.quantize import StoredTensor
 from qplan.quantize.rounder import Rounder
-from qplan.run import token_losses
-from qplan.run.baselines import measured_once
+from qplan.run.baselines import baseline_path, baseline_token_losses, measured_once
 from qplan.run.plan import Plan
+from qplan.run.plan_folder import PlanFolder
 from qplan.run.token_losses import Losses, TokenLosses
 from qplan.run.verification import BuiltModel, Check, Speed, Verification
 from qplan.sensitivity.metrics import TokenStats
@@ -152,7 +152,7 @@ def _measure_plan(
     """Measure the built plan as it ships, and with the other ``dynamic_option`` where that changes anything."""
     compared = applies("low", plan.formats) and not garbled(plan.formats)
     options: tuple[DynamicOption, DynamicOption] = (2, 0) if plan.dynamic_option == 2 else (0, 2)
-    with _kept_tokens(bench, "plan", model.with_name(token_losses.FILE)) as keep:
+    with _kept_tokens(bench, "plan", PlanFolder(model.parent).token_losses) as keep:
         return measure_model(
             "plan",
             model,
@@ -196,7 +196,7 @@ def _baseline(bench: BuildBench, name: str, bits: int) -> BuiltModel:
         bench.say(f"{name}: building")
         bench.build(formats, folder, RuntimeConfig())
         try:
-            with _kept_tokens(bench, name, bench.baselines / f"{name}-{token_losses.FILE}") as keep:
+            with _kept_tokens(bench, name, baseline_token_losses(bench.baselines, name)) as keep:
                 rounder = Rounder(bench.loaded)
                 return measure_model(
                     name, folder, formats, rounder=rounder, trial=bench.trial, say=bench.say, keep=keep
@@ -204,7 +204,7 @@ def _baseline(bench: BuildBench, name: str, bits: int) -> BuiltModel:
         finally:
             shutil.rmtree(folder)
 
-    return measured_once(bench.baselines / f"{name}.json", inputs, formats, measure)
+    return measured_once(baseline_path(bench.baselines, name), inputs, formats, measure)
 
 
 def _rival(plan: Plan, uniform: Mapping[str, BuiltModel]) -> BuiltModel | None:

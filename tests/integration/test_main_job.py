@@ -15,12 +15,13 @@ from qplan.artifact import sha256_file
 from qplan.folding.analyzed import load_analyzed
 from qplan.formats import INT4, INT8
 from qplan.jobs.options import ProfileOptions
-from qplan.jobs.profile import Times, measure_times
+from qplan.jobs.profile import measure_times
 from qplan.jobs.skeletons import run_skeleton
 from qplan.run.folder import RunFolder
 from qplan.run.plan import Plan
 from qplan.run.profile import DeviceProfile
 from qplan.run.table import SensitivityTable
+from qplan.run.times import Times
 from qplan.run.verification import Verification
 from qplan.uniform import uniform_formats
 from tests.support.command import ANALYZE, qplan, succeed

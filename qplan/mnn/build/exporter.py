@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from qplan.artifact import new_folder
 from qplan.errors import InputError, ToolError
 from qplan.mnn.build.exporter_source import ExportOptions, find_exporter
 from qplan.mnn.build.skeleton import REQUIRED_FILES, Skeleton, write_marker
 from qplan.mnn.child import run_child
-from qplan.mnn.folder import new_folder
 from qplan.mnn.graph.input_scale import scale_input
 
 Progress = Callable[[str], None]

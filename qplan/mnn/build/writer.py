@@ -8,13 +8,12 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from qplan.artifact import write_text
+from qplan.artifact import new_folder, write_text
 from qplan.errors import ToolError
 from qplan.formats import QuantFormat
 from qplan.mnn.build.skeleton import CONFIG_FILE, LLM_CONFIG_FILE, MARKER, Skeleton
 from qplan.mnn.build.tie import Tie, TieForm
 from qplan.mnn.build.weights import TensorSource, write_weights
-from qplan.mnn.folder import new_folder
 from qplan.mnn.graph.converter import json_to_graph
 from qplan.mnn.graph.json_graph import GRAPH_FILE, GRAPH_JSON_FILE, WEIGHT_FILE, GraphOp, read_document, read_ops
 from qplan.mnn.graph.patch import patch_graph

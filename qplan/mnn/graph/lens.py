@@ -11,8 +11,8 @@ import re
 import shutil
 from pathlib import Path
 
+from qplan.artifact import new_folder
 from qplan.errors import InputError
-from qplan.mnn.folder import new_folder
 from qplan.mnn.graph.converter import graph_to_json, json_to_graph
 from qplan.mnn.graph.json_graph import GRAPH_FILE, GRAPH_JSON_FILE, Node, read_document
 

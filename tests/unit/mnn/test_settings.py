@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from qplan.artifact import new_folder
 from qplan.errors import InputError
 from qplan.formats import FP16, INT8, QuantFormat
 from qplan.mnn.build.exporter_source import Exporter, ExportOptions, find_exporter
 from qplan.mnn.build.tie import Tie, check_tied
-from qplan.mnn.folder import new_folder
 from qplan.mnn.runtime import RuntimeConfig
 
 

@@ -10,7 +10,8 @@ from markupsafe import escape
 
 from qplan.errors import StaleArtifactError
 from qplan.notes import note, text_note
-from qplan.report.page import Provenance, render_html, render_markdown, write_report
+from qplan.report.page import render_html, render_markdown, write_report
+from qplan.run.provenance import Provenance
 from qplan.tensors import TensorSpec
 from tests.support.invented_run import (
     Run,
