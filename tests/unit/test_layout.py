@@ -24,6 +24,7 @@ SUBJECTS = {
     "mnn/graph/test_readers.py": "every reader of MNN's files, on damaged ones",
     "mnn/test_settings.py": "small values at the edge of MNN",
     "planner/test_views.py": "what is shown of a plan",
+    "run/test_room.py": "names, kinds and imports of the whole room",
     "report/test_browser.py": "the page in Chromium",
     "sensitivity/test_dynamic_option.py": "block scales, through the whole room",
     "sensitivity/test_experts.py": "mixtures of experts, through the whole room",
