@@ -28,7 +28,7 @@ from qplan.run.verification import Verification
 
 if TYPE_CHECKING:
     from qplan.explore.slider import BudgetSlider
-    from qplan.mnn.engine.guarded import GuardedEngine
+    from qplan.mnn.engine.engine import Engine
     from qplan.mnn.runtime import RuntimeConfig
     from qplan.run.frontier import Frontier, MeasuredModel
 
@@ -281,7 +281,7 @@ class Run(RunFigures):
         """Promises that were held against the engine, one row each: ``budget, check, passed, detail``."""
         return checks_frame(self._verified)
 
-    def engine(self, budget: str = "int8", runtime: RuntimeConfig | None = None) -> GuardedEngine:
+    def engine(self, budget: str = "int8", runtime: RuntimeConfig | None = None) -> Engine:
         """The built model of a budget on MNN's engine, in a process of its own; see `qplan.Engine`.
 
         Args:
@@ -293,9 +293,9 @@ class Run(RunFigures):
             ToolError: the engine does not load it.
         """
         from qplan.explore.built import built_folder  # noqa: PLC0415 - the engine's room
-        from qplan.mnn.engine.guarded import GuardedEngine  # noqa: PLC0415 - the engine's room
+        from qplan.mnn.engine.engine import Engine  # noqa: PLC0415 - the engine's room
 
-        return GuardedEngine(built_folder(self.plan(budget)), runtime)
+        return Engine(built_folder(self.plan(budget)), runtime)
 
     def __repr__(self) -> str:
         """Say what was analyzed and which plans there are."""
