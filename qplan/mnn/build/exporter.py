@@ -41,7 +41,7 @@ def export_skeleton(
         llmexport: another exporter than the installed package: an MNN checkout, its export folder or ``llmexport.py``.
         progress: called with every line that the exporter prints.
         timeout_s: seconds until it is killed.
-        replace: whether a folder that is there already gives way.
+        replace: replace an existing folder, at the last moment.
         c4: whether attention is fused for packed channels, which engines before 3.6.1 crash on.
         input_scale: ``[hidden]``, what the graph multiplies the looked-up embedding by; None for nothing.
 
@@ -60,31 +60,6 @@ def export_skeleton(
         input_scale=input_scale,
     )
     return Skeleton.open(out)
-
-
-def export_with_config(
-    model_dir: Path,
-    out: Path,
-    quant_config: Path,
-    *,
-    bits: int = 8,
-    block: int = 64,
-    symmetric: bool = False,
-    scale_bits: int | None = None,
-    llmexport: Path | None = None,
-    progress: Progress | None = None,
-) -> Path:
-    """Export with llmexport's own quantizer and a ``quant_config.json``; the rest is for ops that it does not name.
-
-    Raises:
-        InputError: no such file, no model in ``model_dir``, ``out`` exists, or no exporter.
-        ToolError: the exporter failed.
-    """
-    if not quant_config.is_file():
-        msg = f"{quant_config} does not exist; make it with qplan emit"
-        raise InputError(msg)
-    options = ExportOptions(bits, block, None, None, symmetric, scale_bits, quant_config.resolve())
-    return export(model_dir, out, options, llmexport=llmexport, progress=progress)
 
 
 def export(
@@ -108,7 +83,7 @@ def export(
         llmexport: another exporter than the installed package.
         progress: called with every line that the exporter prints.
         timeout_s: seconds until it is killed.
-        replace: whether a folder that is there already gives way.
+        replace: replace an existing folder, at the last moment.
         converter: folder of another MNN package, whose converter the exporter then uses; None for the installed one.
 
     Raises:

@@ -12,9 +12,10 @@ import shutil
 from pathlib import Path
 
 from qplan.errors import InputError
+from qplan.mnn.files import GRAPH_FILE, GRAPH_JSON_FILE
 from qplan.mnn.folder import new_folder
 from qplan.mnn.graph.converter import graph_to_json, json_to_graph
-from qplan.mnn.graph.json_graph import GRAPH_FILE, GRAPH_JSON_FILE, Node, read_document
+from qplan.mnn.graph.json_graph import Node, read_document
 
 _BLOCK = re.compile(r"^/blocks\.(\d+)/")
 _SLICE, _NORM = "StridedSlice", "LayerNorm"
