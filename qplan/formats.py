@@ -6,7 +6,7 @@ Source of the layout: MNN's exporter (`transformers/llm/export`), measured on en
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from qplan.errors import InputError
@@ -98,13 +98,13 @@ class QuantFormat:
         return self.bits >= 16
 
     @property
-    def levels(self) -> range:
+    def levels(self) -> Sequence[int]:
         """Signed integers that the codes 0, 1, ... stand for: the value table of the record; none for floats."""
         half = 0 if self.is_float else 1 << (self.bits - 1)
         return range(-half, half)
 
     @property
-    def used_levels(self) -> range:
+    def used_levels(self) -> Sequence[int]:
         """Those that weights are rounded to: symmetric formats leave out the one that has no opposite."""
         return self.levels[1:] if self.symmetric else self.levels
 

@@ -153,9 +153,12 @@ def _shim(work: Path, home: EngineVenv) -> Path:
 
 
 def _builds(work: Path, name: str, loaded: LoadedModel, say: Say) -> Iterator[_Made]:
-    skeletons = {c4: export_skeleton(work / name, work / f"{name}-skeleton-{c4}", c4=c4) for c4 in (True, False)}
+    skeletons: dict[bool, Skeleton] = {}
     for build in BUILDS:
         say(f"{name}: qplan {build.options}")
+        if build.c4 not in skeletons:
+            out = work / f"{name}-skeleton-{build.c4}"
+            skeletons[build.c4] = export_skeleton(work / name, out, c4=build.c4)
         skeleton = skeletons[build.c4]
         formats = _build_formats(loaded, skeleton, QuantFormat.parse(build.format))
         out = work / f"{name}-{build.options}"

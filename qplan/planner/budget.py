@@ -10,7 +10,7 @@ from fractions import Fraction
 from qplan.card import ModelCard
 from qplan.cost.file_bytes import FixedBytes, file_bytes
 from qplan.errors import InputError
-from qplan.formats import INT_BITS
+from qplan.formats import WIDTHS
 from qplan.uniform import uniform_formats
 
 UNITS = {
@@ -114,8 +114,8 @@ def resolve_budget(text: str, card: ModelCard, fixed: FixedBytes, scale_bits: in
 
 
 def _uniform_budget(text: str, bits: int, card: ModelCard, fixed: FixedBytes, scale_bits: int) -> Budget:
-    if bits not in (*INT_BITS, 16):
-        msg = f"budget {text!r}: MNN has no uniform export of {bits} bits, only {(*INT_BITS, 16)}; {_UNDERSTOOD}"
+    if bits not in WIDTHS:
+        msg = f"budget {text!r}: MNN has no uniform export of {bits} bits, only {WIDTHS}; {_UNDERSTOOD}"
         raise InputError(msg)
     limit = file_bytes(card, uniform_formats(card, bits, scale_bits), fixed).total
     return Budget(text, BudgetKind.UNIFORM, limit, "MB", Fraction(10**6), 0, bits)

@@ -17,6 +17,7 @@ from transformers import AutoTokenizer
 
 import qplan
 from qplan.errors import InputError, PreflightError, QplanError, ToolError
+from qplan.mnn.engine.session import EngineSession
 from qplan.mnn.runtime import RuntimeConfig
 from tests.support.fault_corpus import FAULTS, Fault
 
