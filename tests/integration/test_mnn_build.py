@@ -1,9 +1,10 @@
 """Built folders on the real engine: the numbers of torch, the bytes of the prediction, the bytes of llmexport."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from qplan.mnn.build.quant_config import make_quant_config
 from qplan.mnn.build.skeleton import Skeleton, folder_bytes, predict_files
 from qplan.mnn.build.writer import build_model
 from qplan.mnn.engine.session import EngineSession
+from qplan.mnn.graph import converter
 from qplan.mnn.graph.binary import read_linears
 from qplan.mnn.runtime import RuntimeConfig
 from tests.support.mnn_models import ExportedModel, export_with_config
@@ -84,6 +86,22 @@ def test_export_leaves_no_machine_paths(tied_model: ExportedModel) -> None:
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
     for path in folder.iterdir():
         assert str(tied_model.folder).encode() not in path.read_bytes()
+
+
+def test_one_converter_makes_a_build_and_none_reads_it_back(
+    tied_model: ExportedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[str] = []
+    run_child = converter.run_child
+
+    def counted(script: str, arguments: Sequence[str], **settings: Any) -> str:
+        started.append(arguments[0])
+        return run_child(script, arguments, **settings)
+
+    monkeypatch.setattr(converter, "run_child", counted)
+    built = tied_model.build(tied_model.tensors(tied_model.formats(INT8)), tmp_path / "m")
+    assert read_linears(tmp_path / "m") == built
+    assert started == ["to-mnn"]
 
 
 def test_built_folder_holds_only_what_ships(untied_model: ExportedModel, tmp_path: Path) -> None:
