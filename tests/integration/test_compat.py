@@ -54,9 +54,7 @@ def test_one_architecture_is_measured_and_the_rest_of_the_table_stays(tmp_path: 
 
 def test_an_engine_is_measured_in_an_environment_of_its_own(home: EngineVenv) -> None:
     said: list[str] = []
-    cells = measure_engines(home.folder.parent, said.append, (home.version,))
-    normal, low = islice(cells, 2)
-    cells.close()
+    normal, low = islice(measure_engines(home.folder.parent, said.append, (home.version,)), 2)
     assert (normal.model, normal.options, normal.converter) == ("qwen2", "--quant_bit 16", str(home.version))
     assert [(cell.memory, cell.outcome, cell.engine) for cell in (normal, low)] == [
         ("normal", "ok", str(home.version)),

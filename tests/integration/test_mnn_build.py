@@ -16,8 +16,8 @@ from qplan.mnn.build.exporter_source import find_exporter
 from qplan.mnn.build.quant_config import make_quant_config
 from qplan.mnn.build.skeleton import Skeleton, folder_bytes, predict_files
 from qplan.mnn.build.writer import build_model
+from qplan.mnn.child import run_child
 from qplan.mnn.engine.session import EngineSession
-from qplan.mnn.graph import converter
 from qplan.mnn.graph.binary import read_linears
 from qplan.mnn.runtime import RuntimeConfig
 from tests.support.mnn_models import ExportedModel, export_with_config
@@ -92,13 +92,12 @@ def test_one_converter_makes_a_build_and_none_reads_it_back(
     tied_model: ExportedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[str] = []
-    run_child = converter.run_child
 
     def counted(script: str, arguments: Sequence[str], **settings: Any) -> str:
         started.append(arguments[0])
         return run_child(script, arguments, **settings)
 
-    monkeypatch.setattr(converter, "run_child", counted)
+    monkeypatch.setattr("qplan.mnn.graph.converter.run_child", counted)
     built = tied_model.build(tied_model.tensors(tied_model.formats(INT8)), tmp_path / "m")
     assert read_linears(tmp_path / "m") == built
     assert started == ["to-mnn"]
