@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +13,7 @@ from qplan.mnn.build.skeleton import REQUIRED_FILES, Skeleton, write_marker
 from qplan.mnn.child import run_child
 from qplan.mnn.folder import new_folder
 from qplan.mnn.graph.input_scale import scale_input
-
-Progress = Callable[[str], None]
+from qplan.settings import Say
 
 _SPINNER = "".join(map(chr, range(0x2800, 0x2900)))
 _WITHOUT_C4 = {"QPLAN_CONVERTER_ARGUMENTS": "--transformerFuseC4=0"}
@@ -27,7 +25,7 @@ def export_skeleton(
     out: Path,
     *,
     llmexport: Path | None = None,
-    progress: Progress | None = None,
+    progress: Say | None = None,
     timeout_s: float = 7200,
     replace: bool = False,
     c4: bool = True,
@@ -68,7 +66,7 @@ def export(
     options: ExportOptions,
     *,
     llmexport: Path | None = None,
-    progress: Progress | None = None,
+    progress: Say | None = None,
     timeout_s: float = 7200,
     replace: bool = False,
     converter: Path | None = None,
@@ -125,7 +123,7 @@ def export(
     return out
 
 
-def _without_frames(progress: Progress) -> Progress:
+def _without_frames(progress: Say) -> Say:
     """Pass a line on when it says something new: llmexport animates every step with a spinner."""
     last = ""
 
