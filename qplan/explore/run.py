@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from qplan.explore.slider import BudgetSlider
-    from qplan.mnn.engine.guarded import GuardedEngine
+    from qplan.mnn.engine.engine import Engine
     from qplan.mnn.runtime import RuntimeConfig
 
 
@@ -297,7 +297,7 @@ class Run(OpenedRun):
 
         return BudgetSlider(self, **rules)
 
-    def engine(self, budget: str = "int8", runtime: RuntimeConfig | None = None) -> GuardedEngine:
+    def engine(self, budget: str = "int8", runtime: RuntimeConfig | None = None) -> Engine:
         """The built model of a budget on MNN's engine, in a process of its own; see `qplan.Engine`.
 
         Args:
@@ -309,9 +309,9 @@ class Run(OpenedRun):
             ToolError: the engine does not load it.
         """
         from qplan.explore.built import built_folder  # noqa: PLC0415 - the engine's room
-        from qplan.mnn.engine.guarded import GuardedEngine  # noqa: PLC0415 - the engine's room
+        from qplan.mnn.engine.engine import Engine  # noqa: PLC0415 - the engine's room
 
-        return GuardedEngine(built_folder(self.plan(budget)), runtime)
+        return Engine(built_folder(self.plan(budget)), runtime)
 
     def __repr__(self) -> str:
         """Say what was analyzed and which plans there are."""

@@ -29,7 +29,7 @@ class StoredGrid:
 
     format: QuantFormat
     codes: NDArray[np.int16]
-    """Signed integers ``[out_features, blocks, block]``, from ``-2^(bits-1)``."""
+    """Signed integers ``[out_features, blocks, block]``: levels of the format."""
     scale: NDArray[np.float32]
     """``[out_features, blocks]``: distance of two neighboring values of the grid, in the weights' units."""
     zero: NDArray[np.float32]
@@ -108,7 +108,7 @@ def channel_rms(home: RunFolder, table: SensitivityTable, tensor: str) -> NDArra
 def _grid(
     spec: TensorSpec, fmt: QuantFormat, codes: NDArray[Any], scale: NDArray[Any], zero: NDArray[Any] | None
 ) -> StoredGrid:
-    signed = codes.astype(np.int16) - (1 << (fmt.bits - 1))
+    signed = np.array(fmt.levels, np.int16)[codes]
     blocks = signed.reshape(spec.out_features, scale.shape[1], -1)
     return StoredGrid(fmt, blocks, scale, np.zeros_like(scale) if zero is None else zero)
 

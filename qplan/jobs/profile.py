@@ -10,7 +10,7 @@ import math
 import platform
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,7 @@ from qplan.jobs.options import ProfileOptions
 from qplan.jobs.skeletons import run_skeleton
 from qplan.mnn.build.skeleton import Skeleton
 from qplan.mnn.build.writer import build_model
-from qplan.mnn.engine.session import Engine, SpeedSample
+from qplan.mnn.engine.session import EngineSession, SpeedSample
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.quantize import IntTensor, StoredTensor, store_float
 from qplan.run.folder import RunFolder
@@ -161,7 +161,7 @@ def measure_times(
             if turn >= len(journal.times.get(label, ())):
                 if not folder.is_dir():
                     _build(card, skeleton, trials[label], folder, runtime)
-                with Engine(folder, runtime, context=card.context) as engine:
+                with EngineSession(folder, runtime, context=card.context) as engine:
                     # a thread's own time is not disturbed by other processes
                     sample = engine.measure_speed(prompt, decode, options.repeats, own_time=options.threads == 1)
                 journal.add(label, fastest(sample))
@@ -273,11 +273,10 @@ def _noise(rounds: Sequence[float]) -> float:
 
 
 def _build(card: ModelCard, skeleton: Skeleton, formats: Formats, folder: Path, runtime: RuntimeConfig) -> None:
-    def source(spec: TensorSpec) -> Callable[[], StoredTensor]:
-        return lambda: drawn(spec, formats[spec.name])
+    def store(name: str, fmt: QuantFormat) -> StoredTensor:
+        return drawn(card.tensor(name), fmt)
 
-    tensors = {spec.op_name: source(spec) for spec in card.tensors}
-    build_model(skeleton, tensors, folder, runtime=runtime, replace=True)
+    build_model(skeleton, card.tensors, formats, store, folder, runtime=runtime, replace=True)
 
 
 def drawn(spec: TensorSpec, fmt: QuantFormat) -> StoredTensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -56,3 +57,8 @@ def tokenizer() -> PreTrainedTokenizerFast:
     inner.train_from_iterator([text], trainer)
     special = {"eos_token": "<eos>", "pad_token": "<eos>"}
     return PreTrainedTokenizerFast(tokenizer_object=inner, **special)
+
+
+def token_ids(count: int) -> list[int]:
+    """Tokens that specimens are run with, always the same."""
+    return [int(token) for token in np.random.default_rng(0).integers(1, VOCABULARY, count)]

@@ -11,7 +11,7 @@ from fractions import Fraction
 from qplan.card import ModelCard
 from qplan.cost.file_bytes import FixedBytes, file_bytes
 from qplan.errors import InputError
-from qplan.formats import INT_BITS
+from qplan.formats import WIDTHS
 from qplan.planner.size import UNITS
 from qplan.uniform import uniform_formats
 
@@ -61,8 +61,8 @@ class Budget:
         clean = text.strip().lower()
         if uniform := _UNIFORM.match(clean):
             bits = 16 if uniform[1] == "fp16" else int(uniform[2])
-            if bits not in (*INT_BITS, 16):
-                widths = ", ".join(map(str, (*INT_BITS, 16)))
+            if bits not in WIDTHS:
+                widths = ", ".join(map(str, WIDTHS))
                 msg = f"budget {text!r}: MNN has no uniform export of {bits} bits, only of {widths}; {_UNDERSTOOD}"
                 raise InputError(msg)
             return cls(text, BudgetKind.UNIFORM, Fraction(bits), "MB")

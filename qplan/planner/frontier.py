@@ -12,7 +12,7 @@ import numpy as np
 from qplan.artifact import sha256_json
 from qplan.cost.file_bytes import FixedBytes, bits_per_weight, file_bytes
 from qplan.errors import InfeasibleError, InputError
-from qplan.formats import FP16, INT_BITS
+from qplan.formats import FP16, WIDTHS
 from qplan.planner.planning import member_formats
 from qplan.planner.rules import Rules
 from qplan.planner.solver.program import Solution
@@ -111,7 +111,7 @@ def _uniform(
     table: SensitivityTable, fixed: FixedBytes, losses: Mapping[str, Mapping[str, float]], scale_bits: int
 ) -> tuple[UniformModel, ...]:
     found = []
-    for bits in (*INT_BITS, FP16.bits):
+    for bits in WIDTHS:
         formats = uniform_formats(table.model, bits, scale_bits)
         loss = uniform_loss(formats, losses)
         if loss is not None:

@@ -8,10 +8,10 @@ from pathlib import Path
 from qplan.card import ModelCard
 from qplan.formats import QuantFormat
 from qplan.mnn.engine.probe import run_probe
-from qplan.mnn.engine.session import Engine
+from qplan.mnn.engine.session import EngineSession
 from qplan.mnn.engine.venv import EngineVenv
 from qplan.mnn.engines import EngineTarget
-from qplan.mnn.graph.json_graph import read_ops
+from qplan.mnn.graph.binary import read_linears
 from qplan.mnn.preflight import check_folder
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.notes import note, text_note
@@ -48,7 +48,7 @@ def exact_logits(
     card = rounder.loaded.card
     layers = max((spec.layer or 0 for spec in card.tensors), default=0) + 1
     limit = EXACT_REL * max(1.0, layers / LAYERS_OF_EXACT_REL)
-    with Engine(folder, RuntimeConfig("normal"), context=card.context) as engine:
+    with EngineSession(folder, RuntimeConfig("normal"), context=card.context) as engine:
         error = relative_error(engine.logits(token_ids), stored_logits(rounder, formats, token_ids))
     return Check(
         note("plan-logits") if name == "plan" else note("uniform-logits", uniform=name),
@@ -59,7 +59,7 @@ def exact_logits(
 
 def read_back(folder: Path, plan: Plan) -> Check:
     """Whether the built graph holds every op of the plan in its format, and no other."""
-    ops = {op.name: op for op in read_ops(folder)}
+    ops = {op.name: op for op in read_linears(folder)}
     wrong = [t.op_name for t in plan.tensors if t.op_name not in ops or not ops[t.op_name].holds(t.format)]
     extra = sorted(set(ops) - {t.op_name for t in plan.tensors})
     right, count = len(plan.tensors) - len(wrong), len(plan.tensors)
@@ -133,10 +133,6 @@ def not_worse(built: BuiltModel, uniform: BuiltModel) -> tuple[Check, ...]:
     return tuple(checks)
 
 
-VENVS = Path("qplan-engines")
-"""Where ``qplan compat measure`` keeps engines."""
-
-
 RIGHT_REL = 1e-3
 """Largest relative error of an engine's logits against torch with the same stored weights, memory normal."""
 
@@ -154,7 +150,7 @@ def engine_checks(model: Path, target: EngineTarget, token_ids: list[int], expec
     findings = [f"{finding.code}: {finding.what}" for finding in check_folder(model, target.engine).errors]
     told = note("findings", findings=findings) if findings else note("nothing-found")
     checks = [Check(note("preflight", engine=engine), not findings, told)]
-    home = EngineVenv(target.engine, VENVS / engine)
+    home = EngineVenv.of(target.engine)
     if home.python.is_file():
         ran = run_probe(model, token_ids, RuntimeConfig("normal"), python=home.python)
         outcome, error = ran.judged(expected, RIGHT_REL)

@@ -17,10 +17,9 @@ from qplan.formats import FP16, FP32, QuantFormat
 from qplan.mnn.build.exporter import export_skeleton
 from qplan.mnn.build.skeleton import Skeleton, folder_bytes
 from qplan.mnn.build.writer import build_model
-from qplan.mnn.engine.session import Engine
+from qplan.mnn.engine.session import EngineSession
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import LoadedModel, load_model
-from qplan.quantize import StoredTensor
 from qplan.quantize.rounder import Rounder
 from qplan.quantize.run_rounder import run_rounder
 from qplan.run.calibration import CalibrationSet
@@ -144,17 +143,13 @@ class _RungBench:
 
     def build(self, step: _Step) -> Path:
         folder = self.work / step.name
-
-        def source(name: str) -> Callable[[], StoredTensor]:
-            return lambda: step.rounder.store(name, step.formats[name])
-
-        build_model(self.skeleton, {spec.op_name: source(spec.name) for spec in self.loaded.card.tensors}, folder)
+        build_model(self.skeleton, self.loaded.card.tensors, step.formats, step.rounder.store, folder)
         return folder
 
     def rung(self, step: _Step, folder: Path, limit_nats: float) -> Rung:
-        with Engine(folder, RuntimeConfig("normal"), context=self.loaded.card.context) as engine:
+        with EngineSession(folder, RuntimeConfig("normal"), context=self.loaded.card.context) as engine:
             exact = relative_error(engine.logits(self.ids), self._expected(step)[-1])
-        with Engine(folder, RuntimeConfig(self.memory), context=self.loaded.card.context) as engine:
+        with EngineSession(folder, RuntimeConfig(self.memory), context=self.loaded.card.context) as engine:
             stats = self.reference.compare(engine.logits)
         return Rung(
             name=step.name,

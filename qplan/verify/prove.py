@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +14,11 @@ from qplan.artifact import sha256_file, versions
 from qplan.errors import VerificationError
 from qplan.formats import QuantFormat, applies, garbled
 from qplan.mnn.build.skeleton import Skeleton
-from qplan.mnn.build.tie import TieForm
 from qplan.mnn.build.writer import build_model
 from qplan.mnn.engines import EngineTarget
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import LoadedModel
 from qplan.notes import Note
-from qplan.quantize import StoredTensor
 from qplan.quantize.rounder import Rounder
 from qplan.run.baselines import baseline_path, baseline_token_losses, measured_once
 from qplan.run.plan import Plan
@@ -59,14 +57,9 @@ class BuildBench:
         self, formats: Mapping[str, QuantFormat], out: Path, runtime: RuntimeConfig, rounder: Rounder | None = None
     ) -> None:
         """Build a runnable folder, one tensor at a time in memory; rounded to nearest without a rounder."""
-        rounding = rounder or Rounder(self.loaded)
-
-        def source(name: str) -> Callable[[], StoredTensor]:
-            return lambda: rounding.store(name, formats[name])
-
-        tensors = {spec.op_name: source(spec.name) for spec in self.loaded.card.tensors}
-        tie_form: TieForm = "list" if self.target.tie_list else "dict"
-        build_model(self.skeleton, tensors, out, tie_form=tie_form, runtime=runtime, replace=True)
+        store = (rounder or Rounder(self.loaded)).store
+        tensors, tie_form = self.loaded.card.tensors, self.target.tie_form
+        build_model(self.skeleton, tensors, formats, store, out, tie_form=tie_form, runtime=runtime, replace=True)
 
     @property
     def token_ids(self) -> list[int]:

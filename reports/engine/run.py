@@ -75,10 +75,9 @@ def int8_model(work: Path, specimen: str) -> Path:
     source = save_specimen(specimen, work / f"{specimen}-hf", **width)
     loaded = load_model(str(source))
     skeleton: Skeleton = export_skeleton(source, work / f"{specimen}-skeleton")
-    rounder = Rounder(loaded)
     out = work / specimen
-    tensors = {spec.op_name: rounder.store(spec.name, INT8.resolve(spec.in_features)) for spec in loaded.card.tensors}
-    build_model(skeleton, tensors, out)
+    formats = {spec.name: INT8.resolve(spec.in_features) for spec in loaded.card.tensors}
+    build_model(skeleton, loaded.card.tensors, formats, Rounder(loaded).store, out)
     write_graph_json(out)
     return out
 

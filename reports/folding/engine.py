@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from qplan.formats import QuantFormat
 from qplan.mnn.build.exporter import export_skeleton
 from qplan.mnn.build.skeleton import folder_bytes
-from qplan.mnn.engine.session import Engine
+from qplan.mnn.engine.session import EngineSession
 from qplan.mnn.engines import EngineTarget, EngineVersion
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import LoadedModel, load_model
@@ -74,7 +74,7 @@ def on_engine(
             bench.build(formats, built[label], RuntimeConfig(), rounder)
             losses[label] = {}
             for memory in MEMORIES:
-                with Engine(built[label], RuntimeConfig(memory, threads=1), context=context) as engine:
+                with EngineSession(built[label], RuntimeConfig(memory, threads=1), context=context) as engine:
                     losses[label][memory] = answers.compare(engine.logits).kl_nats
                     if memory == "low":
                         losses[label]["decode"] = answers.compare(engine.logits_stepwise, _DECODE_ROWS).kl_nats
@@ -99,7 +99,7 @@ def _speeds(built: Mapping[str, Path], context: int) -> dict[str, list[tuple[flo
     speeds: dict[str, list[tuple[float, float]]] = {label: [] for label in built}
     for _ in range(_ROUNDS):
         for label, folder in built.items():
-            with Engine(folder, RuntimeConfig("low", threads=1), context=context) as engine:
+            with EngineSession(folder, RuntimeConfig("low", threads=1), context=context) as engine:
                 sample = engine.measure_speed(128, 64, 3)
                 speeds[label].append((sample.decode_tokens_per_s, sample.prefill_tokens_per_s))
     return speeds

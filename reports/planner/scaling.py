@@ -22,7 +22,7 @@ from qplan.formats import QuantFormat, parse_formats
 from qplan.planner.problem import build_problem
 from qplan.planner.solver.program import Program, Row
 from qplan.planner.solver.solver import solve
-from qplan.tensors import Role, TensorSpec, single_groups
+from qplan.tensors import Role, TensorGroup, TensorSpec
 
 FORMATS = parse_formats("fp16,int8,int8-b0,int6,int5,int4,int4-b32,int4-b0,int3,int3-b32,int2,int2-b32")
 SHAPES = {
@@ -92,7 +92,7 @@ def invent(kind: str, seed: int) -> dict[str, dict[str, float]]:
 def state(kind: str, seed: int, file_budget: float, ram_budget: float) -> Program:
     """One program with two budgets and the logits rule."""
     tensors = {spec.name: spec for spec in specs()}
-    problem = build_problem(single_groups(specs()), invent(kind, seed), None)
+    problem = build_problem(tuple(TensorGroup(spec.name, (spec,)) for spec in specs()), invent(kind, seed), None)
     problem = problem.limited("file bytes", "bytes", 0, lambda _, choice: choice.bytes)
     problem = problem.limited("RAM", "bytes", 0, lambda group, c: ram_bytes(tensors[group.name], c.format))
     program = problem.program()

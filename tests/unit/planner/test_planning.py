@@ -18,7 +18,7 @@ from qplan.planner.problem import Problem, build_problem
 from qplan.planner.rules import Rules
 from qplan.planner.solver.solver import solve
 from qplan.run.table import JointPoint, Loss, SensitivityTable
-from qplan.tensors import single_groups
+from qplan.tensors import TensorGroup
 from tests.support.invented_table import make_table
 
 HEAD = "lm_head"
@@ -161,7 +161,8 @@ def test_impossible_losses_are_refused(table: SensitivityTable, fixed: FixedByte
 
 
 def test_another_resource_and_the_smallest_plan(table: SensitivityTable, fixed: FixedBytes) -> None:
-    problem = build_problem(single_groups(table.model.tensors), losses(table), None)
+    alone = tuple(TensorGroup(spec.name, (spec,)) for spec in table.model.tensors)
+    problem = build_problem(alone, losses(table), None)
     wide = problem.limited("wide tensors", "tensors", 3, lambda _, choice: int(choice.format.bits > 6))
     picks = solve(wide.program()).picks
     assert sum(f.bits > 6 for f in wide.picked_formats(picks).values()) == 3
