@@ -12,6 +12,7 @@ from qplan.cost.file_bytes import FixedBytes, file_bytes
 from qplan.errors import InfeasibleError, InputError, MeasurementError
 from qplan.formats import FP16, INT4, INT8, QuantFormat
 from qplan.planner.budget import resolve_budget
+from qplan.planner.ceiling import Ceiling
 from qplan.planner.metric import Metric, loss_of
 from qplan.planner.planning import make_plan
 from qplan.planner.problem import Problem, build_problem
@@ -164,7 +165,8 @@ def test_another_resource_and_the_smallest_plan(table: SensitivityTable, fixed: 
     picks = solve(wide.program()).picks
     assert sum(f.bits > 6 for f in wide.picked_formats(picks).values()) == 3
     best = solve(problem.program())
-    small = solve(problem.smallest_program(max_loss=10 * best.objective))
+    limited = Ceiling("loss", losses(table), 10 * best.objective).applied(problem, table.model)
+    small = solve(limited.smallest_program())
     assert problem.program().value(small.picks) <= 10 * best.objective
     capped: Problem = replace(problem, limit_bytes=problem.picked_bytes(small.picks) - 1)
     assert solve(capped.program()).objective > 10 * best.objective
