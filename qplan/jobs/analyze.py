@@ -15,9 +15,9 @@ from qplan.formats import DEFAULT_FORMATS, QuantFormat
 from qplan.jobs.additivity import measure_additivity
 from qplan.jobs.auto import analyze_auto
 from qplan.model.load import DTypeName, load_model
-from qplan.quantize.methods import DATA_FREE
 from qplan.quantize.round_all import round_all
 from qplan.quantize.run_rounder import run_rounder
+from qplan.roundings import needs_tokens
 from qplan.run.folder import RunFolder
 from qplan.run.table import Mode, SensitivityTable
 from qplan.sensitivity.analysis import Analysis, open_analysis
@@ -107,7 +107,7 @@ def run_analyze(options: AnalyzeOptions, run: RunFolder, say: Say, progress: Pro
             progress=progress,
         )
         notes = (note,)
-    if options.rounding not in DATA_FREE:
+    if needs_tokens(options.rounding):
         say(f"second moments of all inputs, {calibration.fit.size} tokens to fit rounding to")
     rounder = run_rounder(run, loaded, calibration, options.rounding, batch_size=batch_size, progress=progress)
     opened = open_analysis(

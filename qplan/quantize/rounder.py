@@ -6,7 +6,6 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,17 +14,10 @@ from qplan.formats import QuantFormat
 from qplan.model.load import LoadedModel
 from qplan.quantize import IntTensor, StoredTensor, rtn
 from qplan.quantize.curvature import Curvature
-from qplan.quantize.methods import DATA_FREE, METHODS
+from qplan.quantize.methods import round_with
 from qplan.quantize.moments import Moments
 from qplan.quantize.stored_cache import ALL, StoredCache
-
-Rounding = Literal["auto", "gptq", "search", "hqq", "rtn"]
-"""``auto``: for every output feature the one whose error is least on tokens that it was not fitted to."""
-
-ROUNDINGS: tuple[Rounding, ...] = ("auto", "gptq", "search", "hqq", "rtn")
-
-CANDIDATES = ("gptq", "search", "rtn")
-"""What ``auto`` chooses from."""
+from qplan.roundings import CANDIDATES, needs_tokens
 
 FEW_TOKENS = 256
 """Tensors that fewer calibration tokens reach are rounded to nearest: their moments are those of single tokens.
@@ -60,9 +52,10 @@ class Rounder:
     """Stores tensors of one model; the same integers whatever the number of threads."""
 
     loaded: LoadedModel
-    rounding: Rounding = "rtn"
+    rounding: str = "rtn"
+    """One of `qplan.roundings.ROUNDINGS`."""
     moments: Moments | None = None
-    """What ``search`` and ``gptq`` fit to; needed by ``auto`` too."""
+    """What roundings fit to; needed by ``auto`` too."""
     judge: Moments | None = None
     """Moments of other tokens, by which ``auto`` chooses; needed by it alone."""
     cache: StoredCache | None = None
@@ -96,8 +89,8 @@ class Rounder:
 
     def _round(self, name: str, fmt: QuantFormat) -> StoredTensor:
         weight = self.loaded.weight(name)
-        if self.rounding in DATA_FREE:
-            return DATA_FREE[self.rounding](weight, fmt)
+        if not needs_tokens(self.rounding):
+            return round_with(self.rounding, weight, fmt)
         if self.moments is None or (self.rounding == "auto" and self.judge is None):
             msg = f"rounding {self.rounding!r} without moments to fit to, or to choose by"
             raise TypeError(msg)
@@ -106,8 +99,8 @@ class Rounder:
         with one_thread():
             curvature, judge = self._prepared.of(self.moments, self.judge, name, weight.device)
             if judge is None:
-                return METHODS[self.rounding](weight, fmt, curvature)
-            return best_rows(weight, [METHODS[how](weight, fmt, curvature) for how in CANDIDATES], judge)
+                return round_with(self.rounding, weight, fmt, curvature)
+            return best_rows(weight, [round_with(how, weight, fmt, curvature) for how in CANDIDATES], judge)
 
 
 @contextmanager
