@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from qplan.formats import QuantFormat
+from qplan.run.metrics import METRICS, values_of
 from qplan.run.plan import Plan
 from qplan.run.table import SensitivityTable
 from qplan.run.verification import BuiltModel, Speed, Verification
@@ -68,14 +69,11 @@ def sensitivity_frame(table: SensitivityTable) -> pd.DataFrame:
                         "low_nats": max(0.0, loss.kl_nats - reach),
                         "high_nats": loss.kl_nats + reach,
                         "source": loss.source,
-                        "sqnr_db": loss.sqnr_db,
-                        "cosine": loss.cosine,
-                        "top1": loss.top1,
-                        "kl_p99_nats": loss.kl_p99_nats,
                         "weights": spec.weights,
                     }
+                    | {name: value for name, value in values_of(loss).items() if name != "kl_nats"}
                 )
-    return _typed(rows, floats=("cosine", "top1", "kl_p99_nats"))
+    return _typed(rows, floats=[name for name in METRICS if name != "kl_nats"])
 
 
 def plan_frame(plan: Plan, table: SensitivityTable) -> pd.DataFrame:

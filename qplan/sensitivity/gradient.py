@@ -123,9 +123,6 @@ def _measurements(
             batch=batch,
             tokens=tokens.numel(),
             kl_nats=mean,
-            kl_p99_nats=None,
-            top1=None,
-            nll_nats=None,
             sqnr_db=sqnr[index],
             # as if errors were orthogonal to the output
             cosine=1 / math.sqrt(1 + 10 ** (-sqnr[index] / 10)),

@@ -18,7 +18,7 @@ from qplan.run.journal import Cell, ReferenceRecord
 from qplan.run.measurement import Measurement
 from qplan.run.table import SensitivityTable
 from qplan.sensitivity.analysis import Analysis, Entry, open_analysis
-from qplan.sensitivity.metrics import OutputError, OutputScale, TokenStats
+from qplan.sensitivity.metrics import OutputError, OutputScale, TokenStats, metrics_of
 from qplan.sensitivity.replay import LayerPass, ReferencePass
 from qplan.sensitivity.variants import apply_formats
 from qplan.settings import Memory, Progress
@@ -261,19 +261,6 @@ def _compare(here: LayerPass, job: _Job, end: Tensor) -> TokenStats:
 def _keep(work: _Work, job: _Job, stats: TokenStats, output: OutputError) -> None:
     if work.knows(job):
         return
-    work.analysis.kept.add(
-        Measurement(
-            tensor=job.tensor,
-            format=job.format.name,
-            memory=job.memory,
-            batch=job.batch,
-            tokens=stats.tokens,
-            kl_nats=stats.kl_nats,
-            kl_p99_nats=stats.kl_p99_nats,
-            top1=stats.top1,
-            nll_nats=stats.nll_nats,
-            sqnr_db=output.sqnr_db,
-            cosine=output.cosine,
-        )
-    )
+    place = (job.tensor, job.format.name, job.memory, job.batch, stats.tokens)
+    work.analysis.kept.add(Measurement(*place, **metrics_of(stats, output)))
     work.tell(1)

@@ -31,11 +31,11 @@ ENOUGH = 1e-4
 """A relative gap at which the search ends: a thousandth of the error of a single loss."""
 EXACT = 1e-12
 """A relative gap that is none: what rounding leaves."""
-KERNEL = 240
+KERNEL = 60
 """Choices beyond one per group that the first search looks at: it only has to find a good plan."""
-WORK = 170_000
-"""Partial plans kept at a time, times groups: some 300 in a large model; small ones are searched to the end."""
-WIDENING = (1, 10, 100, 300)
+WORK = 50_000
+"""Partial plans kept at a time, times groups: some 90 in a large model; small ones are searched to the end."""
+WIDENING = (1, 10, 100, 1000)
 """By how much more each search keeps than the first; few programs need a second."""
 
 
@@ -122,7 +122,7 @@ def solve(program: Program, *, known: Iterable[Sequence[int]] = (), time_limit_s
                 break
             part.fix(best)
             if math.isfinite(part.bound):
-                part.search(best, factor * max(1, WORK // len(program.values)), deadline, rough=rough)
+                part.search(best, math.ceil(factor * WORK / len(program.values)), deadline, rough=rough)
         if _gap(best, parts) <= (EXACT if rough else ENOUGH):
             break
     bound = best.value if _gap(best, parts) <= EXACT else min((part.bound for part in parts), default=math.inf)
