@@ -93,8 +93,3 @@ class TensorGroup:
     def bytes_in(self, fmt: QuantFormat) -> int:
         """Bytes of the members' records in ``llm.mnn.weight``."""
         return sum(member.bytes_in(fmt) for member in self.members)
-
-
-def single_groups(tensors: tuple[TensorSpec, ...]) -> tuple[TensorGroup, ...]:
-    """One group per tensor; a tied head and embedding already are one tensor."""
-    return tuple(TensorGroup(tensor.name, (tensor,)) for tensor in tensors)

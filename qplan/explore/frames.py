@@ -46,9 +46,9 @@ def sensitivity_frame(table: SensitivityTable) -> pd.DataFrame:
 
     Columns: ``tensor, layer, kind, role, format, bits, block, memory, loss_nats`` (mean KL per token with this one
     tensor changed), ``stderr_nats`` (0 where one batch is all there is), ``low_nats, high_nats`` (95 % interval, at
-    least 0), ``source`` (``measured`` or ``gradient``), ``sqnr_db`` (of the tensor's own output), ``cosine, top1,
-    kl_p99_nats`` (missing where only gradients are known), ``bytes`` (of its record), ``bits_per_weight`` (scales
-    included), ``weights``.
+    least 0), ``source`` (``measured`` or ``gradient``), ``bytes`` (of its record), ``bits_per_weight`` (scales
+    included), ``weights``, and the other metrics of `qplan.run.metrics.Metrics`, missing where they are not known:
+    ``kl_p99_nats, top1, nll_nats, sqnr_db, cosine``.
     """
     rows = []
     for memory in table.memories:

@@ -155,9 +155,8 @@ def _encode(measurement: Measurement) -> dict[str, Any]:
 
 
 def _decode(value: Mapping[str, Any]) -> Measurement:
-    return Measurement(
-        **{key: math.inf if found is None and key in _UNBOUNDED else found for key, found in value.items()}
-    )
+    infinite: dict[str, Any] = {key: math.inf for key in _UNBOUNDED if key in value and value[key] is None}
+    return Measurement(**(dict(value) | infinite))
 
 
 def _whole_lines(path: Path) -> list[str]:

@@ -35,7 +35,7 @@ KERNEL = 60
 """Choices beyond one per group that the first search looks at: it only has to find a good plan."""
 WORK = 50_000
 """Partial plans kept at a time, times groups: some 90 in a large model; small ones are searched to the end."""
-WIDENING = (1, 10, 100, 1000)
+WIDENING = (1, 10, 30, 100, 300, 1000)
 """By how much more each search keeps than the first; few programs need a second."""
 
 

@@ -13,13 +13,13 @@ from qplan.errors import InfeasibleError, InputError, MeasurementError
 from qplan.formats import FP16, INT4, INT8, QuantFormat
 from qplan.planner.budget import resolve_budget
 from qplan.planner.ceiling import Ceiling
+from qplan.planner.groups import make_groups
 from qplan.planner.metric import Metric, loss_of
 from qplan.planner.planning import make_plan
 from qplan.planner.problem import Problem, build_problem
 from qplan.planner.rules import Rules
 from qplan.planner.solver.solver import solve
 from qplan.run.table import JointPoint, Loss, SensitivityTable
-from qplan.tensors import single_groups
 from tests.support.invented_table import make_table
 
 HEAD = "lm_head"
@@ -160,7 +160,7 @@ def test_impossible_losses_are_refused(table: SensitivityTable, fixed: FixedByte
 
 
 def test_another_resource_and_the_smallest_plan(table: SensitivityTable, fixed: FixedBytes) -> None:
-    problem = build_problem(single_groups(table.model.tensors), losses(table), None)
+    problem = build_problem(make_groups(table.model), losses(table), None)
     wide = problem.limited("wide tensors", "tensors", 3, lambda _, choice: int(choice.format.bits > 6))
     picks = solve(wide.program()).picks
     assert sum(f.bits > 6 for f in wide.picked_formats(picks).values()) == 3

@@ -81,7 +81,7 @@ def test_what_is_dropped_for_its_number_is_in_the_gap(program: Program, states: 
 
 @settings(max_examples=60, deadline=None)
 @given(programs(), st.data())
-def test_a_wider_limit_never_gives_a_larger_loss_if_the_plan_is_passed_on(program: Program, data: st.DataObject) -> None:
+def test_a_wider_limit_never_loses_more_if_the_plan_is_passed_on(program: Program, data: st.DataObject) -> None:
     before = solve(program)
     rows = tuple(replace(row, limit=row.limit + data.draw(st.integers(0, 10**9))) for row in program.rows)
     with pytest.MonkeyPatch.context() as patch:
