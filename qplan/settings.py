@@ -19,12 +19,6 @@ DYNAMIC_OPTIONS: tuple[DynamicOption, ...] = (0, 2)
 Mode = Literal["auto", "gradient", "measured"]
 """How losses are found: from gradients, by running the model, or what a plan depends on by running it (``auto``)."""
 
-Rounding = Literal["auto", "gptq", "search", "hqq", "rtn"]
-"""How the integers of a format are chosen; ``auto`` takes for every output feature the one whose error is least on
-tokens that it was not fitted to."""
-
-ROUNDINGS: tuple[Rounding, ...] = get_args(Rounding)
-
 Folding = Literal["auto", "off"]
 """Whether scales may move between neighboring weights before anything is quantized."""
 

@@ -14,8 +14,9 @@ from qplan.cli.documents import analysis_document
 from qplan.cli.modes import with_modes
 from qplan.formats import parse_formats
 from qplan.jobs.options import LOGITS_BYTES, MOST_SEQUENCES, AnalyzeOptions
+from qplan.roundings import HELP, ROUNDINGS
 from qplan.run.folder import RunFolder
-from qplan.settings import DTypeName, DynamicOption, Folding, Memory, Mode, Rounding
+from qplan.settings import DTypeName, DynamicOption, Folding, Memory, Mode
 
 
 @with_modes("analyze")
@@ -70,10 +71,11 @@ def command(
         ),
     ] = AnalyzeOptions.dynamic_option,
     rounding: Annotated[
-        Rounding,
+        str,
         typer.Option(
-            help="auto chooses between gptq, search and rtn; rtn rounds to nearest like MNN's exporter, hqq is the "
-            "method of its --hqq.",
+            metavar=f"[{'|'.join(ROUNDINGS)}]",
+            help=f"{HELP}.",
+            autocompletion=completion.roundings,
             rich_help_panel=panels.WEIGHTS,
         ),
     ] = AnalyzeOptions.rounding,

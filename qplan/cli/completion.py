@@ -7,6 +7,7 @@ from pathlib import Path
 
 from qplan.calib_sets import calib_sets
 from qplan.errors import QplanError
+from qplan.roundings import ROUNDINGS
 from qplan.run.folder import RUNS, RunFolder, finished_runs
 from qplan.tensors import short_name
 
@@ -62,6 +63,11 @@ def models(incomplete: str) -> list[str]:
 def calibrations(incomplete: str) -> list[str]:
     """Calibration sets that come with qplan."""
     return _starting(incomplete, calib_sets())
+
+
+def roundings(incomplete: str) -> list[str]:
+    """Ways to choose integers."""
+    return _starting(incomplete, ROUNDINGS)
 
 
 def targets(incomplete: str) -> list[str]:

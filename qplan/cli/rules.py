@@ -12,7 +12,7 @@ from qplan.cli import completion, panels
 from qplan.cli.console import say
 from qplan.cost.target import DEFAULT_TARGET
 from qplan.errors import InputError
-from qplan.planner.metric import Metric
+from qplan.planner.metric import HELP, Metric
 from qplan.planner.rules import Rules
 from qplan.run.folder import RunFolder
 
@@ -61,8 +61,7 @@ MetricOption = Annotated[
     typer.Option(
         "--metric",
         metavar="METRIC",
-        help="What is summed and minimized: `kl`, `kl-p99`, `top1`, `perplexity`, `sqnr`, `cosine`; all but kl, "
-        "sqnr and cosine need `--mode measured`.",
+        help=HELP,
         rich_help_panel=panels.RULES,
     ),
 ]

@@ -8,6 +8,7 @@ import pandas as pd
 
 from qplan.formats import QuantFormat
 from qplan.run.frontier import Frontier, MeasuredModel
+from qplan.run.metrics import METRICS, values_of
 from qplan.run.plan import Plan
 from qplan.run.table import SensitivityTable
 from qplan.run.token_losses import Losses, TokenLosses
@@ -47,9 +48,9 @@ def sensitivity_frame(table: SensitivityTable) -> pd.DataFrame:
 
     Columns: ``tensor, layer, kind, role, format, bits, block, memory, loss_nats`` (mean KL per token with this one
     tensor changed), ``stderr_nats`` (0 where one batch is all there is), ``low_nats, high_nats`` (95 % interval, at
-    least 0), ``source`` (``measured`` or ``gradient``), ``sqnr_db`` (of the tensor's own output), ``cosine, top1,
-    kl_p99_nats`` (missing where only gradients are known), ``bytes`` (of its record), ``bits_per_weight`` (scales
-    included), ``weights``.
+    least 0), ``source`` (``measured`` or ``gradient``), ``bytes`` (of its record), ``bits_per_weight`` (scales
+    included), ``weights``, and the other metrics of `qplan.run.metrics.Metrics`, missing where they are not known:
+    ``kl_p99_nats, top1, nll_nats, sqnr_db, cosine``.
     """
     rows = []
     for memory in table.memories:
@@ -70,14 +71,11 @@ def sensitivity_frame(table: SensitivityTable) -> pd.DataFrame:
                         "low_nats": max(0.0, loss.kl_nats - reach),
                         "high_nats": loss.kl_nats + reach,
                         "source": loss.source,
-                        "sqnr_db": loss.sqnr_db,
-                        "cosine": loss.cosine,
-                        "top1": loss.top1,
-                        "kl_p99_nats": loss.kl_p99_nats,
                         "weights": spec.weights,
                     }
+                    | {name: value for name, value in values_of(loss).items() if name != "kl_nats"}
                 )
-    return _typed(rows, floats=("cosine", "top1", "kl_p99_nats"))
+    return _typed(rows, floats=[name for name in METRICS if name != "kl_nats"])
 
 
 def plan_frame(plan: Plan, table: SensitivityTable) -> pd.DataFrame:

@@ -16,9 +16,9 @@ from qplan.jobs.checks import check_analyze
 from qplan.jobs.options import LOGITS_BYTES, MOST_SEQUENCES, AnalyzeOptions
 from qplan.model.load import load_model
 from qplan.notes import Note, note
-from qplan.quantize.methods import DATA_FREE
 from qplan.quantize.round_all import default_jobs, round_all
 from qplan.quantize.run_rounder import run_rounder
+from qplan.roundings import needs_tokens
 from qplan.run.folder import RunFolder
 from qplan.run.table import SensitivityTable
 from qplan.sensitivity.analysis import Analysis, open_analysis
@@ -78,7 +78,7 @@ def run_analyze(options: AnalyzeOptions, run: RunFolder, say: Say, progress: Pro
             progress=progress,
         )
         notes = (decided,)
-    if options.rounding not in DATA_FREE:
+    if needs_tokens(options.rounding):
         say(f"second moments of all inputs, {calibration.fit.size} tokens to fit rounding to")
     rounder = run_rounder(run, loaded, calibration, options.rounding, batch_size=batch_size, progress=progress)
     opened = open_analysis(

@@ -15,7 +15,8 @@ from qplan.errors import InputError
 from qplan.formats import DEFAULT_FORMATS, QuantFormat
 from qplan.mnn.engines import EngineTarget, EngineVersion
 from qplan.report.words import Language
-from qplan.settings import DTypeName, DynamicOption, Folding, Memory, Mode, Rounding
+from qplan.roundings import check_rounding
+from qplan.settings import DTypeName, DynamicOption, Folding, Memory, Mode
 
 LOGITS_BYTES = 640 << 20
 """Of a pass, where the user does not say how many sequences it has."""
@@ -39,7 +40,7 @@ class AnalyzeOptions:
     formats: tuple[QuantFormat, ...] = DEFAULT_FORMATS
     memory: Memory = "low"
     mode: Mode = "auto"
-    rounding: Rounding = "auto"
+    rounding: str = "auto"
     fold: Folding = "auto"
     fit_tokens: int = 32768
     """At most this many tokens that rounding is fitted to."""
@@ -65,6 +66,7 @@ class AnalyzeOptions:
         least |= {"--jobs": (self.jobs, 1)} if self.jobs is not None else {}
         least |= {"--batch-size": (self.batch_size, 1)} if self.batch_size is not None else {}
         check_least(least)
+        check_rounding(self.rounding)
         if _DEVICE.match(self.device) is None:
             msg = f"--device {self.device!r} is not understood; write cpu, cuda, cuda:1 or mps"
             raise InputError(msg)

@@ -12,7 +12,6 @@ import numpy as np
 from qplan.artifact import sha256_json
 from qplan.cost.file_bytes import FixedBytes, bits_per_weight, file_bytes
 from qplan.errors import InfeasibleError, InputError
-from qplan.formats import FP16, WIDTHS
 from qplan.planner.planning import member_formats
 from qplan.planner.rules import Rules
 from qplan.planner.solver.program import Solution
@@ -20,7 +19,7 @@ from qplan.planner.solver.solver import solve
 from qplan.planner.uniform import uniform_loss
 from qplan.run.frontier import Frontier, FrontierPoint, Sweep, UniformModel
 from qplan.run.table import SensitivityTable
-from qplan.uniform import uniform_formats
+from qplan.uniform import UNIFORM_NAMES, uniform_formats
 
 POINTS = 24
 POINT_TIME_LIMIT_S = 10.0
@@ -111,12 +110,12 @@ def _uniform(
     table: SensitivityTable, fixed: FixedBytes, losses: Mapping[str, Mapping[str, float]], scale_bits: int
 ) -> tuple[UniformModel, ...]:
     found = []
-    for bits in WIDTHS:
+    for bits, name in reversed(UNIFORM_NAMES.items()):
         formats = uniform_formats(table.model, bits, scale_bits)
         loss = uniform_loss(formats, losses)
         if loss is not None:
             size = file_bytes(table.model, formats, fixed).total
-            found.append(UniformModel("fp16" if bits == FP16.bits else f"int{bits}", size, table.predict_joint(loss)))
+            found.append(UniformModel(name, size, table.predict_joint(loss)))
     return tuple(found)
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from qplan.card import ModelCard
 from qplan.cost.file_bytes import FixedBytes, file_bytes, record_bytes
 from qplan.errors import QplanError
-from qplan.formats import QuantFormat
+from qplan.formats import FP16, QuantFormat
 from qplan.notes import Note, note
 from qplan.planner.budget import Budget, ResolvedBudget
 from qplan.planner.ceiling import Ceiling
@@ -30,10 +30,10 @@ from qplan.run.plan import (
 )
 from qplan.run.table import SensitivityTable
 from qplan.tensors import Role
-from qplan.uniform import uniform_formats
+from qplan.uniform import UNIFORM_NAMES, uniform_formats
 
-UNIFORM_BITS = {"int4": 4, "int8": 8, "fp16": 16}
-"""Uniform exports that every plan is compared with."""
+COMPARED_BITS = (4, 8, FP16.bits)
+"""Widths of the uniform exports that every plan is compared with."""
 
 
 def make_plan(
@@ -69,9 +69,8 @@ def make_plan(
     problem = rules.problem(card, losses, None if budget is None else budget.limit_bytes - fixed.total)
     for ceiling in ceilings:
         problem = ceiling.applied(problem, card)
-    uniform = {name: uniform_formats(card, bits, scale_bits) for name, bits in UNIFORM_BITS.items()}
-    if budget is not None and budget.bits is not None:
-        uniform.setdefault(f"int{budget.bits}", uniform_formats(card, budget.bits, scale_bits))
+    compared = dict.fromkeys((*COMPARED_BITS, *([] if budget is None or budget.bits is None else [budget.bits])))
+    uniform = {UNIFORM_NAMES[bits]: uniform_formats(card, bits, scale_bits) for bits in compared}
     known = [
         picks for formats in uniform.values() if (picks := picks_of(problem, formats, card, forced=True)) is not None
     ]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -18,7 +17,8 @@ from qplan.errors import InputError, MeasurementError
 from qplan.formats import QuantFormat
 from qplan.notes import Note
 from qplan.run.additivity import JointPoint, predict_joint
-from qplan.run.measurement import Loss, Measurement, Source, summarize
+from qplan.run.measurement import COLUMNS, Loss, Measurement, Source, summarize
+from qplan.run.metrics import METRICS, values_of
 from qplan.settings import DynamicOption, Memory, Mode, memories_of
 
 __all__ = [
@@ -176,9 +176,10 @@ class SensitivityTable:
                 msg = f"{spec.name} lacks measurements {missing[:3]}; run the same analyze command again to complete"
                 raise MeasurementError(msg)
         for m in self.measurements:
-            if not math.isfinite(m.kl_nats) or m.kl_nats < 0 or not math.isfinite(m.nll_nats or 0.0):
-                msg = f"{m.tensor} in {m.format}, batch {m.batch}: loss of {m.kl_nats} nats is impossible"
-                raise MeasurementError(msg)
+            for name, value in values_of(m).items():
+                if value is not None and not METRICS[name].possible(value):
+                    msg = f"{m.tensor} in {m.format}, batch {m.batch}: {name} of {value} is impossible"
+                    raise MeasurementError(msg)
 
     def _meta(self) -> dict[str, object]:
         return {
@@ -194,7 +195,7 @@ class SensitivityTable:
         self.check_complete()
         inputs = {"model": self.model.sha256, "calibration": self.conditions.calibration_sha256}
         meta = header(KIND, SCHEMA, inputs) | self._meta()
-        columns = {f.name: [getattr(m, f.name) for m in self.measurements] for f in fields(Measurement)}
+        columns = {name: [getattr(m, name) for m in self.measurements] for name in COLUMNS}
         table = pa.table(columns).replace_schema_metadata({"qplan": json.dumps(meta, sort_keys=True)})
         with atomic_path(path) as temporary:
             pq.write_table(table, temporary)
@@ -227,7 +228,14 @@ class SensitivityTable:
         )
 
 
-_COLUMNS = tuple(field.name for field in fields(Measurement))
+_HASHED = (
+    *("tensor", "format", "memory", "batch", "tokens"),
+    *("kl_nats", "kl_p99_nats", "top1", "nll_nats", "sqnr_db", "cosine"),
+    *("source", "stderr_nats"),
+)
+"""Columns whose values are hashed in this order for good; later ones count by name where they are known, so that the
+tables of older versions keep their hash."""
+_LATER = tuple(name for name in COLUMNS if name not in _HASHED)
 
 
 def _hashed(note: Note) -> object:
@@ -238,4 +246,6 @@ def _hashed(note: Note) -> object:
 
 def _row(measurement: Measurement) -> list[object]:
     # repr keeps inf, which JSON lacks
-    return [repr(getattr(measurement, name)) for name in _COLUMNS]
+    values: list[object] = [repr(getattr(measurement, name)) for name in _HASHED]
+    later = ((name, getattr(measurement, name)) for name in _LATER)
+    return values + [[name, repr(value)] for name, value in later if value is not None]

@@ -74,8 +74,16 @@ def sensitivity(specs: tuple[TensorSpec, ...], formats: tuple[str, ...], batches
                 sqnr = math.inf if fmt.bits == 16 and spec.kind == "k_proj" else 6.02 * min(fmt.bits, 12) - 3
                 for memory in memories_of("low"):
                     here = under_low * (1 if memory == "low" or fmt.is_float else 0.3)
-                    row = (2048, here, 9 * here, max(0.0, 1 - math.sqrt(here)), 2.9 + here, sqnr)
-                    measurements.append(Measurement(spec.name, fmt.name, memory, batch, *row))
+                    measurements.append(
+                        Measurement(
+                            *(spec.name, fmt.name, memory, batch, 2048),
+                            kl_nats=here,
+                            kl_p99_nats=9 * here,
+                            top1=max(0.0, 1 - math.sqrt(here)),
+                            nll_nats=2.9 + here,
+                            sqnr_db=sqnr,
+                        )
+                    )
     weights = sum(s.weights for s in specs)
     card = ModelCard(
         "../shared/models/qwen2-8m", "ab" * 32, "Qwen2ForCausalLM", "qwen2", weights, 4096, 1024, specs, 0, 3000

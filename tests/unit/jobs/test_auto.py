@@ -18,7 +18,7 @@ from qplan.run.calibration import CalibrationSet
 from qplan.run.table import SensitivityTable
 from qplan.sensitivity.analysis import open_analysis
 from qplan.sensitivity.joint import joint_losses
-from qplan.sensitivity.measured import analyze
+from tests.support.whole_tables import measured_table
 
 FORMATS = parse_formats("fp16,int8,int6,int4,int3")
 
@@ -37,7 +37,7 @@ def table(qwen2: LoadedModel, calibration: CalibrationSet) -> SensitivityTable:
 def test_it_leads_where_measuring_everything_leads(
     table: SensitivityTable, qwen2: LoadedModel, calibration: CalibrationSet
 ) -> None:
-    exact = analyze(qwen2, calibration, FORMATS)
+    exact = measured_table(qwen2, calibration, FORMATS)
     assert table.conditions.mode == "auto"
     fixed, tokens = estimate_fixed(qwen2.card), torch.from_numpy(calibration.tokens)
     for budget in ("5bpw", "int8", "8bpw"):
@@ -75,7 +75,7 @@ def test_an_interrupted_run_ends_in_the_same_table(
 @pytest.mark.parametrize("name", ["qwen2", "llama"])
 def test_additivity(tiny_models: dict[str, LoadedModel], calibration: CalibrationSet, name: str) -> None:
     loaded, tokens = tiny_models[name], torch.from_numpy(calibration.tokens)
-    table = measure_additivity(analyze(loaded, calibration, FORMATS), loaded, tokens)
+    table = measure_additivity(measured_table(loaded, calibration, FORMATS), loaded, tokens)
     assert 3 <= len(table.joint) <= 5
     assert all(point.memory == "low" and 0.3 < point.ratio < 3 for point in table.joint)
     sums = [point.sum_nats for point in table.joint]

@@ -12,6 +12,7 @@ from qplan.cost.file_bytes import FixedBytes, file_bytes
 from qplan.errors import InfeasibleError, InputError, MeasurementError
 from qplan.formats import FP16, INT4, INT8, QuantFormat
 from qplan.planner.budget import Budget
+from qplan.planner.ceiling import Ceiling
 from qplan.planner.metric import Metric, loss_of
 from qplan.planner.planning import make_plan
 from qplan.planner.problem import Problem, build_problem
@@ -167,7 +168,8 @@ def test_another_resource_and_the_smallest_plan(table: SensitivityTable, fixed: 
     picks = solve(wide.program()).picks
     assert sum(f.bits > 6 for f in wide.picked_formats(picks).values()) == 3
     best = solve(problem.program())
-    small = solve(problem.smallest_program(max_loss=10 * best.objective))
+    limited = Ceiling("loss", losses(table), 10 * best.objective).applied(problem, table.model)
+    small = solve(limited.smallest_program())
     assert problem.program().value(small.picks) <= 10 * best.objective
     capped: Problem = replace(problem, limit_bytes=problem.picked_bytes(small.picks) - 1)
     assert solve(capped.program()).objective > 10 * best.objective
@@ -183,7 +185,7 @@ def test_another_metric_is_minimized_and_the_promise_stays_the_kl(fixed: FixedBy
         rows.append(replace(m, top1=1 - share, cosine=1 - share / 2))
     table = replace(table, measurements=tuple(rows), joint=(JointPoint("normal", 1e-3, 2e-3),))
     by_kl = make_plan(table, Budget.parse("7bpw"), fixed)
-    for metric in (Metric.top1, Metric.cosine):
+    for metric in (Metric("top1"), Metric("cosine")):
         plan = make_plan(table, Budget.parse("7bpw"), fixed, rules=Rules(metric=metric))
         assert plan.formats != by_kl.formats
         flips = {(m.tensor, m.format): 1 - (m.top1 or 0) for m in table.measurements}
@@ -198,15 +200,15 @@ def test_another_metric_is_minimized_and_the_promise_stays_the_kl(fixed: FixedBy
 
 def test_metrics_of_one_loss() -> None:
     table = make_table()
-    loss = Loss(0.01, 0.0, 0.2, 0.9, 3.25, 20.0, 0.99)
+    loss = Loss(0.0, kl_nats=0.01, kl_p99_nats=0.2, top1=0.9, nll_nats=3.25, sqnr_db=20.0, cosine=0.99)
     values = {metric.value: loss_of(metric, table)("x", "int4", loss) for metric in Metric}
     exact = {"kl": 0.01, "kl-p99": 0.2, "top1": 0.1, "perplexity": 0.25, "sqnr": 0.01, "cosine": 0.01}
     assert values == pytest.approx(exact)
-    assert loss_of(Metric.perplexity, table)("x", "int4", replace(loss, nll_nats=2.9)) == 0
+    assert loss_of(Metric("perplexity"), table)("x", "int4", replace(loss, nll_nats=2.9)) == 0
     estimate = replace(loss, kl_p99_nats=None, top1=None, nll_nats=None, source="gradient")
-    assert loss_of(Metric.sqnr, table)("x", "int4", estimate) == pytest.approx(0.01)
+    assert loss_of(Metric("sqnr"), table)("x", "int4", estimate) == pytest.approx(0.01)
     with pytest.raises(InputError, match=r"--metric top1: x in int4 is an estimate .* analyze with --mode measured"):
-        loss_of(Metric.top1, table)("x", "int4", estimate)
+        loss_of(Metric("top1"), table)("x", "int4", estimate)
 
 
 def test_the_uniform_export_may_ship_less_than_a_plan(table: SensitivityTable, fixed: FixedBytes) -> None:

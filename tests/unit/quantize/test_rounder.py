@@ -17,9 +17,9 @@ from qplan.quantize.moments import Moments, gather_moments
 from qplan.quantize.round_all import round_all
 from qplan.quantize.rounder import Rounder, best_rows, row_errors
 from qplan.quantize.stored_cache import StoredCache
+from qplan.roundings import ROUNDINGS
 from qplan.run.calibration import CalibrationSet
 from qplan.sensitivity.analysis import open_analysis
-from qplan.settings import ROUNDINGS
 
 INPUTS = {"model": "a", "tokens": "b"}
 
@@ -121,12 +121,12 @@ def test_the_cache_keeps_tensors_of_the_same_inputs(
     for fmt in (INT4, QuantFormat(3, 32, symmetric=True), FP16):
         first = Rounder(qwen2, "gptq", gathered, cache=cache).store(name, fmt)
         with monkeypatch.context() as patch:
-            patch.setattr(rounding, "METHODS", {})
+            patch.setattr(rounding, "round_with", None)
             again = Rounder(qwen2, "gptq", gathered, cache=cache).store(name, fmt)
         assert torch.equal(first.dequantize(), again.dequantize())
         assert first.weight_bytes() + first.alpha_bytes() == again.weight_bytes() + again.alpha_bytes()
     other = StoredCache(cache.folder, INPUTS | {"model": "b"})
-    monkeypatch.setattr(rounding, "METHODS", {"gptq": lambda weight, fmt, _: rtn(weight, fmt)})
+    monkeypatch.setattr(rounding, "round_with", lambda _name, weight, fmt, _curvature: rtn(weight, fmt))
     computed = Rounder(qwen2, "gptq", gathered, cache=other).store(name, INT4)
     assert torch.equal(computed.dequantize(), rtn(qwen2.weight(name), INT4).dequantize())
 

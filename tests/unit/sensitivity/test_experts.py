@@ -19,10 +19,10 @@ from qplan.quantize.moments import gather_moments
 from qplan.quantize.rounder import Rounder
 from qplan.run.calibration import CalibrationSet
 from qplan.run.table import SensitivityTable
-from qplan.sensitivity import gradient, measured
 from qplan.sensitivity.menu import resolve_menu
 from qplan.tensors import Role
 from tests.support.tiny_models import VOCABULARY, words
+from tests.support.whole_tables import estimated_table, measured_table
 
 EACH = "{layer}.mlp.experts.{expert}.{kind}"
 
@@ -41,7 +41,7 @@ def one_token(mixed: LoadedModel) -> CalibrationSet:
 
 @pytest.fixture(scope="module", params=["measured", "gradient"])
 def table(request: pytest.FixtureRequest, mixed: LoadedModel, one_token: CalibrationSet) -> SensitivityTable:
-    analyze = {"measured": measured.analyze, "gradient": gradient.analyze}[request.param]
+    analyze = {"measured": measured_table, "gradient": estimated_table}[request.param]
     return analyze(mixed, one_token, parse_formats("int8,int4"))
 
 
