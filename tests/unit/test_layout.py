@@ -19,6 +19,7 @@ SUBJECTS = {
     "cli/test_commands.py": "every command: help, errors, completion",
     "cli/test_doors.py": "wrong words, refused before anything is loaded",
     "demo/test_model.py": "the embedded model itself",
+    "test_golden.py": "what an earlier qplan left",
     "explore/test_figures.py": "every figure of the room",
     "explore/test_light.py": "what the room must not import",
     "mnn/graph/test_readers.py": "every reader of MNN's files, on damaged ones",
