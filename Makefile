@@ -1,14 +1,21 @@
-# `make demo` and `make test` are the two commands of the README; each sets up .venv on first use.
+# `make demo` and `make test` are the two commands of the README, `make check` is for those who work on qplan;
+# each sets up .venv on first use.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lab notebooks docs lint clean
+.PHONY: demo check test lab notebooks docs lint clean
 demo: .venv/installed
 	$(BIN)/qplan demo
 
 # a file's tests share models that they build once: a worker takes whole files and below 1 GB
+PYTEST := $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+
+# what takes neither an engine nor a browser nor long; tests/conftest.py sets the marks
+check: .venv/installed lint
+	$(PYTEST) -m "not engine and not browser and not slow"
+
 test: .venv/installed lint
-	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(PYTEST)
 
 docs: .venv/installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

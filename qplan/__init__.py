@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from qplan.explore import open_run
-    from qplan.mnn.engine.guarded import GuardedEngine as Engine
+    from qplan.mnn.engine.engine import Engine
 
 __all__ = ["Engine", "open_run"]
 __version__ = "0.1.0"
@@ -13,9 +13,9 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> object:
     """Import `Engine` and `open_run` when they are asked for: ``import qplan`` stays light."""
     if name == "Engine":
-        from qplan.mnn.engine.guarded import GuardedEngine  # noqa: PLC0415
+        from qplan.mnn.engine.engine import Engine  # noqa: PLC0415
 
-        return GuardedEngine
+        return Engine
     if name == "open_run":
         from qplan.explore import open_run  # noqa: PLC0415
 

@@ -6,13 +6,16 @@ Source of the layout: MNN's exporter (`transformers/llm/export`), measured on en
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from qplan.errors import InputError
 
 INT_BITS = (2, 3, 4, 5, 6, 8)
 """Integer widths that the engine computes exactly (1 symmetric is NaN, 7 cannot be packed)."""
+
+WIDTHS = (*INT_BITS, 16)
+"""Widths that a whole model can have: the integers, and halves."""
 
 TIED_BITS = (4, 8, 16)
 """Widths at which the engine decodes a tied embedding; 1-3 bits are silently garbage, 5 and 6 have no decoder."""
@@ -34,7 +37,7 @@ class QuantFormat:
     """One way to store a weight matrix ``[out_features, in_features]``."""
 
     bits: int
-    """Bits per weight: 2, 3, 4, 5, 6, 8, 16 (halves) or 32 (floats, the reference)."""
+    """Bits per weight: one of `INT_BITS`, 16 (halves) or 32 (floats, the reference)."""
     block: int = 64
     """Input features that share a scale; 0 is the whole row. Always 0 for floats."""
     symmetric: bool = False
@@ -48,8 +51,8 @@ class QuantFormat:
         Raises:
             InputError: a width, block or scale width that does not exist.
         """
-        if self.bits not in (*INT_BITS, 16, 32):
-            msg = f"width of {self.bits} bits does not exist in MNN; use one of {(*INT_BITS, 16)}"
+        if self.bits not in (*WIDTHS, 32):
+            msg = f"width of {self.bits} bits does not exist in MNN; use one of {WIDTHS}"
             raise InputError(msg)
         if self.is_float and (self.block, self.symmetric, self.scale_bits) != (0, False, 16):
             msg = f"fp{self.bits} has neither blocks nor scales: write 'fp{self.bits}'"
@@ -93,6 +96,22 @@ class QuantFormat:
     def is_float(self) -> bool:
         """Whether weights are stored as floats, and activations stay floats under memory low."""
         return self.bits >= 16
+
+    @property
+    def levels(self) -> Sequence[int]:
+        """Signed integers that the codes 0, 1, ... stand for: the value table of the record; none for floats."""
+        half = 0 if self.is_float else 1 << (self.bits - 1)
+        return range(-half, half)
+
+    @property
+    def used_levels(self) -> Sequence[int]:
+        """Those that weights are rounded to: symmetric formats leave out the one that has no opposite."""
+        return self.levels[1:] if self.symmetric else self.levels
+
+    @property
+    def can_be_looked_up(self) -> bool:
+        """Whether the engine decodes a tied embedding in this format."""
+        return self.bits in TIED_BITS
 
     @property
     def allows_block_activations(self) -> bool:
@@ -142,7 +161,7 @@ class QuantFormat:
         if self.is_float:
             return 0
         dim_bytes = 4 if max(out_features, in_features) > 65535 else 2
-        return 1 + 2 * dim_bytes + 1 + (1 << self.bits)
+        return 1 + 2 * dim_bytes + 1 + len(self.levels)
 
     def record_bytes(self, out_features: int, in_features: int, *, bias: bool) -> int:
         """Bytes that one matrix takes in ``llm.mnn.weight``: header, codes, scales, fp32 bias."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 Memory = Literal["low", "normal"]
 """MNN's ``memory`` setting: low computes with int8 activations wherever weights are integers."""
@@ -15,6 +15,20 @@ DynamicOption = Literal[0, 2]
 
 DYNAMIC_OPTIONS: tuple[DynamicOption, ...] = (0, 2)
 """MNN's settings that a model can ship with; 1 computes what 0 computes."""
+
+Mode = Literal["auto", "gradient", "measured"]
+"""How losses are found: from gradients, by running the model, or what a plan depends on by running it (``auto``)."""
+
+Folding = Literal["auto", "off"]
+"""Whether scales may move between neighboring weights before anything is quantized."""
+
+DTypeName = Literal["float32", "bfloat16", "float16"]
+"""What the model computes in."""
+
+Objective = Literal["loss", "smallest", "fastest"]
+"""What makes a plan the best: the least loss, or the fewest bytes or the least time under a limit on the loss."""
+
+OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 
 Say = Callable[[str], None]
 """Called with a line about each step of a job."""

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 
-from qplan.formats import TIED_BITS, QuantFormat
+from qplan.formats import QuantFormat
 
 _EXPERT_OP = re.compile(r"^/expert/\d+_(\d+)/")
 """MNN's name of an expert's op: layer, then expert."""
@@ -65,7 +65,7 @@ class TensorSpec:
 
     def allows(self, fmt: QuantFormat) -> bool:
         """Whether the engine computes this tensor right in this format."""
-        return fmt.divides(self.in_features) and (not self.tied or fmt.bits in TIED_BITS)
+        return fmt.divides(self.in_features) and (not self.tied or fmt.can_be_looked_up)
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,3 @@ class TensorGroup:
     def bytes_in(self, fmt: QuantFormat) -> int:
         """Bytes of the members' records in ``llm.mnn.weight``."""
         return sum(member.bytes_in(fmt) for member in self.members)
-
-
-def single_groups(tensors: tuple[TensorSpec, ...]) -> tuple[TensorGroup, ...]:
-    """One group per tensor; a tied head and embedding already are one tensor."""
-    return tuple(TensorGroup(tensor.name, (tensor,)) for tensor in tensors)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from qplan.card import ModelCard
-from qplan.formats import FP16, QuantFormat
+from qplan.formats import FP16, INT_BITS, QuantFormat
 from qplan.tensors import Role, TensorSpec
 
 HEAD_BITS = 8
 """``--lm_quant_bit 8``: below it a tied embedding loses 15-40 % accuracy (MNN issue 3098)."""
+
+UNIFORM_NAMES = {FP16.bits: "fp16"} | {bits: f"int{bits}" for bits in sorted(INT_BITS, reverse=True)}
+"""Names of the uniform exports by their width, the widest first."""
 
 
 def uniform_formats(card: ModelCard, bits: int, scale_bits: int = 16) -> dict[str, QuantFormat]:

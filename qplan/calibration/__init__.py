@@ -1,7 +1,7 @@
 """Calibration text: where it comes from, and the token ids that everything is measured on."""
 
-from qplan.calibration.text import Text, load_text
+from qplan.calibration.text import Text, check_text, load_text
 from qplan.calibration.token_set import tokenize
 from qplan.run.calibration import CalibrationSet
 
-__all__ = ["CalibrationSet", "Text", "load_text", "tokenize"]
+__all__ = ["CalibrationSet", "Text", "check_text", "load_text", "tokenize"]

@@ -6,8 +6,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import datasets
-
 from qplan.calibration.record import Record
 from qplan.errors import InputError
 
@@ -56,6 +54,8 @@ def _choose(name: str, available: Iterable[str], wanted: str | None) -> str:
 
 
 def _from_disk(name: str, split: str | None) -> tuple[Any, str]:
+    import datasets  # noqa: PLC0415 - takes seconds, and a text file needs none of it
+
     stored = datasets.load_from_disk(name)
     if not isinstance(stored, datasets.DatasetDict):
         return stored, str(stored.split or split or "")
@@ -64,6 +64,8 @@ def _from_disk(name: str, split: str | None) -> tuple[Any, str]:
 
 
 def _streamed(name: str, config: str | None, split: str | None, known: Iterable[str]) -> tuple[Any, str]:
+    import datasets  # noqa: PLC0415 - takes seconds, and a text file needs none of it
+
     try:
         used = _choose(name, datasets.get_dataset_split_names(name, config), split)
         return datasets.load_dataset(name, config, split=used, streaming=True), used

@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-import qplan
 from qplan.artifact import sha256_file
+from qplan.calib_sets import MANIFEST, calib_sets
 from qplan.calibration.hub import read_dataset
 from qplan.calibration.record import Record, document
 from qplan.errors import InputError
@@ -43,16 +43,14 @@ def load_text(source: str, tokenizer: Any = None) -> Text:  # noqa: ANN401 - a H
     Raises:
         InputError: the source is not found, not understood, or empty.
     """
+    check_text(source)
     path = Path(source).expanduser()
     if path.is_file():
         text = Text(_capped(_documents(path, tokenizer)), source, None)
-    elif not path.is_dir() and (folder := _calib_folder(source)) is not None:
+    elif not path.is_dir() and (folder := calib_sets().get(source)) is not None:
         text = _calib_set(folder)
-    elif path.suffix in _READERS:
-        msg = f"{source} does not exist"
-        raise InputError(msg)
     else:
-        records, described, license_ = read_dataset(source, known=calib_names())
+        records, described, license_ = read_dataset(source, known=calib_sets())
         text = Text(_capped(document(record, tokenizer) for record in records), described, license_)
     if not any(part.strip() for part in text.documents):
         msg = f"{source} holds no text; give a source with at least a few thousand tokens"
@@ -60,25 +58,28 @@ def load_text(source: str, tokenizer: Any = None) -> Text:  # noqa: ANN401 - a H
     return text
 
 
-def calib_names() -> tuple[str, ...]:
-    """Names of the calibration sets that come with qplan."""
-    return tuple(sorted(path.parent.name for root in _calib_roots() for path in root.glob("*/manifest.json")))
+def check_text(source: str, option: str = "") -> None:
+    """Refuse a text that is known to be missing or of no use, without reading it.
 
+    Args:
+        source: as for `load_text`.
+        option: that it was given with, for the message.
 
-def _calib_roots() -> tuple[Path, ...]:
-    # inside the package in a wheel, next to it in a checkout
-    package = Path(qplan.__file__).parent
-    return (package / "calib", package.parent / "calib")
-
-
-def _calib_folder(name: str) -> Path | None:
-    if Path(name).name != name:
-        return None
-    return next((root / name for root in _calib_roots() if (root / name / "manifest.json").is_file()), None)
+    Raises:
+        InputError: a file that does not exist, or one of another kind.
+    """
+    path, given = Path(source).expanduser(), f"{option} {source}".strip()
+    kinds = ", ".join(_READERS)
+    if path.is_file() and path.suffix.lower() not in _READERS:
+        msg = f"{given}: extension {path.suffix!r} is not understood; use {kinds} or a dataset folder"
+        raise InputError(msg)
+    if not path.exists() and path.suffix.lower() in _READERS:
+        msg = f"{given} does not exist; give a {kinds} file, a dataset, or one of {', '.join(calib_sets())}"
+        raise InputError(msg)
 
 
 def _calib_set(folder: Path) -> Text:
-    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     names, expected = manifest["files"], manifest["sha256"]
     # one hash for one file, a hash by name for several
     hashes = expected if isinstance(expected, dict) else {names[0]: expected}
@@ -92,11 +93,7 @@ def _calib_set(folder: Path) -> Text:
 
 
 def _documents(path: Path, tokenizer: Any) -> Iterator[str]:  # noqa: ANN401
-    reader = _READERS.get(path.suffix.lower())
-    if reader is None:
-        msg = f"{path}: extension {path.suffix!r} is not understood; use {', '.join(_READERS)} or a dataset folder"
-        raise InputError(msg)
-    for place, record in reader(path):
+    for place, record in _READERS[path.suffix.lower()](path):
         yield document(Record(place, record), tokenizer)
 
 

@@ -7,6 +7,8 @@ from dataclasses import replace
 
 from qplan.choosing.context import Formats, PlanningContext
 from qplan.errors import InfeasibleError
+from qplan.notes import note
+from qplan.planner.budget import Budget
 from qplan.planner.ceiling import Ceiling
 from qplan.planner.limits import Cost, ResourceLimit
 from qplan.planner.planning import make_plan
@@ -23,7 +25,7 @@ _MARGIN = 0.95
 
 def choose_plan(
     context: PlanningContext,
-    budget: str | Sequence[str],
+    budgets: Budget | Sequence[Budget],
     *,
     limits: Sequence[Ceiling | ResourceLimit] = (),
     minimize: Cost | None = None,
@@ -36,18 +38,18 @@ def choose_plan(
 
     Args:
         context: losses, rules, and whole models to judge by.
-        budget: one, several that must all hold, or none.
+        budgets: one, several that must all hold, or none.
         limits: on other losses, RAM, time.
         minimize: a cost that comes before the loss.
 
     Raises:
-        InputError: a budget or pattern that is not understood.
+        InputError: a pattern that matches nothing.
         InfeasibleError: no plan fits.
     """
     table, rules = context.table, context.rules
 
     def solve(ceilings: Sequence[Ceiling] = ()) -> Plan:
-        return make_plan(table, budget, context.fixed, rules=rules, ceilings=(*limits, *ceilings), minimize=minimize)
+        return make_plan(table, budgets, context.fixed, rules=rules, ceilings=(*limits, *ceilings), minimize=minimize)
 
     plan = solve()
     found = context.uniform(plan.budget_bytes)
@@ -57,7 +59,7 @@ def choose_plan(
     most: dict[Memory, float] = {}
     for attempt in range(_ROUNDS):
         if plan.formats == uniform and context.rounder.rounding == "rtn":
-            return replace(plan, notes=(*plan.notes, f"no mix within the limits is better: the plan is uniform {name}"))
+            return plan.noted(note("uniform-within-limits", uniform=name))
         ratios = context.against(plan.formats, uniform)
         shown = ", ".join(f"memory {memory} {ratio:.2f}" for memory, ratio in ratios.items())
         context.say(f"joint loss of the plan, times that of MNN's uniform {name}: {shown}")
@@ -75,9 +77,8 @@ def choose_plan(
             break  # nothing is below the ceiling
     restricted = rules.restricts or limits or minimize is not None
     if restricted or uniform_loss(uniform, table.kl(table.goal)) is None:
-        note = f"worse than uniform {name} on held-out tokens; it needs other rules or more --formats to be better"
-        return replace(plan, notes=(*plan.notes, note))
-    return _give_way(context, budget, name, uniform)
+        return plan.noted(note("worse-than-uniform", uniform=name))
+    return _give_way(context, budgets, name, uniform)
 
 
 def with_price_of_nearest(plan: Plan, context: PlanningContext) -> Plan:
@@ -90,22 +91,14 @@ def with_price_of_nearest(plan: Plan, context: PlanningContext) -> Plan:
     theirs = context.whole_nats(plan.formats, rounder=context.nearest)
     if not ours:
         return plan
-    chosen = [
-        part
-        for part, here in (
-            ("scales are folded", folded),
-            ("integers are chosen by error feedback", rounder.rounding != "rtn"),
-        )
-        if here
-    ]
-    note = (
-        f"the built model's {' and its '.join(chosen)}; llmexport only rounds to nearest, and with the same "
-        f"formats loses {theirs / ours:.2f} times as much ({theirs:.1e} nats per token, memory {memory})"
-    )
-    return replace(plan, notes=(*plan.notes, note))
+    feedback = rounder.rounding != "rtn"
+    price = {"times": theirs / ours, "nats": theirs}
+    if folded and feedback:
+        return plan.noted(note("nearest-for-both", **price, memory=memory))
+    return plan.noted(note("nearest-for-folded" if folded else "nearest-for-feedback", **price, memory=memory))
 
 
-def _give_way(context: PlanningContext, budget: str | Sequence[str], name: str, uniform: Formats) -> Plan:
+def _give_way(context: PlanningContext, budgets: Budget | Sequence[Budget], name: str, uniform: Formats) -> Plan:
     rules, fixed = context.rules, context.fixed
     if rules.uniform_fixed is not None and rules.uniform_fixed.total < fixed.total:
         msg = (
@@ -113,6 +106,5 @@ def _give_way(context: PlanningContext, budget: str | Sequence[str], name: str, 
             f"{fixed.total - rules.uniform_fixed.total:,} bytes larger; analyze with --fold off --restart"
         )
         raise InfeasibleError(msg)
-    plan = make_plan(context.table, budget, fixed, rules=replace(rules, pins=uniform))
-    note = f"no mix was better than uniform {name} on held-out tokens: the plan is uniform {name}"
-    return replace(plan, notes=(*plan.notes, note))
+    plan = make_plan(context.table, budgets, fixed, rules=replace(rules, pins=uniform))
+    return plan.noted(note("uniform-is-best", uniform=name))

@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 
 from qplan.choosing.choose import choose_plan
 from qplan.choosing.context import Formats, PlanningContext
-from qplan.choosing.repair import EVALUATIONS, repair
-from qplan.choosing.request import PlanRequest
+from qplan.choosing.repair import repair
+from qplan.choosing.request import EVALUATIONS, PlanRequest
 from qplan.errors import InfeasibleError
+from qplan.notes import note
 from qplan.planner.ceiling import Ceiling
 from qplan.planner.limits import ResourceLimit
 from qplan.run.folder import RunFolder
@@ -48,7 +49,7 @@ def choose_requested(
         evaluations: whole models that a repair may measure; 0 for no repair.
 
     Raises:
-        InputError: a budget, limit or pattern that is not understood, or no device profile where one is needed.
+        InputError: a pattern that matches nothing, or no device profile where one is needed.
         InfeasibleError: no plan fits; names the nearest value.
     """
     context, table = replace(context, rules=wanted.rules), context.table
@@ -69,10 +70,12 @@ def choose_requested(
         over = _over(wanted, loss, table.reference_nll_nats)
         context.say(f"held-out tokens: KL {loss.kl_nats:.3e} nats per token, perplexity {loss.perplexity:+.3f}")
         if max(over) <= 1:
-            note = f"on held-out tokens the whole model loses {loss.kl_nats:.3e} nats per token, memory {table.goal}"
-            return replace(plan, notes=(*plan.notes, f"{note}; its perplexity changes by {loss.perplexity:+.3f}"))
+            kept = note("limits-kept", nats=loss.kl_nats, memory=table.goal, perplexity_change=loss.perplexity)
+            return plan.noted(kept)
         context.say("more than allowed: solving again under a lower limit")
-        scales = [scale * min(1.0, _MARGIN / ratio) for scale, ratio in zip(scales, over, strict=True)]
+        # a ratio of 0 is a limit that nobody asked for, or that nothing is lost of
+        lower = [min(1.0, _MARGIN / ratio) if ratio else 1.0 for ratio in over]
+        scales = [scale * factor for scale, factor in zip(scales, lower, strict=True)]
     least = min(tried, key=lambda loss: loss.kl_nats)
     msg = (
         f"no plan was found whose whole model keeps the loss limit on held-out tokens; the nearest has "

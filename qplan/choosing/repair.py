@@ -13,7 +13,9 @@ from dataclasses import replace
 from functools import partial
 
 from qplan.choosing.context import Formats, PlanningContext
+from qplan.choosing.request import EVALUATIONS
 from qplan.cost.file_bytes import file_bytes
+from qplan.notes import note
 from qplan.planner.ceiling import Ceiling
 from qplan.planner.limits import ResourceLimit
 from qplan.planner.metric import Metric
@@ -22,10 +24,8 @@ from qplan.planner.planning import member_formats, picks_of, planned_limits, pla
 from qplan.run.plan import Plan
 from qplan.sensitivity.metrics import TokenStats
 
-EVALUATIONS = 48
-"""Whole models that are measured at most."""
 _MOVES = 15
-"""Of these, single moves in one round."""
+"""Single moves that are measured in one round."""
 REPAIRED = "repaired"
 """Solver status of a plan that loses less than the one with the least sum."""
 
@@ -113,16 +113,12 @@ def _changed(
     bound = plan.solver.bound_nats
     gap = (total - bound) / total if total else 0.0
     changed = sum(formats[name] != fmt for name, fmt in plan.formats.items())
-    note = (
-        f"{changed} tensors were promoted or demoted after whole models were measured: on held-out tokens the plan "
-        f"loses {share:.3f} times what the one with the least sum of single losses loses"
-    )
-    return replace(
+    better = replace(
         plan,
         tensors=tensors,
         predicted_nats=predicted_nats(tensors, table),
         files=file_bytes(table.model, formats, context.fixed),
         solver=replace(plan.solver, status=REPAIRED, objective_nats=total, gap=gap),
         limits=planned_limits(limits, table.model, formats),
-        notes=(*plan.notes, note),
     )
+    return better.noted(note("promoted-or-demoted", changed=changed, share=share))

@@ -1,4 +1,4 @@
-"""What a user wants of a plan, as typed, and what that means for this model and machine."""
+"""What a user wants of a plan, and what that means for this model and machine."""
 
 from __future__ import annotations
 
@@ -6,27 +6,31 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING
 
 from qplan.errors import InputError
 from qplan.formats import QuantFormat
-from qplan.planner.budget import UNITS
+from qplan.planner.budget import Budget
 from qplan.planner.ceiling import Ceiling
 from qplan.planner.limits import Cost, ResourceLimit
 from qplan.planner.rules import Rules
+from qplan.planner.size import Size
 from qplan.run.folder import RunFolder
 from qplan.run.plan import Plan
 from qplan.run.profile import DeviceProfile
-from qplan.run.table import SensitivityTable
+from qplan.settings import OBJECTIVES, Objective
 from qplan.tensors import TensorSpec
 
-Objective = Literal["loss", "smallest", "fastest"]
+if TYPE_CHECKING:  # the command line takes its defaults from here, and waits for no pyarrow
+    from qplan.run.table import SensitivityTable
 
 RAM, DECODE, PREFILL, FILES = "RAM", "decode time", "prefill time", "file size"
 KL, PERPLEXITY = "KL", "perplexity increase, as KL"
 _NANOSECONDS = 10**6
 """In a millisecond."""
-_AMOUNT = re.compile(r"^(\d+(?:\.\d*)?|\.\d+)\s*([a-z]+)$")
+EVALUATIONS = 48
+"""Whole models that a repair measures at most, see `qplan.choosing.repair`."""
+
 _INCREASE = re.compile(r"^(\d+(?:\.\d*)?|\.\d+)\s*(%?)$")
 
 
@@ -57,18 +61,19 @@ class Increase:
         return math.log1p(share)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PlanRequest:
-    """Budgets and limits as typed; all of them must hold."""
+    """Budgets and limits; all of them must hold."""
 
-    budgets: tuple[str, ...] = ("int8",)
+    budgets: tuple[Budget, ...] = (Budget.parse("int8"),)
     objective: Objective = "loss"
     max_kl: float | None = None
     """Nats per token."""
     max_ppl_increase: Increase | None = None
     max_decode_ms: float | None = None
     max_prefill_ms: float | None = None
-    max_ram: str | None = None
+    max_ram: Size | None = None
+    """Of the weights after loading."""
     rules: Rules = field(default_factory=Rules)
 
     def __post_init__(self) -> None:
@@ -83,7 +88,7 @@ class PlanRequest:
             ("--max-prefill-ms", self.max_prefill_ms),
         ):
             if value is not None and not (value > 0 and math.isfinite(value)):
-                msg = f"{option} {value:g}: must be above 0"
+                msg = f"{option} {value:g}: must be above 0, and finite"
                 raise InputError(msg)
         if self.objective != "loss" and self.max_kl is None and self.max_ppl_increase is None:
             msg = f"--objective {self.objective} needs a limit on the loss: give --max-kl or --max-ppl-increase"
@@ -98,10 +103,10 @@ class PlanRequest:
             ("max-ppl", None if increase is None else f"{increase.amount:g}{'%' if increase.relative else ''}"),
             ("max-decode-ms", self.max_decode_ms),
             ("max-prefill-ms", self.max_prefill_ms),
-            ("max-ram", self.max_ram),
+            ("max-ram", None if self.max_ram is None else self.max_ram.text),
         )
         parts: list[str] = [self.objective] if self.objective != "loss" else []
-        parts += self.budgets
+        parts += [budget.text for budget in self.budgets]
         parts += [
             f"{name}-{value:g}" if isinstance(value, float) else f"{name}-{value}"
             for name, value in limits
@@ -113,11 +118,11 @@ class PlanRequest:
         """Limits on RAM and time.
 
         Raises:
-            InputError: a size that is not understood, or no device profile where one is needed.
+            InputError: no device profile where one is needed.
         """
         found = []
         if self.max_ram is not None:
-            found.append(ResourceLimit(ram_cost(self.rules, table), _megabytes(self.max_ram)))
+            found.append(ResourceLimit(ram_cost(self.rules, table), self.max_ram.bytes / 1e6))
         if self.max_decode_ms is not None:
             found.append(ResourceLimit(decode_cost(table, run), self.max_decode_ms))
         if self.max_prefill_ms is not None:
@@ -152,6 +157,19 @@ class PlanRequest:
             wanted.append((PERPLEXITY, nats))
         losses = table.kl(table.goal)  # whatever metric is minimized
         return tuple(Ceiling(name, losses, largest_sum(table, nats)) for name, nats in wanted)
+
+
+def parse_objective(text: str) -> Objective:
+    """One of the objectives.
+
+    Raises:
+        InputError: another word.
+    """
+    found = next((known for known in OBJECTIVES if known == text), None)
+    if found is None:
+        msg = f"objective {text!r} is unknown; use one of {', '.join(OBJECTIVES)}"
+        raise InputError(msg)
+    return found
 
 
 def limits_of(plan: Plan, table: SensitivityTable, run: RunFolder) -> tuple[Ceiling | ResourceLimit, ...]:
@@ -220,11 +238,3 @@ def _profile(table: SensitivityTable, run: RunFolder) -> DeviceProfile:
     profile = DeviceProfile.read(run.device)
     profile.check_model(table.model, table.goal)
     return profile
-
-
-def _megabytes(text: str) -> float:
-    match = _AMOUNT.match(text.strip().lower())
-    if match is None or match[2] not in UNITS or float(match[1]) <= 0:
-        msg = f"--max-ram {text!r} is not understood; write for example 300MB or 1.2GB"
-        raise InputError(msg)
-    return float(match[1]) * UNITS[match[2]] / 1e6

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from qplan.artifact import read_json
 from qplan.card import ModelCard
 from qplan.cost.file_bytes import FixedBytes, estimate_fixed
 from qplan.formats import INT8
 from qplan.mnn.build.skeleton import Skeleton, predict_files
 from qplan.run.folder import RunFolder
-
-SKELETON_KIND, SKELETON_SCHEMA = "qplan-skeleton", 1
+from qplan.run.skeleton_record import SkeletonRecord
 
 _GRAPH_SLACK_BYTES = 64
 """Alignment, and tables that ops share: built graphs were 20 to 52 bytes above the sum of their parts."""
@@ -25,13 +23,17 @@ def fixed_bytes(skeleton: Skeleton) -> FixedBytes:
     return FixedBytes(skeleton.fixed_bytes, skeleton.embedding_bytes, graph, exact=True)
 
 
-def run_fixed_bytes(run: RunFolder, card: ModelCard) -> FixedBytes:
-    """The same from what a run holds: exact after the first emit, an estimate before."""
-    folder, path = run.skeleton_for()
-    if folder.is_dir() and path.is_file():
-        record = read_json(path, SKELETON_KIND, SKELETON_SCHEMA)
-        if record["inputs"]["model"] == card.sha256:
-            return fixed_bytes(Skeleton.open(folder))
+def run_fixed_bytes(run: RunFolder, card: ModelCard, *, c4: bool = True) -> FixedBytes:
+    """The same from what a run holds: exact after the first emit, an estimate before.
+
+    Args:
+        run: a finished analysis.
+        card: its model.
+        c4: of the graph with the fusion that engines before 3.6.1 crash on.
+    """
+    folder, path = run.skeleton_for(c4=c4)
+    if folder.is_dir() and path.is_file() and SkeletonRecord.read(path).model == card.sha256:
+        return fixed_bytes(Skeleton.open(folder))
     return estimate_fixed(card)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -13,57 +12,11 @@ from qplan.cli import completion, panels
 from qplan.cli.console import answer, out, progress_bar, say
 from qplan.cli.documents import analysis_document
 from qplan.cli.modes import with_modes
-from qplan.errors import InputError
-from qplan.formats import DEFAULT_FORMATS, parse_formats
-
-_DEFAULT_FORMATS = ",".join(fmt.name for fmt in DEFAULT_FORMATS)
-
-
-class MemoryChoice(StrEnum):
-    """MNN's ``memory`` setting that the model will run with."""
-
-    low = "low"
-    normal = "normal"
-
-
-class AnalyzedOption(StrEnum):
-    """MNN's ``dynamic_option`` that losses are those of."""
-
-    zero = "0"
-    two = "2"
-
-
-class ModeChoice(StrEnum):
-    """How losses are found."""
-
-    auto = "auto"
-    gradient = "gradient"
-    measured = "measured"
-
-
-class FoldChoice(StrEnum):
-    """Whether scales may move between neighboring weights before anything is quantized."""
-
-    auto = "auto"
-    off = "off"
-
-
-class RoundingChoice(StrEnum):
-    """How the integers of a format are chosen."""
-
-    auto = "auto"
-    gptq = "gptq"
-    search = "search"
-    hqq = "hqq"
-    rtn = "rtn"
-
-
-class DTypeChoice(StrEnum):
-    """What the model computes in."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
+from qplan.formats import parse_formats
+from qplan.jobs.options import LOGITS_BYTES, MOST_SEQUENCES, AnalyzeOptions
+from qplan.roundings import HELP, ROUNDINGS
+from qplan.run.folder import RunFolder
+from qplan.settings import DTypeName, DynamicOption, Folding, Memory, Mode
 
 
 @with_modes("analyze")
@@ -80,10 +33,16 @@ def command(
             autocompletion=completion.calibrations,
             rich_help_panel=panels.TEXT,
         ),
-    ] = "python-stdlib",
-    samples: Annotated[int, typer.Option(metavar="N", help="Calibration sequences.", rich_help_panel=panels.TEXT)] = 16,
-    seq_len: Annotated[int, typer.Option(metavar="N", help="Tokens per sequence.", rich_help_panel=panels.TEXT)] = 256,
-    seed: Annotated[int, typer.Option(metavar="N", help="Chooses the sequences.", rich_help_panel=panels.TEXT)] = 0,
+    ] = AnalyzeOptions.calib,
+    samples: Annotated[
+        int, typer.Option(metavar="N", help="Calibration sequences.", rich_help_panel=panels.TEXT)
+    ] = AnalyzeOptions.samples,
+    seq_len: Annotated[
+        int, typer.Option(metavar="N", help="Tokens per sequence.", rich_help_panel=panels.TEXT)
+    ] = AnalyzeOptions.seq_len,
+    seed: Annotated[
+        int, typer.Option(metavar="N", help="Chooses the sequences.", rich_help_panel=panels.TEXT)
+    ] = AnalyzeOptions.seed,
     formats: Annotated[
         str,
         typer.Option(
@@ -92,46 +51,47 @@ def command(
             show_default="fp16, and 8, 6, 5, 4, 3, 2 bits in blocks of 64 and in whole rows",
             rich_help_panel=panels.LOSSES,
         ),
-    ] = _DEFAULT_FORMATS,
+    ] = ",".join(fmt.name for fmt in AnalyzeOptions.formats),
     mode: Annotated[
-        ModeChoice,
+        Mode,
         typer.Option(
             help="gradient estimates every loss from one backward pass, measured runs the model with every format, "
             "auto estimates and measures what plans hang on.",
             rich_help_panel=panels.LOSSES,
         ),
-    ] = ModeChoice.auto,
+    ] = AnalyzeOptions.mode,
     memory: Annotated[
-        MemoryChoice,
+        Memory,
         typer.Option(help="The engine's setting: low has int8 activations.", rich_help_panel=panels.LOSSES),
-    ] = MemoryChoice.low,
+    ] = AnalyzeOptions.memory,
     dynamic_option: Annotated[
-        AnalyzedOption,
+        DynamicOption,
         typer.Option(
             help="The engine's setting: 2 has int8 activations with a scale per block.", rich_help_panel=panels.LOSSES
         ),
-    ] = AnalyzedOption.zero,
+    ] = AnalyzeOptions.dynamic_option,
     rounding: Annotated[
-        RoundingChoice,
+        str,
         typer.Option(
-            help="auto chooses between gptq, search and rtn; rtn rounds to nearest like MNN's exporter, hqq is the "
-            "method of its --hqq.",
+            metavar=f"[{'|'.join(ROUNDINGS)}]",
+            help=f"{HELP}.",
+            autocompletion=completion.roundings,
             rich_help_panel=panels.WEIGHTS,
         ),
-    ] = RoundingChoice.auto,
+    ] = AnalyzeOptions.rounding,
     fold: Annotated[
-        FoldChoice,
+        Folding,
         typer.Option(
             help="auto moves channel scales between weights, the same function, where it lowers the loss.",
             rich_help_panel=panels.WEIGHTS,
         ),
-    ] = FoldChoice.auto,
+    ] = AnalyzeOptions.fold,
     fit_tokens: Annotated[
         int,
         typer.Option(
             metavar="N", help="At most this many tokens that rounding is fitted to.", rich_help_panel=panels.WEIGHTS
         ),
-    ] = 32768,
+    ] = AnalyzeOptions.fit_tokens,
     jobs: Annotated[
         int | None,
         typer.Option(
@@ -140,16 +100,16 @@ def command(
             show_default="one per processor; 1 on a GPU",
             rich_help_panel=panels.MACHINE,
         ),
-    ] = None,
+    ] = AnalyzeOptions.jobs,
     batch_size: Annotated[
         int | None,
         typer.Option(
             metavar="N",
             help="Sequences per pass; fewer need less memory.",
-            show_default="4, or as many as have 671 MB of logits",
+            show_default=f"{MOST_SEQUENCES}, or as many as have {LOGITS_BYTES / 1e6:.0f} MB of logits",
             rich_help_panel=panels.MACHINE,
         ),
-    ] = None,
+    ] = AnalyzeOptions.batch_size,
     device: Annotated[
         str,
         typer.Option(
@@ -158,14 +118,14 @@ def command(
             autocompletion=lambda: ["cpu", "cuda", "mps"],
             rich_help_panel=panels.MACHINE,
         ),
-    ] = "cpu",
+    ] = AnalyzeOptions.device,
     dtype: Annotated[
-        DTypeChoice,
+        DTypeName,
         typer.Option(
             help="Half precision for `--mode gradient`, if the checkpoint is stored in it.",
             rich_help_panel=panels.MACHINE,
         ),
-    ] = DTypeChoice.float32,
+    ] = AnalyzeOptions.dtype,
     run: Annotated[
         Path | None,
         typer.Option(
@@ -179,7 +139,7 @@ def command(
     restart: Annotated[
         bool,
         typer.Option("--restart", help="Throw away an earlier run with other inputs.", rich_help_panel=panels.FOLDERS),
-    ] = False,
+    ] = AnalyzeOptions.restart,
 ) -> None:
     """Find the loss of every format of every linear tensor.
 
@@ -189,16 +149,6 @@ def command(
         qplan analyze Qwen/Qwen2.5-0.5B-Instruct --calib my-text.jsonl
         qplan analyze models/mine --mode gradient --dtype bfloat16
     """
-    # torch and transformers take seconds to import: not for --help
-    from qplan.cli.tables import sensitivity_table  # noqa: PLC0415
-    from qplan.jobs.analyze import AnalyzeOptions, run_analyze  # noqa: PLC0415
-    from qplan.quantize.round_all import default_jobs  # noqa: PLC0415
-    from qplan.run.folder import RunFolder  # noqa: PLC0415
-
-    for option, value in (("--batch-size", batch_size), ("--fit-tokens", fit_tokens), ("--jobs", jobs)):
-        if value is not None and value < 1:
-            msg = f"{option} {value}: at least 1"
-            raise InputError(msg)
     options = AnalyzeOptions(
         model=model,
         calib=calib,
@@ -206,18 +156,25 @@ def command(
         seq_len=seq_len,
         seed=seed,
         formats=parse_formats(formats),
-        memory=memory.value,
-        dynamic_option=2 if dynamic_option is AnalyzedOption.two else 0,
-        mode=mode.value,
-        rounding=rounding.value,
-        fold=fold.value,
+        memory=memory,
+        dynamic_option=dynamic_option,
+        mode=mode,
+        rounding=rounding,
+        fold=fold,
         fit_tokens=fit_tokens,
-        jobs=jobs or (default_jobs() if device == "cpu" else 1),
+        jobs=jobs,
         batch_size=batch_size,
         device=device,
-        dtype=dtype.value,
+        dtype=dtype,
         restart=restart,
     )
+    from qplan.jobs.checks import check_analyze  # noqa: PLC0415 - NumPy and pyarrow: not for --help
+
+    check_analyze(options)
+    # torch and transformers take seconds to import: not for a wrong word
+    from qplan.cli.tables import sensitivity_table  # noqa: PLC0415
+    from qplan.jobs.analyze import run_analyze  # noqa: PLC0415
+
     target = RunFolder(run) if run is not None else RunFolder.for_model(model)
     told: list[str] = []
 
@@ -227,7 +184,7 @@ def command(
 
     with progress_bar("analyzing") as progress:
         table = run_analyze(options, target, tell, progress)
-    for note in table.notes:
+    for note in map(str, table.notes):
         if note not in told:
             say(note)
     answer(**analysis_document(table, target.sensitivity))

@@ -11,6 +11,7 @@ from rich.markup import escape
 from qplan.cli.console import answer, out
 from qplan.cli.modes import with_modes
 from qplan.errors import PreflightError
+from qplan.mnn.engines import EngineVersion
 
 if TYPE_CHECKING:
     from qplan.mnn.preflight import Preflight
@@ -33,10 +34,10 @@ def command(
         qplan check qplan-runs/my-model/int8/model
         qplan check my-export --engine 3.5.0 --full
     """
-    from qplan.mnn.engines import EngineVersion  # noqa: PLC0415 - not for --help
-    from qplan.mnn.preflight import check_folder  # noqa: PLC0415
+    version = None if engine is None else EngineVersion.parse(engine)
+    from qplan.mnn.preflight import check_folder  # noqa: PLC0415 - NumPy: not for --help
 
-    result = check_folder(model, None if engine is None else EngineVersion.parse(engine), full=full)
+    result = check_folder(model, version, full=full)
     answer(
         model=str(model),
         engine=str(result.engine),

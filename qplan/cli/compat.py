@@ -15,6 +15,8 @@ from qplan.cli.console import answer, out, say
 from qplan.cli.modes import with_modes
 from qplan.cli.view import table_view
 from qplan.errors import InputError
+from qplan.mnn.engine.venv import ENGINES_FOLDER
+from qplan.mnn.engines import EngineVersion
 
 if TYPE_CHECKING:
     from qplan.compat.table import CompatTable
@@ -77,7 +79,7 @@ def measure(
         typer.Option(
             metavar="FOLDER", help="Where virtual environments with older engines go.", rich_help_panel=panels.FOLDERS
         ),
-    ] = Path("qplan-engines"),
+    ] = ENGINES_FOLDER,
     table: Annotated[
         Path, typer.Option(metavar="FILE", help="Where the table goes.", rich_help_panel=panels.FOLDERS)
     ] = Path("qplan-compat.json"),
@@ -88,23 +90,29 @@ def measure(
         qplan compat measure --engine 3.5.0 --engine 3.6.1
         qplan compat measure --architectures --only qwen3
     """
-    # torch and transformers take seconds to import: not for --help
-    from qplan.compat.measure import measure_architectures, measure_engines, merged  # noqa: PLC0415
-    from qplan.compat.table import PACKAGED, CompatTable  # noqa: PLC0415
-    from qplan.mnn.engines import EngineVersion  # noqa: PLC0415
-    from qplan.model.specimen import SPECIMENS  # noqa: PLC0415
-
     if only and not architectures:
         msg = "--only is for --architectures; choose engines with --engine"
         raise InputError(msg)
-    known = table if table.is_file() else PACKAGED
-    before = CompatTable.read(known) if known.is_file() else None
+    if engine and architectures:
+        msg = "--engine is not for --architectures, which are measured on the installed engine; leave one of them out"
+        raise InputError(msg)
+    versions = tuple(EngineVersion.parse(text) for text in engine) if engine else None
+    from qplan.compat.table import PACKAGED, CompatTable  # noqa: PLC0415
+    from qplan.mnn.build.exporter_source import find_exporter  # noqa: PLC0415
+    from qplan.model.specimen_sizes import SPECIMENS, check_architectures  # noqa: PLC0415 - not for --help
+
+    check_architectures(only or ())
+    find_exporter(llmexport)
+    before = CompatTable.read(table if table.is_file() else PACKAGED)
+    # torch and transformers take seconds to import: not for a wrong word
+    from qplan.compat.architectures import measure_architectures  # noqa: PLC0415
+    from qplan.compat.engines import measure_engines  # noqa: PLC0415
+
     if architectures:
         measured = list(measure_architectures(say, tuple(only or SPECIMENS), llmexport))
-        after = merged(before, [], measured)
+        after = before.merged([], measured, tuple(SPECIMENS))
     else:
-        versions = tuple(EngineVersion.parse(text) for text in engine) if engine else None
-        after = merged(before, list(measure_engines(venvs, say, versions, llmexport)), [])
+        after = before.merged(list(measure_engines(venvs, say, versions, llmexport)), [], tuple(SPECIMENS))
     after.write(table)
     answer(file=str(table), **asdict(after))
     out.print(_architectures(after) if architectures else _engines(after))

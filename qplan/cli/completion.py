@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
-import qplan
+from qplan.calib_sets import calib_sets
+from qplan.errors import QplanError
+from qplan.roundings import ROUNDINGS
+from qplan.run.folder import RUNS, RunFolder, finished_runs
 from qplan.tensors import short_name
 
-_RUNS = Path("qplan-runs")
-_PLAN = "plan.json"
 _BUDGETS = {
     "int8": "as large as MNN's uniform export",
     "int4": "as large as MNN's uniform export",
@@ -29,23 +29,25 @@ def budgets(incomplete: str) -> list[tuple[str, str]]:
 
 def runs(incomplete: str) -> list[str]:
     """Run folders under ``qplan-runs/``."""
-    return _starting(incomplete, (str(path.parent) for path in _RUNS.glob("*/sensitivity.parquet")))
+    return _starting(incomplete, (str(run.folder) for run in finished_runs()))
 
 
 def plans(incomplete: str) -> list[str]:
     """Budgets of the latest run, then the plan files of all runs."""
-    found = [path.parent.name for path in _plans_of_latest()]
-    return _starting(incomplete, [*found, *(str(path) for path in sorted(_RUNS.glob(f"*/*/{_PLAN}")))])
+    latest = [found.folder.name for run in finished_runs()[-1:] for found in run.plans]
+    files = [str(found.plan) for folder in sorted(RUNS.glob("*/")) for found in RunFolder(folder).plans]
+    return _starting(incomplete, [*latest, *files])
 
 
 def tensors(incomplete: str) -> list[str]:
     """Short names of the latest plan's tensors, as patterns understand them."""
-    newest = max(_plans_of_latest(), key=lambda path: path.stat().st_mtime, default=None)
-    if newest is None:
-        return []
+    from qplan.run.plan import tensor_names  # noqa: PLC0415 - for this key press alone
+    from qplan.run.plans import newest_plan_file  # noqa: PLC0415
+
     try:
-        names = [str(tensor["name"]) for tensor in json.loads(newest.read_text(encoding="utf-8"))["tensors"]]
-    except (OSError, ValueError, KeyError, TypeError):
+        newest = newest_plan_file(RunFolder.latest())
+        names = () if newest is None else tensor_names(newest)
+    except QplanError:
         return []  # a broken plan is told by the command, not by a key press
     return _starting(incomplete, map(short_name, names))
 
@@ -60,20 +62,19 @@ def models(incomplete: str) -> list[str]:
 
 def calibrations(incomplete: str) -> list[str]:
     """Calibration sets that come with qplan."""
-    package = Path(qplan.__file__).parent
-    found = {path.parent.name for root in (package, package.parent) for path in root.glob("calib/*/manifest.json")}
-    return _starting(incomplete, sorted(found))
+    return _starting(incomplete, calib_sets())
+
+
+def roundings(incomplete: str) -> list[str]:
+    """Ways to choose integers."""
+    return _starting(incomplete, ROUNDINGS)
 
 
 def targets(incomplete: str) -> list[str]:
     """Targets that costs are known of."""
-    folder = Path(qplan.__file__).parent / "cost" / "targets"
-    return _starting(incomplete, sorted(path.stem for path in folder.glob("*.json")))
+    from qplan.cost.target import targets as known  # noqa: PLC0415 - for this key press alone
 
-
-def _plans_of_latest() -> Iterator[Path]:
-    tables = sorted(_RUNS.glob("*/sensitivity.parquet"), key=lambda path: path.stat().st_mtime)
-    yield from sorted(tables[-1].parent.glob(f"*/{_PLAN}")) if tables else ()
+    return _starting(incomplete, sorted(known()))
 
 
 def _starting(incomplete: str, found: Iterable[str]) -> list[str]:

@@ -7,13 +7,16 @@ from typing import Annotated
 
 import typer
 
+from qplan.choosing.request import PlanRequest
 from qplan.cli import completion, panels
 from qplan.cli.console import answer, out, progress_bar, say
 from qplan.cli.documents import analysis_document
 from qplan.cli.emit import command_line, show
 from qplan.cli.modes import with_modes
 from qplan.cli.report import Lang
-from qplan.report.words import Language
+from qplan.jobs.options import AnalyzeOptions, EmitOptions
+from qplan.planner.budget import parse_budgets
+from qplan.run.folder import RUNS, RunFolder
 
 SAMPLES, SEQ_LEN = 8, 256
 """Calibration of the demo; the model was trained on 256 tokens at a time."""
@@ -26,11 +29,11 @@ def command(
         typer.Option(
             metavar="BUDGET", help="As for emit.", autocompletion=completion.budgets, rich_help_panel=panels.LIMITS
         ),
-    ] = "int8",
+    ] = PlanRequest.budgets[0].text,
     folder: Annotated[
         Path, typer.Option(metavar="FOLDER", help="Where runs go.", rich_help_panel=panels.FOLDERS)
-    ] = Path("qplan-runs"),
-    lang: Lang = Language.en,
+    ] = RUNS,
+    lang: Lang = EmitOptions.language,
 ) -> None:
     """Analyze, plan, build and prove the embedded model: all of qplan in minutes, offline.
 
@@ -38,23 +41,21 @@ def command(
         qplan demo
         qplan demo --budget int4
     """
-    # torch and transformers take seconds to import: not for --help
+    wanted = PlanRequest(budgets=parse_budgets([budget]))
+    # torch and transformers take seconds to import: not for --help, nor for a wrong word
     import qplan.demo  # noqa: PLC0415
-    from qplan.choosing.request import PlanRequest  # noqa: PLC0415
     from qplan.cli.tables import sensitivity_table  # noqa: PLC0415
-    from qplan.jobs.analyze import AnalyzeOptions, run_analyze  # noqa: PLC0415
+    from qplan.jobs.analyze import run_analyze  # noqa: PLC0415
     from qplan.jobs.emit import run_emit  # noqa: PLC0415
-    from qplan.jobs.emit_job import EmitOptions  # noqa: PLC0415
-    from qplan.run.folder import RunFolder  # noqa: PLC0415
 
     home = Path(qplan.demo.__file__).parent
     run = RunFolder(folder / "stdlib-3m")
-    analysis = AnalyzeOptions(str(home / "stdlib-3m"), samples=SAMPLES, seq_len=SEQ_LEN, restart=False)
+    analysis = AnalyzeOptions(model=str(home / "stdlib-3m"), samples=SAMPLES, seq_len=SEQ_LEN)
     with progress_bar("measuring") as progress:
         table = run_analyze(analysis, run, say, progress)
     answer(analysis=analysis_document(table, run.sensitivity))
     out.print(sensitivity_table(table))
     with progress_bar("FP32 reference") as progress:
-        options = EmitOptions(PlanRequest((budget,)), text=str(home / "heldout.txt"), language=lang)
+        options = EmitOptions(wanted=wanted, text=str(home / "heldout.txt"), language=lang)
         emitted = run_emit(options, run, say, progress, command_line())
     show(emitted)

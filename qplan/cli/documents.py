@@ -7,18 +7,20 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from qplan.formats import QuantFormat
+from qplan.run.plan_folder import PlanFolder
 
 if TYPE_CHECKING:  # --help and completion wait for no torch
     from pathlib import Path
 
     from qplan.jobs.emit import Emitted
     from qplan.jobs.frontier import Swept
+    from qplan.notes import Note
     from qplan.planner.diff import PlanDiff
     from qplan.planner.explain import Alternative, Explanation
     from qplan.run.plan import Plan
     from qplan.run.profile import DeviceProfile
     from qplan.run.table import SensitivityTable
-    from qplan.run.verification import Verification
+    from qplan.run.verification import Check, Verification
     from qplan.verify.climb import Climbed
 
 Document = dict[str, object]
@@ -35,7 +37,7 @@ def analysis_document(table: SensitivityTable, path: Path) -> Document:
         "model_sha256": table.model.sha256,
         "memory": table.goal,
         "reference_nll_nats": table.reference_nll_nats,
-        "notes": list(table.notes),
+        **_notes(table.notes),
         "tensors": [
             {
                 "name": spec.name,
@@ -51,20 +53,20 @@ def analysis_document(table: SensitivityTable, path: Path) -> Document:
 
 def emit_document(emitted: Emitted) -> Document:
     """Of ``qplan emit``."""
-    plan, folder, verification = emitted.plan, emitted.folder, emitted.verification
+    plan, files, verification = emitted.plan, PlanFolder(emitted.folder), emitted.verification
     return {
-        "folder": str(folder),
-        "plan": str(folder / "plan.json"),
-        "quant_config": str(folder / "quant_config.json"),
-        "model": str(folder / "model") if verification is not None else None,
-        "verification": str(folder / "verification.json") if verification is not None else None,
-        "report": str(folder / "report.html"),
+        "folder": str(emitted.folder),
+        "plan": str(files.plan),
+        "quant_config": str(files.quant_config),
+        "model": str(files.model) if verification is not None else None,
+        "verification": str(files.verification) if verification is not None else None,
+        "report": str(files.report),
         "export_command": emitted.export_command,
         "export_problems": list(emitted.export_problems),
         **_plan_document(plan),
         "verified": None if verification is None else verification.passed,
         "measured": [] if verification is None else _measured(verification),
-        "checks": [] if verification is None else [asdict(check) for check in verification.checks],
+        "checks": [] if verification is None else [_check(check) for check in verification.checks],
     }
 
 
@@ -79,7 +81,22 @@ def _plan_document(plan: Plan) -> Document:
         "dynamic_option": plan.dynamic_option,
         "formats": {name: fmt.name for name, fmt in plan.formats.items()},
         "limits": [asdict(limit) for limit in plan.limits],
-        "notes": list(plan.notes),
+        **_notes(plan.notes),
+    }
+
+
+def _notes(notes: Sequence[Note]) -> Document:
+    """Notes as sentences for people, and as codes for scripts."""
+    return {"notes": [str(note) for note in notes], "note_codes": [asdict(note) for note in notes]}
+
+
+def _check(check: Check) -> Document:
+    return {
+        "name": check.name,
+        "passed": check.passed,
+        "detail": check.detail,
+        "promise": asdict(check.promise),
+        "found": asdict(check.found),
     }
 
 
@@ -99,10 +116,10 @@ def _measured(verification: Verification) -> list[Document]:
     ]
 
 
-def frontier_document(swept: Swept, files: Sequence[Path]) -> Document:
+def frontier_document(swept: Swept) -> Document:
     """Of ``qplan frontier``."""
     return {
-        "files": [str(path) for path in files],
+        "files": [str(path) for path in swept.files],
         "model": swept.table.model.source,
         "memory": swept.table.goal,
         "seconds": swept.frontier.seconds,

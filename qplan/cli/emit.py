@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shlex
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from qplan.choosing.request import Increase, PlanRequest
 from qplan.cli import completion, panels
 from qplan.cli.console import answer, out, progress_bar, remark, say
 from qplan.cli.documents import emit_document
@@ -25,30 +25,24 @@ from qplan.cli.rules import (
     MetricOption,
     Pins,
     rules_of,
+    run_given,
 )
 from qplan.cost.target import DEFAULT_TARGET
-from qplan.errors import InputError, VerificationError
-from qplan.planner.metric import Metric
-from qplan.report.words import Language
+from qplan.errors import VerificationError
+from qplan.jobs.options import EmitOptions
+from qplan.mnn.engines import EngineVersion
+from qplan.planner.budget import parse_budgets
+from qplan.planner.rules import Rules
+from qplan.planner.size import Size
+from qplan.run.plan_folder import PlanFolder
+from qplan.settings import DynamicOption, Objective
 
 if TYPE_CHECKING:
     from qplan.jobs.emit import Emitted
 
 
-class DynamicOptionChoice(StrEnum):
-    """MNN's ``dynamic_option`` that the model ships with."""
-
-    auto = "auto"
-    zero = "0"
-    two = "2"
-
-
-class ObjectiveChoice(StrEnum):
-    """What makes a plan the best."""
-
-    loss = "loss"
-    smallest = "smallest"
-    fastest = "fastest"
+AUTO: Literal["auto"] = "auto"
+"""What ``--dynamic-option`` is called where `EmitOptions` has None."""
 
 
 @with_modes("emit")
@@ -58,7 +52,7 @@ def command(
         typer.Option(
             help="`int8`, `int4`, `fp16` (as large as that uniform export), `4.5bpw`, `300MB`, `60%`; repeat it, or "
             "write commas, for several.",
-            show_default="int8, if nothing else is limited",
+            show_default=f"{PlanRequest.budgets[0].text}, if nothing else is limited",
             metavar="BUDGET",
             autocompletion=completion.budgets,
             rich_help_panel=panels.LIMITS,
@@ -99,19 +93,19 @@ def command(
         ),
     ] = None,
     objective: Annotated[
-        ObjectiveChoice,
+        Objective,
         typer.Option(
             metavar="OBJECTIVE",
             help="What is best: the least `loss`, or `smallest` or `fastest` under a limit on the loss.",
             rich_help_panel=panels.LIMITS,
         ),
-    ] = ObjectiveChoice.loss,
-    logits_bits: LogitsBits = 8,
+    ] = PlanRequest.objective,
+    logits_bits: LogitsBits = Rules.logits_bits,
     pin: Pins = None,
     min_bits: LeastWidths = None,
     group: Groups = None,
-    group_fused: GroupFused = False,
-    metric: MetricOption = Metric.kl,
+    group_fused: GroupFused = Rules.fused,
+    metric: MetricOption = Rules.metric,
     repair: Annotated[
         int,
         typer.Option(
@@ -119,7 +113,7 @@ def command(
             help="Whole models that promotions and demotions may be tried on; 0 for none.",
             rich_help_panel=panels.RULES,
         ),
-    ] = 48,
+    ] = EmitOptions.evaluations,
     plan: Annotated[
         Path | None,
         typer.Option(
@@ -142,17 +136,17 @@ def command(
         typer.Option(
             metavar="VERSION",
             help="MNN version that the model must run on, e.g. `3.5.0`.",
-            show_default="the installed",
+            show_default="the plan's, else the installed",
             rich_help_panel=panels.ENGINE,
         ),
     ] = None,
     dynamic_option: Annotated[
-        DynamicOptionChoice,
+        Literal["auto", DynamicOption],
         typer.Option(
             help="2: int8 activations with a scale per block, more exact and slower; auto if it pays.",
             rich_help_panel=panels.ENGINE,
         ),
-    ] = DynamicOptionChoice.auto,
+    ] = AUTO,
     no_build: Annotated[
         bool,
         typer.Option("--no-build", help="Stop after plan.json and quant_config.json.", rich_help_panel=panels.ENGINE),
@@ -170,11 +164,11 @@ def command(
     ] = None,
     tokens: Annotated[
         int, typer.Option(metavar="N", help="At most this many tokens of it.", rich_help_panel=panels.JUDGING)
-    ] = 2048,
+    ] = EmitOptions.tokens,
     threads: Annotated[
         int, typer.Option(metavar="N", help="Threads of the engine in measurements.", rich_help_panel=panels.JUDGING)
-    ] = 1,
-    lang: Lang = Language.en,
+    ] = EmitOptions.threads,
+    lang: Lang = EmitOptions.language,
     run: LatestRun = None,
 ) -> None:
     """Plan under a budget, build the MNN model and prove it on the engine.
@@ -184,47 +178,42 @@ def command(
         qplan emit --budget 300MB --pin '*.0.mlp.down_proj=fp16'
         qplan emit --max-kl 0.01 --objective smallest
     """
-    # torch and transformers take seconds to import: not for --help
-    from qplan.choosing.request import Increase, PlanRequest  # noqa: PLC0415
-    from qplan.jobs.emit import run_emit  # noqa: PLC0415
-    from qplan.jobs.emit_job import EmitOptions  # noqa: PLC0415
-    from qplan.run.folder import RunFolder  # noqa: PLC0415
-
-    if threads < 1:
-        msg = f"--threads {threads}: at least 1"
-        raise InputError(msg)
-    home = RunFolder(run) if run is not None else RunFolder.latest()
-    if run is None:
-        say(f"using the latest run, {home.folder}")
-    rules = rules_of(logits_bits, pin, min_bits, group, fused=group_fused, target=target, metric=metric)
-    increase = None if max_ppl_increase is None else Increase.parse(max_ppl_increase)
-    budgets = tuple(part.strip() for text in budget or () for part in text.split(",") if part.strip())
-    if not budgets and objective is ObjectiveChoice.loss and (max_decode_ms, max_prefill_ms, max_ram) == (None,) * 3:
-        budgets = ("int8",)
-    wanted = PlanRequest(budgets, objective.value, max_kl, increase, max_decode_ms, max_prefill_ms, max_ram, rules)
+    budgets = parse_budgets(budget or ())
+    if not budgets and objective == "loss" and (max_decode_ms, max_prefill_ms, max_ram) == (None,) * 3:
+        budgets = PlanRequest.budgets
+    wanted = PlanRequest(
+        budgets=budgets,
+        objective=objective,
+        max_kl=max_kl,
+        max_ppl_increase=None if max_ppl_increase is None else Increase.parse(max_ppl_increase),
+        max_decode_ms=max_decode_ms,
+        max_prefill_ms=max_prefill_ms,
+        max_ram=None if max_ram is None else Size.parse(max_ram, "--max-ram"),
+        rules=rules_of(logits_bits, pin, min_bits, group, fused=group_fused, target=target, metric=metric),
+    )
     options = EmitOptions(
-        wanted,
-        text,
-        tokens,
+        wanted=wanted,
+        text=text,
+        tokens=tokens,
         build=not no_build,
         llmexport=llmexport,
         threads=threads,
-        dynamic_option=_OPTIONS[dynamic_option],
+        dynamic_option=None if dynamic_option == AUTO else dynamic_option,
         evaluations=repair,
         plan=plan,
-        engine=engine,
+        engine=None if engine is None else EngineVersion.parse(engine),
         language=lang,
     )
+    home = run_given(run)
+    from qplan.jobs.checks import check_emit  # noqa: PLC0415 - NumPy and pyarrow: not for --help
+
+    check_emit(options, home)
+    # torch and transformers take seconds to import: not for a wrong word
+    from qplan.jobs.emit import run_emit  # noqa: PLC0415
+
     with progress_bar("FP32 reference") as progress:
         emitted = run_emit(options, home, say, progress, command_line())
     show(emitted)
-
-
-_OPTIONS: dict[DynamicOptionChoice, Literal[0, 2] | None] = {
-    DynamicOptionChoice.auto: None,
-    DynamicOptionChoice.zero: 0,
-    DynamicOptionChoice.two: 2,
-}
 
 
 _MODES = frozenset({"--json", "--quiet"})
@@ -243,6 +232,7 @@ def show(emitted: Emitted) -> None:
     """
     from qplan.cli.tables import plan_table, verification_table  # noqa: PLC0415 - not for --help
 
+    files = PlanFolder(emitted.folder)
     answer(**emit_document(emitted))
     out.print(plan_table(emitted.plan))
     for limit in emitted.plan.limits:
@@ -256,9 +246,9 @@ def show(emitted: Emitted) -> None:
     for problem in emitted.export_problems:
         remark(problem)
     if emitted.verification is not None:
-        out.print(f"model:  {emitted.folder / 'model'}", markup=False, soft_wrap=True)
-    out.print(f"report: {emitted.folder / 'report.html'}", markup=False, soft_wrap=True)
+        out.print(f"model:  {files.model}", markup=False, soft_wrap=True)
+    out.print(f"report: {files.report}", markup=False, soft_wrap=True)
     if emitted.verification is not None and not emitted.verification.passed:
         failed = [check.name for check in emitted.verification.checks if not check.passed]
-        msg = f"{len(failed)} promises were not kept: {'; '.join(failed)}. See {emitted.folder / 'report.html'}"
+        msg = f"{len(failed)} promises were not kept: {'; '.join(failed)}. See {files.report}"
         raise VerificationError(msg)

@@ -11,7 +11,7 @@ from qplan.cli import completion
 from qplan.cli.console import answer, out
 from qplan.cli.documents import explain_document
 from qplan.cli.modes import with_modes
-from qplan.cli.rules import PlansRun
+from qplan.cli.rules import PlansRun, existing_run
 
 _SHOWN = 8
 """Tensors that share a format and are named."""
@@ -38,22 +38,22 @@ def command(
         qplan explain int4 0.mlp.down_proj
         qplan explain int4 '*.o_proj'
     """
-    from qplan.choosing.planned import table_of  # noqa: PLC0415
+    home = None if run is None else existing_run(run)
+    from qplan.choosing.planned import planned_on  # noqa: PLC0415
     from qplan.choosing.request import limits_of  # noqa: PLC0415
     from qplan.cli.explain_tables import details, overview  # noqa: PLC0415 - scipy and pyarrow: not for --help
     from qplan.planner.explain import explain_all  # noqa: PLC0415
     from qplan.planner.patterns import matching  # noqa: PLC0415
     from qplan.report import notation  # noqa: PLC0415
-    from qplan.run.folder import RunFolder  # noqa: PLC0415
-    from qplan.run.plans import find_plan, run_of  # noqa: PLC0415
+    from qplan.run.plans import find_plan  # noqa: PLC0415
 
-    home = None if run is None else RunFolder(run)
     found = find_plan(plan, home)
-    table = table_of(found, home)
-    limits = limits_of(found.plan, table, home or run_of(found.path))
-    names = [planned.name for planned in found.plan.tensors]
+    planned = planned_on(found, home)
+    table = planned.table
+    limits = limits_of(found.plan, table, planned.run)
+    names = list(found.plan.formats)
     chosen = None if tensor is None else matching(tensor, names, "TENSOR")
-    explanations = explain_all(table, found.plan, chosen, limits=limits)
+    explanations = explain_all(table, found.plan, chosen, rules=planned.rules, limits=limits)
     answer(**explain_document(found.path, explanations))
     if tensor is None:
         out.print(overview(explanations, found.plan.budget))

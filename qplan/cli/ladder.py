@@ -11,9 +11,13 @@ from qplan.cli import completion, panels
 from qplan.cli.console import answer, out, progress_bar, say
 from qplan.cli.documents import ladder_document
 from qplan.cli.modes import with_modes
-from qplan.cli.rules import LlmExport
+from qplan.cli.rules import LlmExport, existing_run
 from qplan.cli.view import table_view
 from qplan.errors import InputError, VerificationError
+from qplan.run.folder import RunFolder
+from qplan.run.plans import newest_built_plan
+from qplan.settings import Memory
+from qplan.verify.ladder import TOLERANCES, LadderOptions
 
 if TYPE_CHECKING:
     from qplan.verify.climb import Climbed
@@ -33,31 +37,30 @@ def command(
             autocompletion=completion.calibrations,
             rich_help_panel=panels.JUDGING,
         ),
-    ] = "python-stdlib",
+    ] = LadderOptions.text,
     tokens: Annotated[
         int, typer.Option(metavar="N", help="At most this many tokens of it.", rich_help_panel=panels.JUDGING)
-    ] = 1024,
+    ] = LadderOptions.tokens,
     seq_len: Annotated[
         int, typer.Option(metavar="N", help="Tokens per sequence.", rich_help_panel=panels.JUDGING)
-    ] = 128,
+    ] = LadderOptions.seq_len,
     tolerance: Annotated[
         list[str] | None,
         typer.Option(
             metavar="RUNG=NATS",
             help="KL to FP32 that a rung may reach: `int8=0.01`.",
-            show_default="fp32=1e-4, fp16=1e-3, int8=0.02, int4=0.5, plan=0.5",
+            show_default=", ".join(f"{rung}={limit:g}" for rung, limit in TOLERANCES.items()),
             rich_help_panel=panels.JUDGING,
         ),
     ] = None,
     memory: Annotated[
-        str,
+        Memory,
         typer.Option(
             metavar="MEMORY",
             help="The engine's setting that rungs are judged with: `low` or `normal`.",
-            autocompletion=lambda: ["low", "normal"],
             rich_help_panel=panels.ENGINE,
         ),
-    ] = "low",
+    ] = LadderOptions.memory,
     llmexport: LlmExport = None,
     run: Annotated[
         Path | None,
@@ -76,19 +79,23 @@ def command(
         qplan ladder Qwen/Qwen2.5-0.5B-Instruct
         qplan ladder models/mine --tolerance int8=0.01 --memory normal
     """
-    # torch and transformers take seconds to import: not for --help
-    from qplan.run.folder import RunFolder  # noqa: PLC0415
-    from qplan.verify.climb import LadderOptions, run_ladder  # noqa: PLC0415
+    home = RunFolder.for_model(model) if run is None else existing_run(run)
+    options = LadderOptions(
+        model=model,
+        text=text,
+        tokens=tokens,
+        seq_len=seq_len,
+        memory=memory,
+        plan=newest_built_plan(home),
+        limits=dict(map(_limit, tolerance or [])),
+        llmexport=llmexport,
+    )
+    from qplan.jobs.checks import check_ladder  # noqa: PLC0415 - NumPy and pyarrow: not for --help
 
-    if memory not in {"low", "normal"}:
-        msg = f"--memory {memory}: low or normal"
-        raise InputError(msg)
-    if run is not None and not run.is_dir():
-        msg = f"--run {run}: no such folder"
-        raise InputError(msg)
-    limits = dict(map(_limit, tolerance or []))
-    plan = _newest_plan(run or RunFolder.for_model(model).folder)
-    options = LadderOptions(model, text, tokens, seq_len, memory, plan, limits, llmexport)
+    check_ladder(options)
+    # torch and transformers take seconds to import: not for a wrong word
+    from qplan.verify.climb import run_ladder  # noqa: PLC0415
+
     with progress_bar("FP32 reference") as progress:
         climbed = run_ladder(options, say, progress)
     show(climbed)
@@ -141,9 +148,3 @@ def _limit(text: str) -> tuple[str, float]:
     except ValueError:
         msg = f"--tolerance {text!r}: write RUNG=NATS, e.g. int8=0.01"
         raise InputError(msg) from None
-
-
-def _newest_plan(folder: Path) -> Path | None:
-    """The newest plan of a run that was built."""
-    plans = [path for path in folder.glob("*/plan.json") if (path.parent / "model").is_dir()]
-    return max(plans, key=lambda path: path.stat().st_mtime, default=None)

@@ -34,11 +34,12 @@ _UsageError: Any = typer.BadParameter.__mro__[1]
 
 _BAD_INPUT = 2
 
-_SHOWS = frozenset({"--help", "--version", "--show-completion", "--install-completion"})
+_SHOWS = frozenset({"--help", "-h", "--version", "--show-completion", "--install-completion"})
 """Options that print text whatever else is asked for."""
 
 app = App(
     no_args_is_help=True,
+    context_settings={"help_option_names": ["--help", "-h"]},
     pretty_exceptions_enable=False,
 )
 app.command("analyze")(analyze.command)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -11,7 +12,7 @@ from qplan.cli.app import App
 from qplan.cli.console import answer, out
 from qplan.cli.documents import diff_document
 from qplan.cli.modes import with_modes
-from qplan.cli.rules import LatestRun
+from qplan.cli.rules import LatestRun, existing_run
 
 app = App(help="Look at plans.", no_args_is_help=True)
 
@@ -39,15 +40,16 @@ def diff_command(
         qplan plan diff int4 int8
         qplan plan diff int4 qplan-runs/my-model/int4/edited.json --all
     """
-    from qplan.choosing.planned import recounted  # noqa: PLC0415
+    home = None if run is None else existing_run(run)
+    from qplan.choosing.planned import planned_on  # noqa: PLC0415
     from qplan.cli.diff_tables import changes_table, totals_table  # noqa: PLC0415 - scipy and pyarrow: not for --help
     from qplan.planner.diff import diff  # noqa: PLC0415
-    from qplan.run.folder import RunFolder  # noqa: PLC0415
     from qplan.run.plans import find_plan  # noqa: PLC0415
 
-    home = None if run is None else RunFolder(run)
-    old, new = (recounted(find_plan(name, home), home) for name in (before, after))
-    changes = diff(old, new)
+    first, second = (planned_on(find_plan(name, home), home) for name in (before, after))
+    old, new = first.recounted(), second.recounted()
+    # plans for two engines have tables of their own, with the losses of one analysis
+    changes = replace(diff(old, new), comparable=first.analysis_sha256 == second.analysis_sha256)
     answer(**diff_document(changes, {"before": old, "after": new}))
     if changes.changes:
         out.print(changes_table(changes, new, most=None if every else _ROWS))

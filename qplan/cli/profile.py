@@ -12,9 +12,9 @@ from qplan.cli import panels
 from qplan.cli.console import answer, out, progress_bar, say
 from qplan.cli.documents import profile_document
 from qplan.cli.modes import with_modes
-from qplan.cli.rules import LatestRun, LlmExport
+from qplan.cli.rules import LatestRun, LlmExport, run_given
 from qplan.cli.view import table_view
-from qplan.errors import InputError
+from qplan.jobs.options import ProfileOptions
 
 if TYPE_CHECKING:
     from qplan.run.profile import DeviceProfile
@@ -27,14 +27,14 @@ def command(
         typer.Option(
             metavar="N", help="Threads of the engine; times of more than one are noisy.", rich_help_panel=panels.ENGINE
         ),
-    ] = 1,
+    ] = ProfileOptions.threads,
     prompt_tokens: Annotated[
         int, typer.Option(metavar="N", help="Tokens of the timed prefill.", rich_help_panel=panels.ENGINE)
-    ] = 128,
+    ] = ProfileOptions.prompt_tokens,
     rounds: Annotated[
         int,
         typer.Option(metavar="N", help="Times that every model is timed; minima count.", rich_help_panel=panels.ENGINE),
-    ] = 3,
+    ] = ProfileOptions.rounds,
     llmexport: LlmExport = None,
     run: LatestRun = None,
 ) -> None:
@@ -45,18 +45,14 @@ def command(
         qplan profile --threads 4 --rounds 5
         qplan emit --max-decode-ms 20
     """
-    # torch takes seconds to import: not for --help
-    from qplan.jobs.profile import ProfileOptions, run_profile  # noqa: PLC0415
-    from qplan.run.folder import RunFolder  # noqa: PLC0415
-
-    for option, value in (("--threads", threads), ("--prompt-tokens", prompt_tokens), ("--rounds", rounds)):
-        if value < 1:
-            msg = f"{option} {value}: at least 1"
-            raise InputError(msg)
-    home = RunFolder(run) if run is not None else RunFolder.latest()
-    if run is None:
-        say(f"using the latest run, {home.folder}")
     options = ProfileOptions(threads=threads, prompt_tokens=prompt_tokens, rounds=rounds)
+    home = run_given(run)
+    from qplan.jobs.checks import check_profile  # noqa: PLC0415 - NumPy and pyarrow: not for --help
+
+    check_profile(home, llmexport)
+    # torch takes seconds to import: not for a wrong word
+    from qplan.jobs.profile import run_profile  # noqa: PLC0415
+
     with progress_bar("timing") as progress:
         measured = run_profile(home, options, llmexport, say, progress)
     answer(**profile_document(measured, home.device))

@@ -9,7 +9,7 @@ import typer
 from qplan.cli import completion, panels
 from qplan.cli.console import answer, out, say
 from qplan.cli.modes import with_modes
-from qplan.cli.rules import PlansRun
+from qplan.cli.rules import PlansRun, existing_run
 from qplan.report.words import Language
 
 Lang = Annotated[
@@ -43,11 +43,11 @@ def command(
         qplan report
         qplan report int4 --lang zh
     """
-    # pandas, scipy and torch take seconds to import: not for --help
+    home = None if run is None else existing_run(run)
+    # the solver, pandas and matplotlib take seconds to import: not for --help
     from qplan.jobs.report import run_report  # noqa: PLC0415
-    from qplan.run.folder import RunFolder  # noqa: PLC0415
 
-    reported = run_report(plan, None if run is None else RunFolder(run), lang, say)
+    reported = run_report(plan, home, lang, say)
     answer(language=lang.value, html=str(reported.page), markdown=str(reported.short))
     for path in (reported.page, reported.short):
         out.print(f"{path}", markup=False, soft_wrap=True)

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from qplan.cli import completion, panels
-from qplan.cost.target import DEFAULT_TARGET, find_target
+from qplan.cli.console import say
+from qplan.cost.target import DEFAULT_TARGET
 from qplan.errors import InputError
-from qplan.formats import QuantFormat
-from qplan.planner.metric import Metric
-
-if TYPE_CHECKING:
-    from qplan.planner.rules import Rules
+from qplan.planner.metric import HELP, Metric
+from qplan.planner.rules import Rules
+from qplan.run.folder import RunFolder
 
 LogitsBits = Annotated[
     int,
@@ -62,8 +61,7 @@ MetricOption = Annotated[
     typer.Option(
         "--metric",
         metavar="METRIC",
-        help="What is summed and minimized: `kl`, `kl-p99`, `top1`, `perplexity`, `sqnr`, `cosine`; all but kl, "
-        "sqnr and cosine need `--mode measured`.",
+        help=HELP,
         rich_help_panel=panels.RULES,
     ),
 ]
@@ -109,42 +107,61 @@ def rules_of(
     *,
     fused: bool,
     target: str = DEFAULT_TARGET,
-    metric: Metric = Metric.kl,
+    metric: Metric = Rules.metric,
 ) -> Rules:
     """Rules from options as typed.
 
     Raises:
         InputError: an option that is not understood.
     """
-    from qplan.planner.rules import Rules  # noqa: PLC0415 - NumPy and pyarrow take a tenth of a second: not for --help
-
-    if logits_bits < 0:
-        msg = f"--logits-bits {logits_bits}: must be 0 (no rule) or a width"
-        raise InputError(msg)
-    return Rules(
+    return Rules.parse(
         logits_bits=logits_bits,
-        pins={pattern: QuantFormat.parse(name) for pattern, name in _pairs("--pin", pins or ())},
-        min_bits={pattern: _bits(value) for pattern, value in _pairs("--min-bits", min_bits or ())},
-        group_patterns=tuple(groups or ()),
+        pins=_by_pattern("--pin", pins or ()),
+        min_bits=_by_pattern("--min-bits", min_bits or ()),
+        groups=groups or (),
         fused=fused,
-        target=find_target(target),
+        target=target,
         metric=metric,
     )
 
 
-def _pairs(option: str, values: Sequence[str]) -> list[tuple[str, str]]:
-    found = []
+def _by_pattern(option: str, values: Sequence[str]) -> dict[str, str]:
+    """What follows the last ``=`` by what precedes it."""
+    found: dict[str, str] = {}
     for value in values:
         pattern, equals, right = value.rpartition("=")
         if not equals or not pattern or not right:
-            msg = f"{option} {value!r}: write PATTERN=VALUE, e.g. '*.0.mlp.down_proj=fp16'"
+            msg = f"{option} {value!r}: write PATTERN=VALUE, e.g. '*.0.mlp.down_proj={_EXAMPLES[option]}'"
             raise InputError(msg)
-        found.append((pattern, right))
+        if found.setdefault(pattern, right) != right:
+            msg = f"{option} {value!r}: the pattern has {found[pattern]} already; give one of them"
+            raise InputError(msg)
     return found
 
 
-def _bits(text: str) -> int:
-    if not text.isdigit():
-        msg = f"--min-bits ...={text!r}: must be a whole number of bits"
+_EXAMPLES = {"--pin": "fp16", "--min-bits": "6"}
+
+
+def run_given(run: Path | None) -> RunFolder:
+    """The run that a user named, or the latest, which is told.
+
+    Raises:
+        InputError: no such folder, or no finished analysis to be the latest.
+    """
+    if run is not None:
+        return existing_run(run)
+    latest = RunFolder.latest()
+    say(f"using the latest run, {latest.folder}")
+    return latest
+
+
+def existing_run(run: Path) -> RunFolder:
+    """The run of a folder.
+
+    Raises:
+        InputError: no such folder.
+    """
+    if not run.is_dir():
+        msg = f"--run {run} is no folder; make it with 'qplan analyze MODEL --run {run}'"
         raise InputError(msg)
-    return int(text)
+    return RunFolder(run)

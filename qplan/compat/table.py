@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import platform
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from qplan.artifact import read_json, write_json
@@ -41,6 +43,11 @@ class Cell:
     """The signal, or the engine's last words."""
     date: str
 
+    @property
+    def place(self) -> tuple[str, ...]:
+        """What there is one cell of."""
+        return (self.model, self.exporter, self.options, self.converter, self.engine, self.memory)
+
 
 @dataclass(frozen=True)
 class ArchitectureCell:
@@ -56,6 +63,11 @@ class ArchitectureCell:
     error: float | None
     detail: str
     date: str
+
+    @property
+    def place(self) -> tuple[str, str, int]:
+        """What there is one cell of."""
+        return (self.architecture, self.exporter, self.tokens)
 
 
 @dataclass(frozen=True)
@@ -103,6 +115,31 @@ class CompatTable:
             key = (cell.exporter, cell.options, cell.converter)
             found.setdefault(key, {}).setdefault(cell.engine, []).append(cell)
         return {key: {engine: worst(cells) for engine, cells in by.items()} for key, by in found.items()}
+
+    def merged(
+        self, cells: Iterable[Cell], architectures: Iterable[ArchitectureCell], order: Sequence[str]
+    ) -> CompatTable:
+        """This table with new measurements in place of its own of the same models, options and engines.
+
+        Args:
+            cells: of engines, measured here.
+            architectures: measured here.
+            order: names of architectures as they are listed.
+        """
+        by_cell = {cell.place: cell for cell in (*self.cells, *cells)}
+        by_architecture = {cell.place: cell for cell in (*self.architectures, *architectures)}
+        listed = sorted(by_architecture.values(), key=lambda cell: (order.index(cell.architecture), cell.tokens))
+        return CompatTable(platform.machine(), tuple(by_cell.values()), tuple(listed))
+
+
+def today() -> str:
+    """The date of a measurement, UTC."""
+    return datetime.now(UTC).date().isoformat()
+
+
+def shown_error(error: float | None) -> float | None:
+    """A relative error with the digits that the table keeps."""
+    return None if error is None else float(f"{error:.3g}")
 
 
 def worst(cells: Iterable[Cell]) -> Cell:

@@ -1,1 +1,1 @@
-"""The embedded demo model: its corpus, its training and its files."""
+"""The embedded model: its files, its held-out text and the record of its training (the script is reports/demo)."""

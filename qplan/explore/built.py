@@ -6,7 +6,9 @@ from pathlib import Path
 
 from qplan.errors import InputError
 from qplan.explore.plan import PlanView
-from qplan.run.token_losses import FILE, TokenLosses
+from qplan.run.baselines import kept_token_losses
+from qplan.run.plan_folder import PlanFolder
+from qplan.run.token_losses import TokenLosses
 
 
 def built_folder(view: PlanView) -> Path:
@@ -15,7 +17,7 @@ def built_folder(view: PlanView) -> Path:
     Raises:
         InputError: it was not built; says how.
     """
-    model = None if view.path is None else view.path.parent / "model"
+    model = None if view.path is None else PlanFolder(view.path.parent).model
     if model is None or not model.is_dir():
         how = (
             "write it and run 'qplan emit --plan FILE'" if view.path is None else "run 'qplan emit' without --no-build"
@@ -31,7 +33,7 @@ def plan_tokens(view: PlanView) -> TokenLosses:
     Raises:
         InputError: it kept none of this very plan: not built, changed since, or built by an older qplan.
     """
-    path = built_folder(view).with_name(FILE)
+    path = PlanFolder(built_folder(view).parent).token_losses
     remedy = f"run 'qplan emit --budget {view.plan.budget}' again"
     if view.verification is None:
         msg = f"{path.parent} was not built from this plan: it was made or edited since; {remedy}"
@@ -48,6 +50,5 @@ def plan_tokens(view: PlanView) -> TokenLosses:
 
 def uniform_tokens(view: PlanView, text_sha256: str) -> dict[str, TokenLosses]:
     """The same of MNN's uniform exports on the same text, by name; those that were kept."""
-    paths = sorted(view.home.baselines.glob(f"*-{FILE}"))
-    found = [losses for losses in map(TokenLosses.read, paths) if losses.text_sha256 == text_sha256]
-    return {losses.model: losses for losses in found}
+    kept = kept_token_losses(view.home.baselines_for(view.plan.engine))
+    return {losses.model: losses for losses in kept if losses.text_sha256 == text_sha256}

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import pandas as pd
 
 from qplan.formats import QuantFormat
+from qplan.run.frontier import Frontier, MeasuredModel
+from qplan.run.metrics import METRICS, values_of
 from qplan.run.plan import Plan
 from qplan.run.table import SensitivityTable
-from qplan.run.verification import BuiltModel, Speed, Verification
+from qplan.run.token_losses import Losses, TokenLosses
+from qplan.run.verification import BuiltModel, Speed
+from qplan.run.verified import VerifiedPlan
 from qplan.tensors import TensorSpec
 
-if TYPE_CHECKING:  # both import the solver or matplotlib, which takes as long as everything else here
-    from qplan.run.frontier import Frontier, MeasuredModel
+_BEFORE = 6
+"""Tokens shown before the one in question."""
 
 INTERVAL_SIGMAS = 1.96
 """Standard errors on either side of a loss that hold the mean over all text in 95 of 100 cases."""
@@ -45,9 +48,9 @@ def sensitivity_frame(table: SensitivityTable) -> pd.DataFrame:
 
     Columns: ``tensor, layer, kind, role, format, bits, block, memory, loss_nats`` (mean KL per token with this one
     tensor changed), ``stderr_nats`` (0 where one batch is all there is), ``low_nats, high_nats`` (95 % interval, at
-    least 0), ``source`` (``measured`` or ``gradient``), ``sqnr_db`` (of the tensor's own output), ``cosine, top1,
-    kl_p99_nats`` (missing where only gradients are known), ``bytes`` (of its record), ``bits_per_weight`` (scales
-    included), ``weights``.
+    least 0), ``source`` (``measured`` or ``gradient``), ``bytes`` (of its record), ``bits_per_weight`` (scales
+    included), ``weights``, and the other metrics of `qplan.run.metrics.Metrics`, missing where they are not known:
+    ``kl_p99_nats, top1, nll_nats, sqnr_db, cosine``.
     """
     rows = []
     for memory in table.memories:
@@ -68,14 +71,11 @@ def sensitivity_frame(table: SensitivityTable) -> pd.DataFrame:
                         "low_nats": max(0.0, loss.kl_nats - reach),
                         "high_nats": loss.kl_nats + reach,
                         "source": loss.source,
-                        "sqnr_db": loss.sqnr_db,
-                        "cosine": loss.cosine,
-                        "top1": loss.top1,
-                        "kl_p99_nats": loss.kl_p99_nats,
                         "weights": spec.weights,
                     }
+                    | {name: value for name, value in values_of(loss).items() if name != "kl_nats"}
                 )
-    return _typed(rows, floats=("cosine", "top1", "kl_p99_nats"))
+    return _typed(rows, floats=[name for name in METRICS if name != "kl_nats"])
 
 
 def plan_frame(plan: Plan, table: SensitivityTable) -> pd.DataFrame:
@@ -149,7 +149,7 @@ def frontier_frame(frontier: Frontier, measured: Iterable[MeasuredModel], specs:
     return frame.sort_values(["total_bytes", "model"], ignore_index=True, kind="stable")
 
 
-def verification_frame(verified: Mapping[str, tuple[Plan, Verification]]) -> pd.DataFrame:
+def verification_frame(verified: Iterable[VerifiedPlan]) -> pd.DataFrame:
     """One row per emitted budget, built model and setting of the engine.
 
     Columns: ``budget, model`` (``plan``, ``fp16``, ``int8``, ``int4``), ``memory, path`` (``prefill`` or ``decode``),
@@ -159,25 +159,39 @@ def verification_frame(verified: Mapping[str, tuple[Plan, Verification]]) -> pd.
     decode_tokens_per_s, ram_bytes``.
     """
     rows: list[dict[str, object]] = []
-    for budget, (plan, verification) in verified.items():
+    for found in verified:
+        plan = found.plan
         predicted = {point.name.split()[0]: point.predicted_nats for point in plan.uniform}
         predicted["plan"] = plan.predicted_nats
-        for model in verification.models:
-            rows += _runs(budget, model, predicted.get(model.name), plan.memory)
+        for model in found.verification.models:
+            rows += _runs(found.name, model, predicted.get(model.name), plan.memory)
     frame = pd.DataFrame(rows, columns=VERIFICATION_COLUMNS)
     floats = ["predicted_nats", "emulated_nats", "prefill_tokens_per_s", "decode_tokens_per_s", "ram_bytes"]
     frame[floats] = frame[floats].astype(float)
     return frame
 
 
-def checks_frame(verified: Mapping[str, tuple[Plan, Verification]]) -> pd.DataFrame:
+def checks_frame(verified: Iterable[VerifiedPlan]) -> pd.DataFrame:
     """One row per emitted budget and promise: ``budget, check, passed, detail``."""
     rows = [
-        {"budget": budget, "check": check.name, "passed": check.passed, "detail": check.detail}
-        for budget, (_, verification) in verified.items()
-        for check in verification.checks
+        {"budget": found.name, "check": check.name, "passed": check.passed, "detail": check.detail}
+        for found in verified
+        for check in found.verification.checks
     ]
     return pd.DataFrame(rows, columns=["budget", "check", "passed", "detail"])
+
+
+def token_frame(losses: TokenLosses) -> pd.DataFrame:
+    """One row per token; see `qplan.explore.run.Run.tokens` for columns."""
+    return pd.DataFrame(_tokens(losses.tokens, losses.kl_nats))
+
+
+def _tokens(rows: Sequence[Sequence[str]], kl_nats: Mapping[str, Losses]) -> Iterator[dict[str, object]]:
+    for sequence, row in enumerate(rows):
+        for position, token in enumerate(row):
+            before = "".join(row[max(0, position - _BEFORE) : position])
+            losses = {f"{memory}_nats": float(values[sequence, position]) for memory, values in kl_nats.items()}
+            yield {"sequence": sequence, "position": position, "before": before, "token": token} | losses
 
 
 def _runs(budget: str, model: BuiltModel, predicted: float | None, memory: str) -> list[dict[str, object]]:

@@ -15,8 +15,9 @@ from qplan.folding.analyzed import load_analyzed
 from qplan.formats import QuantFormat
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import LoadedModel
-from qplan.quantize import IntTensor, rtn
-from qplan.quantize.methods import DATA_FREE
+from qplan.quantize import IntTensor
+from qplan.quantize.methods import round_with
+from qplan.roundings import needs_tokens
 from qplan.run.calibration import CalibrationSet
 from qplan.run.folder import RunFolder
 from qplan.run.plan import Plan
@@ -50,7 +51,8 @@ def rounded_grid(
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any] | None]:
     """Codes, scales and zero points as rounding without data makes them; to nearest where the run's needed data."""
     weight = load(home, table).weight(tensor).detach()
-    stored = DATA_FREE.get(table.conditions.rounding, rtn)(weight, fmt)
+    rounding = table.conditions.rounding
+    stored = round_with("rtn" if needs_tokens(rounding) else rounding, weight, fmt)
     if not isinstance(stored, IntTensor):
         msg = f"{fmt} has no grid"
         raise TypeError(msg)

@@ -211,7 +211,11 @@ class PlanView:
         """Maps of this plan and another, and the change of each tensor's loss in nats per token."""
         from qplan.explore.plan_figures import diff_maps  # noqa: PLC0415 - matplotlib
 
-        return diff_maps(self, other)
+        changed = self.diff(other)
+        nats = dict(zip(changed["tensor"], changed["loss_nats"], strict=True))
+        figure = diff_maps(self.table, self.plan, other.plan, nats)
+        figure.suptitle(f"{self.name} → {other.name}", x=0.01, ha="left", fontsize=12)
+        return figure
 
     def _title(self) -> tuple[str, list[str]]:
         plan = self.plan

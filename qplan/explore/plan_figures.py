@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -13,32 +12,34 @@ from matplotlib.colors import SymLogNorm
 from matplotlib.figure import Figure
 
 from qplan.explore.style import INK, PLAN, SOFT, THIRD, UNIFORM, log_nats, quiet
-from qplan.report import figures, notation
+from qplan.report import figures
 from qplan.report.grid import grid_of
-from qplan.run.token_losses import Losses, TokenLosses
-
-if TYPE_CHECKING:
-    from qplan.explore.plan import PlanView
+from qplan.run.plan import Plan
+from qplan.run.table import SensitivityTable
 
 _FLOOR_NATS = 1e-7
 """Losses below this, those of halves, are rounding of float32."""
 
 
-def diff_maps(before: PlanView, after: PlanView) -> Figure:
+def diff_maps(table: SensitivityTable, before: Plan, after: Plan, nats_by_tensor: Mapping[str, float]) -> Figure:
     """Change of every tensor's width and loss from one plan to another, layers x tensors.
 
     Left: bits per weight, after minus before. Right: nats per token, after minus before.
+
+    Args:
+        table: whose model both plans are for.
+        before: one plan.
+        after: another.
+        nats_by_tensor: change of a tensor's own loss, by name; those that are missing keep theirs.
     """
-    table = before.table
     grid = grid_of(table.model.tensors)
-    changed = before.diff(after).set_index("tensor")
-    old, new = before.plan.formats, after.plan.formats
+    old, new = before.formats, after.formats
 
     def bits(names: Sequence[str]) -> float:
         return float(sum(new[n].bits - old[n].bits for n in names)) / len(names) if names else math.nan
 
     def nats(names: Sequence[str]) -> float:
-        return float(sum(changed["loss_nats"].get(n, 0.0) for n in names)) if names else math.nan
+        return float(sum(nats_by_tensor.get(n, 0.0) for n in names)) if names else math.nan
 
     figure, (left, right) = figures.grid_axes(grid, len(grid.kinds) + len(grid.apart), 1, 2)
     width = max(1.0, float(np.nanmax(np.abs(figures.matrix(grid, bits)))))
@@ -55,26 +56,8 @@ def diff_maps(before: PlanView, after: PlanView) -> Figure:
     bar = figure.colorbar(image, ax=right, label="loss, nats/token, change", pad=0.02)
     bar.set_ticks([-most, -most / 10, 0, most / 10, most])
     bar.set_ticklabels([f"{v:+.1e}".replace("e-0", "e-") if v else "0" for v in bar.get_ticks()])
-    figure.suptitle(f"{before.name} → {after.name}", x=0.01, ha="left", fontsize=12)
     left.set_title("bits per weight", loc="left", fontsize=11)
     right.set_title("loss of each tensor alone", loc="left", fontsize=11)
-    return figure
-
-
-def strip_of_plans(views: Sequence[PlanView]) -> Figure:
-    """Maps of plans of one run, small ones first, side by side: bits per weight, layers across."""
-    table = views[0].table
-    grid = grid_of(table.model.tensors)
-    rows = len(grid.kinds) + len(grid.apart)
-    across = min(len(views), 2 if len(grid.layers) > 12 else 4)
-    figure, every = figures.grid_axes(grid, rows, -(-len(views) // across), across)
-    for axes, view in zip(every, views, strict=False):
-        figures.draw_plan(axes, grid, view.plan)
-        told = f"{notation.size(view.total_bytes)}, {view.bits_per_weight:.2f} bpw"
-        axes.set_title(f"{told}\nKL {notation.loss(view.predicted_nats)} nats", loc="left", fontsize=10)
-    for axes in every[len(views) :]:
-        axes.set_visible(False)
-    figures.legend_of_bits(figure, grid, [view.plan for view in views])
     return figure
 
 
@@ -140,48 +123,6 @@ def predictions(frame: pd.DataFrame) -> Figure:
     return figure
 
 
-def tokens_along_text(
-    own: TokenLosses, others: Mapping[str, Losses], memory: str, *, row: int, first: int, count: int
-) -> Figure:
-    """KL of one sequence's tokens to FP32, nats, with the text below; of a plan, and of uniform models for comparison.
-
-    Args:
-        own: of the plan.
-        others: of uniform models on the same text, by name.
-        memory: setting of the engine.
-        row: sequence.
-        first: token of it.
-        count: how many tokens.
-    """
-    texts = own.tokens[row][first : first + count]
-    places = np.arange(len(texts))
-    figure = Figure(figsize=(min(16.0, max(7.6, 1.4 + 0.2 * len(texts))), 4.2), layout="constrained")
-    axes = figure.subplots()
-    mine = own.kl_nats[memory][row, first : first + count]
-    floor = max(float(own.kl_nats[memory].mean()) / 300, 1e-9)
-    for color, (name, losses) in zip((UNIFORM, THIRD), others.items(), strict=False):
-        values = np.maximum(losses[row, first : first + count], floor)
-        axes.plot(places, values, color=color, marker=".", linewidth=1, label=f"uniform {name}", zorder=3)
-    shown = np.maximum(mine, floor)
-    axes.plot(places, shown, color=PLAN, marker="o", markersize=7, linewidth=2.2, label="plan", zorder=4)
-    mean = float(own.kl_nats[memory].mean())
-    axes.axhline(
-        mean, color=INK, linewidth=1, linestyle=(0, (4, 3)), label=f"plan, mean of all tokens: {notation.loss(mean)}"
-    )
-    axes.set_yscale("log")
-    axes.set_ylim(bottom=floor)
-    log_nats(axes, "y")
-    axes.set_xticks(places, [_visible(text) for text in texts], rotation=90, fontsize=8, family="monospace")
-    axes.set_xlim(-0.7, len(texts) - 0.3)
-    axes.tick_params(axis="x", length=0)
-    axes.set_ylabel(f"KL at memory {memory}, nats")
-    title = f"KL of the next token after each of {len(texts)} tokens (sequence {row}, from token {first})"
-    axes.set_title(title, loc="left")
-    quiet(axes, "y")
-    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-    return figure
-
-
 def layers_figure(frame: pd.DataFrame, title: str) -> Figure:
     """KL of what the head reads after more and more layers, nats per token, one line per model.
 
@@ -204,9 +145,3 @@ def layers_figure(frame: pd.DataFrame, title: str) -> Figure:
     if len(models) > 1:
         axes.legend(frameon=False)
     return figure
-
-
-def _visible(text: str) -> str:
-    """A token as a label: blanks and line ends shown, dollars kept from being mathematics."""
-    shown = text.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "·").replace("$", r"\$")
-    return shown if len(shown) <= 14 else shown[:13] + "…"

@@ -1,36 +1,31 @@
-"""A saved run, opened: frames, figures, and plans that are solved again in an instant."""
+"""What a notebook opens: a saved run with its frames, figures, and plans that are solved again in an instant."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from qplan.card import ModelCard
-from qplan.choosing.sizes import run_fixed_bytes
-from qplan.cost.file_bytes import FixedBytes
-from qplan.explore.frames import checks_frame, frontier_frame, verification_frame
-from qplan.explore.plan import PlanView
+from qplan.errors import InputError
+from qplan.explore.frames import token_frame
+from qplan.explore.opened import OpenedRun
 from qplan.explore.run_card import RunCard
-from qplan.explore.run_figures import RunFigures
-from qplan.explore.saved import find_home, planned, under, verified
+from qplan.explore.saved import checked_format, checked_tensor, find_home, under
 from qplan.explore.table import SensitivityView
-from qplan.formats import QuantFormat
-from qplan.planner.rules import Rules
-from qplan.run.folder import RunFolder
-from qplan.run.plan import Plan
 from qplan.run.table import SensitivityTable
-from qplan.run.verification import Verification
+from qplan.run.token_losses import TokenLosses
 
 if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+
     from qplan.explore.slider import BudgetSlider
-    from qplan.mnn.engine.guarded import GuardedEngine
+    from qplan.mnn.engine.engine import Engine
     from qplan.mnn.runtime import RuntimeConfig
-    from qplan.run.frontier import Frontier, MeasuredModel
 
 
 def open_run(path: str | Path | None = None) -> Run:
@@ -52,155 +47,208 @@ def open_run(path: str | Path | None = None) -> Run:
 
 
 @dataclass(frozen=True, eq=False)
-class Run(RunFigures):
+class Run(OpenedRun):
     """One analysis and the plans made from it. Reads what is saved; what needs the model itself says so.
 
-    Losses are mean KL(FP32 || variant) at the logits in nats per token; bytes are of the files that ship.
+    Losses are mean KL(FP32 || variant) at the logits in nats per token; bytes are of the files that ship. Every figure
+    is a matplotlib ``Figure``, which leaves pyplot's state alone; matplotlib is imported by the first.
     """
 
-    home: RunFolder
-    """Where its files are."""
-    table: SensitivityView
-    """Its losses; ``run.table.under("normal")`` for MNN's other memory setting."""
-
-    @property
-    def folder(self) -> Path:
-        """The run folder."""
-        return self.home.folder
-
-    @property
-    def model(self) -> ModelCard:
-        """The model that was analyzed."""
-        return self.table.table.model
-
-    @property
-    def sensitivity(self) -> pd.DataFrame:
-        """One row per tensor, format and memory setting; see `qplan.explore.frames.sensitivity_frame` for columns."""
-        return self.table.frame
-
-    @property
-    def budgets(self) -> tuple[str, ...]:
-        """Budgets that have a plan in this run: names for `plan`."""
-        return planned(self.home)
-
-    @property
-    def built(self) -> tuple[str, ...]:
-        """Those that were built from this analysis and measured on the engine, large ones first."""
-        return tuple(self._verified)
-
-    @cached_property
-    def fixed(self) -> FixedBytes:
-        """Bytes that ship whatever the plan: exact after the first emit, an estimate before."""
-        return run_fixed_bytes(self.home, self.model)
-
-    @cached_property
-    def _tables(self) -> dict[str, SensitivityTable]:
-        return {memory: under(self.table.table, memory) for memory in self.table.table.memories}
-
-    def _under(self, memory: str | None) -> SensitivityTable:
-        """The table under a memory setting, kept: it is summarized once."""
-        return self._tables.get(memory or self.table.memory) or under(self.table.table, memory)
-
-    @cached_property
-    def _verified(self) -> dict[str, tuple[Plan, Verification]]:
-        return verified(self.home, self.table.table)
-
-    def plan(self, name: str | Path = "int8") -> PlanView:
-        """A plan that was written.
+    def plot_losses(self, formats: str | Sequence[str] | None = None, *, memory: str | None = None) -> Figure:
+        """Heat maps, layers x tensors, of the loss of one tensor at a time; a color means the same in every format.
 
         Args:
-            name: a budget of this run, or a ``plan.json`` or the folder that holds one; bytes and losses of an edited
-                file are counted again.
+            formats: one, several, or None for the narrow integer formats of one block size.
+            memory: ``low`` or ``normal``; None for the run's.
 
         Raises:
-            InputError: no such plan, or one that does not fit the model; says which there are.
-            StaleArtifactError: it was made from other losses.
+            InputError: a format or memory setting that was not measured; says which were.
         """
-        from qplan.choosing.planned import recounted  # noqa: PLC0415 - scipy
-        from qplan.run.plans import find_plan  # noqa: PLC0415 - scipy
+        from qplan.explore.loss_figures import loss_heatmaps  # noqa: PLC0415
 
-        found = find_plan(str(name), self.home)
-        plan = recounted(found, self.home)
-        inside = found.path.resolve().parent
-        label = inside.name if inside.parent == self.folder.resolve() else found.path.stem
-        record = self._verified.get(label)
-        verification = record[1] if record is not None and record[0] == plan else None
-        return PlanView(plan, label, self.home, self._under(plan.memory), verification, found.path)
+        return loss_heatmaps(under(self.table.table, memory), formats)
 
-    def solve(
+    def plot_ranking(self, fmt: str = "int4", *, top: int = 20, memory: str | None = None) -> Figure:
+        """The most sensitive tensors in a format with 95 % intervals; hollow marks are estimates from gradients.
+
+        Raises:
+            InputError: a format or memory setting that was not measured; says which were.
+        """
+        from qplan.explore.loss_figures import ranking  # noqa: PLC0415
+
+        return ranking(under(self.table.table, memory), fmt, top)
+
+    def plot_sqnr(self, formats: Sequence[str] | None = None, *, memory: str | None = None) -> Figure:
+        """Loss of the model over the SQNR of the tensor's own output in dB, a point per tensor and format.
+
+        Raises:
+            InputError: a format or memory setting that was not measured; says which were.
+        """
+        from qplan.explore.loss_figures import loss_against_sqnr  # noqa: PLC0415
+
+        return loss_against_sqnr(under(self.table.table, memory), formats)
+
+    def plot_frontier(self) -> Figure:
+        """KL over file size in MB: plans, their knees, uniform models, and what the engine measured."""
+        from qplan.report.frontier import frontier_figure  # noqa: PLC0415
+
+        frontier, measured = self.swept
+        return frontier_figure(self.table.table, frontier, measured)
+
+    def plot_predictions(self) -> Figure:
+        """Predicted against measured KL of every model that was built, on logarithmic axes.
+
+        Raises:
+            InputError: nothing was built yet.
+        """
+        from qplan.explore.plan_figures import predictions  # noqa: PLC0415
+
+        frame = self.verification
+        if frame.empty:
+            msg = f"{self.home.folder} holds nothing measured on the engine; run 'qplan emit' without --no-build"
+            raise InputError(msg)
+        return predictions(frame)
+
+    def weights(self, tensor: str) -> NDArray[np.float32]:
+        """Weights ``[out_features, in_features]`` of a tensor of the analyzed model, read without torch where possible.
+
+        Raises:
+            InputError: no such tensor, or the model is not there any more.
+        """
+        from qplan.explore.stored import read_weight  # noqa: PLC0415
+
+        table = self.table.table
+        return read_weight(self.home, table, checked_tensor(table, tensor))
+
+    def plot_weights(self, tensor: str, fmt: str = "int4") -> Figure:
+        """Histogram of a tensor's weights with the grids that a format rounds them to.
+
+        Reads what the run stores; imports torch where it stored no integers (``--rounding rtn``).
+
+        Args:
+            tensor: name, or a pattern that matches one, e.g. ``0.mlp.down_proj``.
+            fmt: an integer format that was measured for it.
+
+        Raises:
+            InputError: no such tensor, or a format without a grid; says what there is.
+        """
+        from qplan.explore.stored import read_grid, read_weight  # noqa: PLC0415
+        from qplan.explore.tensor_figures import weight_histogram  # noqa: PLC0415
+
+        table = self.table.table
+        name = checked_tensor(table, tensor)
+        grid = read_grid(self.home, table, name, checked_format(table, name, fmt))
+        return weight_histogram(name, read_weight(self.home, table, name), grid)
+
+    def plot_activations(self, tensor: str, *, tokens: int = 2048) -> Figure:
+        """Histogram of what a tensor multiplies, with the int8 grid that MNN rounds it to under memory low.
+
+        Runs the model in FP32 over the first calibration tokens: imports torch and transformers.
+
+        Args:
+            tensor: name, or a pattern that matches one.
+            tokens: at most this many.
+
+        Raises:
+            InputError: no such tensor, or the model is not there any more.
+            StaleArtifactError: the model has changed since.
+        """
+        from qplan.explore.loaded import inputs_of  # noqa: PLC0415 - torch
+        from qplan.explore.tensor_figures import activation_histogram  # noqa: PLC0415
+
+        table = self.table.table
+        name = checked_tensor(table, tensor)
+        return activation_histogram(name, inputs_of(self.home, table, name, tokens))
+
+    def plot_channels(self, tensor: str) -> Figure:
+        """Root mean square of every input feature of a tensor, from the moments that the run keeps; no model is loaded.
+
+        Raises:
+            InputError: no such tensor, or the run keeps no moments.
+        """
+        from qplan.explore.stored import channel_rms  # noqa: PLC0415
+        from qplan.explore.tensor_figures import channel_profile  # noqa: PLC0415
+
+        table = self.table.table
+        name = checked_tensor(table, tensor)
+        return channel_profile(name, channel_rms(self.home, table, name))
+
+    def token_losses(self, budget: str = "int8") -> TokenLosses:
+        """KL to FP32 at every token of the text that a budget's model was judged on, as `qplan emit` measured it.
+
+        Raises:
+            InputError: no such plan, or it was built by a qplan that kept none.
+        """
+        from qplan.explore.built import plan_tokens  # noqa: PLC0415
+
+        return plan_tokens(self.plan(budget))
+
+    def tokens(self, budget: str = "int8") -> pd.DataFrame:
+        """KL at every token of the text that a budget's model was judged on, one row per token.
+
+        Columns: ``sequence, position, before`` (the text up to the token), ``token``, and the KL of the distribution of
+        the token that follows, by memory setting: ``normal_nats, low_nats``.
+
+        Raises:
+            InputError: no such plan, or it was built by a qplan that kept none.
+        """
+        return token_frame(self.token_losses(budget))
+
+    def plot_tokens(
         self,
-        budget: str | int | Sequence[str] | None = "int8",
+        budget: str = "int8",
         *,
-        pins: Mapping[str, str | QuantFormat] | None = None,
-        min_bits: Mapping[str, int] | None = None,
-        logits_bits: int = 8,
-        groups: Sequence[str] = (),
-        fused: bool = False,
-        metric: str = "kl",
+        row: int | None = None,
+        first: int | None = None,
+        count: int = 64,
         memory: str | None = None,
-        objective: str = "loss",
-        max_kl: float | None = None,
-        max_ram: str | None = None,
-        max_decode_ms: float | None = None,
-        max_prefill_ms: float | None = None,
-        target: str = "cpu-x86",
-        name: str | None = None,
-    ) -> PlanView:
-        """Solve for another plan: the same problem, rules and legality as `qplan emit`, in a fraction of a second.
-
-        `qplan emit` goes on from here: it measures whole models on held-out text, repairs the plan by what it finds,
-        and never ships one that is worse than uniform. Its plan may therefore differ from this one in a few tensors.
+    ) -> Figure:
+        """KL to FP32 along a text, of a budget's model and of MNN's uniform exports, with the text below.
 
         Args:
-            budget: ``int8`` or ``int4`` (as large as MNN's uniform export with the head at 8 bits), ``fp16``,
-                ``4.5bpw``, ``300MB``, ``60%``, a whole number of bytes, several that all hold, or None for no limit.
-            pins: format by pattern on tensor names, e.g. ``{"0.mlp.down_proj": "fp16"}``.
-            min_bits: least width by such a pattern.
-            logits_bits: the head and a tied embedding have at least this width, and at least the others' mean; 0 turns
-                the rule off.
-            groups: patterns whose tensors share a format; with ``{layer}`` in one, those of each layer do.
-            fused: whether q, k, v and gate, up share a format.
-            metric: what is summed and minimized: ``kl``, ``kl-p99``, ``top1``, ``perplexity``, ``sqnr``, ``cosine``.
-            memory: MNN's setting that losses are taken under, ``low`` or ``normal``; None for the run's.
-            objective: ``loss``, or ``smallest`` or ``fastest`` under ``max_kl``.
-            max_kl: limit on the predicted KL of the whole model, nats per token.
-            max_ram: limit on the RAM of the weights after loading, e.g. ``300MB``.
-            max_decode_ms: limit on the time of a decoded token; needs `qplan profile`.
-            max_prefill_ms: the same for the profile's prompt.
-            target: where it runs: which formats are legal, what they take in RAM.
-            name: for people; made from the budget if None.
+            budget: of this run.
+            row: sequence of the text; None for the one that holds the token that loses most.
+            first: first token to show; None for a place around that token.
+            count: how many tokens.
+            memory: ``low`` or ``normal``; None for the plan's.
 
         Raises:
-            InputError: a budget, pattern, format or metric that is not understood; says what there is.
-            InfeasibleError: no plan fits; names the nearest value.
+            InputError: no such plan, nothing kept, or a place outside of the text; says how long it is.
         """
-        from qplan.choosing.request import PlanRequest  # noqa: PLC0415 - scipy
-        from qplan.explore import solving  # noqa: PLC0415 - scipy
+        from qplan.explore.token_figures import losses_along_text  # noqa: PLC0415
 
-        table = self._under(memory)
-        rules = solving.rules_from(
-            pins=pins,
-            min_bits=min_bits,
-            logits_bits=logits_bits,
-            groups=groups,
-            fused=fused,
-            metric=metric,
-            target=target,
-        )
-        wanted = PlanRequest(
-            solving.budget_texts(budget),
-            solving.checked_objective(objective),
-            max_kl,
-            None,
-            max_decode_ms,
-            max_prefill_ms,
-            max_ram,
-            rules,
-        )
-        plan = solving.solved(self.home, table, self.fixed, wanted)
-        # the table is this run's, whatever memory setting it is seen under
-        plan = replace(plan, sensitivity_sha256=self.table.table.sha256)
-        return PlanView(plan, name or solving.name_of(wanted, memory), self.home, table)
+        return losses_along_text(self.plan(budget), row=row, first=first, count=count, memory=memory)
+
+    def error_by_layer(self, budget: str = "int8", *, tokens: int = 64) -> pd.DataFrame:
+        """Where the error of a built model enters: KL of what the head reads after 0, 1, ... all layers.
+
+        Runs the model in torch, and the built one on the engine once per layer. The head's own rounding is in every
+        value.
+
+        Args:
+            budget: of this run.
+            tokens: of the first held-out sequence.
+
+        Returns:
+            One row per depth: ``model`` (the budget), ``layers`` (how many ran), ``kl_nats`` (mean per token, to FP32
+            read at the same depth, under the plan's memory setting).
+
+        Raises:
+            InputError: no such plan, or it was not built.
+            ToolError: the engine or the converter failed.
+        """
+        from qplan.explore.built import built_folder  # noqa: PLC0415
+        from qplan.explore.loaded import errors_by_layer  # noqa: PLC0415 - torch
+
+        view = self.plan(budget)
+        found = errors_by_layer(self.home, self.table.table, built_folder(view), view.plan, tokens)
+        return pd.DataFrame({"model": view.name, "layers": range(len(found)), "kl_nats": found})
+
+    def plot_layers(self, errors: pd.DataFrame) -> Figure:
+        """Draw what `error_by_layer` found, of one budget or of several, concatenated."""
+        from qplan.explore.plan_figures import layers_figure  # noqa: PLC0415
+
+        return layers_figure(errors, "Where the error enters: what the head reads at each depth")
 
     def price_of_logits_rule(self, budgets: Sequence[str | int] | None = None, logits_bits: int = 8) -> pd.DataFrame:
         """What the rule that keeps the head wide costs at several budgets, smallest first.
@@ -236,25 +284,6 @@ class Run(RunFigures):
 
         return across_memories(self, budget)
 
-    @property
-    def frontier(self) -> pd.DataFrame:
-        """The best plan at every size, uniform models, and what the engine measured; bytes ascending.
-
-        From `qplan frontier`, or solved now in seconds; see `qplan.explore.frames.frontier_frame` for columns.
-        """
-        frontier, measured = self._swept
-        return frontier_frame(frontier, measured, self.model.tensors)
-
-    @cached_property
-    def _swept(self) -> tuple[Frontier, tuple[MeasuredModel, ...]]:
-        from qplan.jobs.frontier import Sweep, find_frontier, measured_models  # noqa: PLC0415 - matplotlib, scipy
-        from qplan.planner.frontier import frontier  # noqa: PLC0415 - scipy
-
-        table = self.table.table
-        sweep = Sweep.of(table, Rules(), self.fixed)
-        found = find_frontier([self.home.frontier], sweep) or frontier(table, self.fixed)
-        return found, measured_models(self.home, table)
-
     def slider(self, **rules: Any) -> BudgetSlider:  # noqa: ANN401 - those of `solve`
         """A slider over budgets that solves and draws the plan again; a picture where widgets don't run.
 
@@ -268,20 +297,7 @@ class Run(RunFigures):
 
         return BudgetSlider(self, **rules)
 
-    @property
-    def verification(self) -> pd.DataFrame:
-        """What the engine measured, per budget, model and setting, against what was predicted.
-
-        See `qplan.explore.frames.verification_frame` for columns; empty before the first `qplan emit`.
-        """
-        return verification_frame(self._verified)
-
-    @property
-    def checks(self) -> pd.DataFrame:
-        """Promises that were held against the engine, one row each: ``budget, check, passed, detail``."""
-        return checks_frame(self._verified)
-
-    def engine(self, budget: str = "int8", runtime: RuntimeConfig | None = None) -> GuardedEngine:
+    def engine(self, budget: str = "int8", runtime: RuntimeConfig | None = None) -> Engine:
         """The built model of a budget on MNN's engine, in a process of its own; see `qplan.Engine`.
 
         Args:
@@ -293,9 +309,9 @@ class Run(RunFigures):
             ToolError: the engine does not load it.
         """
         from qplan.explore.built import built_folder  # noqa: PLC0415 - the engine's room
-        from qplan.mnn.engine.guarded import GuardedEngine  # noqa: PLC0415 - the engine's room
+        from qplan.mnn.engine.engine import Engine  # noqa: PLC0415 - the engine's room
 
-        return GuardedEngine(built_folder(self.plan(budget)), runtime)
+        return Engine(built_folder(self.plan(budget)), runtime)
 
     def __repr__(self) -> str:
         """Say what was analyzed and which plans there are."""

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from qplan.errors import QplanError
 from qplan.explore import html
+from qplan.explore.opened import OpenedRun
 from qplan.report import notation
-
-if TYPE_CHECKING:
-    from qplan.explore.run import Run
 
 _HEAD = ("plan", "files", "bits per weight", "predicted, nats", "measured, nats", "same top token", "checks")
 _EMPTY = "no plan yet: qplan emit --budget int8, or run.solve('int8')"
@@ -26,7 +23,7 @@ class RunCard:
     """One per plan, under `_HEAD`."""
 
     @classmethod
-    def of(cls, run: Run) -> RunCard:
+    def of(cls, run: OpenedRun) -> RunCard:
         """Read a run."""
         card, conditions = run.model, run.table.table.conditions
         layers = len({spec.layer for spec in card.tensors if spec.layer is not None})
@@ -59,7 +56,7 @@ class RunCard:
         return "\n\n".join([f"**{self.title}**", "; ".join(self.lines), *table])
 
 
-def _row(run: Run, name: str) -> tuple[str, ...]:
+def _row(run: OpenedRun, name: str) -> tuple[str, ...]:
     try:
         view = run.plan(name)
     except QplanError as error:  # of another analysis, or half edited: the others still show

@@ -1,27 +1,14 @@
-"""What a run folder holds, read once and checked against its table; no model is loaded."""
+"""Finds a run, and in its table what people name."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
-from qplan.artifact import read_json
-from qplan.choosing.sizes import unfolded_fixed_bytes
-from qplan.cost.file_bytes import FixedBytes
 from qplan.errors import InputError
 from qplan.formats import QuantFormat
 from qplan.planner.patterns import matching
-from qplan.run.folder import RUNS, RunFolder
-from qplan.run.plan import Plan
+from qplan.run.folder import RUNS, SENSITIVITY_FILE, RunFolder, finished_runs
 from qplan.run.table import SensitivityTable
-from qplan.run.verification import Verification
-from qplan.run.verified import verified_plans
-from qplan.settings import Memory
-
-SENSITIVITY = "sensitivity.parquet"
-
-ANY_NATS = 1e6
-"""A limit on the loss that every plan keeps: for the smallest plan of all."""
 
 
 def find_home(path: str | Path | None) -> RunFolder:
@@ -38,13 +25,13 @@ def find_home(path: str | Path | None) -> RunFolder:
     places = [start] if start.is_absolute() else [start, Path("..") / start]
     for place in places:
         for folder in (place, *place.parents[:2]):
-            if (folder / SENSITIVITY).is_file():
+            if RunFolder(folder).is_finished:
                 return RunFolder(folder)
-    homes = {near for place in places for near in (place, place.parent)} | {RUNS}
-    near = sorted({p.parent for home in homes for p in home.glob(f"*/{SENSITIVITY}")})
+    parents = {near for place in places for near in (place, place.parent)} | {RUNS}
+    near = sorted({run.folder for parent in parents for run in finished_runs(parent)})
     have = f"near it are {', '.join(map(str, near))}" if near else "there is none near it"
     remedy = "make one with 'qplan analyze MODEL' or 'make demo'"
-    msg = f"{start} holds no finished analysis ({SENSITIVITY}); {have}; {remedy}"
+    msg = f"{start} holds no finished analysis ({SENSITIVITY_FILE}); {have}; {remedy}"
     raise InputError(msg)
 
 
@@ -54,13 +41,11 @@ def under(table: SensitivityTable, memory: str | None) -> SensitivityTable:
     Raises:
         InputError: a setting that was not measured.
     """
-    if memory is None or memory == table.goal:
-        return table
-    found: Memory | None = next((known for known in table.memories if known == memory), None)
+    found = next((known for known in table.memories if known == (memory or table.goal)), None)
     if found is None:
         msg = f"memory {memory!r} was not measured; this run has {', '.join(table.memories)}"
         raise InputError(msg)
-    return replace(table, conditions=replace(table.conditions, memory=found))
+    return table.under(found)
 
 
 def checked_tensor(table: SensitivityTable, name: str) -> str:
@@ -88,30 +73,3 @@ def checked_format(table: SensitivityTable, tensor: str, fmt: str) -> QuantForma
         msg = f"{tensor} was not measured in {fmt}; it has {', '.join(map(str, known))}"
         raise InputError(msg)
     return asked
-
-
-def verified(home: RunFolder, table: SensitivityTable) -> dict[str, tuple[Plan, Verification]]:
-    """Plans of this table that were built and measured as they are, by the name of their folder, large ones first.
-
-    Folders that another qplan or another analysis left are passed over, as `qplan frontier` does.
-    """
-    found = {folder: (plan, verification) for folder, plan, verification in verified_plans(home, table)}
-    return dict(sorted(found.items(), key=lambda item: -item[1][0].files.total))
-
-
-def planned(home: RunFolder) -> tuple[str, ...]:
-    """Names of budgets that have a plan."""
-    return tuple(sorted(path.parent.name for path in home.folder.glob("*/plan.json")))
-
-
-def uniform_fixed_bytes(home: RunFolder, fixed: FixedBytes) -> FixedBytes | None:
-    """What a uniform export ships whatever its width, where that is less than a plan: a folded tied head adds an op."""
-    found = unfolded_fixed_bytes(home)
-    return found if found is not None and found.total < fixed.total else None
-
-
-def fold_source(home: RunFolder, table: SensitivityTable) -> Path:
-    """The folder of the model that was analyzed: the folded one, or as the user gave it."""
-    if home.fold.is_file() and read_json(home.fold, "qplan-fold", 1)["folded_sha256"] == table.model.sha256:
-        return home.folded
-    return Path(table.model.source).expanduser()

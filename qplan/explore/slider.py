@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from qplan.explore.plan_figures import strip_of_plans
-from qplan.explore.saved import ANY_NATS
-from qplan.report import notation
-
-if TYPE_CHECKING:
-    from qplan.explore.plan import PlanView
-    from qplan.explore.run import Run
+from qplan.explore.opened import OpenedRun
+from qplan.explore.plan import PlanView
+from qplan.explore.solving import ANY_NATS
+from qplan.report import figures, notation
+from qplan.report.grid import grid_of
 
 STOPS = 33
 """Budgets on the slider, in equal ratios between the smallest plan and the one with the least loss."""
@@ -31,12 +29,12 @@ class BudgetSlider:
     widgets' package) show one picture with the plans of four budgets along it. Both come from the same solver calls.
     """
 
-    def __init__(self, run: Run, **rules: Any) -> None:  # noqa: ANN401 - those of `Run.solve`
+    def __init__(self, run: OpenedRun, **rules: Any) -> None:  # noqa: ANN401 - those of `solve`
         """Find the range of budgets.
 
         Args:
             run: whose table is solved.
-            rules: keyword arguments of `qplan.explore.run.Run.solve`.
+            rules: keyword arguments of `qplan.explore.opened.OpenedRun.solve`.
 
         Raises:
             InfeasibleError: the rules allow no plan of any size.
@@ -108,6 +106,23 @@ class BudgetSlider:
         """Say what it slides over."""
         low, high = notation.size(self.budgets[0]), notation.size(self.budgets[-1])
         return f"Plans from {low} to {high}, {len(self.budgets)} budgets"
+
+
+def strip_of_plans(views: Sequence[PlanView]) -> Figure:
+    """Maps of plans of one run, small ones first, side by side: bits per weight, layers across."""
+    table = views[0].table
+    grid = grid_of(table.model.tensors)
+    rows = len(grid.kinds) + len(grid.apart)
+    across = min(len(views), 2 if len(grid.layers) > 12 else 4)
+    figure, every = figures.grid_axes(grid, rows, -(-len(views) // across), across)
+    for axes, view in zip(every, views, strict=False):
+        figures.draw_plan(axes, grid, view.plan)
+        told = f"{notation.size(view.total_bytes)}, {view.bits_per_weight:.2f} bpw"
+        axes.set_title(f"{told}\nKL {notation.loss(view.predicted_nats)} nats", loc="left", fontsize=10)
+    for axes in every[len(views) :]:
+        axes.set_visible(False)
+    figures.legend_of_bits(figure, grid, [view.plan for view in views])
+    return figure
 
 
 def png_of(figure: Figure) -> bytes:

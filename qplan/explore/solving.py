@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 
-from qplan.choosing.request import Objective, PlanRequest
+from qplan.choosing.budget_plan import within_uniform
+from qplan.choosing.request import PlanRequest
+from qplan.choosing.sizes import unfolded_fixed_bytes
 from qplan.cost.file_bytes import FixedBytes
-from qplan.cost.target import find_target
-from qplan.errors import InfeasibleError, InputError
-from qplan.explore.saved import uniform_fixed_bytes
-from qplan.formats import QuantFormat
+from qplan.planner.budget import Budget, parse_budgets
 from qplan.planner.ceiling import Ceiling
 from qplan.planner.limits import ResourceLimit
-from qplan.planner.metric import Metric
 from qplan.planner.planning import make_plan
 from qplan.planner.rules import Rules
 from qplan.run.folder import RunFolder
@@ -21,65 +18,21 @@ from qplan.run.plan import Plan
 from qplan.run.table import SensitivityTable
 from qplan.tensors import short_name
 
-OBJECTIVES: tuple[Objective, ...] = ("loss", "smallest", "fastest")
-
-Formats = Mapping[str, str | QuantFormat]
-"""Format by pattern on tensor names."""
+ANY_NATS = 1e6
+"""A limit on the loss that every plan keeps: for the smallest plan of all."""
 
 
-def rules_from(
-    *,
-    pins: Formats | None = None,
-    min_bits: Mapping[str, int] | None = None,
-    logits_bits: int = 8,
-    groups: Sequence[str] = (),
-    fused: bool = False,
-    metric: str = "kl",
-    target: str = "cpu-x86",
-) -> Rules:
-    """Rules as the planner takes them; see `qplan.explore.run.Run.solve`.
+def budgets_of(budget: str | int | Sequence[str] | None) -> tuple[Budget, ...]:
+    """Budgets from what `qplan.explore.run.Run.solve` takes; whole numbers are bytes.
 
     Raises:
-        InputError: a format, metric or target that is not known; says what is.
+        InputError: one is not understood.
     """
-    if metric not in set(Metric):
-        msg = f"metric {metric!r} is unknown; use one of {', '.join(Metric)}"
-        raise InputError(msg)
-    if logits_bits < 0:
-        msg = f"logits_bits {logits_bits}: must be 0 (no rule) or a width"
-        raise InputError(msg)
-    given = {pattern: QuantFormat.parse(str(fmt)) for pattern, fmt in (pins or {}).items()}
-    return Rules(
-        logits_bits=logits_bits,
-        pins=given,
-        min_bits=dict(min_bits or {}),
-        metric=Metric(metric),
-        group_patterns=tuple(groups),
-        fused=fused,
-        target=find_target(target),
-    )
-
-
-def budget_texts(budget: str | int | Sequence[str] | None) -> tuple[str, ...]:
-    """Budgets as the planner reads them; whole numbers are bytes."""
     if budget is None:
         return ()
     if isinstance(budget, int):
-        return (f"{budget}B",)
-    return tuple(part for text in ([budget] if isinstance(budget, str) else budget) for part in text.split(","))
-
-
-def checked_objective(objective: str) -> Objective:
-    """One of the objectives.
-
-    Raises:
-        InputError: another word.
-    """
-    found = next((known for known in OBJECTIVES if known == objective), None)
-    if found is None:
-        msg = f"objective {objective!r} is unknown; use one of {', '.join(OBJECTIVES)}"
-        raise InputError(msg)
-    return found
+        return (Budget.of_bytes(budget),)
+    return parse_budgets([budget] if isinstance(budget, str) else budget)
 
 
 def name_of(wanted: PlanRequest, memory: str | None) -> str:
@@ -104,7 +57,7 @@ def solved(home: RunFolder, table: SensitivityTable, fixed: FixedBytes, wanted: 
     one where nothing fits.
 
     Raises:
-        InputError: a budget, limit or pattern that is not understood, or no device profile where one is needed.
+        InputError: a pattern that matches nothing, or no device profile where one is needed.
         InfeasibleError: no plan fits; names the nearest value.
     """
     limits: list[Ceiling | ResourceLimit] = [*wanted.limits(table, home), *wanted.loss_ceilings(table)]
@@ -113,11 +66,4 @@ def solved(home: RunFolder, table: SensitivityTable, fixed: FixedBytes, wanted: 
     def solve(rules: Rules) -> Plan:
         return make_plan(table, wanted.budgets, fixed, rules=rules, ceilings=limits, minimize=minimize)
 
-    uniform_fixed = uniform_fixed_bytes(home, fixed)
-    if uniform_fixed is not None:
-        try:
-            return solve(replace(wanted.rules, uniform_fixed=uniform_fixed))
-        except InfeasibleError:
-            if not wanted.budgets:
-                raise
-    return solve(wanted.rules)
+    return within_uniform(solve, wanted.rules, fixed, unfolded_fixed_bytes(home))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,16 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qplan.errors import InputError
-from qplan.explore.saved import fold_source
 from qplan.formats import QuantFormat
+from qplan.run.fold import analyzed_folder
 from qplan.run.folder import RunFolder
+from qplan.run.moments import kept_moments
+from qplan.run.rounded import find_rounded
+from qplan.run.safetensors_file import SafetensorsFile
 from qplan.run.table import SensitivityTable
 from qplan.tensors import TensorSpec
 
 Weights = NDArray[np.float32]
 """``[out_features, in_features]``."""
-
-_NUMPY = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "U8": np.uint8}
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +29,7 @@ class StoredGrid:
 
     format: QuantFormat
     codes: NDArray[np.int16]
-    """Signed integers ``[out_features, blocks, block]``, from ``-2^(bits-1)``."""
+    """Signed integers ``[out_features, blocks, block]``: levels of the format."""
     scale: NDArray[np.float32]
     """``[out_features, blocks]``: distance of two neighboring values of the grid, in the weights' units."""
     zero: NDArray[np.float32]
@@ -62,7 +62,7 @@ def read_weight(home: RunFolder, table: SensitivityTable, tensor: str) -> Weight
         InputError: the model is not there any more.
     """
     spec = table.model.tensor(tensor)
-    found = _from_files(fold_source(home, table), spec)
+    found = _from_files(analyzed_folder(home, table.model), spec)
     if found is not None:
         return found
     from qplan.explore.loaded import loaded_weight  # noqa: PLC0415 - torch
@@ -82,10 +82,9 @@ def read_grid(home: RunFolder, table: SensitivityTable, tensor: str, fmt: QuantF
         msg = f"{fmt} has no grid: its values are floats; choose an integer format of {tensor}"
         raise InputError(msg)
     spec, rounding = table.model.tensor(tensor), table.conditions.rounding
-    for path in sorted(home.rounding.glob(f"tensors-*/{tensor}.{fmt.name}.safetensors")):
-        parts, metadata = _read_safetensors(path, None)
-        if metadata.get("model") == table.model.sha256 and metadata.get("rounding") == rounding:
-            return _grid(spec, fmt, parts["codes"], parts["scale"], parts.get("zero"))
+    kept = find_rounded(home, table.model.sha256, rounding, tensor, fmt)
+    if kept is not None:
+        return _grid(spec, fmt, kept.codes, kept.scale, kept.zero)
     from qplan.explore.loaded import rounded_grid  # noqa: PLC0415 - torch
 
     return _grid(spec, fmt, *rounded_grid(home, table, tensor, fmt))
@@ -99,11 +98,9 @@ def channel_rms(home: RunFolder, table: SensitivityTable, tensor: str) -> NDArra
     Raises:
         InputError: the run keeps no moments: it was rounded without data.
     """
-    for index in sorted(home.rounding.glob("fit-*/index.json")):
-        record = json.loads(index.read_text(encoding="utf-8"))
-        if record["inputs"]["model"] == table.model.sha256 and tensor in record["key_of"]:
-            parts, _ = _read_safetensors(index.with_name(f"{record['key_of'][tensor]}.safetensors"), {"moments"})
-            return np.sqrt(np.diagonal(parts["moments"]).astype(np.float64))
+    for moments in kept_moments(home, table.model.sha256, "fit"):
+        if tensor in moments.key_of:
+            return np.sqrt(np.diagonal(moments.read(tensor)).astype(np.float64))
     msg = f"{home.folder} keeps no moments of {tensor}: rounding {table.conditions.rounding!r} needs none"
     raise InputError(msg)
 
@@ -111,7 +108,7 @@ def channel_rms(home: RunFolder, table: SensitivityTable, tensor: str) -> NDArra
 def _grid(
     spec: TensorSpec, fmt: QuantFormat, codes: NDArray[Any], scale: NDArray[Any], zero: NDArray[Any] | None
 ) -> StoredGrid:
-    signed = codes.astype(np.int16) - (1 << (fmt.bits - 1))
+    signed = np.array(fmt.levels, np.int16)[codes]
     blocks = signed.reshape(spec.out_features, scale.shape[1], -1)
     return StoredGrid(fmt, blocks, scale, np.zeros_like(scale) if zero is None else zero)
 
@@ -119,42 +116,12 @@ def _grid(
 def _from_files(folder: Path, spec: TensorSpec) -> Weights | None:
     shape = (spec.out_features, spec.in_features)
     for path in sorted(folder.glob("*.safetensors")) if folder.is_dir() else ():
-        header = _header(path)[0]
+        file = SafetensorsFile(path)
         name = f"{spec.name}.weight"
-        if name not in header and spec.tied:
+        if name not in file.shapes and spec.tied:
             # the head is stored once, as the embedding
-            name = next((key for key in header if "embed" in key and tuple(header[key]["shape"]) == shape), name)
-        if name in header and tuple(header[name]["shape"]) == shape:
-            parts, _ = _read_safetensors(path, {name})
-            return parts[name].astype(np.float32)
+            name = next((key for key, found in file.shapes.items() if "embed" in key and found == shape), name)
+        if file.shapes.get(name) == shape:
+            weight: Weights = file.read(name).astype(np.float32)
+            return weight
     return None
-
-
-def _header(path: Path) -> tuple[dict[str, Any], int]:
-    """Header of a safetensors file, and where its data begins."""
-    with path.open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        header: dict[str, Any] = json.loads(file.read(size))
-    return header, 8 + size
-
-
-def _read_safetensors(path: Path, names: set[str] | None) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
-    """Arrays of a safetensors file, all or the named ones, and its metadata.
-
-    numpy knows no bfloat16, which safetensors' own reader refuses: halves of floats are widened here.
-    """
-    header, start = _header(path)
-    metadata = header.pop("__metadata__", {})
-    data = np.memmap(path, np.uint8, "r")
-    found = {}
-    for name, entry in header.items():
-        if names is not None and name not in names:
-            continue
-        first, last = entry["data_offsets"]
-        raw = np.array(data[start + first : start + last])
-        if entry["dtype"] == "BF16":
-            array = (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
-        else:
-            array = raw.view(_NUMPY[entry["dtype"]])
-        found[name] = array.reshape(entry["shape"])
-    return found, metadata

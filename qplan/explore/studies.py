@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
-from qplan.explore.saved import ANY_NATS
+from qplan.explore.opened import OpenedRun
+from qplan.explore.solving import ANY_NATS
 from qplan.report import notation
-from qplan.run.token_losses import Losses, TokenLosses
-
-if TYPE_CHECKING:
-    from qplan.explore.run import Run
 
 _BUDGETS = 6
 """At how many sizes a rule's price is asked unless told which."""
 
-_BEFORE = 6
-"""Tokens shown before the one in question."""
 
-
-def price_of_logits_rule(run: Run, budgets: Sequence[str | int] | None, logits_bits: int) -> pd.DataFrame:
+def price_of_logits_rule(run: OpenedRun, budgets: Sequence[str | int] | None, logits_bits: int) -> pd.DataFrame:
     """Solve every budget with and without the logits rule; see `qplan.explore.run.Run.price_of_logits_rule`."""
     if budgets is None:
         smallest = run.solve(None, objective="smallest", max_kl=ANY_NATS, logits_bits=logits_bits).total_bytes
@@ -46,7 +39,7 @@ def price_of_logits_rule(run: Run, budgets: Sequence[str | int] | None, logits_b
     return pd.DataFrame(rows).sort_values("budget_bytes", ignore_index=True)
 
 
-def across_memories(run: Run, budget: str | int) -> pd.DataFrame:
+def across_memories(run: OpenedRun, budget: str | int) -> pd.DataFrame:
     """Plan for each memory setting and sum losses under every one; see `qplan.explore.run.Run.across_memories`."""
     table = run.table.table
     plans = {memory: run.solve(budget, memory=memory).plan.formats for memory in table.memories}
@@ -58,16 +51,3 @@ def across_memories(run: Run, budget: str | int) -> pd.DataFrame:
         for memory, losses in ((memory, table.kl(memory)) for memory in table.memories)
     }
     return pd.DataFrame(sums).rename_axis(index="planned_for", columns="run_under")
-
-
-def token_frame(losses: TokenLosses) -> pd.DataFrame:
-    """One row per token; see `qplan.explore.run_figures.RunFigures.tokens` for columns."""
-    return pd.DataFrame(_tokens(losses.tokens, losses.kl_nats))
-
-
-def _tokens(rows: Sequence[Sequence[str]], kl_nats: Mapping[str, Losses]) -> Iterator[dict[str, object]]:
-    for sequence, row in enumerate(rows):
-        for position, token in enumerate(row):
-            before = "".join(row[max(0, position - _BEFORE) : position])
-            losses = {f"{memory}_nats": float(values[sequence, position]) for memory, values in kl_nats.items()}
-            yield {"sequence": sequence, "position": position, "before": before, "token": token} | losses

@@ -34,17 +34,17 @@ def weight_histogram(tensor: str, weight: Weights, grid: StoredGrid) -> Figure:
     _density(left, weight.ravel(), "weight")
     flat, zeros = grid.scale.ravel(), grid.zero.ravel()
     order = np.argsort(flat, kind="stable")
-    half, unit = 1 << (grid.format.bits - 1), "block" if grid.format.block else "row"
-    stride = max(1, 2 * half // _MOST_LINES)
-    integers = np.arange(-half, half, stride)
+    levels, unit = grid.format.levels, "block" if grid.format.block else "row"
+    stride = max(1, len(levels) // _MOST_LINES)
+    integers = np.array(levels[::stride])
     places = (("finest", 0), ("middle", len(order) // 2), ("coarsest", len(order) - 1))
     found = [(f"{name} {unit}, step {flat[i]:.2g}", integers * flat[i] + zeros[i]) for name, i in _at(order, places)]
     _rugs(rug, found, f"weight, with the grids of three {unit}s" + _each(stride))
     left.set_title(f"{short_name(tensor)}: {weight.shape[0]} x {weight.shape[1]} weights", loc="left", fontsize=11)
     steps = grid.steps(weight).ravel()
-    edges = np.linspace(-half - 1.5, half + 0.5, _BINS)
+    edges = np.linspace(levels[0] - 1.5, levels[-1] + 1.5, _BINS)
     right.hist(np.clip(steps, edges[0], edges[-1]), bins=list(edges), color=PLAN, zorder=2)
-    for value in range(-half, half, stride):
+    for value in levels[::stride]:
         right.axvline(value, color=UNIFORM, linewidth=0.9, alpha=0.75, zorder=3)
     right.set_xlabel(f"weight, in steps of its {unit}'s grid" + _each(stride))
     right.set_ylabel("weights")

@@ -6,34 +6,30 @@ import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from qplan.artifact import read_json
+from qplan.artifact import new_folder
 from qplan.errors import MeasurementError, StaleArtifactError
 from qplan.folding.analyzed import _load_folded
 from qplan.folding.evidence import gather_evidence
 from qplan.folding.fit import expected_loss, fit_scales
 from qplan.folding.fold import fold, fold_sites, save_folded
 from qplan.formats import QuantFormat
-from qplan.mnn.folder import new_folder
 from qplan.model.load import LoadedModel
 from qplan.model.source import sha256_model
+from qplan.notes import Note
 from qplan.quantize import Int8Activations
 from qplan.quantize.round_all import round_all
 from qplan.quantize.run_rounder import run_rounder
 from qplan.quantize.stored_cache import StoredCache
 from qplan.run.calibration import CalibrationSet
-from qplan.run.fold import KIND, SCHEMA, FoldRecord, _ratio
+from qplan.run.fold import FoldRecord, _ratio, inputs_of
 from qplan.run.folder import RunFolder
 from qplan.sensitivity.joint import joint_losses
 from qplan.settings import DynamicOption, Memory, Progress, Say, memories_of
 from qplan.uniform import uniform_formats
-
-Folding = Literal["auto", "off"]
-
 
 FIT_TOKENS = 8192
 """At most this many tokens of the calibration's `fit` windows: fewer fit single tokens' outliers."""
@@ -58,7 +54,7 @@ def run_fold(
     device: str,
     say: Say,
     progress: Progress,
-) -> tuple[LoadedModel, str]:
+) -> tuple[LoadedModel, Note]:
     """Fit scales, fold, and keep the folded model if whole models lose less on tokens that it was not fitted to.
 
     Fitted to the calibration's `fit` windows, judged on those that losses are measured on, with the run's rounding:
@@ -107,7 +103,7 @@ def _check_inputs(run: RunFolder, inputs: Mapping[str, str]) -> None:
     Raises:
         StaleArtifactError: names what changed.
     """
-    found = read_json(run.fold, KIND, SCHEMA)["inputs"]
+    found = inputs_of(run.fold)
     words = {"model": "the model", "fit": "the text that rounding fits to", "judge": "the calibration text"}
     changes = [words.get(key, key) for key, value in inputs.items() if found.get(key) != value]
     if changes:
@@ -192,7 +188,7 @@ def _decide(
     for folder in ([] if rejected is None else [rejected.folder]) + ([] if pays else [run.folded]):
         shutil.rmtree(folder, ignore_errors=True)
     record = FoldRecord(loaded.card.source, loaded.card.sha256, sha256 if pays else None, memory, losses)
-    say(record.note)
+    say(str(record.note))
     return record
 
 

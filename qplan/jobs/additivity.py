@@ -11,6 +11,7 @@ from torch import Tensor
 from qplan.cost.file_bytes import estimate_fixed
 from qplan.formats import QuantFormat
 from qplan.model.load import LoadedModel
+from qplan.planner.budget import Budget
 from qplan.planner.planning import make_plan
 from qplan.planner.rules import Rules
 from qplan.quantize import Int8Activations
@@ -83,7 +84,7 @@ def _frontier(table: SensitivityTable) -> Iterator[dict[str, QuantFormat]]:
     seen: list[dict[str, QuantFormat]] = []
     for place in _PLACES:
         budget = math.ceil(smallest ** (1 - place) * largest**place)
-        formats = make_plan(table, f"{budget}B", fixed, rules=rules).formats
+        formats = make_plan(table, Budget.of_bytes(budget), fixed, rules=rules).formats
         if formats not in seen:
             seen.append(formats)
             yield formats

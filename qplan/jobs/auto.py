@@ -12,6 +12,8 @@ import numpy as np
 from qplan.cost.file_bytes import FixedBytes, estimate_fixed
 from qplan.errors import InfeasibleError
 from qplan.formats import QuantFormat
+from qplan.notes import Note, note
+from qplan.planner.budget import parse_budgets
 from qplan.planner.planning import make_plan
 from qplan.run.measurement import Loss
 from qplan.run.plan import Plan
@@ -23,7 +25,7 @@ from qplan.sensitivity.measured import measure
 from qplan.settings import Memory, Progress, Say
 from qplan.tensors import Role
 
-BUDGETS = ("3.5bpw", "4bpw", "int4", "4.5bpw", "5bpw", "6bpw", "int8", "8bpw")
+BUDGETS = parse_budgets(["3.5bpw, 4bpw, int4, 4.5bpw, 5bpw, 6bpw, int8, 8bpw"])
 """Where plans are compared; those that no plan fits are skipped."""
 
 _ROUNDS = 2
@@ -117,11 +119,7 @@ def _relative_error(fmt: str, loss: Loss) -> float:
     return math.hypot(loss.stderr_nats / loss.kl_nats, _NARROW_ERROR if narrow else 0.0)
 
 
-def _note(analysis: Analysis, measured: Collection[Entry], scale: float) -> str:
+def _note(analysis: Analysis, measured: Collection[Entry], scale: float) -> Note:
     entries = [(name, fmt.name, memory) for name, fmt, memory in analysis.entries()]
-    share = 1 - len(measured) / len(entries)
-    return (
-        f"{len(measured)} of {len(entries)} losses were measured, those that plans hang on and the head's; the others "
-        f"are estimates from gradients, which saved {share:.0%} of the measurements. "
-        f"Estimates were multiplied by {scale:.2f}, the mean ratio where both are known"
-    )
+    saved = 1 - len(measured) / len(entries)
+    return note("partly-measured", measured=len(measured), losses=len(entries), saved=saved, scale=scale)

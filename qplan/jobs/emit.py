@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,24 +10,28 @@ from numpy.typing import NDArray
 
 from qplan.calibration import load_text, tokenize
 from qplan.choosing.activations import BlockGain, with_measured_option, with_note_on_losses
-from qplan.choosing.planned import edited_plan
+from qplan.choosing.planned import PlannedOn, edited_plan, engine_of
 from qplan.choosing.retarget import retarget_table
 from qplan.choosing.sizes import fixed_bytes
-from qplan.errors import InputError
 from qplan.folding.analyzed import load_analyzed
-from qplan.jobs.emit_job import EmitJob, EmitOptions, planned
+from qplan.jobs.checks import check_emit, for_engine_of, given_plan
+from qplan.jobs.emit_job import EmitJob, planned
+from qplan.jobs.options import EmitOptions
 from qplan.jobs.report import report_plan
 from qplan.jobs.skeletons import run_skeleton
 from qplan.mnn.build.exporter_source import find_exporter
 from qplan.mnn.build.quant_config import export_command, make_quant_config
 from qplan.mnn.build.writer import set_runtime
+from qplan.mnn.engines import EngineVersion
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import LoadedModel
+from qplan.notes import Note, note, text_note
 from qplan.quantize.run_rounder import run_rounder
-from qplan.report.page import Provenance
 from qplan.run.calibration import CalibrationSet
 from qplan.run.folder import RunFolder
 from qplan.run.plan import Plan
+from qplan.run.plan_folder import PlanFolder
+from qplan.run.provenance import Provenance
 from qplan.run.table import SensitivityTable
 from qplan.run.verification import Check, Verification
 from qplan.settings import Progress, Say
@@ -36,6 +39,9 @@ from qplan.verify.checks import engine_checks
 from qplan.verify.measure import Trial, speeds_by_turns
 from qplan.verify.prove import BuildBench, gate, prove
 from qplan.verify.reference import reference_logits, stored_logits
+
+SHIPPED_THREADS = 4
+"""Of the engine, in the settings that a built model ships with; measurements have `EmitOptions.threads`."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +62,17 @@ class _HeldOut:
     """Held-out tokens and where they come from."""
 
     rows: NDArray[np.int64]
-    text: str
+    text: Note
     sha256: str
+
+
+@dataclass(frozen=True)
+class _Exportable:
+    """The same plan for llmexport."""
+
+    command: str
+    problems: tuple[str, ...]
+    """What that exporter cannot make of it."""
 
 
 def run_emit(options: EmitOptions, run: RunFolder, say: Say, progress: Progress, command: str) -> Emitted:
@@ -71,60 +86,94 @@ def run_emit(options: EmitOptions, run: RunFolder, say: Say, progress: Progress,
         command: the command line, for the report.
 
     Raises:
-        InputError: a budget, pattern or text that cannot be used.
+        InputError: a pattern or text that cannot be used, or a file that does not exist.
         InfeasibleError: no plan fits the budget.
         StaleArtifactError: the model is not the one that was analyzed.
         ToolError: exporter, converter or engine failed.
         VerificationError: the export of this architecture is wrong.
     """
-    target = options.target
-    table = retarget_table(SensitivityTable.read(run.sensitivity), target)
-    if options.dynamic_option == 2 and table.goal != "low":
-        msg = f"--dynamic-option 2 changes nothing under memory {table.goal}, which {run.folder} is for: leave it out"
-        raise InputError(msg)
+    check_emit(options, run)
+    given = given_plan(options, run)
+    if given is not None:
+        options = for_engine_of(given, options)
+        _say_if_moved(given, options, say)
+    table = retarget_table(SensitivityTable.read(run.sensitivity), options.target)
     calibration = CalibrationSet.read(run.calibration)
     model = load_analyzed(run, table.model, say)
-    loaded = model.loaded
-    judges = _held_out(options, calibration, loaded)
-    skeleton = run_skeleton(run, loaded, options.llmexport, say, c4=target.c4)
-    rounder = run_rounder(run, loaded, calibration, table.conditions.rounding)
-    job = EmitJob(options, run, table, model, skeleton, rounder, calibration.heldout, say)
-    given = None if options.plan is None else edited_plan(options.plan, table, fixed_bytes(skeleton))
-    with ExitStack() as stack:
-        bench = None
-        if options.build:
-            say(f"FP32 reference on {judges.rows.size} tokens: {judges.text}")
-            reference = stack.enter_context(reference_logits(loaded, judges.rows, progress))
-            trial = Trial(reference, threads=options.threads)
-            baselines = run.baselines_for(None if options.engine is None else str(target.engine))
-            bench = BuildBench(loaded, skeleton, trial, judges.text, judges.sha256, baselines, say, target)
-        first = gate(bench) if bench is not None else None
+    judged = _held_out(options, calibration, model.loaded)
+    skeleton = run_skeleton(run, model.loaded, options.llmexport, say, c4=options.target.c4)
+    rounder = run_rounder(run, model.loaded, calibration, table.conditions.rounding)
+    job = EmitJob(options, run, table, model, skeleton, rounder, calibration.heldout, say, given)
+    if options.build:
+        return _plan_and_build(job, judged, progress, command)
+    return _plan_only(job, command)
+
+
+def _plan_only(job: EmitJob, command: str) -> Emitted:
+    """The plan and its configs, with a report of what is predicted."""
+    plan, _ = planned(job, _given(job))
+    exportable = _write_plan(job, plan)
+    return _reported(job, plan, None, exportable, command)
+
+
+def _plan_and_build(job: EmitJob, judged: _HeldOut, progress: Progress, command: str) -> Emitted:
+    """The plan, its configs, the model, and what the engine says to it."""
+    options, loaded, target = job.options, job.model.loaded, job.options.target
+    given = _given(job)
+    job.say(f"FP32 reference on {judged.rows.size} tokens: {judged.text}")
+    with reference_logits(loaded, judged.rows, progress) as reference:
+        trial = Trial(reference, threads=options.threads)
+        baselines = job.run.baselines_for(job.engine)
+        bench = BuildBench(loaded, job.skeleton, trial, judged.text, judged.sha256, baselines, job.say, target)
+        first = gate(bench)
         plan, gain = planned(job, given)
-        plan.write(job.plan_path)
-        exporter = find_exporter(options.llmexport)
-        formats = {tensor.op_name: tensor.format for tensor in plan.tensors}
-        config = make_quant_config(skeleton, formats, exporter)
-        config_path = job.folder / "quant_config.json"
-        config.write(config_path)
-        llmexport = export_command(exporter, job.exported.folder, job.folder / "llmexport", config_path, formats)
-        verification = None
-        if bench is not None and first is not None:
-            plan, verification = _prove(job, bench, first, plan, gain)
-    provenance = Provenance(commands=(command, llmexport))
-    report_plan(run, job.folder, table, plan, verification, provenance=provenance, language=options.language, say=say)
-    problems = config.problems if target.c4 else (*config.problems, _WITHOUT_C4.format(target.engine))
-    if job.exported is not loaded:
+        exportable = _write_plan(job, plan)
+        plan, verification = _prove(job, bench, first, plan, gain)
+    return _reported(job, plan, verification, exportable, command)
+
+
+def _given(job: EmitJob) -> Plan | None:
+    """The plan that the user gave, as it is built; None where one is to be made."""
+    if job.given is None:
+        return None
+    return edited_plan(job.given, job.table, job.options.target, fixed_bytes(job.skeleton))
+
+
+def _write_plan(job: EmitJob, plan: Plan) -> _Exportable:
+    """Write ``plan.json`` and ``quant_config.json``."""
+    plan.write(job.plan_path)
+    exporter = find_exporter(job.options.llmexport)
+    formats = {tensor.op_name: tensor.format for tensor in plan.tensors}
+    config = make_quant_config(job.skeleton, formats, exporter)
+    files = PlanFolder(job.folder)
+    config.write(files.quant_config)
+    command = export_command(exporter, job.exported.folder, files.llmexport, files.quant_config, formats)
+    problems, target = config.problems, job.options.target
+    if not target.c4:
+        problems += (_WITHOUT_C4.format(target.engine),)
+    if job.exported is not job.model.loaded:
         problems += (
             f"llmexport is given {job.exported.folder.name} as it is: it cannot undo a folded tied head's lookups",
         )
-    return Emitted(job.folder, plan, verification, llmexport, problems)
+    return _Exportable(command, problems)
+
+
+def _reported(
+    job: EmitJob, plan: Plan, verification: Verification | None, exportable: _Exportable, command: str
+) -> Emitted:
+    """Write the report, and sum up."""
+    analysis = SensitivityTable.read(job.run.sensitivity)
+    made = PlannedOn(plan, job.plan_path, job.run, engine_of(plan), job.table, analysis.sha256)
+    provenance = Provenance(commands=(command, exportable.command))
+    report_plan(made, verification, provenance=provenance, language=job.options.language, say=job.say)
+    return Emitted(job.folder, plan, verification, exportable.command, exportable.problems)
 
 
 def _prove(
     job: EmitJob, bench: BuildBench, first: Check, plan: Plan, gain: BlockGain | None
 ) -> tuple[Plan, Verification]:
     """Build and verify the plan; it comes back with its ``dynamic_option`` decided by the built model's speed."""
-    model = job.folder / "model"
+    model = PlanFolder(job.folder).model
     bench.say("plan: building")
     bench.build(plan.formats, model, _runtime(plan), job.rounder)
     speeds = None
@@ -149,12 +198,19 @@ def _prove(
         expected = stored_logits(job.rounder, plan.formats, bench.token_ids)
         more = engine_checks(model, job.options.target, bench.token_ids, expected)
         verification = replace(verification, checks=(*verification.checks, *more))
-    verification.write(job.folder / "verification.json")
+    verification.write(PlanFolder(job.folder).verification)
     return plan, verification
 
 
+def _say_if_moved(given: PlannedOn, options: EmitOptions, say: Say) -> None:
+    """Say so where a given plan is built for another engine than it was made for."""
+    made_for = EngineVersion.installed() if given.engine is None else given.engine.engine
+    if options.target.engine != made_for:
+        say(f"{given.path} was made for engine {made_for}: its formats are taken as {options.target.engine} reads them")
+
+
 def _runtime(plan: Plan) -> RuntimeConfig:
-    return RuntimeConfig(plan.memory, threads=4, dynamic_option=plan.dynamic_option)
+    return RuntimeConfig(plan.memory, threads=SHIPPED_THREADS, dynamic_option=plan.dynamic_option)
 
 
 _WITHOUT_C4 = (
@@ -164,13 +220,10 @@ _WITHOUT_C4 = (
 
 
 def _held_out(options: EmitOptions, calibration: CalibrationSet, loaded: LoadedModel) -> _HeldOut:
-    rows = max(1, options.tokens // calibration.seq_len)
-    if options.tokens < calibration.seq_len:
-        msg = f"--tokens {options.tokens} is below one sequence of {calibration.seq_len} tokens; raise it"
-        raise InputError(msg)
+    rows = options.tokens // calibration.seq_len
     if options.text is None:
         heldout = calibration.heldout[:rows]
-        return _HeldOut(heldout, f"held-out windows of {calibration.source}", calibration.heldout_sha256)
+        return _HeldOut(heldout, note("held-out-windows", source=calibration.source), calibration.heldout_sha256)
     # one window more than needed is held out by tokenize and left alone here
     text = load_text(options.text, loaded.tokenizer)
     judged = tokenize(
@@ -182,4 +235,4 @@ def _held_out(options: EmitOptions, calibration: CalibrationSet, loaded: LoadedM
         context=loaded.card.context,
         vocabulary=loaded.card.vocabulary,
     )
-    return _HeldOut(judged.tokens, text.source, judged.sha256)
+    return _HeldOut(judged.tokens, text_note(text.source), judged.sha256)

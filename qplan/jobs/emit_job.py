@@ -1,8 +1,8 @@
-"""What an emit was asked for and works on, and its planning half: the plan to build, before the engine has a say."""
+"""What an emit works on, and its planning half: the plan to build, before the engine has a say."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -11,69 +11,33 @@ from numpy.typing import NDArray
 
 from qplan.choosing.activations import (
     BlockGain,
-    computable,
     measure_gain,
     with_measured_option,
     with_note_on_losses,
     with_requested_option,
     without_block_scales,
 )
+from qplan.choosing.budget_plan import within_uniform
 from qplan.choosing.choose import with_price_of_nearest
 from qplan.choosing.context import PlanningContext
 from qplan.choosing.loss_limits import choose_requested
-from qplan.choosing.repair import EVALUATIONS
-from qplan.choosing.request import PlanRequest
-from qplan.choosing.retarget import retarget_rules
+from qplan.choosing.planned import PlannedOn
+from qplan.choosing.retarget import computable, retarget_rules
 from qplan.choosing.sizes import fixed_bytes
 from qplan.cost.file_bytes import FixedBytes
-from qplan.errors import InfeasibleError
 from qplan.folding.analyzed import AnalyzedModel
 from qplan.formats import applies, garbled
+from qplan.jobs.options import EmitOptions
 from qplan.jobs.skeletons import run_skeleton
 from qplan.mnn.build.skeleton import Skeleton
-from qplan.mnn.engines import EngineTarget, EngineVersion
 from qplan.model.load import LoadedModel
 from qplan.planner.rules import Rules
 from qplan.quantize.rounder import Rounder
-from qplan.report.words import Language
 from qplan.run.folder import RunFolder
 from qplan.run.plan import Plan
-from qplan.run.plans import PLAN_FILE
+from qplan.run.plan_folder import PLAN_FILE, PlanFolder
 from qplan.run.table import SensitivityTable
-from qplan.settings import DynamicOption, Say
-
-
-@dataclass(frozen=True)
-class EmitOptions:
-    """What ``qplan emit`` was asked for."""
-
-    wanted: PlanRequest = field(default_factory=PlanRequest)
-    text: str | None = None
-    """What the built model is judged on; None for held-out windows of the calibration text."""
-    tokens: int = 2048
-    """At most this many tokens of it."""
-    build: bool = True
-    llmexport: Path | None = None
-    threads: int = 1
-    dynamic_option: DynamicOption | None = None
-    """None for the one that `qplan.choosing.activations` takes unasked."""
-    evaluations: int = EVALUATIONS
-    """Whole models that a repair may measure."""
-    plan: Path | None = None
-    """Build from this plan, which people may have edited, instead of making one."""
-    engine: str | None = None
-    """MNN version that the model is for; None for the installed one."""
-    language: Language = Language.en
-    """Of the report."""
-
-    @property
-    def target(self) -> EngineTarget:
-        """What that engine needs.
-
-        Raises:
-            InputError: no model is known to run there.
-        """
-        return EngineTarget.of(EngineVersion.installed() if self.engine is None else EngineVersion.parse(self.engine))
+from qplan.settings import Say
 
 
 @dataclass(frozen=True)
@@ -88,22 +52,34 @@ class EmitJob:
     rounder: Rounder
     heldout: NDArray[np.int64]
     say: Say
+    given: PlannedOn | None = None
+    """The plan that people gave, for the engine that it was made for; None if one is to be made."""
+
+    @property
+    def engine(self) -> str | None:
+        """The engine that the plan records: None for the installed one."""
+        return None if self.options.engine is None else str(self.options.target.engine)
 
     @cached_property
     def folder(self) -> Path:
-        """A given plan's own folder in the run, or one named after its file or after the budget."""
-        options = self.options
-        label = options.wanted.label if options.plan is None else options.plan.stem
-        if options.plan is not None and options.plan.name == PLAN_FILE:
-            inside = options.plan.resolve().parent
-            if inside.parent == self.run.folder.resolve():
-                return inside
-        return self.run.budget(label if options.engine is None else f"{label}-mnn-{options.target.engine}")
+        """A given plan's own folder in the run, or one named after its file or after the budget.
+
+        A plan that was made for another engine keeps its folder: what is built here gets one of its own.
+        """
+        given = self.given
+        if given is None:
+            return self.run.budget_for(self.options.wanted.label, self.engine)
+        inside = given.path.resolve().parent
+        own = given.path.name == PLAN_FILE and inside.parent == self.run.folder.resolve()
+        if own and given.plan.engine == self.engine:
+            return inside
+        label = inside.name if own else given.path.stem
+        return self.run.budget_for(label.removesuffix(f"-mnn-{given.plan.engine}"), self.engine)
 
     @property
     def plan_path(self) -> Path:
         """Of the plan in `folder`."""
-        return self.folder / PLAN_FILE
+        return PlanFolder(self.folder).plan
 
     @property
     def exported(self) -> LoadedModel:
@@ -124,7 +100,7 @@ def planned(job: EmitJob, given: Plan | None) -> tuple[Plan, BlockGain | None]:
     """The plan; with the gain of ``dynamic_option`` 2 if that still hangs on the built model's speed."""
     options, table, fixed = job.options, job.table, fixed_bytes(job.skeleton)
     plan = given or _chosen(job, fixed)
-    plan = replace(plan, sensitivity_sha256=table.sha256)
+    plan = replace(plan, sensitivity_sha256=table.sha256, engine=job.engine)
     exported = PlanningContext(table, fixed, job.rounder, Rounder(job.exported), job.heldout, job.say)
     plan = with_price_of_nearest(plan, exported)
     if given is not None and options.dynamic_option is None:
@@ -134,9 +110,8 @@ def planned(job: EmitJob, given: Plan | None) -> tuple[Plan, BlockGain | None]:
 
 
 def _chosen(job: EmitJob, fixed: FixedBytes) -> Plan:
-    """The plan within the bytes of the unfolded uniform export; within those of the folded one if nothing else fits."""
-    options, uniform_fixed = job.options, fixed_bytes(job.uniform_skeleton)
-
+    """The best plan that the engine computes, measured on whole models."""
+    options = job.options
     table = job.table if options.dynamic_option != 2 else computable(job.table)
     context = PlanningContext(table, fixed, job.rounder, Rounder(job.model.original), job.heldout, job.say)
 
@@ -144,16 +119,7 @@ def _chosen(job: EmitJob, fixed: FixedBytes) -> Plan:
         wanted = replace(options.wanted, rules=retarget_rules(rules, options.target))
         return choose_requested(context, wanted, job.run, evaluations=options.evaluations)
 
-    more = fixed.total - uniform_fixed.total
-    if more <= 0:
-        return choose(options.wanted.rules)
-    try:
-        return choose(replace(options.wanted.rules, uniform_fixed=uniform_fixed))
-    except InfeasibleError as error:
-        job.say(f"not within the bytes of the unfolded uniform export: {error}")
-    plan = choose(options.wanted.rules)
-    note = f"budgets are those of uniform exports of the folded weights, whose graph is {more:,} bytes larger"
-    return replace(plan, notes=(*plan.notes, note))
+    return within_uniform(choose, options.wanted.rules, fixed, fixed_bytes(job.uniform_skeleton), say=job.say)
 
 
 def _first_option(

@@ -10,28 +10,29 @@ import math
 import platform
 import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple, dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from qplan.artifact import read_json, sha256_json, versions, write_json
+from qplan.artifact import sha256_json, versions
 from qplan.card import ModelCard
 from qplan.cost.target import DEFAULT_TARGET, Target, find_target
 from qplan.folding.analyzed import load_analyzed
 from qplan.formats import FP16, INT8, QuantFormat
+from qplan.jobs.options import ProfileOptions
 from qplan.jobs.skeletons import run_skeleton
 from qplan.mnn.build.skeleton import Skeleton
 from qplan.mnn.build.writer import build_model
-from qplan.mnn.engine.session import Engine, SpeedSample
+from qplan.mnn.engine.session import EngineSession, SpeedSample
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.quantize import IntTensor, StoredTensor, store_float
 from qplan.run.folder import RunFolder
 from qplan.run.profile import DeviceProfile, OpTime, TimedModel
 from qplan.run.table import SensitivityTable
+from qplan.run.times import Times, TimesJournal
 from qplan.settings import Progress, Say
 from qplan.tensors import TensorSpec
 
@@ -42,57 +43,10 @@ _KEEP_BYTES = 4_000_000_000
 """Models that take turns stay on the disk together; beyond this, each has all of its rounds once it is built."""
 
 
-@dataclass(frozen=True)
-class ProfileOptions:
-    """How thoroughly to measure."""
-
-    threads: int = 1
-    prompt_tokens: int = 128
-    decode_tokens: int = 12
-    repeats: int = 12
-    rounds: int = 3
-    """Times that every model is measured, in turn unless models are large; minima count."""
-
-
-@dataclass(frozen=True)
-class Times:
-    """Fastest times of one model."""
-
-    prefill_ms: float
-    decode_ms: float
-    """Per token: the mean over positions of the fastest repeat."""
-
-    @classmethod
-    def of(cls, sample: SpeedSample) -> Times:
-        """From one sample."""
-        steps = np.array(sample.decode_s).reshape(len(sample.prefill_s), -1)
-        return cls(1e3 * min(sample.prefill_s), 1e3 * float(steps.min(axis=0).mean()))
-
-
-@dataclass
-class _Journal:
-    """Times as they are taken: a profile that was killed goes on with them."""
-
-    path: Path
-    inputs: dict[str, str]
-    """What the times depend on."""
-    times: dict[str, list[Times]] = field(default_factory=dict)
-    """By label of the model, one for each round."""
-
-    _KIND = "qplan-times"
-
-    @classmethod
-    def open(cls, path: Path, inputs: dict[str, str]) -> _Journal:
-        """With the times that were kept, if they were of the same inputs."""
-        if path.is_file() and (found := read_json(path, cls._KIND, 1))["inputs"] == inputs:
-            return cls(path, inputs, {k: [Times(*t) for t in rounds] for k, rounds in found["times"].items()})
-        return cls(path, inputs)
-
-    def add(self, label: str, times: Times) -> None:
-        """Keep one more."""
-        self.times.setdefault(label, []).append(times)
-        body = {label: [astuple(t) for t in rounds] for label, rounds in self.times.items()}
-        write_json(self.path, self._KIND, 1, self.inputs, {"times": body})
+def fastest(sample: SpeedSample) -> Times:
+    """Fastest times of one sample."""
+    steps = np.array(sample.decode_s).reshape(len(sample.prefill_s), -1)
+    return Times(1e3 * min(sample.prefill_s), 1e3 * float(steps.min(axis=0).mean()))
 
 
 def profile(
@@ -197,7 +151,7 @@ def measure_times(
         "memory": memory,
         "counts": f"{options.threads} threads, {prompt} and {decode} tokens, {options.repeats} repeats",
     }
-    journal = _Journal.open(scratch / "times.json", depends)
+    journal = TimesJournal.open(scratch, depends)
     models = scratch / "models"
     folders = {label: models / str(number) for number, label in enumerate(trials)}
     shutil.rmtree(models, ignore_errors=True)  # whatever was killed may have built others
@@ -207,10 +161,10 @@ def measure_times(
             if turn >= len(journal.times.get(label, ())):
                 if not folder.is_dir():
                     _build(card, skeleton, trials[label], folder, runtime)
-                with Engine(folder, runtime, context=card.context) as engine:
+                with EngineSession(folder, runtime, context=card.context) as engine:
                     # a thread's own time is not disturbed by other processes
                     sample = engine.measure_speed(prompt, decode, options.repeats, own_time=options.threads == 1)
-                journal.add(label, Times.of(sample))
+                journal.add(label, fastest(sample))
             if turn == options.rounds - 1:
                 shutil.rmtree(folder, ignore_errors=True)
             if progress is not None:
@@ -319,11 +273,10 @@ def _noise(rounds: Sequence[float]) -> float:
 
 
 def _build(card: ModelCard, skeleton: Skeleton, formats: Formats, folder: Path, runtime: RuntimeConfig) -> None:
-    def source(spec: TensorSpec) -> Callable[[], StoredTensor]:
-        return lambda: drawn(spec, formats[spec.name])
+    def store(name: str, fmt: QuantFormat) -> StoredTensor:
+        return drawn(card.tensor(name), fmt)
 
-    tensors = {spec.op_name: source(spec) for spec in card.tensors}
-    build_model(skeleton, tensors, folder, runtime=runtime, replace=True)
+    build_model(skeleton, card.tensors, formats, store, folder, runtime=runtime, replace=True)
 
 
 def drawn(spec: TensorSpec, fmt: QuantFormat) -> StoredTensor:
@@ -353,7 +306,7 @@ def run_profile(
     loaded = load_analyzed(run, table.model, say).loaded
     skeleton = run_skeleton(run, loaded, llmexport, say)
     del loaded  # its memory is better left to the engine
-    target, scratch = find_target(DEFAULT_TARGET), run.folder / "profile"
+    target, scratch = find_target(DEFAULT_TARGET), run.timing
     measured = profile(table, skeleton, target, scratch=scratch, options=options, say=say, progress=progress)
     measured.write(run.device)
     return measured

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qplan.artifact import read_json, write_json
-from qplan.choosing.sizes import SKELETON_KIND, SKELETON_SCHEMA
 from qplan.mnn.build.exporter import export_skeleton
 from qplan.mnn.build.exporter_source import find_exporter
 from qplan.mnn.build.skeleton import Skeleton
 from qplan.model.load import LoadedModel
 from qplan.run.folder import RunFolder
+from qplan.run.skeleton_record import SkeletonRecord
 from qplan.settings import Say
 
 
@@ -37,14 +36,14 @@ def run_skeleton(
         ToolError: the exporter failed.
     """
     exporter = find_exporter(llmexport).version
-    inputs = {"model": loaded.card.sha256, "exporter": exporter}
+    made_from = SkeletonRecord(loaded.card.sha256, exporter)
     folder, record = run.skeleton_for(c4=c4, unfolded=unfolded)
     kept = folder.is_dir() and record.is_file()
-    if kept and read_json(record, SKELETON_KIND, SKELETON_SCHEMA)["inputs"] == inputs:
+    if kept and SkeletonRecord.read(record) == made_from:
         return Skeleton.open(folder)
     record.unlink(missing_ok=True)
     say(f"exporting the graph with {exporter}")
     scale = None if loaded.embedding_scale is None else loaded.embedding_scale.cpu().numpy()
     skeleton = export_skeleton(loaded.folder, folder, llmexport=llmexport, replace=True, c4=c4, input_scale=scale)
-    write_json(record, SKELETON_KIND, SKELETON_SCHEMA, inputs, {})
+    made_from.write(record)
     return skeleton

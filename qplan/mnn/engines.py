@@ -8,6 +8,7 @@ from importlib.metadata import version
 
 from qplan.errors import InputError
 from qplan.formats import QuantFormat
+from qplan.mnn.graph.tie import TieForm
 
 _VERSION = re.compile(r"^(\d+)\.(\d+)(?:\.(\d+))?$")
 
@@ -69,8 +70,8 @@ class EngineTarget:
     engine: EngineVersion
     scale_bits: int
     """32 where scales of 16 bits would be misread."""
-    tie_list: bool
-    """Whether a tied embedding must be described by a list."""
+    tie_form: TieForm
+    """How a tied embedding must be described."""
     c4: bool
     """Whether attention may be fused for packed channels."""
 
@@ -95,5 +96,5 @@ class EngineTarget:
                     f", and those before {FEEDS_LOGITS_INDEX} crash on every graph of today's exporter (logits_index)"
                 )
             raise InputError(msg)
-        old_form = engine < TIE_RECORD_OBJECT
-        return cls(engine, 32 if engine < HALF_SCALES else 16, old_form, engine >= C4_FUSION)
+        tie_form: TieForm = "list" if engine < TIE_RECORD_OBJECT else "dict"
+        return cls(engine, 32 if engine < HALF_SCALES else 16, tie_form, engine >= C4_FUSION)

@@ -20,15 +20,14 @@ from torch import Tensor, nn
 
 from qplan.artifact import atomic_path
 from qplan.errors import InputError
-
-FILE = "embedding_scale.npy"
+from qplan.model.source import EMBEDDING_SCALE_FILE
 
 _BUFFER = "qplan_scale"
 
 
 def write_embedding_scale(folder: Path, scale: Tensor) -> None:
     """Write float32 ``[hidden]`` into a model folder."""
-    with atomic_path(folder / FILE) as temporary, temporary.open("wb") as stream:
+    with atomic_path(folder / EMBEDDING_SCALE_FILE) as temporary, temporary.open("wb") as stream:
         np.save(stream, scale.to(torch.float32).cpu().numpy(), allow_pickle=False)
 
 
@@ -38,7 +37,7 @@ def read_embedding_scale(folder: Path) -> Tensor | None:
     Raises:
         InputError: the file is damaged.
     """
-    path = folder / FILE
+    path = folder / EMBEDDING_SCALE_FILE
     if not path.is_file():
         return None
     try:

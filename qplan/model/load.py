@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +23,7 @@ from qplan.model.inert import check_own_classes, inert_view
 from qplan.model.mixture import split_experts
 from qplan.model.registry import Architecture, architecture_of
 from qplan.model.source import fetch, read_config, sha256_model
-
-DTypeName = Literal["float32", "bfloat16", "float16"]
+from qplan.settings import DTypeName
 
 ADAPTER_FILE = "adapter_config.json"
 """Where peft describes weights that are added to those of another model."""

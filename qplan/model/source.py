@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
 from qplan.artifact import sha256_files
 from qplan.errors import InputError
-from qplan.model.embedding_scale import FILE as EMBEDDING_SCALE_FILE
+
+EMBEDDING_SCALE_FILE = "embedding_scale.npy"
+"""Of a model whose tied head is folded, see `qplan.model.embedding_scale`; other models have none."""
 
 _FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
 """Configuration, weights and tokenizer; no pickles."""
@@ -20,18 +20,45 @@ INDEX_FILE = "model.safetensors.index.json"
 """Which file of several holds which tensor."""
 
 
+_HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
+
+
+def check_source(source: str) -> None:
+    """Refuse what cannot be a model, without loading or fetching anything; what a hub id leads to shows later.
+
+    Raises:
+        InputError: neither a folder nor a hub id, or a folder without a readable ``config.json`` or weights.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        read_config(folder / "config.json")
+        weight_files(folder)
+        return
+    if folder.is_file() or source.startswith((".", "/", "~")):
+        msg = f"{source} is not a folder; give the folder that holds config.json, or a hub id such as Qwen/Qwen2.5-0.5B"
+        raise InputError(msg)
+    if _HUB_ID.match(source) is None:
+        msg = f"{source!r} is neither an existing folder nor a hub id (owner/name)"
+        raise InputError(msg)
+
+
 def fetch(source: str) -> Path:
     """The folder of a model: itself if it exists, else a snapshot from the Hugging Face hub.
 
     Raises:
         InputError: neither a folder nor a hub id, or the hub cannot be reached and the cache does not hold it.
     """
+    from huggingface_hub import snapshot_download  # noqa: PLC0415 - slow, and folders need none of it
+    from huggingface_hub.errors import (  # noqa: PLC0415
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+    )
+
+    check_source(source)
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder.resolve()
-    if folder.is_file() or source.startswith((".", "/", "~")):
-        msg = f"{source} is not a folder; give the folder that holds config.json, or a hub id such as Qwen/Qwen2.5-0.5B"
-        raise InputError(msg)
     try:
         return Path(snapshot_download(source, allow_patterns=list(_FILES)))
     except HFValidationError:

@@ -1,8 +1,9 @@
-"""Budgets as users write them, resolved to bytes of the files that ship."""
+"""Budgets as users write them, and what they are in bytes of the files that ship."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from fractions import Fraction
@@ -10,20 +11,9 @@ from fractions import Fraction
 from qplan.card import ModelCard
 from qplan.cost.file_bytes import FixedBytes, file_bytes
 from qplan.errors import InputError
-from qplan.formats import INT_BITS
+from qplan.formats import WIDTHS
+from qplan.planner.size import UNITS
 from qplan.uniform import uniform_formats
-
-UNITS = {
-    "b": 1,
-    "bytes": 1,
-    "kb": 10**3,
-    "mb": 10**6,
-    "gb": 10**9,
-    "kib": 2**10,
-    "mib": 2**20,
-    "gib": 2**30,
-}
-"""Bytes per unit, by its name in small letters."""
 
 _UNDERSTOOD = (
     "write int8, int4 or fp16 (as large as that uniform export), 4.5bpw, 300MB, 1.2GB, 300MiB, or 60% (of uniform fp16)"
@@ -47,21 +37,109 @@ class BudgetKind(StrEnum):
 
 @dataclass(frozen=True)
 class Budget:
-    """A limit on the bytes of the files that ship."""
+    """A limit on the files that ship, as a user gave it: what it is in bytes depends on the model, see `resolve`."""
 
     text: str
     """As the user wrote it."""
     kind: BudgetKind
-    limit_bytes: int
-    """Weight, embedding and graph files together may not be larger."""
+    amount: Fraction
+    """Bits of the uniform export, bits per parameter, per cent, or bytes."""
     unit: str
     """The unit the user thinks in: ``MB``, ``bpw``, ``%``."""
+
+    @classmethod
+    def parse(cls, text: str) -> Budget:
+        """Read a budget.
+
+        Args:
+            text: ``int8``, ``fp16``, ``int4`` (other widths too): not larger than MNN's uniform export at that width,
+                block 64, the head at 8 bits; ``4.5bpw``; ``300MB``, ``300MiB``, ``123456B``; ``60%``.
+
+        Raises:
+            InputError: the text is not understood, or means nothing.
+        """
+        clean = text.strip().lower()
+        if uniform := _UNIFORM.match(clean):
+            bits = 16 if uniform[1] == "fp16" else int(uniform[2])
+            if bits not in WIDTHS:
+                widths = ", ".join(map(str, WIDTHS))
+                msg = f"budget {text!r}: MNN has no uniform export of {bits} bits, only of {widths}; {_UNDERSTOOD}"
+                raise InputError(msg)
+            return cls(text, BudgetKind.UNIFORM, Fraction(bits), "MB")
+        match = _AMOUNT.match(clean)
+        if match is None:
+            msg = f"budget {text!r} is not understood; {_UNDERSTOOD}"
+            raise InputError(msg)
+        amount, unit = Fraction(match[1]), match[2]
+        if amount <= 0:
+            msg = f"budget {text!r} is nothing; {_UNDERSTOOD}"
+            raise InputError(msg)
+        if unit == "bpw":
+            return cls(text, BudgetKind.BPW, amount, unit)
+        if unit == "%":
+            return cls(text, BudgetKind.PERCENT, amount, unit)
+        if unit not in UNITS:
+            given = f"has an unknown unit {unit!r}" if unit else "has no unit"
+            msg = f"budget {text!r} {given}; {_UNDERSTOOD}"
+            raise InputError(msg)
+        return cls(text, BudgetKind.BYTES, amount * UNITS[unit], re.sub(r"[\d.\s]", "", text))
+
+    @classmethod
+    def of_bytes(cls, count: int) -> Budget:
+        """A whole number of bytes."""
+        return cls.parse(f"{count}B")
+
+    @property
+    def bits(self) -> int | None:
+        """Width of the uniform export that defines it; None for others."""
+        return int(self.amount) if self.kind is BudgetKind.UNIFORM else None
+
+    def resolve(self, card: ModelCard, fixed: FixedBytes, scale_bits: int = 16) -> ResolvedBudget:
+        """What it is in bytes.
+
+        Args:
+            card: the model.
+            fixed: what its files hold besides linear records.
+            scale_bits: of the uniform export's scales.
+        """
+        if self.kind is BudgetKind.UNIFORM:
+            limit = file_bytes(card, uniform_formats(card, int(self.amount), scale_bits), fixed).total
+            return ResolvedBudget(self, limit, Fraction(10**6))
+        if self.kind is BudgetKind.BPW:
+            size = Fraction(card.parameters, 8)
+            return ResolvedBudget(self, int(self.amount * size) + fixed.graph, size, fixed.graph)
+        if self.kind is BudgetKind.PERCENT:
+            size = Fraction(file_bytes(card, uniform_formats(card, 16), fixed).total, 100)
+            return ResolvedBudget(self, int(self.amount * size), size)
+        return ResolvedBudget(self, int(self.amount), Fraction(UNITS[self.unit.lower()]))
+
+
+@dataclass(frozen=True)
+class ResolvedBudget:
+    """A budget for one model."""
+
+    budget: Budget
+    limit_bytes: int
+    """Weight, embedding and graph files together may not be larger."""
     unit_bytes: Fraction
-    """Bytes per unit."""
-    offset_bytes: int
+    """Bytes per unit of the budget."""
+    offset_bytes: int = 0
     """Bytes that the unit does not count: the graph, for bpw."""
-    bits: int | None = None
-    """Width of the uniform export that defines the budget."""
+
+    @property
+    def text(self) -> str:
+        """As the user wrote it."""
+        return self.budget.text
+
+    @property
+    def unit(self) -> str:
+        """The unit the user thinks in."""
+        return self.budget.unit
+
+    @property
+    def bits(self) -> int | None:
+        """Width of the uniform export that defines it; None for others."""
+        return self.budget.bits
 
     def express(self, total_bytes: int) -> str:
         """A number of bytes in the user's unit, rounded up, so that it is feasible where the bytes are."""
@@ -75,47 +153,12 @@ class Budget:
         return f"{float(rounded):.{digits}f}{separator}{self.unit}"
 
 
-def resolve_budget(text: str, card: ModelCard, fixed: FixedBytes, scale_bits: int = 16) -> Budget:
-    """Turn a user's budget into bytes.
-
-    Args:
-        text: ``int8``, ``fp16``, ``int4`` (other widths too): not larger than MNN's uniform export at that width,
-            block 64, the head at 8 bits; ``4.5bpw``; ``300MB``, ``300MiB``, ``123456B``; ``60%``.
-        card: the model.
-        fixed: what its files hold besides linear records.
-        scale_bits: of the uniform export's scales.
+def parse_budgets(texts: Iterable[str]) -> tuple[Budget, ...]:
+    """Read budgets that must all hold: several texts, each with one or, between commas, several.
 
     Raises:
-        InputError: the text is not understood, or means nothing.
+        InputError: one is not understood, or a text holds none.
     """
-    clean = text.strip().lower()
-    if uniform := _UNIFORM.match(clean):
-        return _uniform_budget(text, 16 if uniform[1] == "fp16" else int(uniform[2]), card, fixed, scale_bits)
-    match = _AMOUNT.match(clean)
-    if match is None:
-        msg = f"budget {text!r} is not understood; {_UNDERSTOOD}"
-        raise InputError(msg)
-    amount, unit = Fraction(match[1]), match[2]
-    if amount <= 0:
-        msg = f"budget {text!r} is nothing; {_UNDERSTOOD}"
-        raise InputError(msg)
-    if unit == "bpw":
-        size = Fraction(card.parameters, 8)
-        return Budget(text, BudgetKind.BPW, int(amount * size) + fixed.graph, "bpw", size, fixed.graph)
-    if unit == "%":
-        size = Fraction(file_bytes(card, uniform_formats(card, 16), fixed).total, 100)
-        return Budget(text, BudgetKind.PERCENT, int(amount * size), "%", size, 0)
-    if unit not in UNITS:
-        given = f"has an unknown unit {unit!r}" if unit else "has no unit"
-        msg = f"budget {text!r} {given}; {_UNDERSTOOD}"
-        raise InputError(msg)
-    written = re.sub(r"[\d.\s]", "", text)
-    return Budget(text, BudgetKind.BYTES, int(amount * UNITS[unit]), written, Fraction(UNITS[unit]), 0)
-
-
-def _uniform_budget(text: str, bits: int, card: ModelCard, fixed: FixedBytes, scale_bits: int) -> Budget:
-    if bits not in (*INT_BITS, 16):
-        msg = f"budget {text!r}: MNN has no uniform export of {bits} bits, only {(*INT_BITS, 16)}; {_UNDERSTOOD}"
-        raise InputError(msg)
-    limit = file_bytes(card, uniform_formats(card, bits, scale_bits), fixed).total
-    return Budget(text, BudgetKind.UNIFORM, limit, "MB", Fraction(10**6), 0, bits)
+    return tuple(
+        Budget.parse(part.strip()) for text in texts for part in ([p for p in text.split(",") if p.strip()] or [text])
+    )

@@ -12,7 +12,7 @@ from qplan.planner.problem import Choice, GroupChoices, Problem
 from qplan.tensors import TensorSpec
 
 _PICONATS = 1e12
-"""Losses become integers of 1e-12 nats: the solver's rows are exact."""
+"""Losses become integers of 1e-12 nats, rounded to nearest: the solver's rows are exact."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Ceiling:
     def applied(self, problem: Problem, card: ModelCard) -> Problem:
         """The problem with this limit added.
 
-        Costs are rounded to whole piconats; the limit grants that rounding to each group, so that the plan which
-        defines a limit satisfies it.
+        Costs are rounded to whole piconats; the limit grants that rounding to each group. Rounded up instead, the plan
+        that defines a limit (uniform's loss, or the plan itself when it is solved again) would break it.
         """
 
         def cost(group: GroupChoices, choice: Choice) -> int:

@@ -5,21 +5,21 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 
+from qplan.artifact import sha256_json
 from qplan.cost.file_bytes import FixedBytes, bits_per_weight, file_bytes
 from qplan.errors import InfeasibleError, InputError
-from qplan.formats import FP16, INT_BITS
 from qplan.planner.planning import member_formats
 from qplan.planner.rules import Rules
 from qplan.planner.solver.program import Solution
 from qplan.planner.solver.solver import solve
 from qplan.planner.uniform import uniform_loss
-from qplan.run.frontier import Frontier, FrontierPoint, UniformModel
+from qplan.run.frontier import Frontier, FrontierPoint, Sweep, UniformModel
 from qplan.run.table import SensitivityTable
-from qplan.uniform import uniform_formats
+from qplan.uniform import UNIFORM_NAMES, uniform_formats
 
 POINTS = 24
 POINT_TIME_LIMIT_S = 10.0
@@ -84,19 +84,38 @@ def frontier(
     found.sort(key=lambda point: point.total_bytes)
     bends = knees([p.total_bytes for p in found], [p.joint_nats for p in found])
     marked = tuple(replace(point, knee=index in bends) for index, point in enumerate(found))
-    return Frontier(marked, _uniform(table, fixed, kl), time.perf_counter() - start)
+    return Frontier(marked, _uniform(table, fixed, kl, rules.uniform_scale_bits), time.perf_counter() - start)
+
+
+def sweep_of(table: SensitivityTable, rules: Rules, fixed: FixedBytes, *, block_activations: bool = False) -> Sweep:
+    """Sum up what a frontier is solved from.
+
+    Args:
+        table: losses.
+        rules: what the user wants.
+        fixed: bytes that ship whatever the plan.
+        block_activations: only formats that ``dynamic_option`` 2 allows.
+    """
+    given = asdict(rules.given) | {
+        "pins": {pattern: fmt.name for pattern, fmt in rules.pins.items()},
+        "logits_bits": rules.logits_bits,
+        "target": rules.target.name,
+        "fixed_bytes": fixed.total,
+        "block_activations": block_activations,
+    }
+    return Sweep(table.sha256, sha256_json(given))
 
 
 def _uniform(
-    table: SensitivityTable, fixed: FixedBytes, losses: Mapping[str, Mapping[str, float]]
+    table: SensitivityTable, fixed: FixedBytes, losses: Mapping[str, Mapping[str, float]], scale_bits: int
 ) -> tuple[UniformModel, ...]:
     found = []
-    for bits in (*INT_BITS, FP16.bits):
-        formats = uniform_formats(table.model, bits)
+    for bits, name in reversed(UNIFORM_NAMES.items()):
+        formats = uniform_formats(table.model, bits, scale_bits)
         loss = uniform_loss(formats, losses)
         if loss is not None:
             size = file_bytes(table.model, formats, fixed).total
-            found.append(UniformModel("fp16" if bits == FP16.bits else f"int{bits}", size, table.predict_joint(loss)))
+            found.append(UniformModel(name, size, table.predict_joint(loss)))
     return tuple(found)
 
 

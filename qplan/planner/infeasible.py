@@ -8,13 +8,15 @@ from dataclasses import replace
 
 from qplan.errors import InfeasibleError
 from qplan.formats import INT_BITS
-from qplan.planner.budget import Budget
+from qplan.planner.budget import ResolvedBudget
 from qplan.planner.problem import FILE_BYTES, Problem
 from qplan.planner.solver.program import Program
 from qplan.planner.solver.solver import solve
 
 
-def infeasible(problem: Problem, budget: Budget | None, fixed_bytes: int, *, restricted: bool) -> InfeasibleError:
+def infeasible(
+    problem: Problem, budget: ResolvedBudget | None, fixed_bytes: int, *, restricted: bool
+) -> InfeasibleError:
     """Compose the error for a problem without a solution.
 
     Args:
@@ -85,7 +87,7 @@ def _conflict(*, restricted: bool) -> InfeasibleError:
     return InfeasibleError(msg)
 
 
-def _together(problem: Problem, budget: Budget | None, fixed_bytes: int) -> InfeasibleError:
+def _together(problem: Problem, budget: ResolvedBudget | None, fixed_bytes: int) -> InfeasibleError:
     """Other limits make the problem infeasible: name them, and by how much each alone would have to give way."""
     rows = {row.name: row for row in problem.program().rows}
     shown = {resource.name: resource for resource in problem.resources}

@@ -7,54 +7,53 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from qplan.errors import InputError
+from qplan.run.metrics import METRICS
 
 if TYPE_CHECKING:  # the command line reads the names of metrics at every key press of a completion
     from qplan.run.measurement import Loss
     from qplan.run.table import SensitivityTable
 
+    class Metric(StrEnum):
+        """A loss of one tensor in one format; the planner adds them up, so that each is 0 where nothing is lost."""
 
-class Metric(StrEnum):
-    """A loss of one tensor in one format; the planner adds them up, so that each is 0 where nothing is lost."""
+        kl = "kl"
+        """The usual one. The others of `qplan.run.metrics` are members too, by value: ``Metric("top1")``."""
+else:
+    Metric = StrEnum("Metric", {metric.option.replace("-", "_"): metric.option for metric in METRICS.values()})
 
-    kl = "kl"
-    """Mean KL(FP32 || variant) at the logits, nats per token."""
-    kl_p99 = "kl-p99"
-    """99th percentile of the same over tokens, nats."""
-    top1 = "top1"
-    """Fraction of tokens whose most likely next token changes."""
-    perplexity = "perplexity"
-    """Growth of the text's log perplexity, nats per token; where it falls by chance, 0."""
-    sqnr = "sqnr"
-    """Noise over signal of the tensor's own output, as a power ratio."""
-    cosine = "cosine"
-    """1 less the cosine between the tensor's own output and the reference's."""
+_COLUMN = {metric.option: name for name, metric in METRICS.items()}
+_ESTIMATED = tuple(metric.option for metric in METRICS.values() if metric.gradients)
+
+HELP = (
+    f"What is summed and minimized: {', '.join(f'`{metric.option}`' for metric in METRICS.values())}; "
+    f"all but {', '.join(_ESTIMATED[:-1])} and {_ESTIMATED[-1]} need `--mode measured`."
+)
+"""Of the option ``--metric``."""
 
 
 def loss_of(metric: Metric, table: SensitivityTable) -> Callable[[str, str, Loss], float]:
     """The function from a tensor's name, a format's name and its loss to what is summed.
 
     Raises:
-        InputError: from the function, where the table holds an estimate that the metric cannot be read from.
+        InputError: from the function, where the table does not hold the metric.
     """
+    column = _COLUMN[metric]
+    lost = METRICS[column].loss
 
     def value(tensor: str, fmt: str, loss: Loss) -> float:
-        found = _VALUES[metric](loss, table.reference_nll_nats)
-        if found is None:
+        found: float | None = getattr(loss, column)
+        if found is not None:
+            return lost(found, table.reference_nll_nats)
+        if loss.source == "gradient":
             msg = (
-                f"--metric {metric.value}: {tensor} in {fmt} is an estimate from gradients, which gives kl, sqnr and "
-                "cosine alone; analyze with --mode measured"
+                f"--metric {metric.value}: {tensor} in {fmt} is an estimate from gradients, which gives "
+                f"{', '.join(_ESTIMATED[:-1])} and {_ESTIMATED[-1]} alone; analyze with --mode measured"
             )
-            raise InputError(msg)
-        return found
+        else:
+            msg = (
+                f"--metric {metric.value}: {tensor} in {fmt} was measured by a version that did not know it; "
+                "analyze again with --restart"
+            )
+        raise InputError(msg)
 
     return value
-
-
-_VALUES: dict[Metric, Callable[[Loss, float], float | None]] = {
-    Metric.kl: lambda loss, _: loss.kl_nats,
-    Metric.kl_p99: lambda loss, _: loss.kl_p99_nats,
-    Metric.top1: lambda loss, _: None if loss.top1 is None else 1 - loss.top1,
-    Metric.perplexity: lambda loss, text: None if loss.nll_nats is None else max(0.0, loss.nll_nats - text),
-    Metric.sqnr: lambda loss, _: 10 ** (-loss.sqnr_db / 10),
-    Metric.cosine: lambda loss, _: None if loss.cosine is None else 1 - loss.cosine,
-}

@@ -9,8 +9,9 @@ from dataclasses import replace
 from qplan.card import ModelCard
 from qplan.cost.file_bytes import FixedBytes, file_bytes, record_bytes
 from qplan.errors import QplanError
-from qplan.formats import QuantFormat
-from qplan.planner.budget import Budget, resolve_budget
+from qplan.formats import FP16, QuantFormat
+from qplan.notes import Note, note
+from qplan.planner.budget import Budget, ResolvedBudget
 from qplan.planner.ceiling import Ceiling
 from qplan.planner.infeasible import infeasible
 from qplan.planner.limits import Cost, ResourceLimit
@@ -29,15 +30,15 @@ from qplan.run.plan import (
 )
 from qplan.run.table import SensitivityTable
 from qplan.tensors import Role
-from qplan.uniform import uniform_formats
+from qplan.uniform import UNIFORM_NAMES, uniform_formats
 
-UNIFORM_BITS = {"int4": 4, "int8": 8, "fp16": 16}
-"""Uniform exports that every plan is compared with."""
+COMPARED_BITS = (4, 8, FP16.bits)
+"""Widths of the uniform exports that every plan is compared with."""
 
 
 def make_plan(
     table: SensitivityTable,
-    budget_text: str | Sequence[str],
+    budgets: Budget | Sequence[Budget],
     fixed: FixedBytes,
     *,
     rules: Rules | None = None,
@@ -49,7 +50,7 @@ def make_plan(
 
     Args:
         table: measured losses.
-        budget_text: see `resolve_budget`; of several the tightest counts, none is no limit on bytes.
+        budgets: one, several of which the tightest counts, or none for no limit on bytes.
         fixed: bytes that ship whatever the plan.
         rules: what else must hold, and what is minimized; the usual ones by default.
         ceilings: limits on other losses, on RAM, on time.
@@ -57,20 +58,19 @@ def make_plan(
         time_limit_s: of each of two solves; a plan that is not proved optimal by then says so in its solver report.
 
     Raises:
-        InputError: the budget or a pattern is not understood, or a tensor has no measured format that is allowed.
+        InputError: a pattern matches nothing, or a tensor has no measured format that is allowed.
         InfeasibleError: no plan satisfies the limits; names the smallest.
         QplanError: no plan was found in time.
     """
     rules = rules or Rules()
     card, losses = table.model, rules.losses(table)
     uniform_fixed, scale_bits = rules.uniform_fixed or fixed, rules.uniform_scale_bits
-    budget = tightest(budget_text, card, uniform_fixed, scale_bits)
+    budget = tightest(budgets, card, uniform_fixed, scale_bits)
     problem = rules.problem(card, losses, None if budget is None else budget.limit_bytes - fixed.total)
     for ceiling in ceilings:
         problem = ceiling.applied(problem, card)
-    uniform = {name: uniform_formats(card, bits, scale_bits) for name, bits in UNIFORM_BITS.items()}
-    if budget is not None and budget.bits is not None:
-        uniform.setdefault(f"int{budget.bits}", uniform_formats(card, budget.bits, scale_bits))
+    compared = dict.fromkeys((*COMPARED_BITS, *([] if budget is None or budget.bits is None else [budget.bits])))
+    uniform = {UNIFORM_NAMES[bits]: uniform_formats(card, bits, scale_bits) for bits in compared}
     known = [
         picks for formats in uniform.values() if (picks := picks_of(problem, formats, card, forced=True)) is not None
     ]
@@ -118,14 +118,13 @@ def make_plan(
     )
 
 
-def tightest(texts: str | Sequence[str], card: ModelCard, fixed: FixedBytes, scale_bits: int = 16) -> Budget | None:
-    """The smallest of several budgets; None without any.
-
-    Raises:
-        InputError: one is not understood.
-    """
-    budgets = [resolve_budget(text, card, fixed, scale_bits) for text in ([texts] if isinstance(texts, str) else texts)]
-    return min(budgets, key=lambda budget: budget.limit_bytes, default=None)
+def tightest(
+    budgets: Budget | Sequence[Budget], card: ModelCard, fixed: FixedBytes, scale_bits: int = 16
+) -> ResolvedBudget | None:
+    """The smallest of several budgets; None without any."""
+    several = [budgets] if isinstance(budgets, Budget) else budgets
+    found = [budget.resolve(card, fixed, scale_bits) for budget in several]
+    return min(found, key=lambda budget: budget.limit_bytes, default=None)
 
 
 def planned_limits(
@@ -232,31 +231,30 @@ def _logits_rule(problem: Problem, solution: Solution, time_limit_s: float) -> L
     return LogitsRule(problem.logits_bits, problem.logits_bits > 0 and bool(heads), price, without)
 
 
-def _router_notes(card: ModelCard, formats: Mapping[str, QuantFormat]) -> Iterator[str]:
+def _router_notes(card: ModelCard, formats: Mapping[str, QuantFormat]) -> Iterator[Note]:
     """How routers are stored: a rule if nobody pinned them."""
     routers = [spec for spec in card.tensors if spec.role is Role.ROUTER]
     if not routers:
         return
     first = routers[0].name.split(".", 3)[-1]
     if all(formats[spec.name] == ROUTER_FORMAT for spec in routers):
-        yield f"rule: routers are {ROUTER_FORMAT} ({len(routers)} of them); --pin '*.{first}=int8' overrides it"
+        yield note("routers-by-rule", format=ROUTER_FORMAT.name, count=len(routers), name=first)
     else:
-        low = sum(formats[spec.name] != ROUTER_FORMAT for spec in routers)
-        yield f"{low} of {len(routers)} routers are rounded: tokens may be sent to other experts"
+        rounded = sum(formats[spec.name] != ROUTER_FORMAT for spec in routers)
+        yield note("routers-rounded", rounded=rounded, count=len(routers))
 
 
 def _notes(
     card: ModelCard,
-    budget: Budget | None,
+    budget: ResolvedBudget | None,
     fixed: FixedBytes,
     solution: Solution,
     uniform: Mapping[str, Mapping[str, QuantFormat]],
-) -> tuple[str, ...]:
-    notes = []
+) -> Iterator[Note]:
     if solution.status is Status.TIME_LIMIT:
-        notes.append(f"the solver stopped at its time limit; a better plan may exist, by at most {solution.gap:.2%}")
+        yield note("time-limit", gap=solution.gap)
     if not fixed.exact:
-        notes.append("the graph file's size is an estimate; build the model for the exact bytes")
+        yield note("graph-estimated")
     odd = sorted(
         {
             spec.in_features
@@ -266,10 +264,8 @@ def _notes(
         }
     )
     if odd:
-        rows = ", ".join(str(width) for width in odd)
-        notes.append(f"64 does not divide rows of {rows}: MNN's uniform export, the baseline, takes other blocks there")
+        yield note("rows-not-of-64", row_weights=odd)
     if budget is not None and budget.limit_bytes > max(
         file_bytes(card, formats, fixed).total for formats in uniform.values()
     ):
-        notes.append("the budget is larger than uniform fp16")
-    return tuple(notes)
+        yield note("budget-above-fp16")

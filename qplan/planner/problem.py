@@ -12,14 +12,11 @@ from qplan.planner.patterns import least_bits, pinned_formats
 from qplan.planner.solver.program import Program, Row
 from qplan.tensors import TensorGroup
 
-FILE_BYTES, LOGITS_MEAN, LOGITS_BITS, LOSS = "file bytes", "logits rule: mean", "logits rule: bits", "loss"
+FILE_BYTES, LOGITS_MEAN, LOGITS_BITS = "file bytes", "logits rule: mean", "logits rule: bits"
 """Names of rows."""
 
 ROUTER_FORMAT = FP16
 """Of routers, unless they are pinned: they are small, and rounding them sends tokens to other experts."""
-
-_PICONATS = 1e12
-"""A limit on the loss is kept in integers: whole 1e-12 nats, rounded so that the limit is never exceeded."""
 
 
 @dataclass(frozen=True)
@@ -109,13 +106,9 @@ class Problem:
             rows = (Row(FILE_BYTES, self._per_choice(lambda _, c: c.bytes), self.limit_bytes), *rows)
         return Program(tuple(tuple(c.loss for c in group.choices) for group in self.groups), rows)
 
-    def smallest_program(self, max_loss: float | None = None) -> Program:
-        """The fewest file bytes with at most ``max_loss``, within all limits but that on bytes."""
-        rows = self._rows()
-        if max_loss is not None:
-            costs = self._per_choice(lambda _, c: math.ceil(c.loss * _PICONATS))
-            rows = (*rows, Row(LOSS, costs, math.floor(max_loss * _PICONATS)))
-        return Program(tuple(tuple(float(c.bytes) for c in group.choices) for group in self.groups), rows)
+    def smallest_program(self) -> Program:
+        """The fewest file bytes within all limits but that on bytes."""
+        return Program(tuple(tuple(float(c.bytes) for c in group.choices) for group in self.groups), self._rows())
 
     def cheapest_program(self, cost: Callable[[GroupChoices, Choice], int]) -> Program:
         """The least of some cost within all limits."""

@@ -1,20 +1,25 @@
-"""What a user wants besides a budget."""
+"""What a user wants of a plan besides a budget."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 from qplan.card import ModelCard
 from qplan.cost.file_bytes import FixedBytes
 from qplan.cost.target import DEFAULT_TARGET, Target, find_target
+from qplan.errors import InputError
 from qplan.formats import QuantFormat
 from qplan.planner.groups import make_groups
 from qplan.planner.metric import Metric, loss_of
+from qplan.planner.patterns import least_bits, pinned_formats
 from qplan.planner.problem import Problem, build_problem
 from qplan.run.plan import GivenRules, LeastBits, Pin, Plan
-from qplan.run.table import SensitivityTable
+
+if TYPE_CHECKING:  # the command line takes its defaults from here, and waits for no pyarrow
+    from qplan.run.table import SensitivityTable
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,69 @@ class Rules:
     """Bits of the scales of the uniform export that the plan is held against; some engines read 32 only."""
     uniform_fixed: FixedBytes | None = None
     """What that export ships whatever its width, if less than a plan: a folded tied head adds an op to the graph."""
+
+    def __post_init__(self) -> None:
+        """Refuse widths that no format has.
+
+        Raises:
+            InputError: names the option, its value and the limit.
+        """
+        if self.logits_bits < 0:
+            msg = f"--logits-bits {self.logits_bits}: must be 0 (no rule) or a width, e.g. 8"
+            raise InputError(msg)
+        for pattern, bits in self.min_bits.items():
+            if bits < 1:
+                msg = f"--min-bits {pattern}={bits}: must be at least 1, e.g. 6"
+                raise InputError(msg)
+
+    @classmethod
+    def parse(
+        cls,
+        *,
+        pins: Mapping[str, str | QuantFormat] | None = None,
+        min_bits: Mapping[str, str | int] | None = None,
+        logits_bits: int = 8,
+        groups: Iterable[str] = (),
+        fused: bool = False,
+        metric: str = Metric.kl,
+        target: str = DEFAULT_TARGET,
+    ) -> Rules:
+        """Rules from what a user wrote, here or in a notebook.
+
+        Args:
+            pins: format by pattern on tensor names.
+            min_bits: least width by such a pattern.
+            logits_bits: least width of the head; 0 for no rule.
+            groups: patterns whose tensors share a format.
+            fused: whether q, k, v and gate, up share a format.
+            metric: what is summed and minimized.
+            target: where the plan runs.
+
+        Raises:
+            InputError: a format, width, metric or target that is not known; says what is.
+        """
+        if metric not in set(Metric):
+            msg = f"metric {metric!r} is unknown; use one of {', '.join(Metric)}"
+            raise InputError(msg)
+        return cls(
+            logits_bits=logits_bits,
+            pins={pattern: QuantFormat.parse(str(fmt)) for pattern, fmt in (pins or {}).items()},
+            min_bits={pattern: _bits(pattern, bits) for pattern, bits in (min_bits or {}).items()},
+            metric=Metric(metric),
+            group_patterns=tuple(groups),
+            fused=fused,
+            target=find_target(target),
+        )
+
+    def check_patterns(self, card: ModelCard) -> None:
+        """Hold all patterns against a model's tensors.
+
+        Raises:
+            InputError: one matches nothing, or two contradict each other; names tensors near it.
+        """
+        groups = make_groups(card, self.group_patterns, fused=self.fused)
+        pinned_formats(groups, self.pins)
+        least_bits(groups, self.min_bits)
 
     @property
     def restricts(self) -> bool:
@@ -96,3 +164,10 @@ class Rules:
             pins=self.pins,
             min_bits=self.min_bits,
         )
+
+
+def _bits(pattern: str, bits: str | int) -> int:
+    if isinstance(bits, str) and not bits.isdigit():
+        msg = f"--min-bits {pattern}={bits}: must be a whole number of bits, e.g. 6"
+        raise InputError(msg)
+    return int(bits)

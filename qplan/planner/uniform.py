@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from qplan.card import ModelCard
 from qplan.cost.file_bytes import FixedBytes, file_bytes
 from qplan.formats import QuantFormat
-from qplan.uniform import uniform_formats
+from qplan.uniform import UNIFORM_NAMES, uniform_formats
 
 
 def uniform_loss(formats: Mapping[str, QuantFormat], losses: Mapping[str, Mapping[str, float]]) -> float | None:
@@ -20,8 +20,8 @@ def largest_uniform(
     card: ModelCard, fixed: FixedBytes, limit_bytes: int, scale_bits: int = 16
 ) -> tuple[str, dict[str, QuantFormat]] | None:
     """The widest uniform export whose files are not larger than a limit, with its name; None if none is."""
-    for bits in (16, 8, 6, 5, 4, 3, 2):
+    for bits, name in UNIFORM_NAMES.items():
         formats = uniform_formats(card, bits, scale_bits)
         if file_bytes(card, formats, fixed).total <= limit_bytes:
-            return ("fp16" if bits == 16 else f"int{bits}"), formats
+            return name, formats
     return None

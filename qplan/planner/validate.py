@@ -12,6 +12,7 @@ from qplan.card import ModelCard
 from qplan.cost.file_bytes import FixedBytes, file_bytes
 from qplan.errors import InputError, StaleArtifactError
 from qplan.formats import INT_BITS, QuantFormat
+from qplan.notes import note
 from qplan.planner.planning import planned_tensors, predicted_nats
 from qplan.planner.rules import Rules
 from qplan.run.decode import Source
@@ -83,12 +84,13 @@ def recount(
         return plan
     objective = math.fsum(losses[name][fmt.name] for name, fmt in formats.items())
     unproved = SolverReport(EDITED, objective, 0.0, 1.0, 0, 0.0)
-    note = "edited by hand: bytes and losses were counted again, nothing proves that no better plan exists"
-    notes = plan.notes if note in plan.notes else (*plan.notes, note)
+    edited = note("edited")
+    if edited not in plan.notes:
+        plan = plan.noted(edited)
     if files.total > plan.budget_bytes:
-        notes = (*notes, f"{files.total:,} bytes: over the budget of {plan.budget_bytes:,}")
+        plan = plan.noted(note("over-budget", total_bytes=files.total, budget_bytes=plan.budget_bytes))
     predicted = predicted_nats(tensors, table)
-    return replace(plan, tensors=tensors, files=files, predicted_nats=predicted, solver=unproved, notes=notes)
+    return replace(plan, tensors=tensors, files=files, predicted_nats=predicted, solver=unproved)
 
 
 def _error(path: Path | None, problem: str, index: int, field: str) -> InputError:

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from qplan.formats import QuantFormat
+from qplan.quantize.codes import to_levels
 from qplan.quantize.curvature import Curvature, Ordered
-from qplan.quantize.grid import Grid, integer_range, storable
+from qplan.quantize.grid import Grid, storable
 from qplan.quantize.range_search import search_grid
 from qplan.quantize.stored import IntTensor, StoredTensor, by_rows, store_float
 
@@ -89,7 +90,7 @@ class _Rows:
 
     def _round_block(self, index: int, block: Tensor, factor: Tensor) -> Tensor:
         """Search a block's grid, round its columns, and return their errors ``[block, rows]`` over the diagonal."""
-        span, (low, high) = self.span(index), integer_range(self.format)
+        span, nearest = self.span(index), to_levels(self.format)
         importance = self.hessian.diagonal()[span].view(1, 1, -1)
         grid = search_grid(block.T.contiguous().unsqueeze(1), importance, self.format)
         scale, zero = grid.scale.squeeze(1), grid.zero.squeeze(1)
@@ -98,7 +99,7 @@ class _Rows:
         for part in _parts(len(block)):
             for column in range(part.start, part.stop):
                 centered = block[column] - zero
-                codes = (centered * inverse).round_().clamp_(low, high)
+                codes = nearest(centered * inverse)
                 signed[column] = codes
                 errors[column] = torch.addcmul(centered, codes, scale, value=-1).div_(factor[column, column])
                 rest = slice(column + 1, part.stop)
@@ -146,13 +147,13 @@ class _Rows:
         Returns:
             how the values moved, ``[block, rows]``; ``pull`` is used up.
         """
-        span, (low, high) = self.span(index), integer_range(self.format)
+        span, nearest = self.span(index), to_levels(self.format)
         local, signed, scale = self.hessian[span, span], self.signed[span], self.scale[index]
         inverse, steps = _inverse(scale), torch.empty_like(signed)
         for part in _parts(len(signed)):
             for column in range(part.start, part.stop):
                 wish = (pull[column] * inverse).div_(local[column, column])
-                fresh = wish.add_(signed[column]).round_().clamp_(low, high)
+                fresh = nearest(wish.add_(signed[column]))
                 steps[column] = (fresh - signed[column]).mul_(scale)
                 signed[column] = fresh
                 rest = slice(column + 1, part.stop)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from qplan.formats import QuantFormat
+from qplan.quantize.codes import codes_of, extreme_levels, to_levels
 from qplan.quantize.stored import IntTensor
 
 
@@ -36,26 +37,14 @@ class Grid:
 
     def store(self, signed: Tensor) -> IntTensor:
         """The matrix that holds signed integers ``[out, n_blocks, block]`` on this grid."""
-        codes = (signed + half_range(self.format)).to(torch.uint8).reshape(signed.shape[0], -1)
+        codes = codes_of(signed, self.format).reshape(signed.shape[0], -1)
         return IntTensor(self.format, codes, self.scale, None if self.format.symmetric else self.zero)
-
-
-def half_range(fmt: QuantFormat) -> int:
-    """``2^(bits-1)``: what is added to a signed integer to store it."""
-    return 1 << (fmt.bits - 1)
-
-
-def integer_range(fmt: QuantFormat) -> tuple[int, int]:
-    """Smallest and largest signed integer of a format."""
-    half = half_range(fmt)
-    return (1 - half if fmt.symmetric else -half), half - 1
 
 
 def nearest(values: Tensor, scale: Tensor, zero: Tensor, fmt: QuantFormat) -> Tensor:
     """Signed integers, as float32, nearest to ``values``; scale and zero broadcast against them."""
-    low, high = integer_range(fmt)
     divisor = torch.where(scale == 0, torch.ones_like(scale), scale)
-    return torch.round((values - zero) / divisor).clamp(low, high)
+    return to_levels(fmt)((values - zero) / divisor)
 
 
 def storable(fmt: QuantFormat, scale: Tensor, zero: Tensor) -> Grid:
@@ -70,7 +59,7 @@ def storable(fmt: QuantFormat, scale: Tensor, zero: Tensor) -> Grid:
 
 def full_range(blocks: Tensor, fmt: QuantFormat, *, shrink: float = 1.0) -> Grid:
     """The grid that spans each block's range, shrunk about its middle by ``shrink``."""
-    low_int, high_int = integer_range(fmt)
+    low_int, high_int = extreme_levels(fmt)
     if fmt.symmetric:
         scale = blocks.abs().amax(-1) * shrink / high_int
         return storable(fmt, scale, torch.zeros_like(scale))

@@ -1,36 +1,44 @@
-"""The roundings by name, behind one interface."""
+"""The roundings of `qplan.roundings` at work."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+from qplan.roundings import METHODS
 
-from qplan.formats import QuantFormat
-from qplan.quantize.curvature import Curvature
-from qplan.quantize.gptq import gptq
-from qplan.quantize.hqq import hqq
-from qplan.quantize.range_search import range_search
-from qplan.quantize.rtn import rtn
-from qplan.quantize.stored import StoredTensor
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
-Method = Callable[[Tensor, QuantFormat, Curvature], StoredTensor]
-"""Stores ``weight [out, in]`` in a format, given the curvature of its inputs."""
+    from torch import Tensor
 
-CALIBRATED: Mapping[str, Method] = MappingProxyType(
-    {"gptq": gptq, "search": lambda weight, fmt, curvature: range_search(weight, fmt, curvature.mean_squares)}
-)
-"""Methods that fit to calibration tokens."""
+    from qplan.formats import QuantFormat
+    from qplan.quantize.curvature import Curvature
+    from qplan.quantize.stored import StoredTensor
 
-DATA_FREE: Mapping[str, Callable[[Tensor, QuantFormat], StoredTensor]] = MappingProxyType({"rtn": rtn, "hqq": hqq})
-"""Methods that see nothing but the weights."""
 
-METHODS: Mapping[str, Method] = MappingProxyType(
-    {
-        **CALIBRATED,
-        "hqq": lambda weight, fmt, _curvature: hqq(weight, fmt),
-        "rtn": lambda weight, fmt, _curvature: rtn(weight, fmt),
-    }
-)
-"""All of them."""
+def round_with(name: str, weight: Tensor, fmt: QuantFormat, curvature: Curvature | None = None) -> StoredTensor:
+    """Store ``weight [out, in]`` in a format.
+
+    Args:
+        name: of a rounding, not ``auto``.
+        weight: the matrix.
+        fmt: any format; floats are stored as they are.
+        curvature: of the tensor's inputs; needed by roundings that fit, ignored by others.
+
+    Raises:
+        TypeError: a rounding that fits, without a curvature.
+    """
+    method = METHODS[name]
+    if method.fits and curvature is None:
+        msg = f"rounding {name!r} without moments to fit to"
+        raise TypeError(msg)
+    given = (weight, fmt, curvature) if method.fits else (weight, fmt)
+    return function_of(name)(*given)
+
+
+def function_of(name: str) -> Callable[..., StoredTensor]:
+    """The function of a rounding."""
+    module, function = METHODS[name].function.split(":")
+    found: Callable[..., StoredTensor] = getattr(import_module(module), function)
+    return found

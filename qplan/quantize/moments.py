@@ -13,32 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from qplan.artifact import atomic_path, read_json, write_json
 from qplan.errors import MeasurementError
 from qplan.model.backward import sampled_backward
 from qplan.model.load import LoadedModel
 from qplan.model.replace import with_forward
+from qplan.run.moments import StoredMoments, write_matrix
 from qplan.settings import Progress
-
-KIND, SCHEMA = "qplan-moments", 1
 
 LOOKUP_TOKENS = 8192
 """At most this many tokens are also run backwards, where the head is tied to the embedding."""
 
 
 @dataclass(frozen=True)
-class Moments:
+class Moments(StoredMoments):
     """Moments of one model's inputs, on disk; read one matrix at a time."""
-
-    folder: Path
-    key_of: dict[str, str]
-    """Whose file holds a tensor's moments; tensors that read the same input share one."""
-    tokens: dict[str, int]
-    """How many tokens reached a tensor's input with anything but zeros, by tensor name."""
 
     def of(self, tensor: str) -> Tensor:
         """float32 ``[in_features, in_features]``.
@@ -49,9 +39,7 @@ class Moments:
         if not self.tokens[tensor]:
             msg = f"{tensor} has no second moments: no calibration token reached it; use --rounding rtn"
             raise MeasurementError(msg)
-        with safe_open(_file(self.folder, self.key_of[tensor]), "pt") as stored:
-            matrix: Tensor = stored.get_tensor("moments")
-        return matrix
+        return torch.from_numpy(self.read(tensor))
 
 
 def gather_moments(
@@ -92,25 +80,12 @@ def gather_moments(
         if loaded.architecture.head in sums.key_of and loaded.card.tensor(loaded.architecture.head).tied:
             sums.add_lookups(loaded, tokens, batch_size)
         for key in sums.totals:
-            with atomic_path(_file(folder, key)) as temporary:
-                save_file({"moments": sums.mean(key)}, temporary)
+            write_matrix(folder, key, sums.mean(key).numpy())
         key_of |= sums.key_of
         reached |= sums.tokens()
-    write_json(folder / "index.json", KIND, SCHEMA, inputs, {"key_of": key_of, "tokens": reached})
-    return Moments(folder, key_of, reached)
-
-
-def open_moments(folder: Path, inputs: dict[str, str]) -> Moments | None:
-    """Open moments that `gather_moments` wrote from the same inputs; None if there are none."""
-    index = folder / "index.json"
-    if not index.is_file():
-        return None
-    found = read_json(index, KIND, SCHEMA)
-    return Moments(folder, found["key_of"], found["tokens"]) if found["inputs"] == inputs else None
-
-
-def _file(folder: Path, key: str) -> Path:
-    return folder / f"{key}.safetensors"
+    found = Moments(folder, key_of, reached)
+    found.write_index(inputs)
+    return found
 
 
 @dataclass

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 
-def value_header(out_features: int, in_features: int, bits: int) -> bytes:
-    """Header of a weight record: number of dims, dims, and the table of integer values.
+def value_header(out_features: int, in_features: int, levels: Sequence[int]) -> bytes:
+    """Header of a weight record: number of dims, dims, and the table of values, which are int8.
 
     The count of table entries is one byte, 0 meaning 256.
     """
     dim_type = np.int32 if max(out_features, in_features) > 65535 else np.uint16
-    half = 1 << (bits - 1)
-    table = np.arange(-half, half, dtype=np.int8)
+    table = np.array(levels, dtype=np.int8)
     dims = np.array([out_features, in_features], dtype=dim_type)
     return b"\x02" + dims.tobytes() + bytes([len(table) % 256]) + table.tobytes()
 
@@ -40,14 +41,3 @@ def pack_codes(codes: NDArray[np.uint8], bits: int) -> bytes:
 def _pack_stream(values: NDArray[np.uint8], bits: int) -> bytes:
     planes = np.unpackbits(values[:, None], axis=-1)[:, 8 - bits :]
     return np.packbits(planes).tobytes()
-
-
-def unpack_codes(data: bytes, bits: int, out_features: int, in_features: int) -> NDArray[np.uint8]:
-    """Inverse of `pack_codes`: uint8 ``[out, in]``."""
-    raw = np.frombuffer(data, dtype=np.uint8)
-    if bits == 8:
-        return raw.reshape(out_features, in_features)
-    count = out_features * in_features
-    padded = np.zeros((count, 8), dtype=np.uint8)
-    padded[:, 8 - bits :] = np.unpackbits(raw)[: count * bits].reshape(count, bits)
-    return np.packbits(padded, axis=-1).reshape(out_features, in_features)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from qplan.formats import QuantFormat
+from qplan.quantize.curvature import Curvature
 from qplan.quantize.grid import Grid, fit, full_range
 from qplan.quantize.stored import IntTensor, StoredTensor, by_rows, store_float
 
@@ -39,18 +40,18 @@ def search_grid(blocks: Tensor, weight: Tensor, fmt: QuantFormat) -> Grid:
     return best
 
 
-def range_search(weight: Tensor, fmt: QuantFormat, second_moments: Tensor) -> StoredTensor:
+def range_search(weight: Tensor, fmt: QuantFormat, curvature: Curvature) -> StoredTensor:
     """Store ``weight [out, in]`` by rounding to nearest on searched grids.
 
     Args:
         weight: the matrix.
         fmt: any format; floats are stored as they are.
-        second_moments: mean square of each input feature over calibration tokens, ``[in]``.
+        curvature: of the inputs; only their mean squares count.
     """
     if fmt.is_float:
         return store_float(weight, fmt)
     size = fmt.block_size(weight.shape[1])
-    importance = second_moments.reshape(1, -1, size)
+    importance = curvature.mean_squares.reshape(1, -1, size)
 
     def store(rows: Tensor) -> IntTensor:
         blocks = rows.reshape(len(rows), -1, size)

@@ -6,26 +6,20 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from qplan.formats import QuantFormat
 from qplan.model.load import LoadedModel
+from qplan.notes import Note, few, note
 from qplan.quantize import IntTensor, StoredTensor, rtn
 from qplan.quantize.curvature import Curvature
-from qplan.quantize.methods import DATA_FREE, METHODS
+from qplan.quantize.methods import round_with
 from qplan.quantize.moments import Moments
-from qplan.quantize.stored_cache import ALL, StoredCache
-
-Rounding = Literal["auto", "gptq", "search", "hqq", "rtn"]
-"""``auto``: for every output feature the one whose error is least on tokens that it was not fitted to."""
-
-ROUNDINGS: tuple[Rounding, ...] = ("auto", "gptq", "search", "hqq", "rtn")
-
-CANDIDATES = ("gptq", "search", "rtn")
-"""What ``auto`` chooses from."""
+from qplan.quantize.stored_cache import StoredCache
+from qplan.roundings import CANDIDATES, needs_tokens
+from qplan.run.safetensors_file import ALL
 
 FEW_TOKENS = 256
 """Tensors that fewer calibration tokens reach are rounded to nearest: their moments are those of single tokens.
@@ -60,9 +54,10 @@ class Rounder:
     """Stores tensors of one model; the same integers whatever the number of threads."""
 
     loaded: LoadedModel
-    rounding: Rounding = "rtn"
+    rounding: str = "rtn"
+    """One of `qplan.roundings.ROUNDINGS`."""
     moments: Moments | None = None
-    """What ``search`` and ``gptq`` fit to; needed by ``auto`` too."""
+    """What roundings fit to; needed by ``auto`` too."""
     judge: Moments | None = None
     """Moments of other tokens, by which ``auto`` chooses; needed by it alone."""
     cache: StoredCache | None = None
@@ -85,19 +80,18 @@ class Rounder:
         return {name: tokens for name, tokens in least.items() if tokens < FEW_TOKENS}
 
     @property
-    def notes(self) -> tuple[str, ...]:
+    def notes(self) -> tuple[Note, ...]:
         """What a reader must know."""
         if not (starved := self.starved):
             return ()
-        shown = ", ".join(f"{name} ({tokens})" for name, tokens in list(starved.items())[:3])
-        more = f" and {len(starved) - 3} more" if len(starved) > 3 else ""
-        note = f"rounded to nearest, since fewer than {FEW_TOKENS} calibration tokens reach them: {shown}{more}; "
-        return (note + "give a longer text, or raise --samples and --fit-tokens",)
+        named, others = few(list(starved))
+        tokens = {name: starved[name] for name in named}
+        return (note("too-few-tokens", least_tokens=FEW_TOKENS, tokens=tokens, others=others),)
 
     def _round(self, name: str, fmt: QuantFormat) -> StoredTensor:
         weight = self.loaded.weight(name)
-        if self.rounding in DATA_FREE:
-            return DATA_FREE[self.rounding](weight, fmt)
+        if not needs_tokens(self.rounding):
+            return round_with(self.rounding, weight, fmt)
         if self.moments is None or (self.rounding == "auto" and self.judge is None):
             msg = f"rounding {self.rounding!r} without moments to fit to, or to choose by"
             raise TypeError(msg)
@@ -106,8 +100,8 @@ class Rounder:
         with one_thread():
             curvature, judge = self._prepared.of(self.moments, self.judge, name, weight.device)
             if judge is None:
-                return METHODS[self.rounding](weight, fmt, curvature)
-            return best_rows(weight, [METHODS[how](weight, fmt, curvature) for how in CANDIDATES], judge)
+                return round_with(self.rounding, weight, fmt, curvature)
+            return best_rows(weight, [round_with(how, weight, fmt, curvature) for how in CANDIDATES], judge)
 
 
 @contextmanager

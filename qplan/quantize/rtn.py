@@ -7,6 +7,7 @@ from torch import Tensor
 
 from qplan.errors import InputError
 from qplan.formats import QuantFormat
+from qplan.quantize.codes import codes_of
 from qplan.quantize.stored import IntTensor, StoredTensor, store_float
 
 
@@ -31,10 +32,10 @@ def rtn(weight: Tensor, fmt: QuantFormat) -> StoredTensor:
         msg = "weights hold NaN or infinite values; the checkpoint is broken"
         raise InputError(msg)
     quantize = _symmetric if fmt.symmetric else _asymmetric
-    codes, scale, zero = quantize(blocks, 2 ** (fmt.bits - 1))
+    signed, scale, zero = quantize(blocks, -fmt.levels[0])
     return IntTensor(
         fmt,
-        codes.to(torch.uint8).view(out_features, in_features),
+        codes_of(signed, fmt).view(out_features, in_features),
         _round_alpha(scale, fmt),
         None if zero is None else _round_alpha(zero, fmt),
     )
@@ -45,15 +46,15 @@ def _asymmetric(blocks: Tensor, half: int) -> tuple[Tensor, Tensor, Tensor | Non
     scale = (high - low) / (2 * half - 1)
     # a constant block has scale 0: its zero point alone is exact
     divisor = torch.where(scale == 0, torch.ones_like(scale), scale)
-    codes = (torch.round((blocks - low) / divisor) - half).clamp(-half, half - 1) + half
-    return codes, scale.squeeze(-1), (low + scale * half).squeeze(-1)
+    signed = (torch.round((blocks - low) / divisor) - half).clamp(-half, half - 1)
+    return signed, scale.squeeze(-1), (low + scale * half).squeeze(-1)
 
 
 def _symmetric(blocks: Tensor, half: int) -> tuple[Tensor, Tensor, Tensor | None]:
     scale = blocks.abs().amax(-1, keepdim=True) / (half - 1)
     divisor = torch.where(scale == 0, torch.ones_like(scale), scale)
-    codes = torch.round(blocks / divisor).clamp(-(half - 1), half - 1) + half
-    return codes, scale.squeeze(-1), None
+    signed = torch.round(blocks / divisor).clamp(-(half - 1), half - 1)
+    return signed, scale.squeeze(-1), None
 
 
 def _round_alpha(alpha: Tensor, fmt: QuantFormat) -> Tensor:

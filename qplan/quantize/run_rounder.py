@@ -7,15 +7,14 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from qplan.artifact import sha256_json
-from qplan.errors import InputError
 from qplan.model.load import LoadedModel
-from qplan.quantize.methods import DATA_FREE
-from qplan.quantize.moments import Moments, gather_moments, open_moments
-from qplan.quantize.rounder import ROUNDINGS, Rounder
+from qplan.quantize.moments import Moments, gather_moments
+from qplan.quantize.rounder import Rounder
 from qplan.quantize.stored_cache import StoredCache
+from qplan.roundings import check_rounding, needs_tokens
 from qplan.run.calibration import CalibrationSet
 from qplan.run.folder import RunFolder
+from qplan.run.moments import Part, moments_folder
 from qplan.settings import Progress
 
 
@@ -36,7 +35,7 @@ def run_rounder(
         run: where moments and tensors are kept.
         loaded: the model.
         calibration: the tokens.
-        rounding: ``auto``, ``gptq``, ``search``, ``hqq`` or ``rtn``.
+        rounding: one of `qplan.roundings.ROUNDINGS`.
         batch_size: sequences per pass.
         progress: called after each pass.
 
@@ -44,23 +43,20 @@ def run_rounder(
         InputError: an unknown rounding.
         MeasurementError: an input that is not finite.
     """
-    known = next((known for known in ROUNDINGS if known == rounding), None)
-    if known is None:
-        msg = f"rounding {rounding!r} is unknown; use one of {', '.join(ROUNDINGS)}"
-        raise InputError(msg)
-    if known == "rtn":
+    check_rounding(rounding)
+    if rounding == "rtn":
         return Rounder(loaded, "rtn")
 
-    def moments(part: str, tokens: NDArray[Any], sha256: str) -> Moments:
-        folder = run.rounding / f"{part}-{sha256[:12]}"
+    def moments(part: Part, tokens: NDArray[Any], sha256: str) -> Moments:
+        folder = moments_folder(run, part, sha256)
         inputs = {"model": loaded.card.sha256, "tokens": sha256}
-        return open_moments(folder, inputs) or gather_moments(
+        return Moments.open(folder, inputs) or gather_moments(
             loaded, torch.from_numpy(tokens), folder, inputs=inputs, batch_size=batch_size, progress=progress
         )
 
-    fit = moments("fit", calibration.fit, calibration.fit_sha256) if known not in DATA_FREE else None
-    judge = moments("judge", calibration.tokens, calibration.sha256) if known == "auto" else None
-    inputs = {"model": loaded.card.sha256, "rounding": known}
+    fit = moments("fit", calibration.fit, calibration.fit_sha256) if needs_tokens(rounding) else None
+    judge = moments("judge", calibration.tokens, calibration.sha256) if rounding == "auto" else None
+    inputs = {"model": loaded.card.sha256, "rounding": rounding}
     inputs |= {"fit": calibration.fit_sha256} if fit is not None else {}
     inputs |= {"judge": calibration.sha256} if judge is not None else {}
-    return Rounder(loaded, known, fit, judge, StoredCache(run.rounding / f"tensors-{sha256_json(inputs)[:12]}", inputs))
+    return Rounder(loaded, rounding, fit, judge, StoredCache.of(run, inputs))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from qplan.formats import FP16, FP32, QuantFormat
+from qplan.quantize.codes import levels_of
 from qplan.quantize.packing import pack_codes, value_header
 
 
@@ -18,16 +19,22 @@ class IntTensor:
 
     format: QuantFormat
     codes: Tensor
-    """uint8 ``[out, in]``: the signed integer plus ``2^(bits-1)``."""
+    """uint8 ``[out, in]``: which of the format's levels."""
     scale: Tensor
     """float32 ``[out, blocks]``, already rounded to the format's scale width."""
     zero: Tensor | None
     """float32 ``[out, blocks]``, the value of signed integer 0; None if symmetric."""
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Output and input features."""
+        out_features, in_features = self.codes.shape
+        return out_features, in_features
+
     def dequantize(self) -> Tensor:
         """float32 ``[out, in]``: ``q * scale + zero``, what the engine computes with."""
         out_features, in_features = self.codes.shape
-        signed: Tensor = self.codes.to(torch.float32) - (1 << (self.format.bits - 1))
+        signed = levels_of(self.codes, self.format)
         blocks: Tensor = signed.view(out_features, self.scale.shape[1], -1) * self.scale.unsqueeze(-1)
         if self.zero is not None:
             blocks = blocks + self.zero.unsqueeze(-1)
@@ -40,8 +47,7 @@ class IntTensor:
 
     def weight_bytes(self) -> bytes:
         """Header and packed integers."""
-        out_features, in_features = self.codes.shape
-        header = value_header(out_features, in_features, self.format.bits)
+        header = value_header(*self.shape, self.format.levels)
         return header + pack_codes(self.codes.cpu().numpy(), self.format.bits)
 
     def alpha_bytes(self) -> bytes:
@@ -58,6 +64,12 @@ class FloatTensor:
     format: QuantFormat
     values: Tensor
     """float16 or float32 ``[out, in]``."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Output and input features."""
+        out_features, in_features = self.values.shape
+        return out_features, in_features
 
     def dequantize(self) -> Tensor:
         """float32 ``[out, in]``."""

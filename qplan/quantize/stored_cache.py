@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from safetensors import safe_open
-from safetensors.torch import save_file
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from qplan.artifact import atomic_path
 from qplan.formats import QuantFormat
 from qplan.quantize import IntTensor, StoredTensor
-
-ALL = slice(None)
+from qplan.run.folder import RunFolder
+from qplan.run.rounded import RoundedArrays, RoundedTensors
+from qplan.run.safetensors_file import ALL
 
 
 @dataclass(frozen=True)
@@ -25,37 +27,31 @@ class StoredCache:
     inputs: Mapping[str, str]
     """What the tensors depend on; files of other inputs are computed again."""
 
+    @classmethod
+    def of(cls, run: RunFolder, inputs: Mapping[str, str]) -> StoredCache:
+        """Where a run keeps tensors of some inputs."""
+        return cls(RoundedTensors.of(run, inputs).folder, inputs)
+
     def get(self, name: str, fmt: QuantFormat, compute: Callable[[], StoredTensor], rows: slice = ALL) -> StoredTensor:
         """Read some rows of a tensor, or compute and keep all of it."""
-        path = self._path(name, fmt)
-        if path.is_file() and (found := self._read(path, fmt, rows)) is not None:
-            return found
+        found = self._files.read(name, fmt, rows)
+        if found is not None:
+            zero = None if found.zero is None else torch.from_numpy(found.zero)
+            return IntTensor(fmt, torch.from_numpy(found.codes), torch.from_numpy(found.scale), zero)
         stored = compute()
         if isinstance(stored, IntTensor):
-            parts = {"codes": stored.codes, "scale": stored.scale} | _optional(stored.zero)
-            with atomic_path(path) as temporary:
-                save_file({key: part.contiguous().cpu() for key, part in parts.items()}, temporary, dict(self.inputs))
+            kept = None if stored.zero is None else _numpy(stored.zero)
+            self._files.write(name, fmt, RoundedArrays(_numpy(stored.codes), _numpy(stored.scale), kept))
         return stored.rows(rows)
 
     def holds(self, name: str, fmt: QuantFormat) -> bool:
         """Whether `get` would only have to read."""
-        path = self._path(name, fmt)
-        if not path.is_file():
-            return False
-        with safe_open(path, "pt") as parts:
-            found: bool = parts.metadata() == dict(self.inputs)
-        return found
+        return self._files.holds(name, fmt)
 
-    def _path(self, name: str, fmt: QuantFormat) -> Path:
-        return self.folder / f"{name}.{fmt.name}.safetensors"
-
-    def _read(self, path: Path, fmt: QuantFormat, rows: slice) -> IntTensor | None:
-        with safe_open(path, "pt") as parts:
-            if parts.metadata() != dict(self.inputs):
-                return None
-            zero = None if fmt.symmetric else parts.get_slice("zero")[rows]
-            return IntTensor(fmt, parts.get_slice("codes")[rows], parts.get_slice("scale")[rows], zero)
+    @cached_property
+    def _files(self) -> RoundedTensors:
+        return RoundedTensors(self.folder, self.inputs)
 
 
-def _optional(zero: Tensor | None) -> dict[str, Tensor]:
-    return {} if zero is None else {"zero": zero}
+def _numpy(part: Tensor) -> NDArray[Any]:
+    return part.cpu().numpy()

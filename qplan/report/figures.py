@@ -18,12 +18,10 @@ from qplan.report import notation
 from qplan.report.grid import Grid, LossTable, grid_of, heat_scale, loss_table
 from qplan.report.palette import BITS, HEAT_LIGHT, text_on
 from qplan.report.plan_map import mean_bits
-from qplan.report.summary import Contender, contenders
 from qplan.run.plan import Plan, PlannedTensor
 from qplan.run.table import SensitivityTable
-from qplan.run.verification import Verification
 
-_PLAN, _OTHER, _EMULATED = "#1f6f9f", "#8a8f98", "#d2842d"
+_MISSING_INK = "#8a8f98"
 _DIGITS_IN, _LABELS_IN = 0.19, 1.6
 """Inches that two digits take, and the labels beside a grid."""
 _LOSS = LinearSegmentedColormap.from_list("qplan_loss", HEAT_LIGHT)
@@ -76,17 +74,8 @@ def _has_room(axes: Axes, grid: Grid) -> bool:
     return (figure.get_figure(root=True).get_figwidth() - _LABELS_IN) / across >= _DIGITS_IN * len(grid.layers)
 
 
-def loss_heatmap(table: SensitivityTable, fmt: str) -> Figure:
-    """Loss of every tensor in one format, nats per token, on the scale that all formats share.
-
-    Raises:
-        InputError: the format was not measured.
-    """
-    return loss_heatmaps(table, (fmt,))
-
-
 def loss_heatmaps(table: SensitivityTable, formats: Sequence[str], columns: int = 1) -> Figure:
-    """The same for several formats, side by side in ``columns`` columns.
+    """Loss of every tensor, nats per token, a map per format on a scale that all formats share, in ``columns`` columns.
 
     Raises:
         InputError: a format that was not measured.
@@ -118,104 +107,11 @@ def loss_heatmaps(table: SensitivityTable, formats: Sequence[str], columns: int 
     return figure
 
 
-def sensitivity_bars(table: SensitivityTable, fmt: str, top: int = 20) -> Figure:
-    """The ``top`` most sensitive tensors in one format, with standard errors, nats per token.
-
-    Raises:
-        InputError: the format was not measured.
-    """
-    losses = loss_table(table)
-    _check_column(losses, fmt)
-    cells = sorted(((name, row[fmt]) for name, row in losses.losses.items() if fmt in row), key=lambda c: c[1].kl_nats)
-    cells = cells[-top:]
-    figure = Figure(figsize=(7.0, 0.8 + 0.24 * len(cells)), layout="constrained")
-    axes = figure.subplots()
-    places = np.arange(len(cells))
-    axes.barh(
-        places,
-        [cell.kl_nats for _, cell in cells],
-        xerr=[cell.stderr_nats for _, cell in cells],
-        color=_PLAN,
-        height=0.7,
-        error_kw={"ecolor": "#17191d", "elinewidth": 1},
-    )
-    axes.set_yticks(places, [name for name, _ in cells], fontsize=8)
-    axes.set_ylim(-0.6, len(cells) - 0.4)
-    axes.ticklabel_format(axis="x", style="sci", scilimits=(0, 0))
-    axes.set_xlabel(f"loss in {fmt}, nats/token ± standard error")
-    _quiet(axes, "x")
-    return figure
-
-
-def predicted_vs_measured(plan: Plan, verification: Verification | None) -> Figure:
-    """Sum of single losses, torch emulation and engine, for the plan and the uniform models, nats per token."""
-    models = [m for m in contenders(plan, verification) if m.loss_nats is not None]
-    figure = Figure(figsize=(7.0, 1.2 + 0.4 * len(models)), layout="constrained")
-    axes = figure.subplots()
-    rows = range(len(models))
-    series: tuple[tuple[str, list[float | None], dict[str, object]], ...] = (
-        (
-            "predicted",
-            [m.predicted_nats for m in models],
-            {"marker": "o", "s": 170, "fc": "none", "ec": "k"},
-        ),
-        ("torch emulation", [m.emulated_nats for m in models], {"marker": "D", "s": 70, "color": _EMULATED}),
-        ("engine", [m.measured_nats for m in models], {"marker": "o", "s": 22, "color": _PLAN}),
-    )
-    for label, values, style in series:
-        known = [(value, row) for value, row in zip(values, rows, strict=True) if value]
-        if known:
-            axes.scatter([v for v, _ in known], [r for _, r in known], label=label, zorder=3, **style)  # type: ignore[arg-type]
-            axes.set_xscale("log")
-    axes.set_yticks(list(rows), [m.label for m in models])
-    axes.set_ylim(len(models) - 0.5, -0.5)
-    axes.set_xlabel(f"loss at memory {plan.memory}, nats/token")
-    _quiet(axes, "x")
-    if axes.collections:
-        figure.legend(loc="outside upper center", ncols=3, frameon=False)
-    return figure
-
-
-def sizes_speeds(plan: Plan, verification: Verification | None) -> Figure:
-    """File size, loss and decode speed of the plan and the uniform models, side by side."""
-    models = contenders(plan, verification)
-    panels: list[tuple[str, list[float | None]]] = [
-        ("files, MB", [m.total_bytes / 1e6 for m in models]),
-        (f"loss at memory {plan.memory}, nats/token", [m.loss_nats for m in models]),
-    ]
-    if any(m.speed for m in models):
-        panels.append(("decode, tokens/s", [m.speed.decode_tokens_per_s if m.speed else None for m in models]))
-    figure = Figure(figsize=(3.2 * len(panels), 0.9 + 0.35 * len(models)), layout="constrained")
-    for place, (label, values) in enumerate(panels):
-        axes = figure.add_subplot(1, len(panels), place + 1)
-        _bars(axes, models, values, log=label.startswith("loss"))
-        axes.set_xlabel(label)
-        if place:
-            axes.set_yticklabels([])
-    return figure
-
-
-def _bars(axes: Axes, models: Sequence[Contender], values: Sequence[float | None], *, log: bool) -> None:
-    places = range(len(models))
-    colors = [_PLAN if model.is_plan else _OTHER for model in models]
-    if log:
-        # a bar has no honest start on a logarithmic axis
-        known = [(v, place, c) for v, place, c in zip(values, places, colors, strict=True) if v]
-        if known:
-            axes.scatter([k[0] for k in known], [k[1] for k in known], c=[k[2] for k in known], s=45, zorder=3)
-            axes.set_xscale("log")
-    else:
-        axes.barh(places, [value or 0.0 for value in values], color=colors, height=0.6)
-    axes.set_yticks(list(places), [model.label for model in models])
-    axes.set_ylim(len(models) - 0.5, -0.5)
-    _quiet(axes, "x")
-
-
 def _mark_missing(axes: Axes, grid: Grid, values: NDArray[np.float64]) -> None:
     """A dash in the cells of tensors that were not measured in a format."""
     there = matrix(grid, lambda names: float(bool(names)))
     for row, column in zip(*np.nonzero(np.isnan(values) & (there > 0)), strict=True):
-        axes.text(column, row, notation.MISSING, ha="center", va="center", color=_OTHER, fontsize=9)
+        axes.text(column, row, notation.MISSING, ha="center", va="center", color=_MISSING_INK, fontsize=9)
 
 
 def _check_column(losses: LossTable, fmt: str) -> None:
@@ -249,10 +145,3 @@ def grid_axes(grid: Grid, rows: int, down: int = 1, across: int = 1) -> tuple[Fi
         axes.tick_params(which="both", length=0)
         axes.spines[:].set_visible(False)
     return figure, every
-
-
-def _quiet(axes: Axes, grid: str) -> None:
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.tick_params(axis="y", length=0)
-    axes.grid(visible=True, axis="x" if grid == "x" else "y", color="#e3e0da", linewidth=0.8)
-    axes.set_axisbelow(True)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from qplan.artifact import versions, write_text
+from qplan.artifact import write_text
 from qplan.errors import StaleArtifactError
+from qplan.notes import Note
 from qplan.report import comparison, heat_map, notation, palette, plan_map, sections, tensor_rows, trade_off
 from qplan.report.grid import grid_of, heat_scale, loss_table
 from qplan.report.page_data import embedded, page_data
@@ -21,23 +22,13 @@ from qplan.report.summary import Contender, baseline, contenders, name_of, verdi
 from qplan.report.words import ENGLISH, Words
 from qplan.run.frontier import Frontier
 from qplan.run.plan import Plan
+from qplan.run.plan_folder import PlanFolder
+from qplan.run.provenance import Provenance
 from qplan.run.table import SensitivityTable
 from qplan.run.verification import Verification
 
 TOP_TENSORS = 12
 """Tensors shown before the reader asks for all."""
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """What the artifacts don't hold: how to make the report again."""
-
-    commands: tuple[str, ...] = ()
-    """Command lines that lead from the model to this report."""
-    versions: Mapping[str, str] = field(default_factory=versions)
-    """Versions of the packages that made it."""
-    machine: str = ""
-    """Where the speeds were measured, e.g. the processor's name; may be empty."""
 
 
 def render_html(
@@ -97,7 +88,7 @@ def write_report(
         StaleArtifactError: the three don't belong together.
     """
     _check_belonging(table, plan, verification)
-    page, short = folder / "report.html", folder / "report.md"
+    page, short = PlanFolder(folder).report, PlanFolder(folder).short_report
     html = render_html(table, plan, verification, provenance, frontier=frontier, words=words)
     write_text(page, html)
     write_text(short, render_markdown(table, plan, verification, provenance, words=words))
@@ -121,6 +112,11 @@ def _check_belonging(table: SensitivityTable, plan: Plan, verification: Verifica
             "run 'qplan emit' again"
         )
         raise StaleArtifactError(msg)
+
+
+def _without_paths(note: Note) -> Note:
+    """A note about a text, which may be a file of this machine; see `notation.place`."""
+    return replace(note, values={k: notation.place(v) if isinstance(v, str) else v for k, v in note.values.items()})
 
 
 def marked(words: Words) -> Callable[..., Markup]:
@@ -181,7 +177,8 @@ def _context(
 
     return {
         "language": words.language,
-        "stored": words.stored,
+        "note": words.note,
+        "status": words.status,
         "space": words.space,
         "name_of": called,
         "table": table,
@@ -190,6 +187,7 @@ def _context(
         "plan": plan,
         "planned": {tensor.name: tensor for tensor in plan.tensors},
         "verification": verification,
+        "heldout": "" if verification is None else words.note(_without_paths(verification.text)),
         "provenance": provenance or Provenance(),
         "title": table.model.source.rstrip("/").rpartition("/")[2] or table.model.source,
         "verdict": verdict(plan, verification, words),

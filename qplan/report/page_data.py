@@ -11,6 +11,7 @@ from markupsafe import Markup
 from qplan.formats import QuantFormat
 from qplan.report.frontier_rows import against_uniform
 from qplan.report.grid import LossTable
+from qplan.report.palette import BITS
 from qplan.report.trade_off import nearest_stop
 from qplan.report.words import Words
 from qplan.run.frontier import Frontier
@@ -40,6 +41,7 @@ def page_data(
         "language": words.language.tag,
         "words": _script_words(words),
         "formats": [[name, QuantFormat.parse(name).bits] for name in named],
+        "widths": sorted(BITS),
         "columns": len(losses.formats),
         "tensors": [
             [s.name, s.kind, s.layer, s.weights, places[planned[s.name].format.name], planned[s.name].bytes]

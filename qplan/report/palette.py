@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-BITS = {
+from qplan.formats import WIDTHS
+
+_ANCHORS = {
     2: "#9a3014",
     3: "#d2642d",
     4: "#f0a35e",
@@ -12,7 +14,7 @@ BITS = {
     16: "#27548a",
     32: "#16325a",
 }
-"""Fill of a width: few bits are warm, many are cool; told apart with any common color blindness."""
+"""Few bits are warm, many are cool; told apart with any common color blindness."""
 
 HEAT_LIGHT = ("#fae8df", "#f9d2c5", "#f6b0a9", "#e98094", "#d05288", "#a72f80", "#781d73", "#4a155d", "#260c40")
 HEAT_DARK = ("#252230", "#3a2550", "#5c2670", "#852b7c", "#b0397d", "#d8536f", "#f0785e", "#fbab72", "#fde3ae")
@@ -50,7 +52,23 @@ def ramp(anchors: tuple[str, ...], steps: int = HEAT_STEPS) -> tuple[str, ...]:
     for step in range(steps):
         place = step * (len(anchors) - 1) / (steps - 1)
         left = min(int(place), len(anchors) - 2)
-        pairs = zip(_channels(anchors[left]), _channels(anchors[left + 1]), strict=True)
-        mixed = [round(a + (b - a) * (place - left)) for a, b in pairs]
-        colors.append("#{:02x}{:02x}{:02x}".format(*mixed))
+        colors.append(_mix(anchors[left], anchors[left + 1], place - left))
     return tuple(colors)
+
+
+def _mix(first: str, second: str, share: float) -> str:
+    """A color ``share`` of the way from the first to the second."""
+    pairs = zip(_channels(first), _channels(second), strict=True)
+    return "#{:02x}{:02x}{:02x}".format(*(round(a + (b - a) * share) for a, b in pairs))
+
+
+def _fill(bits: int) -> str:
+    """A width's color: its own, or a mixture of its neighbors'."""
+    if bits in _ANCHORS:
+        return _ANCHORS[bits]
+    below, above = max(b for b in _ANCHORS if b < bits), min(b for b in _ANCHORS if b > bits)
+    return _mix(_ANCHORS[below], _ANCHORS[above], (bits - below) / (above - below))
+
+
+BITS = {bits: _fill(bits) for bits in (*WIDTHS, 32)}
+"""Fill of a width."""

@@ -1,19 +1,21 @@
 """Languages of the report: a catalog from English messages, which are the keys, to other languages.
 
 Messages of the report's own code and templates are looked up by `Words.__call__`: a missing one is a mistake and
-raises. Sentences that artifacts hold (notes, names and details of checks) were written in English by whoever made them;
-`Words.stored` finds them by their wording and translates what it knows.
+raises. What artifacts hold are codes: `Words.note` writes their sentences, `Words.status` says how a solver ended.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache
 from importlib.resources import files
+
+from qplan.notes import Note
+from qplan.notes.sentence import ENGLISH as ENGLISH_GRAMMAR
+from qplan.notes.sentence import Grammar
 
 
 class Language(StrEnum):
@@ -29,25 +31,17 @@ class Language(StrEnum):
 
 
 @dataclass(frozen=True)
-class _StoredSentence:
-    """A sentence of an artifact with places for what varies."""
-
-    pattern: re.Pattern[str]
-    """Of the English sentence; one group per place."""
-    translation: str
-
-
-@dataclass(frozen=True)
 class Words:
     """The report's words in one language."""
 
     language: Language
     messages: Mapping[str, str]
     """Translation by English message; empty for English."""
-    sentences: tuple[_StoredSentence, ...] = ()
-    """Of artifacts, in the order in which they are tried."""
-    parts: tuple[_StoredSentence, ...] = ()
-    """What may stand in their places."""
+    notes: Mapping[str, str] = field(default_factory=dict)
+    """Sentence by code; empty for English, whose sentences the codes stand with in `qplan.notes.catalog`."""
+    statuses: Mapping[str, str] = field(default_factory=dict)
+    """What a solver's status is called; empty for English, which calls it what it is."""
+    grammar: Grammar = ENGLISH_GRAMMAR
 
     def __call__(self, message: str, /, **values: object) -> str:
         """A message with its ``{places}`` filled.
@@ -74,17 +68,15 @@ class Words:
         """Sentences as a paragraph."""
         return self.space.join(sentence for sentence in sentences if sentence)
 
-    def stored(self, text: str) -> str:
-        """A sentence that an artifact holds, in this language; as it is where the catalog does not know it."""
-        return self._found(text, self.sentences)
+    def note(self, note: Note) -> str:
+        """The sentence of a note; as it is where it has none in any language, see `Note.is_text`."""
+        if self.language is Language.en or note.is_text:
+            return str(note)
+        return note.told(self.notes[note.code], self.grammar)
 
-    def _found(self, text: str, known: tuple[_StoredSentence, ...]) -> str:
-        for sentence in known:
-            match = sentence.pattern.fullmatch(text)
-            if match is not None:
-                places = {name: self._found(part, self.parts) for name, part in match.groupdict().items()}
-                return sentence.translation.format(**places)
-        return text
+    def status(self, status: str) -> str:
+        """How a solver ended."""
+        return self.statuses.get(status, status)
 
 
 ENGLISH = Words(Language.en, {})
@@ -96,16 +88,5 @@ def words_of(language: Language) -> Words:
     if language is Language.en:
         return ENGLISH
     catalog = json.loads(files("qplan.report").joinpath(f"locales/{language}.json").read_text(encoding="utf-8"))
-    return Words(language, catalog["messages"], _sentences(catalog["stored"]), _sentences(catalog["parts"]))
-
-
-def _sentences(catalog: Mapping[str, str]) -> tuple[_StoredSentence, ...]:
-    return tuple(_StoredSentence(_matcher(english), other) for english, other in catalog.items())
-
-
-def _matcher(sentence: str) -> re.Pattern[str]:
-    """``{name}`` matches anything but nothing, as little of it as the rest of the sentence allows."""
-    parts = re.split(r"\{(\w+)\}", sentence)
-    return re.compile(
-        "".join(re.escape(part) if i % 2 == 0 else f"(?P<{part}>.+?)" for i, part in enumerate(parts)), re.DOTALL
-    )
+    notes, statuses, grammar = catalog["notes"], catalog["statuses"], Grammar(**catalog["grammar"])
+    return Words(language, catalog["messages"], notes, statuses, grammar)

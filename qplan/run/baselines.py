@@ -8,9 +8,31 @@ from pathlib import Path
 
 from qplan.artifact import read_json, write_json
 from qplan.formats import QuantFormat
+from qplan.run.plan_folder import TOKEN_LOSSES_FILE
+from qplan.run.token_losses import TokenLosses
 from qplan.run.verification import BuiltModel, built_model
 
 KIND, SCHEMA = "qplan-baseline", 1
+
+
+def baseline_path(folder: Path, name: str) -> Path:
+    """Measurements of a uniform model, such as ``int8``, in a run's folder of them."""
+    return folder / f"{name}.json"
+
+
+def baseline_token_losses(folder: Path, name: str) -> Path:
+    """Its losses at every token."""
+    return folder / f"{name}-{TOKEN_LOSSES_FILE}"
+
+
+def kept_token_losses(folder: Path) -> tuple[TokenLosses, ...]:
+    """Losses at every token of all uniform models that a run measured, by name.
+
+    Raises:
+        InputError: losses and tokens of a file do not belong together.
+        StaleArtifactError: written by a newer qplan.
+    """
+    return tuple(map(TokenLosses.read, sorted(folder.glob(f"*-{TOKEN_LOSSES_FILE}"))))
 
 
 def measured_once(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -36,18 +37,21 @@ class CalibrationSet:
     seed: int
     """Of the permutation that chose the windows."""
     tokenizer_sha256: str
-    sha256: str = field(init=False)
-    """Hash of `tokens`: what a sensitivity table depends on."""
-    heldout_sha256: str = field(init=False)
-    """Hash of `heldout`."""
-    fit_sha256: str = field(init=False)
-    """Hash of `fit`."""
 
-    def __post_init__(self) -> None:
-        """Hash the ids."""
-        object.__setattr__(self, "sha256", sha256_ids(self.tokens))
-        object.__setattr__(self, "heldout_sha256", sha256_ids(self.heldout))
-        object.__setattr__(self, "fit_sha256", sha256_ids(self.fit))
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of `tokens`: what a sensitivity table depends on."""
+        return sha256_ids(self.tokens)
+
+    @cached_property
+    def heldout_sha256(self) -> str:
+        """Hash of `heldout`."""
+        return sha256_ids(self.heldout)
+
+    @cached_property
+    def fit_sha256(self) -> str:
+        """Hash of `fit`."""
+        return sha256_ids(self.fit)
 
     @property
     def samples(self) -> int:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from qplan.errors import InputError
 from qplan.formats import QuantFormat
+from qplan.notes import Note
 
 Step = str | int
 """A key of an object or an index of a list."""
@@ -75,6 +76,8 @@ def decode(kind: type[T], value: object, source: Source, *path: Step) -> T:
 def _value(kind: Any, value: object, source: Source, path: tuple[Step, ...]) -> Any:  # noqa: ANN401 - by annotation
     if kind is QuantFormat:
         return _format(_scalar(str, value, source, path), source, path)
+    if kind is Note:
+        return _note(value, source, path)
     if is_dataclass(kind):
         return _object(kind, value, source, path)
     if get_origin(kind) is tuple:
@@ -105,6 +108,13 @@ def _format(name: str, source: Source, path: tuple[Step, ...]) -> QuantFormat:
     try:
         return QuantFormat.parse(name)
     except InputError as error:
+        raise source.error(str(error), *path) from None
+
+
+def _note(value: object, source: Source, path: tuple[Step, ...]) -> Note:
+    try:
+        return Note.of_json(value)
+    except ValueError as error:
         raise source.error(str(error), *path) from None
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from qplan.artifact import read_json, write_json
 from qplan.card import ModelCard
+from qplan.notes import Note, note
 from qplan.run.folder import RunFolder
 from qplan.settings import Memory
 
@@ -29,11 +30,10 @@ class FoldRecord:
     (``original``, ``folded``) and uniform model, such as ``int8, memory low``."""
 
     @property
-    def note(self) -> str:
-        """For people."""
-        ratios = "; ".join(f"{name}: {_ratio(self.losses, name):.2f}" for name in self.losses["original"])
-        what = "weights are folded" if self.folded_sha256 else "folding does not pay and is left out"
-        return f"{what}; loss of uniform models, folded over original: {ratios}"
+    def note(self) -> Note:
+        """What was decided, and the ratios that decided it."""
+        ratios = {name: _ratio(self.losses, name) for name in self.losses["original"]}
+        return note("folded" if self.folded_sha256 else "folding-left-out", ratios=ratios)
 
     def write(self, path: Path, inputs: Mapping[str, str]) -> None:
         """Write ``fold.json``."""
@@ -58,12 +58,31 @@ class FoldRecord:
         return cls(*(value[key] for key in ("original", "original_sha256", "folded_sha256", "memory", "losses")))
 
 
+def inputs_of(path: Path) -> dict[str, str]:
+    """What a record's decision depended on.
+
+    Raises:
+        InputError: another kind of file.
+        StaleArtifactError: written by a newer qplan.
+    """
+    found: dict[str, str] = read_json(path, KIND, SCHEMA)["inputs"]
+    return found
+
+
 def fold_of(run: RunFolder, card: ModelCard) -> FoldRecord | None:
     """How the model of a finished analysis was folded; None if it is as the user gave it."""
     if not run.fold.is_file():
         return None
     record = FoldRecord.read(run.fold)
     return record if record.folded_sha256 == card.sha256 else None
+
+
+def analyzed_folder(run: RunFolder, card: ModelCard) -> Path:
+    """The Hugging Face folder of the model that a run's table is about: the folded one, or as the user gave it.
+
+    A model of the hub has none: the path is then that of its id, where nothing is.
+    """
+    return Path(card.source).expanduser() if fold_of(run, card) is None else run.folded
 
 
 def _ratio(losses: Mapping[str, Mapping[str, float]], name: str) -> float:

@@ -7,9 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qplan.errors import InputError
+from qplan.run.plan_folder import PLAN_FILE, VERIFICATION_FILE, PlanFolder
 
 RUNS = Path("qplan-runs")
 """Default parent of run folders, in the current directory."""
+
+SENSITIVITY_FILE = "sensitivity.parquet"
+"""What makes a folder a finished run."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +35,16 @@ class RunFolder:
         Raises:
             InputError: there is none.
         """
-        tables = sorted(root.glob("*/sensitivity.parquet"), key=lambda path: path.stat().st_mtime)
-        if not tables:
+        runs = finished_runs(root)
+        if not runs:
             msg = f"no finished analysis under {root}/; run 'qplan analyze MODEL' first or name one with --run"
             raise InputError(msg)
-        return cls(tables[-1].parent)
+        return runs[-1]
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether an analysis left its table here."""
+        return self.sensitivity.is_file()
 
     @property
     def calibration(self) -> Path:
@@ -50,12 +59,17 @@ class RunFolder:
     @property
     def sensitivity(self) -> Path:
         """The finished table."""
-        return self.folder / "sensitivity.parquet"
+        return self.folder / SENSITIVITY_FILE
 
     @property
     def device(self) -> Path:
         """What this machine takes for every op and format."""
         return self.folder / "device.json"
+
+    @property
+    def timing(self) -> Path:
+        """Where a profile builds models and keeps times as they are taken; gone when it is done."""
+        return self.folder / "profile"
 
     @property
     def frontier(self) -> Path:
@@ -99,3 +113,23 @@ class RunFolder:
     def budget(self, budget: str) -> Path:
         """Folder of one budget's plan: ``int8``, ``4.5bpw``, ``60pct``."""
         return self.folder / re.sub(r"[^\w.-]+", "-", budget.strip().lower().replace("%", "pct"))
+
+    def budget_for(self, budget: str, engine: str | None) -> Path:
+        """The same for a plan for another engine; None for the installed one."""
+        return self.budget(budget if engine is None else f"{budget}-mnn-{engine}")
+
+    @property
+    def plans(self) -> tuple[PlanFolder, ...]:
+        """The folders that hold a plan, by name."""
+        return tuple(PlanFolder(path.parent) for path in sorted(self.folder.glob(f"*/{PLAN_FILE}")))
+
+    @property
+    def verified(self) -> tuple[PlanFolder, ...]:
+        """The folders that hold measurements of a built plan, by name."""
+        return tuple(PlanFolder(path.parent) for path in sorted(self.folder.glob(f"*/{VERIFICATION_FILE}")))
+
+
+def finished_runs(root: Path = RUNS) -> tuple[RunFolder, ...]:
+    """Runs under a folder whose analysis is finished, the newest table last."""
+    tables = sorted(root.glob(f"*/{SENSITIVITY_FILE}"), key=lambda path: path.stat().st_mtime)
+    return tuple(RunFolder(path.parent) for path in tables)

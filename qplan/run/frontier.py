@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
+from qplan.artifact import read_json, write_json
 from qplan.formats import QuantFormat
+from qplan.run.table import SensitivityTable
+
+KIND, SCHEMA = "qplan-frontier", 1
+
+FRONTIER_FILE, TABLE_FILE, PLOT_FILE = "frontier.json", "frontier.md", "frontier.png"
+"""In a run's folder of its frontier; a plan's folder has the first where its rules are its own."""
 
 
 @dataclass(frozen=True)
@@ -59,3 +69,70 @@ class MeasuredModel:
     """A plan; else a uniform model as MNN's exporter rounds it."""
     total_bytes: int
     kl_nats: float
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a frontier was solved from, so that it can be told whether it is that of a plan."""
+
+    sensitivity_sha256: str
+    rules_sha256: str
+    """Of everything besides the losses that the points depend on; empty in files written before it was kept."""
+
+
+def write_frontier(
+    folder: Path, table: SensitivityTable, swept: Frontier, sweep: Sweep, measured: tuple[MeasuredModel, ...] = ()
+) -> Path:
+    """Write ``frontier.json`` atomically.
+
+    Args:
+        folder: to write it to.
+        table: the losses.
+        swept: the plans.
+        sweep: what they were solved from.
+        measured: what the engine says.
+
+    Returns:
+        The file.
+    """
+    path = folder / FRONTIER_FILE
+    inputs = {"model": table.model.sha256, "sensitivity": table.sha256, "rules": sweep.rules_sha256}
+    write_json(path, KIND, SCHEMA, inputs, _body(table, swept, measured))
+    return path
+
+
+def find_frontier(folders: Iterable[Path], sweep: Sweep) -> Frontier | None:
+    """The first frontier that folders hold of a sweep; None if there is none.
+
+    Raises:
+        InputError: a ``frontier.json`` that is not a frontier.
+        StaleArtifactError: written by a newer qplan.
+    """
+    for folder in folders:
+        path = folder / FRONTIER_FILE
+        if path.is_file():
+            stored = read_json(path, KIND, SCHEMA)
+            inputs = stored["inputs"]
+            if Sweep(inputs["sensitivity"], inputs.get("rules", "")) == sweep:
+                points = tuple(_point(point) for point in stored["points"])
+                return Frontier(points, tuple(UniformModel(**model) for model in stored["uniform"]), stored["seconds"])
+    return None
+
+
+def _point(value: dict[str, Any]) -> FrontierPoint:
+    formats = {name: QuantFormat.parse(fmt) for name, fmt in value["formats"].items()}
+    return FrontierPoint(**(value | {"formats": formats}))
+
+
+def _body(table: SensitivityTable, swept: Frontier, measured: tuple[MeasuredModel, ...]) -> dict[str, object]:
+    return {
+        "model": table.model.source,
+        "memory": table.goal,
+        "seconds": swept.seconds,
+        "points": [
+            asdict(point) | {"formats": {name: fmt.name for name, fmt in point.formats.items()}}
+            for point in swept.points
+        ],
+        "uniform": [asdict(model) for model in swept.uniform],
+        "measured": [asdict(model) for model in measured],
+    }

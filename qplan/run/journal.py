@@ -13,13 +13,16 @@ from types import TracebackType
 from typing import Any, Self, TextIO
 
 from qplan.errors import StaleArtifactError
-from qplan.run.table import Measurement
+from qplan.run.measurement import Measurement
+from qplan.run.metrics import METRICS
 
 KIND, SCHEMA = "qplan-journal", 1
 
 _SYNC_S = 1.0
 """Longest time between a measurement and its being safe on the disk."""
 
+
+_UNBOUNDED = tuple(name for name, metric in METRICS.items() if metric.possible(math.inf))
 
 Cell = tuple[str, str, str, int, str]
 """Tensor, format, memory, batch, source."""
@@ -102,10 +105,7 @@ class Journal(Memo):
 
     def add(self, measurement: Measurement) -> None:
         """Write a measurement."""
-        value = asdict(measurement)
-        # JSON has no infinity: an unchanged output is null
-        value["sqnr_db"] = measurement.sqnr_db if math.isfinite(measurement.sqnr_db) else None
-        self._append(value)
+        self._append(_encode(measurement))
         super().add(measurement)
 
     def add_reference(self, record: ReferenceRecord) -> None:
@@ -144,9 +144,19 @@ class Journal(Memo):
         if "reference" in value:
             super().add_reference(ReferenceRecord(**value["reference"]))
             return
-        if value["sqnr_db"] is None:
-            value["sqnr_db"] = math.inf
-        super().add(Measurement(**value))
+        super().add(_decode(value))
+
+
+def _encode(measurement: Measurement) -> dict[str, Any]:
+    """JSON has no infinity: where a metric may be infinite, null is that, and what is not known is left out."""
+    given = asdict(measurement)
+    known = {key: value for key, value in given.items() if value is not None or key not in _UNBOUNDED}
+    return known | {key: None for key in _UNBOUNDED if math.isinf(given[key] or 0.0)}
+
+
+def _decode(value: Mapping[str, Any]) -> Measurement:
+    infinite: dict[str, Any] = {key: math.inf for key in _UNBOUNDED if key in value and value[key] is None}
+    return Measurement(**(dict(value) | infinite))
 
 
 def _whole_lines(path: Path) -> list[str]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from qplan.run.metrics import METRICS, Metrics
 from qplan.settings import Memory
 
 Source = Literal["measured", "gradient"]
@@ -18,7 +19,7 @@ leave out. Standard deviation of log(gradient / measured) over tensors, ``report
 
 
 @dataclass(frozen=True)
-class Measurement:
+class Measurement(Metrics):
     """One tensor in one format, everything else FP32, on one calibration batch."""
 
     tensor: str
@@ -30,73 +31,39 @@ class Measurement:
     batch: int
     tokens: int
     """Tokens whose next-token distribution was compared."""
-    kl_nats: float
-    """Mean over tokens of KL(FP32 || variant) at the logits."""
-    kl_p99_nats: float | None
-    """99th percentile over tokens of the same; None where only gradients are known."""
-    top1: float | None
-    """Fraction of tokens whose most likely next token is unchanged; None where only gradients are known."""
-    nll_nats: float | None
-    """Mean negative log-likelihood of the text under the variant, exp is the perplexity; None as above."""
-    sqnr_db: float
-    """Signal to quantization noise of the tensor's own output; inf where nothing changed."""
-    cosine: float | None = None
-    """Of the angle between the tensor's own output and the reference's, as vectors over all tokens; None in tables of
-    before."""
     source: Source = "measured"
     stderr_nats: float | None = None
     """Standard error of `kl_nats` from the spread over the batch's sequences; None where it is not known."""
 
 
+COLUMNS = ("tensor", "format", "memory", "batch", "tokens", *METRICS, "source", "stderr_nats")
+"""A measurement's fields in the order of the table."""
+
+
 @dataclass(frozen=True)
-class Loss:
+class Loss(Metrics):
     """A format's loss over all batches."""
 
-    kl_nats: float
-    """Mean over all tokens."""
     stderr_nats: float
-    """Standard error of the mean, from the spread over batches (measured) or sequences (gradient, with `FORM_ERROR`);
-    0 where one batch is all there is."""
-    kl_p99_nats: float | None
-    """Token-weighted mean of the batches' 99th percentiles; None where only gradients are known."""
-    top1: float | None
-    nll_nats: float | None
-    sqnr_db: float
-    """Mean over batches in dB."""
-    cosine: float | None
-    """Token-weighted mean of the batches' cosines; None in tables of before."""
+    """Standard error of the mean KL, from the spread over batches (measured) or sequences (gradient, with
+    `FORM_ERROR`); 0 where one batch is all there is."""
     source: Source = "measured"
 
 
 def summarize(measurements: Sequence[Measurement]) -> Loss:
-    """Combine the batches of one tensor and format, weighted by tokens."""
-    tokens = sum(m.tokens for m in measurements)
-    mean = sum(m.tokens * m.kl_nats for m in measurements) / tokens
+    """Combine the batches of one tensor and format, each metric in its own way."""
     sources = {m.source for m in measurements}
     source: Source = "measured" if sources == {"measured"} else "gradient"
+    combined: dict[str, Any] = {
+        name: metric.combined([(m.tokens, getattr(m, name)) for m in measurements]) for name, metric in METRICS.items()
+    }
+    tokens, mean = sum(m.tokens for m in measurements), combined["kl_nats"]
     variance = _sequence_variance(measurements, tokens)
     if variance is None:
         variance = _batch_variance(measurements, mean, tokens)
     if source == "gradient":
         variance += (FORM_ERROR * mean) ** 2
-    return Loss(
-        mean,
-        math.sqrt(variance),
-        _mean([(m.tokens, m.kl_p99_nats) for m in measurements]),
-        _mean([(m.tokens, m.top1) for m in measurements]),
-        _mean([(m.tokens, m.nll_nats) for m in measurements]),
-        sum(m.sqnr_db for m in measurements) / len(measurements),
-        _mean([(m.tokens, m.cosine) for m in measurements]),
-        source,
-    )
-
-
-def _mean(values: Sequence[tuple[int, float | None]]) -> float | None:
-    """Mean of values weighted by tokens, None if one is not known."""
-    known = [(tokens, value) for tokens, value in values if value is not None]
-    if len(known) < len(values):
-        return None
-    return sum(tokens * value for tokens, value in known) / sum(tokens for tokens, _ in known)
+    return Loss(math.sqrt(variance), source, **combined)
 
 
 def _sequence_variance(measurements: Sequence[Measurement], tokens: int) -> float | None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import re
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from qplan.artifact import read_json, write_json
 from qplan.cost.file_bytes import FileBytes
 from qplan.errors import InputError
 from qplan.formats import QuantFormat
+from qplan.notes import Note
 from qplan.run.decode import Source, decode
 from qplan.settings import DYNAMIC_OPTIONS
 
@@ -25,7 +27,15 @@ __all__ = [
     "UniformPoint",
 ]
 
-KIND, SCHEMA = "qplan-plan", 2
+KIND, SCHEMA = "qplan-plan", 3
+
+_ENGINE = re.compile(r"\d+\.\d+\.\d+")
+
+_ENGINE_RECORDED = 3
+"""First schema with `Plan.engine`."""
+
+_OF_ENGINE = re.compile(rf"-mnn-({_ENGINE.pattern})$")
+"""How ``emit --engine`` ends a folder's name; where plans of schemas before 3 have their engine from."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +160,8 @@ class Plan:
     solver: SolverReport
     logits: LogitsRule
     uniform: tuple[UniformPoint, ...]
-    notes: tuple[str, ...]
+    notes: tuple[Note, ...]
+    """What a reader must know."""
     dynamic_option: int = 0
     """MNN's ``dynamic_option`` that the model ships with: 2 for int8 activations with a scale per block."""
     given: GivenRules = GivenRules()
@@ -159,6 +170,8 @@ class Plan:
     """What was minimized: ``loss``, ``smallest`` (bytes) or ``fastest`` (decode time)."""
     target: str = "cpu-x86"
     """Where the plan is to run, see `qplan.cost.target`."""
+    engine: str | None = None
+    """Version of MNN that the plan is for, e.g. ``3.5.0``; None for the one that was installed."""
 
     @property
     def formats(self) -> dict[str, QuantFormat]:
@@ -170,9 +183,14 @@ class Plan:
         """Size-weighted mean width, without scales."""
         return sum(t.format.bits * t.weights for t in self.tensors) / sum(t.weights for t in self.tensors)
 
+    def noted(self, *notes: Note) -> Plan:
+        """The plan with more notes."""
+        return replace(self, notes=(*self.notes, *notes))
+
     def write(self, path: Path) -> None:
         """Write ``plan.json`` atomically."""
         body = asdict(self)
+        body["notes"] = [note.to_json() for note in self.notes]
         body["tensors"] = [asdict(t) | {"format": t.format.name} for t in self.tensors]
         body["given"]["pins"] = [{"pattern": pin.pattern, "format": pin.format.name} for pin in self.given.pins]
         inputs = {"model": self.model_sha256, "sensitivity": self.sensitivity_sha256}
@@ -190,6 +208,11 @@ class Plan:
         source = Source(str(path), path.read_text(encoding="utf-8"))
         body = {key: value for key, value in document.items() if key not in ("kind", "schema", "inputs", "versions")}
         plan = decode(cls, body, source)
+        if document["schema"] < _ENGINE_RECORDED and (named := _OF_ENGINE.search(path.resolve().parent.name)):
+            plan = replace(plan, engine=named[1])
+        if plan.engine is not None and not _ENGINE.fullmatch(plan.engine):
+            problem = f"{plan.engine!r} is no version of MNN; write it as 3.5.0, or null for the installed one"
+            raise source.error(problem, "engine")
         for index, tensor in enumerate(plan.tensors):
             if tensor.weights <= 0:
                 problem = f"{tensor.weights} weights: must be positive"
@@ -201,3 +224,28 @@ class Plan:
             msg = f"{path} holds no tensors; make it again with 'qplan emit'"
             raise InputError(msg)
         return plan
+
+
+def versions_of(path: Path) -> dict[str, str]:
+    """Versions of the packages that made a plan.
+
+    Raises:
+        InputError: no such file, or not a plan.
+        StaleArtifactError: written by a newer qplan.
+    """
+    found: dict[str, str] = read_json(path, KIND, SCHEMA)["versions"]
+    return found
+
+
+def tensor_names(path: Path) -> tuple[str, ...]:
+    """Names of a plan's tensors, and nothing else of it: for a shell that waits.
+
+    Raises:
+        InputError: no such file, or not a plan.
+        StaleArtifactError: written by a newer qplan.
+    """
+    tensors = read_json(path, KIND, SCHEMA).get("tensors")
+    if not isinstance(tensors, list) or not all(isinstance(t, dict) and "name" in t for t in tensors):
+        msg = f"{path} holds no tensors; make it again with 'qplan emit'"
+        raise InputError(msg)
+    return tuple(str(tensor["name"]) for tensor in tensors)

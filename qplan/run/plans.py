@@ -8,8 +8,7 @@ from pathlib import Path
 from qplan.errors import InputError
 from qplan.run.folder import RunFolder
 from qplan.run.plan import Plan
-
-PLAN_FILE = "plan.json"
+from qplan.run.plan_folder import PLAN_FILE, PlanFolder
 
 
 @dataclass(frozen=True)
@@ -30,13 +29,13 @@ def find_plan(name: str, run: RunFolder | None = None) -> FoundPlan:
     Raises:
         InputError: no such plan, or one that cannot be read; names the line.
     """
-    for path in (Path(name), Path(name) / PLAN_FILE):
+    for path in (Path(name), PlanFolder(Path(name)).plan):
         if path.is_file():
             return FoundPlan(path, Plan.read(path))
     home = run or RunFolder.latest()
-    path = home.budget(name) / PLAN_FILE
+    path = PlanFolder(home.budget(name)).plan
     if not path.is_file():
-        have = sorted(found.parent.name for found in home.folder.glob(f"*/{PLAN_FILE}"))
+        have = [found.folder.name for found in home.plans]
         msg = (
             f"no plan {name!r}: neither a file, nor a folder with {PLAN_FILE}, nor a budget of {home.folder}, "
             f"which has {', '.join(have) or 'none yet'}; make it with 'qplan emit --budget {name}'"
@@ -45,8 +44,35 @@ def find_plan(name: str, run: RunFolder | None = None) -> FoundPlan:
     return FoundPlan(path, Plan.read(path))
 
 
+def newest_plan(run: RunFolder) -> FoundPlan:
+    """The plan of a run that was written last.
+
+    Raises:
+        InputError: there is none, or it cannot be read; names the line.
+    """
+    newest = newest_plan_file(run)
+    if newest is None:
+        msg = f"no plan in {run.folder}; make one with 'qplan emit'"
+        raise InputError(msg)
+    return FoundPlan(newest, Plan.read(newest))
+
+
+def newest_plan_file(run: RunFolder) -> Path | None:
+    """The file of the plan that was written last, unread; None if there is none."""
+    return max((found.plan for found in run.plans), key=_written, default=None)
+
+
+def newest_built_plan(run: RunFolder) -> Path | None:
+    """The plan of a run that was written last and has a built model; None if nothing was built."""
+    return max((found.plan for found in run.plans if found.model.is_dir()), key=_written, default=None)
+
+
 def run_of(path: Path) -> RunFolder:
     """The run that a plan's file lies in; the latest one if it lies elsewhere."""
     folder = path.resolve().parent
-    inside = (run for run in (RunFolder(folder), RunFolder(folder.parent)) if run.sensitivity.is_file())
+    inside = (run for run in (RunFolder(folder), RunFolder(folder.parent)) if run.is_finished)
     return next(inside, None) or RunFolder.latest()
+
+
+def _written(path: Path) -> float:
+    return path.stat().st_mtime

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
-from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,9 +15,11 @@ from qplan.artifact import atomic_path, check_header, header, sha256_json
 from qplan.card import ModelCard
 from qplan.errors import InputError, MeasurementError
 from qplan.formats import QuantFormat
+from qplan.notes import Note
 from qplan.run.additivity import JointPoint, predict_joint
-from qplan.run.measurement import Loss, Measurement, Source, summarize
-from qplan.settings import DynamicOption, Memory, memories_of
+from qplan.run.measurement import COLUMNS, Loss, Measurement, Source, summarize
+from qplan.run.metrics import METRICS, values_of
+from qplan.settings import DynamicOption, Memory, Mode, memories_of
 
 __all__ = [
     "Conditions",
@@ -34,10 +34,11 @@ __all__ = [
     "summarize",
 ]
 
-KIND, SCHEMA = "qplan-sensitivity", 3
+KIND, SCHEMA = "qplan-sensitivity", 4
 
-Mode = Literal["measured", "gradient", "auto"]
-"""How losses were found: all by running the model, all from gradients, or what a plan depends on by running it."""
+_HASHED_AS = {"wide-scales": "scales have 32 bits: engine {engine} reads no others"}
+"""Notes that are added to tables after they were read, as qplan 3 hashed them: its plans hold such hashes. No sentence
+for people, and never reworded."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class SensitivityTable:
     conditions: Conditions
     reference_nll_nats: float
     """Mean negative log-likelihood of the calibration text under FP32."""
-    notes: tuple[str, ...]
+    notes: tuple[Note, ...]
     """What a reader must know, e.g. formats whose block was changed for a tensor."""
     measurements: tuple[Measurement, ...]
     joint: tuple[JointPoint, ...] = ()
@@ -84,7 +85,8 @@ class SensitivityTable:
     @cached_property
     def sha256(self) -> str:
         """Hash of the content, not of the file."""
-        return sha256_json([self._meta(), [_row(m) for m in self.measurements]])
+        meta = self._meta() | {"notes": [_hashed(note) for note in self.notes]}
+        return sha256_json([meta, [_row(m) for m in self.measurements]])
 
     @property
     def goal(self) -> Memory:
@@ -97,9 +99,30 @@ class SensitivityTable:
         return memories_of(self.goal)
 
     def formats_of(self, tensor: str) -> tuple[QuantFormat, ...]:
-        """Formats measured for a tensor, widest first."""
-        names = dict.fromkeys(m.format for m in self.measurements if m.tensor == tensor)
-        return tuple(sorted((QuantFormat.parse(n) for n in names), key=lambda f: (-f.bits, f.block, f.symmetric)))
+        """Formats measured for a tensor, widest first; none for one that was not measured."""
+        return self._formats.get(tensor, ())
+
+    @cached_property
+    def _formats(self) -> dict[str, tuple[QuantFormat, ...]]:
+        """Formats by tensor name. Kept: every tensor is asked for, and there are many rows."""
+        names: dict[str, dict[str, None]] = {}
+        for m in self.measurements:
+            names.setdefault(m.tensor, {})[m.format] = None
+        return {
+            tensor: tuple(sorted(map(QuantFormat.parse, found), key=lambda f: (-f.bits, f.block, f.symmetric)))
+            for tensor, found in names.items()
+        }
+
+    def under(self, memory: Memory) -> SensitivityTable:
+        """The table with another memory setting as its goal; itself for its own."""
+        if memory == self.goal:
+            return self
+        return self._under.setdefault(memory, replace(self, conditions=replace(self.conditions, memory=memory)))
+
+    @cached_property
+    def _under(self) -> dict[Memory, SensitivityTable]:
+        """Kept: a table's losses are summarized once."""
+        return {}
 
     def losses(self, memory: Memory | None = None) -> dict[str, dict[str, Loss]]:
         """Loss by tensor name and format name, tensors in order of execution; the goal's memory setting by default."""
@@ -153,16 +176,17 @@ class SensitivityTable:
                 msg = f"{spec.name} lacks measurements {missing[:3]}; run the same analyze command again to complete"
                 raise MeasurementError(msg)
         for m in self.measurements:
-            if not math.isfinite(m.kl_nats) or m.kl_nats < 0 or not math.isfinite(m.nll_nats or 0.0):
-                msg = f"{m.tensor} in {m.format}, batch {m.batch}: loss of {m.kl_nats} nats is impossible"
-                raise MeasurementError(msg)
+            for name, value in values_of(m).items():
+                if value is not None and not METRICS[name].possible(value):
+                    msg = f"{m.tensor} in {m.format}, batch {m.batch}: {name} of {value} is impossible"
+                    raise MeasurementError(msg)
 
     def _meta(self) -> dict[str, object]:
         return {
             "model": self.model.to_json(),
             "conditions": asdict(self.conditions),
             "reference_nll_nats": self.reference_nll_nats,
-            "notes": list(self.notes),
+            "notes": [note.to_json() for note in self.notes],
             "joint": [asdict(point) for point in self.joint],
         }
 
@@ -171,7 +195,7 @@ class SensitivityTable:
         self.check_complete()
         inputs = {"model": self.model.sha256, "calibration": self.conditions.calibration_sha256}
         meta = header(KIND, SCHEMA, inputs) | self._meta()
-        columns = {f.name: [getattr(m, f.name) for m in self.measurements] for f in fields(Measurement)}
+        columns = {name: [getattr(m, name) for m in self.measurements] for name in COLUMNS}
         table = pa.table(columns).replace_schema_metadata({"qplan": json.dumps(meta, sort_keys=True)})
         with atomic_path(path) as temporary:
             pq.write_table(table, temporary)
@@ -198,15 +222,30 @@ class SensitivityTable:
             ModelCard.from_json(meta["model"]),
             Conditions(**(meta["conditions"] | {"formats": tuple(meta["conditions"]["formats"])})),
             meta["reference_nll_nats"],
-            tuple(meta["notes"]),
+            tuple(map(Note.of_json, meta["notes"])),
             tuple(Measurement(**row) for row in table.to_pylist()),
             tuple(JointPoint(**point) for point in meta.get("joint", [])),
         )
 
 
-_COLUMNS = tuple(field.name for field in fields(Measurement))
+_HASHED = (
+    *("tensor", "format", "memory", "batch", "tokens"),
+    *("kl_nats", "kl_p99_nats", "top1", "nll_nats", "sqnr_db", "cosine"),
+    *("source", "stderr_nats"),
+)
+"""Columns whose values are hashed in this order for good; later ones count by name where they are known, so that the
+tables of older versions keep their hash."""
+_LATER = tuple(name for name in COLUMNS if name not in _HASHED)
+
+
+def _hashed(note: Note) -> object:
+    """A note in a table's hash; texts as they are, as tables of earlier versions have them."""
+    frozen = _HASHED_AS.get(note.code)
+    return frozen.format(**note.values) if frozen is not None and note.is_known else note.to_json()
 
 
 def _row(measurement: Measurement) -> list[object]:
     # repr keeps inf, which JSON lacks
-    return [repr(getattr(measurement, name)) for name in _COLUMNS]
+    values: list[object] = [repr(getattr(measurement, name)) for name in _HASHED]
+    later = ((name, getattr(measurement, name)) for name in _LATER)
+    return values + [[name, repr(value)] for name, value in later if value is not None]

@@ -15,7 +15,6 @@ from qplan.artifact import read_json, write_json
 from qplan.errors import InputError
 
 KIND, SCHEMA = "qplan-token-losses", 1
-FILE = "token-losses.json"
 
 Losses = NDArray[np.float32]
 """Nats ``[rows, seq_len]``: at each token, of the distribution of the one that follows."""

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from qplan.artifact import read_json, write_json
+from qplan.notes import Note
 from qplan.run.plan import FileBytes
 
-KIND, SCHEMA = "qplan-verification", 2
+KIND, SCHEMA = "qplan-verification", 3
 
 
 @dataclass(frozen=True)
@@ -87,10 +88,34 @@ class BuiltModel:
 class Check:
     """One promise and whether the engine kept it."""
 
-    name: str
+    promise: Note
     passed: bool
-    detail: str
+    found: Note
     """The measured value and the limit."""
+
+    @property
+    def name(self) -> str:
+        """The promise in English."""
+        return str(self.promise)
+
+    @property
+    def detail(self) -> str:
+        """What was found, in English."""
+        return str(self.found)
+
+    def to_json(self) -> dict[str, Any]:
+        """As `of_json` reads it."""
+        return {"promise": self.promise.to_json(), "passed": self.passed, "found": self.found.to_json()}
+
+    @classmethod
+    def of_json(cls, value: Mapping[str, Any]) -> Check:
+        """Read a check; before schema 3 it had two texts, ``name`` and ``detail``."""
+        promise, found = (value[new] if new in value else value[old] for new, old in _CHECK_KEYS)
+        return cls(Note.of_json(promise), value["passed"], Note.of_json(found))
+
+
+_CHECK_KEYS = (("promise", "name"), ("found", "detail"))
+"""Keys of a check, and what they were before schema 3."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +124,7 @@ class Verification:
 
     model_sha256: str
     plan_sha256: str
-    text: str
+    text: Note
     """Where the held-out tokens come from."""
     text_sha256: str
     reference_perplexity: float
@@ -119,7 +144,8 @@ class Verification:
     def write(self, path: Path) -> None:
         """Write ``verification.json`` atomically."""
         inputs = {"model": self.model_sha256, "plan": self.plan_sha256, "text": self.text_sha256}
-        write_json(path, KIND, SCHEMA, inputs, asdict(self))
+        body = asdict(self) | {"text": self.text.to_json(), "checks": [check.to_json() for check in self.checks]}
+        write_json(path, KIND, SCHEMA, inputs, body)
 
     @classmethod
     def read(cls, path: Path) -> Verification:
@@ -133,7 +159,8 @@ class Verification:
             k: v for k, v in read_json(path, KIND, SCHEMA).items() if k not in ("kind", "schema", "inputs", "versions")
         }
         body["models"] = tuple(built_model(m) for m in body["models"])
-        body["checks"] = tuple(Check(**c) for c in body["checks"])
+        body["checks"] = tuple(map(Check.of_json, body["checks"]))
+        body["text"] = Note.of_json(body["text"])
         return cls(**body)
 
 

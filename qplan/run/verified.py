@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from qplan.artifact import sha256_file
 from qplan.errors import QplanError
 from qplan.run.folder import RunFolder
 from qplan.run.plan import Plan
-from qplan.run.table import SensitivityTable
 from qplan.run.verification import Verification
 
 
-def verified_plans(run: RunFolder, table: SensitivityTable) -> Iterator[tuple[str, Plan, Verification]]:
-    """Plans made from a table, with what the engine measured, by the name of their folder.
+@dataclass(frozen=True)
+class VerifiedPlan:
+    """A plan with what the engine measured of its model."""
 
-    Passed over are folders of a newer qplan, half edited ones, those of other analyses, and plans that were made or
-    edited after their model was built.
+    name: str
+    """Of its folder."""
+    plan: Plan
+    verification: Verification
+
+
+def verified_plans(run: RunFolder) -> Iterator[VerifiedPlan]:
+    """Plans of a run with what the engine measured of this very plan, by name; of whatever analysis.
+
+    Passed over are folders of a newer qplan, half edited ones, and plans that were made or edited after their model
+    was built.
     """
-    for path in sorted(run.folder.glob("*/verification.json")):
-        source = path.with_name("plan.json")
+    for folder in run.verified:
         try:
-            plan, verification = Plan.read(source), Verification.read(path)
+            plan, verification = Plan.read(folder.plan), Verification.read(folder.verification)
         except QplanError:  # nobody asked for this one
             continue
-        ours = plan.sensitivity_sha256 == table.sha256 and verification.model_sha256 == table.model.sha256
-        if ours and verification.plan_sha256 == sha256_file(source):
-            yield path.parent.name, plan, verification
+        if verification.plan_sha256 == sha256_file(folder.plan):
+            yield VerifiedPlan(folder.folder.name, plan, verification)

@@ -15,16 +15,20 @@ from qplan.card import ModelCard
 from qplan.errors import MeasurementError
 from qplan.formats import QuantFormat
 from qplan.model.load import LoadedModel
+from qplan.notes import Note, few, note
 from qplan.quantize import Int8Activations
 from qplan.quantize.rounder import Rounder
 from qplan.run.calibration import CalibrationSet
 from qplan.run.journal import Journal, Memo
 from qplan.run.measurement import Measurement, Source
-from qplan.run.table import SCHEMA, Conditions, Mode, SensitivityTable
+from qplan.run.table import Conditions, Mode, SensitivityTable
 from qplan.sensitivity.menu import Menu, resolve_menu
 from qplan.sensitivity.variants import StoredWeights
 from qplan.settings import DynamicOption, Memory, memories_of
 from qplan.tensors import Role
+
+_ROWS_SCHEMA = 3
+"""The schema of tables that last changed what a measurement is: what a journal of an older one holds is not reused."""
 
 Entry = tuple[str, str, Memory]
 """Tensor, format, memory: one entry of the table, measured in every batch."""
@@ -36,7 +40,7 @@ class Analysis:
 
     loaded: LoadedModel
     menu: Menu
-    menu_notes: tuple[str, ...]
+    menu_notes: tuple[Note, ...]
     conditions: Conditions
     batches: tuple[Tensor, ...]
     """int64 ``[batch_size, seq_len]`` each, the last one may have fewer rows."""
@@ -81,7 +85,7 @@ class Analysis:
             )
             raise MeasurementError(msg)
 
-    def table(self, mode: Mode, rows: Sequence[Measurement], notes: Sequence[str] = ()) -> SensitivityTable:
+    def table(self, mode: Mode, rows: Sequence[Measurement], notes: Sequence[Note] = ()) -> SensitivityTable:
         """The finished table.
 
         Raises:
@@ -101,7 +105,7 @@ def _unreached(rows: Sequence[Measurement]) -> bool:
     return all(row.sqnr_db == math.inf for row in rows)
 
 
-def _notes_on_experts(card: ModelCard, rows: Sequence[Measurement]) -> Iterator[str]:
+def _notes_on_experts(card: ModelCard, rows: Sequence[Measurement]) -> Iterator[Note]:
     experts = {spec.name: f"{spec.layer}.{spec.expert}" for spec in card.tensors if spec.expert is not None}
     seen: dict[str, list[Measurement]] = {name: [] for name in experts}
     for row in rows:
@@ -109,11 +113,8 @@ def _notes_on_experts(card: ModelCard, rows: Sequence[Measurement]) -> Iterator[
             seen[row.tensor].append(row)
     missed = list(dict.fromkeys(experts[name] for name, own in seen.items() if own and _unreached(own)))
     if missed:
-        more = f" and {len(missed) - 5} more" if len(missed) > 5 else ""
-        yield (
-            f"no token that losses are measured on reaches {len(missed)} experts (layer.expert: "
-            f"{', '.join(missed[:5])}{more}): they share the format of their layer's others; raise --samples"
-        )
+        named, others = few(missed, 5)
+        yield note("experts-unreached", count=len(missed), experts=named, others=others)
 
 
 @contextmanager
@@ -175,7 +176,7 @@ def open_analysis(
         "rounding fitted to": calibration.fit_sha256 if conditions.rounding != "rtn" else "nothing",
         "device": loaded.device.type,
         "dtype": str(loaded.embedding.weight.dtype).removeprefix("torch."),
-        "table schema": SCHEMA,
+        "table schema": _ROWS_SCHEMA,
     }
     batches = torch.from_numpy(calibration.tokens).split(batch_size)
     opened = nullcontext(Memo()) if journal is None else Journal(journal, fingerprint)

@@ -3,57 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 
 from qplan.errors import MeasurementError
-from qplan.formats import QuantFormat
 from qplan.model.backward import sampled_backward
-from qplan.model.load import LoadedModel
-from qplan.run.calibration import CalibrationSet
 from qplan.run.journal import ReferenceRecord, cell_of
 from qplan.run.measurement import Measurement
-from qplan.run.table import SensitivityTable
-from qplan.sensitivity.analysis import Analysis, open_analysis
+from qplan.sensitivity.analysis import Analysis
 from qplan.sensitivity.fisher import FisherObserver, FisherSetup
 from qplan.settings import Memory, Progress, memories_of
-
-
-def analyze(
-    loaded: LoadedModel,
-    calibration: CalibrationSet,
-    formats: Sequence[QuantFormat],
-    memory: Memory = "low",
-    *,
-    batch_size: int = 4,
-    draws: int = 1,
-    journal: Path | None = None,
-    progress: Progress | None = None,
-) -> SensitivityTable:
-    """Estimate the loss of every format of every linear tensor, everything else in FP32.
-
-    Args:
-        loaded: the model.
-        calibration: the tokens.
-        formats: to estimate; blocks are resolved for each tensor.
-        memory: MNN's memory setting whose arithmetic is emulated.
-        batch_size: sequences per pass.
-        draws: times that labels are sampled for each sequence; each costs a backward pass and lowers the noise.
-        journal: where estimates are kept as they are made; an interrupted run with the same journal goes on.
-        progress: called after each batch.
-
-    Raises:
-        MeasurementError: an estimate that is missing, not finite or impossible.
-        StaleArtifactError: the journal was made from other inputs.
-    """
-    opened = open_analysis(loaded, calibration, formats, memory, batch_size=batch_size, draws=draws, journal=journal)
-    with opened as analysis:
-        estimate(analysis, progress=progress)
-        rows = [row for n, f, m in analysis.entries() for row in analysis.rows((n, f.name, m), "gradient")]
-        return analysis.table("gradient", rows)
 
 
 def estimate(analysis: Analysis, *, progress: Progress | None = None) -> None:
@@ -123,9 +84,6 @@ def _measurements(
             batch=batch,
             tokens=tokens.numel(),
             kl_nats=mean,
-            kl_p99_nats=None,
-            top1=None,
-            nll_nats=None,
             sqnr_db=sqnr[index],
             # as if errors were orthogonal to the output
             cosine=1 / math.sqrt(1 + 10 ** (-sqnr[index] / 10)),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -13,12 +12,10 @@ from torch import Tensor
 from qplan.errors import MeasurementError
 from qplan.formats import QuantFormat
 from qplan.model.load import LoadedModel
-from qplan.run.calibration import CalibrationSet
 from qplan.run.journal import Cell, ReferenceRecord
 from qplan.run.measurement import Measurement
-from qplan.run.table import SensitivityTable
-from qplan.sensitivity.analysis import Analysis, Entry, open_analysis
-from qplan.sensitivity.metrics import OutputError, OutputScale, TokenStats
+from qplan.sensitivity.analysis import Analysis, Entry
+from qplan.sensitivity.metrics import OutputError, OutputScale, TokenStats, metrics_of
 from qplan.sensitivity.replay import LayerPass, ReferencePass
 from qplan.sensitivity.variants import apply_formats
 from qplan.settings import Memory, Progress
@@ -71,41 +68,6 @@ class _Work:
         self.done += more
         if self.progress is not None:
             self.progress(self.done, len(self.jobs))
-
-
-def analyze(
-    loaded: LoadedModel,
-    calibration: CalibrationSet,
-    formats: Sequence[QuantFormat],
-    memory: Memory = "low",
-    *,
-    batch_size: int = 4,
-    journal: Path | None = None,
-    progress: Progress | None = None,
-) -> SensitivityTable:
-    """Measure the loss of every format of every linear tensor, everything else in FP32.
-
-    Batch by batch: one reference pass; then, for each tensor and format, only what comes after the tensor is computed.
-    The unchanged model is scored through the same path in every layer and must lose exactly nothing.
-
-    Args:
-        loaded: the model.
-        calibration: the tokens.
-        formats: to measure; blocks are resolved for each tensor.
-        memory: MNN's memory setting whose arithmetic is emulated.
-        batch_size: sequences per pass.
-        journal: where measurements are kept as they are made; an interrupted run with the same journal goes on.
-        progress: called after each measurement.
-
-    Raises:
-        MeasurementError: a measurement that is missing, not finite or impossible.
-        StaleArtifactError: the journal was made from other inputs.
-    """
-    opened = open_analysis(loaded, calibration, formats, memory, batch_size=batch_size, journal=journal)
-    with opened as analysis:
-        measure(analysis, progress=progress)
-        rows = [row for n, f, m in analysis.entries() for row in analysis.rows((n, f.name, m), "measured")]
-        return analysis.table("measured", rows)
 
 
 def measure(analysis: Analysis, only: Collection[Entry] | None = None, *, progress: Progress | None = None) -> None:
@@ -261,19 +223,6 @@ def _compare(here: LayerPass, job: _Job, end: Tensor) -> TokenStats:
 def _keep(work: _Work, job: _Job, stats: TokenStats, output: OutputError) -> None:
     if work.knows(job):
         return
-    work.analysis.kept.add(
-        Measurement(
-            tensor=job.tensor,
-            format=job.format.name,
-            memory=job.memory,
-            batch=job.batch,
-            tokens=stats.tokens,
-            kl_nats=stats.kl_nats,
-            kl_p99_nats=stats.kl_p99_nats,
-            top1=stats.top1,
-            nll_nats=stats.nll_nats,
-            sqnr_db=output.sqnr_db,
-            cosine=output.cosine,
-        )
-    )
+    place = (job.tensor, job.format.name, job.memory, job.batch, stats.tokens)
+    work.analysis.kept.add(Measurement(*place, **metrics_of(stats, output)))
     work.tell(1)

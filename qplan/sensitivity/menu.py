@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from qplan.card import ModelCard
 from qplan.errors import InputError
 from qplan.formats import FP16, TIED_BITS, QuantFormat
+from qplan.notes import Note, few, note
 from qplan.settings import DynamicOption
 from qplan.tensors import Role
 
@@ -16,7 +17,7 @@ Menu = dict[str, tuple[QuantFormat, ...]]
 
 def resolve_menu(
     card: ModelCard, formats: Sequence[QuantFormat], dynamic_option: DynamicOption = 0
-) -> tuple[Menu, tuple[str, ...]]:
+) -> tuple[Menu, tuple[Note, ...]]:
     """Resolve the asked formats for every tensor.
 
     A block that does not divide a tensor's width becomes one scale per row, and what MNN's exporter would make of it,
@@ -53,22 +54,23 @@ def resolve_menu(
             )
             raise InputError(msg)
         menu[spec.name] = tuple(usable)
-    notes = [
-        f"{fmt} became {' and '.join(choice.name for choice in choices)} for {_names(names)}: "
-        f"blocks of {fmt.block} do not divide rows of {width} weights"
-        for (fmt, choices, width), names in changed.items()
-    ]
+    notes = [_on_blocks(fmt, choices, width, names) for (fmt, choices, width), names in changed.items()]
     notes += [
-        f"{name} is not measured in {', '.join(out)}: it is tied to the embedding, whose lookup the engine decodes "
-        f"right at {', '.join(map(str, TIED_BITS))} bits only"
-        for name, out in skipped.items()
+        note("tied-head-unmeasured", tensor=name, formats=out, bits=list(TIED_BITS)) for name, out in skipped.items()
     ]
     if garbled:
-        left = ", ".join(dict.fromkeys(garbled))
-        notes.append(f"{left} are not measured: the engine garbles them with a scale per block (dynamic_option 2)")
+        notes.append(note("garbled-unmeasured", formats=list(dict.fromkeys(garbled))))
     return menu, tuple(notes)
 
 
-def _names(names: list[str]) -> str:
-    shown = ", ".join(names[:3])
-    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
+def _on_blocks(fmt: QuantFormat, choices: Sequence[QuantFormat], row_weights: int, names: Sequence[str]) -> Note:
+    tensors, others = few(names)
+    return note(
+        "block-changed",
+        format=fmt.name,
+        choices=[choice.name for choice in choices],
+        tensors=tensors,
+        others=others,
+        block=fmt.block,
+        row_weights=row_weights,
+    )

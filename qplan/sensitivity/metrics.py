@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from qplan.errors import MeasurementError
+from qplan.run.metrics import METRICS
 
 _CHUNK_ELEMENTS = 1 << 17
 """Logits worked on at a time by a processor: four arrays of this size stay in its second-level cache."""
@@ -154,11 +156,6 @@ def compare(reference: Reference, logits: Tensor) -> TokenStats:
     return TokenStats.checked(kl, same_top, nll)
 
 
-def compare_logits(reference: Tensor, variant: Tensor, tokens: Tensor) -> TokenStats:
-    """Compare two models' logits ``[rows, seq_len, vocabulary]`` on token ids ``[rows, seq_len]``."""
-    return compare(reference_of(reference, tokens), variant)
-
-
 @dataclass(frozen=True)
 class OutputError:
     """A tensor's own output against the reference's, as vectors over all tokens and features."""
@@ -167,6 +164,11 @@ class OutputError:
     """Signal to quantization noise ``10 log10(sum(r^2) / sum((a - r)^2))`` in dB; inf if nothing changed."""
     cosine: float
     """Of the angle between the two; 1 if they point the same way."""
+
+
+def metrics_of(stats: TokenStats, output: OutputError) -> dict[str, Any]:
+    """The metrics of `qplan.run.metrics` by name: each is a property of one of the two."""
+    return {name: getattr(stats if hasattr(stats, name) else output, name) for name in METRICS}
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,13 @@ from pathlib import Path
 from qplan.card import ModelCard
 from qplan.formats import QuantFormat
 from qplan.mnn.engine.probe import run_probe
-from qplan.mnn.engine.session import Engine
+from qplan.mnn.engine.session import EngineSession
 from qplan.mnn.engine.venv import EngineVenv
 from qplan.mnn.engines import EngineTarget
-from qplan.mnn.graph.json_graph import read_ops
+from qplan.mnn.graph.binary import read_linears
 from qplan.mnn.preflight import check_folder
 from qplan.mnn.runtime import RuntimeConfig
+from qplan.notes import note, text_note
 from qplan.quantize.rounder import Rounder
 from qplan.run.plan import Plan
 from qplan.run.verification import BuiltModel, Check
@@ -47,40 +48,39 @@ def exact_logits(
     card = rounder.loaded.card
     layers = max((spec.layer or 0 for spec in card.tensors), default=0) + 1
     limit = EXACT_REL * max(1.0, layers / LAYERS_OF_EXACT_REL)
-    with Engine(folder, RuntimeConfig("normal"), context=card.context) as engine:
+    with EngineSession(folder, RuntimeConfig("normal"), context=card.context) as engine:
         error = relative_error(engine.logits(token_ids), stored_logits(rounder, formats, token_ids))
     return Check(
-        f"{name}: the engine's logits equal torch's with the same stored weights",
+        note("plan-logits") if name == "plan" else note("uniform-logits", uniform=name),
         error <= limit,
-        f"relative error {error:.1e}, limit {limit:.1e} (memory normal, {len(token_ids)} tokens)",
+        note("relative-error-of-tokens", error=error, limit=limit, memory="normal", tokens=len(token_ids)),
     )
 
 
 def read_back(folder: Path, plan: Plan) -> Check:
     """Whether the built graph holds every op of the plan in its format, and no other."""
-    ops = {op.name: op for op in read_ops(folder)}
+    ops = {op.name: op for op in read_linears(folder)}
     wrong = [t.op_name for t in plan.tensors if t.op_name not in ops or not ops[t.op_name].holds(t.format)]
     extra = sorted(set(ops) - {t.op_name for t in plan.tensors})
-    detail = f"{len(plan.tensors) - len(wrong)} of {len(plan.tensors)} ops have their bits and block"
+    right, count = len(plan.tensors) - len(wrong), len(plan.tensors)
     if wrong or extra:
-        detail += f"; wrong: {wrong[:3]}, unknown: {extra[:3]}"
-    return Check("llm.mnn read back", not wrong and not extra, detail)
+        found = note("ops-wrong", right=right, count=count, wrong=wrong[:3], unknown=extra[:3])
+    else:
+        found = note("ops-right", right=right, count=count)
+    return Check(note("read-back"), not wrong and not extra, found)
 
 
 def promised_bytes(plan: Plan, built: BuiltModel) -> tuple[Check, Check]:
     """Whether the files fit the budget and have the bytes that were predicted."""
     actual, said = built.files, plan.files
     fits = Check(
-        "the files fit the budget",
+        note("fits-budget"),
         actual.total <= plan.budget_bytes,
-        f"{actual.total:,} bytes of {plan.budget_bytes:,} ({plan.budget})",
+        note("bytes-of-budget", total_bytes=actual.total, budget_bytes=plan.budget_bytes, budget=plan.budget),
     )
     same = (actual.weight, actual.embedding) == (said.weight, said.embedding)
-    predicted = Check(
-        "weight and embedding files have the predicted bytes",
-        same,
-        f"{actual.weight + actual.embedding:,} of {said.weight + said.embedding:,} predicted",
-    )
+    sums = {"actual_bytes": actual.weight + actual.embedding, "predicted_bytes": said.weight + said.embedding}
+    predicted = Check(note("predicted-bytes"), same, note("bytes-of-predicted", **sums))
     return fits, predicted
 
 
@@ -96,9 +96,15 @@ def emulation(built: BuiltModel, card: ModelCard) -> tuple[Check, ...]:
         difference = abs(emulated / run.kl_nats - 1) if run.kl_nats else float(emulated > _FLOOR_NATS)
         checks.append(
             Check(
-                f"{built.name}: torch's loss equals the engine's, memory {memory}",
+                note("emulation", uniform=built.name, memory=memory),
                 difference <= limit or max(emulated, run.kl_nats) < _FLOOR_NATS,
-                f"{emulated:.3e} and {run.kl_nats:.3e} nats per token, {difference:.1%} apart, limit {limit:.0%}",
+                note(
+                    "losses-apart",
+                    torch_nats=emulated,
+                    engine_nats=run.kl_nats,
+                    difference=difference,
+                    limit=limit,
+                ),
             )
         )
     return tuple(checks)
@@ -113,17 +119,18 @@ def not_worse(built: BuiltModel, uniform: BuiltModel) -> tuple[Check, ...]:
             continue
         checks.append(
             Check(
-                f"the plan is not worse than uniform {uniform.name}, memory {run.memory}",
+                note("not-worse", uniform=uniform.name, memory=run.memory),
                 run.accuracy.kl_nats <= max(other.kl_nats, _FLOOR_NATS),
-                f"{run.accuracy.kl_nats:.3e} against {other.kl_nats:.3e} nats per token, "
-                f"{built.files.total:,} against {uniform.files.total:,} bytes",
+                note(
+                    "plan-against-uniform",
+                    plan_nats=run.accuracy.kl_nats,
+                    uniform_nats=other.kl_nats,
+                    plan_bytes=built.files.total,
+                    uniform_bytes=uniform.files.total,
+                ),
             )
         )
     return tuple(checks)
-
-
-VENVS = Path("qplan-engines")
-"""Where ``qplan compat measure`` keeps engines."""
 
 
 RIGHT_REL = 1e-3
@@ -139,13 +146,17 @@ def engine_checks(model: Path, target: EngineTarget, token_ids: list[int], expec
         token_ids: one sequence.
         expected: logits ``[tokens, vocabulary]`` in torch with the same stored weights.
     """
-    found = check_folder(model, target.engine).errors
-    detail = "; ".join(f"{finding.code}: {finding.what}" for finding in found) or "nothing found"
-    checks = [Check(f"qplan check for engine {target.engine}", not found, detail)]
-    home = EngineVenv(target.engine, VENVS / str(target.engine))
+    engine = str(target.engine)
+    findings = [f"{finding.code}: {finding.what}" for finding in check_folder(model, target.engine).errors]
+    told = note("findings", findings=findings) if findings else note("nothing-found")
+    checks = [Check(note("preflight", engine=engine), not findings, told)]
+    home = EngineVenv.of(target.engine)
     if home.python.is_file():
         ran = run_probe(model, token_ids, RuntimeConfig("normal"), python=home.python)
         outcome, error = ran.judged(expected, RIGHT_REL)
-        shown = ran.detail or outcome if error is None else f"relative error {error:.1e}, limit {RIGHT_REL:.0e}"
-        checks.append(Check(f"engine {target.engine} computes what torch computes", outcome == "ok", shown))
+        if error is not None:
+            told = note("relative-error", error=error, limit=RIGHT_REL)
+        else:
+            told = text_note(ran.detail) if ran.detail else note("engine-outcome", outcome=outcome)
+        checks.append(Check(note("other-engine", engine=engine), outcome == "ok", told))
     return tuple(checks)

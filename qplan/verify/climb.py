@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,43 +17,27 @@ from qplan.formats import FP16, FP32, QuantFormat
 from qplan.mnn.build.exporter import export_skeleton
 from qplan.mnn.build.skeleton import Skeleton, folder_bytes
 from qplan.mnn.build.writer import build_model
-from qplan.mnn.engine.session import Engine
+from qplan.mnn.engine.session import EngineSession
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import LoadedModel, load_model
-from qplan.quantize import StoredTensor
 from qplan.quantize.rounder import Rounder
 from qplan.quantize.run_rounder import run_rounder
 from qplan.run.calibration import CalibrationSet
-from qplan.run.folder import RunFolder
 from qplan.run.plan import Plan
+from qplan.run.plan_folder import PlanFolder
+from qplan.run.plans import run_of
 from qplan.run.table import SensitivityTable
 from qplan.sensitivity.variants import StoredWeights, apply_formats
 from qplan.settings import Say
 from qplan.uniform import uniform_formats
 from qplan.verify.checks import EXACT_REL, LAYERS_OF_EXACT_REL
-from qplan.verify.ladder import Break, Rung, first_layer_beyond, tolerances
+from qplan.verify.ladder import Break, LadderOptions, Rung, first_layer_beyond, tolerances
 from qplan.verify.layers import engine_lens, kl_between
 from qplan.verify.lens import lens_logits
 from qplan.verify.reference import Logits, Reference, reference_logits, relative_error
 
 LOOK_TOKENS = 64
 """Length of the sequence that is compared logit by logit and layer by layer."""
-
-
-@dataclass(frozen=True)
-class LadderOptions:
-    """What ``qplan ladder`` was asked for."""
-
-    model: str
-    text: str
-    tokens: int = 1024
-    seq_len: int = 128
-    memory: str = "low"
-    plan: Path | None = None
-    """A ``plan.json`` beside its built ``model/``."""
-    limits: Mapping[str, float] = field(default_factory=dict)
-    """Tolerances by rung, in place of the defaults."""
-    llmexport: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -110,9 +94,6 @@ def run_ladder(options: LadderOptions, say: Say, progress: Callable[[int, int], 
 
 
 def _rows(options: LadderOptions, loaded: LoadedModel) -> tuple[NDArray[np.int64], str]:
-    if options.tokens < options.seq_len:
-        msg = f"--tokens {options.tokens} is below one sequence of {options.seq_len} tokens; raise it"
-        raise InputError(msg)
     text = load_text(options.text, loaded.tokenizer)
     judged = tokenize(
         text,
@@ -135,8 +116,8 @@ def _steps(options: LadderOptions, loaded: LoadedModel, say: Say) -> list[_Step]
         steps.append(_Step(name, uniform_formats(loaded.card, bits), nearest))
     if options.plan is None:
         return steps
-    plan, built = Plan.read(options.plan), options.plan.parent / "model"
-    run = RunFolder(options.plan.parent.parent)
+    plan, built = Plan.read(options.plan), PlanFolder(options.plan.parent).model
+    run = run_of(options.plan)
     table = SensitivityTable.read(run.sensitivity)
     analyzed = load_analyzed(run, table.model, say)
     if plan.model_sha256 != table.model.sha256 or analyzed.original.card.sha256 != loaded.card.sha256:
@@ -162,17 +143,13 @@ class _RungBench:
 
     def build(self, step: _Step) -> Path:
         folder = self.work / step.name
-
-        def source(name: str) -> Callable[[], StoredTensor]:
-            return lambda: step.rounder.store(name, step.formats[name])
-
-        build_model(self.skeleton, {spec.op_name: source(spec.name) for spec in self.loaded.card.tensors}, folder)
+        build_model(self.skeleton, self.loaded.card.tensors, step.formats, step.rounder.store, folder)
         return folder
 
     def rung(self, step: _Step, folder: Path, limit_nats: float) -> Rung:
-        with Engine(folder, RuntimeConfig("normal"), context=self.loaded.card.context) as engine:
+        with EngineSession(folder, RuntimeConfig("normal"), context=self.loaded.card.context) as engine:
             exact = relative_error(engine.logits(self.ids), self._expected(step)[-1])
-        with Engine(folder, RuntimeConfig(self.memory), context=self.loaded.card.context) as engine:
+        with EngineSession(folder, RuntimeConfig(self.memory), context=self.loaded.card.context) as engine:
             stats = self.reference.compare(engine.logits)
         return Rung(
             name=step.name,

@@ -2,13 +2,49 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from qplan.errors import InputError
+from qplan.settings import Memory
 
 TOLERANCES: Mapping[str, float] = {"fp32": 1e-4, "fp16": 1e-3, "int8": 0.02, "int4": 0.5, "plan": 0.5}
 """Largest KL to the torch model in FP32, nats per token, by rung: what a usable model of that width does not reach."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LadderOptions:
+    """What ``qplan ladder`` was asked for."""
+
+    model: str
+    """Local folder or hub id."""
+    text: str = "python-stdlib"
+    """What rungs are judged on."""
+    tokens: int = 1024
+    """At most this many tokens of it."""
+    seq_len: int = 128
+    memory: Memory = "low"
+    plan: Path | None = None
+    """A ``plan.json`` beside its built ``model/``."""
+    limits: Mapping[str, float] = field(default_factory=dict)
+    """Tolerances by rung, in place of the defaults."""
+    llmexport: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse sequences that cannot be judged, and tolerances that mean nothing.
+
+        Raises:
+            InputError: names the option, its value and the limit.
+        """
+        if self.seq_len < 2:
+            msg = f"--seq-len {self.seq_len}: must be at least 2, to predict one token from another"
+            raise InputError(msg)
+        if self.tokens < self.seq_len:
+            msg = f"--tokens {self.tokens} is below one sequence of {self.seq_len} tokens; raise it"
+            raise InputError(msg)
+        tolerances(self.limits)
 
 
 @dataclass(frozen=True)
@@ -89,9 +125,9 @@ def tolerances(given: Mapping[str, float]) -> dict[str, float]:
     """
     for name, limit in given.items():
         if name not in TOLERANCES:
-            msg = f"there is no rung {name!r}; there are {', '.join(TOLERANCES)}"
+            msg = f"--tolerance {name}={limit:g}: there is no rung {name!r}; there are {', '.join(TOLERANCES)}"
             raise InputError(msg)
-        if not limit > 0:
-            msg = f"tolerance {limit:g} of {name}: must be above 0 nats per token"
+        if not (limit > 0 and math.isfinite(limit)):
+            msg = f"--tolerance {name}={limit:g}: must be above 0 nats per token, and finite"
             raise InputError(msg)
     return dict(TOLERANCES) | dict(given)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from qplan.mnn.engine.session import Engine
+from qplan.mnn.engine.session import EngineSession
 from qplan.mnn.graph.lens import look_after, open_lens
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import LoadedModel
@@ -38,7 +38,7 @@ def engine_lens(
 
         def logits_after(count: int) -> Logits:
             folder = model if count == layers else look_after(model, document, count, home / "model")
-            with Engine(folder, runtime, context=context) as engine:
+            with EngineSession(folder, runtime, context=context) as engine:
                 return engine.logits(token_ids)
 
         yield logits_after

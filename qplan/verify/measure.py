@@ -8,7 +8,7 @@ from pathlib import Path
 
 from qplan.formats import QuantFormat
 from qplan.mnn.build.skeleton import folder_bytes
-from qplan.mnn.engine.session import Engine
+from qplan.mnn.engine.session import EngineSession
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.quantize import Int8Activations
 from qplan.quantize.rounder import Rounder
@@ -86,7 +86,7 @@ def measure_model(
     for memory, option in settings:
         say(f"{name}: memory {memory}" + (f", dynamic_option {option}" if memory == "low" and option else ""))
         runtime = RuntimeConfig(memory, threads=trial.threads, dynamic_option=option)
-        with Engine(folder, runtime, context=loaded.card.context) as engine:
+        with EngineSession(folder, runtime, context=loaded.card.context) as engine:
             stats = trial.reference.compare(engine.logits)
             runs.append(EngineRun(memory, "prefill", accuracy_of(stats), option))
             if keep is not None and option == dynamic_option:
@@ -119,7 +119,7 @@ def speeds_by_turns(folder: Path, trial: Trial, context: int) -> dict[DynamicOpt
     for _ in range(_TURNS):
         for option, found in runs.items():
             runtime = RuntimeConfig("low", threads=trial.threads, dynamic_option=option)
-            with Engine(folder, runtime, context=context) as engine:
+            with EngineSession(folder, runtime, context=context) as engine:
                 found.append(_speed(engine, trial, context))
     return {option: _best(found) for option, found in runs.items()}
 
@@ -129,7 +129,7 @@ def _best(speeds: Sequence[Speed]) -> Speed:
     return replace(max(speeds, key=lambda speed: speed.decode_tokens_per_s), prefill_tokens_per_s=prefill)
 
 
-def _speed(engine: Engine, trial: Trial, context: int) -> Speed:
+def _speed(engine: EngineSession, trial: Trial, context: int) -> Speed:
     decode = max(1, min(trial.decode_tokens, context // 4))
     prompt = max(1, min(trial.prompt_tokens, context - decode))
     sample = engine.measure_speed(prompt, decode, trial.repeats)

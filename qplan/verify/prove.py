@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,16 +14,15 @@ from qplan.artifact import sha256_file, versions
 from qplan.errors import VerificationError
 from qplan.formats import QuantFormat, applies, garbled
 from qplan.mnn.build.skeleton import Skeleton
-from qplan.mnn.build.tie import TieForm
 from qplan.mnn.build.writer import build_model
 from qplan.mnn.engines import EngineTarget
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import LoadedModel
-from qplan.quantize import StoredTensor
+from qplan.notes import Note
 from qplan.quantize.rounder import Rounder
-from qplan.run import token_losses
-from qplan.run.baselines import measured_once
+from qplan.run.baselines import baseline_path, baseline_token_losses, measured_once
 from qplan.run.plan import Plan
+from qplan.run.plan_folder import PlanFolder
 from qplan.run.token_losses import Losses, TokenLosses
 from qplan.run.verification import BuiltModel, Check, Speed, Verification
 from qplan.sensitivity.metrics import TokenStats
@@ -45,8 +44,8 @@ class BuildBench:
     loaded: LoadedModel
     skeleton: Skeleton
     trial: Trial
-    text: str
-    """Where the tokens of the trial come from, for people."""
+    text: Note
+    """Where the tokens of the trial come from."""
     text_sha256: str
     baselines: Path
     """Folder for the measurements of uniform models."""
@@ -58,14 +57,9 @@ class BuildBench:
         self, formats: Mapping[str, QuantFormat], out: Path, runtime: RuntimeConfig, rounder: Rounder | None = None
     ) -> None:
         """Build a runnable folder, one tensor at a time in memory; rounded to nearest without a rounder."""
-        rounding = rounder or Rounder(self.loaded)
-
-        def source(name: str) -> Callable[[], StoredTensor]:
-            return lambda: rounding.store(name, formats[name])
-
-        tensors = {spec.op_name: source(spec.name) for spec in self.loaded.card.tensors}
-        tie_form: TieForm = "list" if self.target.tie_list else "dict"
-        build_model(self.skeleton, tensors, out, tie_form=tie_form, runtime=runtime, replace=True)
+        store = (rounder or Rounder(self.loaded)).store
+        tensors, tie_form = self.loaded.card.tensors, self.target.tie_form
+        build_model(self.skeleton, tensors, formats, store, out, tie_form=tie_form, runtime=runtime, replace=True)
 
     @property
     def token_ids(self) -> list[int]:
@@ -91,7 +85,7 @@ def gate(bench: BuildBench) -> Check:
     if not check.passed:
         msg = (
             f"{bench.loaded.card.architecture} as exported by {bench.skeleton.exporter} computes other logits on the "
-            f"engine than the Hugging Face model: {check.detail}. The export is wrong for this model; every quantized "
+            f"engine than the Hugging Face model: {check.found}. The export is wrong for this model; every quantized "
             "version would be too. Try --llmexport with a newer MNN checkout"
         )
         raise VerificationError(msg)
@@ -151,7 +145,7 @@ def _measure_plan(
     """Measure the built plan as it ships, and with the other ``dynamic_option`` where that changes anything."""
     compared = applies("low", plan.formats) and not garbled(plan.formats)
     options: tuple[DynamicOption, DynamicOption] = (2, 0) if plan.dynamic_option == 2 else (0, 2)
-    with _kept_tokens(bench, "plan", model.with_name(token_losses.FILE)) as keep:
+    with _kept_tokens(bench, "plan", PlanFolder(model.parent).token_losses) as keep:
         return measure_model(
             "plan",
             model,
@@ -177,7 +171,7 @@ def _kept_tokens(bench: BuildBench, name: str, path: Path) -> Iterator[Keep]:
 
     yield keep
     tokens = tuple(tuple(decode([token]) for token in row.tolist()) for row in rows)
-    TokenLosses(name, bench.loaded.card.sha256, bench.text, bench.text_sha256, tokens, found).write(path)
+    TokenLosses(name, bench.loaded.card.sha256, str(bench.text), bench.text_sha256, tokens, found).write(path)
 
 
 def _baseline(bench: BuildBench, name: str, bits: int) -> BuiltModel:
@@ -195,7 +189,7 @@ def _baseline(bench: BuildBench, name: str, bits: int) -> BuiltModel:
         bench.say(f"{name}: building")
         bench.build(formats, folder, RuntimeConfig())
         try:
-            with _kept_tokens(bench, name, bench.baselines / f"{name}-{token_losses.FILE}") as keep:
+            with _kept_tokens(bench, name, baseline_token_losses(bench.baselines, name)) as keep:
                 rounder = Rounder(bench.loaded)
                 return measure_model(
                     name, folder, formats, rounder=rounder, trial=bench.trial, say=bench.say, keep=keep
@@ -203,7 +197,7 @@ def _baseline(bench: BuildBench, name: str, bits: int) -> BuiltModel:
         finally:
             shutil.rmtree(folder)
 
-    return measured_once(bench.baselines / f"{name}.json", inputs, formats, measure)
+    return measured_once(baseline_path(bench.baselines, name), inputs, formats, measure)
 
 
 def _rival(plan: Plan, uniform: Mapping[str, BuiltModel]) -> BuiltModel | None:

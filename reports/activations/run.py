@@ -21,10 +21,11 @@ from qplan.formats import QuantFormat
 from qplan.mnn.build.exporter import export_skeleton
 from qplan.mnn.build.skeleton import Skeleton
 from qplan.mnn.build.writer import build_model
-from qplan.mnn.engine.session import Engine
+from qplan.mnn.engine.session import EngineSession
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import LoadedModel, load_model
-from qplan.quantize import EnginePath, Int8Activations, rtn
+from qplan.quantize import EnginePath, Int8Activations
+from qplan.quantize.rounder import Rounder
 from qplan.sensitivity.joint import joint_losses
 from qplan.settings import DynamicOption
 from qplan.verify.measure import Trial, speeds_by_turns
@@ -53,7 +54,7 @@ def main() -> None:
     name = Path(options.model).name
     about = (
         f"KL to FP32 over {rows.size} tokens of {options.text.name}, rounded to nearest, one thread, MNN "
-        f"{versions()['MNN']}. Option 0: a scale per token, 2: per token and block of the weights."
+        f"{versions()['MNN']}. Option 0: one scale per token; 2: one per token and block of the weights."
     )
     lines = [
         f"# int8 activations of {name}",
@@ -74,11 +75,10 @@ def rows_of(
 ) -> Iterator[str]:
     """One format: both options, both paths."""
     formats = {spec.name: fmt.resolve(spec.in_features) for spec in loaded.card.tensors}
-    weights = {s.op_name: rtn(loaded.weight(s.name), formats[s.name]) for s in loaded.card.tensors}
-    build_model(skeleton, weights, folder, replace=True)
+    build_model(skeleton, loaded.card.tensors, formats, Rounder(loaded).store, folder, replace=True)
     speeds = speeds_by_turns(folder, Trial(reference), loaded.card.context)
     for option in OPTIONS:
-        with Engine(folder, RuntimeConfig(dynamic_option=option)) as engine:
+        with EngineSession(folder, RuntimeConfig(dynamic_option=option)) as engine:
             measured = [reference.compare(logits).kl_nats for logits in (engine.logits, engine.logits_stepwise)]
         rates = (speeds[option].prefill_tokens_per_s, speeds[option].decode_tokens_per_s)
         for path, found, rate in zip(PATHS, measured, rates, strict=True):

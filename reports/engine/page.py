@@ -28,14 +28,16 @@ def _faults(faults: list[dict[str, Any]]) -> list[str]:
         return []
     native = Counter((row["severity"], row["native"]) for row in faults)
     named = sum(row["named"] for row in faults)
-    shown = ", ".join(f"{count} {severity}s {outcome}" for (severity, outcome), count in sorted(native.items()))
+    shown = ", ".join(
+        f"{count} {severity}{'s' * (count > 1)} {outcome}" for (severity, outcome), count in sorted(native.items())
+    )
     lines = [
         f"## {len(faults)} broken folders",
         "",
-        f"`qplan check` names the fault of {named} of {len(faults)}.",
-        f"What the engine itself does with them, unchecked: {shown}.",
+        f"`qplan check` identifies the fault in {named} of {len(faults)}.",
+        f"What the engine does with them when nothing checks them first: {shown}.",
         "*wrong* is garbage without a message: logits more than 1 % off. `qplan.Engine` refuses every folder with an",
-        "error before the engine sees it; without its check (last column) a crash is a `ToolError`.",
+        "error before the engine loads it; without its check (last column) a crash is a `ToolError`.",
         "",
         "| fault | finding | | engine, unchecked | `Engine(check=False)` |",
         "|---|---|---|---|---|",
@@ -56,7 +58,7 @@ def _restarts(restarts: dict[str, Any] | None) -> list[str]:
     first, last = restarts["trace"][0], restarts["trace"][-1]
     memory = f"Resident memory {first['rss_kb']:,} kB before, {last['rss_kb']:,} kB after"
     files = f"open files {first['open_files']} and {last['open_files']}"
-    told = f"{memory}; {files}. The logits are the same to the bit after each."
+    told = f"{memory}; {files}. The logits are bit-identical after each restart."
     return [f"## {restarts['count']:,} restarts", "", told, ""]
 
 

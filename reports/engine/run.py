@@ -30,7 +30,8 @@ from qplan.mnn.graph.binary import read_binary_graph
 from qplan.mnn.preflight import check_folder
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import load_model
-from qplan.model.specimen import SPECIMENS, save_specimen
+from qplan.model.specimen import save_specimen
+from qplan.model.specimen_sizes import SPECIMENS
 from qplan.quantize.rounder import Rounder
 from reports.engine import page
 from tests.support.fault_corpus import FAULTS, make_corpus, write_graph_json
@@ -74,10 +75,9 @@ def int8_model(work: Path, specimen: str) -> Path:
     source = save_specimen(specimen, work / f"{specimen}-hf", **width)
     loaded = load_model(str(source))
     skeleton: Skeleton = export_skeleton(source, work / f"{specimen}-skeleton")
-    rounder = Rounder(loaded)
     out = work / specimen
-    tensors = {spec.op_name: rounder.store(spec.name, INT8.resolve(spec.in_features)) for spec in loaded.card.tensors}
-    build_model(skeleton, tensors, out)
+    formats = {spec.name: INT8.resolve(spec.in_features) for spec in loaded.card.tensors}
+    build_model(skeleton, loaded.card.tensors, formats, Rounder(loaded).store, out)
     write_graph_json(out)
     return out
 

@@ -97,7 +97,10 @@ def page(results: dict[str, Any]) -> str:
         "|---|---:|",
         *(f"| `{name}` | {value:.3f} |" for name, value in results["steps_s"].items()),
         "",
-        f"Loaded of torch, transformers and MNN at the end: {', '.join(results['engine_or_torch_loaded']) or 'none'}.",
+        (
+            "Which of torch, transformers and MNN are loaded at the end: "
+            f"{', '.join(results['engine_or_torch_loaded']) or 'none'}."
+        ),
         "",
     ]
     return "\n".join(lines)

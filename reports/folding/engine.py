@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from qplan.formats import QuantFormat
 from qplan.mnn.build.exporter import export_skeleton
 from qplan.mnn.build.skeleton import folder_bytes
-from qplan.mnn.engine.session import Engine
+from qplan.mnn.engine.session import EngineSession
 from qplan.mnn.engines import EngineTarget, EngineVersion
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import LoadedModel, load_model
+from qplan.notes import text_note
 from qplan.quantize.rounder import Rounder
 from qplan.settings import MEMORIES
 from qplan.verify.measure import Trial
@@ -68,12 +69,12 @@ def on_engine(
                 input_scale=None if scale is None else scale.numpy(),
                 replace=True,
             )
-            bench = BuildBench(loaded, skeleton, Trial(answers), "", "", work, print, target)
+            bench = BuildBench(loaded, skeleton, Trial(answers), text_note(""), "", work, print, target)
             built[label] = work / label / "model"
             bench.build(formats, built[label], RuntimeConfig(), rounder)
             losses[label] = {}
             for memory in MEMORIES:
-                with Engine(built[label], RuntimeConfig(memory, threads=1), context=context) as engine:
+                with EngineSession(built[label], RuntimeConfig(memory, threads=1), context=context) as engine:
                     losses[label][memory] = answers.compare(engine.logits).kl_nats
                     if memory == "low":
                         losses[label]["decode"] = answers.compare(engine.logits_stepwise, _DECODE_ROWS).kl_nats
@@ -98,7 +99,7 @@ def _speeds(built: Mapping[str, Path], context: int) -> dict[str, list[tuple[flo
     speeds: dict[str, list[tuple[float, float]]] = {label: [] for label in built}
     for _ in range(_ROUNDS):
         for label, folder in built.items():
-            with Engine(folder, RuntimeConfig("low", threads=1), context=context) as engine:
+            with EngineSession(folder, RuntimeConfig("low", threads=1), context=context) as engine:
                 sample = engine.measure_speed(128, 64, 3)
                 speeds[label].append((sample.decode_tokens_per_s, sample.prefill_tokens_per_s))
     return speeds

@@ -9,15 +9,15 @@ from typing import Any
 
 _HEAD = """# Folding scales into neighboring weights
 
-The same function with other weights, at the same bytes: which channel scales lose least when the model is quantized.
-Loss is KL to the FP32 model in nats per token on text that nothing was fitted to; *low* has the engine's int8
-activations (option 0, prefill), *normal* float ones. Uniform models, block 64, the head at 8 bits. Written by
-`python -m reports.folding.run`; its options name the texts.
+Folding keeps the function and the bytes and changes the weights. Which channel scales lose least when the model is
+quantized? Loss is the KL divergence from the FP32 model, in nats per token, on text that nothing was fitted to; *low*
+has the engine's int8 activations (option 0, prefill), *normal* float activations. Models are uniform, block 64, with
+the head at 8 bits. Written by `python -m reports.folding.run`; its options name the texts.
 
-What is folded: norms into q/k/v and gate/up, up into down, values into the output projection, the final norm into the
-head. A tied head is folded too, which costs one multiplication of the looked-up embedding (an op and 4 bytes per
-channel in the graph); without it neither scales nor rotations of a tied head's input keep the function, see
-`qplan/model/embedding_scale.py`.
+Scales are folded from norms into q/k/v and gate/up, from up into down, from values into the output projection, and from
+the final norm into the head. A tied head is folded too, at the cost of multiplying the looked-up embedding (one op and
+4 bytes per channel in the graph); without that multiplication, neither scaling nor rotating a tied head's input
+preserves the function, see `qplan/model/embedding_scale.py`.
 """
 
 _RESULTS = Path(__file__).with_name("results.json")
@@ -51,8 +51,8 @@ def write_page(everything: Mapping[str, Any], path: Path) -> None:
 def _emulated(result: Mapping[str, Any]) -> Iterator[str]:
     base = result["methods"]["none"]["rtn"]
     yield (
-        f"Fitted to {result['fit_tokens']} tokens of {result['calibration']}, judged on {result['tokens']} of "
-        f"{result['text']}. Emulated loss, and over that of no folding and rounding to nearest:\n"
+        f"Fitted to {result['fit_tokens']} tokens of {result['calibration']}, evaluated on {result['tokens']} of "
+        f"{result['text']}. Emulated loss; in parentheses, relative to no folding and rounding to nearest:\n"
     )
     yield "| method | rounding | " + " | ".join(f"{memory}, {width}" for memory, width in _ENTRIES) + " | logits |"
     yield "|---|---|---|---|---|---|---|"
@@ -74,7 +74,7 @@ def _cell(losses: Mapping[str, Any], base: Mapping[str, Any], entry: tuple[str, 
 def _engine(result: Mapping[str, Any]) -> Iterator[str]:
     rows = result["engine"]
     base = rows["none, rtn"]
-    yield "On the engine, INT8, one thread, the fastest of 5 interleaved rounds:\n"
+    yield "On the engine, INT8, one thread, fastest of 5 interleaved rounds:\n"
     yield "| method, rounding | low, prefill | low, decode | normal | bytes | decode, tokens/s | prefill, tokens/s |"
     yield "|---|---|---|---|---|---|---|"
     for name, row in rows.items():
@@ -93,8 +93,8 @@ def _residual(result: Mapping[str, Any]) -> Iterator[str]:
         return
     base = result["residual"]["tied"]
     yield (
-        f"A rotation of the residual stream needs a head of its own; what it would gain on a copy that has one, judged "
-        f"on {result['residual_tokens']} tokens, rounded to nearest:\n"
+        "Rotating the residual stream requires an untied head. What it would gain on a copy of the model that has one, "
+        f"evaluated on {result['residual_tokens']} tokens, rounded to nearest:\n"
     )
     yield "| model | " + " | ".join(f"{memory}, {width}" for memory, width in _ENTRIES) + " |"
     yield "|---|---|---|---|---|"

@@ -15,6 +15,7 @@ from qplan.folding.analyzed import load_analyzed
 from qplan.formats import INT4, INT8
 from qplan.model.load import LoadedModel
 from qplan.model.mixture import MixtureOfExperts
+from qplan.planner.budget import Budget
 from qplan.planner.planning import make_plan
 from qplan.planner.rules import Rules
 from qplan.quantize.run_rounder import run_rounder
@@ -62,7 +63,9 @@ def main(folder: Path) -> None:
     print(f"| KL on {rows.numel()} held-out tokens | {' | '.join(BUDGETS)} |\n|---|{'---|' * len(BUDGETS)}")
     losses: dict[str, list[float]] = {name: [] for name in RULES}
     for budget in BUDGETS:
-        plans = {name: make_plan(table, budget, fixed, rules=rules).formats for name, rules in RULES.items()}
+        plans = {
+            name: make_plan(table, Budget.parse(budget), fixed, rules=rules).formats for name, rules in RULES.items()
+        }
         found = joint_losses(loaded, rows, plans, "low", rounder=rounder, engine_embedding=True)
         for name, stats in found.items():
             losses[name].append(stats.kl_nats)
@@ -73,7 +76,7 @@ def main(folder: Path) -> None:
     reference = choices(loaded, rows)
     print("\n| model | tokens whose experts change, mean over routers | in any router |\n|---|---|---|")
     models = {f"uniform int{bits}": uniform_formats(loaded.card, bits) for bits in (8, 4)}
-    models |= {f"plan, {budget}": make_plan(table, budget, fixed).formats for budget in ("int8", "int4")}
+    models |= {f"plan, {budget}": make_plan(table, Budget.parse(budget), fixed).formats for budget in ("int8", "int4")}
     for name, formats in models.items():
         stored = StoredWeights(loaded, rounder if name.startswith("plan") else None)
         with apply_formats(loaded, formats, "low", stored=stored, engine_embedding=True):

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 import qplan.demo
-from qplan.demo import artifacts, corpus
-from qplan.demo.loop import Recipe, fit
-from qplan.demo.train import encode_documents
 from qplan.model.load import LoadedModel, load_model
 from qplan.model.mixture import split_experts, stacked_state
 from qplan.model.registry import architecture_of
+from reports.demo import artifacts, corpus
+from reports.demo.loop import Recipe, fit
+from reports.demo.train import encode_documents
 
 EXPERTS, CHOSEN = 8, 3
 _HOME = Path(qplan.demo.__file__).parent / "stdlib-3m"

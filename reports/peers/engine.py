@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from qplan.formats import QuantFormat
@@ -11,10 +11,9 @@ from qplan.mnn.build.exporter import export_skeleton
 from qplan.mnn.build.exporter_source import find_exporter
 from qplan.mnn.build.skeleton import Skeleton, folder_bytes
 from qplan.mnn.build.writer import build_model
-from qplan.mnn.engine.session import Engine
+from qplan.mnn.engine.session import EngineSession
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import LoadedModel
-from qplan.quantize import StoredTensor
 from qplan.quantize.rounder import Rounder
 from qplan.sensitivity.metrics import TokenStats
 from qplan.settings import Memory
@@ -62,7 +61,7 @@ def measure_plans(
         with tempfile.TemporaryDirectory(dir=folder) as parent:
             home = Path(parent) / "built"
             _build(skeleton, formats, rounder, home)
-            with Engine(home, RuntimeConfig(memory), context=rounder.loaded.card.context) as engine:
+            with EngineSession(home, RuntimeConfig(memory), context=rounder.loaded.card.context) as engine:
                 found[label] = reference.compare(engine.logits), folder_bytes(home).total
         print(f"engine, memory {memory}, rounding {rounder.rounding}: {len(found)} of {len(plans)}", flush=True)
     return found
@@ -86,8 +85,4 @@ def run_on_engine(
 
 
 def _build(skeleton: Skeleton, formats: Formats, rounder: Rounder, home: Path) -> None:
-    def source(name: str) -> Callable[[], StoredTensor]:
-        return lambda: rounder.store(name, formats[name])
-
-    tensors = {spec.op_name: source(spec.name) for spec in rounder.loaded.card.tensors}
-    build_model(skeleton, tensors, home, runtime=RuntimeConfig())
+    build_model(skeleton, rounder.loaded.card.tensors, formats, rounder.store, home, runtime=RuntimeConfig())

@@ -10,17 +10,17 @@ from typing import Any
 
 INTRODUCTION = """# Plans of the peers against qplan's, at equal bytes
 
-Written by `python -m reports.peers.run`, from `results.json`. Every peer scores and plans the same model with the
-same calibration tokens in an environment of its own: 4 and 8 bits in blocks of 64, widths that they all have, for
+Written by `python -m reports.peers.run`, from `results.json`. Every peer scores and plans the same model on the same
+calibration tokens in its own environment, with 4 and 8 bits in blocks of 64, which all of them support, for
 a mean of {budgets} bits. Its allocation then becomes a plan of MNN's formats (INT4 and INT8, block 64, zero points; a
 head that it does not plan at 8 bits), and qplan plans within exactly the bytes of that, for the same memory setting
-and rounding (auto mode measures for memory low only, and plans for memory normal from estimates). All plans are
-stored alike, by qplan's writer, and judged alike: mean KL divergence from FP32 per held-out token, of a text that
-nothing was fitted to. Rounding *rtn* is to nearest; *auto* is qplan's default.
+and rounding (auto mode measures only for memory low, and plans for memory normal from estimates). All plans are
+written by qplan and evaluated in the same way: mean KL divergence from FP32 per held-out token, on a text that nothing
+was fitted to. Rounding *rtn* is to nearest; *auto* is qplan's default.
 
 ModelOpt runs without its fused groups, unless the row says so, and may not leave a tensor unquantized; AutoScheme
 scores with symmetric integers, its default; NNCF's INT8 has one scale per row while it scores. A number above 1 is a
-plan of qplan's that loses more than the peer's; such numbers are **bold**, with a question mark where the difference
+plan of qplan's that loses more than the peer's; such numbers are **bold**, with a question mark if the difference
 is within two standard errors over the tokens.
 """
 
@@ -36,7 +36,7 @@ def write_page(results: Mapping[str, Any], path: Path) -> None:
         text = result["calibration"]
         lines.append(
             f"## {name}\n\n{result['model']['parameters']:,} parameters, {result['model']['tensors']} tensors; "
-            f"calibrated on {text['samples']} sequences of {text['seq_len']} tokens of {text['text']}, judged on "
+            f"calibrated on {text['samples']} sequences of {text['seq_len']} tokens of {text['text']}, evaluated on "
             f"{result['heldout']['tokens']} tokens of {result['heldout']['text']}.\n"
         )
         lines += _summary(result)
@@ -50,7 +50,7 @@ def write_page(results: Mapping[str, Any], path: Path) -> None:
 
 
 def _summary(result: Mapping[str, Any]) -> Iterator[str]:
-    yield "KL of qplan's plans over that of the peers' plans, geometric mean over peers and budgets (largest):\n"
+    yield "KL of qplan's plans divided by that of the peers' plans, geometric mean over peers and budgets (largest):\n"
     columns = _columns(result["verdicts"])
     yield "| memory | rounding | " + " | ".join(f"{mode}, {menu}" for mode, menu in columns) + " |"
     yield "|---|---|" + "---|" * len(columns)
@@ -89,7 +89,7 @@ def _emulation(result: Mapping[str, Any]) -> Iterator[str]:
     pairs = [(v["kl_nats"], emulated[_identity(v)]) for v in result["engine"] if _identity(v) in emulated]
     ratios = [engine / torch for engine, torch in pairs]
     yield (
-        f"The engine's KL over the emulated one, {len(ratios)} plans: "
+        f"The engine's KL divided by the emulated KL, {len(ratios)} plans: "
         f"{min(ratios):.3f} to {max(ratios):.3f}, geometric mean {_geomean(ratios):.3f}.\n"
     )
 
@@ -97,8 +97,8 @@ def _emulation(result: Mapping[str, Any]) -> Iterator[str]:
 def _costs(result: Mapping[str, Any]) -> Iterator[str]:
     forward, both = (result["costs"][name]["seconds"] for name in ("forward", "forward and backward"))
     yield (
-        "What it takes: processor seconds on one thread, passes over the same tokens with qplan's model in torch, and "
-        "forward passes of the peer's own framework:\n"
+        "Cost: processor seconds on one thread, the same in passes over the same tokens with qplan's model in torch, "
+        "and in forward passes of the peer's own framework:\n"
     )
     yield "| | seconds | forward passes | forward and backward passes | own forward passes | peak, MiB |"
     yield "|---|---|---|---|---|---|"

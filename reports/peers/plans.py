@@ -10,6 +10,7 @@ from qplan.card import ModelCard
 from qplan.cost.file_bytes import FixedBytes, file_bytes
 from qplan.errors import MeasurementError
 from qplan.formats import QuantFormat, parse_formats
+from qplan.planner.budget import Budget
 from qplan.planner.planning import make_plan
 from qplan.planner.rules import Rules
 from qplan.run.table import SensitivityTable
@@ -77,7 +78,9 @@ def case_of(scorer: Scorer, budget: float, widths: Mapping[str, int], card: Mode
 
 def own_plan(table: SensitivityTable, case: Case, fixed: FixedBytes) -> dict[str, QuantFormat]:
     """The plan of qplan within the bytes of a peer's; its rule for the head holds where the peer has one too."""
-    plan = make_plan(table, f"{case.total_bytes}B", fixed, rules=Rules(logits_bits=0 if case.plans_head else HEAD_BITS))
+    plan = make_plan(
+        table, Budget.of_bytes(case.total_bytes), fixed, rules=Rules(logits_bits=0 if case.plans_head else HEAD_BITS)
+    )
     return plan.formats
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from qplan.cost.file_bytes import estimate_fixed
 from qplan.errors import InfeasibleError
 from qplan.formats import QuantFormat, parse_formats
+from qplan.planner.budget import Budget
 from qplan.planner.planning import make_plan
 from qplan.run.table import SensitivityTable
 
@@ -66,7 +67,7 @@ def main(runs: Sequence[Path]) -> None:
             f"\n## {table.model.source.rpartition('/')[2]}, {table.conditions.mode}, "
             f"rounding {table.conditions.rounding}\n"
         )
-        print("Sum of losses over that of all 25 formats, at the bytes of\n")
+        print("Sum of losses relative to all 25 formats, at the bytes of\n")
         print(f"| choice | {' | '.join(BUDGETS)} |\n|---{'|---' * len(BUDGETS)}|")
         losses: dict[str, dict[str, float]] = {}
         taken: Counter[str] = Counter()
@@ -74,7 +75,7 @@ def main(runs: Sequence[Path]) -> None:
             fewer, row = restricted(table, menu), losses.setdefault(name, {})
             for budget in BUDGETS:
                 try:
-                    plan = make_plan(fewer, budget, fixed)
+                    plan = make_plan(fewer, Budget.parse(budget), fixed)
                 except InfeasibleError:
                     continue
                 row[budget] = plan.predicted_nats
@@ -83,7 +84,7 @@ def main(runs: Sequence[Path]) -> None:
             cells = [f"{row[b] / losses['all 25'][b]:.3f}" if b in row else "-" for b in BUDGETS]
             print(f"| {name} | {' | '.join(cells)} |", flush=True)
         total = sum(taken.values())
-        print("\nTaken where all 25 are offered, share of the weights over these budgets: ", end="")
+        print("\nFormats chosen when all 25 are offered, by share of the weights over these budgets: ", end="")
         print(", ".join(f"{name} {count / total:.1%}" for name, count in taken.most_common()))
 
 

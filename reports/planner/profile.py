@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from qplan.formats import QuantFormat
-from qplan.jobs.profile import ProfileOptions, measure_times
+from qplan.jobs.options import ProfileOptions
+from qplan.jobs.profile import measure_times
 from qplan.mnn.build.skeleton import Skeleton
 from qplan.run.folder import RunFolder
 from qplan.run.profile import DeviceProfile
@@ -77,7 +78,7 @@ def main(run: RunFolder) -> None:
         (
             f"`python -m reports.planner.profile RUN`; {profile.machine}, MNN {profile.engine}, "
             f"{profile.threads} thread, memory {profile.memory}, prefill of {profile.prompt_tokens} tokens; "
-            "the thread's own time, minima."
+            "minima of the thread's processor time."
         ),
         "",
         "| plan | bits | decode, ms | predicted | error | prefill, ms | predicted | error |",

@@ -10,7 +10,7 @@ from typing import Any
 INTRODUCTION = """# Plans on the engine, at 3 to 8 bits
 
 Written by `python -m reports.plans.run`, from `results.json`. Losses are KL divergences from FP32 in nats per token
-of a text that nothing was fitted to, of built models on MNN's engine (prefill).
+on a text that nothing was fitted to, for built models on MNN's engine (prefill).
 
 **Against the uniform export.** What `qplan emit` makes at the bytes of uniform exports with their head at 8 bits
 (rounded to nearest, as MNN's exporter does); 3.5 and 4.5 bits lie halfway between their neighbors. *Plan* is with
@@ -18,15 +18,15 @@ a scale per token for the int8 activations of memory low (`dynamic_option` 0), *
 the plan took. *Predicted* is the plan's joint loss as predicted on calibration tokens, over the measured one. Bytes
 are those of the weight and embedding files: as promised by the plan, and on disk.
 
-**Against the peers.** Every peer scores the same model on the same tokens in an environment of its own and gives 4
-or 8 bits to every tensor. Its allocation becomes a plan of MNN's formats (INT4 and INT8 in blocks of 64, zero points; a
+**Against the peers.** Every peer scores the same model on the same tokens in its own environment and assigns 4 or 8
+bits to every tensor. Its allocation becomes a plan of MNN's formats (INT4 and INT8 in blocks of 64, zero points; a
 head that it does not plan at 8 bits). qplan plans within exactly those bytes and repairs on held-out calibration
 tokens, as `qplan emit` does: with the same two formats, with all that it offers by default, and with these after
 folding, as it ships. `dynamic_option` is 0 on either side and all integers are chosen alike (rounding *auto*): the
-first two columns compare allocations alone. A number above 1 is **bold**, with a question mark where the difference is
-within two standard errors over tokens. *Least possible* is what no plan over these formats can be below: the proved
-lower bound of the sum of single losses, over the sum of the peer's plan, both as predicted for whole models, of the
-model as it is planned.
+first two columns compare allocations alone. A number above 1 is **bold**, with a question mark if the difference is
+within two standard errors over tokens. *Least possible* is a value that no plan with these formats can beat: the proved
+lower bound on the sum of single losses, divided by the sum for the peer's plan, both as predicted for whole models, for
+the model as it is planned.
 """
 
 KINDS = {"4/8": "4 and 8 bits", "all": "all formats", "folded": "all formats, folded"}
@@ -40,7 +40,7 @@ def write_page(results: Mapping[str, Any], path: Path) -> None:
         judged = result["judged"]
         lines.append(
             f"## {name}\n\n{result['model']['parameters']:,} parameters, {result['model']['tensors']} tensors; "
-            f"calibrated on {result['calibration']}, judged on {judged['tokens']} tokens of {judged['text']}, "
+            f"calibrated on {result['calibration']}, evaluated on {judged['tokens']} tokens of {judged['text']}, "
             f"MNN {result['engine']}.\n"
         )
         lines += _verdict(result)
@@ -69,9 +69,9 @@ def _verdict(result: Mapping[str, Any]) -> Iterator[str]:
             f"{_spread(ratios)} of its KL; at most half in {halves}"
         )
     off = sum(row["promised_bytes"] != row["built_bytes"] for row in shipped)
-    yield f"- weight and embedding files of another size than promised: {off} of {len(shipped)}"
+    yield f"- weight and embedding files whose size differs from the promise: {off} of {len(shipped)}"
     predicted = [row["predicted_nats"] / row["kl_nats"] for row in shipped if row["bits"] >= 4]
-    yield f"- predicted joint KL over measured, 4 bits and above: {min(predicted):.2f} to {max(predicted):.2f}\n"
+    yield f"- predicted joint KL divided by measured, 4 bits and above: {min(predicted):.2f} to {max(predicted):.2f}\n"
 
 
 def _shipped(rows: Sequence[Mapping[str, Any]], memory: str) -> Iterator[str]:

@@ -19,6 +19,7 @@ from qplan.formats import QuantFormat
 from qplan.jobs.skeletons import run_skeleton
 from qplan.mnn.build.skeleton import Skeleton
 from qplan.model.load import LoadedModel
+from qplan.planner.budget import Budget
 from qplan.planner.rules import Rules
 from qplan.quantize.rounder import Rounder
 from qplan.run.folder import RunFolder
@@ -94,7 +95,9 @@ class Bench:
         if not path.is_file():
             print(f"{case.label}: {limit_bytes:,} bytes, {self.run.folder.name}", flush=True)
             rules = Rules(logits_bits=0 if case.plans_head else HEAD_BITS)
-            choose_requested(self.context, PlanRequest((f"{limit_bytes}B",), rules=rules), self.run).write(path)
+            choose_requested(
+                self.context, PlanRequest(budgets=(Budget.of_bytes(limit_bytes),), rules=rules), self.run
+            ).write(path)
         return Plan.read(path)
 
     def measured(self, formats: Formats, reference: Reference) -> Outcome:

@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass
 
 from qplan.choosing.request import PlanRequest
 from qplan.jobs.emit import Emitted, run_emit
-from qplan.jobs.emit_job import EmitOptions
+from qplan.jobs.options import EmitOptions
 from qplan.jobs.skeletons import run_skeleton
 from qplan.model.load import LoadedModel
+from qplan.planner.budget import parse_budgets
 from qplan.quantize.rounder import Rounder
 from qplan.run.folder import RunFolder
 from qplan.settings import Memory
@@ -77,7 +78,9 @@ def shipped(study: Study, loaded: LoadedModel) -> Iterator[Shipped]:
 
 def _emit(study: Study, run: RunFolder, budget: str) -> Emitted:
     print(f"emit --budget {budget} --run {run.folder.name}", flush=True)
-    options = EmitOptions(PlanRequest((budget,)), text=study.text, tokens=study.judged * SEQ_LEN)
+    options = EmitOptions(
+        wanted=PlanRequest(budgets=parse_budgets([budget])), text=study.text, tokens=study.judged * SEQ_LEN
+    )
     return run_emit(options, run, lambda _: None, lambda _done, _total: None, f"qplan emit --budget {budget}")
 
 

@@ -11,16 +11,16 @@ import torch
 import qplan.demo
 from qplan.calibration import load_text, tokenize
 from qplan.card import ModelCard
-from qplan.folding.decide import Folding
 from qplan.formats import DEFAULT_FORMATS, QuantFormat, parse_formats
-from qplan.jobs.analyze import AnalyzeOptions, run_analyze
+from qplan.jobs.analyze import run_analyze
+from qplan.jobs.options import AnalyzeOptions
 from qplan.model.load import LoadedModel, load_model
 from qplan.quantize.rounder import Rounder
 from qplan.quantize.run_rounder import run_rounder
 from qplan.run.calibration import CalibrationSet
 from qplan.run.folder import RunFolder
 from qplan.run.table import SensitivityTable
-from qplan.settings import Memory
+from qplan.settings import Folding, Memory
 
 DEMO = Path(qplan.demo.__file__).parent
 MEMORIES: tuple[Memory, ...] = ("low", "normal")
@@ -72,8 +72,8 @@ class Study:
         if not run.sensitivity.is_file():
             print(f"analyze: memory {memory}, formats {menu}, fold {fold}", flush=True)
             options = AnalyzeOptions(
-                self.model,
-                self.calib,
+                model=self.model,
+                calib=self.calib,
                 samples=SAMPLES,
                 seq_len=SEQ_LEN,
                 formats=MENUS[menu],

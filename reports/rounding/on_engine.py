@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from qplan.mnn.build.exporter import export
 from qplan.mnn.build.exporter_source import ExportOptions, find_exporter
 from qplan.mnn.build.skeleton import Skeleton
 from qplan.mnn.build.writer import build_model
-from qplan.mnn.engine.session import Engine
+from qplan.mnn.engine.session import EngineSession
 from qplan.mnn.runtime import RuntimeConfig
-from qplan.quantize import StoredTensor
 from qplan.quantize.rounder import Rounder
 from qplan.verify.reference import Reference
 from reports.rounding.subject import BLOCK, Subject
@@ -21,13 +19,8 @@ NORMAL = RuntimeConfig("normal")
 
 def build(subject: Subject, skeleton: Skeleton, rounder: Rounder, bits: int, out: Path) -> None:
     """Build a model with all linears at one width."""
-    formats = subject.formats(bits)
-
-    def source(name: str) -> Callable[[], StoredTensor]:
-        return lambda: rounder.store(name, formats[name])
-
-    tensors = {spec.op_name: source(spec.name) for spec in subject.loaded.card.tensors}
-    build_model(skeleton, tensors, out, runtime=NORMAL, replace=True)
+    tensors, formats = subject.loaded.card.tensors, subject.formats(bits)
+    build_model(skeleton, tensors, formats, rounder.store, out, runtime=NORMAL, replace=True)
 
 
 def exported_nats(subject: Subject, bits: int, out: Path, ref: Reference, *others: str) -> float | None:
@@ -42,5 +35,5 @@ def exported_nats(subject: Subject, bits: int, out: Path, ref: Reference, *other
 
 def engine_nats(subject: Subject, folder: Path, reference: Reference) -> float:
     """Run a folder under memory normal."""
-    with Engine(folder, NORMAL, context=subject.loaded.card.context) as engine:
+    with EngineSession(folder, NORMAL, context=subject.loaded.card.context) as engine:
         return reference.compare(engine.logits).kl_nats

@@ -9,11 +9,11 @@ from typing import Any
 INTRODUCTION = """# What do better integers gain?
 
 Written by `python -m reports.rounding.run --shared FOLDER`, from `results.json`. All linears at one width, block 64,
-asymmetric; a tied head stays at 8 bits where its lookup allows no fewer. Losses are mean KL divergences per token, in
-nats, on tokens that nothing was fitted to, memory normal. *rtn* rounds to nearest like llmexport, *hqq* is the
-published method, *search* the best range under the inputs' mean squares, *gptq* adds error feedback and refinement,
-*auto* takes for each output feature what loses least on other tokens. *llmexport* is that exporter's own model (fp32
-scales).
+asymmetric; a tied head stays at 8 bits where its lookup does not support the width. Losses are mean KL divergences per
+token, in nats, on tokens that nothing was fitted to, memory normal. *rtn* rounds to nearest like llmexport, *hqq* is
+the published method, *search* takes the best range under the inputs' mean squares, *gptq* adds error feedback and
+refinement, and *auto* picks for each output feature the one that loses least on other tokens. *llmexport* is that
+exporter's own model (fp32 scales).
 """
 
 
@@ -33,7 +33,7 @@ def write_page(results: Mapping[str, Any], path: Path) -> None:
 def _widths(result: Mapping[str, Any]) -> Iterator[str]:
     rows = result["by_width"]
     names = list(dict.fromkeys(row["rounding"] for row in rows))
-    yield "KL on the engine, and over that of rtn:\n"
+    yield "KL on the engine; in parentheses, relative to rtn:\n"
     yield "| bits | " + " | ".join(names) + " |"
     yield "|---" * (len(names) + 1) + "|"
     for bits in dict.fromkeys(row["bits"] for row in rows):
@@ -48,7 +48,7 @@ def _tokens(result: Mapping[str, Any]) -> Iterator[str]:
     rows = result["by_tokens"]
     names = list(dict.fromkeys(row["rounding"] for row in rows))
     nearest = next(r["torch_nats"] for r in result["by_width"] if (r["bits"], r["rounding"]) == (4, "rtn"))
-    yield "KL at 4 bits over rtn's, by the number of tokens fitted to:\n"
+    yield "KL at 4 bits relative to rtn, by the number of tokens fitted to:\n"
     yield "| tokens | " + " | ".join(names) + " |"
     yield "|---" * (len(names) + 1) + "|"
     for tokens in dict.fromkeys(row["tokens"] for row in rows):
@@ -59,7 +59,7 @@ def _tokens(result: Mapping[str, Any]) -> Iterator[str]:
 
 def _without(result: Mapping[str, Any]) -> Iterator[str]:
     nearest = next(r["torch_nats"] for r in result["by_width"] if (r["bits"], r["rounding"]) == (4, "rtn"))
-    yield "What parts of gptq gain, KL at 4 bits over rtn's:\n"
+    yield "What the parts of gptq gain, KL at 4 bits relative to rtn:\n"
     yield "| | |"
     yield "|---|---|"
     for row in result["without"]:
@@ -70,7 +70,7 @@ def _without(result: Mapping[str, Any]) -> Iterator[str]:
 def _domains(result: Mapping[str, Any]) -> Iterator[str]:
     rows = result["across_domains"]
     names = [key.removesuffix("_nats") for key in rows[0] if key.endswith("_nats") and key != "rtn_nats"]
-    yield "KL of auto over rtn's, fitted to one kind of text and tested on another:\n"
+    yield "KL of auto relative to rtn, fitted to one kind of text and tested on another:\n"
     yield "| bits | tested on | rtn | " + " | ".join(f"fitted to {name}" for name in names) + " |"
     yield "|---" * (len(names) + 3) + "|"
     for row in rows:
@@ -87,7 +87,7 @@ def _gathering(result: Mapping[str, Any]) -> Iterator[str]:
         peak = "" if row["peak_mib"] is None else f"{row['peak_mib']:.0f}"
         yield f"| {name} | {row['tokens']:,} | {row['seconds']:.1f} | {peak} |"
     clock = ", ".join(f"{row['seconds']:.1f} s with {row['jobs']}" for row in result["jobs"])
-    yield f"\ngptq of all linears at 4 bits, by `--jobs`, on the clock of a shared machine: {clock}.\n"
+    yield f"\ngptq of all linears at 4 bits, by `--jobs`, wall time on a shared machine: {clock}.\n"
 
 
 def _costs(costs: Mapping[str, Any]) -> Iterator[str]:

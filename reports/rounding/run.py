@@ -29,11 +29,12 @@ from qplan.mnn.build.exporter import export_skeleton
 from qplan.model.replace import with_weights
 from qplan.quantize.curvature import DAMPING, Curvature
 from qplan.quantize.gptq import SWEEPS, gptq
-from qplan.quantize.methods import METHODS
+from qplan.quantize.methods import round_with
 from qplan.quantize.moments import Moments
 from qplan.quantize.round_all import round_all
-from qplan.quantize.rounder import CANDIDATES, ROUNDINGS, Rounder, Rounding, best_rows, one_thread
+from qplan.quantize.rounder import Rounder, best_rows, one_thread
 from qplan.quantize.stored_cache import StoredCache
+from qplan.roundings import CANDIDATES, METHODS, ROUNDINGS
 from qplan.verify.reference import Reference, reference_logits, torch_logits
 from reports.rounding.on_engine import build, engine_nats, exported_nats
 from reports.rounding.page import write_page
@@ -60,7 +61,7 @@ class Bench:
     references: Mapping[str, Reference]
     """FP32's logits on every domain's test tokens."""
 
-    def rounder(self, how: Rounding, domain: str, fit: Moments | None = None, label: str = "") -> Rounder:
+    def rounder(self, how: str, domain: str, fit: Moments | None = None, label: str = "") -> Rounder:
         """A rounder fitted to a domain."""
         folder = self.work / f"{domain}{label}"
         fitted = fit or self.moments[f"{domain} fit"]
@@ -147,9 +148,9 @@ def costs(device: str) -> Iterator[dict[str, Any]]:
     fmt = QuantFormat(4)
     jobs: dict[str, Callable[[], object]] = {
         "ordering and factoring, once per input": lambda: curvature.ordered(64),
-        **{name: partial(method, weight, fmt, curvature) for name, method in METHODS.items()},
+        **{name: partial(round_with, name, weight, fmt, curvature) for name in METHODS},
         "auto": lambda: best_rows(
-            weight, [METHODS[how](weight, fmt, curvature) for how in CANDIDATES], curvature.moments
+            weight, [round_with(how, weight, fmt, curvature) for how in CANDIDATES], curvature.moments
         ),
     }
     with one_thread():

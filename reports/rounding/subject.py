@@ -14,8 +14,9 @@ from qplan.calibration import load_text, tokenize
 from qplan.formats import QuantFormat
 from qplan.model.load import LoadedModel, load_model
 from qplan.quantize.moments import Moments, gather_moments
-from qplan.quantize.rounder import Rounder, Rounding
+from qplan.quantize.rounder import Rounder
 from qplan.quantize.stored_cache import StoredCache
+from qplan.roundings import needs_tokens
 from qplan.sensitivity.variants import StoredWeights, apply_formats
 from qplan.verify.reference import Reference, torch_logits
 
@@ -75,9 +76,9 @@ class Subject:
             hook.remove()
         return (total / tokens.numel()).to(torch.float32)
 
-    def rounder(self, how: Rounding, moments: Moments, judge: Moments, folder: Path) -> Rounder:
+    def rounder(self, how: str, moments: Moments, judge: Moments, folder: Path) -> Rounder:
         """A rounder that keeps its tensors in a folder."""
-        fitted = how not in ("rtn", "hqq")
+        fitted = needs_tokens(how)
         cache = StoredCache(folder / how, {"rounding": how})
         return Rounder(self.loaded, how, moments if fitted else None, judge if how == "auto" else None, cache)
 

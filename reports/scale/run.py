@@ -186,11 +186,11 @@ def page(results: dict[str, Any]) -> str:
         "# What a model of half a billion weights takes",
         "",
         "Written by `python -m reports.scale.run --work FOLDER`, from `results.json`: Qwen2.5-0.5B's shape (494",
-        "million weights, 24 layers, a vocabulary of 151,936, tied), random weights. Seconds on the clock of a shared",
-        f"machine with {results['processors']} processors, and as multiples of one forward and backward pass over the",
-        f"{ROWS * SEQ_LEN:,} calibration tokens, {both:.0f} s in the same run (forward alone: {forward:.0f} s). Memory",
-        "is what the command and its children hold at most, weights in FP32 included (1.98 GB). A stage is named after",
-        "the line that is printed where it begins.",
+        "million weights, 24 layers, a vocabulary of 151,936, tied) with random weights. Wall time in seconds on a",
+        f"shared machine with {results['processors']} processors and in multiples of a forward and backward pass over",
+        f"the {ROWS * SEQ_LEN:,} calibration tokens, {both:.0f} s in the same run (forward alone: {forward:.0f} s).",
+        "Memory is the peak of the command and its children, including the FP32 weights (1.98 GB). Each stage is named",
+        "after the line that is printed when it begins.",
     ]
     for command, stages in results["commands"].items():
         total, peak = sum(stage["seconds"] for stage in stages), max(stage["peak_bytes"] for stage in stages)
@@ -203,7 +203,7 @@ def page(results: dict[str, Any]) -> str:
         lines += [
             f"| {name} | {seconds:.0f} | {seconds / both:.1f} | {held / 1e9:.1f} |" for name, seconds, held in rows
         ]
-    lines += ["", "## On the disk", "", "| in the run folder | GB |", "|---|---:|"]
+    lines += ["", "## On disk", "", "| in the run folder | GB |", "|---|---:|"]
     lines += [f"| `{name}` | {size / 1e9:.2f} |" for name, size in results["disk_bytes"].items() if size >= 5e6]
     return "\n".join(lines) + "\n"
 

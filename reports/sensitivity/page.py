@@ -9,8 +9,8 @@ from typing import Any
 INTRODUCTION = """# How good are losses from gradients?
 
 Written by `python -m reports.sensitivity.run`, from `results.json`. *Measured* runs the model with every format of
-every tensor. *Gradient* estimates all of them from one forward and one backward pass. *Auto* estimates, and measures
-what plans hang on. Losses are mean KL divergences per token; memory *low* has int8 activations.
+every tensor. *Gradient* estimates all of them from one forward and one backward pass. *Auto* estimates, then
+measures what plans depend on. Losses are mean KL divergences per token; memory *low* has int8 activations.
 """
 
 
@@ -51,10 +51,10 @@ def _costs(result: Mapping[str, Any]) -> Iterator[str]:
         result["costs"][name]["seconds"] for name in ("forward", "forward and loss", "forward and backward")
     )
     entries = result["entries"]
-    yield f"Time on one thread and memory; {entries} losses of single formats, both memory settings:\n"
+    yield f"Time on one thread, and memory; {entries} losses of single formats, both memory settings:\n"
     yield (
-        "*Forward and loss* is a measurement that reuses nothing: a forward pass, compared with known logits. The two "
-        "first are medians over the whole run.\n"
+        "*Forward and loss* is a measurement that reuses nothing: a forward pass whose logits are compared with known "
+        "ones. The first two rows are medians over the whole run.\n"
     )
     yield (
         "| | seconds | forward passes | forward and backward passes | per loss, forward passes | per loss, forward and "
@@ -71,7 +71,7 @@ def _costs(result: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _plans(result: Mapping[str, Any]) -> Iterator[str]:
-    yield "Plans, held against measured mode's of the same bytes (any format for the head):\n"
+    yield "Plans, relative to those of measured mode at the same bytes (any format for the head):\n"
     yield "| budget | mode | same formats | joint KL, calibration | joint KL, held out |"
     yield "|---|---|---|---|---|"
     for row in result["plans"]:
@@ -92,4 +92,4 @@ def _joint(result: Mapping[str, Any]) -> Iterator[str]:
             f"| {name} | {row['count']} | {row['spearman']:.3f} | {row['median_ratio']:.3f} | {row['log_error']:.3f} |"
         )
     ratios = ", ".join(f"{point['ratio']:.3f} at {point['sum_nats']:.1e} nats" for point in result["additivity"])
-    yield f"\nJoint loss over sum of single losses along the frontier: {ratios}.\n"
+    yield f"\nJoint loss divided by the sum of single losses along the frontier: {ratios}.\n"

@@ -31,6 +31,7 @@ from qplan.formats import QuantFormat, parse_formats
 from qplan.jobs.additivity import measure_additivity
 from qplan.jobs.analyze import analyze
 from qplan.model.load import LoadedModel, load_model
+from qplan.planner.budget import Budget
 from qplan.planner.planning import make_plan
 from qplan.planner.rules import Rules
 from qplan.quantize.rounder import Rounder
@@ -147,7 +148,7 @@ def plan_points(subject: Subject, tables: dict[Mode, SensitivityTable]) -> list[
     for budget in BUDGETS:
         for mode, table in tables.items():
             try:
-                plans[budget, mode] = make_plan(table, budget, fixed, rules=Rules(logits_bits=0)).formats
+                plans[budget, mode] = make_plan(table, Budget.parse(budget), fixed, rules=Rules(logits_bits=0)).formats
             except InfeasibleError:
                 print(f"{budget} is too small for any plan")
     labeled = {f"{budget} {mode}": formats for (budget, mode), formats in plans.items()}

@@ -10,13 +10,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 
 from qplan.formats import INT8
 from qplan.mnn.build.exporter import export_skeleton
-from qplan.mnn.build.writer import build_model
-from tests.support.command import succeed
+from tests.support.command import ANALYZE, succeed
 from tests.support.fault_corpus import FAULTS, make_corpus, write_graph_json
 from tests.support.mnn_models import VOCABULARY, ExportedModel, save
 from tests.support.tiny_models import words
-
-ANALYZE = ("--samples", "4", "--seq-len", "64", "--batch-size", "2", "--formats", "fp16,int8,int6,int4")
 
 
 @pytest.fixture(scope="session")
@@ -97,7 +94,7 @@ def good(
     """A tied and an untied int8 model."""
     out = tmp_path_factory.mktemp("good")
     for name, model in (("tied", tied_model), ("untied", untied_model)):
-        build_model(model.skeleton, model.tensors(model.formats(INT8)), out / name)
+        model.build(model.tensors(model.formats(INT8)), out / name)
     return {name: out / name for name in ("tied", "untied")}
 
 

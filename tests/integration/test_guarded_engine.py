@@ -13,14 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from transformers import AutoTokenizer
 
 import qplan
 from qplan.errors import InputError, PreflightError, QplanError, ToolError
-from qplan.mnn.engine.session import Engine
+from qplan.mnn.engine.session import EngineSession
 from qplan.mnn.runtime import RuntimeConfig
 from tests.support.fault_corpus import FAULTS, Fault
-
-pytestmark = pytest.mark.engine
 
 NATIVE = ("hidden-size-wrong", "logits-index-renamed", "weights-cut", "tie-of-two-bits", "tokenizer-cut", "graph-cut")
 """Faults that the engine itself is made to face; reports/engine has all of them."""
@@ -53,12 +52,16 @@ def test_survives_what_the_engine_does_with_broken_folders(name: str, corpus: di
     assert told
 
 
-def test_text_comes_piece_by_piece(engine: qplan.Engine) -> None:
+def test_text_comes_piece_by_piece(engine: qplan.Engine, tied_model_dir: Path) -> None:
     pieces = list(engine.generate("the quick", 6))
-    ids = engine.encode("the quick")
-    greedy = engine._open().generate(ids, 6)
     timing = engine.timing
-    assert "".join(pieces) == greedy.text
+    ids = engine.encode("the quick")
+    step = engine._open().begin(ids)
+    tokens = [step.token]
+    while len(tokens) < 6:
+        tokens.append(engine._open().step(tokens[-1]).token)
+    tokenizer = AutoTokenizer.from_pretrained(tied_model_dir)
+    assert "".join(pieces) == tokenizer.decode(tokens)
     assert timing is not None
     assert (timing.prompt_tokens, len(timing.decode_s)) == (len(ids), 5)
     assert timing.prefill_s > 0
@@ -146,7 +149,7 @@ def test_a_thousand_bad_inputs(engine: qplan.Engine, good: dict[str, Path]) -> N
 
 def test_a_model_with_state_outside_the_cache_is_loaded_again(good: dict[str, Path]) -> None:
     # the engine's reset() leaves a convolution's state, and one token goes on from it: LFM2, see reports/engine
-    with Engine(good["tied"]) as engine:
+    with EngineSession(good["tied"]) as engine:
         engine.logits([1, 2, 3])
         process = engine._running()
         expected = engine.logits_stepwise([4, 5])

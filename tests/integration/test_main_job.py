@@ -14,16 +14,17 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from qplan.artifact import sha256_file
 from qplan.folding.analyzed import load_analyzed
 from qplan.formats import INT4, INT8
-from qplan.jobs.profile import ProfileOptions, Times, measure_times
+from qplan.jobs.options import ProfileOptions
+from qplan.jobs.profile import measure_times
 from qplan.jobs.skeletons import run_skeleton
 from qplan.run.folder import RunFolder
 from qplan.run.plan import Plan
 from qplan.run.profile import DeviceProfile
 from qplan.run.table import SensitivityTable
+from qplan.run.times import Times
 from qplan.run.verification import Verification
 from qplan.uniform import uniform_formats
-from tests.integration.conftest import ANALYZE
-from tests.support.command import qplan, succeed
+from tests.support.command import ANALYZE, qplan, succeed
 from tests.support.documented import DOCS, assert_documented, keys
 from tests.support.mnn_models import VOCABULARY, save
 from tests.support.prose import english_sentences
@@ -91,8 +92,8 @@ def test_blocks_that_do_not_divide_are_said_and_the_exporters_are_measured(work:
     for spec in odd:
         formats = {fmt.name for fmt in table.formats_of(spec.name)}
         assert {"int4-b0", "int4-b4"} <= formats
-        assert any(f"rows of {spec.in_features} weights" in note for note in table.notes)
-    assert bool(odd) == any("do not divide" in note for note in table.notes)
+        assert any(f"rows of {spec.in_features} weights" in str(note) for note in table.notes)
+    assert bool(odd) == any("do not divide" in str(note) for note in table.notes)
 
 
 def test_an_edited_plan_is_built_and_verified(work: Path) -> None:
@@ -112,9 +113,8 @@ def test_an_edited_plan_is_built_and_verified(work: Path) -> None:
     assert (built.files.weight, built.files.embedding) == (plan.files.weight, plan.files.embedding)
 
 
-def test_limits_on_time_ram_and_loss(work: Path) -> None:
-    if not SensitivityTable.read(work / "run" / "sensitivity.parquet").model.tensors[-1].tied:
-        return  # one model is enough: profiles build many
+def test_limits_on_time_ram_and_loss(analyzed: Callable[[str], Path]) -> None:
+    work = analyzed("tied_model_dir")  # one model is enough: profiles build many
     emit = ("emit", "--run", "run", "--no-build")
     needs = qplan(*emit, "--max-decode-ms", "1", folder=work)
     assert needs.returncode == 2
@@ -134,7 +134,7 @@ def test_limits_on_time_ram_and_loss(work: Path) -> None:
     assert "of 0.0" in printed
     smallest = Plan.read(work / "run" / "smallest-max-kl-0.01" / "plan.json")
     assert smallest.objective == "file size"
-    assert any("held-out tokens the whole model loses" in note for note in smallest.notes)
+    assert any("held-out tokens the whole model loses" in str(note) for note in smallest.notes)
     none = qplan(*emit, "--max-ram", "1kB", folder=work)
     assert none.returncode == 3
     assert "the nearest is RAM" in none.stderr

@@ -15,19 +15,21 @@ from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 from qplan.artifact import sha256_file
 from qplan.choosing.sizes import fixed_bytes
 from qplan.formats import FP16, INT8, QuantFormat
-from qplan.mnn.build.exporter import export_skeleton, export_with_config
+from qplan.mnn.build.exporter import export_skeleton
 from qplan.mnn.build.exporter_source import find_exporter
 from qplan.mnn.build.quant_config import make_quant_config
 from qplan.mnn.build.skeleton import Skeleton, folder_bytes, predict_files
 from qplan.mnn.build.writer import build_model
-from qplan.mnn.engine.session import Engine, Logits
-from qplan.mnn.graph.json_graph import read_ops
+from qplan.mnn.engine.session import EngineSession, Logits
+from qplan.mnn.graph.binary import read_linears
 from qplan.mnn.preflight import check_folder
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import LoadedModel, load_model
+from qplan.planner.budget import Budget
 from qplan.planner.planning import make_plan
 from qplan.planner.rules import Rules
-from qplan.quantize import EnginePath, Int8Activations, rtn
+from qplan.quantize import EnginePath, Int8Activations
+from qplan.quantize.rounder import Rounder
 from qplan.run.plan import Plan
 from qplan.run.table import SensitivityTable
 from qplan.run.verification import Verification
@@ -36,10 +38,8 @@ from qplan.settings import DynamicOption, Memory
 from qplan.tensors import Role
 from qplan.verify.reference import torch_logits
 from tests.support.command import succeed
-from tests.support.mnn_models import VOCABULARY, save
+from tests.support.mnn_models import VOCABULARY, export_with_config, save
 from tests.support.tiny_models import words
-
-pytestmark = pytest.mark.engine
 
 WIDE = ("fp16", "int8", "int6-b0", "int5", "int4", "int4-sym", "int3-b32", "int2-b0", "int8-b0-sym", "int4-b32-s32")
 
@@ -53,8 +53,7 @@ class Exported:
 
     def build(self, formats: Mapping[str, QuantFormat], out: Path) -> None:
         """Build it rounded to nearest, formats by tensor name."""
-        tensors = {s.op_name: rtn(self.loaded.weight(s.name), formats[s.name]) for s in self.loaded.card.tensors}
-        build_model(self.skeleton, tensors, out)
+        build_model(self.skeleton, self.loaded.card.tensors, formats, Rounder(self.loaded).store, out)
 
     def logits(self, formats: Mapping[str, QuantFormat], token_ids: list[int], path: Int8Activations | None) -> Logits:
         """What torch computes with the same weights; with int8 activations, or None for floats."""
@@ -116,7 +115,7 @@ def test_experts_of_any_format_compute_and_weigh_what_was_promised(
     assert (predicted.weight, predicted.embedding) == (real.weight, real.embedding)
     assert predicted.graph == pytest.approx(real.graph, abs=64)
     expected = exported.logits(formats, token_ids, None)
-    with Engine(tmp_path / "m", RuntimeConfig("normal")) as engine:
+    with EngineSession(tmp_path / "m", RuntimeConfig("normal")) as engine:
         for found in (engine.logits(token_ids), engine.logits_stepwise(token_ids)):
             assert np.linalg.norm(found - expected) <= 1e-5 * np.linalg.norm(expected)
     assert check_folder(tmp_path / "m").findings == ()
@@ -135,7 +134,7 @@ def test_llmexport_makes_the_same_file_of_a_quant_config(exported: Exported, tmp
     theirs = export_with_config(exported.loaded.folder, tmp_path / "theirs", tmp_path / "quant_config.json")
     exported.build(formats, tmp_path / "ours")
     assert sha256_file(theirs / "llm.mnn.weight") == sha256_file(tmp_path / "ours" / "llm.mnn.weight")
-    assert read_ops(theirs) == read_ops(tmp_path / "ours")
+    assert read_linears(theirs) == read_linears(tmp_path / "ours")
 
 
 @pytest.mark.parametrize("kind", ["gate_up_proj", "down_proj"])
@@ -148,7 +147,7 @@ def test_emulation_of_routed_tokens_is_the_engines_arithmetic(
     formats = exported.all(FP16) | {name: fmt for name, fmt in experts.items() if kind in name}
     exported.build(formats, tmp_path / "m")
     paths: tuple[EnginePath, EnginePath] = ("prefill", "decode")
-    with Engine(tmp_path / "m", RuntimeConfig(dynamic_option=option)) as engine:
+    with EngineSession(tmp_path / "m", RuntimeConfig(dynamic_option=option)) as engine:
         for ids in (token_ids, token_ids[:7]):
             plain = exported.logits(formats, ids, None)
             for path, found in zip(paths, (engine.logits(ids), engine.logits_stepwise(ids)), strict=True):
@@ -183,14 +182,17 @@ def test_a_plan_of_experts_keeps_its_promises(folder: Path, tmp_path: Path) -> N
         plan, verification = Plan.read(out / "plan.json"), Verification.read(out / "verification.json")
         assert verification.passed
         assert plan.formats[router.name] == FP16
-        assert any(note.startswith("rule: routers are fp16") for note in plan.notes)
+        assert any(str(note).startswith("rule: routers are fp16") for note in plan.notes)
         for kind in ("gate_up_proj", "down_proj"):
             assert len({t.format for t in plan.tensors if ".experts." in t.name and t.kind == kind}) == 1
         assert set(json.loads((out / "quant_config.json").read_text())) == {t.op_name for t in plan.tensors}
         assert "nothing found" in succeed("check", str(out / "model"), folder=tmp_path)
     fixed = fixed_bytes(Skeleton.open(tmp_path / "run" / "skeleton"))
     rules = Rules(pins={"*.mlp.gate": INT8}, group_patterns=("{layer}.mlp.experts.{expert}.{kind}",))
-    finest = make_plan(table, "int8", fixed, rules=rules)
+    finest = make_plan(table, Budget.parse("int8"), fixed, rules=rules)
     assert finest.formats[router.name] == INT8
     assert len({t.format for t in finest.tensors if ".experts." in t.name and t.kind == "down_proj"}) > 1
-    assert finest.predicted_nats < make_plan(table, "int8", fixed, rules=Rules(pins=rules.pins)).predicted_nats
+    assert (
+        finest.predicted_nats
+        < make_plan(table, Budget.parse("int8"), fixed, rules=Rules(pins=rules.pins)).predicted_nats
+    )

@@ -13,17 +13,16 @@ from qplan.formats import FP16, INT4, INT8, QuantFormat
 from qplan.mnn.build.exporter import export_skeleton
 from qplan.mnn.build.skeleton import Skeleton
 from qplan.mnn.build.writer import build_model
-from qplan.mnn.engine.session import Engine, Logits
+from qplan.mnn.engine.session import EngineSession, Logits
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import LoadedModel, load_model
-from qplan.quantize import EnginePath, Int8Activations, rtn
+from qplan.quantize import EnginePath, Int8Activations
+from qplan.quantize.rounder import Rounder
 from qplan.sensitivity.joint import joint_losses
 from qplan.settings import DynamicOption
 from qplan.uniform import uniform_formats
 from qplan.verify.reference import reference_logits
 from tests.support.mnn_models import ExportedModel, linear
-
-pytestmark = pytest.mark.engine
 
 HOME = Path(qplan.demo.__file__).parent
 OPTIONS: tuple[DynamicOption, ...] = (0, 2)
@@ -58,12 +57,12 @@ def test_emulation_is_the_engines_arithmetic(
     tied_model: ExportedModel, op_name: str, fmt: QuantFormat, token_ids: list[int], tmp_path: Path
 ) -> None:
     emulated = Emulated(tied_model, op_name, fmt)
-    build_model(tied_model.skeleton, emulated.tensors, tmp_path / "m")
+    tied_model.build(emulated.tensors, tmp_path / "m")
     plain = emulated.logits(token_ids, lambda x: x)
     odd = token_ids[:-1]  # the last three tokens fill no tile
     for option in OPTIONS:
         prefill, decode = Int8Activations("prefill", option), Int8Activations("decode", option)
-        with Engine(tmp_path / "m", RuntimeConfig(dynamic_option=option)) as engine:
+        with EngineSession(tmp_path / "m", RuntimeConfig(dynamic_option=option)) as engine:
             for found, activations in (
                 (engine.logits(token_ids), prefill),
                 (engine.logits(odd), prefill),
@@ -82,11 +81,11 @@ def test_option_2_garbles_blocks_that_cut_through_packed_features(
     fmt = QuantFormat(8, 12)
     assert not fmt.allows_block_activations
     emulated = Emulated(tied_model, DOWN_PROJ, fmt)
-    build_model(tied_model.skeleton, emulated.tensors, tmp_path / "m")
+    tied_model.build(emulated.tensors, tmp_path / "m")
     plain = emulated.logits(token_ids, lambda x: x)
     errors = []
     for option in OPTIONS:
-        with Engine(tmp_path / "m", RuntimeConfig(dynamic_option=option)) as engine:
+        with EngineSession(tmp_path / "m", RuntimeConfig(dynamic_option=option)) as engine:
             errors.append(np.linalg.norm(engine.logits(token_ids) - plain))
     assert errors[1] > 20 * errors[0]
 
@@ -108,12 +107,11 @@ def test_torch_predicts_the_engines_loss_within_five_percent(
     text = (HOME / "heldout.txt").read_text(encoding="utf-8")
     rows = np.array(embedded.tokenizer(text)["input_ids"][: 4 * 128], dtype=np.int64).reshape(4, 128)
     formats = uniform_formats(embedded.card, bits)
-    weights = {s.op_name: rtn(embedded.weight(s.name), formats[s.name]) for s in embedded.card.tensors}
-    build_model(skeleton, weights, tmp_path / "m")
+    build_model(skeleton, embedded.card.tensors, formats, Rounder(embedded).store, tmp_path / "m")
     paths: tuple[EnginePath, ...] = ("prefill", "decode")
     with reference_logits(embedded, rows) as reference:
         for option in OPTIONS:
-            with Engine(tmp_path / "m", RuntimeConfig(dynamic_option=option)) as engine:
+            with EngineSession(tmp_path / "m", RuntimeConfig(dynamic_option=option)) as engine:
                 measured = [reference.compare(logits).kl_nats for logits in (engine.logits, engine.logits_stepwise)]
             predicted = [
                 joint_losses(

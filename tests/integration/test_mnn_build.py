@@ -1,9 +1,10 @@
 """Built folders on the real engine: the numbers of torch, the bytes of the prediction, the bytes of llmexport."""
 
 import json
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,19 +12,18 @@ import pytest
 from qplan.artifact import sha256_file
 from qplan.errors import InputError
 from qplan.formats import FP16, FP32, INT8, QuantFormat
-from qplan.mnn.build.exporter import export_with_config
 from qplan.mnn.build.exporter_source import find_exporter
 from qplan.mnn.build.quant_config import make_quant_config
 from qplan.mnn.build.skeleton import Skeleton, folder_bytes, predict_files
 from qplan.mnn.build.writer import build_model
-from qplan.mnn.engine.session import Engine
-from qplan.mnn.graph.json_graph import read_ops
+from qplan.mnn.child import run_child
+from qplan.mnn.engine.session import EngineSession
+from qplan.mnn.graph.binary import read_linears
 from qplan.mnn.runtime import RuntimeConfig
-from tests.support.mnn_models import ExportedModel
-
-pytestmark = pytest.mark.engine
+from tests.support.mnn_models import ExportedModel, export_with_config
 
 NORMAL = RuntimeConfig(memory="normal")
+UP_PROJ = "/layers.0/mlp/up_proj/Linear"
 PLANS = ["fp32", "fp16", "int8", "int4-sym", "mixed-0", "mixed-1", "mixed-2"]
 
 
@@ -41,8 +41,7 @@ def test_build_computes_and_weighs_what_was_promised(
     model = model_of(name)
     formats = formats_of(model, plan)
     tensors = model.tensors(formats)
-    lazy = {key: partial(tensors.__getitem__, key) for key in tensors}
-    ops = build_model(model.skeleton, lazy, tmp_path / "m", runtime=NORMAL)
+    ops = model.build(tensors, tmp_path / "m", runtime=NORMAL)
     assert all(op.holds(formats[op.name]) for op in ops)
 
     predicted, real = predict_files(model.skeleton, formats), folder_bytes(tmp_path / "m")
@@ -50,7 +49,7 @@ def test_build_computes_and_weighs_what_was_promised(
     assert predicted.graph == pytest.approx(real.graph, rel=0.01)
 
     expected = model.reference(tensors, token_ids)
-    with Engine(tmp_path / "m", NORMAL) as engine:
+    with EngineSession(tmp_path / "m", NORMAL) as engine:
         for logits in (engine.logits(token_ids), engine.logits_stepwise(token_ids)):
             # a tied head of floats is looked up in halves
             limit = 1e-3 if plan == "fp32" and name == "tied" else 1e-5
@@ -68,14 +67,14 @@ def test_weight_file_is_llmexports_byte_for_byte(tied_model: ExportedModel, tmp_
     assert config.problems == ()
     config.write(tmp_path / "quant_config.json")
     theirs = export_with_config(tied_model.folder, tmp_path / "theirs", tmp_path / "quant_config.json")
-    build_model(tied_model.skeleton, tied_model.tensors(formats), tmp_path / "ours", tie_form="list")
+    tied_model.build(tied_model.tensors(formats), tmp_path / "ours", tie_form="list")
     assert sha256_file(theirs / "llm.mnn.weight") == sha256_file(tmp_path / "ours" / "llm.mnn.weight")
-    assert read_ops(theirs) == read_ops(tmp_path / "ours")
+    assert read_linears(theirs) == read_linears(tmp_path / "ours")
     ties = [json.loads((folder / "llm_config.json").read_text()) for folder in (theirs, tmp_path / "ours")]
     assert ties[0] == ties[1]
     # any export is a skeleton, whatever its formats
     rebuilt = tmp_path / "rebuilt"
-    build_model(Skeleton.open(theirs), tied_model.tensors(formats), rebuilt)
+    ExportedModel(tied_model.folder, Skeleton.open(theirs)).build(tied_model.tensors(formats), rebuilt)
     assert sha256_file(rebuilt / "llm.mnn.weight") == sha256_file(theirs / "llm.mnn.weight")
 
 
@@ -87,8 +86,23 @@ def test_export_leaves_no_machine_paths(tied_model: ExportedModel) -> None:
         assert str(tied_model.folder).encode() not in path.read_bytes()
 
 
+def test_one_converter_makes_a_build_and_none_reads_it_back(
+    tied_model: ExportedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[str] = []
+
+    def counted(script: str, arguments: Sequence[str], **settings: Any) -> str:
+        started.append(arguments[0])
+        return run_child(script, arguments, **settings)
+
+    monkeypatch.setattr("qplan.mnn.graph.converter.run_child", counted)
+    built = tied_model.build(tied_model.tensors(tied_model.formats(INT8)), tmp_path / "m")
+    assert read_linears(tmp_path / "m") == built
+    assert started == ["to-mnn"]
+
+
 def test_built_folder_holds_only_what_ships(untied_model: ExportedModel, tmp_path: Path) -> None:
-    build_model(untied_model.skeleton, untied_model.tensors(untied_model.formats(INT8)), tmp_path / "m")
+    untied_model.build(untied_model.tensors(untied_model.formats(INT8)), tmp_path / "m")
     assert {path.name for path in (tmp_path / "m").iterdir()} == {
         "config.json", "llm_config.json", "llm.mnn", "llm.mnn.weight", "tokenizer.mtok", "embeddings_bf16.bin"
     }  # fmt: skip
@@ -100,27 +114,34 @@ def test_tied_head_refuses_widths_that_the_lookup_cannot_read(
 ) -> None:
     tensors = tied_model.tensors(tied_model.formats(INT8, QuantFormat(bits, 64)))
     with pytest.raises(InputError, match=f"wrongly at {bits} bits"):
-        build_model(tied_model.skeleton, tensors, tmp_path / "m")
+        tied_model.build(tensors, tmp_path / "m")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_list_form_refuses_short_scales(tied_model: ExportedModel, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="needs 32-bit scales"):
-        build_model(tied_model.skeleton, tied_model.tensors(tied_model.formats(INT8)), tmp_path / "m", tie_form="list")
+        tied_model.build(tied_model.tensors(tied_model.formats(INT8)), tmp_path / "m", tie_form="list")
 
 
 def test_missing_and_extra_names_are_listed(tied_model: ExportedModel, tmp_path: Path) -> None:
     tensors = tied_model.tensors(tied_model.formats(INT8))
-    tensors["/layers.9/mlp/up_proj/Linear"] = tensors.pop("/layers.0/mlp/up_proj/Linear")
-    with pytest.raises(InputError, match=r"1 ops have none: /layers.0/mlp/up_proj/Linear; 1 names are no ops"):
-        build_model(tied_model.skeleton, tensors, tmp_path / "m")
+    other = "/layers.9/mlp/up_proj/Linear"
+    specs = tuple(
+        replace(spec, op_name=other if spec.op_name == UP_PROJ else spec.op_name) for spec in tied_model.specs
+    )
+    formats = {spec.name: INT8 for spec in specs}
+    with pytest.raises(InputError, match=rf"1 ops have none: {UP_PROJ}; 1 names are no ops: {other}"):
+        build_model(tied_model.skeleton, specs, formats, lambda name, fmt: pytest.fail(name), tmp_path / "m")
+    del tensors[UP_PROJ]
+    with pytest.raises(InputError, match=f"1 ops have none: {UP_PROJ}$"):
+        tied_model.build(tensors, tmp_path / "m")
 
 
 def test_tensor_of_another_shape_is_refused(tied_model: ExportedModel, tmp_path: Path) -> None:
     tensors = tied_model.tensors(tied_model.formats(FP32))
-    tensors["/layers.0/mlp/up_proj/Linear"] = tensors["/layers.0/mlp/down_proj/Linear"]
+    tensors[UP_PROJ] = tensors["/layers.0/mlp/down_proj/Linear"]
     with pytest.raises(InputError, match="is 192 x 128, its tensor 128 x 192"):
-        build_model(tied_model.skeleton, tensors, tmp_path / "m")
+        tied_model.build(tensors, tmp_path / "m")
 
 
 def test_existing_folder_is_kept_unless_told(tied_model: ExportedModel, tmp_path: Path) -> None:
@@ -128,7 +149,7 @@ def test_existing_folder_is_kept_unless_told(tied_model: ExportedModel, tmp_path
     (tmp_path / "m" / "precious").touch()
     tensors = tied_model.tensors(tied_model.formats(INT8))
     with pytest.raises(InputError, match="already exists"):
-        build_model(tied_model.skeleton, tensors, tmp_path / "m")
+        tied_model.build(tensors, tmp_path / "m")
     assert (tmp_path / "m" / "precious").exists()
-    build_model(tied_model.skeleton, tensors, tmp_path / "m", replace=True)
+    tied_model.build(tensors, tmp_path / "m", replace=True)
     assert not (tmp_path / "m" / "precious").exists()

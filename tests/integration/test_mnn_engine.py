@@ -12,31 +12,36 @@ import pytest
 
 from qplan.errors import InputError, ToolError
 from qplan.formats import INT8
-from qplan.mnn.build.writer import build_model
-from qplan.mnn.engine.session import Engine
+from qplan.mnn.engine.session import EngineSession
 from qplan.mnn.runtime import RuntimeConfig
 from tests.support.mnn_models import ExportedModel
-
-pytestmark = pytest.mark.engine
 
 
 @pytest.fixture(scope="module")
 def folder(tied_model: ExportedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("engine") / "int8"
-    build_model(tied_model.skeleton, tied_model.tensors(tied_model.formats(INT8)), out)
+    tied_model.build(tied_model.tensors(tied_model.formats(INT8)), out)
     return out
 
 
 @pytest.fixture(scope="module")
-def engine(folder: Path) -> Iterator[Engine]:
-    with Engine(folder, context=64) as running:
+def engine(folder: Path) -> Iterator[EngineSession]:
+    with EngineSession(folder, context=64) as running:
         yield running
 
 
-def test_calls_do_not_depend_on_each_other(engine: Engine, token_ids: list[int]) -> None:
+def greedy(engine: EngineSession, prompt: list[int], count: int) -> list[int]:
+    """The likeliest tokens, one after the other."""
+    found = [engine.begin(prompt).token]
+    while len(found) < count:
+        found.append(engine.step(found[-1]).token)
+    return found
+
+
+def test_calls_do_not_depend_on_each_other(engine: EngineSession, token_ids: list[int]) -> None:
     first = engine.logits(token_ids)
     engine.logits_stepwise(token_ids[:7])
-    engine.generate(token_ids[:5], 3)
+    greedy(engine, token_ids[:5], 3)
     engine.measure_speed(8, 3, 1)
     assert first.shape == (len(token_ids), 320)
     assert first.dtype == np.float32
@@ -45,21 +50,21 @@ def test_calls_do_not_depend_on_each_other(engine: Engine, token_ids: list[int])
     np.testing.assert_array_equal(engine.logits(token_ids[:9]), first[:9])
 
 
-def test_prefill_and_decode_differ_under_memory_low(engine: Engine, token_ids: list[int]) -> None:
+def test_prefill_and_decode_differ_under_memory_low(engine: EngineSession, token_ids: list[int]) -> None:
     prefill, decode = engine.logits(token_ids), engine.logits_stepwise(token_ids)
     assert 1e-4 < np.linalg.norm(prefill - decode) / np.linalg.norm(prefill) < 0.2
 
 
-def test_generation_is_the_greedy_one(engine: Engine, token_ids: list[int]) -> None:
+def test_generation_is_the_greedy_one(engine: EngineSession, token_ids: list[int]) -> None:
     prompt = token_ids[:6]
-    found = engine.generate(prompt, 5).tokens
+    found = greedy(engine, prompt, 5)
+    assert found[0] == int(engine.logits(prompt)[-1].argmax())
     steps = engine.logits_stepwise([*prompt, *found])
     assert len(found) == 5
-    assert found[1:] == tuple(int(step) for step in steps[len(prompt) : -1].argmax(-1))
-    assert engine.generate("the quick", 2).tokens
+    assert found[1:] == [int(step) for step in steps[len(prompt) : -1].argmax(-1)]
 
 
-def test_speed_and_memory_are_measured(engine: Engine) -> None:
+def test_speed_and_memory_are_measured(engine: EngineSession) -> None:
     sample = engine.measure_speed(prompt_tokens=16, decode_tokens=4, repeats=3)
     assert (len(sample.prefill_s), len(sample.decode_s)) == (3, 12)
     assert min(sample.prefill_tokens_per_s, sample.decode_tokens_per_s) > 0
@@ -71,13 +76,13 @@ def test_speed_and_memory_are_measured(engine: Engine) -> None:
     ("ids", "message"),
     [([], "no tokens"), ([320], "outside of the vocabulary of 320"), ([-1], "outside"), ([1] * 65, "context of 64")],
 )
-def test_bad_tokens_are_refused(engine: Engine, ids: list[int], message: str) -> None:
+def test_bad_tokens_are_refused(engine: EngineSession, ids: list[int], message: str) -> None:
     with pytest.raises(InputError, match=message):
         engine.logits(ids)
 
 
 def test_a_crash_is_told_and_can_be_recovered(folder: Path, token_ids: list[int]) -> None:
-    with Engine(folder) as engine:
+    with EngineSession(folder) as engine:
         before = engine.logits(token_ids)
         killer = threading.Timer(0.3, engine._running()._process.send_signal, [signal.SIGSEGV])
         killer.start()
@@ -93,7 +98,7 @@ def test_a_crash_is_told_and_can_be_recovered(folder: Path, token_ids: list[int]
 
 
 def test_a_hang_is_killed(folder: Path) -> None:
-    with Engine(folder) as engine:
+    with EngineSession(folder) as engine:
         engine.timeout_s = 0.0
         with pytest.raises(ToolError, match="no answer after 0 s, killed"):
             engine.measure_speed(64, 100, 100)
@@ -103,17 +108,17 @@ def test_a_model_without_weights_does_not_load(folder: Path, tmp_path: Path) -> 
     shutil.copytree(folder, tmp_path / "m")
     (tmp_path / "m" / "llm.mnn.weight").unlink()
     with pytest.raises(ToolError, match="did not load") as failure:
-        Engine(tmp_path / "m")
+        EngineSession(tmp_path / "m")
     assert "weight file" in failure.value.tail
     with pytest.raises(InputError, match=r"no config\.json"):
-        Engine(tmp_path)
+        EngineSession(tmp_path)
 
 
 def test_settings_reach_the_engine(folder: Path, token_ids: list[int]) -> None:
     assert json.loads((folder / "config.json").read_text())["memory"] == "low"
     logits = {}
     for setting in (RuntimeConfig(), RuntimeConfig(memory="normal"), RuntimeConfig(dynamic_option=2)):
-        with Engine(folder, setting) as engine:
+        with EngineSession(folder, setting) as engine:
             logits[setting] = engine.logits(token_ids)
     low, normal, blocks = logits.values()
     assert 0 < np.linalg.norm(blocks - normal) < np.linalg.norm(low - normal)

@@ -14,16 +14,15 @@ from qplan.formats import FP16
 from qplan.mnn.build.exporter import export_skeleton
 from qplan.mnn.build.skeleton import predict_files
 from qplan.mnn.build.writer import build_model
-from qplan.mnn.engine.session import Engine
+from qplan.mnn.engine.session import EngineSession
+from qplan.mnn.files import GRAPH_FILE, GRAPH_JSON_FILE
 from qplan.mnn.graph.input_scale import insert_scale
-from qplan.mnn.graph.json_graph import GRAPH_FILE, GRAPH_JSON_FILE, read_document
+from qplan.mnn.graph.json_graph import read_document
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import load_model
-from qplan.quantize import rtn
+from qplan.quantize.rounder import Rounder
 from qplan.verify.reference import relative_error, torch_logits
 from tests.support.mnn_models import ExportedModel
-
-pytestmark = pytest.mark.engine
 
 
 def test_a_folded_tied_model_computes_the_original_logits(
@@ -38,15 +37,16 @@ def test_a_folded_tied_model_computes_the_original_logits(
     folded = load_model(str(tmp_path / "folded"))
     assert folded.embedding_scale is not None
     skeleton = export_skeleton(folded.folder, tmp_path / "skeleton", input_scale=folded.embedding_scale.numpy())
-    tensors = {spec.op_name: rtn(folded.weight(spec.name), FP16) for spec in folded.card.tensors}
-    build_model(skeleton, tensors, tmp_path / "model", runtime=RuntimeConfig("normal"))
-    with Engine(tmp_path / "model", RuntimeConfig("normal"), context=original.card.context) as engine:
+    formats = {spec.name: FP16 for spec in folded.card.tensors}
+    store, runtime = Rounder(folded).store, RuntimeConfig("normal")
+    build_model(skeleton, folded.card.tensors, formats, store, tmp_path / "model", runtime=runtime)
+    with EngineSession(tmp_path / "model", RuntimeConfig("normal"), context=original.card.context) as engine:
         logits, stepwise = engine.logits(token_ids), engine.logits_stepwise(token_ids)
     expected = torch_logits(original, token_ids)
     # half precision of weights that are scaled at random
     assert relative_error(logits, expected) < 1e-3
     assert relative_error(stepwise, expected) < 1e-3
-    predicted = predict_files(skeleton, dict.fromkeys(tensors, FP16))
+    predicted = predict_files(skeleton, {spec.op_name: FP16 for spec in folded.card.tensors})
     assert (tmp_path / "model" / GRAPH_FILE).stat().st_size == pytest.approx(predicted.graph, rel=0.01)
     added = skeleton.graph_bytes - tied_model.skeleton.graph_bytes
     assert 4 * 128 <= added <= 4 * 128 + 512

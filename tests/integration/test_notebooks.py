@@ -26,7 +26,6 @@ def built(analyzed: Callable[[str], Path]) -> Path:
     return folder / "run"
 
 
-@pytest.mark.engine
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs_from_top_to_bottom_without_warnings(
     built: Path, path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -43,7 +42,6 @@ def test_a_notebook_runs_from_top_to_bottom_without_warnings(
     assert all(f"]({name})" in page for name in pictures)
 
 
-@pytest.mark.engine
 def test_losses_of_single_tokens_are_those_of_the_whole_text(built: Path) -> None:
     run = qplan.open_run(built)
     view = run.plan("int4")
@@ -62,7 +60,6 @@ def test_losses_of_single_tokens_are_those_of_the_whole_text(built: Path) -> Non
     assert len(uniform) == 1
 
 
-@pytest.mark.engine
 def test_the_error_of_all_layers_is_that_of_the_model(built: Path) -> None:
     run = qplan.open_run(built)
     errors = run.error_by_layer("int4", tokens=48)
@@ -79,7 +76,6 @@ def view_kl(run: Run) -> float:
     return measured.kl_nats
 
 
-@pytest.mark.engine
 def test_a_built_model_talks(built: Path) -> None:
     run = qplan.open_run(built)
     with run.engine("int4") as engine:
@@ -88,7 +84,6 @@ def test_a_built_model_talks(built: Path) -> None:
         run.engine("3bpw")
 
 
-@pytest.mark.engine
 def test_activations_are_what_the_model_computes(built: Path) -> None:
     run = qplan.open_run(built)
     left = run.plot_activations("0.self_attn.q_proj", tokens=64).axes[0]

@@ -11,14 +11,11 @@ from pathlib import Path
 import pytest
 
 from qplan.formats import QuantFormat
-from qplan.mnn.build.writer import build_model
 from qplan.mnn.engines import EngineVersion
 from qplan.mnn.preflight import check_folder
 from tests.support.command import qplan
 from tests.support.fault_corpus import FAULTS, Fault
 from tests.support.mnn_models import ExportedModel
-
-pytestmark = pytest.mark.engine
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
@@ -42,7 +39,7 @@ def test_the_corpus_is_large_enough() -> None:
 @pytest.mark.parametrize("bits", ["fp16", "int4-b32", "int2", "int3-sym", "int6-s32", "int5-b0"])
 def test_every_format_that_qplan_writes_is_clean(untied_model: ExportedModel, bits: str, tmp_path: Path) -> None:
     out = tmp_path / bits
-    build_model(untied_model.skeleton, untied_model.tensors(untied_model.formats(QuantFormat.parse(bits))), out)
+    untied_model.build(untied_model.tensors(untied_model.formats(QuantFormat.parse(bits))), out)
     assert check_folder(out, full=True).findings == ()
 
 

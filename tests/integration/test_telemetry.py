@@ -13,8 +13,6 @@ import pytest
 
 from tests.support.tiny_models import words
 
-pytestmark = pytest.mark.engine
-
 WATCH = Path(__file__).with_name("watch")
 ROOT = Path(__file__).parents[2]
 

@@ -16,6 +16,9 @@ import pytest
 
 from qplan.cli.main import main
 
+ANALYZE = ("--samples", "4", "--seq-len", "64", "--batch-size", "2", "--formats", "fp16,int8,int6,int4")
+"""Options of an analysis that is over in seconds."""
+
 
 @dataclass(frozen=True)
 class Done:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from qplan.mnn.graph.json_graph import GRAPH_FILE, GRAPH_JSON_FILE, WEIGHT_FILE
+from qplan.mnn.files import GRAPH_FILE, GRAPH_JSON_FILE, WEIGHT_FILE
 
 Document = dict[str, Any]
 

@@ -54,7 +54,14 @@ def make_table(
             if spec.allows(fmt):
                 loss = weight * 4.0 ** (4 - fmt.bits)
                 rows.append(
-                    Measurement(spec.name, fmt.name, "normal", 0, 64, loss, 2 * loss, 0.9, 3.0 + loss, 6.0 * fmt.bits)
+                    Measurement(
+                        *(spec.name, fmt.name, "normal", 0, 64),
+                        kl_nats=loss,
+                        kl_p99_nats=2 * loss,
+                        top1=0.9,
+                        nll_nats=3.0 + loss,
+                        sqnr_db=6.0 * fmt.bits,
+                    )
                 )
     conditions = Conditions("normal", formats, 4, 16, 4, "invented", "d" * 64, 0)
     return SensitivityTable(card, conditions, 3.0, (), tuple(rows))

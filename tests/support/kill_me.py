@@ -11,13 +11,13 @@ import torch
 from qplan.formats import parse_formats
 from qplan.model.load import load_model
 from qplan.run.calibration import CalibrationSet
-from qplan.sensitivity.measured import analyze
+from tests.support.whole_tables import measured_table
 
 
 def main() -> None:
     model, calibration, journal, threads = sys.argv[1:]
     torch.set_num_threads(int(threads))
-    analyze(
+    measured_table(
         load_model(model),
         CalibrationSet.read(Path(calibration)),
         parse_formats("int8,int4"),

@@ -1,6 +1,8 @@
 """A tiny exported model and the same numbers in torch."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,16 @@ from transformers import (
 )
 
 from qplan.formats import FP16, INT8, QuantFormat
+from qplan.mnn.build.exporter import export
+from qplan.mnn.build.exporter_source import ExportOptions
 from qplan.mnn.build.skeleton import Skeleton
+from qplan.mnn.build.writer import build_model
+from qplan.mnn.graph.linear import Linear
+from qplan.mnn.graph.tie import TieForm
+from qplan.mnn.runtime import RuntimeConfig
+from qplan.model.load import load_model
 from qplan.quantize import StoredTensor, rtn
+from qplan.tensors import TensorSpec
 
 TEXT = ["the quick brown fox jumps over the lazy dog", "a model of language is a model of the world", "0123456789 ()[]"]
 VOCABULARY = 320
@@ -31,6 +41,33 @@ class ExportedModel:
     def load(self) -> Any:
         """The torch model in fp32."""
         return AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32).eval()
+
+    @cached_property
+    def specs(self) -> tuple[TensorSpec, ...]:
+        """What is planned of it."""
+        return load_model(str(self.folder)).card.tensors
+
+    def build(
+        self,
+        tensors: Mapping[str, StoredTensor],
+        out: Path,
+        *,
+        tie_form: TieForm = "dict",
+        runtime: RuntimeConfig | None = None,
+        replace: bool = False,
+    ) -> tuple[Linear, ...]:
+        """Build a model of stored tensors, by op name."""
+        by_name = {spec.name: tensors[spec.op_name] for spec in self.specs if spec.op_name in tensors}
+        return build_model(
+            self.skeleton,
+            self.specs,
+            {name: tensor.format for name, tensor in by_name.items()},
+            lambda name, fmt: by_name[name],
+            out,
+            tie_form=tie_form,
+            runtime=runtime,
+            replace=replace,
+        )
 
     def tensors(self, formats: dict[str, QuantFormat]) -> dict[str, StoredTensor]:
         """Weights rounded to nearest, by op name."""
@@ -88,3 +125,8 @@ def save(model: Any, folder: Path) -> Path:
     fast.save_pretrained(folder)
     model.save_pretrained(folder)
     return folder
+
+
+def export_with_config(model_dir: Path, out: Path, quant_config: Path) -> Path:
+    """Export with llmexport's own quantizer and a ``quant_config.json``; 8 bits for ops that it does not name."""
+    return export(model_dir, out, ExportOptions(8, 64, quant_config=quant_config.resolve()))

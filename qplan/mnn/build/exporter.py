@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from qplan.artifact import new_folder
 from qplan.errors import InputError, ToolError
 from qplan.mnn.build.export_view import export_view
 from qplan.mnn.build.exporter_source import ExportOptions, find_exporter
 from qplan.mnn.build.skeleton import REQUIRED_FILES, Skeleton, write_marker
 from qplan.mnn.child import run_child
-from qplan.mnn.folder import new_folder
 from qplan.mnn.graph.input_scale import scale_input
-
-Progress = Callable[[str], None]
+from qplan.settings import Say
 
 _SPINNER = "".join(map(chr, range(0x2800, 0x2900)))
 _WITHOUT_C4 = {"QPLAN_CONVERTER_ARGUMENTS": "--transformerFuseC4=0"}
@@ -28,7 +26,7 @@ def export_skeleton(
     out: Path,
     *,
     llmexport: Path | None = None,
-    progress: Progress | None = None,
+    progress: Say | None = None,
     timeout_s: float = 7200,
     replace: bool = False,
     c4: bool = True,
@@ -42,7 +40,7 @@ def export_skeleton(
         llmexport: another exporter than the installed package: an MNN checkout, its export folder or ``llmexport.py``.
         progress: called with every line that the exporter prints.
         timeout_s: seconds until it is killed.
-        replace: whether a folder that is there already gives way.
+        replace: replace an existing folder, at the last moment.
         c4: whether attention is fused for packed channels, which engines before 3.6.1 crash on.
         input_scale: ``[hidden]``, what the graph multiplies the looked-up embedding by; None for nothing.
 
@@ -63,38 +61,13 @@ def export_skeleton(
     return Skeleton.open(out)
 
 
-def export_with_config(
-    model_dir: Path,
-    out: Path,
-    quant_config: Path,
-    *,
-    bits: int = 8,
-    block: int = 64,
-    symmetric: bool = False,
-    scale_bits: int | None = None,
-    llmexport: Path | None = None,
-    progress: Progress | None = None,
-) -> Path:
-    """Export with llmexport's own quantizer and a ``quant_config.json``; the rest is for ops that it does not name.
-
-    Raises:
-        InputError: no such file, no model in ``model_dir``, ``out`` exists, or no exporter.
-        ToolError: the exporter failed.
-    """
-    if not quant_config.is_file():
-        msg = f"{quant_config} does not exist; make it with qplan emit"
-        raise InputError(msg)
-    options = ExportOptions(bits, block, None, None, symmetric, scale_bits, quant_config.resolve())
-    return export(model_dir, out, options, llmexport=llmexport, progress=progress)
-
-
 def export(
     model_dir: Path,
     out: Path,
     options: ExportOptions,
     *,
     llmexport: Path | None = None,
-    progress: Progress | None = None,
+    progress: Say | None = None,
     timeout_s: float = 7200,
     replace: bool = False,
     converter: Path | None = None,
@@ -109,7 +82,7 @@ def export(
         llmexport: another exporter than the installed package.
         progress: called with every line that the exporter prints.
         timeout_s: seconds until it is killed.
-        replace: whether a folder that is there already gives way.
+        replace: replace an existing folder, at the last moment.
         converter: folder of another MNN package, whose converter the exporter then uses; None for the installed one.
 
     Raises:
@@ -151,7 +124,7 @@ def export(
     return out
 
 
-def _without_frames(progress: Progress) -> Progress:
+def _without_frames(progress: Say) -> Say:
     """Pass a line on when it says something new: llmexport animates every step with a spinner."""
     last = ""
 

@@ -9,23 +9,14 @@ from pathlib import Path
 
 from qplan.artifact import read_json, write_json
 from qplan.errors import InputError
-from qplan.formats import QuantFormat
-from qplan.mnn.graph.json_graph import (
-    EXPERT_PREFIX,
-    GRAPH_FILE,
-    GRAPH_JSON_FILE,
-    WEIGHT_FILE,
-    GraphOp,
-    external,
-    is_linear,
-    linear_ops,
-    nodes,
-    read_document,
-)
+from qplan.formats import FP32, QuantFormat
+from qplan.mnn.files import CONFIG_FILE, EMBEDDING_FILE, GRAPH_FILE, GRAPH_JSON_FILE, LLM_CONFIG_FILE, WEIGHT_FILE
+from qplan.mnn.graph.binary import BinaryGraph, read_binary_graph
+from qplan.mnn.graph.linear import Linear, declaration_bytes
 from qplan.mnn.graph.patch import rebuilt_bytes
+from qplan.mnn.graph.tie import TIE_KEY, read_tie
 from qplan.run.plan import FileBytes
 
-LLM_CONFIG_FILE, CONFIG_FILE, EMBEDDING_FILE = "llm_config.json", "config.json", "embeddings_bf16.bin"
 REQUIRED_FILES = (GRAPH_FILE, GRAPH_JSON_FILE, WEIGHT_FILE, LLM_CONFIG_FILE, CONFIG_FILE)
 MARKER, MARKER_KIND, MARKER_SCHEMA = "qplan-export.json", "qplan-mnn-export", 1
 
@@ -43,7 +34,7 @@ class Skeleton:
     """An exported model folder, at any width."""
 
     folder: Path
-    ops: tuple[GraphOp, ...]
+    ops: tuple[Linear, ...]
     """Every linear, in graph order: a build needs a tensor for each."""
     fixed: tuple[FixedRange, ...]
     """The other ranges of the weight file, by offset."""
@@ -66,7 +57,7 @@ class Skeleton:
         """Whether head and input embedding are one matrix."""
         return self.tied_op is not None
 
-    def op(self, name: str) -> GraphOp:
+    def op(self, name: str) -> Linear:
         """Look a linear up by its name.
 
         Raises:
@@ -103,14 +94,10 @@ class Skeleton:
         if absent:
             msg = f"{folder} is not an exported MNN model: no {', '.join(absent)}; export it again"
             raise InputError(msg)
-        document = read_document(folder / GRAPH_JSON_FILE)
-        ops = linear_ops(document)
-        fixed = {
-            FixedRange(ranges[0], sum(ranges[1:]))
-            for node in nodes(document)
-            if (ranges := external(node)) is not None and not is_linear(node)
-        }
-        exporter, graph_bytes = _marker(folder)
+        graph = read_binary_graph(folder / GRAPH_FILE)
+        ops = graph.linears
+        fixed = {FixedRange(ranges[0], sum(ranges[1:])) for ranges in graph.other_ranges}
+        exporter, graph_bytes = _marker(folder, graph)
         skeleton = cls(
             folder=folder,
             ops=ops,
@@ -140,10 +127,10 @@ def predict_files(skeleton: Skeleton, formats: Mapping[str, QuantFormat]) -> Fil
     weight, graph = skeleton.fixed_bytes, skeleton.graph_bytes
     for op in skeleton.ops:
         fmt = formats[op.name].resolve(op.in_features)
-        graph += _parameter_bytes(op, fmt.bits) - _parameter_bytes(op, op.bits)
+        graph += declaration_bytes(fmt, op.name) - declaration_bytes(op.format, op.name)
         # floats always have a bias, and a tied head of floats is looked up in halves: see weights.py
-        weight += fmt.record_bytes(op.out_features, op.in_features, bias=op.bias or fmt.bits == 32)
-        if fmt.bits == 32 and op.name == skeleton.tied_op:
+        weight += fmt.record_bytes(op.out_features, op.in_features, bias=op.bias or fmt == FP32)
+        if fmt == FP32 and op.name == skeleton.tied_op:
             weight += 2 * op.out_features * op.in_features
     return FileBytes(weight=weight, embedding=skeleton.embedding_bytes, graph=graph)
 
@@ -156,36 +143,33 @@ def folder_bytes(folder: Path) -> FileBytes:
 
 
 def write_marker(folder: Path, exporter: str) -> None:
-    """Leave word of what made an export, and how large qplan's graph of it is."""
-    body = {"exporter": exporter, "graph_bytes": rebuilt_bytes(folder)}
+    """Note in an export what made it, and how large qplan's graph of it is."""
+    graph = read_binary_graph(folder / GRAPH_FILE)
+    body = {"exporter": exporter, "graph_bytes": rebuilt_bytes(folder, graph)}
     write_json(folder / MARKER, MARKER_KIND, MARKER_SCHEMA, {}, body)
-
-
-def _parameter_bytes(op: GraphOp, bits: int) -> int:
-    """Bytes of a linear's parameters in the graph, next to those of fp16; measured on graphs of 57 linears.
-
-    An expert's take 2 more, by the alignment of its own graph: measured on graphs of 8, 16 and 64 such linears.
-    """
-    return {16: 0, 32: -28}.get(bits, 38 if op.name.startswith(EXPERT_PREFIX) else 36)
 
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
-def _marker(folder: Path) -> tuple[str, int]:
+def _marker(folder: Path, graph: BinaryGraph) -> tuple[str, int]:
     """Exporter and graph bytes, measured now if qplan did not export the folder."""
     if not (folder / MARKER).is_file():
-        return "unknown", rebuilt_bytes(folder)
+        return "unknown", rebuilt_bytes(folder, graph)
     marker = read_json(folder / MARKER, MARKER_KIND, MARKER_SCHEMA)
     return str(marker["exporter"]), int(marker["graph_bytes"])
 
 
-def _tied_op(folder: Path, ops: tuple[GraphOp, ...]) -> str | None:
-    tie = json.loads((folder / LLM_CONFIG_FILE).read_text(encoding="utf-8")).get("tie_embeddings")
+def _tied_op(folder: Path, ops: tuple[Linear, ...]) -> str | None:
+    try:
+        tie = read_tie(json.loads((folder / LLM_CONFIG_FILE).read_text(encoding="utf-8")))
+    except (ValueError, InputError) as error:
+        msg = f"{folder / LLM_CONFIG_FILE}: {TIE_KEY}: {error}; export the model again"
+        raise InputError(msg) from None
     if tie is None:
         return None
-    offset = int(tie["weight_offset"] if isinstance(tie, dict) else tie[0])
+    offset = tie.weight_offset
     for op in ops:
         if op.record.offset <= offset < op.record.offset + op.record.weight:
             return op.name

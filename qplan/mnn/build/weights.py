@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from qplan.errors import InputError, ToolError
-from qplan.formats import FP16, QuantFormat
+from qplan.formats import FP16, FP32, QuantFormat
 from qplan.mnn.build.skeleton import FixedRange, Skeleton
-from qplan.mnn.build.tie import Tie, check_tied
-from qplan.mnn.graph.json_graph import WEIGHT_FILE, GraphOp, Record
-from qplan.quantize import FloatTensor, StoredTensor, store_float
+from qplan.mnn.files import WEIGHT_FILE
+from qplan.mnn.graph.linear import Linear, Record
+from qplan.mnn.graph.tie import TieRecord
+from qplan.quantize import StoredTensor, store_float
 
-TensorSource = StoredTensor | Callable[[], StoredTensor]
-"""A tensor, or what makes it: called once, in file order, so that one tensor at a time is in memory."""
+StoreOp = Callable[[str], StoredTensor]
+"""Makes the tensor of an op: called once for each, in file order, so that one at a time is in memory."""
 
 
 @dataclass(frozen=True)
@@ -28,19 +29,19 @@ class WrittenWeights:
     """Place by op name."""
     moved: dict[int, int]
     """New offset by old offset, for all that is not a linear."""
-    tie: Tie | None
+    tie: TieRecord | None
     """Where the input embedding is looked up, if tied."""
 
 
-def write_weights(skeleton: Skeleton, tensors: Mapping[str, TensorSource], path: Path) -> WrittenWeights:
+def write_weights(skeleton: Skeleton, store: StoreOp, path: Path) -> WrittenWeights:
     """Write every record in the skeleton's order, which is llmexport's.
 
     Raises:
-        InputError: a tensor has another shape than its op, or a width that a tied head cannot have.
+        InputError: a tensor has another shape than its op.
     """
     written = WrittenWeights({}, {}, {}, None)
-    pieces: list[GraphOp | FixedRange] = [*skeleton.ops, *skeleton.fixed]
-    tie: Tie | None = None
+    pieces: list[Linear | FixedRange] = [*skeleton.ops, *skeleton.fixed]
+    tie: TieRecord | None = None
     with (skeleton.folder / WEIGHT_FILE).open("rb") as source, path.open("wb") as target:
         for piece in sorted(pieces, key=_offset):
             start = target.tell()
@@ -48,28 +49,26 @@ def write_weights(skeleton: Skeleton, tensors: Mapping[str, TensorSource], path:
                 target.write(_bytes_at(source, piece.offset, piece.length))
                 written.moved[piece.offset] = start
                 continue
-            given = tensors[piece.name]
-            tensor = given() if callable(given) else given
+            tensor = store(piece.name)
             _check_shape(piece, tensor)
             old = piece.record
             bias = _bytes_at(source, old.offset + old.weight + old.alpha, old.bias)
-            if tensor.format.bits == 32 and not bias:
+            if tensor.format == FP32 and not bias:
                 bias = bytes(4 * piece.out_features)  # the engine cannot run floats without a bias
             lengths = [target.write(part) for part in (tensor.weight_bytes(), tensor.alpha_bytes(), bias)]
             written.records[piece.name] = Record(start, *lengths)
             written.formats[piece.name] = tensor.format
             if piece.name == skeleton.tied_op:
-                check_tied(piece.name, tensor.format)
                 tie = _tie(piece, tensor, written.records[piece.name])
-                lookup = store_float(tensor.dequantize(), FP16) if tensor.format.bits == 32 else None
+                lookup = store_float(tensor.dequantize(), FP16) if tensor.format == FP32 else None
         if tie is not None and lookup is not None:
             # the engine looks tokens up in halves at best: a head of floats gets them beside it
-            tie = Tie(target.tell(), target.tell(), 0, FP16)
+            tie = TieRecord.of(FP16, target.tell(), target.tell(), 0)
             target.write(lookup.weight_bytes())
     return WrittenWeights(written.formats, written.records, written.moved, tie)
 
 
-def _offset(piece: GraphOp | FixedRange) -> int:
+def _offset(piece: Linear | FixedRange) -> int:
     return piece.offset if isinstance(piece, FixedRange) else piece.record.offset
 
 
@@ -82,13 +81,12 @@ def _bytes_at(source: BinaryIO, offset: int, length: int) -> bytes:
     return found
 
 
-def _check_shape(op: GraphOp, tensor: StoredTensor) -> None:
-    stored = tensor.values if isinstance(tensor, FloatTensor) else tensor.codes
-    if tuple(stored.shape) != (op.out_features, op.in_features):
-        msg = f"{op.name} is {op.out_features} x {op.in_features}, its tensor {' x '.join(map(str, stored.shape))}"
+def _check_shape(op: Linear, tensor: StoredTensor) -> None:
+    if tensor.shape != (op.out_features, op.in_features):
+        msg = f"{op.name} is {op.out_features} x {op.in_features}, its tensor {' x '.join(map(str, tensor.shape))}"
         raise InputError(msg + "; was it made from another model?")
 
 
-def _tie(op: GraphOp, tensor: StoredTensor, record: Record) -> Tie:
+def _tie(op: Linear, tensor: StoredTensor, record: Record) -> TieRecord:
     header = tensor.format.header_bytes(op.out_features, op.in_features)
-    return Tie(record.offset + header, record.offset + record.weight, record.alpha, tensor.format)
+    return TieRecord.of(tensor.format, record.offset + header, record.offset + record.weight, record.alpha)

@@ -2,38 +2,48 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from qplan.artifact import write_text
+from qplan.artifact import new_folder, write_text
 from qplan.errors import ToolError
 from qplan.formats import QuantFormat
-from qplan.mnn.build.skeleton import CONFIG_FILE, LLM_CONFIG_FILE, MARKER, Skeleton
-from qplan.mnn.build.tie import Tie, TieForm
-from qplan.mnn.build.weights import TensorSource, write_weights
-from qplan.mnn.folder import new_folder
+from qplan.mnn.build.skeleton import MARKER, Skeleton
+from qplan.mnn.build.weights import write_weights
+from qplan.mnn.files import CONFIG_FILE, GRAPH_FILE, GRAPH_JSON_FILE, LLM_CONFIG_FILE, WEIGHT_FILE
+from qplan.mnn.graph.binary import read_linears
 from qplan.mnn.graph.converter import json_to_graph
-from qplan.mnn.graph.json_graph import GRAPH_FILE, GRAPH_JSON_FILE, WEIGHT_FILE, GraphOp, read_document, read_ops
+from qplan.mnn.graph.json_graph import read_document
+from qplan.mnn.graph.linear import Linear
 from qplan.mnn.graph.patch import patch_graph
+from qplan.mnn.graph.tie import TIE_KEY, TieForm, TieRecord, check_tied
 from qplan.mnn.runtime import RuntimeConfig
+from qplan.quantize import StoredTensor
+from qplan.tensors import TensorSpec
 
 _NOT_COPIED = frozenset(
     {GRAPH_FILE, GRAPH_JSON_FILE, WEIGHT_FILE, CONFIG_FILE, LLM_CONFIG_FILE, MARKER, "export_args.json"}
 )
 
+Store = Callable[[str, QuantFormat], StoredTensor]
+"""Stores a tensor, by its name, in a format: ``Rounder.store``."""
+
 
 def build_model(
     skeleton: Skeleton,
-    tensors: Mapping[str, TensorSource],
+    tensors: Sequence[TensorSpec],
+    formats: Mapping[str, QuantFormat],
+    store: Store,
     out: Path,
     *,
     tie_form: TieForm = "dict",
     runtime: RuntimeConfig | None = None,
     replace: bool = False,
-) -> tuple[GraphOp, ...]:
+) -> tuple[Linear, ...]:
     """Write a runnable folder, and read its graph back to prove that it holds what was asked for.
 
     Biases, norms, constants, tokenizer and untied embedding come from the skeleton. The folder appears whole or not
@@ -41,30 +51,35 @@ def build_model(
 
     Args:
         skeleton: the exported model.
-        tensors: for every op name of the skeleton, and no other, a stored tensor or a function that makes it.
+        tensors: one for every op of the skeleton, and no other.
+        formats: format by tensor name.
+        store: called once for every tensor, in file order: one at a time is in memory.
         out: folder to make.
         tie_form: how ``llm_config.json`` describes a tied embedding.
         runtime: settings for ``config.json``; None keeps the exporter's (memory low, 4 threads).
-        replace: whether a folder that is there already gives way.
+        replace: replace an existing folder, at the last moment.
 
     Returns:
         The linears as read back from the built graph.
 
     Raises:
-        InputError: missing or extra names, a tensor of another shape, a width that a tied head cannot have, or
+        InputError: missing or extra names, a tensor of another shape, a format that a tied head cannot have, or
             ``out`` exists.
         ToolError: the converter failed, or the graph reads back differently.
     """
-    skeleton.check_names(tensors)
+    chosen = {spec.op_name: (spec.name, formats[spec.name]) for spec in tensors if spec.name in formats}
+    skeleton.check_names(chosen)
+    if skeleton.tied_op is not None:
+        check_tied(skeleton.tied_op, chosen[skeleton.tied_op][1], tie_form)
     with new_folder(out, replace=replace) as draft:
-        written = write_weights(skeleton, tensors, draft / WEIGHT_FILE)
+        written = write_weights(skeleton, lambda op_name: store(*chosen[op_name]), draft / WEIGHT_FILE)
         _write_configs(skeleton.folder, draft, written.tie, tie_form, runtime)
         document = read_document(skeleton.folder / GRAPH_JSON_FILE)
         patch_graph(document, written.formats, written.records, written.moved)
         scratch = draft.with_name(GRAPH_JSON_FILE)
         scratch.write_text(json.dumps(document), encoding="utf-8")
         json_to_graph(scratch, draft / GRAPH_FILE)
-        ops = read_ops(draft)
+        ops = read_linears(draft)
         _check_read_back(ops, written.formats)
         _copy_rest(skeleton.folder, draft)
     return ops
@@ -77,7 +92,7 @@ def set_runtime(folder: Path, runtime: RuntimeConfig) -> None:
     write_text(path, json.dumps(settings, ensure_ascii=False, indent=4))
 
 
-def _check_read_back(ops: tuple[GraphOp, ...], formats: Mapping[str, QuantFormat]) -> None:
+def _check_read_back(ops: tuple[Linear, ...], formats: Mapping[str, QuantFormat]) -> None:
     wrong = [op for op in ops if not op.holds(formats[op.name])]
     if wrong or len(ops) != len(formats):
         msg = f"the built graph holds {len(ops)} linears of {len(formats)}; is the converter of another MNN version?"
@@ -87,11 +102,11 @@ def _check_read_back(ops: tuple[GraphOp, ...], formats: Mapping[str, QuantFormat
 
 
 def _write_configs(
-    source: Path, draft: Path, tie: Tie | None, tie_form: TieForm, runtime: RuntimeConfig | None
+    source: Path, draft: Path, tie: TieRecord | None, tie_form: TieForm, runtime: RuntimeConfig | None
 ) -> None:
     model = json.loads((source / LLM_CONFIG_FILE).read_text(encoding="utf-8"))
     if tie is not None:
-        model["tie_embeddings"] = tie.to_json(tie_form)
+        model[TIE_KEY] = dataclasses.replace(tie, form=tie_form).to_json()
     settings = json.loads((source / CONFIG_FILE).read_text(encoding="utf-8"))
     if runtime is not None:
         settings |= runtime.to_json()

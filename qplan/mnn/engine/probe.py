@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qplan.mnn.child import kill, plain_text
+from qplan.mnn.files import CONFIG_FILE
 from qplan.mnn.runtime import RuntimeConfig
 
 Outcome = Literal["ok", "wrong", "refused", "crash", "hang", "export fails"]
@@ -59,7 +60,7 @@ def run_probe(
     settings, ids = json.dumps(runtime.to_json()), json.dumps(token_ids)
     with tempfile.TemporaryDirectory(prefix="qplan-probe-") as work:
         target = Path(work) / "logits.npy"
-        config = str((folder / "config.json").resolve())
+        config = str((folder / CONFIG_FILE).resolve())
         interpreter = sys.executable if python is None else str(python.absolute())
         command = [interpreter, "-P", str(script), config, settings, ids, str(target)]
         with (Path(work) / "log").open("w+b") as log:

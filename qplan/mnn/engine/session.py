@@ -1,8 +1,10 @@
-"""MNN's engine with one model folder, in a child process that may crash without taking anyone along."""
+"""MNN's engine with one model folder, in a child process that may crash without taking anyone along.
+
+For qplan's own measurements, of folders that it built: it checks requests, not folders. Users have `qplan.Engine`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,22 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qplan.errors import InputError, ToolError
-from qplan.mnn.build.skeleton import CONFIG_FILE
 from qplan.mnn.engine.process import EngineProcess
+from qplan.mnn.engine.requests import TokenIds, checked_count, checked_text, checked_tokens
+from qplan.mnn.files import CONFIG_FILE, GRAPH_FILE
 from qplan.mnn.graph.binary import LINEAR_ATTENTION, read_binary_graph
-from qplan.mnn.graph.json_graph import GRAPH_FILE
 from qplan.mnn.runtime import RuntimeConfig
 
 Logits = NDArray[np.float32]
 """``[tokens, vocabulary]``."""
-
-
-@dataclass(frozen=True)
-class Generation:
-    """A greedy continuation."""
-
-    tokens: tuple[int, ...]
-    text: str
 
 
 @dataclass(frozen=True)
@@ -63,7 +57,7 @@ class SpeedSample:
         return 1 / float(np.median(self.decode_s))
 
 
-class Engine:
+class EngineSession:
     """A model folder on the real engine.
 
     Starts a process and loads the model; use it in a ``with`` block, or call `close`.
@@ -143,59 +137,49 @@ class Engine:
             self.close()
             raise
 
-    def logits(self, token_ids: Sequence[int]) -> Logits:
+    def checked(self, token_ids: object, more: int = 0) -> list[int]:
+        """Tokens that this model can take, followed by ``more`` others.
+
+        Raises:
+            InputError: no tokens, too many, not whole numbers, or outside of the vocabulary.
+        """
+        return checked_tokens(token_ids, self.vocabulary, self.context, more)
+
+    def logits(self, token_ids: TokenIds) -> Logits:
         """Logits of every position, float32 ``[tokens, vocabulary]``, in one pass.
 
         Raises:
-            InputError: no tokens, too many, or one outside of the vocabulary.
+            InputError: see `checked`.
             ToolError: the engine failed.
         """
         return self._logits("logits", token_ids)
 
-    def logits_stepwise(self, token_ids: Sequence[int]) -> Logits:
+    def logits_stepwise(self, token_ids: TokenIds) -> Logits:
         """Logits of every position, float32 ``[tokens, vocabulary]``, token by token as generation computes them.
 
         Raises:
-            InputError: no tokens, too many, or one outside of the vocabulary.
+            InputError: see `checked`.
             ToolError: the engine failed.
         """
         return self._logits("stepwise", token_ids)
-
-    def generate(self, prompt: str | Sequence[int], max_tokens: int) -> Generation:
-        """Continue a prompt greedily, until a stop token or ``max_tokens``.
-
-        Raises:
-            InputError: no tokens, too many, or one outside of the vocabulary.
-            ToolError: the engine failed.
-        """
-        if max_tokens < 1:
-            msg = f"{max_tokens} tokens to generate: must be at least 1"
-            raise InputError(msg)
-        text = prompt if isinstance(prompt, str) else None
-        ids = None if isinstance(prompt, str) else self._checked(prompt, max_tokens)
-        if text is not None and not text:
-            msg = "the prompt is empty; give some text"
-            raise InputError(msg)
-        self._begin(len(ids) if ids is not None else 1)
-        reply = self._ask(command="generate", prompt=text, ids=ids, max_tokens=max_tokens)
-        return Generation(tuple(reply["tokens"]), reply["text"])
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without a chat template.
 
         Raises:
+            InputError: not a text, or one that no tokenizer can take.
             ToolError: the engine failed.
         """
-        return [int(token) for token in self._ask(command="encode", prompt=text)["ids"]]
+        return [int(token) for token in self._ask(command="encode", prompt=checked_text(text))["ids"]]
 
-    def begin(self, token_ids: Sequence[int]) -> Step:
+    def begin(self, token_ids: TokenIds) -> Step:
         """Prefill a prompt and give the likeliest next token; `step` continues.
 
         Raises:
-            InputError: no tokens, too many, or one outside of the vocabulary.
+            InputError: see `checked`.
             ToolError: the engine failed, or its logits are not finite.
         """
-        ids = self._checked(token_ids, 0)
+        ids = self.checked(token_ids)
         self._begin(len(ids))
         return Step(**self._ask(command="begin", ids=ids))
 
@@ -206,7 +190,7 @@ class Engine:
             InputError: a token outside of the vocabulary.
             ToolError: the engine failed, or its logits are not finite.
         """
-        return Step(**self._ask(command="step", token=self._checked([token], 0)[0]))
+        return Step(**self._ask(command="step", token=self.checked([token])[0]))
 
     def measure_speed(
         self, prompt_tokens: int = 128, decode_tokens: int = 32, repeats: int = 5, *, own_time: bool = False
@@ -224,15 +208,14 @@ class Engine:
             InputError: a count below 1, or a sequence beyond the context.
             ToolError: the engine failed.
         """
-        if min(prompt_tokens, decode_tokens, repeats) < 1:
-            msg = f"{prompt_tokens} prompt tokens, {decode_tokens} decoded, {repeats} repeats: must be at least 1 each"
-            raise InputError(msg)
+        for name, count in (("prompt_tokens", prompt_tokens), ("decode_tokens", decode_tokens), ("repeats", repeats)):
+            checked_count(name, count)
         if own_time and self.runtime.threads > 1:
             msg = f"own time of {self.runtime.threads} threads: the engine's other threads cannot be seen; use 1"
             raise InputError(msg)
         # any tokens cost the same; spread over the vocabulary, as text is
         ids = [(7919 * step) % self.vocabulary for step in range(prompt_tokens)]
-        ids = self._checked(ids, decode_tokens)
+        ids = self.checked(ids, decode_tokens)
         self._begin(len(ids))
         reply = self._ask(command="speed", ids=ids, decode_tokens=decode_tokens, repeats=repeats, own_time=own_time)
         return SpeedSample(prompt_tokens, tuple(reply["prefill_s"]), tuple(reply["decode_s"]))
@@ -269,8 +252,8 @@ class Engine:
             self.restart()
         self._used = True
 
-    def _logits(self, command: str, token_ids: Sequence[int]) -> Logits:
-        ids = self._checked(token_ids, 0)
+    def _logits(self, command: str, token_ids: TokenIds) -> Logits:
+        ids = self.checked(token_ids)
         self._begin(1 if command == "stepwise" else len(ids))
         process = self._running()
         path = process.folder / "logits.npy"
@@ -282,21 +265,6 @@ class Engine:
             msg += "the graph does not give every position's logits, export it again"
             raise ToolError(msg)
         return values
-
-    def _checked(self, token_ids: Sequence[int], more: int) -> list[int]:
-        """Token ids as integers; what the engine would take without an error and answer with garbage is refused."""
-        ids = [int(token) for token in token_ids]
-        if not ids:
-            msg = "no tokens: the engine crashes on an empty sequence"
-            raise InputError(msg)
-        outside = [token for token in ids if not 0 <= token < self.vocabulary]
-        if outside:
-            msg = f"token {outside[0]} is outside of the vocabulary of {self.vocabulary}; use this model's tokenizer"
-            raise InputError(msg)
-        if self.context is not None and len(ids) + more > self.context:
-            msg = f"{len(ids) + more} tokens exceed the context of {self.context}; use shorter sequences"
-            raise InputError(msg)
-        return ids
 
     def _running(self) -> EngineProcess:
         if self._process is None:

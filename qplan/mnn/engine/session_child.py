@@ -79,27 +79,6 @@ class Session:
         np.save(request["path"], np.concatenate(rows))
         return {}
 
-    def generate(self, request: Request) -> Answer:
-        """Greedy continuation."""
-        ids = request["ids"] if request["ids"] is not None else self.llm.tokenizer_encode(request["prompt"])
-        if not ids:
-            msg = "the prompt holds no tokens"
-            raise RuntimeError(msg)
-        self.llm.set_config({"all_logits": False})
-        try:
-            self.llm.reset()
-            self.llm.generate_init()
-            # the wrapper passes no limit on, and the engine then generates nothing
-            tokens = [int(token) for token in self.llm._c_obj.generate(list(ids), request["max_tokens"])]  # noqa: SLF001
-        finally:
-            # the engine crashes when asked for its state while the text it generated is not UTF-8: clear that first
-            self.llm.generate_init()
-            self.llm.set_config({"all_logits": True})
-        if not tokens:
-            msg = "the engine generated nothing"
-            raise RuntimeError(msg)
-        return {"tokens": tokens, "text": "".join(self._decode(token) for token in tokens)}
-
     def encode(self, request: Request) -> Answer:
         """Token ids of a text."""
         return {"ids": [int(token) for token in self.llm.tokenizer_encode(request["prompt"])]}
@@ -136,12 +115,6 @@ class Session:
             return str(self.llm.tokenizer_decode(token)).encode()
         except UnicodeDecodeError as error:  # part of a character: the next token completes it
             return bytes(error.object)
-
-    def _decode(self, token: int) -> str:
-        try:
-            return str(self.llm.tokenizer_decode(token))
-        except UnicodeDecodeError:  # half of a character
-            return "\N{REPLACEMENT CHARACTER}"
 
     def speed(self, request: Request) -> Answer:
         """Seconds of each prefill and of each decoded token, logits of the last position only."""
@@ -184,7 +157,6 @@ def answer(state: dict[str, Session], request: Request) -> Answer:
     commands: dict[str, Callable[[Request], Answer]] = {
         "logits": session.logits,
         "stepwise": session.stepwise,
-        "generate": session.generate,
         "speed": session.speed,
         "encode": session.encode,
         "begin": session.begin,

@@ -16,12 +16,21 @@ _NATIVE = ("_tools*", "_mnncengine*", "MNN", "mnn.libs", "MNN.libs")
 """What the MNN package consists of."""
 
 
+ENGINES_FOLDER = Path("qplan-engines")
+"""Where environments are kept unless told otherwise: below the working folder."""
+
+
 @dataclass(frozen=True)
 class EngineVenv:
     """A release of MNN in an environment of its own."""
 
     version: EngineVersion
     folder: Path
+
+    @classmethod
+    def of(cls, version: EngineVersion, home: Path = ENGINES_FOLDER) -> EngineVenv:
+        """The environment of a version among those in a folder; it need not be there."""
+        return cls(version, home / str(version))
 
     @property
     def python(self) -> Path:

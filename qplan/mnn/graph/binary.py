@@ -1,18 +1,21 @@
-"""``llm.mnn`` itself, read in milliseconds and without the converter: what a preflight needs to know of a graph.
+"""The one reader of graphs: ``llm.mnn`` itself, in milliseconds and without MNN's converter.
 
 Field numbers and enum values are those of MNN's schema (``schema/default/*.fbs``), which only grows at the end.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from qplan.errors import InputError
+from qplan.mnn.files import GRAPH_FILE
 from qplan.mnn.graph.flatbuffer import Table
+from qplan.mnn.graph.linear import FLOATS, HALVES, Linear
 
-INPUT, LINEAR_ATTENTION, FUSED_LINEAR, LAYER_NORM = 34, 305, 307, 603
+CONVOLUTION, INPUT, LINEAR_ATTENTION, FUSED_LINEAR, LAYER_NORM = 12, 34, 305, 307, 603
 """Op types."""
 
 _BLOB, _CONVOLUTION, _INPUT, _SCALE, _LAYER_NORM, _ATTENTION, _FUSED = 7, 9, 21, 58, 88, 98, 103
@@ -20,44 +23,6 @@ _BLOB, _CONVOLUTION, _INPUT, _SCALE, _LAYER_NORM, _ATTENTION, _FUSED = 7, 9, 21,
 
 _EXTERNAL_FIELD = {_BLOB: 9, _CONVOLUTION: 6, _SCALE: 3, _LAYER_NORM: 5}
 """Where a parameter type keeps its ranges of the weight file."""
-
-
-@dataclass(frozen=True)
-class Convolution:
-    """A matrix product as the graph declares it, nothing of it checked."""
-
-    out_features: int
-    in_features: int
-    kernel: int
-    """Kernel height times width: 1 for a linear."""
-    group: int
-    coding: int
-    """0 plain floats, 1 integers with a value table, 3 halves, others are not made by llmexport."""
-    bits: int
-    minimum: int
-    """``aMin``: 1 for asymmetric integers."""
-    zero_points: int
-    """``readType``: zero points of the whole matrix; 0 is symmetric."""
-    wide_shape: bool
-    """Whether the record holds its two sizes in 32 bits."""
-    scale_bits: int
-    external: tuple[int, ...]
-    """Offset in the weight file, then lengths."""
-
-    @property
-    def is_linear(self) -> bool:
-        """Whether it is a product with one matrix."""
-        return (self.kernel, self.group) == (1, 1)
-
-    @property
-    def symmetric(self) -> bool:
-        """What the engine takes it for: it looks at the zero points alone."""
-        return self.zero_points == 0
-
-    @property
-    def weights(self) -> int:
-        """Number of weights."""
-        return self.out_features * (self.in_features // max(1, self.group)) * self.kernel
 
 
 @dataclass(frozen=True)
@@ -70,7 +35,7 @@ class GraphNode:
     outputs: tuple[int, ...]
     externals: tuple[tuple[int, ...], ...]
     """Ranges of the weight file."""
-    convolutions: tuple[Convolution, ...]
+    convolutions: tuple[Linear, ...]
     """One for a convolution, several for a fused linear."""
     dims: tuple[int, ...] = ()
     """Of an input."""
@@ -78,6 +43,11 @@ class GraphNode:
     """Of an input: 1 is float, 3 is int."""
     packs_channels: bool = False
     """An attention that writes the layout of the C4 fusion."""
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether it is one plain matrix product."""
+        return self.type == CONVOLUTION and len(self.convolutions) == 1 and self.convolutions[0].is_plain
 
 
 @dataclass(frozen=True)
@@ -98,6 +68,29 @@ class BinaryGraph:
         """Nodes of all graphs."""
         return self.nodes + self.subgraph_nodes
 
+    @property
+    def linears(self) -> tuple[Linear, ...]:
+        """Every linear that has its weights in the weight file, in graph order: what a format is chosen for.
+
+        Raises:
+            InputError: none, two of one name, or fused ones.
+        """
+        fused = [node.name for node in self.all_nodes if node.type == FUSED_LINEAR]
+        found = tuple(node.convolutions[0] for node in self.all_nodes if node.is_linear)
+        repeated = sorted(name for name, times in Counter(op.name for op in found).items() if times > 1)
+        if fused:
+            msg = f"the graph has fused linears: {', '.join(fused[:3])}; export it with --disable_transformer_c4"
+            raise InputError(msg)
+        if not found or repeated:
+            msg = f"the graph has linears of one name: {', '.join(repeated)}" if found else "the graph has no linears"
+            raise InputError(msg + "; this export is not of a language model that qplan knows")
+        return found
+
+    @property
+    def other_ranges(self) -> tuple[tuple[int, ...], ...]:
+        """Ranges of the weight file, offset and lengths, that ops other than linears read."""
+        return tuple(ranges for node in self.all_nodes if not node.is_linear for ranges in node.externals)
+
     def tensor_name(self, index: int) -> str:
         """Name of a tensor, or its number if it has none."""
         return self.tensor_names[index] if 0 <= index < len(self.tensor_names) else f"tensor {index}"
@@ -115,6 +108,15 @@ def read_binary_graph(path: Path) -> BinaryGraph:
         msg = f"{path} cannot be read: {error.strerror}"
         raise InputError(msg) from None
     return parse_binary_graph(data)
+
+
+def read_linears(folder: Path) -> tuple[Linear, ...]:
+    """Every linear of a model folder in graph order, from the graph that the engine loads.
+
+    Raises:
+        InputError: no whole graph there, or no linears in it.
+    """
+    return read_binary_graph(folder / GRAPH_FILE).linears
 
 
 def parse_binary_graph(data: bytes) -> BinaryGraph:
@@ -148,9 +150,9 @@ def _check_indexes(nodes: tuple[GraphNode, ...], count: int) -> None:
 
 
 def _node(op: Table) -> GraphNode:
-    kind, parameter = op.uint8(1), op.table(2)
+    name, kind, parameter = op.string(3), op.uint8(1), op.table(2)
     externals: tuple[tuple[int, ...], ...] = ()
-    convolutions: tuple[Convolution, ...] = ()
+    convolutions: tuple[Linear, ...] = ()
     dims: tuple[int, ...] = ()
     dtype, packs = 0, False
     if parameter is not None:
@@ -158,9 +160,11 @@ def _node(op: Table) -> GraphNode:
             found = parameter.int64s(_EXTERNAL_FIELD[kind])
             externals = (found,) if found else ()
         if kind == _CONVOLUTION:
-            convolutions = (_convolution(parameter),)
+            convolutions = (_linear(name, parameter),)
         elif kind == _FUSED:
-            convolutions = tuple(map(_convolution, parameter.tables(0)))
+            parts = tuple(parameter.tables(0))
+            names = [name] if len(parts) == 1 else [f"{name}[{number}]" for number in range(len(parts))]
+            convolutions = tuple(map(_linear, names, parts))
             externals = tuple(conv.external for conv in convolutions if conv.external)
             norm = parameter.table(3)
             if norm is not None and norm.int64s(5):
@@ -170,7 +174,7 @@ def _node(op: Table) -> GraphNode:
         elif kind == _ATTENTION:
             packs = bool(parameter.uint8(5))
     return GraphNode(
-        name=op.string(3),
+        name=name,
         type=op.int32(5),
         inputs=op.int32s(0),
         outputs=op.int32s(4),
@@ -182,19 +186,21 @@ def _node(op: Table) -> GraphNode:
     )
 
 
-def _convolution(parameter: Table) -> Convolution:
+def _linear(name: str, parameter: Table) -> Linear:
     common, quant = parameter.table(0), parameter.table(3)
     if common is None:
         msg = "a convolution without sizes: the file is damaged"
         raise InputError(msg)
-    return Convolution(
+    coding = quant.int32(2) if quant else FLOATS
+    declared = quant.int32(7) if quant else 0
+    return Linear(
+        name=name,
         out_features=common.int32(10),
         in_features=common.int32(11),
         kernel=common.int32(2, 1) * common.int32(3, 1),
         group=common.int32(9, 1),
-        coding=quant.int32(2) if quant else 0,
-        bits=quant.int32(7) if quant else 32,
-        minimum=quant.int32(8) if quant else 0,
+        coding=coding,
+        bits={FLOATS: 32, HALVES: 16}.get(coding, declared),
         zero_points=quant.int32(9) if quant else 0,
         wide_shape=bool(quant.uint8(11)) if quant else False,
         scale_bits=16 if quant is not None and quant.int8(15) == 1 else 32,

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from qplan.artifact import write_text
 from qplan.errors import ToolError
+from qplan.mnn.files import GRAPH_FILE, GRAPH_JSON_FILE
 from qplan.mnn.graph.converter import json_to_graph
-from qplan.mnn.graph.json_graph import GRAPH_FILE, GRAPH_JSON_FILE, Node, nodes, read_document
+from qplan.mnn.graph.json_graph import Node, nodes, read_document
 
 _INPUT, _CONST, _OP = "input_ids", "/embedding_scale", "/embedding_scale/Mul"
 """The engine looks tokens up itself and hands the rows to the graph under the name of their ids."""

@@ -11,10 +11,11 @@ import re
 import shutil
 from pathlib import Path
 
+from qplan.artifact import new_folder
 from qplan.errors import InputError
-from qplan.mnn.folder import new_folder
+from qplan.mnn.files import GRAPH_FILE, GRAPH_JSON_FILE
 from qplan.mnn.graph.converter import graph_to_json, json_to_graph
-from qplan.mnn.graph.json_graph import GRAPH_FILE, GRAPH_JSON_FILE, Node, read_document
+from qplan.mnn.graph.json_graph import Node, read_document
 
 _BLOCK = re.compile(r"^/blocks\.(\d+)/")
 _SLICE, _NORM = "StridedSlice", "LayerNorm"

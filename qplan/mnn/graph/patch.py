@@ -7,19 +7,13 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from qplan.errors import ToolError
 from qplan.formats import QuantFormat
+from qplan.mnn.files import GRAPH_FILE, GRAPH_JSON_FILE
+from qplan.mnn.graph.binary import BinaryGraph
 from qplan.mnn.graph.converter import json_to_graph
-from qplan.mnn.graph.json_graph import (
-    GRAPH_FILE,
-    GRAPH_JSON_FILE,
-    Node,
-    Record,
-    external,
-    is_linear,
-    linear_ops,
-    nodes,
-    read_document,
-)
+from qplan.mnn.graph.json_graph import Node, nodes, read_document
+from qplan.mnn.graph.linear import Record, declaration
 
 
 def patch_graph(
@@ -29,65 +23,59 @@ def patch_graph(
 
     Args:
         document: JSON form of the graph; changed in place.
-        formats: format by op name.
+        formats: format by op name, of every linear.
         records: new place by op name.
         moved: new offset by old offset, for all that is not a linear.
 
     Returns:
         The same document.
+
+    Raises:
+        ToolError: an op reads bytes that are neither a linear's nor moved.
     """
     for node in nodes(document):
-        ranges = external(node)
-        if ranges is None:
+        main = node.get("main")
+        ranges = main.get("external") if isinstance(main, dict) else None
+        if not main or not ranges:
             continue
-        if not is_linear(node):
-            node["main"]["external"] = [moved[ranges[0]], *ranges[1:]]
-            continue
-        common, name = node["main"]["common"], node["name"]
-        fmt, record = formats[name], records[name]
-        if fmt.bits == 32:
-            # without quantization parameters a convolution holds floats: weights, then bias
-            node["main"].pop("quanParameter", None)
-            node["main"]["external"] = [record.offset, record.weight, record.bias]
-            continue
-        node["main"]["quanParameter"] = _parameters(fmt, int(common["outputCount"]), int(common["inputCount"]))
-        node["main"]["external"] = [record.offset, record.weight, record.alpha, record.bias, 0]
+        name = node["name"]
+        if name in formats:
+            common = main["common"]
+            shape = int(common["outputCount"]), int(common["inputCount"])
+            main.update(declaration(formats[name], *shape, records[name]))
+            if main["quanParameter"] is None:
+                del main["quanParameter"]
+        elif ranges[0] in moved:
+            main["external"] = [moved[ranges[0]], *ranges[1:]]
+        else:
+            msg = f"{name} reads byte {ranges[0]} in {GRAPH_JSON_FILE} and not in {GRAPH_FILE}: the two are of "
+            msg += "different exports; export the model again"
+            raise ToolError(msg)
     return document
 
 
-def rebuilt_bytes(folder: Path) -> int:
+def rebuilt_bytes(folder: Path, graph: BinaryGraph) -> int:
     """Size of an exported folder's graph when qplan writes it at the export's own formats.
 
     Not the size of its ``llm.mnn``: the exporter's last step packs a graph a few percent differently.
 
+    Args:
+        folder: holds the graph's JSON form.
+        graph: the same graph, read.
+
     Raises:
         ToolError: the graph cannot be converted.
     """
-    document = read_document(folder / GRAPH_JSON_FILE)
-    ops = linear_ops(document)
-    stay = {ranges[0]: ranges[0] for node in nodes(document) if (ranges := external(node)) is not None}
-    patch_graph(document, {op.name: op.format for op in ops}, {op.name: op.record for op in ops}, stay)
+    ops = graph.linears
+    stay = {ranges[0]: ranges[0] for ranges in graph.other_ranges}
+    document = patch_graph(
+        read_document(folder / GRAPH_JSON_FILE),
+        {op.name: op.format for op in ops},
+        {op.name: op.record for op in ops},
+        stay,
+    )
     with tempfile.TemporaryDirectory(prefix="qplan-graph-") as work:
         source, target = Path(work) / GRAPH_JSON_FILE, Path(work) / GRAPH_FILE
         source.write_text(json.dumps(document), encoding="utf-8")
         json_to_graph(source, target)
         return target.stat().st_size
-
-
-def _parameters(fmt: QuantFormat, out_features: int, in_features: int) -> Node:
-    if fmt.bits == 16:
-        return {"type": 3}
-    return {
-        "type": 1,
-        "aMaxOrBits": fmt.bits,
-        "aMin": 0 if fmt.symmetric else 1,
-        "readType": 0 if fmt.symmetric else out_features * (in_features // fmt.block_size(in_features)),
-        "scaleStorage": f"FP{fmt.scale_bits}",
-        "shapeInt32": max(out_features, in_features) > 65535,
-        "quantScale": 1.0,
-        "scaleIn": 0.0,
-        "scaleOut": 0.0,
-        "useInt32": False,
-        "has_scaleInt": False,
-        "weightSize": 0,
-    }

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from qplan.errors import InputError
 from qplan.mnn.engines import EngineVersion
+from qplan.mnn.files import CONFIG_FILE, GRAPH_FILE
 from qplan.mnn.preflight.embedding import check_embedding, check_tokenizer
 from qplan.mnn.preflight.finding import Finding
 from qplan.mnn.preflight.inputs import check_inputs
@@ -66,7 +67,7 @@ def check_folder(folder: Path, engine: EngineVersion | None = None, *, full: boo
         InputError: no such folder.
     """
     if not folder.is_dir():
-        msg = f"{folder} is not a folder; give the folder of an MNN model, with config.json and llm.mnn"
+        msg = f"{folder} is not a folder; give the folder of an MNN model, with {CONFIG_FILE} and {GRAPH_FILE}"
         raise InputError(msg)
     model = ModelFolder.read(folder, engine or EngineVersion.installed())
     for check in CHECKS:
@@ -78,7 +79,7 @@ def check_folder(folder: Path, engine: EngineVersion | None = None, *, full: boo
         folder=folder,
         engine=model.engine,
         findings=tuple(model.findings),
-        vocabulary=head[1].out_features if head is not None else None,
+        vocabulary=head.out_features if head is not None else None,
         context=limit if limit is not None and limit > 0 else None,
         stops=model.tokenizer.stops if model.tokenizer is not None else (),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from qplan.mnn.files import EMBEDDING_FILE, TOKENIZER_FILE
 from qplan.mnn.preflight.finding import COPY_AGAIN, GARBAGE, Finding, error, warning
 from qplan.mnn.preflight.model import ModelFolder
 
@@ -11,10 +12,10 @@ from qplan.mnn.preflight.model import ModelFolder
 def check_embedding(model: ModelFolder) -> Iterator[Finding]:
     """Whether the untied embedding holds a row for every token."""
     head, hidden = model.head(), model.whole("hidden_size")
-    path = model.path("embedding_file", "embeddings_bf16.bin")
+    path = model.path("embedding_file", EMBEDDING_FILE)
     if model.tied or head is None or not hidden or hidden < 0 or not path.is_file():
         return
-    size, vocabulary = path.stat().st_size, head[1].out_features
+    size, vocabulary = path.stat().st_size, head.out_features
     expected = 2 * hidden * vocabulary
     if size < expected:
         what = f"{size:,} bytes, expected {expected:,}: {vocabulary:,} tokens of {hidden} numbers"
@@ -30,7 +31,7 @@ def check_tokenizer(model: ModelFolder) -> Iterator[Finding]:
     head, tokenizer = model.head(), model.tokenizer
     if head is None or tokenizer is None:
         return
-    vocabulary, file = head[1].out_features, model.path("tokenizer_file", "tokenizer.txt").name
+    vocabulary, file = head.out_features, model.path("tokenizer_file", TOKENIZER_FILE).name
     if tokenizer.largest_id >= vocabulary:
         what = f"its largest token is {tokenizer.largest_id:,}, the model has {vocabulary:,}"
         effect = f"texts with such tokens read beyond the embedding: {GARBAGE}"

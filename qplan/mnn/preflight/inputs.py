@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from qplan.mnn.engines import FEEDS_LOGITS_INDEX
+from qplan.mnn.files import GRAPH_FILE
 from qplan.mnn.graph.binary import INPUT, BinaryGraph, GraphNode
 from qplan.mnn.preflight.finding import EXPORT_AGAIN, REFUSED, Finding, error, warning
 from qplan.mnn.preflight.model import ENGINE_INPUTS, LOGITS, ModelFolder
@@ -20,9 +21,9 @@ def check_inputs(model: ModelFolder) -> Iterator[Finding]:
         return
     if LOGITS not in graph.tensor_names:
         what = f"no tensor is called {LOGITS}; the graph's outputs are {', '.join(graph.output_names) or 'unnamed'}"
-        yield error("no-logits", "llm.mnn", what, f"'Can't find output {LOGITS}': {REFUSED}", EXPORT_AGAIN)
+        yield error("no-logits", GRAPH_FILE, what, f"'Can't find output {LOGITS}': {REFUSED}", EXPORT_AGAIN)
     elif not any(graph.tensor_name(index) == LOGITS for node in graph.nodes for index in node.outputs):
-        yield error("no-logits", "llm.mnn", f"no op makes the tensor {LOGITS}", REFUSED, EXPORT_AGAIN)
+        yield error("no-logits", GRAPH_FILE, f"no op makes the tensor {LOGITS}", REFUSED, EXPORT_AGAIN)
     else:
         live = model.live_nodes()
         declared = {graph.tensor_name(index) for node in graph.nodes if node.type == INPUT for index in node.outputs}
@@ -41,7 +42,7 @@ def _unmade(
             if index >= 0 and index not in made and graph.tensor_name(index) not in model.fed_inputs:
                 consumer.setdefault(index, node)
     for index, node in consumer.items():
-        name, where = graph.tensor_name(index), f"llm.mnn, {node.name}"
+        name, where = graph.tensor_name(index), f"{GRAPH_FILE}, {node.name}"
         effect = f"'{index} tensor [ {name} ] is input but not found': {REFUSED}"
         if name == "logits_index":
             remedy = f"run it on an engine from {FEEDS_LOGITS_INDEX}, or export with an older exporter"
@@ -60,10 +61,10 @@ def _unused(graph: BinaryGraph, live: tuple[GraphNode, ...], declared: set[str])
     for name in ENGINE_INPUTS:
         what = f"the logits do not depend on {name}"
         if name not in used and name == "input_ids":
-            yield error("unused-input", "llm.mnn", what, "every text has the same logits", EXPORT_AGAIN)
+            yield error("unused-input", GRAPH_FILE, what, "every text has the same logits", EXPORT_AGAIN)
         elif name not in used and name == "logits_index":
             effect = "right, but prefill computes the logits of every position"
-            yield warning("unused-input", "llm.mnn", what, effect, "export it with a newer llmexport")
+            yield warning("unused-input", GRAPH_FILE, what, effect, "export it with a newer llmexport")
         elif name in used and name not in declared:
             effect = "MNN.llm binds it by name; whatever else reads the graph refuses it"
-            yield warning("undeclared-input", "llm.mnn", f"{name} is used and not declared", effect, EXPORT_AGAIN)
+            yield warning("undeclared-input", GRAPH_FILE, f"{name} is used and not declared", effect, EXPORT_AGAIN)

@@ -10,7 +10,10 @@ from typing import Any
 
 from qplan.errors import InputError
 from qplan.mnn.engines import FEEDS_LOGITS_INDEX, EngineVersion
-from qplan.mnn.graph.binary import BinaryGraph, Convolution, GraphNode, read_binary_graph
+from qplan.mnn.files import CONFIG_FILE, EMBEDDING_FILE, GRAPH_FILE, LLM_CONFIG_FILE, TOKENIZER_FILE, WEIGHT_FILE
+from qplan.mnn.graph.binary import BinaryGraph, GraphNode, read_binary_graph
+from qplan.mnn.graph.linear import Linear
+from qplan.mnn.graph.tie import TIE_KEY, TieRecord, read_tie
 from qplan.mnn.preflight.finding import COPY_AGAIN, EXPORT_AGAIN, REFUSED, Finding, error, warning
 from qplan.mnn.preflight.tokenizer_file import TokenizerFile, read_tokenizer
 
@@ -39,9 +42,9 @@ class ModelFolder:
     def read(cls, folder: Path, engine: EngineVersion) -> ModelFolder:
         """Read what is there."""
         model = cls(folder, engine)
-        config = model._json("config.json")  # noqa: SLF001 - its own constructor
-        name = config.get("llm_config", "llm_config.json")
-        model.settings = config | model._json(name if isinstance(name, str) else "llm_config.json")  # noqa: SLF001
+        config = model._json(CONFIG_FILE)  # noqa: SLF001 - its own constructor
+        name = config.get("llm_config", LLM_CONFIG_FILE)
+        model.settings = config | model._json(name if isinstance(name, str) else LLM_CONFIG_FILE)  # noqa: SLF001
         model._files()  # noqa: SLF001
         return model
 
@@ -54,7 +57,7 @@ class ModelFolder:
     @property
     def weight_path(self) -> Path:
         """The weight file."""
-        return self.path("llm_weight", "llm.mnn.weight")
+        return self.path("llm_weight", WEIGHT_FILE)
 
     @property
     def weight_bytes(self) -> int:
@@ -70,7 +73,15 @@ class ModelFolder:
     @property
     def tied(self) -> bool:
         """Whether tokens are looked up in the head's bytes."""
-        return self.settings.get("tie_embeddings") is not None
+        return self.settings.get(TIE_KEY) is not None
+
+    @property
+    def tie(self) -> TieRecord | None:
+        """How tokens are looked up there; None if they are not, or if the record cannot be read."""
+        try:
+            return read_tie(self.settings)
+        except InputError:
+            return None
 
     @property
     def fed_inputs(self) -> tuple[str, ...]:
@@ -101,19 +112,16 @@ class ModelFolder:
                 wanted.extend(node.inputs)
         return tuple(node for node in graph.nodes if id(node) in live)
 
-    def linears(self) -> Iterator[tuple[str, Convolution]]:
-        """Every matrix product with external weights, with its name."""
+    def linears(self) -> Iterator[Linear]:
+        """Every matrix product that has its weights in the weight file, plain or not."""
         for node in self.graph.all_nodes if self.graph else ():
-            for number, convolution in enumerate(node.convolutions):
-                if convolution.external:
-                    name = node.name if len(node.convolutions) == 1 else f"{node.name}[{number}]"
-                    yield name, convolution
+            yield from (linear for linear in node.convolutions if linear.external)
 
-    def head(self) -> tuple[str, Convolution] | None:
+    def head(self) -> Linear | None:
         """The matrix product that makes the logits: the last one before them."""
         for node in reversed(self.live_nodes()):
             if node.convolutions:
-                return node.name, node.convolutions[-1]
+                return node.convolutions[-1]
         return None
 
     def _json(self, name: str) -> Settings:
@@ -133,10 +141,10 @@ class ModelFolder:
         return {}
 
     def _files(self) -> None:
-        graph = self.path("llm_model", "llm.mnn")
-        needed = [graph, self.weight_path, self.path("tokenizer_file", "tokenizer.txt")]
+        graph = self.path("llm_model", GRAPH_FILE)
+        needed = [graph, self.weight_path, self.path("tokenizer_file", TOKENIZER_FILE)]
         if not self.tied:
-            needed.append(self.path("embedding_file", "embeddings_bf16.bin"))
+            needed.append(self.path("embedding_file", EMBEDDING_FILE))
         for kind in ("visual", "audio"):
             beside = self.path(f"{kind}_model", f"{kind}.mnn")
             if self.settings.get(f"is_{kind}") and not beside.is_file():

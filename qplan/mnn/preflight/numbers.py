@@ -7,7 +7,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from qplan.mnn.graph.binary import LAYER_NORM, Convolution
+from qplan.mnn.graph.binary import LAYER_NORM
+from qplan.mnn.graph.linear import FLOATS, HALVES, Linear
 from qplan.mnn.preflight.finding import COPY_AGAIN, GARBAGE, Finding, error
 from qplan.mnn.preflight.model import ModelFolder
 
@@ -34,25 +35,24 @@ def check_numbers(model: ModelFolder, *, full: bool = False) -> Iterator[Finding
                 for offset, *lengths in node.externals:
                     if not _sane(stream, offset, sum(lengths), 4, size, full=True):
                         wrong.append(node.name)
-        for name, convolution in model.linears():
-            parts = _parts(convolution)
-            if not all(_sane(stream, *part, size, full=full) for part in parts):
-                wrong.append(name)
+        wrong += [
+            linear.name
+            for linear in model.linears()
+            if not all(_sane(stream, *part, size, full=full) for part in _parts(linear))
+        ]
     if wrong:
         what = f"{len(wrong)} ops have scales, biases or norms that are not finite or beyond {LIMIT:g}: {wrong[0]}"
         yield error("bad-numbers", model.weight_path.name, what, f"NaN, or {GARBAGE}", COPY_AGAIN)
 
 
-def _parts(convolution: Convolution) -> list[tuple[int, int, int]]:
+def _parts(linear: Linear) -> list[tuple[int, int, int]]:
     """Offset, bytes and bytes per number of everything that is floats."""
-    external = convolution.external
-    if convolution.coding == 0:  # plain floats: weights, bias
-        return [(external[0], sum(external[1:3]), 4)]
-    start, weights, alphas, bias = (*external, 0, 0, 0)[:4]
-    floats = [(start + weights + alphas, bias, 4)]
-    if convolution.coding == 3:
-        return [(start, weights, 2), *floats]
-    return [(start + weights, alphas, convolution.scale_bits // 8), *floats]
+    record = linear.record
+    scales = record.offset + record.weight
+    bias = (scales + record.alpha, record.bias, 4)
+    if linear.coding in {FLOATS, HALVES}:
+        return [(record.offset, record.weight, linear.bits // 8), bias]
+    return [(scales, record.alpha, linear.scale_bits // 8), bias]
 
 
 def _sane(stream: BinaryIO, offset: int, length: int, width: int, size: int, *, full: bool) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from qplan.mnn.files import GRAPH_FILE
 from qplan.mnn.preflight.finding import COPY_AGAIN, EXPORT_AGAIN, GARBAGE, Finding, error, warning
 from qplan.mnn.preflight.model import ModelFolder
 from qplan.mnn.preflight.tie import lookup_range
@@ -21,7 +22,7 @@ def check_ranges(model: ModelFolder) -> Iterator[Finding]:
             start, end = external[0], external[0] + sum(external[1:])
             if min(external) < 0:
                 what = f"its range of the weight file is {list(external)}"
-                yield error("bad-range", f"llm.mnn, {node.name}", what, "a crash or " + GARBAGE, EXPORT_AGAIN)
+                yield error("bad-range", f"{GRAPH_FILE}, {node.name}", what, "a crash or " + GARBAGE, EXPORT_AGAIN)
             elif end > size:
                 beyond.append((node.name, end))
             elif end > start:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from qplan.mnn.files import LLM_CONFIG_FILE
 from qplan.mnn.graph.binary import INPUT, GraphNode
 from qplan.mnn.preflight.finding import EXPORT_AGAIN, GARBAGE, Finding, error, warning
 from qplan.mnn.preflight.model import ModelFolder
@@ -65,7 +66,7 @@ def _hidden(model: ModelFolder, node: GraphNode | None) -> Iterator[Finding]:
     if node is None or not node.dims or hidden is None or node.dims[-1] in (-1, hidden):
         return
     what = f"hidden_size is {hidden}, the graph's input_ids are {node.dims[-1]} wide"
-    yield error("hidden-size", "llm_config.json, hidden_size", what, "a crash or " + GARBAGE, EXPORT_AGAIN)
+    yield error("hidden-size", f"{LLM_CONFIG_FILE}, hidden_size", what, "a crash or " + GARBAGE, EXPORT_AGAIN)
 
 
 def _mask(model: ModelFolder, node: GraphNode | None) -> Iterator[Finding]:
@@ -75,4 +76,4 @@ def _mask(model: ModelFolder, node: GraphNode | None) -> Iterator[Finding]:
     expected = _FLOAT if declared == "float" else _INT32
     if node.dtype != expected:
         what = f"attention_mask is {declared!r}, the graph takes type {node.dtype} ({_FLOAT} float, {_INT32} int)"
-        yield error("mask-type", "llm_config.json, attention_mask", what, GARBAGE, EXPORT_AGAIN)
+        yield error("mask-type", f"{LLM_CONFIG_FILE}, attention_mask", what, GARBAGE, EXPORT_AGAIN)

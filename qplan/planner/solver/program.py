@@ -73,9 +73,9 @@ class Status(StrEnum):
     """How a solve ended; a caller handles each."""
 
     OPTIMAL = "optimal"
-    """No feasible picks have a smaller sum."""
+    """No feasible picks have a sum smaller by more than the gap, at most 1e-4 of it."""
     TIME_LIMIT = "time limit"
-    """Feasible picks, but better ones may exist within the gap; or no picks if none were found in time."""
+    """Feasible picks with a larger gap; or no picks if none were found in time."""
     INFEASIBLE = "infeasible"
     """No picks satisfy all rows."""
 
@@ -95,12 +95,10 @@ class Solution:
     """Choices in the whole program: its binary variables."""
     seconds: float
     """Wall time."""
-    prices: dict[str, float]
-    """By row name: what one more unit of its limit is worth, in values, from the linear relaxation."""
 
     @property
     def gap(self) -> float:
-        """(objective - bound) / objective; 0 is proved optimal."""
-        if self.status is Status.OPTIMAL or self.objective == self.bound:
+        """(objective - bound) / objective; 0 where nothing better exists."""
+        if self.objective == self.bound:
             return 0.0
         return (self.objective - self.bound) / abs(self.objective) if self.objective else math.inf

@@ -1,15 +1,17 @@
-"""Exact search by states: partial plans with equal costs are one state, and bounds drop the rest.
+"""Search by states: partial plans with equal costs are one state, and bounds drop the rest.
 
 Tensors of one shape cost the same in the same format, so that partial plans meet in few sums of costs; of those
 that meet only the one with the least loss can be part of a best plan. A partial plan goes when no completion can beat
 the best plan known, by Lagrangian bounds of the rest at many prices around the relaxation's (a plan that has drifted
-off the budget is seen by prices above or below). Limits are kept in integers. Measured: 561 groups under two limits
-need some thousand states, where branch and cut takes a minute.
+off the budget is seen by prices above or below). Where too many are left, those with the worst bounds go unproved: what
+they might have become is the bound of the answer. Limits are kept in integers.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +23,16 @@ from qplan.planner.solver.relaxation import Relaxation
 _FACTORS = (0.8, 0.93, 1.0, 1.07, 1.25)
 """Prices at which the rest is bounded, relative to the relaxation's."""
 _MOST_PRICES = 125
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search came to."""
+
+    picks: tuple[int, ...] | None
+    """The best picks that were reached, None if nothing at most as large as the value to beat was."""
+    dropped: float
+    """No picks that were dropped unproved have a smaller sum; infinite if none were, so that nothing is better."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +53,7 @@ class _Rest:
         return least
 
 
-def search(grid: Grid, relaxation: Relaxation, best: float, states: int) -> tuple[tuple[int, ...] | None, bool]:
+def search(grid: Grid, relaxation: Relaxation, best: float, states: int, deadline: float = math.inf) -> Found:
     """Find the best picks of living choices with a value below ``best``.
 
     Args:
@@ -49,10 +61,7 @@ def search(grid: Grid, relaxation: Relaxation, best: float, states: int) -> tupl
         relaxation: a bound of the same grid.
         best: value to beat; infinite if no plan is known.
         states: partial plans to keep at a time; beyond, those with the worst bounds are dropped unproved.
-
-    Returns:
-        The best picks found, None if none beats ``best``; and whether the search was complete, so that
-        nothing better exists among the living choices.
+        deadline: of `time.perf_counter`; past it the search gives up, having found and proved nothing.
     """
     least = grid.least_costs()
     most = np.where(grid.alive, grid.costs, np.iinfo(np.int64).min).max(axis=2).sum(axis=1)
@@ -60,7 +69,7 @@ def search(grid: Grid, relaxation: Relaxation, best: float, states: int) -> tupl
     above = np.where(grid.alive, grid.costs - least[:, :, None], 0)[rows]
     slack = (grid.limits - least.sum(axis=1))[rows][None]
     if (slack < 0).any():
-        return None, True
+        return Found(None, math.inf)
     picks = grid.alive.argmax(axis=1)
     order = _order(grid, above)
     rest = _rest(grid, above, order, relaxation.prices[rows])
@@ -68,29 +77,33 @@ def search(grid: Grid, relaxation: Relaxation, best: float, states: int) -> tupl
     # values lie above the bound by rounding at most
     allowed = best + relaxation.margin
     trail: list[tuple[NDArray[np.int32], NDArray[np.int16]]] = []
-    complete = True
+    dropped = math.inf
     for position, group in enumerate(order):
+        if time.perf_counter() > deadline:
+            return Found(None, -math.inf)
         choices = np.flatnonzero(grid.alive[group])
         value = (value[:, None] + grid.values[group, choices]).ravel()
         slack = (slack[:, None, :] - above[:, group, choices].T).reshape(len(value), len(rows))
-        reach = value + rest.bound(position + 1, slack)
-        kept = np.flatnonzero((slack >= 0).all(axis=1) & (reach <= allowed))
-        kept = kept[_least_of_equals(value[kept], slack[kept])]
+        kept = np.flatnonzero((slack >= 0).all(axis=1))
+        reach = value[kept] + rest.bound(position + 1, slack[kept])
+        near = reach <= allowed
+        kept, reach = kept[near], reach[near]
+        firsts = _least_of_equals(value[kept], slack[kept])
+        kept, reach = kept[firsts], reach[firsts]
         if len(kept) > states:
-            complete = False
-            kept = np.sort(kept[np.argpartition(reach[kept], states)[:states]])
+            nearest = np.argpartition(reach, states)
+            dropped = min(dropped, float(reach[nearest[states:]].min()) - relaxation.margin)
+            kept = np.sort(kept[nearest[:states]])
         if not len(kept):
-            return None, complete
+            return Found(None, dropped)
         value, slack = value[kept], slack[kept]
         parents, taken = np.divmod(kept, len(choices))
         trail.append((parents.astype(np.int32), choices[taken].astype(np.int16)))
-    if value.min() >= best:
-        return None, complete
     state = int(value.argmin())
     for (parent, choice), group in zip(reversed(trail), reversed(order), strict=True):
         picks[group] = choice[state]
         state = int(parent[state])
-    return tuple(int(pick) for pick in picks), complete
+    return Found(tuple(int(pick) for pick in picks), dropped)
 
 
 def _order(grid: Grid, above: NDArray[np.int64]) -> list[int]:

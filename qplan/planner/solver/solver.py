@@ -1,12 +1,14 @@
-"""The exact solver: bound, kernel, search. Its answer is checked in integers and its gap is proved.
+"""The solver: bounds, and a search that widens until the gap is negligible. Its answer is checked in integers.
 
 1. Impossible and dominated choices go.
 2. The largest group is decided, one branch per choice.
 3. In each the linear relaxation gives prices and a lower bound; each choice has an `extra`, by which it raises that.
-4. The kernel, all choices with an extra below some width, is solved exactly: by states, or where these are too many by
-   HiGHS. Its best plan is an upper bound. If the distance from bound to best is within the width, no choice outside
-   can be part of a better plan and the plan is optimal; else a larger kernel is solved, at most up to that distance.
-   (Reduced-cost fixing, Pisinger, "A minimal algorithm for the multiple-choice knapsack problem", 1995.)
+4. States are searched, first among the choices with the least extras, then among all that could be part of a better
+   plan than the best known (reduced-cost fixing, Pisinger, "A minimal algorithm for the multiple-choice knapsack
+   problem", 1995). States that are dropped for their number bound what may have been missed.
+5. More states are kept until that bound is within `ENOUGH` of the best plan.
+
+Measured against branch and cut and against kernels that are solved to the end in ``reports/planner/solvers.md``.
 """
 
 from __future__ import annotations
@@ -18,43 +20,86 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qplan.planner.solver.branch_and_cut import branch_and_cut
 from qplan.planner.solver.branching import Branch, branches
 from qplan.planner.solver.dominance import Grid, drop_dominated, drop_impossible
 from qplan.planner.solver.program import Program, Solution, Status
-from qplan.planner.solver.relaxation import Relaxation, relax
+from qplan.planner.solver.relaxation import relax
 from qplan.planner.solver.search import search
 
 TIME_LIMIT_S = 60.0
+ENOUGH = 1e-4
+"""A relative gap at which the search ends: a thousandth of the error of a single loss."""
+EXACT = 1e-12
+"""A relative gap that is none: what rounding leaves."""
 KERNEL = 60
-"""Choices beyond one per group that the first kernel holds."""
-GROWTH = 4
-"""By how much each kernel is larger than the one before, until one is proved to hold the optimum."""
-ROUGH = ((300, 0.0), (2_000, 0.3))
-"""How a good plan is found: partial plans kept at a time, then seconds for HiGHS, until one way is complete."""
-EXACT = ((16_000, 0.0), (100_000, math.inf))
-"""How the last kernel is closed. HiGHS is fast where losses are uneven, states are where many tensors are alike."""
-NEGLIGIBLE = 1e-9
-"""A relative gap that counts as none: far below the error of any measured loss, above that of HiGHS."""
+"""Choices beyond one per group that the first search looks at: it only has to find a good plan."""
+WORK = 50_000
+"""Partial plans kept at a time, times groups: some 90 in a large model; small ones are searched to the end."""
+WIDENING = (1, 10, 30, 100, 300, 1000)
+"""By how much more each search keeps than the first; few programs need a second."""
 
 
 @dataclass
 class _Best:
-    """The best plan so far and the bound of all others."""
+    """The best plan so far."""
 
+    program: Program
     picks: tuple[int, ...] | None = None
     value: float = math.inf
 
-    def offer(self, program: Program, picks: Sequence[int] | None) -> None:
+    def offer(self, picks: Sequence[int] | None) -> None:
         """Take picks if they satisfy every row, in integers, and are better."""
-        if picks is not None and program.holds(picks):
-            value = program.value(picks)
-            if value < self.value:
-                self.picks, self.value = tuple(picks), value
+        if picks is not None and self.program.holds(picks) and self.program.value(picks) < self.value:
+            self.picks, self.value = tuple(picks), self.program.value(picks)
+
+
+@dataclass
+class _Part:
+    """A branch on its way to a proof."""
+
+    branch: Branch
+    bound: float
+    """No plan of the branch has a smaller sum; infinite where none of them is better than the best."""
+
+    def distance(self, best: _Best) -> float:
+        """How much a choice may raise the bound and still be part of a plan as good as the best."""
+        relaxation = self.branch.relaxation
+        return best.value - relaxation.bound + 2 * relaxation.margin
+
+    def fix(self, best: _Best) -> None:
+        """Drop for good what cannot beat the best, which also sharpens the prices."""
+        grid, distance = self.branch.grid, self.distance(best)
+        left = grid.keep(self.branch.relaxation.extra <= distance)
+        if distance <= 0 or not left.solvable:
+            self.bound = math.inf
+        elif not (left.alive == grid.alive).all():
+            again = relax(left)
+            sharper = again if again is not None and again.bound > self.branch.relaxation.bound else None
+            self.branch = Branch(left, sharper or self.branch.relaxation)
+            self.bound = max(self.bound, self.branch.relaxation.bound)
+
+    def search(self, best: _Best, states: int, deadline: float, *, rough: bool) -> None:
+        """Improve the best and raise the bound; if rough, look at the likeliest choices first of all.
+
+        What such a look leaves out is unknown, unless these are all the choices there are.
+        """
+        grid, relaxation = self.branch.grid, self.branch.relaxation
+        kernel = grid.keep(relaxation.extra <= self._width) if rough else grid
+        found = search(kernel, relaxation, best.value, states, deadline)
+        if (kernel.alive == grid.alive).all():
+            self.bound = max(self.bound, found.dropped)
+        best.offer(found.picks)
+
+    @property
+    def _width(self) -> float:
+        """The extra up to which there are `KERNEL` choices beyond one per group."""
+        relaxation = self.branch.relaxation
+        positive = np.sort(relaxation.extra[self.branch.grid.alive & (relaxation.extra > relaxation.margin)])
+        return float(positive[min(KERNEL, len(positive)) - 1]) if len(positive) else 0.0
 
 
 def solve(program: Program, *, known: Iterable[Sequence[int]] = (), time_limit_s: float = TIME_LIMIT_S) -> Solution:
-    """Find the best picks of a program and prove it.
+    """Find the best picks of a program and bound what might be better.
 
     Args:
         program: groups, values and limits.
@@ -65,103 +110,36 @@ def solve(program: Program, *, known: Iterable[Sequence[int]] = (), time_limit_s
         A solution with a status that the caller must look at.
     """
     start = time.perf_counter()
-    best = _Best()
+    deadline = start + time_limit_s
+    best = _Best(program)
     for picks in known:
-        best.offer(program, picks)
+        best.offer(picks)
     grid = drop_impossible(Grid.of(program))
-    parts = branches(drop_dominated(grid)) if grid.solvable else []
-    bound, prices = math.inf, np.zeros(len(program.rows))
-    for part in parts:
-        before = best.picks
-        bound = min(bound, _close(program, part, best, start + time_limit_s))
-        if best.picks != before or part is parts[0]:
-            prices = part.relaxation.prices
+    parts = [_Part(b, b.relaxation.bound) for b in branches(drop_dominated(grid))] if grid.solvable else []
+    for rough, factor in ((True, 1), *((False, factor) for factor in WIDENING)):
+        for part in parts:
+            if time.perf_counter() > deadline:
+                break
+            part.fix(best)
+            if math.isfinite(part.bound):
+                part.search(best, math.ceil(factor * WORK / len(program.values)), deadline, rough=rough)
+        if _gap(best, parts) <= (EXACT if rough else ENOUGH):
+            break
+    bound = best.value if _gap(best, parts) <= EXACT else min((part.bound for part in parts), default=math.inf)
+    unproved = Status.INFEASIBLE if best.picks is None and math.isinf(bound) else Status.TIME_LIMIT
     return Solution(
-        _status(best, bound),
+        Status.OPTIMAL if _gap(best, parts) <= ENOUGH else unproved,
         best.picks or (),
         best.value,
         min(bound, best.value),
         sum(len(values) for values in program.values),
         time.perf_counter() - start,
-        {row.name: float(price) for row, price in zip(program.rows, prices, strict=True)},
     )
 
 
-def _status(best: _Best, bound: float) -> Status:
+def _gap(best: _Best, parts: Sequence[_Part]) -> float:
+    """How far the best is above the bound of all parts, relative; 0 where nothing is open, infinite without a plan."""
     if best.picks is None:
-        return Status.INFEASIBLE if math.isinf(bound) else Status.TIME_LIMIT
-    return Status.OPTIMAL if best.value - bound <= NEGLIGIBLE * abs(best.value) else Status.TIME_LIMIT
-
-
-def _close(program: Program, part: Branch, best: _Best, deadline: float) -> float:
-    """Improve ``best`` by kernels of growing width until one is proved to hold the optimum of a part.
-
-    Returns:
-        The part's bound: that of the best plan if the part holds no better one.
-    """
-    grid, relaxation, size = part.grid, part.relaxation, KERNEL
-    width = _width_of(relaxation, grid, size)
-    while _distance(best, relaxation) > 0 and time.perf_counter() < deadline:
-        kernel = grid.keep(relaxation.extra <= width)
-        whole = bool((kernel.alive == grid.alive).all())
-        complete, bound = _solve_kernel(program, kernel, relaxation, best, deadline, stages=ROUGH)
-        if whole or _distance(best, relaxation) <= width:
-            if not complete:
-                complete, bound = _solve_kernel(program, kernel, relaxation, best, deadline, stages=EXACT)
-            return best.value if complete else bound
-        if best.picks is not None:
-            # what cannot beat the best goes for good, which also sharpens the next prices
-            grid = grid.keep(relaxation.extra <= _distance(best, relaxation))
-            again = relax(grid) if grid.solvable else None
-            if again is not None and again.bound > relaxation.bound:
-                relaxation = again
-        # in steps: a larger kernel may hold a better plan, which makes the last one smaller
-        size *= GROWTH
-        width = min(_distance(best, relaxation), max(width, _width_of(relaxation, grid, size)))
-    return min(best.value, relaxation.bound)
-
-
-def _distance(best: _Best, relaxation: Relaxation) -> float:
-    """How much a choice may raise the bound and still be part of a plan as good as the best; infinite without one."""
-    return best.value - relaxation.bound + 2 * relaxation.margin
-
-
-def _unfinished(best: _Best, bound: float) -> tuple[Status, float]:
-    near = best.picks is not None and best.value - bound <= NEGLIGIBLE * abs(best.value)
-    return (Status.OPTIMAL if near else Status.TIME_LIMIT), bound
-
-
-def _width_of(relaxation: Relaxation, grid: Grid, size: int) -> float:
-    """The extra up to which a kernel has ``size`` choices beyond one per group; 0 if the bound is tight everywhere."""
-    extra = relaxation.extra[grid.alive]
-    positive = np.sort(extra[extra > relaxation.margin])
-    return float(positive[min(size, len(positive)) - 1]) if len(positive) else 0.0
-
-
-def _solve_kernel(
-    program: Program,
-    kernel: Grid,
-    relaxation: Relaxation,
-    best: _Best,
-    deadline: float,
-    *,
-    stages: Iterable[tuple[int, float]],
-) -> tuple[bool, float]:
-    """Improve ``best`` within a kernel; return whether nothing better is in it, and a bound of what is."""
-    complete, bound = False, relaxation.bound
-    for states, highs_s in stages:
-        picks, complete = search(kernel, relaxation, best.value, states)
-        best.offer(program, picks)
-        # a better plan closes more choices
-        kernel = kernel.keep(relaxation.extra <= _distance(best, relaxation))
-        left = deadline - time.perf_counter()
-        if not complete and left > 0 and highs_s > 0:
-            scale = _distance(best, relaxation)
-            if math.isinf(scale):
-                scale = float(relaxation.extra[kernel.alive].max())
-            cut = branch_and_cut(kernel, scale, min(left, highs_s))
-            best.offer(program, cut.picks)
-            complete, bound = cut.complete, max(bound, cut.bound)
-        if complete or left <= 0:
-            break
-    return complete, bound
+        return math.inf
+    distance = best.value - min((part.bound for part in parts), default=math.inf)
+    return distance / abs(best.value) if distance > 0 and best.value else max(0.0, distance)

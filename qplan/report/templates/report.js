@@ -247,7 +247,7 @@
       }
       return marks;
     };
-    const widths = [2, 3, 4, 5, 6, 8, 16, 32];
+    const widths = data.widths;
     const redraw = (stop) => {
       const formats = stop.formats;
       const marks = marksOf(formats);

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import qplan
+from qplan import calib_sets as sets_module
 from qplan.artifact import sha256_file
 from qplan.calibration import load_text
 from qplan.calibration import text as text_module
@@ -126,7 +126,7 @@ def _fake_calib(monkeypatch: pytest.MonkeyPatch, package: Path, folder: Path, co
     (folder / "text.txt").write_text(content)
     manifest = {"name": "mine", "licence": "CC0-1.0", "files": ["text.txt"], "sha256": digest}
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    monkeypatch.setattr(qplan, "__file__", str(package / "__init__.py"))
+    monkeypatch.setattr(sets_module, "__file__", str(package / "calib_sets.py"))
 
 
 @pytest.mark.parametrize("place", ["calib/mine", "qplan/calib/mine"])
@@ -136,7 +136,7 @@ def test_a_calib_set_is_found_in_a_checkout_and_in_a_wheel(
     _fake_calib(monkeypatch, tmp_path / "qplan", tmp_path / place, "known text")
     text = load_text("mine")
     assert (text.documents, text.source, text.license) == (("known text",), "mine", "CC0-1.0")
-    assert text_module.calib_names() == ("mine",)
+    assert sets_module.calib_sets() == {"mine": tmp_path / place}
 
 
 def test_a_changed_calib_set_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,17 +12,18 @@ from qplan.choosing.activations import (
     LEAST_GAIN,
     MOST_SLOWDOWN,
     BlockGain,
-    computable,
     measure_gain,
     with_measured_option,
     with_note_on_losses,
     with_requested_option,
     without_block_scales,
 )
+from qplan.choosing.retarget import computable
 from qplan.cost.file_bytes import estimate_fixed
 from qplan.errors import InputError
 from qplan.formats import FP16, INT4, INT8, QuantFormat, applies, garbled
 from qplan.model.load import LoadedModel
+from qplan.planner.budget import Budget
 from qplan.planner.planning import make_plan
 from qplan.quantize import Int8Activations
 from qplan.quantize.rounder import Rounder
@@ -34,7 +35,7 @@ from tests.support.invented_table import make_table
 @pytest.fixture
 def plan() -> Plan:
     table = make_table()
-    return make_plan(table, "int8", estimate_fixed(table.model))
+    return make_plan(table, Budget.parse("int8"), estimate_fixed(table.model))
 
 
 GAIN = BlockGain(prefill=0.3, decode=0.7)
@@ -57,18 +58,18 @@ def test_a_scale_per_block_is_taken_where_it_pays(
     found = with_measured_option(plan, gain, speed)
     assert found.dynamic_option == option
     assert found.formats == plan.formats
-    assert re.search(said, found.notes[-1])
+    assert re.search(said, str(found.notes[-1]))
 
 
 def test_what_is_asked_for_is_done(plan: Plan) -> None:
     found = with_requested_option(plan, BlockGain(1.2, 1.3))
     assert found.dynamic_option == 2
-    assert "1.20 times the loss" in found.notes[-1]
+    assert "1.20 times the loss" in str(found.notes[-1])
 
 
 def test_losses_of_another_option_are_told(plan: Plan) -> None:
     assert with_note_on_losses(plan, 0) == plan
-    assert "are those of dynamic_option 2" in with_note_on_losses(plan, 2).notes[-1]
+    assert "are those of dynamic_option 2" in str(with_note_on_losses(plan, 2).notes[-1])
 
 
 def test_garbled_formats_keep_a_scale_per_token(plan: Plan) -> None:
@@ -78,7 +79,7 @@ def test_garbled_formats_keep_a_scale_per_token(plan: Plan) -> None:
     assert names == [t.name for t in tensors]
     found = without_block_scales(odd, names)
     assert found.dynamic_option == 0
-    assert f"int4-b4 under 2 ({names[0]}" in found.notes[-1]
+    assert f"int4-b4 under 2 ({names[0]}" in str(found.notes[-1])
     assert garbled(plan.formats) == []
 
 

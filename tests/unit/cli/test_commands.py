@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from qplan.cli import completion
 from qplan.cli.main import app
 from tests.support.command import qplan
 from tests.support.commands import commands, parses
+from tests.support.invented_run import small_run
 
 ROOT = Path(__file__).parents[3]
 _EXAMPLE = re.compile(r"^ *(qplan .*)$", re.MULTILINE)
@@ -125,14 +127,15 @@ def test_values_are_completed_from_what_lies_there(tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     assert completion.plans("") == completion.runs("") == completion.tensors("") == []
     plan = tmp_path / "qplan-runs" / "mine" / "int4" / "plan.json"
-    plan.parent.mkdir(parents=True)
-    plan.write_text('{"tensors": [{"name": "model.layers.0.mlp.up_proj"}, {"name": "lm_head"}]}')
+    made = small_run().plan
+    replace(made, tensors=tuple(t for t in made.tensors if t.layer is None or t.kind == "up_proj")).write(plan)
     (tmp_path / "qplan-runs" / "mine" / "sensitivity.parquet").touch()
     (tmp_path / "models" / "tiny").mkdir(parents=True)
     (tmp_path / "models" / "tiny" / "config.json").touch()
     assert completion.runs("qplan-runs/m") == ["qplan-runs/mine"]
     assert completion.plans("") == ["int4", "qplan-runs/mine/int4/plan.json"]
     assert completion.tensors("0.") == ["0.mlp.up_proj"]
+    assert "lm_head" in completion.tensors("")
     assert completion.models("mod") == ["models/"]
     assert completion.models("models/") == ["models/tiny"]
     assert completion.calibrations("") == ["python-stdlib"]

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from qplan.cost.file_bytes import estimate_fixed
+from qplan.planner.budget import Budget
 from qplan.planner.planning import make_plan
 from qplan.run.folder import RunFolder
 from tests.support.command import Done, qplan
@@ -30,7 +31,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run, table = RunFolder(folder / "qplan-runs" / "tiny"), make_table()
     table.write(run.sensitivity)
     for budget in ("int4", "int8"):
-        make_plan(table, budget, estimate_fixed(table.model)).write(run.budget(budget) / "plan.json")
+        make_plan(table, Budget.parse(budget), estimate_fixed(table.model)).write(run.budget(budget) / "plan.json")
     (folder / "empty").mkdir()
     (folder / "text.txt").write_text(words(400))
     return folder
@@ -112,6 +113,7 @@ def test_every_command_is_documented_with_its_keys() -> None:
         assert keys(JSON_PAGE, f"qplan {command}")
 
 
+@pytest.mark.slow
 def test_a_file_gets_no_control_codes_and_a_terminal_none_if_it_does_not_want_them(work: Path) -> None:
     arguments = [sys.executable, "-c", "from qplan.cli.main import main; main()", "explain", "int4"]
     clean = {name: value for name, value in os.environ.items() if name not in ("FORCE_COLOR", "NO_COLOR")}

@@ -68,7 +68,7 @@ def test_versions() -> None:
     for wrong in ("", "three", "3", "3.6.1.2"):
         with pytest.raises(InputError, match="write it as"):
             EngineVersion.parse(wrong)
-    assert EngineTarget.of(EngineVersion(3, 6, 1)) == EngineTarget(EngineVersion(3, 6, 1), 16, tie_list=False, c4=True)
+    assert EngineTarget.of(EngineVersion(3, 6, 1)) == EngineTarget(EngineVersion(3, 6, 1), 16, tie_form="dict", c4=True)
     with pytest.raises(InputError, match="logits_index"):
         EngineTarget.of(EngineVersion(3, 0, 0))
 

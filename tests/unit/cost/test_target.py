@@ -8,6 +8,7 @@ from qplan.cost.file_bytes import FixedBytes
 from qplan.cost.target import find_target, targets
 from qplan.errors import InputError
 from qplan.formats import FP16, INT4, INT8, QuantFormat
+from qplan.planner.budget import Budget
 from qplan.planner.planning import make_plan
 from qplan.planner.rules import Rules
 from qplan.run.profile import DeviceProfile, OpTime, TimedModel
@@ -53,9 +54,9 @@ def test_hexagon_takes_symmetric_4_bits_only() -> None:
 
 def test_plans_keep_to_what_the_target_allows(fixed: FixedBytes) -> None:
     table = make_table(("int8", "int4", "int4-sym"))
-    free = make_plan(table, "int4", fixed, rules=Rules(logits_bits=0))
+    free = make_plan(table, Budget.parse("int4"), fixed, rules=Rules(logits_bits=0))
     assert INT8 in free.formats.values()
-    plan = make_plan(table, "int4", fixed, rules=Rules(logits_bits=0, target=find_target("npu-hexagon")))
+    plan = make_plan(table, Budget.parse("int4"), fixed, rules=Rules(logits_bits=0, target=find_target("npu-hexagon")))
     assert set(plan.formats.values()) == {QuantFormat(4, symmetric=True)}
     assert (plan.target, Rules.of(plan).target) == ("npu-hexagon", find_target("npu-hexagon"))
 

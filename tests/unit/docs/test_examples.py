@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from qplan.cost.file_bytes import estimate_fixed
+from qplan.planner.budget import Budget
 from qplan.planner.planning import make_plan
 from qplan.run.folder import RunFolder
 from tests.support.commands import parses
@@ -53,7 +54,7 @@ def test_there_are_examples_of_every_kind() -> None:
 def test_the_code_that_explores_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, table = RunFolder(tmp_path / "qplan-runs" / "my-model"), make_table()
     table.write(run.sensitivity)
-    make_plan(table, "int8", estimate_fixed(table.model)).write(run.budget("int8") / "plan.json")
+    make_plan(table, Budget.parse("int8"), estimate_fixed(table.model)).write(run.budget("int8") / "plan.json")
     monkeypatch.chdir(tmp_path)
     text = (DOCS / page).read_text(encoding="utf-8")
     (block,) = [code for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "open_run" in code]

@@ -20,6 +20,8 @@ from qplan.cli.modes import InterruptedCommand
 from qplan.cost.file_bytes import estimate_fixed
 from qplan.formats import FP16, QuantFormat
 from qplan.jobs.frontier import run_frontier
+from qplan.notes import note
+from qplan.planner.budget import Budget
 from qplan.planner.planning import make_plan
 from qplan.planner.rules import Rules
 from qplan.run.fold import FoldRecord
@@ -103,10 +105,10 @@ def written(path: Path, heading: str) -> None:
 
 def test_plan_json(tmp_path: Path) -> None:
     table = make_table()
-    plan = make_plan(table, "int8", estimate_fixed(table.model), rules=Rules(pins={"lm_head": FP16}))
+    plan = make_plan(table, Budget.parse("int8"), estimate_fixed(table.model), rules=Rules(pins={"lm_head": FP16}))
     given = GivenRules((Pin("lm_head", FP16),), (LeastBits("*.up_proj", 4),), ("*.up_proj",), fused=True)
     limits = (PlannedLimit("RAM", 1.0, 0.5, "MB"),)
-    replace(plan, given=given, limits=limits, notes=("a note",)).write(tmp_path / "plan.json")
+    replace(plan, given=given, limits=limits, notes=(note("budget-above-fp16"),)).write(tmp_path / "plan.json")
     written(tmp_path / "plan.json", "plan.json")
 
 
@@ -154,7 +156,9 @@ def test_quant_config_json() -> None:
 
 
 def test_sensitivity_parquet_and_the_journal(tmp_path: Path) -> None:
-    table = replace(make_table(), joint=(JointPoint("normal", 1e-3, 1e-3),), notes=("a note",))
+    table = replace(
+        make_table(), joint=(JointPoint("normal", 1e-3, 1e-3),), notes=(note("wide-scales", engine="3.5.0"),)
+    )
     table.write(tmp_path / "sensitivity.parquet")
     found = pq.read_table(tmp_path / "sensitivity.parquet")
     section = keys(FILES, "sensitivity.parquet")

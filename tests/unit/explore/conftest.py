@@ -14,12 +14,12 @@ from qplan.artifact import sha256_file, write_json
 from qplan.explore import Run, open_run
 from qplan.formats import QuantFormat
 from qplan.quantize import IntTensor, rtn
+from qplan.run.baselines import baseline_token_losses
+from qplan.run.fold import FoldRecord
 from qplan.run.folder import RunFolder
-from qplan.run.token_losses import FILE, TokenLosses
-from tests.support.invented_run import make_run
-
-SPECIMEN = "model.layers.1.mlp.down_proj"
-"""The tensor that has weights, integers and moments."""
+from qplan.run.plan_folder import PlanFolder
+from qplan.run.token_losses import TokenLosses
+from tests.support.invented_run import SPECIMEN, make_run
 
 
 @pytest.fixture(scope="session")
@@ -34,7 +34,10 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     proved.write(folder / "verification.json")
     (folder / "model").mkdir()
     tokens = (("def", " f", "(", ")"), ("\n", "  ", "re", "turn"))
-    for name, path in (("plan", folder / FILE), ("int8", home.baselines / f"int8-{FILE}")):
+    for name, path in (
+        ("plan", PlanFolder(folder).token_losses),
+        ("int8", baseline_token_losses(home.baselines, "int8")),
+    ):
         losses = np.arange(8, dtype=np.float32).reshape(2, 4) * np.float32(1e-4 if name == "plan" else 3e-4)
         less = losses / np.float32(3)
         TokenLosses(name, "m", "text", "12" * 32, tokens, {"low": losses, "normal": less}).write(path)
@@ -45,7 +48,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def weights(home: RunFolder, sha256: str) -> None:
     """The weights of one tensor, folded, with the integers and moments of its input."""
     home.folded.mkdir()
-    write_json(home.fold, "qplan-fold", 1, {}, {"folded_sha256": sha256})
+    FoldRecord("tiny", "0" * 64, sha256, "low", {}).write(home.fold, {})
     weight = torch.randn(64, 192, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
     save_file({f"{SPECIMEN}.weight": weight}, home.folded / "model.safetensors")
     stored = rtn(weight.float(), QuantFormat.parse("int4"))

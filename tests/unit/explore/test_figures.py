@@ -15,7 +15,7 @@ from qplan.explore import Run
 from qplan.explore.stored import channel_rms, read_grid
 from qplan.formats import QuantFormat
 from qplan.report import notation
-from tests.unit.explore.conftest import SPECIMEN
+from tests.support.invented_run import SPECIMEN
 
 FIGURES: dict[str, tuple[Callable[[Run], Figure], str]] = {
     "losses": (lambda run: run.plot_losses(), "nats/token"),

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = """
 import io, sys
 
@@ -52,6 +54,7 @@ def python(script: str, *arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_frames_solves_and_plots_need_neither_torch_nor_mnn(saved: Path) -> None:
     assert python(SCRIPT, str(saved)) == "explored\n"
 

@@ -15,6 +15,7 @@ from qplan.explore import Run, open_run
 from qplan.explore.html import frame_markdown
 from qplan.formats import QuantFormat
 from qplan.jobs.frontier import run_frontier
+from qplan.planner.budget import Budget
 from qplan.planner.planning import make_plan
 from qplan.planner.rules import Rules
 from qplan.report import notation
@@ -61,7 +62,9 @@ def test_a_solved_plan_is_the_planners(run: Run) -> None:
     table = run.table.table
     for budget, rules in (("int8", Rules()), ("70%", Rules(logits_bits=0, min_bits={"*.q_proj": 6}))):
         own = run.solve(budget, logits_bits=rules.logits_bits, min_bits=rules.min_bits)
-        assert own.plan.formats == make_plan(table, budget, estimate_fixed(table.model), rules=rules).formats
+        assert (
+            own.plan.formats == make_plan(table, Budget.parse(budget), estimate_fixed(table.model), rules=rules).formats
+        )
         assert own.total_bytes <= own.plan.budget_bytes
     assert run.solve(own.total_bytes, logits_bits=0, min_bits={"*.q_proj": 6}).plan.formats == own.plan.formats
     pinned = run.solve("int8", pins={"0.mlp.down_proj": "int4"}, groups=["{layer}.self_attn.*"])

@@ -110,6 +110,7 @@ def test_the_expected_loss_of_weights_follows_widths_and_scales(qwen2: LoadedMod
         )
 
 
+@pytest.mark.slow
 def test_the_fit_lowers_the_loss_of_whole_models(outlying: LoadedModel, tokens: Tensor) -> None:
     plans = [uniform_formats(outlying.card, bits) for bits in (8, 4)]
     found = _evidence(outlying, tokens[:4])

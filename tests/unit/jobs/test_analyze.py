@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from qplan.jobs.analyze import LOGITS_BYTES, sequences_per_pass
+from qplan.jobs.analyze import sequences_per_pass
+from qplan.jobs.options import LOGITS_BYTES
 from qplan.model.load import LoadedModel
 
 

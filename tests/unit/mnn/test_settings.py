@@ -1,14 +1,12 @@
-"""Small values at the edge of MNN: runtime settings, tied embeddings, exporters, draft folders."""
+"""Small values at the edge of MNN: runtime settings, exporters, draft folders."""
 
 from pathlib import Path
 
 import pytest
 
+from qplan.artifact import new_folder
 from qplan.errors import InputError
-from qplan.formats import FP16, INT8, QuantFormat
 from qplan.mnn.build.exporter_source import Exporter, ExportOptions, find_exporter
-from qplan.mnn.build.tie import Tie, check_tied
-from qplan.mnn.folder import new_folder
 from qplan.mnn.runtime import RuntimeConfig
 
 
@@ -24,25 +22,6 @@ def test_runtime_settings() -> None:
     for wrong in ({"memory": "tiny"}, {"precision": "double"}, {"dynamic_option": 7}, {"threads": 0}):
         with pytest.raises(InputError):
             RuntimeConfig(**wrong)
-
-
-def test_tie_forms() -> None:
-    tie = Tie(10, 20, 30, QuantFormat(8, 32, scale_bits=32))
-    assert tie.to_json("list") == [10, 20, 30, 8, 32]
-    assert tie.to_json("dict") == {
-        "weight_offset": 10,
-        "alpha_offset": 20,
-        "alpha_size": 30,
-        "quant_bit": 8,
-        "quant_block": 32,
-        "alpha_dtype": "fp32",
-    }
-    assert Tie(1, 2, 0, FP16).to_json("list") == [1, 2, 0, 16, 0]
-    with pytest.raises(InputError, match="use int8-s32"):
-        Tie(1, 2, 3, INT8).to_json("list")
-    check_tied("/lm", INT8)
-    with pytest.raises(InputError, match="at 3 bits"):
-        check_tied("/lm", QuantFormat(3))
 
 
 def test_installed_exporter_is_read_from_its_source() -> None:

@@ -173,7 +173,7 @@ def test_without_a_network_the_remedy_is_given(monkeypatch: pytest.MonkeyPatch) 
         msg = "cannot reach"
         raise LocalEntryNotFoundError(msg)
 
-    monkeypatch.setattr(source, "snapshot_download", offline)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
     with pytest.raises(InputError, match="hub cannot be reached; check the path, or connect"):
         load_model("owner/name")
 
@@ -186,7 +186,7 @@ def test_a_hub_id_is_fetched_without_pickles(
         assert "*.bin" not in allow_patterns
         return str(model_folders["qwen2"])
 
-    monkeypatch.setattr(source, "snapshot_download", download)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     assert load_model("owner/name").card.sha256 == qwen2.card.sha256
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from qplan.cost.file_bytes import FixedBytes, file_bytes
 from qplan.errors import InputError
 from qplan.formats import FP16, INT4, INT8, QuantFormat
-from qplan.planner.budget import Budget, BudgetKind, resolve_budget
+from qplan.planner.budget import Budget, BudgetKind, ResolvedBudget, parse_budgets
 from qplan.run.table import SensitivityTable
 from qplan.uniform import uniform_formats
 from tests.support.invented_table import make_table
@@ -31,20 +31,21 @@ from tests.support.invented_table import make_table
     ],
 )
 def test_bytes(text: str, expected: int, table: SensitivityTable, fixed: FixedBytes) -> None:
-    budget = resolve_budget(text, table.model, fixed)
-    assert (budget.kind, budget.limit_bytes) == (BudgetKind.BYTES, expected)
+    budget = Budget.parse(text)
+    assert (budget.kind, budget.resolve(table.model, fixed).limit_bytes) == (BudgetKind.BYTES, expected)
 
 
 def test_relative_budgets(table: SensitivityTable, fixed: FixedBytes) -> None:
     card = table.model
     fp16 = file_bytes(card, dict.fromkeys((t.name for t in card.tensors), FP16), fixed).total
-    assert resolve_budget("fp16", card, fixed).limit_bytes == fp16
-    assert resolve_budget("60%", card, fixed).limit_bytes == int(fp16 * Fraction(60, 100))
-    assert resolve_budget("4.5bpw", card, fixed).limit_bytes == int(Fraction(9, 2) * card.parameters / 8) + fixed.graph
+    assert Budget.parse("fp16").resolve(card, fixed).limit_bytes == fp16
+    assert Budget.parse("60%").resolve(card, fixed).limit_bytes == int(fp16 * Fraction(60, 100))
+    bpw = Budget.parse("4.5bpw").resolve(card, fixed)
+    assert bpw.limit_bytes == int(Fraction(9, 2) * card.parameters / 8) + fixed.graph
     int4 = {t.name: INT8 if t.kind == "lm_head" else INT4 for t in card.tensors}
-    budget = resolve_budget("INT4", card, fixed)
+    budget = Budget.parse("INT4")
     assert (budget.kind, budget.bits) == (BudgetKind.UNIFORM, 4)
-    assert budget.limit_bytes == file_bytes(card, int4, fixed).total
+    assert budget.resolve(card, fixed).limit_bytes == file_bytes(card, int4, fixed).total
 
 
 @pytest.mark.parametrize(
@@ -59,15 +60,23 @@ def test_relative_budgets(table: SensitivityTable, fixed: FixedBytes) -> None:
         ("", "not understood"),
     ],
 )
-def test_nonsense(text: str, problem: str, table: SensitivityTable, fixed: FixedBytes) -> None:
+def test_nonsense_is_refused_without_a_model(text: str, problem: str) -> None:
     with pytest.raises(InputError, match=problem) as error:
-        resolve_budget(text, table.model, fixed)
+        Budget.parse(text)
     assert "300MB" in str(error.value)
+
+
+def test_several_budgets_keep_the_words_of_their_user() -> None:
+    assert [budget.text for budget in parse_budgets(["int8, 1.50 GB", "60%,"])] == ["int8", "1.50 GB", "60%"]
+    assert parse_budgets([]) == ()
+    for nothing in ("", " , "):
+        with pytest.raises(InputError, match="is not understood"):
+            parse_budgets([nothing])
 
 
 @given(st.integers(1, 10**12), st.sampled_from([1, 1000, 10**6, 2**20, 12_345]), st.integers(0, 1))
 def test_an_expressed_size_is_enough_and_close(total: int, unit: int, offset: int) -> None:
-    budget = Budget("x", BudgetKind.BYTES, 0, "MB", Fraction(unit), offset)
+    budget = ResolvedBudget(Budget.parse("1MB"), 0, Fraction(unit), offset)
     said = Fraction(budget.express(total + offset).removesuffix("MB").strip())
     assert total <= said * unit <= total * Fraction(1003, 1000) + 1
 

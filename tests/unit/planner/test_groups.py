@@ -11,6 +11,7 @@ from qplan.card import ModelCard
 from qplan.cost.file_bytes import FixedBytes
 from qplan.errors import InputError
 from qplan.formats import INT8
+from qplan.planner.budget import Budget
 from qplan.planner.groups import make_groups
 from qplan.planner.planning import make_plan
 from qplan.planner.rules import Rules
@@ -84,9 +85,9 @@ def test_experts_of_a_layer_share_a_format_unless_told_otherwise() -> None:
 
 def test_a_plan_keeps_groups_together_and_remembers_its_rules(table: SensitivityTable, fixed: FixedBytes) -> None:
     rules = Rules(pins={"*.0.*.q_proj": INT8}, min_bits={"lm_head": 8}, group_patterns=("{layer}.mlp.*",))
-    plan = make_plan(table, "int8", fixed, rules=rules)
+    plan = make_plan(table, Budget.parse("int8"), fixed, rules=rules)
     for layer in range(4):
         assert len({t.format for t in plan.tensors if t.layer == layer and t.kind != "q_proj"}) == 1
     assert Rules.of(plan) == rules
-    free = make_plan(table, "int8", fixed)
+    free = make_plan(table, Budget.parse("int8"), fixed)
     assert plan.predicted_nats >= free.predicted_nats

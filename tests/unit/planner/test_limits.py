@@ -14,6 +14,7 @@ from qplan.cost.file_bytes import FixedBytes, file_bytes
 from qplan.cost.target import find_target
 from qplan.errors import InfeasibleError
 from qplan.formats import QuantFormat
+from qplan.planner.budget import Budget, parse_budgets
 from qplan.planner.ceiling import Ceiling
 from qplan.planner.explain import explain_all
 from qplan.planner.limits import Cost, ResourceLimit
@@ -36,16 +37,21 @@ TIME = Cost("decode time", "ms", 10**6, invented_ns, 2 * 10**6)
 
 
 def test_the_tightest_of_several_budgets_counts(table: SensitivityTable, fixed: FixedBytes) -> None:
-    assert make_plan(table, ["int8", "9bpw", "90%"], fixed).formats == make_plan(table, "int8", fixed).formats
-    tight = make_plan(table, ["int8", "60%", "6bpw"], fixed)
-    assert tight.files.total <= min(make_plan(table, b, fixed).budget_bytes for b in ("int8", "60%", "6bpw"))
+    assert (
+        make_plan(table, parse_budgets(["int8", "9bpw", "90%"]), fixed).formats
+        == make_plan(table, Budget.parse("int8"), fixed).formats
+    )
+    tight = make_plan(table, parse_budgets(["int8", "60%", "6bpw"]), fixed)
+    assert tight.files.total <= min(
+        make_plan(table, Budget.parse(b), fixed).budget_bytes for b in ("int8", "60%", "6bpw")
+    )
 
 
 def test_limits_hold_together_and_are_recorded(table: SensitivityTable, fixed: FixedBytes) -> None:
-    free = make_plan(table, "int8", fixed)
+    free = make_plan(table, Budget.parse("int8"), fixed)
     ram, time = RAM.total(table.model, free.formats), TIME.total(table.model, free.formats)
     limits = [ResourceLimit(RAM, ram * 0.8), ResourceLimit(TIME, time * 0.98)]
-    plan = make_plan(table, "int8", fixed, ceilings=limits)
+    plan = make_plan(table, Budget.parse("int8"), fixed, ceilings=limits)
     assert plan.solver.status == "optimal"
     assert plan.predicted_nats > free.predicted_nats
     for limit, recorded in zip(limits, plan.limits, strict=True):
@@ -88,13 +94,13 @@ def test_smallest_and_fastest_are_exact(share: float, cost: Cost, logits_bits: i
 
 
 def test_explanations_know_what_a_limit_is_worth(table: SensitivityTable, fixed: FixedBytes) -> None:
-    ram = RAM.total(table.model, make_plan(table, "int8", fixed).formats) * 0.8
+    ram = RAM.total(table.model, make_plan(table, Budget.parse("int8"), fixed).formats) * 0.8
     limits = [ResourceLimit(RAM, ram)]
-    plan = make_plan(table, "int8", fixed, ceilings=limits)
+    plan = make_plan(table, Budget.parse("int8"), fixed, ceilings=limits)
     (one,) = explain_all(table, plan, ["model.layers.0.mlp.up_proj"], limits=limits)
     assert list(one.other_prices) == ["RAM, per MB"]
     assert one.price_nats_per_byte == 0
-    looser = make_plan(table, "int8", fixed, ceilings=[ResourceLimit(RAM, ram + 0.02)])
+    looser = make_plan(table, Budget.parse("int8"), fixed, ceilings=[ResourceLimit(RAM, ram + 0.02)])
     gained = plan.predicted_nats - looser.predicted_nats
     assert gained == pytest.approx(0.02 * one.other_prices["RAM, per MB"], rel=0.5)
 
@@ -106,20 +112,20 @@ def test_infeasible_limits_name_the_nearest_value(table: SensitivityTable, fixed
     assert near is not None
     plan = make_plan(table, (), fixed, ceilings=[ResourceLimit(RAM, float(near[1]))])
     assert RAM.total(table.model, plan.formats) <= float(near[1])
-    tight = make_plan(table, "int4", fixed).predicted_nats / 10
+    tight = make_plan(table, Budget.parse("int4"), fixed).predicted_nats / 10
     ceiling = Ceiling("KL", table.kl("normal"), tight)
     with pytest.raises(InfeasibleError) as both:
-        make_plan(table, "int4", fixed, ceilings=[ceiling])
+        make_plan(table, Budget.parse("int4"), fixed, ceilings=[ceiling])
     said = str(both.value)
     assert "together" in said
     size = re.search(r"a budget of [\d.]+ MB \(([\d,]+) bytes\) instead of int4", said)
     loss = re.search(r"KL ([\d.e-]+) nats instead of", said)
     assert size is not None
     assert loss is not None
-    make_plan(table, f"{size[1].replace(',', '')}B", fixed, ceilings=[ceiling])
-    make_plan(table, "int4", fixed, ceilings=[Ceiling("KL", table.kl("normal"), float(loss[1]))])
+    make_plan(table, Budget.parse(f"{size[1].replace(',', '')}B"), fixed, ceilings=[ceiling])
+    make_plan(table, Budget.parse("int4"), fixed, ceilings=[Ceiling("KL", table.kl("normal"), float(loss[1]))])
 
 
 def test_a_budget_below_everything_is_said_first(table: SensitivityTable, fixed: FixedBytes) -> None:
     with pytest.raises(InfeasibleError, match="budget 1kB is below the smallest plan"):
-        make_plan(table, "1kB", fixed, ceilings=[ResourceLimit(RAM, 10.0)])
+        make_plan(table, Budget.parse("1kB"), fixed, ceilings=[ResourceLimit(RAM, 10.0)])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from qplan.planner.moves import combine, nearest_moves
 from qplan.planner.solver.program import Program, Row
 from qplan.planner.solver.solver import solve
-from tests.unit.planner.solver.test_solver import programs
+from tests.support.programs import programs
 
 
 @settings(max_examples=100, deadline=None)

@@ -7,6 +7,7 @@ import pytest
 from qplan.cost.file_bytes import FixedBytes, bits_per_weight, file_bytes
 from qplan.errors import InfeasibleError, InputError
 from qplan.formats import FP16, INT8, QuantFormat
+from qplan.planner.budget import Budget
 from qplan.planner.diff import diff
 from qplan.planner.explain import explain
 from qplan.planner.frontier import frontier, knees
@@ -27,7 +28,9 @@ def test_frontier_falls_and_lies_below_uniform(table: SensitivityTable, fixed: F
     for point in curve.points:
         files = file_bytes(table.model, point.formats, fixed)
         assert (files.total, bits_per_weight(files, table.model)) == (point.total_bytes, point.bpw)
-        assert point.predicted_nats <= make_plan(table, f"{point.total_bytes}B", fixed).predicted_nats * (1 + 1e-12)
+        assert point.predicted_nats <= make_plan(table, Budget.of_bytes(point.total_bytes), fixed).predicted_nats * (
+            1 + 1e-12
+        )
     assert [point.name for point in curve.uniform] == ["int4", "int6", "int8", "fp16"]
 
 
@@ -46,7 +49,7 @@ def test_a_knee_is_where_the_curve_bends() -> None:
 
 
 def test_diff(table: SensitivityTable, fixed: FixedBytes) -> None:
-    small, large = make_plan(table, "int4", fixed), make_plan(table, "int8", fixed)
+    small, large = make_plan(table, Budget.parse("int4"), fixed), make_plan(table, Budget.parse("int8"), fixed)
     change = diff(small, large)
     assert change.comparable
     assert change.total_bytes == large.files.total - small.files.total == sum(c.bytes for c in change.changes)
@@ -54,11 +57,11 @@ def test_diff(table: SensitivityTable, fixed: FixedBytes) -> None:
     assert {c.name for c in change.changes} == {t.name for t in large.tensors if small.formats[t.name] != t.format}
     assert diff(small, small).changes == ()
     with pytest.raises(InputError, match="different models"):
-        diff(small, make_plan(make_table(layers=2), "int8", fixed))
+        diff(small, make_plan(make_table(layers=2), Budget.parse("int8"), fixed))
 
 
 def test_explanations_agree_with_the_price(table: SensitivityTable, fixed: FixedBytes) -> None:
-    plan = make_plan(table, "70%", fixed)
+    plan = make_plan(table, Budget.parse("70%"), fixed)
     explanations = [explain(table, plan, tensor.name) for tensor in plan.tensors]
     assert len({e.price_nats_per_byte for e in explanations}) == 1
     assert explanations[0].price_nats_per_byte > 0
@@ -76,7 +79,7 @@ def test_explanations_agree_with_the_price(table: SensitivityTable, fixed: Fixed
 
 def test_explain_with_pins_and_errors(table: SensitivityTable, fixed: FixedBytes) -> None:
     rules = Rules(pins={"*.0.*": INT8})
-    plan = make_plan(table, "int8", fixed, rules=rules)
+    plan = make_plan(table, Budget.parse("int8"), fixed, rules=rules)
     only = explain(table, plan, "model.layers.0.mlp.up_proj", rules=rules)
     assert only.next_best is None
     assert "no other" in only.sentence

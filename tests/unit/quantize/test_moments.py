@@ -13,7 +13,7 @@ from qplan.model.backward import sampled_backward
 from qplan.model.load import LoadedModel
 from qplan.model.replace import with_forward, with_weights
 from qplan.quantize import moments
-from qplan.quantize.moments import Moments, gather_moments, open_moments
+from qplan.quantize.moments import Moments, gather_moments
 from qplan.sensitivity.metrics import compare, reference_of
 
 INPUTS = {"model": "a", "tokens": "b"}
@@ -79,9 +79,9 @@ def test_every_layer_computes_once_per_batch(llama: LoadedModel, tmp_path: Path)
 
 
 def test_moments_of_other_inputs_are_not_used(gathered: Moments) -> None:
-    assert open_moments(gathered.folder, INPUTS) == gathered
-    assert open_moments(gathered.folder, INPUTS | {"tokens": "c"}) is None
-    assert open_moments(gathered.folder.with_name("none"), INPUTS) is None
+    assert Moments.open(gathered.folder, INPUTS) == gathered
+    assert Moments.open(gathered.folder, INPUTS | {"tokens": "c"}) is None
+    assert Moments.open(gathered.folder.with_name("none"), INPUTS) is None
 
 
 def test_inputs_that_are_not_finite_are_an_error(llama: LoadedModel, tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_inputs_that_are_not_finite_are_an_error(llama: LoadedModel, tmp_path: P
             gather(llama, tmp_path / "moments")
     finally:
         hook.remove()
-    assert open_moments(tmp_path / "moments", INPUTS) is None
+    assert Moments.open(tmp_path / "moments", INPUTS) is None
 
 
 def test_a_tied_head_counts_both_of_its_uses(qwen2: LoadedModel, tmp_path: Path) -> None:

@@ -5,11 +5,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from qplan.errors import InputError
 from qplan.formats import FP16, FP32, INT4, INT_BITS, QuantFormat
 from qplan.quantize import FloatTensor, IntTensor, rtn
-from qplan.quantize.packing import pack_codes, unpack_codes
+from qplan.quantize.packing import pack_codes
 
 formats = st.builds(
     QuantFormat,
@@ -18,6 +19,15 @@ formats = st.builds(
     symmetric=st.booleans(),
     scale_bits=st.sampled_from((16, 32)),
 )
+
+
+def unpack_codes(data: bytes, bits: int, out_features: int, in_features: int) -> NDArray[np.uint8]:
+    """Inverse of `pack_codes`: uint8 ``[out, in]``."""
+    stream = np.unpackbits(np.frombuffer(data, dtype=np.uint8))
+    count = out_features * in_features
+    padded = np.zeros((count, 8), dtype=np.uint8)
+    padded[:, 8 - bits :] = stream[: count * bits].reshape(count, bits)
+    return np.packbits(padded, axis=-1).reshape(out_features, in_features)
 
 
 @given(formats, st.integers(0, 2**31), st.sampled_from((64, 192)))

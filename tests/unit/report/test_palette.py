@@ -4,7 +4,7 @@ import pytest
 
 from qplan.report import palette
 
-FILLS = [*palette.BITS.values(), *palette.ramp(palette.HEAT_LIGHT), *palette.ramp(palette.HEAT_DARK)]
+FILLS = [*map(palette._fill, range(2, 33)), *palette.ramp(palette.HEAT_LIGHT), *palette.ramp(palette.HEAT_DARK)]
 
 
 @pytest.mark.parametrize("fill", FILLS)

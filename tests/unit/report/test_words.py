@@ -1,16 +1,18 @@
+# ruff: noqa: RUF001 - Chinese
 from __future__ import annotations
 
-import ast
 import json
 import re
-import string
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-import qplan
+from qplan.choosing.repair import REPAIRED
+from qplan.notes import Note, note, text_note
+from qplan.notes.catalog import CATALOG as NOTES
+from qplan.notes.sentence import places
+from qplan.planner.solver.program import Status
+from qplan.planner.validate import EDITED
 from qplan.report.page import render_html, render_markdown
 from qplan.report.words import ENGLISH, Language, words_of
 from tests.support.invented_run import Run, deep_run, make_run, small_run, swept_run, verification_of
@@ -20,37 +22,29 @@ from tests.support.prose import english_sentences
 CATALOG = json.loads((HOME / "locales" / "zh.json").read_text(encoding="utf-8"))
 CHINESE = words_of(Language.zh)
 
-PRODUCERS = (
-    "verify/checks.py",
-    "planner/planning.py",
-    "planner/validate.py",
-    "choosing/retarget.py",
-    "jobs/analyze.py",
-    "jobs/auto.py",
-    "folding/decide.py",
-    "choosing/choose.py",
-    "choosing/loss_limits.py",
-    "choosing/activations.py",
-    "choosing/repair.py",
-    "jobs/emit_job.py",
-    "sensitivity/analysis.py",
-    "sensitivity/menu.py",
-    "quantize/rounder.py",
-)
-
-
-def places(text: str) -> set[str]:
-    return {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
-
 
 def test_every_message_is_translated_and_no_translation_is_stale() -> None:
     assert set(CATALOG["messages"]) == every_message()
 
 
-@pytest.mark.parametrize("part", ["messages", "stored", "parts"])
-def test_translations_fill_the_same_places(part: str) -> None:
-    wrong = [message for message, other in CATALOG[part].items() if places(message) != places(other)]
+def test_translations_fill_the_same_places() -> None:
+    wrong = [message for message, other in CATALOG["messages"].items() if places(message) != places(other)]
     assert wrong == []
+
+
+@pytest.mark.parametrize("language", [language for language in Language if language is not Language.en])
+def test_every_note_has_a_sentence_in_every_language_with_the_same_places(language: Language) -> None:
+    words = words_of(language)
+    assert set(words.notes) == set(NOTES)
+    assert {code: places(told) for code, told in words.notes.items()} == {
+        code: set(kind.fields) for code, kind in NOTES.items()
+    }
+
+
+def test_every_way_in_which_a_solver_ends_has_a_name() -> None:
+    assert set(CHINESE.statuses) == {*(status.value for status in Status), REPAIRED, EDITED}
+    assert CHINESE.status("of a newer version") == "of a newer version"
+    assert ENGLISH.status("repaired") == "repaired"
 
 
 def test_translations_are_chinese_with_the_same_elements() -> None:
@@ -60,77 +54,49 @@ def test_translations_are_chinese_with_the_same_elements() -> None:
         assert sorted(re.findall(r"</?\w+>", message)) == sorted(re.findall(r"</?\w+>", other)), message
 
 
-def stored_literals() -> Iterator[tuple[str, str]]:
-    """The fixed parts of what producers write into notes and checks, from their source."""
-    for name in PRODUCERS:
-        path = Path(qplan.__file__).parent / name
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
-            # `why` is part of a note in the pipeline, and of an error in the planner
-            for value in _told(node, ("note", "notes", "detail", *(["why"] if name.startswith("pipeline") else []))):
-                parts = value.values if isinstance(value, ast.JoinedStr) else [value]
-                for part in parts:
-                    if isinstance(part, ast.Constant) and isinstance(part.value, str):
-                        yield name, part.value
-
-
-def _told(node: ast.AST, told: tuple[str, ...]) -> Iterator[ast.expr]:
-    """String expressions that become a note, or a check's name or detail."""
-    texts: list[ast.expr] = []
-    if isinstance(node, ast.Assign | ast.AugAssign):
-        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-        texts = [node.value] if any(isinstance(t, ast.Name) and t.id in told for t in targets) else []
-    elif isinstance(node, ast.Call):
-        called = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
-        of_notes = called == "append" and isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name)
-        if called in ("Check", "_noted") or (of_notes and node.func.value.id == "notes"):  # type: ignore[attr-defined]
-            texts = list(node.args)
-        texts += [word.value for word in node.keywords if word.arg == "notes"]
-    elif isinstance(node, ast.FunctionDef) and re.search(r"(^|_)notes?($|_)|^__str__$", node.name):
-        texts = [part.value for part in ast.walk(node) if isinstance(part, ast.Return | ast.Yield) and part.value]
-    for text in texts:
-        yield from (part for part in ast.walk(text) if isinstance(part, ast.JoinedStr | ast.Constant))
-
-
-def test_whatever_is_stored_for_people_is_in_the_catalog() -> None:
-    known = "\n".join([*CATALOG["stored"], *CATALOG["parts"]])
-    told = [(name, text.strip(" ;:,.()")) for name, text in stored_literals()]
-    long = [(name, text) for name, text in told if len(text.split()) >= 3 and re.match(r"[\w(]", text)]
-    assert len(long) > 30
-    assert [(name, text) for name, text in long if text not in known] == []
-
-
-GAIN = "0.85 times the loss in prefill and 1.59 in decode (held-out tokens)"
+GAIN = {"prefill": 0.85, "decode": 1.594}
 
 
 @pytest.mark.parametrize(
-    ("stored", "told"),
+    ("found", "told"),
     [
-        ("plan: the engine's logits equal torch's with the same stored weights", "方案"),
-        ("43 of 43 ops have their bits and block", "43 个算子中有 43 个"),
-        ("int4 became int4-b0 and int4-b4 for q: blocks of 64 do not divide rows of 172 weights", "int4-b0 和 int4-b4"),
-        (f"a scale per block of the activations (dynamic_option 2), as asked for: {GAIN}", "解码的损失为 1.59 倍"),
-        ("rule: routers are fp16 (6 of them); --pin '*.mlp.gate=int8' overrides it", "路由器为 fp16"),
-        ("2 of 6 routers are rounded: tokens may be sent to other experts", "6 个路由器中有 2 个"),
-        ("3.5e-05 and 3.5e-05 nats per token, 0.0% apart, limit 25%", "限值 25%"),
-        ("something that nobody has translated", "something that nobody has translated"),
+        (note("plan-logits"), "方案：使用相同的存储权重时"),
+        (note("ops-right", right=43, count=43), "43 个算子中有 43 个"),
+        (
+            note("ops-wrong", right=40, count=43, wrong=["a", "b"], unknown=[]),
+            "43 个算子中有 40 个的位宽与分块正确；错误：a、b，未知：无",
+        ),
+        (
+            note(
+                "block-changed",
+                format="int4",
+                choices=["int4-b0", "int4-b4"],
+                tensors=["k", "q", "v"],
+                others=9,
+                block=64,
+                row_weights=172,
+            ),
+            "k、q、v 等，另有 9 个 的 int4 改为 int4-b0 和 int4-b4",
+        ),
+        (note("block-scales-asked-for", **GAIN), "解码的损失为 1.59 倍"),
+        (note("routers-by-rule", format="fp16", count=6, name="mlp.gate"), "路由器为 fp16（共 6 个）"),
+        (note("routers-rounded", rounded=2, count=6), "6 个路由器中有 2 个"),
+        (note("losses-apart", torch_nats=3.5e-5, engine_nats=3.5e-5, difference=0.0, limit=0.25), "限值 25%"),
+        (note("folded", ratios={"int8, memory low": 0.851, "int4, memory low": 0.9}), "int8, memory low：0.85；int4"),
+        (note("too-few-tokens", least_tokens=256, tokens={"q": 12}, others=0), "q（12）；请提供"),
+        (text_note("something that nobody has translated"), "something that nobody has translated"),
+        (Note("of-a-newer-version", {"bytes": 3}), "of-a-newer-version: bytes = 3"),
+        (Note("routers-rounded", {"rounded": "all"}), 'routers-rounded: rounded = "all"'),
     ],
 )
-def test_stored_sentences_are_found_by_their_wording(stored: str, told: str) -> None:
-    assert told in CHINESE.stored(stored)
-    assert ENGLISH.stored(stored) == stored
+def test_notes_are_told_in_chinese(found: Note, told: str) -> None:
+    assert told in CHINESE.note(found)
+    assert ENGLISH.note(found) == str(found)
 
 
 def test_a_message_that_the_catalog_lacks_is_a_mistake() -> None:
     with pytest.raises(KeyError):
         CHINESE("Not a message of the report")
-
-
-# what the made-up run's artifacts say in English of their own
-INVENTED = re.compile(
-    r"WikiText-2|loss not above|size within|off by|emulation agrees|logits match|every (op|key)|ops read back|"
-    r"tied to the embedding: int2 and int3|\d+ keys|rel \d"
-)
 
 
 def runs() -> dict[str, Run]:
@@ -154,8 +120,7 @@ def test_no_english_is_left_in_chinese_reports(name: str) -> None:
         page = render_html(run.table, run.plan, verification, frontier=frontier, words=CHINESE)
         short = render_markdown(run.table, run.plan, verification, words=CHINESE)
         short = re.sub(r"```.*?```|`[^`]*`", "", short, flags=re.DOTALL)
-        leaks = [line for line in english_sentences(f"{page}<p>{short}</p>") if not INVENTED.search(line)]
-        assert leaks == []
+        assert english_sentences(f"{page}<p>{short}</p>") == []
         assert '<html lang="zh-CN">' in page
         data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1])  # type: ignore[index]
         assert all(re.search(r"[\u4e00-\u9fff]", said) for said in data["words"].values())

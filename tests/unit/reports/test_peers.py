@@ -105,6 +105,7 @@ def test_the_page_marks_where_qplan_is_worse(tmp_path: Path) -> None:
     assert "does not run" in text
 
 
+@pytest.mark.slow
 def test_scorers_do_not_need_qplan() -> None:
     modules = "reports.peers.score.job, reports.peers.score.meter, reports.peers.score.hugging_face"
     script = f"import sys, {modules}; print([name for name in sys.modules if 'qplan' in name])"

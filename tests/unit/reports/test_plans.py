@@ -56,7 +56,7 @@ def test_what_holds_is_counted(tmp_path: Path) -> None:
     assert "worse than the uniform export: 0 of 1; 0.50 to 0.50" in text
     assert "with 4 and 8 bits: 0 of 1" in text
     assert "with all formats: 0 of 1; 0.45 to 0.45, in the geometric mean 0.45, of its KL; at most half in 1" in text
-    assert "another size than promised: 0 of 2" in text
+    assert "whose size differs from the promise: 0 of 2" in text
     assert "above: 1.10 to 1.10" in text
     assert "| 4 | 1,000 | 1,000 | 2.00e-03 | 1.00e-03 | 0.500 | 5.00e-04 (option 2) | 1.10 |" in text
 
@@ -65,5 +65,5 @@ def test_what_does_not_hold_is_bold(tmp_path: Path) -> None:
     text = page(tmp_path, [shipped(4, 3e-3, 2e-3, built=1001)], [rival(1.01, 1.5)])
     assert "worse than the uniform export: 1 of 1" in text
     assert "| **1.500** |" in text
-    assert "another size than promised: 1 of 1" in text
+    assert "whose size differs from the promise: 1 of 1" in text
     assert "| A peer | 5, 4.98 | 2,000 | 1.00e-03 | **1.010**? | 0.90 | **1.500** | 0.40 | 0.400 | 0.30 |" in text

@@ -18,10 +18,11 @@ from qplan.formats import INT4, INT8
 from qplan.model.load import LoadedModel
 from qplan.run.calibration import CalibrationSet
 from qplan.run.journal import Journal
-from qplan.sensitivity.measured import analyze
 from qplan.sensitivity.replay import ReferencePass
+from tests.support.whole_tables import measured_table
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_table(
     tmp_path: Path, model_folders: dict[str, Path], qwen2: LoadedModel, calibration: CalibrationSet
 ) -> None:
@@ -44,9 +45,9 @@ def test_a_killed_run_goes_on_to_the_same_table(
     kept = kept[: kept.rfind(b"\n") + 1]
     assert 30 < kept.count(b"\n") < 176
 
-    resumed = analyze(qwen2, calibration, (INT8, INT4), batch_size=4, journal=journal)
+    resumed = measured_table(qwen2, calibration, (INT8, INT4), batch_size=4, journal=journal)
     assert journal.read_bytes().startswith(kept)
-    fresh = analyze(qwen2, calibration, (INT8, INT4), batch_size=4)
+    fresh = measured_table(qwen2, calibration, (INT8, INT4), batch_size=4)
     assert resumed.measurements == fresh.measurements
     assert resumed.sha256 == fresh.sha256
 
@@ -54,9 +55,9 @@ def test_a_killed_run_goes_on_to_the_same_table(
 @pytest.mark.parametrize("cut", [1, 40, 200, 5000])
 def test_a_torn_end_is_ignored(tmp_path: Path, qwen2: LoadedModel, calibration: CalibrationSet, cut: int) -> None:
     path = tmp_path / "journal.jsonl"
-    whole = analyze(qwen2, calibration, (INT8,), journal=path)
+    whole = measured_table(qwen2, calibration, (INT8,), journal=path)
     path.write_bytes(path.read_bytes()[:-cut])
-    assert analyze(qwen2, calibration, (INT8,), journal=path).sha256 == whole.sha256
+    assert measured_table(qwen2, calibration, (INT8,), journal=path).sha256 == whole.sha256
     lines = path.read_text().splitlines()
     assert len(lines) == 1 + 2 + 88
     assert all(json.loads(line) for line in lines)
@@ -65,36 +66,36 @@ def test_a_torn_end_is_ignored(tmp_path: Path, qwen2: LoadedModel, calibration: 
 def test_a_finished_run_returns_at_once(
     tmp_path: Path, qwen2: LoadedModel, calibration: CalibrationSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = analyze(qwen2, calibration, (INT8,), journal=tmp_path / "journal.jsonl")
+    whole = measured_table(qwen2, calibration, (INT8,), journal=tmp_path / "journal.jsonl")
 
     def never(*args: object) -> None:
         pytest.fail("the model was run again")
 
     monkeypatch.setattr(ReferencePass, "run", never)
-    again = analyze(qwen2, calibration, (INT8,), journal=tmp_path / "journal.jsonl")
+    again = measured_table(qwen2, calibration, (INT8,), journal=tmp_path / "journal.jsonl")
     assert again.sha256 == whole.sha256
 
 
 def test_other_inputs_are_refused_by_name(tmp_path: Path, qwen2: LoadedModel, calibration: CalibrationSet) -> None:
     path = tmp_path / "journal.jsonl"
-    analyze(qwen2, calibration, (INT8,), journal=path)
+    measured_table(qwen2, calibration, (INT8,), journal=path)
     before = path.read_bytes()
     with pytest.raises(
         StaleArtifactError, match=r'formats was \["int8"\], now \["int8", "int4"\].*--run DIR.*--restart'
     ):
-        analyze(qwen2, calibration, (INT8, INT4), journal=path)
+        measured_table(qwen2, calibration, (INT8, INT4), journal=path)
     with pytest.raises(StaleArtifactError, match="memory was low, now normal"):
-        analyze(qwen2, calibration, (INT8,), "normal", journal=path)
+        measured_table(qwen2, calibration, (INT8,), "normal", journal=path)
     with pytest.raises(StaleArtifactError, match="batch_size was 4, now 2"):
-        analyze(qwen2, calibration, (INT8,), batch_size=2, journal=path)
+        measured_table(qwen2, calibration, (INT8,), batch_size=2, journal=path)
     changed = CalibrationSet(
         calibration.heldout, calibration.tokens, calibration.fit, "words", None, 0, calibration.tokenizer_sha256
     )
     with pytest.raises(StaleArtifactError, match=r"calibration was [0-9a-f]{12}\.\.\., now"):
-        analyze(qwen2, changed, (INT8,), journal=path)
+        measured_table(qwen2, changed, (INT8,), journal=path)
     other = replace(qwen2, card=replace(qwen2.card, sha256="0" * 64))
     with pytest.raises(StaleArtifactError, match=r"model was [0-9a-f]{12}\.\.\., now 000000000000"):
-        analyze(other, calibration, (INT8,), journal=path)
+        measured_table(other, calibration, (INT8,), journal=path)
     assert path.read_bytes() == before
 
 
@@ -111,4 +112,4 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 def test_the_header_alone_may_be_torn(tmp_path: Path, qwen2: LoadedModel, calibration: CalibrationSet) -> None:
     path = tmp_path / "journal.jsonl"
     path.write_text('{"kind": "qplan-jour')
-    assert torch.tensor(len(analyze(qwen2, calibration, (INT8,), journal=path).measurements)) == 88
+    assert torch.tensor(len(measured_table(qwen2, calibration, (INT8,), journal=path).measurements)) == 88

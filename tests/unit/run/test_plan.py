@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from qplan.cost.file_bytes import FixedBytes
 from qplan.errors import InputError, StaleArtifactError
 from qplan.formats import INT4, QuantFormat
+from qplan.notes import note
+from qplan.planner.budget import Budget
 from qplan.planner.planning import make_plan
 from qplan.planner.validate import recount, validate_plan
 from qplan.run.decode import Source
@@ -22,7 +24,7 @@ from qplan.run.table import SensitivityTable
 
 @pytest.fixture
 def plan(table: SensitivityTable, fixed: FixedBytes) -> Plan:
-    return make_plan(table, "int8", fixed)
+    return make_plan(table, Budget.parse("int8"), fixed)
 
 
 @pytest.fixture
@@ -133,7 +135,9 @@ def test_recount(plan: Plan, table: SensitivityTable, fixed: FixedBytes) -> None
     with pytest.raises(InputError, match="int2 was not measured, only fp16, int8, int6, int4"):
         recount(with_format(plan, name, QuantFormat(2)), table, fixed)
     small = replace(plan, budget_bytes=1)
-    assert any("over the budget of 1" in note for note in recount(with_format(small, name, INT4), table, fixed).notes)
+    assert any(
+        "over the budget of 1" in str(note) for note in recount(with_format(small, name, INT4), table, fixed).notes
+    )
 
 
 JSON = st.recursive(
@@ -162,3 +166,21 @@ def test_lines_of_any_value(value: object, indent: int | None) -> None:
             walk(inner, (*path, key))
 
     walk(value, ())
+
+
+def test_notes_of_before_codes_are_texts(plan: Plan, path: Path) -> None:
+    document = json.loads(path.read_text())
+    told = ["the graph file's size is an estimate; build the model for the exact bytes"]
+    path.write_text(json.dumps(document | {"schema": 2, "notes": told}))
+    read = Plan.read(path)
+    assert list(map(str, read.notes)) == told
+    read.write(path)
+    assert json.loads(path.read_text())["notes"] == told
+    assert Plan.read(path) == read
+
+
+def test_a_note_that_is_none_is_named_with_its_line(plan: Plan, path: Path) -> None:
+    plan.noted(note("budget-above-fp16")).write(path)
+    line = edit(path, '"code": "budget-above-fp16"', '"code": 3')
+    with pytest.raises(InputError, match=rf"line {line - 1}, notes\[\d+\]: expected a text, or an object with"):
+        Plan.read(path)

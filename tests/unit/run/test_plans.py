@@ -10,19 +10,24 @@ from pathlib import Path
 
 import pytest
 
-from qplan.choosing.planned import edited_plan, recounted, table_of
+from qplan.choosing.planned import PlannedOn, edited_plan, planned_on
 from qplan.cli.main import main
 from qplan.cost.file_bytes import estimate_fixed
 from qplan.errors import InputError, StaleArtifactError
 from qplan.formats import INT4, INT8
-from qplan.jobs.frontier import Sweep, find_frontier, run_frontier
-from qplan.jobs.report import newest_plan, plan_frontier, run_report
+from qplan.jobs.frontier import run_frontier
+from qplan.jobs.report import plan_frontier, run_report
+from qplan.mnn.engines import EngineTarget, EngineVersion
+from qplan.notes import text_note
+from qplan.planner.budget import Budget
+from qplan.planner.frontier import sweep_of
 from qplan.planner.planning import make_plan
 from qplan.planner.rules import Rules
 from qplan.report.words import Language
 from qplan.run.folder import RunFolder
+from qplan.run.frontier import find_frontier
 from qplan.run.plan import Plan
-from qplan.run.plans import find_plan
+from qplan.run.plans import FoundPlan, find_plan, newest_plan
 from qplan.run.verification import Verification
 from tests.support.invented_table import make_table
 
@@ -33,7 +38,7 @@ def run(tmp_path: Path) -> RunFolder:
     run, table = RunFolder(tmp_path / "runs" / "tiny"), make_table()
     table.write(run.sensitivity)
     for budget in ("int4", "int8"):
-        make_plan(table, budget, estimate_fixed(table.model)).write(run.budget(budget) / "plan.json")
+        make_plan(table, Budget.parse(budget), estimate_fixed(table.model)).write(run.budget(budget) / "plan.json")
     return run
 
 
@@ -54,36 +59,38 @@ def test_a_plan_is_a_file_a_folder_or_a_budget(run: RunFolder) -> None:
     assert plans[0] == plans[1] == plans[2] == Plan.read(file)
     with pytest.raises(InputError, match=r"no plan '3bpw'.*which has int4, int8; make it with"):
         find_plan("3bpw", run)
-    assert table_of(find_plan(str(file))).sha256 == plans[0].sensitivity_sha256
+    assert planned_on(find_plan(str(file))).measured.sha256 == plans[0].sensitivity_sha256
 
 
 def test_an_edited_plan_is_counted_again(run: RunFolder) -> None:
     path = edit(run.budget("int4") / "plan.json", "up_proj", "int8")
     table, fixed = make_table(), estimate_fixed(make_table().model)
-    plan = edited_plan(path, table, fixed)
+    installed = EngineTarget.of(EngineVersion(3, 6, 1))
+    plan = edited_plan(planned_on(find_plan(str(path)), run), table, installed, fixed)
     assert {t.format for t in plan.tensors if t.kind == "up_proj"} == {INT8}
     assert plan.files.total == plan.budget_bytes > Plan.read(path).files.total
-    assert any("edited by hand" in note for note in plan.notes)
-    assert recounted(find_plan(str(path))).files == plan.files
+    assert any("edited by hand" in str(note) for note in plan.notes)
+    assert planned_on(find_plan(str(path))).recounted().files == plan.files
     other = replace(table, reference_nll_nats=9.0)
     with pytest.raises(StaleArtifactError, match="other losses"):
-        edited_plan(path, other, fixed)
+        planned_on(find_plan(str(path)), run, other)
     bad = edit(run.budget("int4") / "plan.json", "q_proj", "int3")
     line = 1 + next(i for i, text in enumerate(bad.read_text().splitlines()) if '"int3"' in text)
     with pytest.raises(InputError, match=rf"edited.json, line {line}, tensors\[0\].format: .*int3 was not measured"):
-        edited_plan(bad, table, fixed)
+        edited_plan(planned_on(find_plan(str(bad)), run), table, installed, fixed)
 
 
 def test_a_sweep_leaves_a_table_a_plot_and_numbers(run: RunFolder) -> None:
     swept = run_frontier(run, Rules(), 8)
-    document = json.loads((swept.folder / "frontier.json").read_text())
+    plot, markdown, numbers = swept.files
+    document = json.loads(numbers.read_text())
     assert document["kind"] == "qplan-frontier"
     sizes = [point["total_bytes"] for point in document["points"]]
     assert sizes == sorted(sizes)
     assert set(document["points"][0]["formats"]) == {spec.name for spec in make_table().model.tensors}
     assert [model["name"] for model in document["uniform"]] == ["int4", "int6", "int8", "fp16"]
-    assert (swept.folder / "frontier.png").read_bytes().startswith(b"\x89PNG")
-    text = (swept.folder / "frontier.md").read_text()
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    text = markdown.read_text()
     assert text.count("\n| ") == len(sizes) + 4 + 1
     assert ("**knee**" in text) == any(point["knee"] for point in document["points"])
 
@@ -142,19 +149,23 @@ def test_a_report_is_made_again_in_another_language(
 def test_the_stored_frontier_is_taken_if_it_is_the_plans(run: RunFolder) -> None:
     plan, table, told = Plan.read(run.budget("int4") / "plan.json"), make_table(), list[str]()
     fine = run_frontier(run, Rules(), 40).frontier
-    found = plan_frontier(run, run.budget("int4"), table, plan, told.append)
+
+    def planned(plan: Plan, budget: str) -> PlannedOn:
+        return planned_on(FoundPlan(run.budget(budget) / "plan.json", plan), run)
+
+    found = plan_frontier(planned(plan, "int4"), told.append)
     assert (found.points, found.uniform, told) == (fine.points, fine.uniform, [])
     assert not (run.budget("int4") / "frontier.json").exists()
-    pinned = make_plan(table, "70%", estimate_fixed(table.model), rules=Rules(pins={"*.q_proj": INT8}))
-    own = plan_frontier(run, run.budget("pinned"), table, pinned, told.append)
+    pinned = make_plan(table, Budget.parse("70%"), estimate_fixed(table.model), rules=Rules(pins={"*.q_proj": INT8}))
+    own = plan_frontier(planned(pinned, "pinned"), told.append)
     assert told == ["other budgets: solving 16"]
     assert all(fmt == INT8 for point in own.points for name, fmt in point.formats.items() if name.endswith("q_proj"))
-    sweep = Sweep.of(table, Rules.of(pinned), estimate_fixed(table.model))
+    sweep = sweep_of(table, Rules.of(pinned), estimate_fixed(table.model))
     assert find_frontier([run.budget("int4"), run.budget("pinned")], sweep) == own
     older = json.loads((run.folder / "frontier" / "frontier.json").read_text())
     del older["inputs"]["rules"]
     (run.folder / "frontier" / "frontier.json").write_text(json.dumps(older))
-    plan_frontier(run, run.budget("int4"), table, plan, told.append)
+    plan_frontier(planned(plan, "int4"), told.append)
     assert len(told) == 2
 
 
@@ -170,7 +181,7 @@ def test_a_report_needs_artifacts_that_belong_together(run: RunFolder, monkeypat
         run_report("int8", run, Language.en, print)
     make_table().write(run.sensitivity)
     plan = Plan.read(newest)
-    Verification(plan.model_sha256, "0" * 64, "words", "0" * 64, 9.0, (), ()).write(
+    Verification(plan.model_sha256, "0" * 64, text_note("words"), "0" * 64, 9.0, (), ()).write(
         newest.with_name("verification.json")
     )
     with pytest.raises(StaleArtifactError, match="is of another plan"):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from qplan.errors import InputError
+from qplan.notes import note, text_note
 from qplan.run.baselines import measured_once
 from qplan.run.plan import FileBytes
 from qplan.run.verification import Accuracy, BuiltModel, Check, EngineRun, Speed, Verification
@@ -32,7 +33,8 @@ def built(name: str, *, low: float, normal: float, emulated_low: float | None = 
 
 def test_a_verification_reads_back(tmp_path: Path) -> None:
     model = built("plan", low=1e-3, normal=1e-4)
-    verification = Verification("m", "p", "some text", "t", 44.0, (model,), (Check("a", passed=True, detail="1 of 1"),))
+    check = Check(note("read-back"), passed=True, found=note("ops-right", right=1, count=1))
+    verification = Verification("m", "p", text_note("some text"), "t", 44.0, (model,), (check,))
     verification.write(tmp_path / "verification.json")
     assert Verification.read(tmp_path / "verification.json") == verification
     assert verification.passed
@@ -53,14 +55,14 @@ def test_a_model_speaks_for_the_option_that_it_ships_with(tmp_path: Path) -> Non
     own, other = model.accuracy("low"), model.accuracy("low", dynamic_option=0)
     assert (own and own.kl_nats, other and other.kl_nats) == (2e-4, 9e-4)
     assert [c.passed for c in not_worse(model, built("int8", low=3e-4, normal=1e-4))] == [True, True]
-    verification = Verification("m", "p", "some text", "t", 44.0, (model,), ())
+    verification = Verification("m", "p", text_note("some text"), "t", 44.0, (model,), ())
     verification.write(tmp_path / "verification.json")
     assert Verification.read(tmp_path / "verification.json") == verification
 
 
 def test_a_verification_of_before_dynamic_options_reads(tmp_path: Path) -> None:
     path, model = tmp_path / "verification.json", built("plan", low=1e-3, normal=1e-4)
-    verification = Verification("m", "p", "some text", "t", 44.0, (model,), ())
+    verification = Verification("m", "p", text_note("some text"), "t", 44.0, (model,), ())
     verification.write(path)
     document = json.loads(path.read_text())
     for old in (*document["models"], *document["models"][0]["runs"], document["models"][0]["speed"]):
@@ -68,6 +70,21 @@ def test_a_verification_of_before_dynamic_options_reads(tmp_path: Path) -> None:
     del document["models"][0]["other_speed"]
     path.write_text(json.dumps(document | {"schema": 1}))
     assert Verification.read(path) == verification
+
+
+def test_checks_of_before_codes_are_texts(tmp_path: Path) -> None:
+    path, model = tmp_path / "verification.json", built("plan", low=1e-3, normal=1e-4)
+    Verification("m", "p", text_note("held-out windows of a book"), "t", 44.0, (model,), ()).write(path)
+    document = json.loads(path.read_text())
+    assert document["text"] == "held-out windows of a book"
+    old = {"name": "llm.mnn read back", "passed": False, "detail": "0 of 1 ops have their bits and block"}
+    path.write_text(json.dumps(document | {"schema": 2, "checks": [old]}))
+    read = Verification.read(path)
+    assert [(check.name, check.passed, check.detail) for check in read.checks] == [tuple(old.values())]
+    assert str(read.text) == "held-out windows of a book"
+    assert not read.passed
+    read.write(path)
+    assert Verification.read(path) == read
 
 
 def test_the_plan_is_held_against_uniform_in_both_memories_but_not_in_decode() -> None:

@@ -13,7 +13,8 @@ from qplan.run.calibration import CalibrationSet
 from qplan.sensitivity.analysis import Entry, open_analysis
 from qplan.sensitivity.blend import blend
 from qplan.sensitivity.gradient import estimate
-from qplan.sensitivity.measured import analyze, measure
+from qplan.sensitivity.measured import measure
+from tests.support.whole_tables import measured_table
 
 
 def test_measured_where_measured_and_scaled_elsewhere(qwen2: LoadedModel, calibration: CalibrationSet) -> None:
@@ -28,7 +29,7 @@ def test_measured_where_measured_and_scaled_elsewhere(qwen2: LoadedModel, calibr
         rows, scale = blend(analysis, entries)
         mixed = analysis.table("auto", rows)
         plain = analysis.table("gradient", blend(analysis, ())[0])
-    exact = analyze(qwen2, calibration, (FP16, INT8, INT4), "low")
+    exact = measured_table(qwen2, calibration, (FP16, INT8, INT4), "low")
     ratios = []
     for name, row in mixed.losses("low").items():
         if name in names:

@@ -23,7 +23,6 @@ from qplan.model.replace import with_forward, with_weights
 from qplan.quantize import Int8Activations
 from qplan.run.calibration import CalibrationSet
 from qplan.run.table import SensitivityTable
-from qplan.sensitivity import gradient, measured
 from qplan.sensitivity.analysis import open_analysis
 from qplan.sensitivity.fisher import FisherObserver, FisherSetup
 from qplan.sensitivity.menu import resolve_menu
@@ -31,15 +30,17 @@ from qplan.sensitivity.metrics import reference_of
 from qplan.sensitivity.variants import StoredWeights
 from qplan.settings import DynamicOption
 from qplan.tensors import Role
+from tests.support.whole_tables import estimated_table, measured_table
 
 MANY = 32
 """Draws that leave little noise."""
 
 
+@pytest.mark.slow
 def test_many_draws_come_to_what_is_measured(tiny: LoadedModel, calibration: CalibrationSet) -> None:
     formats = (INT8, QuantFormat(6))
-    estimated = gradient.analyze(tiny, calibration, formats, draws=MANY)
-    exact = measured.analyze(tiny, calibration, formats)
+    estimated = estimated_table(tiny, calibration, formats, draws=MANY)
+    exact = measured_table(tiny, calibration, formats)
     # behind a tensor of the others a token may be sent to another expert, which no gradient foresees
     mixed = tiny.card.model_type == "qwen3_moe"
     smooth = {s.name for s in tiny.card.tensors if not mixed or s.role in {Role.EXPERT, Role.HEAD}}
@@ -60,8 +61,8 @@ def test_many_draws_come_to_what_is_measured(tiny: LoadedModel, calibration: Cal
 
 
 def test_halves_lose_a_millionth(tiny: LoadedModel, calibration: CalibrationSet) -> None:
-    ours = gradient.analyze(tiny, calibration, (FP16,), draws=MANY).losses()
-    theirs = measured.analyze(tiny, calibration, (FP16,)).losses()
+    ours = estimated_table(tiny, calibration, (FP16,), draws=MANY).losses()
+    theirs = measured_table(tiny, calibration, (FP16,)).losses()
     ratios = [ours[name]["fp16"].kl_nats / theirs[name]["fp16"].kl_nats for name in ours]
     assert np.median(ratios) == pytest.approx(1, abs=0.15)
 
@@ -79,7 +80,7 @@ class _Recorder:
         self.seen[module] = inputs, gradients, lookups
 
 
-@pytest.mark.parametrize(("chunk", "option"), [(1 << 21, 0), (1, 2)])
+@pytest.mark.parametrize(("chunk", "option"), [(1 << 21, 0), pytest.param(1, 2, marks=pytest.mark.slow)])
 def test_squares_are_their_definition(
     tiny: LoadedModel,
     calibration: CalibrationSet,
@@ -114,6 +115,7 @@ def test_squares_are_their_definition(
             torch.testing.assert_close(observer.squares(spec.name, index, int8=True), expected, rtol=1e-3, atol=0)
 
 
+@pytest.mark.slow
 def test_labels_are_drawn_from_the_model(qwen2: LoadedModel, calibration: CalibrationSet) -> None:
     """The gradient of log p(label) vanishes on average over labels of the model, and squares to the Fisher."""
     tokens = torch.from_numpy(calibration.tokens)[:1]
@@ -131,7 +133,7 @@ def test_labels_are_drawn_from_the_model(qwen2: LoadedModel, calibration: Calibr
 
 
 def test_interval_and_what_is_not_known(qwen2: LoadedModel, calibration: CalibrationSet, tmp_path: Path) -> None:
-    table = gradient.analyze(qwen2, calibration, parse_formats("int8,int4"), batch_size=4)
+    table = estimated_table(qwen2, calibration, parse_formats("int8,int4"), batch_size=4)
     for row in table.measurements:
         assert (row.kl_p99_nats, row.top1, row.nll_nats) == (None, None, None)
         assert row.stderr_nats is not None
@@ -143,7 +145,7 @@ def test_interval_and_what_is_not_known(qwen2: LoadedModel, calibration: Calibra
     table.write(tmp_path / "t.parquet")
     assert SensitivityTable.read(tmp_path / "t.parquet").sha256 == table.sha256
     assert table.conditions.mode == "gradient"
-    alone = gradient.analyze(qwen2, calibration, (INT8,), batch_size=1)
+    alone = estimated_table(qwen2, calibration, (INT8,), batch_size=1)
     assert all(row.stderr_nats is None for row in alone.measurements)
     assert all(loss["int8"].stderr_nats > 0 for loss in alone.losses().values())
 
@@ -151,36 +153,36 @@ def test_interval_and_what_is_not_known(qwen2: LoadedModel, calibration: Calibra
 def test_the_seed_and_not_the_batch_before_chooses_labels(
     qwen2: LoadedModel, calibration: CalibrationSet, tmp_path: Path
 ) -> None:
-    whole = gradient.analyze(qwen2, calibration, (INT8, INT4), batch_size=2, journal=tmp_path / "a")
+    whole = estimated_table(qwen2, calibration, (INT8, INT4), batch_size=2, journal=tmp_path / "a")
     lines = (tmp_path / "a").read_text().splitlines(keepends=True)
     for kept in (1, 2, 60, len(lines) - 3):
         (tmp_path / "b").write_text("".join(lines[:kept]))
-        again = gradient.analyze(qwen2, calibration, (INT8, INT4), batch_size=2, journal=tmp_path / "b")
+        again = estimated_table(qwen2, calibration, (INT8, INT4), batch_size=2, journal=tmp_path / "b")
         assert again.sha256 == whole.sha256
-    other = gradient.analyze(qwen2, replace(calibration, seed=1), (INT8, INT4), batch_size=2)
+    other = estimated_table(qwen2, replace(calibration, seed=1), (INT8, INT4), batch_size=2)
     assert other.measurements != whole.measurements
     with pytest.raises(StaleArtifactError, match="draws was 1, now 2"):
-        gradient.analyze(qwen2, calibration, (INT8, INT4), batch_size=2, draws=2, journal=tmp_path / "a")
+        estimated_table(qwen2, calibration, (INT8, INT4), batch_size=2, draws=2, journal=tmp_path / "a")
 
 
 def test_a_finished_run_returns_at_once(
     qwen2: LoadedModel, calibration: CalibrationSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = gradient.analyze(qwen2, calibration, (INT8,), journal=tmp_path / "a")
+    whole = estimated_table(qwen2, calibration, (INT8,), journal=tmp_path / "a")
     monkeypatch.setattr("qplan.sensitivity.gradient.sampled_backward", lambda *_args: pytest.fail("run again"))
-    assert gradient.analyze(qwen2, calibration, (INT8,), journal=tmp_path / "a").sha256 == whole.sha256
+    assert estimated_table(qwen2, calibration, (INT8,), journal=tmp_path / "a").sha256 == whole.sha256
 
 
 def test_both_modes_share_a_journal(qwen2: LoadedModel, calibration: CalibrationSet, tmp_path: Path) -> None:
-    estimated = gradient.analyze(qwen2, calibration, (INT8,), journal=tmp_path / "a")
-    exact = measured.analyze(qwen2, calibration, (INT8,), journal=tmp_path / "a")
-    assert exact.measurements == measured.analyze(qwen2, calibration, (INT8,)).measurements
-    assert gradient.analyze(qwen2, calibration, (INT8,), journal=tmp_path / "a").sha256 == estimated.sha256
+    estimated = estimated_table(qwen2, calibration, (INT8,), journal=tmp_path / "a")
+    exact = measured_table(qwen2, calibration, (INT8,), journal=tmp_path / "a")
+    assert exact.measurements == measured_table(qwen2, calibration, (INT8,)).measurements
+    assert estimated_table(qwen2, calibration, (INT8,), journal=tmp_path / "a").sha256 == estimated.sha256
 
 
 def test_the_model_is_left_as_it_was(qwen2: LoadedModel, calibration: CalibrationSet) -> None:
     before = qwen2.logits(torch.from_numpy(calibration.tokens))
-    gradient.analyze(qwen2, calibration, (INT8,))
+    estimated_table(qwen2, calibration, (INT8,))
     assert torch.equal(qwen2.logits(torch.from_numpy(calibration.tokens)), before)
     assert not any(p.requires_grad or p.grad is not None for p in qwen2.model.parameters())
     assert not any(m._forward_hooks for m in qwen2.model.modules())
@@ -195,7 +197,7 @@ def test_reference_nll(tiny: LoadedModel, calibration: CalibrationSet) -> None:
 def test_nothing_changed_loses_nothing(qwen2: LoadedModel, calibration: CalibrationSet) -> None:
     halves = {spec.name: qwen2.weight(spec.name).half().float() for spec in qwen2.card.tensors}
     with with_weights(qwen2, halves):
-        table = gradient.analyze(qwen2, calibration, (FP16,))
+        table = estimated_table(qwen2, calibration, (FP16,))
     assert all(row.kl_nats == 0 and row.sqnr_db == math.inf for row in table.measurements)
 
 
@@ -205,7 +207,7 @@ def test_a_zero_loss_of_a_changed_tensor_is_refused(qwen2: LoadedModel, calibrat
         with_weights(qwen2, {dead: torch.zeros_like(qwen2.weight(dead))}),
         pytest.raises(MeasurementError, match=r"gate_proj in int8, memory low, changes its values but loses exactly 0"),
     ):
-        gradient.analyze(qwen2, calibration, (INT8,))
+        estimated_table(qwen2, calibration, (INT8,))
 
 
 @contextmanager
@@ -225,7 +227,7 @@ def test_a_tensor_that_is_not_reached_is_refused(
         _bypass(qwen2, detached=detached),
         pytest.raises(MeasurementError, match=r"layers\.1\.mlp\.gate_proj was not reached"),
     ):
-        gradient.analyze(qwen2, calibration, (INT8,))
+        estimated_table(qwen2, calibration, (INT8,))
 
 
 def test_a_linear_that_runs_twice_is_refused(qwen2: LoadedModel, calibration: CalibrationSet) -> None:
@@ -235,7 +237,7 @@ def test_a_linear_that_runs_twice_is_refused(qwen2: LoadedModel, calibration: Ca
         with_forward(mlp, lambda x: original(mlp, x) + original(mlp, x)),
         pytest.raises(MeasurementError, match="more than once"),
     ):
-        gradient.analyze(qwen2, calibration, (INT8,))
+        estimated_table(qwen2, calibration, (INT8,))
 
 
 def test_what_is_not_finite_is_refused(
@@ -244,7 +246,7 @@ def test_what_is_not_finite_is_refused(
     name = "model.layers.0.mlp.up_proj"
     huge = torch.full_like(llama.weight("lm_head"), math.inf)
     with with_weights(llama, {"lm_head": huge}), pytest.raises(MeasurementError, match="overflows"):
-        gradient.analyze(llama, calibration, (FP16,))
+        estimated_table(llama, calibration, (FP16,))
     exact = StoredWeights.get
 
     def broken(self: StoredWeights, tensor: str, fmt: QuantFormat) -> Tensor:
@@ -253,13 +255,13 @@ def test_what_is_not_finite_is_refused(
 
     monkeypatch.setattr(StoredWeights, "get", broken)
     with pytest.raises(MeasurementError, match=r"up_proj in int8, memory low, batch 0: gradients or stored weights"):
-        gradient.analyze(qwen2, calibration, (INT8,), journal=tmp_path / "journal.jsonl")
+        estimated_table(qwen2, calibration, (INT8,), journal=tmp_path / "journal.jsonl")
     assert name not in (tmp_path / "journal.jsonl").read_text()
 
 
 def test_progress_and_rows_in_order(qwen2: LoadedModel, calibration: CalibrationSet) -> None:
     seen: list[tuple[int, int]] = []
-    table = gradient.analyze(
+    table = estimated_table(
         qwen2, calibration, (INT8, INT4), batch_size=2, progress=lambda done, total: seen.append((done, total))
     )
     assert seen == [(0, 3), (1, 3), (2, 3), (3, 3)]
@@ -274,7 +276,7 @@ def test_an_embedding_that_does_more_is_refused(qwen2: LoadedModel, calibration:
         with_forward(embedding, lambda ids: nn.functional.embedding(ids, embedding.weight).tanh()),
         pytest.raises(MeasurementError, match="--mode measured"),
     ):
-        gradient.analyze(qwen2, calibration, (INT8,))
+        estimated_table(qwen2, calibration, (INT8,))
 
 
 @pytest.mark.parametrize(("dtype", "bias"), [(torch.float16, 0.02), (torch.bfloat16, 0.08)])
@@ -283,11 +285,11 @@ def test_half_precision_is_enough_for_gradients_and_for_nothing_else(
 ) -> None:
     loaded = load_model(str(model_folders["qwen2"]))
     loaded.model.to(dtype)
-    in_half = gradient.analyze(loaded, calibration, (INT8, INT4), draws=4).losses()
+    in_half = estimated_table(loaded, calibration, (INT8, INT4), draws=4).losses()
     with pytest.raises(MeasurementError, match="losses can be measured in float32 only"):
-        measured.analyze(loaded, calibration, (INT8,))
+        measured_table(loaded, calibration, (INT8,))
     loaded.model.to(torch.float32)  # the weights stay those of the half precision
-    in_float = gradient.analyze(loaded, calibration, (INT8, INT4), draws=4).losses()
+    in_float = estimated_table(loaded, calibration, (INT8, INT4), draws=4).losses()
     ratios = [in_half[name][fmt].kl_nats / in_float[name][fmt].kl_nats for name in in_float for fmt in in_float[name]]
     assert np.median(ratios) == pytest.approx(1, abs=bias)
     assert np.std(np.log(ratios)) < 0.25

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from qplan.errors import MeasurementError
-from qplan.sensitivity.metrics import OutputError, OutputScale, compare, compare_logits, join, reference_of
+from qplan.sensitivity.metrics import OutputError, OutputScale, compare, join, reference_of
+from tests.support.whole_tables import compare_logits
 
 
 def _direct_kl(reference: Tensor, variant: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from qplan.formats import FP16, FP32, INT4, QuantFormat
 from qplan.mnn.build.exporter_source import Exporter
 from qplan.mnn.build.quant_config import export_command, make_quant_config
 from qplan.mnn.build.skeleton import Skeleton, predict_files
-from qplan.mnn.graph.json_graph import GraphOp, Record
+from qplan.mnn.graph.linear import HALVES, Linear
 
 PYPI = Exporter(
     Path("/p/llmexport.py"),
@@ -32,9 +32,9 @@ CHECKOUT = Exporter(
 )
 
 
-def op(name: str, offset: int, in_features: int = 64) -> GraphOp:
-    record = Record(offset, 2 * 8 * in_features, 0, 0)
-    return GraphOp(name, 8, in_features, 16, 0, symmetric=False, scale_bits=16, record=record)
+def op(name: str, offset: int, in_features: int = 64) -> Linear:
+    external = (offset, 2 * 8 * in_features, 0, 0)
+    return Linear(name=name, out_features=8, in_features=in_features, coding=HALVES, bits=16, external=external)
 
 
 SKELETON = Skeleton(

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from qplan.errors import InputError
 from qplan.mnn.graph.binary import parse_binary_graph
 from qplan.mnn.graph.flatbuffer import Table
-from qplan.mnn.preflight.tie import TieRecord, read_tie
 from qplan.mnn.preflight.tokenizer_file import TokenizerFile, parse_tokenizer
 
 
@@ -60,12 +59,3 @@ def test_tokenizers_of_both_kinds() -> None:
     ):
         with pytest.raises(InputError, match=words):
             parse_tokenizer(wrong)
-
-
-def test_tie_records_of_both_forms() -> None:
-    record = TieRecord(1, 2, 3, 8, 64, half_scales=False, is_list=True)
-    assert read_tie([1, 2, 3, 8, 64]) == record
-    whole = {"weight_offset": 1, "alpha_offset": 2, "alpha_size": 3, "quant_bit": 8, "quant_block": 64}
-    assert read_tie(whole | {"alpha_dtype": "fp16"}) == TieRecord(1, 2, 3, 8, 64, half_scales=True, is_list=False)
-    for wrong in (None, "", 5, [1, 2, 3], [1, 2, 3, 8, "64"], [1, 2, 3, 8, -1], [True] * 5, {"weight_offset": 1}):
-        assert read_tie(wrong) is None

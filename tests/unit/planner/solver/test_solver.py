@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -11,26 +12,12 @@ from hypothesis import strategies as st
 
 from qplan.errors import QplanError
 from qplan.planner.solver import solver
-from qplan.planner.solver.branch_and_cut import branch_and_cut
+from qplan.planner.solver.branching import decided, pivot
 from qplan.planner.solver.dominance import Grid, drop_dominated, drop_impossible
 from qplan.planner.solver.program import Program, Row, Status
 from qplan.planner.solver.relaxation import relax
 from qplan.planner.solver.solver import solve
-
-LOSSES = st.floats(math.log(1e-9), math.log(10.0)).map(math.exp)
-
-
-@st.composite
-def programs(draw: st.DrawFn) -> Program:
-    shape = draw(st.lists(st.integers(1, 5), min_size=1, max_size=6))
-    values = tuple(tuple(draw(LOSSES) for _ in range(n)) for n in shape)
-    rows = []
-    for index in range(draw(st.integers(0, 4))):
-        size = draw(st.sampled_from([4, 1_000, 10**9]))
-        costs = tuple(tuple(draw(st.integers(-size if index > 1 else 0, size)) for _ in range(n)) for n in shape)
-        low, high = sum(min(c) for c in costs), sum(max(c) for c in costs)
-        rows.append(Row(f"row {index}", costs, draw(st.integers(low - 1, high))))
-    return Program(values, tuple(rows))
+from tests.support.programs import programs
 
 
 def brute_force(program: Program) -> float:
@@ -59,17 +46,41 @@ def test_equals_brute_force(program: Program) -> None:
     check(program)
 
 
-@settings(max_examples=60, deadline=None)
-@given(programs())
-def test_equals_brute_force_where_highs_does_the_work(program: Program) -> None:
+@settings(max_examples=200, deadline=None)
+@given(programs(), st.integers(1, 3))
+def test_what_is_dropped_for_its_number_is_in_the_gap(program: Program, states: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(solver, "ROUGH", ((1, 1.0),))
-        patch.setattr(solver, "EXACT", ((1, math.inf),))
+        patch.setattr(solver, "WORK", states * len(program.values))
+        patch.setattr(solver, "WIDENING", (1,))
+        patch.setattr(solver, "KERNEL", 2)
         best, solution = brute_force(program), solve(program)
-    assert math.isinf(best) == (not solution.picks)
+    assert solution.bound <= best * (1 + 1e-12)
+    if solution.status is Status.INFEASIBLE:
+        assert math.isinf(best)
+    if solution.status is Status.OPTIMAL:
+        assert solution.objective <= best * (1 + solver.ENOUGH)
     if solution.picks:
         assert program.holds(solution.picks)
-        assert solution.objective == pytest.approx(best, rel=1e-6)
+        assert solution.objective == program.value(solution.picks)
+        assert (solution.status is Status.OPTIMAL) == (solution.gap <= solver.ENOUGH)
+
+
+@settings(max_examples=60, deadline=None)
+@given(programs(), st.data())
+def test_a_wider_limit_never_loses_more_if_the_plan_is_passed_on(program: Program, data: st.DataObject) -> None:
+    before = solve(program)
+    rows = tuple(replace(row, limit=row.limit + data.draw(st.integers(0, 10**9))) for row in program.rows)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(solver, "WIDENING", ())
+        after = solve(replace(program, rows=rows), known=[before.picks] if before.picks else [])
+    assert after.objective <= before.objective
+
+
+@settings(max_examples=60, deadline=None)
+@given(programs())
+def test_the_same_program_has_the_same_answer(program: Program) -> None:
+    first, again = solve(program), solve(program)
+    assert replace(first, seconds=0.0) == replace(again, seconds=0.0)
 
 
 @settings(max_examples=100, deadline=None)
@@ -101,15 +112,15 @@ def test_one_byte_decides() -> None:
     assert solve(none).status is Status.INFEASIBLE
 
 
-def test_highs_result_is_checked_in_integers() -> None:
-    program = Program(((1.0, 0.0),) * 3, (Row("bytes", ((10**9, 2 * 10**9),) * 3, 5 * 10**9 - 1),))
-    cut = branch_and_cut(Grid.of(program), 1.0, 10.0)
-    assert cut.picks is not None
-    assert program.holds(cut.picks)
-    # HiGHS overlooks a byte in 10^9: its bound stays valid, but it proves nothing
-    assert cut.bound <= 2.0
-    assert not cut.complete
-    check(program)
+def test_rows_that_cannot_hold_together_are_infeasible_to_the_unit() -> None:
+    # the one wants at least a half, the other at most a half less one: a relative 1e-10, below any float tolerance
+    costs = ((0, 5 * 10**9), (0, 3 * 10**9), (0, 2 * 10**9))
+    more = tuple((cost, 0) for _, cost in costs)
+    for limit, feasible in ((5 * 10**9, True), (5 * 10**9 - 1, False)):
+        program = Program(((1.0, 2.0),) * 3, (Row("up", costs, 5 * 10**9), Row("down", more, limit)))
+        assert (solve(program).status is Status.OPTIMAL) == feasible
+        assert (solve(program).status is Status.INFEASIBLE) != feasible
+        check(program)
 
 
 def test_known_picks_are_never_beaten_by_the_answer() -> None:
@@ -133,9 +144,12 @@ def test_prices_say_what_a_unit_is_worth() -> None:
     # the largest group is decided first: what is left buys half of the next best step, 3 nats for 10 bytes
     rows = (Row("bytes", ((0, 10), (0, 10), (0, 15)), 15), Row("slack", ((0, 1), (0, 1), (0, 1)), 9))
     program = Program(((4.0, 1.0), (6.0, 1.0), (2.0, 0.9)), rows)
-    solution = solve(program)
-    assert solution.picks == (0, 1, 0)
-    assert solution.prices == pytest.approx({"bytes": 0.3, "slack": 0.0})
+    picks = solve(program).picks
+    assert picks == (0, 1, 0)
+    grid = Grid.of(program)
+    relaxation = relax(drop_impossible(decided(grid, pivot(grid), picks[pivot(grid)])))
+    assert relaxation is not None
+    assert relaxation.prices == pytest.approx([0.3, 0.0])
 
 
 def test_a_program_is_checked() -> None:

@@ -3,32 +3,23 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Self, TypeVar
 
 from qplan.errors import InputError, PreflightError, ToolError
-from qplan.mnn.engine.session import Engine, Logits
+from qplan.mnn.engine.requests import TokenIds, checked_count, checked_text
+from qplan.mnn.engine.session import EngineSession, Logits
 from qplan.mnn.preflight import Preflight, check_folder
 from qplan.mnn.runtime import RuntimeConfig
 
 MOST_TOKENS = 32_768
 """Longest sequence for a model that does not say how long its context is: its attention mask takes 4 GiB."""
 
-MOST_TEXT_BYTES = 1 << 20
-"""Longest text."""
-
 MOST_LOGITS_BYTES = 2 << 30
-"""Largest array that `GuardedEngine.logits` returns."""
-
-
-TokenIds = Sequence[int] | NDArray[np.integer[Any]]
-"""Tokens of one sequence."""
+"""Largest array that `Engine.logits` returns."""
 
 Answer = TypeVar("Answer")
 
@@ -48,7 +39,7 @@ class Timing:
         return len(self.decode_s) / sum(self.decode_s) if self.decode_s else 0.0
 
 
-class GuardedEngine:
+class Engine:
     """An MNN language model in a child process.
 
     The folder is checked before the engine sees it, and so is every request: token ids, lengths, settings. A crash, a
@@ -86,19 +77,18 @@ class GuardedEngine:
         path = _folder(folder)
         _check_options(runtime, timeout_s)
         if context is not None:
-            context = _whole("context", context, 1)
+            context = checked_count("context", context)
         self.preflight: Preflight = check_folder(path)
         if check and self.preflight.errors:
             raise PreflightError(_told(self.preflight))
         self._limit = min(context or MOST_TOKENS, self.preflight.context or MOST_TOKENS)
         self._timing: Timing | None = None
-        self._engine: Engine | None = Engine(path, runtime, timeout_s=timeout_s)
+        self._session: EngineSession | None = EngineSession(path, runtime, context=self._limit, timeout_s=timeout_s)
         self._generation = 0
-        self._healthy = True
         self._lock = threading.RLock()
         found = self.preflight.vocabulary
-        if check and found is not None and self._engine.vocabulary != found:
-            width = self._engine.vocabulary
+        if check and found is not None and self._session.vocabulary != found:
+            width = self._session.vocabulary
             self.close()
             msg = f"{path}: the engine gives {width} logits, the graph's head has {found} rows; export the model again"
             raise PreflightError(msg)
@@ -134,10 +124,9 @@ class GuardedEngine:
         Raises:
             ToolError: the engine does not load it.
         """
-        engine = self._open()
+        session = self._open()
         self._generation += 1
-        engine.restart()
-        self._healthy = True
+        session.restart()
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without a chat template.
@@ -146,8 +135,8 @@ class GuardedEngine:
             InputError: not a text, or one that no tokenizer can take.
             ToolError: the engine failed.
         """
-        checked = _text(text)
-        return self._ask(lambda engine: engine.encode(checked))
+        checked = checked_text(text)
+        return self._ask(lambda session: session.encode(checked))
 
     def logits(self, token_ids: TokenIds) -> Logits:
         """Logits of every position, float32 ``[tokens, vocabulary]``.
@@ -156,13 +145,13 @@ class GuardedEngine:
             InputError: no tokens, too many, not whole numbers, or outside of the vocabulary.
             ToolError: the engine failed.
         """
-        ids = self._checked(token_ids, 0)
+        ids = self._running().checked(token_ids)
         size = 4 * len(ids) * self.vocabulary
         if size > MOST_LOGITS_BYTES:
             msg = f"logits of {len(ids):,} tokens take {size:,} bytes, limit {MOST_LOGITS_BYTES:,}; use shorter pieces"
             raise InputError(msg)
         self._generation += 1
-        return self._ask(lambda engine: engine.logits(ids))
+        return self._ask(lambda session: session.logits(ids))
 
     def generate(self, prompt: str | TokenIds, max_tokens: int = 256) -> Iterator[str]:
         """Continue a prompt greedily, piece by piece, until a stop token or ``max_tokens``.
@@ -173,16 +162,16 @@ class GuardedEngine:
             InputError: no prompt, a prompt too long for the context, or a count below 1.
             ToolError: the engine failed.
         """
-        most = _whole("max_tokens", max_tokens, 1)
-        ids = self._checked(self.encode(prompt) if isinstance(prompt, str) else prompt, most)
+        most = checked_count("max_tokens", max_tokens)
+        ids = self._running().checked(self.encode(prompt) if isinstance(prompt, str) else prompt, most)
         self._generation += 1
         return self._pieces(ids, most, self._generation)
 
     def close(self) -> None:
         """End the process."""
-        if self._engine is not None:
-            self._engine.close()
-            self._engine = None
+        if self._session is not None:
+            self._session.close()
+            self._session = None
 
     def __enter__(self) -> Self:
         """Return itself, loaded."""
@@ -195,7 +184,7 @@ class GuardedEngine:
         self.close()
 
     def _pieces(self, ids: list[int], most: int, generation: int) -> Iterator[str]:
-        begun = self._ask(lambda engine: engine.begin(ids), generation)
+        begun = self._ask(lambda session: session.begin(ids), generation)
         step = begun
         decode: list[float] = []
         for count in range(1, most + 1):
@@ -206,67 +195,30 @@ class GuardedEngine:
                 yield step.text
             if count < most:
                 token = step.token
-                step = self._ask(lambda engine, token=token: engine.step(token), generation)  # type: ignore[misc]
+                step = self._ask(lambda session, token=token: session.step(token), generation)  # type: ignore[misc]
                 decode.append(step.seconds)
 
-    def _open(self) -> Engine:
-        if self._engine is None:
+    def _open(self) -> EngineSession:
+        if self._session is None:
             msg = f"the engine of {self.folder} was closed; make a new one"
             raise ToolError(msg)
-        return self._engine
+        return self._session
 
-    def _running(self) -> Engine:
-        """The engine, started again if its process is dead."""
-        engine = self._open()
-        if not self._healthy:
+    def _running(self) -> EngineSession:
+        """The session, started again if its process is dead."""
+        session = self._open()
+        if not session.alive:
             self.restart()
-        return engine
+        return session
 
-    def _ask(self, call: Callable[[Engine], Answer], generation: int | None = None) -> Answer:
-        """Do one request; remember if it cost the process its life."""
+    def _ask(self, call: Callable[[EngineSession], Answer], generation: int | None = None) -> Answer:
+        """Do one request, for a generation only while no other request and no restart came in between."""
         with self._lock:
+            session = self._running()
             if generation is not None and generation != self._generation:
-                msg = "another request ended this generation; begin a new one"
+                msg = "another request or a restart ended this generation; begin a new one"
                 raise InputError(msg)
-            engine = self._running()
-            try:
-                return call(engine)
-            finally:
-                self._healthy = engine.alive
-
-    def _checked(self, token_ids: object, more: int) -> list[int]:
-        """Token ids as Python integers; whatever the engine would crash on or answer with garbage is refused."""
-        if isinstance(token_ids, (str, bytes)) or not isinstance(token_ids, (Sequence, np.ndarray)):
-            msg = f"token ids are a {type(token_ids).__name__}, expected a list of whole numbers"
-            raise InputError(msg)
-        count = _count(token_ids)
-        if count == 0:
-            msg = "no tokens: the engine crashes on an empty sequence"
-            raise InputError(msg)
-        if count + more > self._limit:
-            msg = f"{count:,} tokens and {more:,} to come exceed the context of {self._limit:,}; use fewer"
-            raise InputError(msg)
-        vocabulary = self.vocabulary
-        ids: list[Any] = token_ids.tolist() if isinstance(token_ids, np.ndarray) else list(token_ids)
-        for place, token in enumerate(ids):
-            if isinstance(token, bool) or not isinstance(token, (int, np.integer)):
-                msg = f"token {place} is {token!r:.80}, expected a whole number from 0 to {vocabulary - 1}"
-                raise InputError(msg)
-            if not 0 <= token < vocabulary:
-                msg = f"token {place} is {int(token)}, outside of the vocabulary of {vocabulary}; "
-                raise InputError(msg + "use this model's tokenizer")
-        return [int(token) for token in ids]
-
-
-def _count(token_ids: Sequence[Any] | NDArray[Any]) -> int:
-    if isinstance(token_ids, np.ndarray) and token_ids.ndim != 1:
-        msg = f"token ids are an array of shape {token_ids.shape}, expected one dimension"
-        raise InputError(msg)
-    try:
-        return len(token_ids)
-    except OverflowError:
-        msg = "there are more tokens than any context holds"
-        raise InputError(msg) from None
+            return call(session)
 
 
 def _check_options(runtime: object, timeout_s: object) -> None:
@@ -283,31 +235,6 @@ def _folder(folder: object) -> Path:
         msg = f"model folder {folder!r:.80}: expected a path"
         raise InputError(msg)
     return Path(folder)
-
-
-def _whole(name: str, value: object, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        msg = f"{name} {value!r:.80}: must be a whole number from {least}"
-        raise InputError(msg)
-    return int(value)
-
-
-def _text(text: object) -> str:
-    if not isinstance(text, str) or not text:
-        msg = f"{text!r:.80} is no text; give at least one character"
-        raise InputError(msg)
-    if "\0" in text:
-        msg = f"character {text.index(chr(0))} of the text is a NUL, which the engine takes for its end; remove it"
-        raise InputError(msg)
-    try:
-        size = len(text.encode())
-    except UnicodeEncodeError as error:
-        msg = f"character {error.start} of the text is half of a surrogate pair; give valid Unicode"
-        raise InputError(msg) from None
-    if size > MOST_TEXT_BYTES:
-        msg = f"a text of {size:,} bytes, limit {MOST_TEXT_BYTES:,}; use shorter pieces"
-        raise InputError(msg)
-    return text
 
 
 def _told(preflight: Preflight) -> str:

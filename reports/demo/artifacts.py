@@ -11,7 +11,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
-from qplan.demo.tokenizer import save_tokenizer
+from reports.demo.tokenizer import save_tokenizer
 
 # Left out of the saved configurations: they say where the files once lay.
 _PLACE_KEYS = ("_name_or_path", "name_or_path", "is_local", "local_files_only")

@@ -1,6 +1,6 @@
 """Trains the embedded demo model from the text of the running Python's standard library.
 
-Run as ``python -m qplan.demo.train``. On two CPU cores it takes about half an hour; nothing is downloaded.
+Run as ``python -m reports.demo.train``. On two CPU cores it takes about half an hour; nothing is downloaded.
 """
 
 import argparse
@@ -16,10 +16,10 @@ import transformers
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
-from qplan.demo import artifacts, corpus, perplexity
-from qplan.demo.corpus import Module, Split
-from qplan.demo.loop import Outcome, Recipe, fit
-from qplan.demo.tokenizer import END_OF_TEXT, SPECIAL_TOKENS, train_tokenizer
+from reports.demo import artifacts, corpus, perplexity
+from reports.demo.corpus import Module, Split
+from reports.demo.loop import Outcome, Recipe, fit
+from reports.demo.tokenizer import END_OF_TEXT, SPECIAL_TOKENS, train_tokenizer
 
 _LOG = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ _MODEL_FOLDER = "qplan/demo/stdlib-3m"
 _TRAINING_FILE = "qplan/demo/training.json"
 _HELDOUT_FILE = "qplan/demo/heldout.txt"
 _CALIBRATION_FOLDER = "calib/python-stdlib"
-_COMMAND = "python -m qplan.demo.train"
+_COMMAND = "python -m reports.demo.train"
 
 _CALIBRATION_BYTES = 250_000
 _HELDOUT_BYTES = 220_000

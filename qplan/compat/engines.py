@@ -1,41 +1,31 @@
-"""Measures the compatibility table: exporters and their options, converters, engines, architectures."""
+"""Measures engines: every exporter, option and converter, and every way in which qplan builds, on every release."""
 
 from __future__ import annotations
 
-import platform
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from transformers import AutoModelForCausalLM
-
-from qplan.compat.table import ArchitectureCell, Cell, CompatTable
-from qplan.errors import InputError, QplanError, ToolError
+from qplan.compat.table import Cell, shown_error, today
+from qplan.errors import ToolError
 from qplan.formats import FP16, QuantFormat
 from qplan.mnn.build.exporter import export, export_skeleton
 from qplan.mnn.build.exporter_source import ExportOptions, find_exporter
 from qplan.mnn.build.skeleton import Skeleton
-from qplan.mnn.build.tie import TieForm
 from qplan.mnn.build.writer import build_model
 from qplan.mnn.engine.probe import Outcome, run_probe
 from qplan.mnn.engine.venv import EngineVenv, released
 from qplan.mnn.engines import EngineVersion
+from qplan.mnn.graph.tie import TieForm
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import LoadedModel, load_model
-from qplan.model.specimen import SPECIMENS, VOCABULARY, save_specimen
+from qplan.model.specimen import save_specimen, token_ids
 from qplan.quantize.rounder import Rounder
 from qplan.settings import Say
-from qplan.verify.reference import stored_logits
-
-Logits = NDArray[np.float32]
+from qplan.verify.reference import Logits, stored_logits
 
 MODELS = ("qwen2", "llama")
 """Specimens of the table of engines: a tied embedding with biases, an untied one."""
@@ -43,11 +33,8 @@ MODELS = ("qwen2", "llama")
 LIMITS = {"normal": 1e-3, "low": 0.15}
 """Largest relative error that counts as right: float rounding, and int8 activations on a random model."""
 
-ARCHITECTURE_LIMIT = 1e-3
-"""Of an fp16 export against torch with the matrices rounded as the export stores them."""
-
-TOKENS = (48, 200)
-"""Lengths of sequences for architectures: within and beyond the windows and rotations of the specimens."""
+TOKENS = 48
+"""Length of the sequence that every engine is given."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +99,7 @@ def measure_engines(
     Raises:
         ToolError: pip failed.
     """
-    homes = [EngineVenv(engine, venvs / str(engine)) for engine in engines or released()]
+    homes = [EngineVenv.of(engine, venvs) for engine in engines or released()]
     for home in homes:
         home.make(say)
     with tempfile.TemporaryDirectory(prefix="qplan-compat-") as temporary:
@@ -137,11 +124,6 @@ class _Made:
     """None if it could not be made."""
     expected: Logits | None
     failure: str = ""
-
-
-def token_ids(count: int) -> list[int]:
-    """Tokens for specimens."""
-    return [int(token) for token in np.random.default_rng(0).integers(1, VOCABULARY, count)]
 
 
 def _exports(
@@ -171,25 +153,26 @@ def _shim(work: Path, home: EngineVenv) -> Path:
 
 
 def _builds(work: Path, name: str, loaded: LoadedModel, say: Say) -> Iterator[_Made]:
-    skeletons = {c4: export_skeleton(work / name, work / f"{name}-skeleton-{c4}", c4=c4) for c4 in (True, False)}
+    skeletons: dict[bool, Skeleton] = {}
     for build in BUILDS:
         say(f"{name}: qplan {build.options}")
+        if build.c4 not in skeletons:
+            out = work / f"{name}-skeleton-{build.c4}"
+            skeletons[build.c4] = export_skeleton(work / name, out, c4=build.c4)
         skeleton = skeletons[build.c4]
         formats = _build_formats(loaded, skeleton, QuantFormat.parse(build.format))
         out = work / f"{name}-{build.options}"
-        rounder = Rounder(loaded)
-        tensors = {spec.op_name: rounder.store(spec.name, formats[spec.name]) for spec in loaded.card.tensors}
-        build_model(skeleton, tensors, out, tie_form=build.tie_form)
+        build_model(skeleton, loaded.card.tensors, formats, Rounder(loaded).store, out, tie_form=build.tie_form)
         yield _Made(name, "qplan", build.options, version("MNN"), out, _stored(loaded, formats))
 
 
 def _build_formats(loaded: LoadedModel, skeleton: Skeleton, fmt: QuantFormat) -> dict[str, QuantFormat]:
-    head = fmt if fmt.bits in {4, 8, 16} else QuantFormat(8, fmt.block, scale_bits=fmt.scale_bits)
+    head = fmt if fmt.can_be_looked_up else QuantFormat(8, fmt.block, scale_bits=fmt.scale_bits)
     return {spec.name: head if spec.op_name == skeleton.tied_op else fmt for spec in loaded.card.tensors}
 
 
 def _stored(loaded: LoadedModel, formats: Mapping[str, QuantFormat]) -> Logits:
-    return stored_logits(Rounder(loaded), formats, token_ids(TOKENS[0]))
+    return stored_logits(Rounder(loaded), formats, token_ids(TOKENS))
 
 
 def _on_engines(made: _Made, homes: list[EngineVenv], say: Say) -> Iterator[Cell]:
@@ -199,7 +182,7 @@ def _on_engines(made: _Made, homes: list[EngineVenv], say: Say) -> Iterator[Cell
             error: float | None = None
             detail = made.failure
             if made.folder is not None and made.expected is not None:
-                ran = run_probe(made.folder, token_ids(TOKENS[0]), RuntimeConfig(memory), python=home.python)
+                ran = run_probe(made.folder, token_ids(TOKENS), RuntimeConfig(memory), python=home.python)
                 outcome, error = ran.judged(made.expected, limit)
                 detail = ran.detail
             cell = Cell(
@@ -210,97 +193,9 @@ def _on_engines(made: _Made, homes: list[EngineVenv], say: Say) -> Iterator[Cell
                 engine=str(home.version),
                 memory=memory,
                 outcome=outcome,
-                error=None if error is None else float(f"{error:.3g}"),
+                error=shown_error(error),
                 detail=detail,
                 date=today(),
             )
             say(f"  engine {home.version}, memory {memory}: {outcome} {'' if error is None else f'{error:.1e}'}")
             yield cell
-
-
-def measure_architectures(
-    say: Say, names: tuple[str, ...] = tuple(SPECIMENS), llmexport: Path | None = None
-) -> Iterator[ArchitectureCell]:
-    """Every specimen at fp16 on the installed engine, against the Hugging Face model in FP32.
-
-    Args:
-        say: told what is being done.
-        names: of `SPECIMENS`.
-        llmexport: another exporter than the installed package.
-
-    Raises:
-        InputError: no such specimen.
-    """
-    unknown = sorted(set(names) - set(SPECIMENS))
-    if unknown:
-        msg = f"no specimens are called {', '.join(unknown)}; there are {', '.join(SPECIMENS)}"
-        raise InputError(msg)
-    exporter = find_exporter(llmexport).version
-    for name in names:
-        with tempfile.TemporaryDirectory(prefix="qplan-compat-") as temporary:
-            work = Path(temporary)
-            folder, failure = work / "mnn", ""
-            try:
-                save_specimen(name, work / "hf")
-                export(work / "hf", folder, ExportOptions(), llmexport=llmexport)
-            except (QplanError, ArithmeticError, TypeError, ValueError, AttributeError) as error:
-                failure = str(getattr(error, "tail", "") or error).strip().rpartition("\n")[2][:200]
-            for tokens in TOKENS:
-                outcome: Outcome = "export fails"
-                error_: float | None = None
-                detail = failure
-                if not failure:
-                    outcome, error_, detail = _against_torch(work / "hf", folder, token_ids(tokens))
-                shown = detail if error_ is None else f"{error_:.1e}"
-                say(f"{name}, {tokens} tokens: {outcome} {shown}")
-                yield ArchitectureCell(
-                    architecture=name,
-                    exporter=exporter,
-                    transformers=version("transformers"),
-                    engine=version("MNN"),
-                    tokens=tokens,
-                    outcome=outcome,
-                    error=None if error_ is None else float(f"{error_:.3g}"),
-                    detail=detail,
-                    date=today(),
-                )
-
-
-def _against_torch(model: Path, folder: Path, ids: list[int]) -> tuple[Outcome, float | None, str]:
-    torch_model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
-    with torch.no_grad():
-        _round_as_exported(torch_model)
-        expected: Logits = torch_model(torch.tensor([ids])).logits[0].numpy()
-    ran = run_probe(folder, ids, RuntimeConfig("normal"))
-    outcome, error = ran.judged(expected, ARCHITECTURE_LIMIT)
-    return outcome, error, ran.detail
-
-
-def _round_as_exported(model: Any) -> None:  # noqa: ANN401 - a PreTrainedModel
-    """Matrices become halves; an untied embedding is stored as bfloat16."""
-    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    for parameter in model.parameters():
-        if parameter.dim() > 1 and parameter is not embedding:
-            parameter.copy_(parameter.half().float())
-    kept = torch.float16 if embedding is head else torch.bfloat16
-    embedding.copy_(embedding.to(kept).float())
-
-
-def today() -> str:
-    """The date, UTC."""
-    return datetime.now(UTC).date().isoformat()
-
-
-def merged(table: CompatTable | None, cells: list[Cell], architectures: list[ArchitectureCell]) -> CompatTable:
-    """A table with new measurements in place of its own of the same models, options, engines and architectures."""
-    old = table if table is not None else CompatTable("", (), ())
-    by_cell = {_place(cell): cell for cell in (*old.cells, *cells)}
-    by_architecture = {(cell.architecture, cell.exporter, cell.tokens): cell for cell in old.architectures}
-    by_architecture |= {(cell.architecture, cell.exporter, cell.tokens): cell for cell in architectures}
-    order = list(SPECIMENS)
-    ordered = sorted(by_architecture.values(), key=lambda cell: (order.index(cell.architecture), cell.tokens))
-    return CompatTable(platform.machine(), tuple(by_cell.values()), tuple(ordered))
-
-
-def _place(cell: Cell) -> tuple[str, ...]:
-    return (cell.model, cell.exporter, cell.options, cell.converter, cell.engine, cell.memory)

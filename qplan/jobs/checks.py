@@ -1,0 +1,146 @@
+"""What can be known to be wrong before anything is loaded: files, patterns, profiles, limits that no plan can keep.
+
+Commands check before they import torch, so that a wrong word costs a second and no export. Jobs check again, for
+whoever starts them from Python.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qplan.calibration import check_text
+from qplan.choosing.request import PlanRequest
+from qplan.choosing.retarget import computable, retarget_rules, retarget_table
+from qplan.choosing.sizes import run_fixed_bytes
+from qplan.cost.file_bytes import FixedBytes
+from qplan.errors import InputError
+from qplan.jobs.options import AnalyzeOptions, EmitOptions, check_least
+from qplan.mnn.build.exporter_source import find_exporter
+from qplan.model.source import check_source
+from qplan.planner.rules import Rules
+from qplan.run.calibration import CalibrationSet
+from qplan.run.folder import RunFolder
+from qplan.run.plan import Plan
+from qplan.run.plans import FoundPlan
+from qplan.run.table import SensitivityTable
+from qplan.verify.ladder import LadderOptions
+
+if TYPE_CHECKING:
+    from qplan.choosing.planned import PlannedOn
+
+
+def check_analyze(options: AnalyzeOptions) -> None:
+    """Refuse a model or a text that is known to be missing or of no use.
+
+    Raises:
+        InputError: names the first.
+    """
+    check_source(options.model)
+    check_text(options.calib, "--calib")
+
+
+def check_ladder(options: LadderOptions) -> None:
+    """Refuse a model, a text or an exporter that is known to be missing or of no use.
+
+    Raises:
+        InputError: names the first.
+    """
+    check_source(options.model)
+    check_text(options.text, "--text")
+    find_exporter(options.llmexport)
+
+
+def check_profile(run: RunFolder, llmexport: Path | None) -> None:
+    """Refuse a run without a table, and an exporter that is missing.
+
+    Raises:
+        InputError: names the first.
+    """
+    SensitivityTable.read(run.sensitivity)
+    find_exporter(llmexport)
+
+
+def check_frontier(run: RunFolder, rules: Rules, points: int) -> None:
+    """Hold rules against a run's table.
+
+    Raises:
+        InputError: too few points, no analysis, or a pattern that matches nothing.
+    """
+    check_least({"--points": (points, 2)})
+    rules.check_patterns(SensitivityTable.read(run.sensitivity).model)
+
+
+def check_emit(options: EmitOptions, run: RunFolder) -> None:
+    """Hold what an emit was asked for against its files and the run's table.
+
+    Args:
+        options: what was asked for.
+        run: a finished analysis.
+
+    Raises:
+        InputError: a file that does not exist, a pattern that matches nothing, no device profile where one is needed.
+        InfeasibleError: no plan of the table fits; names the nearest value.
+        StaleArtifactError: a given plan is of other losses.
+    """
+    if options.text is not None:
+        check_text(options.text, "--text")
+    given = given_plan(options, run)
+    options = options if given is None else for_engine_of(given, options)
+    find_exporter(options.llmexport)
+    target = options.target
+    table = retarget_table(SensitivityTable.read(run.sensitivity), target)
+    if options.dynamic_option == 2 and table.goal != "low":
+        msg = f"--dynamic-option 2 changes nothing under memory {table.goal}, which {run.folder} is for: leave it out"
+        raise InputError(msg)
+    fixed = run_fixed_bytes(run, table.model, c4=target.c4)
+    if given is not None:
+        from qplan.choosing.planned import edited_plan  # noqa: PLC0415 - the solver takes longer than all else here
+
+        edited_plan(given, table, target, fixed)
+    else:
+        usable = computable(table) if options.dynamic_option == 2 else table
+        _check_request(replace(options.wanted, rules=retarget_rules(options.wanted.rules, target)), usable, run, fixed)
+    seq_len = CalibrationSet.read(run.calibration).seq_len
+    if options.tokens < seq_len:
+        msg = f"--tokens {options.tokens} is below one sequence of {seq_len} tokens; raise it"
+        raise InputError(msg)
+
+
+def given_plan(options: EmitOptions, run: RunFolder) -> PlannedOn | None:
+    """The plan that people gave, with what it was made from; None if one is to be made.
+
+    Raises:
+        InputError: no such file, or not a plan of this run's model; names the line.
+        StaleArtifactError: a plan of other losses.
+    """
+    if options.plan is None:
+        return None
+    if not options.plan.is_file():
+        msg = f"--plan {options.plan} does not exist; give a plan.json that 'qplan emit' wrote"
+        raise InputError(msg)
+    from qplan.choosing.planned import planned_on  # noqa: PLC0415 - the solver takes longer than all else here
+
+    return planned_on(FoundPlan(options.plan, Plan.read(options.plan)), run)
+
+
+def for_engine_of(given: PlannedOn, options: EmitOptions) -> EmitOptions:
+    """Options that build a given plan for the engine that it was made for, unless they name one."""
+    if options.engine is not None or given.engine is None:
+        return options
+    return replace(options, engine=given.engine.engine)
+
+
+def _check_request(request: PlanRequest, table: SensitivityTable, run: RunFolder, fixed: FixedBytes) -> None:
+    request.rules.check_patterns(table.model)
+    for option, value in (("--max-decode-ms", request.max_decode_ms), ("--max-prefill-ms", request.max_prefill_ms)):
+        if value is not None and not run.device.is_file():
+            msg = (
+                f"{option} {value:g} needs this machine's times, and {run.device} does not exist; run "
+                f"'qplan profile --run {run.folder}' first"
+            )
+            raise InputError(msg)
+    from qplan.choosing.feasible import check_feasible  # noqa: PLC0415 - the solver takes longer than all else here
+
+    check_feasible(request, table, run, fixed)

@@ -1,0 +1,20 @@
+"""Names of the files of an MNN model folder, as the engine expects them where ``config.json`` names no others."""
+
+from __future__ import annotations
+
+CONFIG_FILE = "config.json"
+"""How to run the model, and where its other files are."""
+
+LLM_CONFIG_FILE = "llm_config.json"
+"""What the model is."""
+
+GRAPH_FILE = "llm.mnn"
+GRAPH_JSON_FILE = "llm.mnn.json"
+"""The same graph as JSON, which exporters leave beside it; the engine does not read it."""
+
+WEIGHT_FILE = "llm.mnn.weight"
+EMBEDDING_FILE = "embeddings_bf16.bin"
+"""Only where the embedding is not tied to the head."""
+
+TOKENIZER_FILE = "tokenizer.txt"
+"""What the engine looks for by default; today's exporter writes another and names it."""

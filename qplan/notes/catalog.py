@@ -1,0 +1,254 @@
+"""Every code that a note may have, with its fields and its sentence in English.
+
+A place in a sentence names a field and says how it is written, see `qplan.notes.sentence`. Values carry their units in
+their names; shares and ratios have none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import GenericAlias
+
+FieldType = type | GenericAlias
+"""``str``, ``int``, ``float``, a list of one of them, or a map from names to one of them."""
+
+
+@dataclass(frozen=True)
+class NoteKind:
+    """What all notes of one code have in common."""
+
+    sentence: str
+    """In English, without a full stop."""
+    fields: Mapping[str, FieldType]
+    """By name; all of them stand in the sentence."""
+
+
+def _kind(sentence: str, **fields: FieldType) -> NoteKind:
+    return NoteKind(sentence, fields)
+
+
+_BLOCK_SCALES = "a scale per block of the activations (dynamic_option 2)"
+_GAIN = "{prefill:.2f} times the loss in prefill and {decode:.2f} in decode (held-out tokens)"
+_SPEED = "{speed:.2f} times the decode speed, limit {least_speed:.2f}"
+
+CATALOG: Mapping[str, NoteKind] = {
+    # words that are nobody's: what artifacts of earlier versions hold, a path, an engine's last words
+    "text": _kind("{text}", text=str),
+    # of a table: what was measured, and in which weights
+    "block-changed": _kind(
+        "{format} became {choices:and} for {tensors:more {others}}: blocks of {block} do not divide rows of "
+        "{row_weights} weights",
+        format=str,
+        choices=list[str],
+        tensors=list[str],
+        others=int,
+        block=int,
+        row_weights=int,
+    ),
+    "tied-head-unmeasured": _kind(
+        "{tensor} is not measured in {formats}: it is tied to the embedding, whose lookup the engine decodes right at "
+        "{bits} bits only",
+        tensor=str,
+        formats=list[str],
+        bits=list[int],
+    ),
+    "garbled-unmeasured": _kind(
+        "{formats} are not measured: the engine garbles them with a scale per block (dynamic_option 2)",
+        formats=list[str],
+    ),
+    "experts-unreached": _kind(
+        "no token that losses are measured on reaches {count} experts (layer.expert: {experts:more {others}}): they "
+        "share the format of their layer's others; raise --samples",
+        count=int,
+        experts=list[str],
+        others=int,
+    ),
+    "too-few-tokens": _kind(
+        "rounded to nearest, since fewer than {least_tokens} calibration tokens reach them: "
+        "{tokens:(d) more {others}}; give a longer text, or raise --samples and --fit-tokens",
+        least_tokens=int,
+        tokens=dict[str, int],
+        others=int,
+    ),
+    "partly-measured": _kind(
+        "{measured} of {losses} losses were measured, those that plans hang on and the head's; the others are "
+        "estimates from gradients, which saved {saved:.0%} of the measurements. Estimates were multiplied by "
+        "{scale:.2f}, the mean ratio where both are known",
+        measured=int,
+        losses=int,
+        saved=float,
+        scale=float,
+    ),
+    "folded": _kind(
+        "weights are folded; loss of uniform models, folded over original: {ratios:.2f}", ratios=dict[str, float]
+    ),
+    "folding-left-out": _kind(
+        "folding does not pay and is left out; loss of uniform models, folded over original: {ratios:.2f}",
+        ratios=dict[str, float],
+    ),
+    "folding-not-tried": _kind(
+        "weights are not folded: what that gains cannot be measured in {dtype}",
+        dtype=str,
+    ),
+    "wide-scales": _kind("scales have 32 bits: engine {engine} reads no others", engine=str),
+    # of a plan: what the planner did
+    "routers-by-rule": _kind(
+        "rule: routers are {format} ({count} of them); --pin '*.{name}=int8' overrides it",
+        format=str,
+        count=int,
+        name=str,
+    ),
+    "routers-rounded": _kind(
+        "{rounded} of {count} routers are rounded: tokens may be sent to other experts", rounded=int, count=int
+    ),
+    "time-limit": _kind(
+        "the solver stopped at its time limit; a better plan may exist, by at most {gap:.2%}", gap=float
+    ),
+    "graph-estimated": _kind("the graph file's size is an estimate; build the model for the exact bytes"),
+    "rows-not-of-64": _kind(
+        "64 does not divide rows of {row_weights}: MNN's uniform export, the baseline, takes other blocks there",
+        row_weights=list[int],
+    ),
+    "budget-above-fp16": _kind("the budget is larger than uniform fp16"),
+    "edited": _kind("edited by hand: bytes and losses were counted again, nothing proves that no better plan exists"),
+    "over-budget": _kind(
+        "{total_bytes:,} bytes: over the budget of {budget_bytes:,}", total_bytes=int, budget_bytes=int
+    ),
+    # of a plan: what whole models said
+    "uniform-within-limits": _kind("no mix within the limits is better: the plan is uniform {uniform}", uniform=str),
+    "uniform-is-best": _kind(
+        "no mix was better than uniform {uniform} on held-out tokens: the plan is uniform {uniform}", uniform=str
+    ),
+    "worse-than-uniform": _kind(
+        "worse than uniform {uniform} on held-out tokens; it needs other rules or more --formats to be better",
+        uniform=str,
+    ),
+    "nearest-for-folded": _kind(
+        "the built model's scales are folded; llmexport only rounds to nearest, and with the same formats loses "
+        "{times:.2f} times as much ({nats:.1e} nats per token, memory {memory})",
+        times=float,
+        nats=float,
+        memory=str,
+    ),
+    "nearest-for-feedback": _kind(
+        "the built model's integers are chosen by error feedback; llmexport only rounds to nearest, and with the same "
+        "formats loses {times:.2f} times as much ({nats:.1e} nats per token, memory {memory})",
+        times=float,
+        nats=float,
+        memory=str,
+    ),
+    "nearest-for-both": _kind(
+        "the built model's scales are folded and its integers are chosen by error feedback; llmexport only rounds to "
+        "nearest, and with the same formats loses {times:.2f} times as much ({nats:.1e} nats per token, memory "
+        "{memory})",
+        times=float,
+        nats=float,
+        memory=str,
+    ),
+    "limits-kept": _kind(
+        "on held-out tokens the whole model loses {nats:.3e} nats per token, memory {memory}; its perplexity changes "
+        "by {perplexity_change:+.3f}",
+        nats=float,
+        memory=str,
+        perplexity_change=float,
+    ),
+    "promoted-or-demoted": _kind(
+        "{changed} tensors were promoted or demoted after whole models were measured: on held-out tokens the plan "
+        "loses {share:.3f} times what the one with the least sum of single losses loses",
+        changed=int,
+        share=float,
+    ),
+    "folded-budgets": _kind(
+        "budgets are those of uniform exports of the folded weights, whose graph is {more_bytes:,} bytes larger",
+        more_bytes=int,
+    ),
+    # of a plan: its dynamic_option
+    "block-scales-asked-for": _kind(f"{_BLOCK_SCALES}, as asked for: {_GAIN}", prefill=float, decode=float),
+    "block-scales-gain-too-little": _kind(
+        f"{_BLOCK_SCALES} has {_GAIN}: it is taken where it saves {{least_gain:.0%}} both ways",
+        prefill=float,
+        decode=float,
+        least_gain=float,
+    ),
+    "block-scales-not-timed": _kind(
+        f"{_BLOCK_SCALES} has {_GAIN}; what it costs is not known until the model is built",
+        prefill=float,
+        decode=float,
+    ),
+    "block-scales-too-slow": _kind(
+        f"{_BLOCK_SCALES} has {_GAIN} and {_SPEED}: too slow to be taken unasked, --dynamic-option 2 takes it",
+        prefill=float,
+        decode=float,
+        speed=float,
+        least_speed=float,
+    ),
+    "block-scales-taken": _kind(
+        f"{_BLOCK_SCALES} has {_GAIN} and {_SPEED}: taken, --dynamic-option 0 leaves it",
+        prefill=float,
+        decode=float,
+        speed=float,
+        least_speed=float,
+    ),
+    "block-scales-garbled": _kind(
+        "dynamic_option stays 0: the engine garbles {format} under 2 ({tensors:more {others}})",
+        format=str,
+        tensors=list[str],
+        others=int,
+    ),
+    "losses-of-other-option": _kind(
+        "predicted losses, the sums of single ones, are those of dynamic_option {dynamic_option}", dynamic_option=int
+    ),
+    # of a verification: what it was judged on
+    "held-out-windows": _kind("held-out windows of {source}", source=str),
+    # of a verification: promises
+    "plan-logits": _kind("plan: the engine's logits equal torch's with the same stored weights"),
+    "uniform-logits": _kind("{uniform}: the engine's logits equal torch's with the same stored weights", uniform=str),
+    "read-back": _kind("llm.mnn read back"),
+    "fits-budget": _kind("the files fit the budget"),
+    "predicted-bytes": _kind("weight and embedding files have the predicted bytes"),
+    "emulation": _kind("{uniform}: torch's loss equals the engine's, memory {memory}", uniform=str, memory=str),
+    "not-worse": _kind("the plan is not worse than uniform {uniform}, memory {memory}", uniform=str, memory=str),
+    "preflight": _kind("qplan check for engine {engine}", engine=str),
+    "other-engine": _kind("engine {engine} computes what torch computes", engine=str),
+    # of a verification: what was found
+    "relative-error": _kind("relative error {error:.1e}, limit {limit:.0e}", error=float, limit=float),
+    "relative-error-of-tokens": _kind(
+        "relative error {error:.1e}, limit {limit:.1e} (memory {memory}, {tokens} tokens)",
+        error=float,
+        limit=float,
+        memory=str,
+        tokens=int,
+    ),
+    "ops-right": _kind("{right} of {count} ops have their bits and block", right=int, count=int),
+    "ops-wrong": _kind(
+        "{right} of {count} ops have their bits and block; wrong: {wrong}, unknown: {unknown}",
+        right=int,
+        count=int,
+        wrong=list[str],
+        unknown=list[str],
+    ),
+    "bytes-of-budget": _kind(
+        "{total_bytes:,} bytes of {budget_bytes:,} ({budget})", total_bytes=int, budget_bytes=int, budget=str
+    ),
+    "bytes-of-predicted": _kind(
+        "{actual_bytes:,} of {predicted_bytes:,} predicted", actual_bytes=int, predicted_bytes=int
+    ),
+    "losses-apart": _kind(
+        "{torch_nats:.3e} and {engine_nats:.3e} nats per token, {difference:.1%} apart, limit {limit:.0%}",
+        torch_nats=float,
+        engine_nats=float,
+        difference=float,
+        limit=float,
+    ),
+    "plan-against-uniform": _kind(
+        "{plan_nats:.3e} against {uniform_nats:.3e} nats per token, {plan_bytes:,} against {uniform_bytes:,} bytes",
+        plan_nats=float,
+        uniform_nats=float,
+        plan_bytes=int,
+        uniform_bytes=int,
+    ),
+    "nothing-found": _kind("nothing found"),
+    "findings": _kind("{findings:apart}", findings=list[str]),
+    "engine-outcome": _kind("{outcome}", outcome=str),
+}

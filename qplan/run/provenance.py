@@ -1,0 +1,48 @@
+"""What a plan's report needs beyond the other artifacts: how to make it again, and where it was made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from qplan.artifact import read_json, versions, write_json
+from qplan.run.plan import Plan, versions_of
+from qplan.run.plan_folder import PlanFolder
+
+KIND, SCHEMA = "qplan-report", 1
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What the artifacts don't hold: how to make the report again."""
+
+    commands: tuple[str, ...] = ()
+    """Command lines that lead from the model to this report."""
+    versions: Mapping[str, str] = field(default_factory=versions)
+    """Versions of the packages that made it."""
+    machine: str = ""
+    """Where the speeds were measured, e.g. the processor's name; may be empty."""
+
+    def write(self, folder: PlanFolder, plan: Plan) -> None:
+        """Write ``report.json`` atomically; the file's header says the versions that are installed now.
+
+        Args:
+            folder: of the plan.
+            plan: what the report is about.
+        """
+        inputs = {"model": plan.model_sha256, "sensitivity": plan.sensitivity_sha256}
+        body = {"commands": list(self.commands), "machine": self.machine}
+        write_json(folder.provenance, KIND, SCHEMA, inputs, body)
+
+    @classmethod
+    def read(cls, folder: PlanFolder) -> Provenance:
+        """What the first report knew; of a plan from before ``report.json`` the versions that made the plan.
+
+        Raises:
+            InputError: no plan, or another kind of file.
+            StaleArtifactError: written by a newer qplan.
+        """
+        if not folder.provenance.is_file():
+            return cls(versions=versions_of(folder.plan))
+        stored = read_json(folder.provenance, KIND, SCHEMA)
+        return cls(tuple(stored["commands"]), stored["versions"], stored["machine"])

@@ -1,0 +1,99 @@
+"""Rounded tensors on disk, a file per tensor and format: rows are read without the rest, with numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qplan.artifact import sha256_json
+from qplan.formats import QuantFormat
+from qplan.run.folder import RunFolder
+from qplan.run.safetensors_file import ALL, Array, SafetensorsFile, write_safetensors
+
+
+@dataclass(frozen=True, eq=False)
+class RoundedArrays:
+    """Integers of a matrix ``[out_features, in_features]`` and the grid that they lie on."""
+
+    codes: NDArray[np.uint8]
+    """``[out, in]``: the signed integer plus ``2^(bits-1)``."""
+    scale: NDArray[np.float32]
+    """``[out, blocks]``."""
+    zero: NDArray[np.float32] | None
+    """``[out, blocks]``, the value of signed integer 0; None if symmetric."""
+
+
+@dataclass(frozen=True)
+class RoundedTensors:
+    """A folder of tensors that were rounded from the same inputs."""
+
+    folder: Path
+    inputs: Mapping[str, str]
+    """What the tensors depend on; files of other inputs count as absent."""
+
+    @classmethod
+    def of(cls, run: RunFolder, inputs: Mapping[str, str]) -> RoundedTensors:
+        """Where a run keeps tensors of some inputs."""
+        return cls(run.rounding / f"{_FOLDER}{sha256_json(dict(inputs))[:12]}", inputs)
+
+    def path(self, tensor: str, fmt: QuantFormat) -> Path:
+        """The file of a tensor in a format."""
+        return self.folder / _name(tensor, fmt)
+
+    def read(self, tensor: str, fmt: QuantFormat, rows: slice = ALL) -> RoundedArrays | None:
+        """Some output features of a tensor; None if it is not kept, or of other inputs.
+
+        Raises:
+            InputError: the file was damaged.
+        """
+        found = self._open(tensor, fmt)
+        return None if found is None else _arrays(found, fmt, rows)
+
+    def holds(self, tensor: str, fmt: QuantFormat) -> bool:
+        """Whether `read` would find it."""
+        return self._open(tensor, fmt) is not None
+
+    def write(self, tensor: str, fmt: QuantFormat, arrays: RoundedArrays) -> None:
+        """Keep a tensor; its file is written atomically."""
+        parts: dict[str, Array] = {"codes": arrays.codes, "scale": arrays.scale}
+        if arrays.zero is not None:
+            parts["zero"] = arrays.zero
+        write_safetensors(self.path(tensor, fmt), parts, self.inputs)
+
+    def _open(self, tensor: str, fmt: QuantFormat) -> SafetensorsFile | None:
+        path = self.path(tensor, fmt)
+        if not path.is_file():
+            return None
+        file = SafetensorsFile(path)
+        return file if file.metadata == dict(self.inputs) else None
+
+
+def find_rounded(
+    run: RunFolder, model_sha256: str, rounding: str, tensor: str, fmt: QuantFormat
+) -> RoundedArrays | None:
+    """A tensor of a model as a run rounded it, whatever it was fitted to; None if the run did not keep it.
+
+    Raises:
+        InputError: the file was damaged.
+    """
+    for path in sorted(run.rounding.glob(f"{_FOLDER}*/{_name(tensor, fmt)}")):
+        file = SafetensorsFile(path)
+        if (file.metadata.get("model"), file.metadata.get("rounding")) == (model_sha256, rounding):
+            return _arrays(file, fmt, ALL)
+    return None
+
+
+_FOLDER = "tensors-"
+
+
+def _name(tensor: str, fmt: QuantFormat) -> str:
+    return f"{tensor}.{fmt.name}.safetensors"
+
+
+def _arrays(file: SafetensorsFile, fmt: QuantFormat, rows: slice) -> RoundedArrays:
+    zero = None if fmt.symmetric else file.read("zero", rows)
+    return RoundedArrays(file.read("codes", rows), file.read("scale", rows), zero)

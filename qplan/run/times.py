@@ -1,0 +1,53 @@
+"""Times of whole models as they are taken: a profile that was killed goes on with them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass, field
+from pathlib import Path
+
+from qplan.artifact import read_json, write_json
+
+KIND, SCHEMA = "qplan-times", 1
+
+TIMES_FILE = "times.json"
+"""In the folder where a profile works."""
+
+
+@dataclass(frozen=True)
+class Times:
+    """Fastest times of one model."""
+
+    prefill_ms: float
+    decode_ms: float
+    """Per token: the mean over positions of the fastest repeat."""
+
+
+@dataclass
+class TimesJournal:
+    """Times by model and round, each on the disk as soon as it is taken."""
+
+    path: Path
+    inputs: Mapping[str, str]
+    """What the times depend on."""
+    times: dict[str, list[Times]] = field(default_factory=dict)
+    """By label of the model, one for each round."""
+
+    @classmethod
+    def open(cls, folder: Path, inputs: Mapping[str, str]) -> TimesJournal:
+        """Go on with the times that a folder keeps, if they are of the same inputs.
+
+        Raises:
+            InputError: the file is something else.
+            StaleArtifactError: written by a newer qplan.
+        """
+        path = folder / TIMES_FILE
+        if path.is_file() and (found := read_json(path, KIND, SCHEMA))["inputs"] == inputs:
+            return cls(path, inputs, {k: [Times(*t) for t in rounds] for k, rounds in found["times"].items()})
+        return cls(path, inputs)
+
+    def add(self, label: str, times: Times) -> None:
+        """Keep one more."""
+        self.times.setdefault(label, []).append(times)
+        body = {label: [astuple(t) for t in rounds] for label, rounds in self.times.items()}
+        write_json(self.path, KIND, SCHEMA, self.inputs, {"times": body})

@@ -1,0 +1,190 @@
+"""A wrong word is refused before anything is loaded: with its value, a remedy, and where no torch can be imported."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from qplan.cost.file_bytes import estimate_fixed
+from qplan.planner.budget import Budget
+from qplan.planner.planning import make_plan
+from qplan.run.calibration import CalibrationSet
+from qplan.run.folder import RunFolder
+from tests.support.invented_table import make_table
+
+DOOR = """
+import json, sys
+
+ABSENT = ("torch", "transformers", "MNN", "datasets", "huggingface_hub")
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ABSENT:
+            raise ModuleNotFoundError(f"{name} was imported before the command line was understood")
+
+sys.meta_path.insert(0, Absent())
+from qplan.cli.main import main
+
+for line in sys.stdin:
+    words = json.loads(line)
+    try:
+        main([*words, "--json"])
+    except SystemExit:
+        pass
+    print("next", flush=True)
+"""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A command line that is wrong in one word."""
+
+    line: str
+    words: tuple[str, ...]
+    """What the message holds: value, limit, remedy."""
+    kind: str = "InputError"
+
+
+REFUSALS = (
+    Refusal("emit --budget int44", ("'int44'", "only of 2, 3, 4, 5, 6, 8, 16", "300MB")),
+    Refusal("emit --budget int8,3parsecs", ("'3parsecs'", "unknown unit", "300MB")),
+    Refusal("emit --budget 1kB", ("budget 1kB", "below the smallest plan", "raise it"), "InfeasibleError"),
+    Refusal("emit --max-ram 3OOMB", ("--max-ram '3OOMB'", "above 0", "300MB")),
+    Refusal("emit --max-ram 1kB", ("RAM", "the nearest", "Raise it"), "InfeasibleError"),
+    Refusal(
+        "emit --budget int4 --max-ram 1kB",
+        ("RAM <= 0.001", "and budget int4", "nearest is RAM"),
+        "InfeasibleError",
+    ),
+    Refusal("emit --max-kl 0", ("--max-kl 0", "above 0")),
+    Refusal("emit --max-kl inf", ("--max-kl inf", "finite")),
+    Refusal("emit --max-kl 1e-12 --budget int4", ("KL <=", "nearest"), "InfeasibleError"),
+    Refusal("emit --max-ppl-increase 1%%", ("--max-ppl-increase '1%%'", "1%")),
+    Refusal("emit --objective smallest", ("--objective smallest", "--max-kl")),
+    Refusal("emit --max-decode-ms 20", ("--max-decode-ms 20", "device.json does not exist", "qplan profile --run")),
+    Refusal("emit --max-prefill-ms 20", ("--max-prefill-ms 20", "device.json does not exist", "qplan profile --run")),
+    Refusal("emit --pin *.99.x=int8", ("--pin '*.99.x'", "matches no tensor", "near it")),
+    Refusal("emit --pin *.q_proj=int9", ("9 bits", "use one of")),
+    Refusal("emit --pin *.q_proj=int6 --pin *.q_proj=int4", ("*.q_proj=int4", "has int6 already", "one of them")),
+    Refusal("emit --pin *.q_proj=int3", ("pinned to int3", "measured and legal", "--formats")),
+    Refusal("emit --min-bits *.99.x=6", ("--min-bits '*.99.x'", "matches no tensor", "near it")),
+    Refusal("emit --min-bits *.q_proj=17", ("needs at least 17 bits", "measured and legal", "lower --min-bits")),
+    Refusal("emit --group {layer}.99.*", ("--group", "matches no tensor", "near it")),
+    Refusal("emit --min-bits *.q_proj=six", ("--min-bits *.q_proj=six", "whole number", "e.g. 6")),
+    Refusal("emit --logits-bits -1", ("--logits-bits -1", "0 (no rule)")),
+    Refusal("emit --logits-bits 17", ("needs at least 17 bits", "measured and legal", "lower --logits-bits")),
+    Refusal("emit --metric beauty", ("'beauty'", "'kl'"), "BadParameter"),
+    Refusal("emit --target toaster", ("'toaster'", "cpu-x86")),
+    Refusal("emit --engine latest", ("'latest'", "3.6.1")),
+    Refusal("emit --engine 3.0.0", ("engine 3.0.0", "3.4.0")),
+    Refusal("emit --dynamic-option 1", ("'1'", "'auto', '0', '2'"), "BadParameter"),
+    Refusal("emit --dynamic-option 2", ("--dynamic-option 2", "memory normal", "leave it out")),
+    Refusal("emit --text nofile.txt", ("--text nofile.txt", "does not exist", ".jsonl")),
+    Refusal("emit --text words.csv", ("--text words.csv", "'.csv'", ".jsonl")),
+    Refusal("emit --plan nofile.json", ("--plan nofile.json", "does not exist", "qplan emit")),
+    Refusal("emit --plan other.json", ("other.json", "other losses", "qplan emit"), "StaleArtifactError"),
+    Refusal("emit --llmexport nowhere", ("no llmexport.py in nowhere", "MNN checkout")),
+    Refusal("emit --tokens 3", ("--tokens 3", "one sequence of 16", "raise it")),
+    Refusal("emit --threads 0", ("--threads 0", "at least 1")),
+    Refusal("emit --repair -1", ("--repair -1", "at least 0")),
+    Refusal("emit --run nothing", ("--run nothing", "qplan analyze")),
+    Refusal("analyze M --calib nofile.txt", ("--calib nofile.txt", "does not exist", "python-stdlib")),
+    Refusal("analyze ./M --calib nofile.txt", ("./M is not a folder", "config.json")),
+    Refusal("analyze empty --calib nofile.txt", ("empty has no config.json", "Hugging Face")),
+    Refusal("analyze a/b/c", ("'a/b/c'", "hub id")),
+    Refusal("analyze M --formats int7", ("7 bits", "use one of")),
+    Refusal("analyze M --samples 0", ("--samples 0", "at least 1")),
+    Refusal("analyze M --seq-len 1", ("--seq-len 1", "at least 2")),
+    Refusal("analyze M --seed -1", ("--seed -1", "at least 0")),
+    Refusal("analyze M --jobs 0", ("--jobs 0", "at least 1")),
+    Refusal("analyze M --device gpu", ("--device 'gpu'", "cuda")),
+    Refusal("analyze M --dtype float16", ("--dtype float16", "--mode gradient")),
+    Refusal("analyze M --mode guess", ("'guess'", "'gradient'"), "BadParameter"),
+    Refusal("analyze M --memory normal --dynamic-option 2", ("--dynamic-option 2", "leave one of them out")),
+    Refusal("frontier --points 1", ("--points 1", "at least 2")),
+    Refusal("frontier --pin *.99.x=int8", ("--pin '*.99.x'", "matches no tensor", "near it")),
+    Refusal("profile --rounds 0", ("--rounds 0", "at least 1")),
+    Refusal("profile --llmexport nowhere", ("no llmexport.py in nowhere", "MNN checkout")),
+    Refusal("ladder M --text nofile.txt", ("--text nofile.txt", "does not exist", ".jsonl")),
+    Refusal("ladder M --tolerance int9=1", ("--tolerance int9=1", "fp32, fp16, int8, int4, plan")),
+    Refusal("ladder M --tolerance int8=nan", ("--tolerance int8=nan", "above 0")),
+    Refusal("ladder M --tokens 64", ("--tokens 64", "one sequence of 128", "raise it")),
+    Refusal("ladder M --memory high", ("'high'", "'low', 'normal'"), "BadParameter"),
+    Refusal("ladder M --run nothing", ("--run nothing", "qplan analyze")),
+    Refusal("demo --budget int9", ("'int9'", "300MB")),
+    Refusal("report int3", ("'int3'", "int4, int8", "qplan emit")),
+    Refusal("report --run nothing", ("--run nothing", "qplan analyze")),
+    Refusal("explain int3", ("'int3'", "int4, int8", "qplan emit")),
+    Refusal("explain int4 *.99.x", ("TENSOR '*.99.x'", "matches no tensor", "near it")),
+    Refusal("plan diff int4 int3", ("'int3'", "int4, int8", "qplan emit")),
+    Refusal("plan diff int4 int8 --run nothing", ("--run nothing", "qplan analyze")),
+    Refusal("check empty --engine latest", ("'latest'", "3.6.1")),
+    Refusal("compat measure --engine latest", ("'latest'", "3.6.1")),
+    Refusal("compat measure --architectures --only gpt9", ("gpt9", "qwen2")),
+    Refusal("compat measure --only qwen2", ("--only", "--architectures")),
+    Refusal("compat measure --llmexport nowhere", ("no llmexport.py in nowhere", "MNN checkout")),
+)
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the run of an invented analysis under memory normal, and with two of its plans."""
+    folder = tmp_path_factory.mktemp("doors")
+    run, table = RunFolder(folder / "qplan-runs" / "tiny"), make_table()
+    table.write(run.sensitivity)
+    rows = np.arange(4 * 16, dtype=np.int64).reshape(4, 16)
+    CalibrationSet(rows[:2], rows[2:3], rows[3:], "invented", None, 0, "e" * 64).write(run.calibration)
+    for budget in ("int4", "int8"):
+        make_plan(table, Budget.parse(budget), estimate_fixed(table.model)).write(run.budget(budget) / "plan.json")
+    (folder / "empty").mkdir()
+    (folder / "words.csv").touch()
+    plan = make_plan(table, Budget.parse("int8"), estimate_fixed(table.model))
+    replace(plan, sensitivity_sha256="0" * 64).write(folder / "other.json")
+    return folder
+
+
+def answered(lines: Sequence[str], folder: Path) -> dict[str, dict[str, Any]]:
+    """The object of each command line, run one after the other in one process that can import no torch."""
+    typed = "".join(json.dumps(line.split()) + "\n" for line in lines)
+    command = [sys.executable, "-c", DOOR]
+    done = subprocess.run(command, cwd=folder, input=typed, capture_output=True, text=True, check=False)
+    found = [json.loads(part) for part in done.stdout.split("next\n") if part.strip()]
+    assert len(found) == len(lines), done.stderr
+    return dict(zip(lines, found, strict=True))
+
+
+@pytest.fixture(scope="module")
+def answers(work: Path) -> dict[str, dict[str, Any]]:
+    """What is answered to all refusals."""
+    return answered([refusal.line for refusal in REFUSALS], work)
+
+
+@pytest.mark.parametrize("refusal", REFUSALS, ids=lambda refusal: refusal.line)
+def test_a_wrong_word_is_refused_without_torch(refusal: Refusal, answers: dict[str, dict[str, Any]]) -> None:
+    error = answers[refusal.line]["error"]
+    for word in refusal.words:
+        assert word in error["message"], error
+    assert error["kind"] == refusal.kind
+    assert error["exit_code"] == answers[refusal.line]["exit_code"] != 0
+
+
+def test_nothing_is_left_behind_by_refusals(work: Path, answers: dict[str, dict[str, Any]]) -> None:
+    assert len(answers) == len(REFUSALS)
+    run = work / "qplan-runs" / "tiny"
+    assert sorted(path.name for path in run.iterdir()) == ["calibration.json", "int4", "int8", "sensitivity.parquet"]
+    assert not (work / "qplan-engines").exists()
+
+
+def test_right_words_go_on_to_what_needs_torch(work: Path) -> None:
+    lines = ("emit --budget int8", "emit --plan qplan-runs/tiny/int4/plan.json", "profile", "demo --budget int4,60%")
+    for answer in answered(lines, work).values():
+        assert answer["error"]["kind"] == "ModuleNotFoundError"
+        assert "was imported before the command line was understood" in answer["error"]["message"]
