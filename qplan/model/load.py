@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+from transformers.models.auto import configuration_auto
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
@@ -211,7 +211,7 @@ def _check_whole(folder: Path, source: str) -> None:
 def stock_classes(model_type: str) -> dict[str, str]:
     """Names of transformers' own classes for a model type, by what they are used for."""
     return {
-        "AutoConfig": CONFIG_MAPPING_NAMES[model_type],
+        "AutoConfig": str(vars(configuration_auto)["CONFIG_MAPPING_NAMES"][model_type]),
         "AutoModelForCausalLM": str(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type]),
     }
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
-from qplan.artifact import sha256_files
+from qplan.artifact import parse_json, read_bounded, sha256_files
 from qplan.errors import InputError
 
 EMBEDDING_SCALE_FILE = "embedding_scale.npy"
@@ -15,6 +14,9 @@ EMBEDDING_SCALE_FILE = "embedding_scale.npy"
 
 _FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
 """Configuration, weights and tokenizer; no pickles."""
+
+_MOST_JSON_BYTES = 256 << 20
+"""The index of the largest checkpoints has some ten million."""
 
 INDEX_FILE = "model.safetensors.index.json"
 """Which file of several holds which tensor."""
@@ -111,13 +113,13 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         InputError: no such file or not a JSON object.
     """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         msg = f"{path.parent} has no {path.name}; give the folder of a Hugging Face causal language model"
-        raise InputError(msg) from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        msg = f"{path} is not valid JSON: {error}"
+        raise InputError(msg)
+    try:
+        value = parse_json(read_bounded(path, _MOST_JSON_BYTES))
+    except InputError as error:
+        msg = f"{path} cannot be used: {error}"
         raise InputError(msg) from None
     if not isinstance(value, dict):
         msg = f"{path} holds a JSON {type(value).__name__}, expected an object"

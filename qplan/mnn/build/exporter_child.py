@@ -4,6 +4,7 @@ import os
 import sys
 import types
 from pathlib import Path
+from typing import NoReturn
 
 import _tools
 
@@ -27,11 +28,11 @@ def refuse_foreign_code() -> None:
     """
     from transformers import dynamic_module_utils  # noqa: PLC0415 - slow, and for the exporter alone
 
-    def refuse(class_name: str, module_file: str, *_args: object, **_options: object) -> None:
-        msg = f"qplan runs no code of a model's folder: {class_name} in {module_file}"
+    def refuse(*what: object, **_options: object) -> NoReturn:
+        msg = f"qplan runs no code of a model's folder: {what}"
         raise ValueError(msg)
 
-    dynamic_module_utils.get_class_in_module = refuse
+    vars(dynamic_module_utils)["get_class_in_module"] = refuse
 
 
 def main() -> None:
