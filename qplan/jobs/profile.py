@@ -10,16 +10,16 @@ import math
 import platform
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from qplan.artifact import sha256_json, versions
 from qplan.card import ModelCard
 from qplan.cost.target import DEFAULT_TARGET, Target, find_target
+from qplan.cost.times import Shape, changes_of_shapes
 from qplan.folding.analyzed import load_analyzed
 from qplan.formats import FP16, INT8, QuantFormat
 from qplan.jobs.options import ProfileOptions
@@ -37,7 +37,6 @@ from qplan.settings import Progress, Say
 from qplan.tensors import TensorSpec
 
 Formats = Mapping[str, QuantFormat]
-Shape = tuple[int, int]
 
 _KEEP_BYTES = 4_000_000_000
 """Models that take turns stay on the disk together; beyond this, each has all of its rounds once it is built."""
@@ -90,7 +89,9 @@ def profile(
     )
     counts = Counter(_shape(spec) for spec in card.tensors)
     (base_prefill, prefill), (base_decode, decode) = (
-        _changes(classes, counts, {label: [getattr(t, kind) for t in rounds] for label, rounds in times.items()})
+        changes_of_shapes(
+            classes, counts, {label: [getattr(t, kind) for t in rounds] for label, rounds in times.items()}
+        )
         for kind in ("prefill_ms", "decode_ms")
     )
     return DeviceProfile(
@@ -201,75 +202,6 @@ def _classes(table: SensitivityTable, target: Target) -> dict[Shape, list[QuantF
 
 def _uniform(card: ModelCard, fmt: QuantFormat) -> dict[str, QuantFormat]:
     return {spec.name: fmt.resolve(spec.in_features) for spec in card.tensors}
-
-
-def _changes(
-    classes: Mapping[Shape, Sequence[QuantFormat]], counts: Mapping[Shape, int], times: Mapping[str, Sequence[float]]
-) -> tuple[float, dict[tuple[Shape, QuantFormat], float]]:
-    """What the base model takes, and what each shape takes more in each format.
-
-    Measured times are pulled towards a time per weight as far as noise demands.
-
-    On an idle machine that is what single changes say. Where rounds differ as much as shapes do, a format's shapes
-    get the time per weight that fits them all and the uniform model best (James and Stein, "Estimation with quadratic
-    loss", 1961).
-    """
-    # the median: one model that was disturbed in two rounds says nothing about the others
-    noise = float(np.median([_noise(rounds) for rounds in times.values()]))
-    zero = _level(classes, counts, times, noise)
-    found: dict[tuple[Shape, QuantFormat], float] = {}
-    for fmt in _formats(classes):
-        shapes = [shape for shape, formats in classes.items() if fmt in formats]
-        weights = np.array([counts[shape] * math.prod(shape) for shape in shapes], dtype=np.float64)
-        single = np.array([min(times[f"{shape} {fmt}"]) - zero for shape in shapes])
-        whole = min(times[f"uniform {fmt}"]) - zero
-        design, seen = np.append(weights, weights.sum()), np.append(single, whole)
-        line = weights * float(design @ seen / (design @ design))
-        off = single - line
-        kept = _trusted(off, noise)
-        changes = line + kept * off
-        # single changes need not add up to the uniform model: what is missing goes where the weights are
-        changes += kept * (whole - changes.sum()) * weights / weights.sum()
-        found |= {(shape, fmt): float(change) for shape, change in zip(shapes, changes, strict=True)}
-    return zero, found
-
-
-def _level(
-    classes: Mapping[Shape, Sequence[QuantFormat]],
-    counts: Mapping[Shape, int],
-    times: Mapping[str, Sequence[float]],
-    noise: float,
-) -> float:
-    """Time of the base model: its own minimum, pulled towards what all models say by a time per weight of each format.
-
-    Everything is counted from here, so that noise in one model must not shift all.
-    """
-    formats = _formats(classes)
-    rows = [[1.0, *(0.0 for _ in formats)]]
-    seen = [min(times["base"])]
-    for column, fmt in enumerate(formats):
-        shapes = [shape for shape, found in classes.items() if fmt in found]
-        sizes = {shape: float(counts[shape] * math.prod(shape)) for shape in shapes}
-        for label, size in [*((f"{s} {fmt}", w) for s, w in sizes.items()), (f"uniform {fmt}", sum(sizes.values()))]:
-            rows.append([1.0, *(size if column == other else 0.0 for other in range(len(formats)))])
-            seen.append(min(times[label]))
-    level = float(np.linalg.lstsq(np.array(rows), np.array(seen), rcond=None)[0][0])
-    return level + _trusted(np.array([seen[0] - level]), noise) * (seen[0] - level)
-
-
-def _formats(classes: Mapping[Shape, Sequence[QuantFormat]]) -> list[QuantFormat]:
-    return list(dict.fromkeys(fmt for formats in classes.values() for fmt in formats))
-
-
-def _trusted(off: NDArray[np.float64], noise: float) -> float:
-    """Which part of deviations is more than noise, 0 to 1; both sides of a difference are noisy."""
-    return max(0.0, 1 - len(off) * 2 * noise / float(off @ off)) if off.any() else 0.0
-
-
-def _noise(rounds: Sequence[float]) -> float:
-    """Variance of a minimum over rounds, from its distance to the next best; 0 where there was one round."""
-    ordered = sorted(rounds)
-    return (ordered[1] - ordered[0]) ** 2 if len(ordered) > 1 else 0.0
 
 
 def _build(card: ModelCard, skeleton: Skeleton, formats: Formats, folder: Path, runtime: RuntimeConfig) -> None:
