@@ -12,7 +12,7 @@ from qplan.errors import InputError
 from qplan.explore.frames import sensitivity_frame
 from qplan.explore.style import INK, ROLES, SOFT, log_nats, quiet
 from qplan.formats import QuantFormat
-from qplan.report import figures, notation
+from qplan.report import figures
 from qplan.report.grid import loss_table
 from qplan.report.palette import BITS
 from qplan.run.table import SensitivityTable
@@ -121,15 +121,6 @@ def loss_against_sqnr(table: SensitivityTable, formats: Sequence[str] | None = N
     ]
     figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=9)
     return figure
-
-
-def spread_db(table: SensitivityTable, fmt: str) -> str:
-    """How far losses of tensors with nearly the same SQNR are apart in one format, in words, for captions."""
-    rows = _frame(table, fmt)
-    rows = rows[np.isfinite(rows["sqnr_db"]) & (rows["loss_nats"] > 0)]
-    middle = rows["sqnr_db"].median()
-    near = rows[(rows["sqnr_db"] - middle).abs() <= 1.0]["loss_nats"]
-    return f"within 1 dB of {middle:.1f} dB, losses in {fmt} differ {notation.ratio(near.max() / near.min())}"
 
 
 def _frame(table: SensitivityTable, fmt: str) -> pd.DataFrame:
