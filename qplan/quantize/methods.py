@@ -31,7 +31,7 @@ def round_with(name: str, weight: Tensor, fmt: QuantFormat, curvature: Curvature
     """
     method = METHODS[name]
     if method.fits and curvature is None:
-        msg = f"rounding {name!r} needs a curvature to fit to, got None"
+        msg = f"rounding {name!r} needs moments to fit to, but got none"
         raise TypeError(msg)
     given = (weight, fmt, curvature) if method.fits else (weight, fmt)
     return function_of(name)(*given)

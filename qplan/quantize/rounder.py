@@ -93,7 +93,7 @@ class Rounder:
         if not needs_tokens(self.rounding):
             return round_with(self.rounding, weight, fmt)
         if self.moments is None or (self.rounding == "auto" and self.judge is None):
-            msg = f"rounding {self.rounding!r} lacks moments to fit to, or to choose by"
+            msg = f"rounding {self.rounding!r} needs moments to fit to, and auto others to choose by"
             raise TypeError(msg)
         if name in self.starved:
             return rtn(weight, fmt)
