@@ -119,7 +119,7 @@ def explain_all(
         if tensor not in owner:
             names = [spec.name for spec in card.tensors]
             near = difflib.get_close_matches(tensor, names, n=3, cutoff=0.3) or names[:3]
-            msg = f"the plan has no tensor {tensor!r}; near it: {', '.join(near)}"
+            msg = f"the plan has no tensor {tensor!r}; similar names: {', '.join(near)}"
             raise InputError(msg)
     prices = _prices_around(problem, picks_of(problem, plan.formats, card))
     return tuple(_explain(problem, owner[tensor], plan, card, tensor=tensor, prices=prices) for tensor in wanted)

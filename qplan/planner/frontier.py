@@ -36,7 +36,7 @@ def frontier(
 
     Args:
         table: measured losses.
-        fixed: bytes that ship whatever the plan.
+        fixed: bytes that every plan ships.
         rules: groups, pins, the logits rule.
         points: budgets to solve; equal plans are returned once.
 
@@ -93,7 +93,7 @@ def sweep_of(table: SensitivityTable, rules: Rules, fixed: FixedBytes, *, block_
     Args:
         table: losses.
         rules: what the user wants.
-        fixed: bytes that ship whatever the plan.
+        fixed: bytes that every plan ships.
         block_activations: whether only formats that ``dynamic_option`` 2 allows are offered.
     """
     given = asdict(rules.given) | {

@@ -26,7 +26,7 @@ def matching(pattern: str, names: Sequence[str], option: str) -> tuple[str, ...]
         bare = pattern.strip("*.")
         near = [name for name in names if bare and bare in name][:3]
         near = near or difflib.get_close_matches(bare, names, n=3, cutoff=0.3) or list(names[:3])
-        msg = f"{option} {pattern!r} matches no tensor; near it: {', '.join(near)}"
+        msg = f"{option} {pattern!r} matches no tensor; similar names: {', '.join(near)}"
         raise InputError(msg)
     return found
 

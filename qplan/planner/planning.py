@@ -51,7 +51,7 @@ def make_plan(
     Args:
         table: measured losses.
         budgets: one, several (the tightest counts), or none for no limit on bytes.
-        fixed: bytes that ship whatever the plan.
+        fixed: bytes that every plan ships.
         rules: what else must hold, and what is minimized; None for the default rules.
         ceilings: limits on other losses, on RAM, on time.
         minimize: a cost to minimize before the loss, e.g. bytes; among the cheapest plans the loss is then minimized.

@@ -63,7 +63,7 @@ def recount(
     Args:
         plan: as read.
         table: the losses.
-        fixed: bytes that ship whatever the plan.
+        fixed: bytes that every plan ships.
         rules: which loss counts; None for those that the plan records.
         path: the plan's file, for line numbers in errors.
 

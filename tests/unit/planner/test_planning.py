@@ -93,8 +93,8 @@ def test_pins_and_least_widths(table: SensitivityTable, fixed: FixedBytes) -> No
 @pytest.mark.parametrize(
     ("rules", "problem"),
     [
-        (Rules(pins={"*.qproj": INT4}), "--pin '\\*.qproj' matches no tensor; near it: .*q_proj"),
-        (Rules(min_bits={"zzz": 4}), "--min-bits 'zzz' matches no tensor; near it: "),
+        (Rules(pins={"*.qproj": INT4}), "--pin '\\*.qproj' matches no tensor; similar names: .*q_proj"),
+        (Rules(min_bits={"zzz": 4}), "--min-bits 'zzz' matches no tensor; similar names: "),
         (
             Rules(pins={"q_proj": QuantFormat(3)}),
             "pinned to int3; measured and legal: fp16, int8, int6, int4; add int3",
