@@ -16,15 +16,14 @@ Shape = tuple[int, int]
 def changes_of_shapes(
     classes: Mapping[Shape, Sequence[QuantFormat]], counts: Mapping[Shape, int], times: Mapping[str, Sequence[float]]
 ) -> tuple[float, dict[tuple[Shape, QuantFormat], float]]:
-    """What the base model takes, and what each shape takes more in each format.
+    """The time of the base model, and what each shape adds in each format.
 
-    Measured times are pulled towards a time per weight as far as noise demands.
-
-    On an idle machine that is what single changes say. Where rounds differ as much as shapes do, a format's shapes
-    get the time per weight that fits them all and the uniform model best (James and Stein, "Estimation with quadratic
+    Measured times are shrunk towards a common time per weight, depending on the noise. On an idle machine they stay as
+    measured. If rounds differ as much as shapes do, all shapes of a format get the time per weight that fits them and
+    the uniform model best (James and Stein, "Estimation with quadratic
     loss", 1961).
     """
-    # the median: one model that was disturbed in two rounds says nothing about the others
+    # the median, since one disturbed model says nothing about the others
     noise = float(np.median([_noise(rounds) for rounds in times.values()]))
     zero = _level(classes, counts, times, noise)
     found: dict[tuple[Shape, QuantFormat], float] = {}
@@ -38,7 +37,7 @@ def changes_of_shapes(
         off = single - line
         kept = _trusted(off, noise)
         changes = line + kept * off
-        # single changes need not add up to the uniform model: what is missing goes where the weights are
+        # single changes need not add up to the uniform model; the rest is distributed in proportion to weights
         changes += kept * (whole - changes.sum()) * weights / weights.sum()
         found |= {(shape, fmt): float(change) for shape, change in zip(shapes, changes, strict=True)}
     return zero, found
@@ -50,9 +49,9 @@ def _level(
     times: Mapping[str, Sequence[float]],
     noise: float,
 ) -> float:
-    """Time of the base model: its own minimum, pulled towards what all models say by a time per weight of each format.
+    """Time of the base model: its own minimum, shrunk towards a fit of all models with a time per weight and format.
 
-    Everything is counted from here, so that noise in one model must not shift all.
+    All changes are relative to it, so noise in this one model must not shift them all.
     """
     formats = _formats(classes)
     rows = [[1.0, *(0.0 for _ in formats)]]
@@ -72,11 +71,11 @@ def _formats(classes: Mapping[Shape, Sequence[QuantFormat]]) -> list[QuantFormat
 
 
 def _trusted(off: NDArray[np.float64], noise: float) -> float:
-    """Which part of deviations is more than noise, 0 to 1; both sides of a difference are noisy."""
+    """Fraction of deviations that exceeds noise, 0 to 1; both sides of a difference are noisy."""
     return max(0.0, 1 - len(off) * 2 * noise / float(off @ off)) if off.any() else 0.0
 
 
 def _noise(rounds: Sequence[float]) -> float:
-    """Variance of a minimum over rounds, from its distance to the next best; 0 where there was one round."""
+    """Variance of a minimum over rounds, from its distance to the second best; 0 for a single round."""
     ordered = sorted(rounds)
     return (ordered[1] - ordered[0]) ** 2 if len(ordered) > 1 else 0.0

@@ -1,7 +1,7 @@
-"""Measures what this machine takes for every op shape and format: whole models on the engine, one shape changed.
+"""Measures this machine's time for every op shape and format, by running whole models with one shape changed.
 
-Weights are drawn, not quantized: their values do not change the time. Every shape is changed alone to every other
-format, and uniform models of that format correct the sum of these changes, so that noise does not accumulate.
+Weights are random, since their values do not affect the time. Each shape alone is changed to each other format. Uniform
+models of that format correct the sum of these changes, so that noise does not accumulate.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from qplan.tensors import TensorSpec
 Formats = Mapping[str, QuantFormat]
 
 _KEEP_BYTES = 4_000_000_000
-"""Models that take turns stay on the disk together; beyond this, each has all of its rounds once it is built."""
+"""Most bytes of models on disk at a time for measuring them in turn; above it, each is built, measured and deleted."""
 
 
 def fastest(sample: SpeedSample) -> Times:
@@ -61,12 +61,12 @@ def profile(
     """Measure a model's ops on this machine.
 
     Args:
-        table: whose formats are timed, under its memory setting.
+        table: table whose formats are timed, under its memory setting.
         skeleton: the exported graph.
-        target: which widths take the same time.
-        scratch: folder for built models and for times as they are taken; removed in the end.
-        options: how thoroughly.
-        say: told what is being done.
+        target: hardware, which says which widths take the same time.
+        scratch: folder for built models and the journal of times; removed at the end.
+        options: how thoroughly to measure.
+        say: called with a line about each step.
         progress: called after each timed model.
 
     Raises:
@@ -128,9 +128,9 @@ def measure_times(
     say: Say,
     progress: Progress | None = None,
 ) -> dict[str, list[Times]]:
-    """Build models and time them, several rounds: in turn, or one after the other where they are large.
+    """Build models and time them in several rounds: in turn, or one after the other if they are large.
 
-    What was killed goes on with the times in ``scratch``.
+    An interrupted call is resumed from the times in ``scratch``.
 
     Raises:
         ToolError: converter or engine failed.
@@ -155,7 +155,7 @@ def measure_times(
     journal = TimesJournal.open(scratch, depends)
     models = scratch / "models"
     folders = {label: models / str(number) for number, label in enumerate(trials)}
-    shutil.rmtree(models, ignore_errors=True)  # whatever was killed may have built others
+    shutil.rmtree(models, ignore_errors=True)  # a killed run may have left other models
     try:
         for done, (label, turn) in enumerate(order, 1):
             folder = folders[label]
@@ -163,7 +163,7 @@ def measure_times(
                 if not folder.is_dir():
                     _build(card, skeleton, trials[label], folder, runtime)
                 with EngineSession(folder, runtime, context=card.context) as engine:
-                    # a thread's own time is not disturbed by other processes
+                    # a thread's own CPU time is not disturbed by other processes
                     sample = engine.measure_speed(prompt, decode, options.repeats, own_time=options.threads == 1)
                 journal.add(label, fastest(sample))
             if turn == options.rounds - 1:
@@ -177,7 +177,7 @@ def measure_times(
 
 
 def machine() -> str:
-    """The processor's name, as far as the system tells."""
+    """The system, and the processor's name if the system gives it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -191,7 +191,7 @@ def _shape(spec: TensorSpec) -> Shape:
 
 
 def _classes(table: SensitivityTable, target: Target) -> dict[Shape, list[QuantFormat]]:
-    """Formats of every shape that differ in time, the base's left out; a tied head has only what it may have."""
+    """Formats by shape that differ in time, without the base format."""
     found: dict[Shape, dict[QuantFormat, None]] = {}
     for spec in table.model.tensors:
         known = found.setdefault(_shape(spec), {})
@@ -212,7 +212,7 @@ def _build(card: ModelCard, skeleton: Skeleton, formats: Formats, folder: Path, 
 
 
 def drawn(spec: TensorSpec, fmt: QuantFormat) -> StoredTensor:
-    """A stored tensor with drawn values of the size that weights have."""
+    """A stored tensor with random values of the magnitude of weights."""
     generator = torch.Generator().manual_seed(0)
     rows, width = spec.out_features, spec.in_features
     if fmt.is_float:
@@ -230,14 +230,14 @@ def run_profile(
     """Profile a run's model and write ``device.json``.
 
     Raises:
-        InputError: no analysis.
+        InputError: there is no analysis.
         StaleArtifactError: the model is not the one that was analyzed.
         ToolError: exporter, converter or engine failed.
     """
     table = SensitivityTable.read(run.sensitivity)
     loaded = load_analyzed(run, table.model, say).loaded
     skeleton = run_skeleton(run, loaded, llmexport, say)
-    del loaded  # its memory is better left to the engine
+    del loaded  # frees its memory for the engine
     target, scratch = find_target(DEFAULT_TARGET), run.timing
     measured = profile(table, skeleton, target, scratch=scratch, options=options, say=say, progress=progress)
     measured.write(run.device)

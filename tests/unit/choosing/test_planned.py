@@ -193,5 +193,5 @@ def test_a_plan_for_another_memory_setting_has_the_losses_of_that(run: RunFolder
 def test_a_report_refuses_measurements_of_another_plan(run: RunFolder) -> None:
     path = run.budget("for-the-app") / "verification.json"
     replace(Verification.read(path), plan_sha256="0" * 64).write(path)
-    with pytest.raises(StaleArtifactError, match="is of another plan"):
+    with pytest.raises(StaleArtifactError, match="belongs to a different plan"):
         run_report("for-the-app", run, Language.en, print)
