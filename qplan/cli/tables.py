@@ -16,7 +16,7 @@ _ROWS = 12
 
 
 def sensitivity_table(table: SensitivityTable) -> Table:
-    """The tensors that lose most, by width as asked for, in blocks of 64 if these were; losses in nats per token."""
+    """The tensors that lose most, nats per token, one column per width: in blocks of 64 if those were measured."""
     shown: dict[int, str] = {}
     for fmt in map(QuantFormat.parse, table.conditions.formats):
         if fmt.bits not in shown or fmt.block == 64:
@@ -34,7 +34,7 @@ def sensitivity_table(table: SensitivityTable) -> Table:
 
 
 def short_name(spec: TensorSpec) -> str:
-    """``3 down_proj`` for a tensor of layer 3, the kind alone for others."""
+    """``3 down_proj`` for a tensor of layer 3, the kind alone outside the layers."""
     return spec.kind if spec.layer is None else f"{spec.layer} {spec.kind}"
 
 

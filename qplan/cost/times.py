@@ -20,8 +20,7 @@ def changes_of_shapes(
 
     Measured times are shrunk towards a common time per weight, depending on the noise. On an idle machine they stay as
     measured. If rounds differ as much as shapes do, all shapes of a format get the time per weight that fits them and
-    the uniform model best (James and Stein, "Estimation with quadratic
-    loss", 1961).
+    the uniform model best (James and Stein, "Estimation with quadratic loss", 1961).
     """
     # the median, since one disturbed model says nothing about the others
     noise = float(np.median([_noise(rounds) for rounds in times.values()]))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from qplan.planner.explain import Alternative, Explanation
 
 MB = 1e6
-"""Bytes."""
+"""Bytes in a megabyte."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,11 +24,11 @@ class Explained:
     """Why one tensor has its format."""
 
     explanation: Explanation
-    """With prices in nats per byte."""
+    """The planner's explanation, with prices in nats per byte."""
 
     @property
     def sentence(self) -> str:
-        """In words."""
+        """The explanation in words."""
         return self.explanation.sentence
 
     @property
@@ -74,7 +74,7 @@ class Explained:
         return "next best" if option == self.explanation.next_best else ""
 
     def __repr__(self) -> str:
-        """Say why, and what the alternatives cost."""
+        """Show why, and what the alternatives cost."""
         return f"{self.sentence}\n{html.text_table(*self._rows())}"
 
     def _repr_html_(self) -> str:

@@ -1,4 +1,4 @@
-"""A plan of a run, for people: its frame, why it is so, and what another would cost."""
+"""A plan of a run, for people: its frame, why each tensor has its format, and what another plan would cost."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class PlanView:
 
     plan: Plan
     name: str
-    """The budget as typed, or a name for people."""
+    """The budget as typed, or a name to show."""
     home: RunFolder
     """The run that it belongs to."""
     table: SensitivityTable
@@ -158,13 +158,13 @@ class PlanView:
         return pd.DataFrame(rows)
 
     def explain(self, tensor: str) -> Explained:
-        """Why a tensor has its format: what each alternative loses, and what a byte of budget is worth.
+        """Explain why a tensor has its format: what each alternative loses, and what a byte of budget is worth.
 
         Args:
             tensor: name, or a pattern that matches one, e.g. ``0.mlp.down_proj``.
 
         Raises:
-            InputError: no such tensor, or several; names near ones.
+            InputError: no such tensor, or several; names those close to it.
         """
         names = matching(tensor, [planned.name for planned in self.plan.tensors], "tensor")
         return Explained(self._explain(names[:1])[0])
@@ -236,7 +236,7 @@ class PlanView:
         ]
 
     def __repr__(self) -> str:
-        """Say what the plan promises, and draw it in characters."""
+        """Show what the plan promises, and draw it in characters."""
         title, lines = self._title()
         return "\n".join([title, *lines, "", plan_map.as_text(self.plan, grid_of(self.table.model.tensors))])
 

@@ -17,7 +17,7 @@ from tests.support.golden import GOLDEN
 
 HOME = Path(qplan.demo.__file__).parent
 THREADS = 2
-"""What the golden run had: sums of floats are split among threads, and how far scales are folded follows their digits."""
+"""What the golden run had: threads split sums of floats, and the scales of folds follow from their digits."""
 
 EXACT, NEAR = 1e-6, 0.1
 """Relative: on a processor that sums as the golden run's did, and on others, whose folded model has other digits."""

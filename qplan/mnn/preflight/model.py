@@ -28,7 +28,7 @@ _OPTIONAL_INPUTS = {"has_deepstack": "deepstack_embeds", "ple_embed_file": "ple_
 
 @dataclass
 class ModelFolder:
-    """What could be read of a folder; what could not is a finding."""
+    """What could be read from a folder; what could not be read is a finding."""
 
     folder: Path
     engine: EngineVersion
@@ -126,7 +126,7 @@ class ModelFolder:
 
     def _json(self, name: str) -> Settings:
         path = self.folder / name
-        effect = "the engine takes its defaults (4096 wide, 32 layers) and crashes or says garbage"
+        effect = "the engine takes its defaults (4096 wide, 32 layers) and crashes or outputs garbage"
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
