@@ -252,5 +252,6 @@ def show(emitted: Emitted) -> None:
     out.print(f"report: {files.report}", markup=False, soft_wrap=True)
     if emitted.verification is not None and not emitted.verification.passed:
         failed = [check.name for check in emitted.verification.checks if not check.passed]
-        msg = f"{len(failed)} promises were not kept: {'; '.join(failed)}. See {files.report}"
+        kept = "1 promise was" if len(failed) == 1 else f"{len(failed)} promises were"
+        msg = f"{kept} not kept: {'; '.join(failed)}. See {files.report}"
         raise VerificationError(msg)

@@ -35,7 +35,7 @@ class Explained:
     def frame(self) -> pd.DataFrame:
         """One row per allowed format, bytes ascending.
 
-        Columns: ``format, bytes, loss_nats, natsper_mb`` (loss saved by a byte more, or added by a byte less, than
+        Columns: ``format, bytes, loss_nats, nats_per_mb`` (loss saved by a byte more, or added by a byte less, than
         planned, times 10^6), ``net_nats`` (loss plus bytes at the budget's price, above the cheapest format's),
         ``choice`` (``planned``, ``next best`` or empty).
         """
@@ -45,7 +45,7 @@ class Explained:
                 "format": option.format.name,
                 "bytes": option.bytes,
                 "loss_nats": option.loss_nats,
-                "natsper_mb": per_mb(option, found.format),
+                "nats_per_mb": per_mb(option, found.format),
                 "net_nats": option.net_nats,
                 "choice": self._choice(option),
             }

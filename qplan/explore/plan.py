@@ -225,7 +225,10 @@ class PlanView:
         )
         measured = self.measured
         told = "not built" if measured is None else f"{notation.loss(measured.kl_nats)} measured on the engine"
-        proof = "proved optimal" if plan.solver.status == "optimal" else f"solver: {plan.solver.status}"
+        proof = f"solver: {plan.solver.status}"
+        if plan.solver.status == "optimal":
+            gap = plan.solver.gap
+            proof = f"proved to be within {notation.percent(gap)} of the optimum" if gap else "proved optimal"
         rule = plan.logits
         priced = f"costs {notation.loss(rule.price_nats)} nats" if rule.price_nats else "costs nothing here"
         return title, [
