@@ -1,4 +1,4 @@
-"""Files and folders that qplan leaves: whole or not at all; artifacts hashed, with a header, refused when newer."""
+"""Writes files and folders whole or not at all; gives artifacts a header and checks it when they are read."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ def new_folder(out: Path, *, replace: bool = False) -> Iterator[Path]:
 
     Args:
         out: the folder to make.
-        replace: whether a folder that is there already gives way, at the last moment.
+        replace: replace an existing folder, at the last moment.
 
     Raises:
-        InputError: ``out`` exists and is not an empty folder.
+        InputError: ``out`` is a file, or a folder that is not empty and not to be replaced.
     """
     taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
     if taken and not (replace and out.is_dir()):
@@ -151,7 +151,7 @@ def versions() -> dict[str, str]:
 
 
 def header(kind: str, schema: int, inputs: Mapping[str, str]) -> dict[str, Any]:
-    """Header of an artifact: its kind and schema, sha256 of its inputs, versions that made it."""
+    """Header of an artifact: its kind and schema, sha256 of its inputs, versions of the packages that made it."""
     return {"kind": kind, "schema": schema, "inputs": dict(inputs), "versions": versions()}
 
 

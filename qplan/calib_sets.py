@@ -1,11 +1,11 @@
-"""The calibration sets that come with qplan; found without importing what reads them."""
+"""The calibration sets that come with qplan; listing them imports nothing that reads them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 MANIFEST = "manifest.json"
-"""In every set's folder: its files, their hashes and their license."""
+"""File in every set's folder that lists its files, their hashes and their license."""
 
 
 def calib_sets() -> dict[str, Path]:

@@ -1,4 +1,4 @@
-"""What later stages need to know about a model, without the model."""
+"""What later stages need to know about a model, without loading it."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ class QplanError(Exception):
 
 
 class InputError(QplanError):
-    """What the user gave cannot be used: a path, an option, a text, a model."""
+    """Something the user gave cannot be used: a path, an option, a text, a model."""
 
     exit_code = 2
 
@@ -31,7 +31,7 @@ class StaleArtifactError(QplanError):
 
 
 class ToolError(QplanError):
-    """A child process (exporter, converter, engine) failed; carries its command, code and last words."""
+    """A child process (exporter, converter, engine) failed; carries its command line, exit code and last output."""
 
     exit_code = 5
 

@@ -21,12 +21,12 @@ TIED_BITS = (4, 8, 16)
 """Widths at which the engine decodes a tied embedding; 1-3 bits are silently garbage, 5 and 6 have no decoder."""
 
 SMALLEST_BLOCK = 4
-"""Weights to a scale; measured down to this on the engine."""
+"""Fewest weights that may share a scale: the smallest block that was measured on the engine."""
 
 ACTIVATION_LANES = 16
-"""Blocks that are no multiple of the features that a kernel packs together are silently garbage under
-``dynamic_option: 2``. Measured on MNN's wheel (AVX2, 8 features): 8, 16, 24 are right, 4 and 12 are not; AVX512 builds
-pack 16, by their source."""
+"""Features that a kernel packs together. Under ``dynamic_option: 2`` blocks that are not a multiple of it silently give
+garbage. Measured on MNN's wheel (AVX2, 8 features): 8, 16, 24 are right, 4 and 12 are not; AVX512 builds pack 16,
+according to their source."""
 
 
 _NAME = re.compile(r"^(?:fp(?P<fp>16|32)|int(?P<bits>\d+)(?:-b(?P<block>\d+))?(?P<sym>-sym)?(?:-s(?P<scale>16|32))?)$")
@@ -82,7 +82,7 @@ class QuantFormat:
 
     @property
     def name(self) -> str:
-        """The shortest name that `parse` reads back; block 64, asymmetric, 16-bit scales go unsaid."""
+        """The shortest name that `parse` reads back; block 64, asymmetric and 16-bit scales are left out."""
         if self.is_float:
             return f"fp{self.bits}"
         block = "" if self.block == 64 else f"-b{self.block}"
@@ -105,7 +105,7 @@ class QuantFormat:
 
     @property
     def used_levels(self) -> Sequence[int]:
-        """Those that weights are rounded to: symmetric formats leave out the one that has no opposite."""
+        """Levels that weights are rounded to: symmetric formats leave out the one that has no opposite."""
         return self.levels[1:] if self.symmetric else self.levels
 
     @property
@@ -115,7 +115,7 @@ class QuantFormat:
 
     @property
     def allows_block_activations(self) -> bool:
-        """Whether the engine computes it right under ``dynamic_option: 2``, a scale per block of the activations."""
+        """Whether the engine is right under ``dynamic_option: 2``, where every block of activations has a scale."""
         return self.block % ACTIVATION_LANES == 0
 
     def block_size(self, in_features: int) -> int:
@@ -129,13 +129,13 @@ class QuantFormat:
     def resolve(self, in_features: int) -> QuantFormat:
         """The same format with a block that divides the row: itself, else one scale per row.
 
-        MNN's exporter halves the block in silence until it divides, which costs up to 8 bits per weight
+        MNN's exporter silently halves the block until it divides, which costs up to 8 bits per weight
         and is garbage on a tied head. qplan takes block 0 and callers report the change.
         """
         return self if self.divides(in_features) else replace(self, block=0)
 
     def halved(self, in_features: int) -> QuantFormat:
-        """The format that MNN's exporter makes of this one: the block halved in silence until it divides the row."""
+        """The format that MNN's exporter turns this one into: it silently halves the block until it divides the row."""
         block = self.block
         while block and in_features % block:
             block //= 2
@@ -183,8 +183,8 @@ INT8 = QuantFormat(8)
 INT4 = QuantFormat(4)
 
 DEFAULT_FORMATS = (FP16, *(QuantFormat(bits, block) for bits in (8, 6, 5, 4, 3, 2) for block in (0, 64)))
-"""What is measured unless asked otherwise. Without the widths between 4 and 16 plans lose 1.2 to 1.8 times more,
-without whole rows up to 1.5 times; blocks of 32 and 128 on top gain 1 to 2 %, see ``reports/planner/formats.md``."""
+"""Formats that are measured by default. Without the widths between 4 and 16, plans lose 1.2 to 1.8 times more, without
+whole rows up to 1.5 times; adding blocks of 32 and 128 gains 1 to 2 %, see ``reports/planner/formats.md``."""
 
 
 def parse_formats(text: str) -> tuple[QuantFormat, ...]:
@@ -205,7 +205,7 @@ def parse_formats(text: str) -> tuple[QuantFormat, ...]:
 
 
 def applies(memory: str, formats: Mapping[str, QuantFormat]) -> bool:
-    """Whether the option changes anything: under memory low, integer weights have int8 activations."""
+    """Whether ``dynamic_option`` changes anything: it does under memory low, for integer weights."""
     return memory == "low" and not all(fmt.is_float for fmt in formats.values())
 
 

@@ -1,6 +1,6 @@
-"""The roundings: the only list of them. A new one is its own file in `qplan.quantize` and an entry here.
+"""The one list of roundings. A new one is a file of its own in `qplan.quantize` and an entry here.
 
-Names and help are read at every key press of a completion: nothing here imports torch.
+Shell completion reads names and help at every key press, so nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ class Method:
     """One way to choose a tensor's integers."""
 
     name: str
-    """In options and tables."""
+    """Name in options and tables."""
     function: str
-    """``module:name`` of ``f(weight [out, in], fmt)``, or of ``f(weight, fmt, curvature)`` if it fits."""
+    """``module:name`` of ``f(weight [out, in], fmt)``, or of ``f(weight, fmt, curvature)`` if `fits`."""
     fits: bool
-    """Whether it fits to calibration tokens."""
+    """Whether it is fitted to calibration tokens."""
     automatic: bool
     """Whether ``auto`` may choose it."""
     help: str
@@ -34,30 +34,31 @@ _LIST = (
 )
 
 METHODS = {method.name: method for method in _LIST}
-"""By name."""
+"""Every rounding by name."""
 
 CANDIDATES = tuple(method.name for method in _LIST if method.automatic)
-"""What ``auto`` chooses from: for every output feature what loses least on tokens that it was not fitted to."""
+"""Roundings that ``auto`` chooses from: for every output feature, the one that loses least on tokens that it was not
+fitted to."""
 
 ROUNDINGS = ("auto", *METHODS)
-"""What a user may ask for."""
+"""Values of the option ``--rounding``."""
 
 HELP = f"auto chooses between {', '.join(CANDIDATES[:-1])} and {CANDIDATES[-1]}; " + ", ".join(
     f"{method.name} {method.help}" for method in _LIST
 )
-"""Of the option ``--rounding``."""
+"""Help text of the option ``--rounding``."""
 
 
 def needs_tokens(rounding: str) -> bool:
-    """Whether a rounding, ``auto`` included, fits to calibration tokens."""
+    """Whether a rounding, which may be ``auto``, is fitted to calibration tokens."""
     return rounding not in METHODS or METHODS[rounding].fits
 
 
 def check_rounding(name: str) -> None:
-    """Refuse what is no rounding.
+    """Refuse an unknown rounding.
 
     Raises:
-        InputError: another name; says which there are.
+        InputError: no such rounding; lists those that exist.
     """
     if name not in ROUNDINGS:
         msg = f"rounding {name!r} is unknown; use one of {', '.join(ROUNDINGS)}"

@@ -1,4 +1,4 @@
-"""Settings that go through the whole house, and who is told about long work."""
+"""Settings that all rooms share, and the callbacks that report on long work."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ DYNAMIC_OPTIONS: tuple[DynamicOption, ...] = (0, 2)
 """MNN's settings that a model can ship with; 1 computes what 0 computes."""
 
 Mode = Literal["auto", "gradient", "measured"]
-"""How losses are found: from gradients, by running the model, or what a plan depends on by running it (``auto``)."""
+"""How losses are found: estimated from gradients, measured by running the model, or estimated and then measured where
+plans depend on them (``auto``)."""
 
 Folding = Literal["auto", "off"]
 """Whether scales may move between neighboring weights before anything is quantized."""
 
 DTypeName = Literal["float32", "bfloat16", "float16"]
-"""What the model computes in."""
+"""Floating-point type that the model computes in."""
 
 Objective = Literal["loss", "smallest", "fastest"]
 """What makes a plan the best: the least loss, or the fewest bytes or the least time under a limit on the loss."""
@@ -34,7 +35,7 @@ Say = Callable[[str], None]
 """Called with a line about each step of a job."""
 
 Progress = Callable[[int, int], None]
-"""Called after each part of a long step with how many parts are done, of how many."""
+"""Called after each part of a long step with the number of parts done and the number of all parts."""
 
 
 def memories_of(goal: Memory) -> tuple[Memory, ...]:

@@ -13,7 +13,7 @@ _EXPERT_OP = re.compile(r"^/expert/\d+_(\d+)/")
 
 
 def short_name(tensor: str) -> str:
-    """``0.mlp.down_proj`` for a tensor of layer 0: what patterns understand."""
+    """``0.mlp.down_proj`` for a tensor of layer 0: the form that patterns accept."""
     return tensor.removeprefix("model.").removeprefix("layers.")
 
 
@@ -31,7 +31,7 @@ class Role(StrEnum):
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One linear weight ``[out_features, in_features]`` and its names on both sides."""
+    """One linear weight ``[out_features, in_features]`` and its names in Hugging Face and in MNN."""
 
     name: str
     """Module path in the Hugging Face model, e.g. ``model.layers.0.self_attn.q_proj``."""
@@ -46,11 +46,11 @@ class TensorSpec:
     in_features: int
     bias: bool
     tied: bool = False
-    """The head whose matrix is also the input embedding: one unit with two uses."""
+    """Whether this is a head whose matrix is also the input embedding: one unit with two uses."""
 
     @property
     def expert(self) -> int | None:
-        """Number of the expert that it belongs to, counted from 0 in its layer; None outside of experts."""
+        """Number of the expert that the tensor belongs to, counted from 0 in its layer; None outside experts."""
         match = _EXPERT_OP.match(self.op_name)
         return None if match is None else int(match[1])
 
@@ -64,7 +64,7 @@ class TensorSpec:
         return fmt.record_bytes(self.out_features, self.in_features, bias=self.bias)
 
     def allows(self, fmt: QuantFormat) -> bool:
-        """Whether the engine computes this tensor right in this format."""
+        """Whether the engine computes this tensor correctly in this format."""
         return fmt.divides(self.in_features) and (not self.tied or fmt.can_be_looked_up)
 
 

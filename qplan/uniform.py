@@ -16,9 +16,9 @@ UNIFORM_NAMES = {FP16.bits: "fp16"} | {bits: f"int{bits}" for bits in sorted(INT
 def uniform_formats(card: ModelCard, bits: int, scale_bits: int = 16) -> dict[str, QuantFormat]:
     """Format by Hugging Face name of ``llmexport --quant_bit BITS --lm_quant_bit 8 --quant_block 64``.
 
-    At 16 bits every tensor is fp16, the head included. Blocks that do not divide a row are what the exporter makes
-    of them: halved until they divide (a width of 172 gets blocks of 4). A tied head gets one scale per row instead,
-    since the engine decodes a halved block there to garbage.
+    At 16 bits every tensor is fp16, the head included. Blocks that do not divide a row are halved until they do,
+    as the exporter does it (rows of 172 get blocks of 4). A tied head gets one scale per row instead, since the engine
+    decodes halved blocks there to garbage.
     """
     return {spec.name: _uniform_format(spec, bits, scale_bits) for spec in card.tensors}
 

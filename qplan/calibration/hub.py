@@ -72,7 +72,7 @@ def _streamed(name: str, config: str | None, split: str | None, known: Iterable[
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         msg = (
-            f"{name!r} is no file, no folder with data files, none of the sets in calib/ "
+            f"{name!r} is neither a file, a folder with data files, nor a set in calib/ "
             f"({', '.join(known) or 'none'}), and cannot be opened as a dataset: {first}"
         )
         raise InputError(msg) from None

@@ -14,7 +14,7 @@ FIELDS = ("text", "content", "messages")
 
 @dataclass(frozen=True)
 class Record:
-    """A record and where it stands."""
+    """A record and where it comes from."""
 
     place: str
     """For people: file and line, or dataset and row."""

@@ -29,7 +29,7 @@ class Text:
     source: str
     """For people: the name or path as the user gave it."""
     license: str | None
-    """Where it is known."""
+    """The license, if it is known."""
 
 
 def load_text(source: str, tokenizer: Any = None) -> Text:  # noqa: ANN401 - a Hugging Face tokenizer
@@ -59,14 +59,14 @@ def load_text(source: str, tokenizer: Any = None) -> Text:  # noqa: ANN401 - a H
 
 
 def check_text(source: str, option: str = "") -> None:
-    """Refuse a text that is known to be missing or of no use, without reading it.
+    """Refuse a text that is clearly missing or unusable, without reading it.
 
     Args:
         source: as for `load_text`.
-        option: that it was given with, for the message.
+        option: the option that it was given with, for the message.
 
     Raises:
-        InputError: a file that does not exist, or one of another kind.
+        InputError: a file that does not exist, or whose extension is not understood.
     """
     path, given = Path(source).expanduser(), f"{option} {source}".strip()
     kinds = ", ".join(_READERS)

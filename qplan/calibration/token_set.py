@@ -27,14 +27,14 @@ def tokenize(
     """Cut a text into windows and choose calibration and held-out ones by a seeded permutation.
 
     Documents are tokenized whole, without special tokens, and joined; windows do not overlap. As many windows are
-    held out as are used, if the text has them, and at least one; windows beyond those are what rounding fits to.
+    held out as are used, if the text has them, and at least one; rounding is fitted to windows beyond those.
 
     Args:
         text: what to tokenize.
         tokenizer: the model's Hugging Face tokenizer.
         samples: calibration sequences.
         seq_len: tokens per sequence.
-        seed: of the permutation.
+        seed: seed of the permutation.
         context: longest sequence of the model, in tokens.
         vocabulary: number of token ids that the model knows.
         fit_tokens: at most this many tokens in `CalibrationSet.fit`.

@@ -1,1 +1,1 @@
-"""Which plan ships: what the user wants, and what whole models say about the planner's answer."""
+"""Decides which plan ships: what the user requests, and whether whole models confirm the planner's answer."""

@@ -1,4 +1,4 @@
-"""Whether a plan's int8 activations get a scale per block of the weights: what that buys, and what it costs."""
+"""Decides whether a plan's int8 activations get a scale per block of the weights, from its gain and its cost."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from qplan.sensitivity.joint import joint_losses
 from qplan.settings import DynamicOption
 
 LEAST_GAIN = 0.1
-"""Share of the loss that ``dynamic_option`` 2 must save, in prefill and in decode, to be taken unasked."""
+"""Least share of the loss, in prefill and in decode, that ``dynamic_option`` 2 must save to be chosen by default."""
 
 MOST_SLOWDOWN = 0.15
-"""Share of the decode speed that it may cost then."""
+"""Largest share of decode speed that it may cost to be chosen by default."""
 
 _PATHS: tuple[EnginePath, ...] = ("prefill", "decode")
 
 
 @dataclass(frozen=True)
 class BlockGain:
-    """A plan's joint loss under ``dynamic_option`` 2, times that under 0, in torch; memory low."""
+    """Ratio of a plan's joint losses under ``dynamic_option`` 2 and 0, in torch under memory low."""
 
     prefill: float
     decode: float
 
     @property
     def pays(self) -> bool:
-        """Whether it saves enough both ways: decode's steps are coarser, and what prefill gains it may lose."""
+        """Whether option 2 saves enough in both. Decode rounds more coarsely and may lose where prefill gains."""
         return max(self.prefill, self.decode) <= 1 - LEAST_GAIN
 
 
@@ -41,9 +41,9 @@ def measure_gain(plan: Plan, rounder: Rounder, heldout: NDArray[np.int64]) -> Bl
     """Compute the plan's joint losses with both options in torch.
 
     Args:
-        plan: of formats that the engine does not garble.
+        plan: a plan without formats that the engine garbles.
         rounder: chooses the integers.
-        heldout: int64 ``[rows, seq_len]``.
+        heldout: tokens, int64 ``[rows, seq_len]``.
     """
     tokens = torch.from_numpy(heldout)
 
@@ -61,17 +61,17 @@ def measure_gain(plan: Plan, rounder: Rounder, heldout: NDArray[np.int64]) -> Bl
 
 
 def with_requested_option(plan: Plan, gain: BlockGain) -> Plan:
-    """The plan with option 2, which the user wants whatever it costs."""
+    """The plan with option 2, which the user requested."""
     return _noted(plan, 2, note("block-scales-asked-for", **asdict(gain)))
 
 
 def with_measured_option(plan: Plan, gain: BlockGain, speed: float | None) -> Plan:
-    """The plan with the option that the rule takes: 2 if it saves `LEAST_GAIN` and costs at most `MOST_SLOWDOWN`.
+    """The plan with the default option: 2 if it saves `LEAST_GAIN` and costs at most `MOST_SLOWDOWN`, else 0.
 
     Args:
-        plan: what was chosen.
-        gain: of option 2.
-        speed: decode speed on the engine with option 2, times that with 0; None if it was not measured.
+        plan: the chosen plan.
+        gain: what option 2 gains.
+        speed: ratio of decode speeds on the engine with options 2 and 0; None if not measured.
     """
     gained, least_speed = asdict(gain), 1 - MOST_SLOWDOWN
     if not gain.pays:
@@ -84,7 +84,7 @@ def with_measured_option(plan: Plan, gain: BlockGain, speed: float | None) -> Pl
 
 
 def without_block_scales(plan: Plan, names: list[str]) -> Plan:
-    """The plan with option 0, since 2 garbles some of its formats."""
+    """The plan with option 0, since the engine garbles the formats of the tensors ``names`` under 2."""
     tensors, others = few(names)
     return _noted(
         plan, 0, note("block-scales-garbled", format=plan.formats[names[0]].name, tensors=tensors, others=others)
@@ -92,7 +92,7 @@ def without_block_scales(plan: Plan, names: list[str]) -> Plan:
 
 
 def with_note_on_losses(plan: Plan, measured_with: int) -> Plan:
-    """The plan with a note where its predicted losses are those of another option than it ships with."""
+    """The plan, with a note if its losses were measured with another option than it ships with."""
     if plan.dynamic_option == measured_with:
         return plan
     return plan.noted(note("losses-of-other-option", dynamic_option=measured_with))

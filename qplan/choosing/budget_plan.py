@@ -1,4 +1,4 @@
-"""What a uniform budget means for a folded model: the bytes of the unfolded export, else of the folded one."""
+"""What a uniform budget means for a folded model: the bytes of the unfolded export, or else of the folded one."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ def within_uniform(
     *,
     say: Say | None = None,
 ) -> Plan:
-    """The plan within the bytes of the unfolded uniform export; within those of the folded one if nothing else fits.
+    """Plan within the bytes of the unfolded uniform export, or within those of the folded one if nothing fits.
 
-    MNN's exporter knows no folds, so ``int8`` means what it would make of the model as the user gave it. A folded tied
-    head adds an op to the graph, and at the smallest budgets those bytes may be what lacks.
+    MNN's exporter does not fold, so ``int8`` means the size of its export of the model as the user gave it. A folded
+    tied head adds an op to the graph, and at the smallest budgets those bytes may make the difference.
 
     Args:
-        solve: the best plan under rules.
-        rules: what the user wants.
-        fixed: bytes that ship whatever the plan.
-        unfolded: the same of the model before folding; None where nothing is folded.
-        say: called with why the unfolded export's bytes do not do.
+        solve: makes the best plan under given rules.
+        rules: what the user asks for besides budgets and limits.
+        fixed: bytes that every plan ships.
+        unfolded: fixed bytes of the model before folding; None if nothing was folded.
+        say: called with the reason if no plan fits the unfolded export's bytes.
 
     Raises:
-        InfeasibleError: no plan fits either way; names the nearest value.
+        InfeasibleError: no plan fits either; the message gives the nearest value that does.
     """
     more = 0 if unfolded is None else fixed.total - unfolded.total
     if more <= 0:
@@ -43,5 +43,5 @@ def within_uniform(
         return solve(replace(rules, uniform_fixed=unfolded))
     except InfeasibleError as error:
         if say is not None:
-            say(f"not within the bytes of the unfolded uniform export: {error}")
+            say(f"no plan within the bytes of the unfolded uniform export: {error}")
     return solve(rules).noted(note("folded-budgets", more_bytes=more))

@@ -1,4 +1,4 @@
-"""Chooses the plan that ships: the planner's, if whole models bear out what single tensors promised."""
+"""Chooses the plan that ships: the planner's, if whole models confirm what single losses predict."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from qplan.run.plan import Plan
 from qplan.settings import Memory
 
 _ROUNDS = 5
-"""Times that a plan which loses more than uniform is solved again under a lower ceiling."""
+"""How often a plan that loses more than uniform is solved again under a lower ceiling."""
 
 _MARGIN = 0.95
-"""How much lower than needed the next ceiling is: losses add up differently in the next plan."""
+"""Factor on the next ceiling, as a margin: losses add up differently in the next plan."""
 
 
 def choose_plan(
@@ -30,20 +30,20 @@ def choose_plan(
     limits: Sequence[Ceiling | ResourceLimit] = (),
     minimize: Cost | None = None,
 ) -> Plan:
-    """Solve, then hold the plan against uniform of at most its budget, on held-out tokens, in every memory setting.
+    """Solve, then compare the plan with the uniform export within its budget, per memory setting on held-out tokens.
 
-    Single losses do not add up exactly, and a plan made for one memory setting may lose in the other. A plan that is
-    worse than uniform somewhere is solved again under a ceiling on the loss there, and gives way to uniform itself
-    if that does not help: a plan worse than uniform at the same bytes is never emitted.
+    Single losses do not add up exactly, and a plan made for one memory setting may be bad under the other. A plan that
+    is worse than uniform under some setting is solved again with a ceiling on the loss there. If that does not help,
+    uniform replaces it, unless rules, limits or missing losses rule that out: then the plan gets a note.
 
     Args:
-        context: losses, rules, and whole models to judge by.
+        context: losses, rules, and the means to measure whole models.
         budgets: one, several that must all hold, or none.
-        limits: on other losses, RAM, time.
-        minimize: a cost that comes before the loss.
+        limits: limits on other losses, RAM and time.
+        minimize: a cost to minimize before the loss.
 
     Raises:
-        InputError: a pattern that matches nothing.
+        InputError: a pattern matches nothing.
         InfeasibleError: no plan fits.
     """
     table, rules = context.table, context.rules
@@ -62,7 +62,7 @@ def choose_plan(
             return plan.noted(note("uniform-within-limits", uniform=name))
         ratios = context.against(plan.formats, uniform)
         shown = ", ".join(f"memory {memory} {ratio:.2f}" for memory, ratio in ratios.items())
-        context.say(f"joint loss of the plan, times that of MNN's uniform {name}: {shown}")
+        context.say(f"joint loss of the plan relative to MNN's uniform {name}: {shown}")
         if max(ratios.values()) <= 1:
             return plan
         for memory, ratio in ratios.items():
@@ -74,15 +74,15 @@ def choose_plan(
         try:
             plan = solve(ceilings)
         except InfeasibleError:
-            break  # nothing is below the ceiling
+            break  # no plan satisfies the ceiling
     restricted = rules.restricts or limits or minimize is not None
     if restricted or uniform_loss(uniform, table.kl(table.goal)) is None:
         return plan.noted(note("worse-than-uniform", uniform=name))
-    return _give_way(context, budgets, name, uniform)
+    return _uniform_instead(context, budgets, name, uniform)
 
 
 def with_price_of_nearest(plan: Plan, context: PlanningContext) -> Plan:
-    """The plan with a note of what it would lose as llmexport makes it: unfolded, integers rounded to nearest."""
+    """The plan with a note on its loss if llmexport made it: unfolded, with integers rounded to nearest."""
     rounder, memory = context.rounder, context.table.goal
     folded = context.nearest.loaded is not rounder.loaded
     if rounder.rounding == "rtn" and not folded:
@@ -98,12 +98,13 @@ def with_price_of_nearest(plan: Plan, context: PlanningContext) -> Plan:
     return plan.noted(note("nearest-for-folded" if folded else "nearest-for-feedback", **price, memory=memory))
 
 
-def _give_way(context: PlanningContext, budgets: Budget | Sequence[Budget], name: str, uniform: Formats) -> Plan:
+def _uniform_instead(context: PlanningContext, budgets: Budget | Sequence[Budget], name: str, uniform: Formats) -> Plan:
     rules, fixed = context.rules, context.fixed
     if rules.uniform_fixed is not None and rules.uniform_fixed.total < fixed.total:
         msg = (
-            f"no mix of the folded weights is better than uniform {name} on held-out tokens, and theirs is "
-            f"{fixed.total - rules.uniform_fixed.total:,} bytes larger; analyze with --fold off --restart"
+            f"no mix of the folded weights is better than uniform {name} on held-out tokens, and uniform {name} of the "
+            f"folded weights is {fixed.total - rules.uniform_fixed.total:,} bytes larger than of the unfolded ones; "
+            "analyze with --fold off --restart"
         )
         raise InfeasibleError(msg)
     plan = make_plan(context.table, budgets, fixed, rules=replace(rules, pins=uniform))

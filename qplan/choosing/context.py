@@ -1,4 +1,4 @@
-"""A planning context: the losses and rules that a plan is made from, and the whole models that it is judged by."""
+"""The planning context: the losses and rules that plans are made from, and measurements of whole models."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ Formats = Mapping[str, QuantFormat]
 
 @dataclass(frozen=True)
 class PlanningContext:
-    """What is the same for every plan that is tried."""
+    """Everything that all plans of one emit have in common."""
 
     table: SensitivityTable
     """Losses of single tensors."""
     fixed: FixedBytes
-    """Bytes that ship whatever the plan."""
+    """Bytes that every plan ships."""
     rounder: Rounder
-    """Chooses a plan's integers."""
+    """Chooses the integers of plans."""
     nearest: Rounder
-    """Of uniform models: what MNN's exporter would build of the model as the user gave it."""
+    """Rounds uniform models to nearest, as MNN's exporter would build them from the model as the user gave it."""
     heldout: NDArray[np.int64]
-    """int64 ``[rows, seq_len]`` that whole models are measured on."""
+    """Tokens that whole models are measured on, int64 ``[rows, seq_len]``."""
     say: Say
-    """Told what is being done."""
+    """Called with a line about each step."""
     rules: Rules = field(default_factory=Rules)
-    """What the user wants besides budgets and limits."""
+    """What the user asks for besides budgets and limits."""
 
     def uniform(self, limit_bytes: int) -> tuple[str, dict[str, QuantFormat]] | None:
-        """The widest uniform export within a limit, with its name; None if none is."""
+        """The widest uniform export within a limit, with its name; None if none fits."""
         rules = self.rules
         return largest_uniform(
             self.table.model, rules.uniform_fixed or self.fixed, limit_bytes, rules.uniform_scale_bits
@@ -57,13 +57,13 @@ class PlanningContext:
         rounder: Rounder | None = None,
         rows: NDArray[np.int64] | None = None,
     ) -> dict[str, TokenStats]:
-        """Measure whole models in torch, with the activations that the table's losses have.
+        """Measure whole models in torch, with the same int8 activations as the table's losses.
 
         Args:
             plans: formats by tensor name, by label.
-            memory: the table's goal by default.
-            rounder: `rounder` by default.
-            rows: int64 ``[rows, seq_len]``; `heldout` by default.
+            memory: memory setting; the table's goal by default.
+            rounder: chooses the integers; the context's by default.
+            rows: tokens, int64 ``[rows, seq_len]``; `heldout` by default.
         """
         rounder = rounder or self.rounder
         activations = Int8Activations("prefill", self.table.conditions.dynamic_option)
@@ -76,7 +76,7 @@ class PlanningContext:
         return self.whole({"": formats}, memory, rounder=rounder)[""].kl_nats
 
     def against(self, formats: Formats, uniform: Formats) -> dict[Memory, float]:
-        """A plan's joint loss over that of uniform as MNN's exporter rounds it, by memory setting."""
+        """Ratio of a plan's joint loss to that of a uniform export rounded to nearest, by memory setting."""
         ratios: dict[Memory, float] = {}
         for memory in self.table.memories:
             ours = self.whole_nats(formats, memory)

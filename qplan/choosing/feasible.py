@@ -1,4 +1,4 @@
-"""What a table alone says about a request: whether any plan can satisfy it, before a model is loaded."""
+"""Checks from the table alone, before a model is loaded, whether any plan can satisfy a request."""
 
 from __future__ import annotations
 
@@ -16,21 +16,20 @@ from qplan.run.table import SensitivityTable
 
 
 def check_feasible(request: PlanRequest, table: SensitivityTable, run: RunFolder, fixed: FixedBytes) -> None:
-    """Hold the smallest plan of a table against all budgets and limits.
+    """Check the smallest plan of a table against all budgets and limits.
 
-    Before the first export the bytes besides the tensors are an estimate: what hangs on it is let through, and decided
-    when the graph is there.
+    Before the first export, bytes besides the tensors are an estimate. Requests whose feasibility depends on it pass
+    here and are decided once the graph is exported.
 
     Args:
         request: budgets, limits and rules.
         table: single losses.
-        run: where the device profile is.
-        fixed: bytes that ship whatever the plan.
+        run: the run, which holds the device profile.
+        fixed: bytes that every plan ships.
 
     Raises:
-        InputError: a pattern that matches nothing, a metric that was not measured, or no device profile where one is
-            needed.
-        InfeasibleError: no plan fits; names the nearest value.
+        InputError: a pattern matches nothing, the metric was not measured, or a device profile is needed and missing.
+        InfeasibleError: no plan fits; the message gives the nearest value that does.
     """
     card, rules = table.model, request.rules
     problem = rules.problem(card, rules.losses(table), None)
@@ -38,10 +37,12 @@ def check_feasible(request: PlanRequest, table: SensitivityTable, run: RunFolder
     for limit in limits:
         problem = limit.applied(problem, card)
     request.minimize(table, run)
-    surely = fixed if fixed.exact else FixedBytes(0, fixed.embedding, 0, exact=False)
+    certain = fixed if fixed.exact else FixedBytes(0, fixed.embedding, 0, exact=False)
     smallest = solve(problem.smallest_program())
-    budget = tightest(request.budgets, card, surely, rules.uniform_scale_bits)
-    if smallest.picks and (budget is None or problem.picked_bytes(smallest.picks) <= budget.limit_bytes - surely.total):
+    budget = tightest(request.budgets, card, certain, rules.uniform_scale_bits)
+    if smallest.picks and (
+        budget is None or problem.picked_bytes(smallest.picks) <= budget.limit_bytes - certain.total
+    ):
         return
     budget = tightest(request.budgets, card, fixed, rules.uniform_scale_bits)
     limited = problem if budget is None else replace(problem, limit_bytes=budget.limit_bytes - fixed.total)

@@ -1,4 +1,4 @@
-"""Chooses the plan that a user wants; limits on the loss are held on whole models, on held-out tokens."""
+"""Chooses the plan that a user requested. Limits on the loss are checked on whole models, on held-out tokens."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from qplan.run.folder import RunFolder
 from qplan.run.plan import Plan
 
 _ROUNDS = 5
-"""Times that a plan whose whole model loses more than allowed is solved again under a lower limit."""
+"""How often a plan whose whole model loses more than allowed is solved again under a lower limit."""
 
 _MARGIN = 0.97
-"""How much lower than needed the next limit is."""
+"""Factor on the next limit, as a margin."""
 
 
 @dataclass(frozen=True)
 class WholeLoss:
-    """What a whole model loses on held-out tokens."""
+    """Losses of a whole model on held-out tokens."""
 
     kl_nats: float
     nll_nats: float
@@ -38,19 +38,19 @@ class WholeLoss:
 def choose_requested(
     context: PlanningContext, wanted: PlanRequest, run: RunFolder, *, evaluations: int = EVALUATIONS
 ) -> Plan:
-    """The best plan within all budgets and limits, repaired by what whole models lose.
+    """Choose the best plan within all budgets and limits, and repair it by measuring whole models.
 
     See `choose_plan` and `repair`.
 
     Args:
-        context: losses, and whole models to judge by; its rules are those of ``wanted``.
+        context: losses, and the means to measure whole models; its rules are replaced by those of ``wanted``.
         wanted: budgets, limits and rules.
-        run: where the device profile is.
-        evaluations: whole models that a repair may measure; 0 for no repair.
+        run: the run, which holds the device profile.
+        evaluations: most whole models that the repair may measure; 0 for no repair.
 
     Raises:
-        InputError: a pattern that matches nothing, or no device profile where one is needed.
-        InfeasibleError: no plan fits; names the nearest value.
+        InputError: a pattern matches nothing, or a device profile is needed and missing.
+        InfeasibleError: no plan fits; the message gives the nearest value that does.
     """
     context, table = replace(context, rules=wanted.rules), context.table
     resources, minimize = wanted.limits(table, run), wanted.minimize(table, run)
@@ -72,14 +72,14 @@ def choose_requested(
         if max(over) <= 1:
             kept = note("limits-kept", nats=loss.kl_nats, memory=table.goal, perplexity_change=loss.perplexity)
             return plan.noted(kept)
-        context.say("more than allowed: solving again under a lower limit")
-        # a ratio of 0 is a limit that nobody asked for, or that nothing is lost of
+        context.say("the loss is above its limit: solving again under a lower limit")
+        # a ratio of 0 means that there is no such limit, or no such loss
         lower = [min(1.0, _MARGIN / ratio) if ratio else 1.0 for ratio in over]
         scales = [scale * factor for scale, factor in zip(scales, lower, strict=True)]
     least = min(tried, key=lambda loss: loss.kl_nats)
     msg = (
-        f"no plan was found whose whole model keeps the loss limit on held-out tokens; the nearest has "
-        f"KL {least.kl_nats:.3e} nats per token and a perplexity {least.perplexity:+.3f}. Raise the limit"
+        f"no plan was found whose whole model keeps to the loss limit on held-out tokens; the nearest has "
+        f"KL {least.kl_nats:.3e} nats per token, perplexity {least.perplexity:+.3f}. Raise the limit"
     )
     raise InfeasibleError(msg)
 
@@ -87,14 +87,14 @@ def choose_requested(
 def _repaired(
     plan: Plan, context: PlanningContext, limits: Sequence[Ceiling | ResourceLimit], evaluations: int
 ) -> Plan:
-    """The plan repaired, unless that makes it worse than uniform where it was not optimized."""
+    """The repaired plan, or the given one if the repair makes it worse than uniform under some memory setting."""
     better = repair(plan, context, limits=limits, evaluations=evaluations)
     found = context.uniform(plan.budget_bytes)
     if better is plan or found is None:
         return better
     name, uniform = found
     if max(context.against(better.formats, uniform).values()) > 1:
-        context.say(f"the repaired plan is worse than uniform {name} in a memory setting: the first one is kept")
+        context.say(f"the repaired plan is worse than uniform {name} under a memory setting: keeping the plan before")
         return plan
     return better
 
@@ -107,7 +107,7 @@ def whole_loss(context: PlanningContext, formats: Formats) -> WholeLoss:
 
 
 def _over(wanted: PlanRequest, loss: WholeLoss, reference_nll_nats: float) -> tuple[float, float]:
-    """How many times the limits on KL and perplexity are exceeded; at most 1 where they hold."""
+    """Losses relative to the limits on KL and perplexity; at most 1 if these hold, 0 without a limit."""
     kl = 0.0 if wanted.max_kl is None else loss.kl_nats / wanted.max_kl
     increase = wanted.max_ppl_increase
     nll = 0.0 if increase is None else loss.nll_nats / increase.nll_nats(reference_nll_nats)

@@ -1,4 +1,4 @@
-"""What the engine measured of a run's plans, told by the losses that they were made from."""
+"""What the engine measured on the plans that were made from a run's table."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from qplan.run.verified import VerifiedPlan, verified_plans
 
 
 def plans_of(run: RunFolder, table: SensitivityTable) -> Iterator[VerifiedPlan]:
-    """Plans that were made from a table, for whatever engine, built and measured as they are; by name.
+    """Verified plans that were made from a table, for any engine, in order of their names.
 
     Args:
-        run: where they are.
-        table: as the run holds it.
+        run: the run that holds the plans.
+        table: the run's table.
     """
     hashes: dict[str | None, str] = {}
     for verified in verified_plans(run):
@@ -33,7 +33,7 @@ def plans_of(run: RunFolder, table: SensitivityTable) -> Iterator[VerifiedPlan]:
 def measured_models(run: RunFolder, table: SensitivityTable) -> tuple[MeasuredModel, ...]:
     """What the engine measured in a run: plans made from its table, and MNN's uniform exports.
 
-    Models for another engine have it in their names: the same format takes other bytes there.
+    Names of models for another engine include its version, since the same format takes other bytes there.
     """
     found: dict[str, MeasuredModel] = {}
     for verified in plans_of(run, table):

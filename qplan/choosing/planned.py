@@ -1,4 +1,4 @@
-"""The one way from a plan to what it was made from: its run's losses, its rules and its engine."""
+"""Finds what a plan was made from: its run's losses, its rules and its engine. Nothing else does this."""
 
 from __future__ import annotations
 
@@ -21,33 +21,33 @@ from qplan.run.table import SensitivityTable
 
 @dataclass(frozen=True, eq=False)
 class PlannedOn:
-    """A plan with everything that it hangs on."""
+    """A plan with everything that it was made from."""
 
     plan: Plan
-    """As it was read."""
+    """The plan as stored."""
     path: Path
-    """Its file."""
+    """The plan's file."""
     run: RunFolder
-    """Where its losses are."""
+    """The run that holds its losses."""
     engine: EngineTarget | None
-    """What the engine that it is for needs; None for the installed one."""
+    """The engine that the plan was made for; None for the installed one."""
     measured: SensitivityTable
-    """The losses whose hash the plan records: the run's, with formats as that engine reads them."""
+    """The table whose hash the plan records: the run's, with formats as that engine reads them."""
     analysis_sha256: str
-    """Hash of the run's own table: plans of one analysis share it, whatever their engines."""
+    """Hash of the run's own table, which plans of one analysis share across engines."""
 
     @property
     def rules(self) -> Rules:
-        """What the user wanted besides budgets and limits."""
+        """What the user asked for besides budgets and limits."""
         rules = Rules.of(self.plan)
         return rules if self.engine is None else retarget_rules(rules, self.engine)
 
     @property
     def table(self) -> SensitivityTable:
-        """What the plan can choose from, under its memory setting.
+        """The formats that the plan can choose from, under its memory setting.
 
-        Those are `measured`, without the formats that the engine garbles where the plan ships with ``dynamic_option``
-        2. A plan that people gave such a format ships without that option: it may choose from all.
+        These are `losses`, without the formats that the engine garbles if the plan ships with ``dynamic_option`` 2. A
+        plan that was edited to use such a format ships without that option, and may choose from all formats.
         """
         plan = self.plan
         return computable(self.losses) if plan.dynamic_option == 2 and not garbled(plan.formats) else self.losses
@@ -57,7 +57,7 @@ class PlannedOn:
         """`measured` under the plan's memory setting.
 
         Raises:
-            InputError: a setting that was not measured.
+            InputError: the setting was not measured.
         """
         memory = next((known for known in self.measured.memories if known == self.plan.memory), None)
         if memory is None:
@@ -68,16 +68,16 @@ class PlannedOn:
 
     @property
     def fixed(self) -> FixedBytes:
-        """Bytes that ship whatever the plan, as it promises them."""
+        """Bytes that every plan ships, as this plan counts them."""
         files = self.plan.files
         other = files.weight - sum(tensor.bytes for tensor in self.plan.tensors)
         return FixedBytes(other, files.embedding, files.graph, exact=True)
 
     def recounted(self) -> Plan:
-        """The plan with the bytes and losses of its formats, also where people have edited these and no numbers.
+        """The plan with bytes and losses recomputed from its formats, which may have been edited by hand.
 
         Raises:
-            InputError: a format that was not measured; names the line.
+            InputError: a format was not measured; the message gives the line.
         """
         return recount(self.plan, self.losses, self.fixed, path=self.path)
 
@@ -87,13 +87,13 @@ def planned_on(found: FoundPlan, run: RunFolder | None = None, table: Sensitivit
 
     Args:
         found: the plan.
-        run: None for the run that its file lies in.
-        table: of that run, if it has been read already.
+        run: the run it was made from; None for the one that holds the file.
+        table: the run's table, if it has been read already.
 
     Raises:
-        InputError: no such table, an engine that nothing runs on, or a plan that does not fit the model; names the
-            line.
-        StaleArtifactError: the run has other losses by now.
+        InputError: there is no table, no model is known to run on the engine, or the plan does not fit the model; the
+            message gives the line.
+        StaleArtifactError: the run now has other losses.
     """
     home = run or run_of(found.path)
     table = table or SensitivityTable.read(home.sensitivity)
@@ -110,28 +110,27 @@ def planned_on(found: FoundPlan, run: RunFolder | None = None, table: Sensitivit
 
 
 def engine_of(plan: Plan) -> EngineTarget | None:
-    """What the engine that a plan is for needs; None for the installed one.
+    """The engine that a plan was made for; None for the installed one.
 
     Raises:
-        InputError: no model is known to run there.
+        InputError: no model is known to run on it.
     """
     return None if plan.engine is None else EngineTarget.of(EngineVersion.parse(plan.engine))
 
 
 def edited_plan(planned: PlannedOn, table: SensitivityTable, target: EngineTarget, fixed: FixedBytes) -> Plan:
-    """A plan that people may have edited, with its bytes and losses counted again.
+    """Recompute bytes and losses of a plan that may have been edited by hand, to build it for an engine.
 
-    A plan that grew over its budget keeps the budget's name, but promises its own bytes: whoever edits a plan decides
-    them.
+    A plan that outgrew its budget keeps the budget's name, but its own bytes become the limit.
 
     Args:
         planned: the plan, and what it was made from.
-        table: the losses that it is built with: those of its own engine, or of another.
+        table: losses of the engine that it is built for, which need not be the plan's own.
         target: that engine.
-        fixed: bytes that ship whatever the plan.
+        fixed: bytes that every plan ships.
 
     Raises:
-        InputError: a format that was not measured; names the line.
+        InputError: a format was not measured; the message gives the line.
     """
     plan = planned.plan
     tensors = tuple(replace(t, format=as_measured(t.format, table.formats_of(t.name), target)) for t in plan.tensors)

@@ -1,8 +1,8 @@
-"""Improves a plan by what whole models lose: promotions and demotions within the same limits, while that pays.
+"""Improves a plan by measuring whole models: promotes and demotes tensors within the limits while the loss falls.
 
-Single losses do not add up exactly, so the plan with the least sum need not be the best. Around it, the moves that
-nearly paid are measured on the whole model, one at a time; the exact solver combines them within all limits; the
-combination is measured and kept if it loses less. Half of the held-out rows choose, the other half must confirm.
+Single losses do not add up exactly, so the plan with the least sum need not be the best. Each round measures moves
+around it that nearly paid off, one at a time, on the whole model. The solver combines them within all limits, and the
+combination is measured and kept if it loses less. Half of the held-out rows choose moves, the other half must confirm.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from qplan.run.plan import Plan
 from qplan.sensitivity.metrics import TokenStats
 
 _MOVES = 15
-"""Single moves that are measured in one round."""
+"""Most single moves that one round measures."""
 REPAIRED = "repaired"
-"""Solver status of a plan that loses less than the one with the least sum."""
+"""Solver status of a plan that repair has changed."""
 
 
 def repair(
@@ -40,13 +40,13 @@ def repair(
     """Improve a plan within its budget and limits.
 
     Args:
-        plan: the one with the least sum of single losses.
-        context: these losses, the rules, and two held-out rows or more.
-        limits: on other losses, RAM, time.
-        evaluations: whole models to measure at most.
+        plan: the plan with the least sum of single losses.
+        context: these losses, the rules, and at least two held-out rows.
+        limits: limits on other losses, RAM and time.
+        evaluations: most whole models to measure.
 
     Returns:
-        The plan itself, or one that loses less on both halves of the held-out rows.
+        The given plan, or one that loses less on both halves of the held-out rows.
     """
     rules, heldout = context.rules, context.heldout
     card, losses = context.table.model, rules.losses(context.table)
@@ -74,7 +74,7 @@ def repair(
             break
         picks, best = other, found
     if picks == first:
-        context.say(f"no promotion or demotion pays: {evaluations - left} whole models measured")
+        context.say(f"no promotion or demotion lowers the loss: {evaluations - left} whole models measured")
         return plan
     formats = member_formats(problem, picks, card)
     checked = confirming({"before": plan.formats, "after": formats})
@@ -82,12 +82,12 @@ def repair(
     changed = sum(formats[name] != fmt for name, fmt in plan.formats.items())
     if after >= before:
         context.say(
-            f"{changed} promotions and demotions that paid on half of the held-out rows did not on the other: dropped"
+            f"{changed} promotions and demotions lowered the loss on one half of the held-out rows only: dropped"
         )
         return plan
     share = (best.kl_nats + after) / (start_nats + before)
     context.say(
-        f"{changed} tensors promoted or demoted at the same bytes: whole-model loss x {share:.3f} on held-out rows"
+        f"{changed} tensors promoted or demoted within the limits: whole-model loss x {share:.3f} on held-out rows"
     )
     return _changed(plan, context, formats, limits, share)
 
@@ -97,7 +97,7 @@ def _with(picks: Sequence[int], group: int, choice: int) -> tuple[int, ...]:
 
 
 def _pays(before: TokenStats, after: TokenStats) -> bool:
-    """Whether the loss falls by more than its standard error, token by token."""
+    """Whether the loss falls by more than the standard error of its change over tokens."""
     fall = before.kl - after.kl
     error = float(fall.std()) / math.sqrt(len(fall)) if len(fall) > 1 else 0.0
     return float(fall.mean()) > error
@@ -106,7 +106,7 @@ def _pays(before: TokenStats, after: TokenStats) -> bool:
 def _changed(
     plan: Plan, context: PlanningContext, formats: Formats, limits: Sequence[Ceiling | ResourceLimit], share: float
 ) -> Plan:
-    """The plan with other formats, and the numbers that belong to them."""
+    """The plan with other formats and the numbers of these."""
     table, losses = context.table, context.rules.losses(context.table)
     tensors = planned_tensors(table, formats)
     total = math.fsum(losses[name][fmt.name] for name, fmt in formats.items())

@@ -1,4 +1,4 @@
-"""What a user wants of a plan, and what that means for this model and machine."""
+"""What a user requests of a plan, and what that means for this model and machine."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ if TYPE_CHECKING:  # the command line takes its defaults from here, and waits fo
 RAM, DECODE, PREFILL, FILES = "RAM", "decode time", "prefill time", "file size"
 KL, PERPLEXITY = "KL", "perplexity increase, as KL"
 _NANOSECONDS = 10**6
-"""In a millisecond."""
+"""Nanoseconds in a millisecond."""
 EVALUATIONS = 48
-"""Whole models that a repair measures at most, see `qplan.choosing.repair`."""
+"""Most whole models that a repair measures, see `qplan.choosing.repair`."""
 
 _INCREASE = re.compile(r"^(\d+(?:\.\d*)?|\.\d+)\s*(%?)$")
 
 
 @dataclass(frozen=True)
 class Increase:
-    """A perplexity increase that is accepted."""
+    """The largest accepted increase of perplexity."""
 
     amount: float
     relative: bool
-    """In per cent of FP32's perplexity; else in perplexity."""
+    """Whether `amount` is in percent of FP32's perplexity; otherwise it is in perplexity."""
 
     @classmethod
     def parse(cls, text: str) -> Increase:
         """Read ``0.5`` or ``1%``.
 
         Raises:
-            InputError: something else.
+            InputError: the text is neither.
         """
         match = _INCREASE.match(text.strip())
         if match is None or float(match[1]) <= 0:
@@ -56,7 +56,7 @@ class Increase:
         return cls(float(match[1]), match[2] == "%")
 
     def nll_nats(self, reference_nll_nats: float) -> float:
-        """The increase of the mean negative log-likelihood that it allows."""
+        """The increase of the mean negative log-likelihood, in nats, that it corresponds to."""
         share = self.amount / 100 if self.relative else self.amount / math.exp(reference_nll_nats)
         return math.log1p(share)
 
@@ -68,19 +68,19 @@ class PlanRequest:
     budgets: tuple[Budget, ...] = (Budget.parse("int8"),)
     objective: Objective = "loss"
     max_kl: float | None = None
-    """Nats per token."""
+    """Limit on the loss on held-out tokens, nats per token."""
     max_ppl_increase: Increase | None = None
     max_decode_ms: float | None = None
     max_prefill_ms: float | None = None
     max_ram: Size | None = None
-    """Of the weights after loading."""
+    """Limit on RAM of the weights after loading."""
     rules: Rules = field(default_factory=Rules)
 
     def __post_init__(self) -> None:
-        """Refuse what means nothing.
+        """Refuse values that make no sense.
 
         Raises:
-            InputError: a limit of nothing, or an objective without a limit that holds it back.
+            InputError: a limit is not above 0, or an objective other than the loss comes without a limit on the loss.
         """
         for option, value in (
             ("--max-kl", self.max_kl),
@@ -88,7 +88,7 @@ class PlanRequest:
             ("--max-prefill-ms", self.max_prefill_ms),
         ):
             if value is not None and not (value > 0 and math.isfinite(value)):
-                msg = f"{option} {value:g}: must be above 0, and finite"
+                msg = f"{option} {value:g}: must be above 0 and finite"
                 raise InputError(msg)
         if self.objective != "loss" and self.max_kl is None and self.max_ppl_increase is None:
             msg = f"--objective {self.objective} needs a limit on the loss: give --max-kl or --max-ppl-increase"
@@ -115,10 +115,10 @@ class PlanRequest:
         return "-".join(parts)
 
     def limits(self, table: SensitivityTable, run: RunFolder) -> tuple[ResourceLimit, ...]:
-        """Limits on RAM and time.
+        """The limits on RAM and time.
 
         Raises:
-            InputError: no device profile where one is needed.
+            InputError: a device profile is needed and missing.
         """
         found = []
         if self.max_ram is not None:
@@ -130,24 +130,24 @@ class PlanRequest:
         return tuple(found)
 
     def minimize(self, table: SensitivityTable, run: RunFolder) -> Cost | None:
-        """The cost that comes before the loss.
+        """The cost to minimize before the loss; None if the loss is the objective.
 
         Raises:
-            InputError: no device profile where one is needed.
+            InputError: a device profile is needed and missing.
         """
         if self.objective == "smallest":
             return Cost(FILES, "MB", 10**6, lambda spec, fmt: spec.bytes_in(fmt))
         return decode_cost(table, run) if self.objective == "fastest" else None
 
     def loss_ceilings(self, table: SensitivityTable, scales: Sequence[float] = (1.0, 1.0)) -> tuple[Ceiling, ...]:
-        """Limits on the sum of single losses that keep the whole model's loss within what is wanted.
+        """Limits on the sum of single losses that keep the whole model within the requested loss.
 
-        A perplexity rises by as many nats as the KL divergence if the text is as likely as the model thinks; whether
-        it is shows when the plan is measured.
+        The log of the perplexity rises by the KL divergence if the text is as likely as the model expects. Whether it
+        is shows when the plan is measured.
 
         Args:
             table: single losses, and how they add up.
-            scales: what whole models have shown: limits on KL and perplexity are multiplied by these.
+            scales: factors on the limits on KL and perplexity, from measuring whole models.
         """
         wanted = []
         if self.max_kl is not None:
@@ -155,15 +155,15 @@ class PlanRequest:
         if self.max_ppl_increase is not None:
             nats = self.max_ppl_increase.nll_nats(table.reference_nll_nats) * scales[1]
             wanted.append((PERPLEXITY, nats))
-        losses = table.kl(table.goal)  # whatever metric is minimized
+        losses = table.kl(table.goal)  # regardless of the metric that is minimized
         return tuple(Ceiling(name, losses, largest_sum(table, nats)) for name, nats in wanted)
 
 
 def parse_objective(text: str) -> Objective:
-    """One of the objectives.
+    """Parse the name of an objective.
 
     Raises:
-        InputError: another word.
+        InputError: there is no such objective.
     """
     found = next((known for known in OBJECTIVES if known == text), None)
     if found is None:
@@ -176,7 +176,7 @@ def limits_of(plan: Plan, table: SensitivityTable, run: RunFolder) -> tuple[Ceil
     """The limits that a plan records, besides its budget.
 
     Raises:
-        InputError: no device profile where one is needed.
+        InputError: a device profile is needed and missing.
     """
     rules = Rules.of(plan)
     found: list[Ceiling | ResourceLimit] = []
@@ -207,10 +207,10 @@ def ram_cost(rules: Rules, table: SensitivityTable) -> Cost:
 
 
 def decode_cost(table: SensitivityTable, run: RunFolder) -> Cost:
-    """Time of a decoded token on this machine.
+    """Time per decoded token on this machine.
 
     Raises:
-        InputError: no profile, or one of another model.
+        InputError: there is no profile, or it is of another model.
     """
     profile = _profile(table, run)
 
@@ -224,7 +224,7 @@ def prefill_cost(table: SensitivityTable, run: RunFolder) -> Cost:
     """Time of a prefill of the profile's length on this machine.
 
     Raises:
-        InputError: no profile, or one of another model.
+        InputError: there is no profile, or it is of another model.
     """
     profile = _profile(table, run)
 

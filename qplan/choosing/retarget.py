@@ -1,4 +1,4 @@
-"""A run's table and rules for the engine and the settings that a model will run with."""
+"""Adapts a run's table and rules to the engine and settings that a model will run with."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from qplan.run.table import SensitivityTable
 
 
 def retarget_table(table: SensitivityTable, target: EngineTarget) -> SensitivityTable:
-    """The table with formats that the engine reads.
+    """The table with formats as an engine reads them.
 
-    Losses stay: wider scales lose a little less than what was measured.
+    Losses are kept: wider scales lose slightly less than was measured.
     """
     if target.scale_bits == 16:
         return table
@@ -38,25 +38,25 @@ def computable(table: SensitivityTable) -> SensitivityTable:
     """The table without the formats that the engine garbles under ``dynamic_option`` 2.
 
     Raises:
-        InputError: a tensor is left without any.
+        InputError: a tensor is left without any format.
     """
     rows = tuple(m for m in table.measurements if QuantFormat.parse(m.format).allows_block_activations)
     bare = sorted({m.tensor for m in table.measurements} - {m.tensor for m in rows})
     if bare:
         msg = (
             f"the engine computes none of the measured formats of {bare[0]} with --dynamic-option 2; "
-            "analyze with --formats that have one scale per row, e.g. int8-b0, or take --dynamic-option 0"
+            "analyze with --formats that have one scale per row, e.g. int8-b0, or use --dynamic-option 0"
         )
         raise InputError(msg)
     return replace(table, measurements=rows)
 
 
 def as_measured(fmt: QuantFormat, measured: Sequence[QuantFormat], target: EngineTarget) -> QuantFormat:
-    """A format of a plan for one engine, as another engine's table has it: with the scales that it reads.
+    """Translate a format from a plan for one engine to another engine's table, whose scales may differ.
 
     Args:
-        fmt: in the plan.
-        measured: what the table has for its tensor.
+        fmt: the format in the plan.
+        measured: the formats that the table has for its tensor.
         target: the other engine.
     """
     if fmt in measured or fmt.is_float:
@@ -65,5 +65,5 @@ def as_measured(fmt: QuantFormat, measured: Sequence[QuantFormat], target: Engin
 
 
 def retarget_rules(rules: Rules, target: EngineTarget) -> Rules:
-    """The same rules, held against the uniform export that the engine reads."""
+    """The same rules, with uniform exports as the engine reads them."""
     return replace(rules, uniform_scale_bits=target.scale_bits)

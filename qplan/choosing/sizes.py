@@ -1,4 +1,4 @@
-"""Bytes that ship whatever the plan: read from a run's exported graph, or estimated before there is one."""
+"""Bytes that every plan ships: read from a run's exported graph, or estimated before there is one."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from qplan.run.folder import RunFolder
 from qplan.run.skeleton_record import SkeletonRecord
 
 _GRAPH_SLACK_BYTES = 64
-"""Alignment, and tables that ops share: built graphs were 20 to 52 bytes above the sum of their parts."""
+"""Allowance for alignment and shared tables: built graphs were 20 to 52 bytes larger than the sum of their parts."""
 
 
 def fixed_bytes(skeleton: Skeleton) -> FixedBytes:
-    """What ships whatever the plan; the graph as large as it gets, with every linear an integer.
+    """Bytes that every plan ships, with the graph at its largest: every linear stored as integers.
 
-    An fp16 op takes less, so no plan's graph is larger than a uniform integer model's.
+    An fp16 op takes fewer bytes, so no plan's graph is larger.
     """
     files = predict_files(skeleton, {op.name: INT8 for op in skeleton.ops})
     graph = files.graph + _GRAPH_SLACK_BYTES
@@ -24,12 +24,12 @@ def fixed_bytes(skeleton: Skeleton) -> FixedBytes:
 
 
 def run_fixed_bytes(run: RunFolder, card: ModelCard, *, c4: bool = True) -> FixedBytes:
-    """The same from what a run holds: exact after the first emit, an estimate before.
+    """Bytes that every plan of a run ships: exact after the first emit, an estimate before.
 
     Args:
         run: a finished analysis.
         card: its model.
-        c4: of the graph with the fusion that engines before 3.6.1 crash on.
+        c4: whether the graph has the fusion that engines before 3.6.1 crash on.
     """
     folder, path = run.skeleton_for(c4=c4)
     if folder.is_dir() and path.is_file() and SkeletonRecord.read(path).model == card.sha256:
@@ -38,6 +38,6 @@ def run_fixed_bytes(run: RunFolder, card: ModelCard, *, c4: bool = True) -> Fixe
 
 
 def unfolded_fixed_bytes(run: RunFolder) -> FixedBytes | None:
-    """The same for the model before folding, which uniform exports are made of; None where it was not exported."""
+    """Fixed bytes of the model before folding, which uniform exports are made from; None if it was not exported."""
     folder, path = run.skeleton_for(unfolded=True)
     return fixed_bytes(Skeleton.open(folder)) if folder.is_dir() and path.is_file() else None

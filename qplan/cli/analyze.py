@@ -56,18 +56,18 @@ def command(
         Mode,
         typer.Option(
             help="gradient estimates every loss from one backward pass, measured runs the model with every format, "
-            "auto estimates and measures what plans hang on.",
+            "auto estimates, then measures what plans depend on.",
             rich_help_panel=panels.LOSSES,
         ),
     ] = AnalyzeOptions.mode,
     memory: Annotated[
         Memory,
-        typer.Option(help="The engine's setting: low has int8 activations.", rich_help_panel=panels.LOSSES),
+        typer.Option(help="The engine's setting; low computes with int8 activations.", rich_help_panel=panels.LOSSES),
     ] = AnalyzeOptions.memory,
     dynamic_option: Annotated[
         DynamicOption,
         typer.Option(
-            help="The engine's setting: 2 has int8 activations with a scale per block.", rich_help_panel=panels.LOSSES
+            help="The engine's setting; 2 gives int8 activations a scale per block.", rich_help_panel=panels.LOSSES
         ),
     ] = AnalyzeOptions.dynamic_option,
     rounding: Annotated[
@@ -82,21 +82,19 @@ def command(
     fold: Annotated[
         Folding,
         typer.Option(
-            help="auto moves channel scales between weights, the same function, where it lowers the loss.",
+            help="auto moves channel scales between weights where that lowers the loss, without changing the function.",
             rich_help_panel=panels.WEIGHTS,
         ),
     ] = AnalyzeOptions.fold,
     fit_tokens: Annotated[
         int,
-        typer.Option(
-            metavar="N", help="At most this many tokens that rounding is fitted to.", rich_help_panel=panels.WEIGHTS
-        ),
+        typer.Option(metavar="N", help="Fit rounding to at most this many tokens.", rich_help_panel=panels.WEIGHTS),
     ] = AnalyzeOptions.fit_tokens,
     jobs: Annotated[
         int | None,
         typer.Option(
             metavar="N",
-            help="Tensors that are rounded at a time.",
+            help="Tensors to round at a time.",
             show_default="one per processor; 1 on a GPU",
             rich_help_panel=panels.MACHINE,
         ),
@@ -138,12 +136,12 @@ def command(
     ] = None,
     restart: Annotated[
         bool,
-        typer.Option("--restart", help="Throw away an earlier run with other inputs.", rich_help_panel=panels.FOLDERS),
+        typer.Option("--restart", help="Discard an earlier run with other inputs.", rich_help_panel=panels.FOLDERS),
     ] = AnalyzeOptions.restart,
 ) -> None:
     """Find the loss of every format of every linear tensor.
 
-    Can be killed at any moment: the same command goes on where it was.
+    It can be killed at any moment: the same command resumes where it stopped.
 
     Examples:
         qplan analyze Qwen/Qwen2.5-0.5B-Instruct --calib my-text.jsonl

@@ -14,7 +14,7 @@ from qplan.cli import panels
 
 
 class HelpfulCommand(TyperCommand):
-    """A command whose options say what they take only where that says something."""
+    """A command whose help says what an option takes only where that is informative."""
 
     def __init__(self, *args: Any, **settings: Any) -> None:  # noqa: ANN401 - typer's own
         """Build it from what typer read from the function."""
@@ -22,12 +22,12 @@ class HelpfulCommand(TyperCommand):
         _restyle(self)
 
     def get_params(self, ctx: Any) -> list[Any]:  # noqa: ANN401 - typer's own
-        """All of them, those that typer adds by itself too."""
+        """All parameters, including those that typer adds."""
         return _shown(super().get_params(ctx))
 
 
 class HelpfulGroup(TyperGroup):
-    """The same for a group that is a command too."""
+    """The same for a group, which is a command too."""
 
     def __init__(self, *args: Any, **settings: Any) -> None:  # noqa: ANN401 - typer's own
         """Build it from what typer read from the function."""
@@ -35,12 +35,12 @@ class HelpfulGroup(TyperGroup):
         _restyle(self)
 
     def get_params(self, ctx: Any) -> list[Any]:  # noqa: ANN401 - typer's own
-        """All of them, those that typer adds by itself too."""
+        """All parameters, including those that typer adds."""
         return _shown(super().get_params(ctx))
 
 
 _OUTPUT = ("help", "install_completion", "show_completion")
-"""What typer adds by itself: last and among its like instead of first in a panel of its own."""
+"""Options that typer adds: shown in the panel of output options, not in a panel of their own."""
 
 
 def _restyle(command: TyperCommand | TyperGroup) -> None:
@@ -65,7 +65,7 @@ def _shown(parameters: list[Any]) -> list[Any]:
 
 
 def _styled(text: str | None) -> str | None:
-    """Code in color, whole lines of it too: Markdown would need half of the time that ``--help`` takes."""
+    """Color code, including whole lines of it: Markdown would take half of the time of ``--help``."""
     if text is None:
         return None
     colored = re.sub(r"`([^`]+)`", r"[cyan]\1[/cyan]", escape(text))
@@ -73,10 +73,10 @@ def _styled(text: str | None) -> str | None:
 
 
 class App(typer.Typer):
-    """A group of commands of this kind."""
+    """A group whose commands are `HelpfulCommand`."""
 
     def __init__(self, **settings: Any) -> None:  # noqa: ANN401 - typer's own
-        """Rich markup in help texts."""
+        """Allow rich markup in help texts."""
         super().__init__(cls=HelpfulGroup, rich_markup_mode="rich", **settings)
 
     def command(self, name: str | None = None, **settings: Any) -> Callable[[Any], Any]:  # noqa: ANN401

@@ -23,12 +23,12 @@ def command(
     engine: Annotated[
         str | None,
         typer.Option(
-            metavar="VERSION", help="MNN version to judge by, e.g. `3.5.0`.", show_default="the installed one"
+            metavar="VERSION", help="MNN version to check for, e.g. `3.5.0`.", show_default="the installed one"
         ),
     ] = None,
     full: Annotated[bool, typer.Option("--full", help="Read all scales instead of samples: seconds per GB.")] = False,
 ) -> None:
-    """Check an MNN model for everything known to crash the engine or to make it say garbage.
+    """Check an MNN model for everything known to crash the engine or to make it output garbage.
 
     Examples:
         qplan check qplan-runs/my-model/int8/model

@@ -84,7 +84,7 @@ def measure(
         Path, typer.Option(metavar="FILE", help="Where the table goes.", rich_help_panel=panels.FOLDERS)
     ] = Path("qplan-compat.json"),
 ) -> None:
-    """Measure the table again: pip installs every engine into a venv of its own, a child process runs each cell.
+    """Measure the table again: pip installs every engine into its own venv, a child process runs each cell.
 
     Examples:
         qplan compat measure --engine 3.5.0 --engine 3.6.1

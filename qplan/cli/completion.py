@@ -48,7 +48,7 @@ def tensors(incomplete: str) -> list[str]:
         newest = newest_plan_file(RunFolder.latest())
         names = () if newest is None else tensor_names(newest)
     except QplanError:
-        return []  # a broken plan is told by the command, not by a key press
+        return []  # the command reports a broken plan, not a key press
     return _starting(incomplete, map(short_name, names))
 
 
@@ -71,7 +71,7 @@ def roundings(incomplete: str) -> list[str]:
 
 
 def targets(incomplete: str) -> list[str]:
-    """Targets that costs are known of."""
+    """Targets whose costs are known."""
     from qplan.cost.target import targets as known  # noqa: PLC0415 - for this key press alone
 
     return _starting(incomplete, sorted(known()))

@@ -24,15 +24,15 @@ alarm = Console(stderr=True, highlight=False)
 """Errors: never quiet."""
 
 LINE_S = 5.0
-"""Least time between two progress lines of a stage where there is no terminal to draw a bar in."""
+"""Least time between two progress lines of a stage, where there is no terminal for a bar."""
 
 
 class Mode(StrEnum):
-    """Whom a command talks to."""
+    """Who reads what a command prints."""
 
     people = "people"
     quiet = "quiet"
-    """Errors only: the exit code speaks."""
+    """Errors only; scripts read the exit code."""
     json = "json"
     """Standard output holds one JSON object and nothing else."""
 
@@ -42,7 +42,7 @@ _answer: dict[str, object] = {}
 
 
 def begin() -> None:
-    """Forget what an earlier command of this process was told and answered."""
+    """Forget the mode and the answer of an earlier command in this process."""
     _answer.clear()
     use(Mode.people)
 
@@ -53,7 +53,7 @@ def start(command: str) -> None:
 
 
 def use(mode: Mode) -> None:
-    """Print what this mode prints."""
+    """Switch to a mode."""
     out.quiet = mode is not Mode.people
     err.quiet = mode is Mode.quiet
     if mode is Mode.quiet:
@@ -64,7 +64,7 @@ def use(mode: Mode) -> None:
 
 
 def answer(**document: object) -> None:
-    """Give what ``--json`` prints when the command ends: its object's keys, which docs/reference/json.md describes."""
+    """Add keys to the object that ``--json`` prints when the command ends; docs/reference/json.md describes them."""
     _answer.update(document)
 
 
@@ -90,12 +90,12 @@ def _finite(value: object) -> object:
 
 
 def say(message: str) -> None:
-    """Tell what is being done; a line stays a line where nobody watches."""
+    """Print a progress line, which is wrapped only in a terminal."""
     err.print(f"[dim]·[/dim] {message}", markup=True, soft_wrap=not err.is_terminal)
 
 
 def remark(message: str) -> None:
-    """Tell what a reader of the results should know; plain text, e.g. of another program."""
+    """Print a note on the results, as plain text: it may come from another program."""
     err.print(f"note: {message}", markup=False, soft_wrap=not err.is_terminal)
 
 
@@ -113,7 +113,7 @@ def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    # transient: what is left on the screen is what was done, not its bars
+    # transient: the lines about what was done stay on the screen, the bars do not
     with Progress(*columns, console=err, transient=True, refresh_per_second=4) as bar:
         task = bar.add_task(label, total=None)
         shown = 0
@@ -129,7 +129,7 @@ def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def _lines(label: str) -> Callable[[int, int], None]:
-    """Print a line every tenth of the way, and none for what is over at once."""
+    """Print a line every tenth of the way, and none for a stage that is over at once."""
     began, shown, told, expected = time.monotonic(), 0, 0.0, 0
 
     def tell(completed: int, total: int) -> None:

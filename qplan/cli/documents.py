@@ -24,11 +24,11 @@ if TYPE_CHECKING:  # --help and completion wait for no torch
     from qplan.verify.climb import Climbed
 
 Document = dict[str, object]
-"""A JSON object: what leaves the program, never what its modules hand each other."""
+"""A JSON object that leaves the program; modules do not pass it to each other."""
 
 
 def analysis_document(table: SensitivityTable, path: Path) -> Document:
-    """Of ``qplan analyze``."""
+    """The document of ``qplan analyze``."""
     losses = table.kl(table.goal)
     return {
         "run": str(path.parent),
@@ -52,7 +52,7 @@ def analysis_document(table: SensitivityTable, path: Path) -> Document:
 
 
 def emit_document(emitted: Emitted) -> Document:
-    """Of ``qplan emit``."""
+    """The document of ``qplan emit``."""
     plan, files, verification = emitted.plan, PlanFolder(emitted.folder), emitted.verification
     return {
         "folder": str(emitted.folder),
@@ -101,7 +101,7 @@ def _check(check: Check) -> Document:
 
 
 def _measured(verification: Verification) -> list[Document]:
-    """Every run of every built model on the engine, flat."""
+    """Every run of every built model on the engine, as a flat list."""
     return [
         {
             "name": model.name,
@@ -117,7 +117,7 @@ def _measured(verification: Verification) -> list[Document]:
 
 
 def frontier_document(swept: Swept) -> Document:
-    """Of ``qplan frontier``."""
+    """The document of ``qplan frontier``."""
     return {
         "files": [str(path) for path in swept.files],
         "model": swept.table.model.source,
@@ -130,12 +130,12 @@ def frontier_document(swept: Swept) -> Document:
 
 
 def profile_document(profile: DeviceProfile, path: Path) -> Document:
-    """Of ``qplan profile``: the file's path and its fields."""
+    """The document of ``qplan profile``: the file's path and its fields."""
     return {"device": str(path), **asdict(profile)}
 
 
 def explain_document(plan: Path, explanations: Sequence[Explanation]) -> Document:
-    """Of ``qplan explain``."""
+    """The document of ``qplan explain``."""
     return {
         "plan": str(plan),
         "price_nats_per_byte": explanations[0].price_nats_per_byte,
@@ -159,11 +159,11 @@ def _alternative(option: Alternative) -> Document:
 
 
 def diff_document(changes: PlanDiff, plans: Mapping[str, Plan]) -> Document:
-    """Of ``qplan plan diff``.
+    """The document of ``qplan plan diff``.
 
     Args:
-        changes: between the two.
-        plans: the two by ``before`` and ``after``.
+        changes: what differs between the two plans.
+        plans: the two plans, by ``before`` and ``after``.
     """
     return {
         "comparable": changes.comparable,
@@ -185,7 +185,7 @@ def diff_document(changes: PlanDiff, plans: Mapping[str, Plan]) -> Document:
 
 
 def ladder_document(climbed: Climbed) -> Document:
-    """Of ``qplan ladder``."""
+    """The document of ``qplan ladder``."""
     return {
         "text": climbed.text,
         "reference_perplexity": climbed.reference_perplexity,

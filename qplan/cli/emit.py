@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 
 AUTO: Literal["auto"] = "auto"
-"""What ``--dynamic-option`` is called where `EmitOptions` has None."""
+"""Value of ``--dynamic-option`` for which `EmitOptions` has None."""
 
 
 @with_modes("emit")
@@ -50,8 +50,8 @@ def command(
     budget: Annotated[
         list[str] | None,
         typer.Option(
-            help="`int8`, `int4`, `fp16` (as large as that uniform export), `4.5bpw`, `300MB`, `60%`; repeat it, or "
-            "write commas, for several.",
+            help="Files no larger than a uniform export (`int8`, `int4`, `fp16`), `4.5bpw`, `300MB` or `60%` of fp16; "
+            "repeat it or use commas for several.",
             show_default=f"{PlanRequest.budgets[0].text}, if nothing else is limited",
             metavar="BUDGET",
             autocompletion=completion.budgets,
@@ -60,27 +60,29 @@ def command(
     ] = None,
     max_kl: Annotated[
         float | None,
-        typer.Option(metavar="NATS", help="Most KL to FP32, nats per token.", rich_help_panel=panels.LIMITS),
+        typer.Option(metavar="NATS", help="Maximum KL to FP32, nats per token.", rich_help_panel=panels.LIMITS),
     ] = None,
     max_ppl_increase: Annotated[
         str | None,
         typer.Option(
             metavar="GROWTH",
-            help="Most increase of the perplexity: `0.5`, or `1%` of FP32's.",
+            help="Maximum increase of the perplexity: `0.5`, or `1%` of FP32's.",
             rich_help_panel=panels.LIMITS,
         ),
     ] = None,
     max_ram: Annotated[
         str | None,
         typer.Option(
-            metavar="BYTES", help="Most RAM for weights after loading, e.g. `300MB`.", rich_help_panel=panels.LIMITS
+            metavar="BYTES",
+            help="Maximum RAM of the weights after loading, e.g. `300MB`.",
+            rich_help_panel=panels.LIMITS,
         ),
     ] = None,
     max_decode_ms: Annotated[
         float | None,
         typer.Option(
             metavar="MS",
-            help="Most milliseconds per decoded token; needs `qplan profile`.",
+            help="Maximum milliseconds per decoded token; needs `qplan profile`.",
             rich_help_panel=panels.LIMITS,
         ),
     ] = None,
@@ -88,7 +90,7 @@ def command(
         float | None,
         typer.Option(
             metavar="MS",
-            help="Most milliseconds for the profile's prompt; needs `qplan profile`.",
+            help="Maximum milliseconds for the profile's prompt; needs `qplan profile`.",
             rich_help_panel=panels.LIMITS,
         ),
     ] = None,
@@ -96,7 +98,7 @@ def command(
         Objective,
         typer.Option(
             metavar="OBJECTIVE",
-            help="What is best: the least `loss`, or `smallest` or `fastest` under a limit on the loss.",
+            help="What to optimize: least `loss`, or `smallest` or `fastest` under a limit on the loss.",
             rich_help_panel=panels.LIMITS,
         ),
     ] = PlanRequest.objective,
@@ -110,7 +112,7 @@ def command(
         int,
         typer.Option(
             metavar="N",
-            help="Whole models that promotions and demotions may be tried on; 0 for none.",
+            help="Measure at most this many whole models to try promotions and demotions; 0 for none.",
             rich_help_panel=panels.RULES,
         ),
     ] = EmitOptions.evaluations,
@@ -143,7 +145,7 @@ def command(
     dynamic_option: Annotated[
         Literal["auto", DynamicOption],
         typer.Option(
-            help="2: int8 activations with a scale per block, more exact and slower; auto if it pays.",
+            help="2 gives int8 activations a scale per block: more exact, slower. auto takes 2 where it pays.",
             rich_help_panel=panels.ENGINE,
         ),
     ] = AUTO,
@@ -156,7 +158,7 @@ def command(
         str | None,
         typer.Option(
             metavar="TEXT",
-            help="What the model is judged on, as for --calib.",
+            help="Text that the model is judged on, as for --calib.",
             show_default="held-out windows",
             autocompletion=completion.calibrations,
             rich_help_panel=panels.JUDGING,
@@ -166,7 +168,7 @@ def command(
         int, typer.Option(metavar="N", help="At most this many tokens of it.", rich_help_panel=panels.JUDGING)
     ] = EmitOptions.tokens,
     threads: Annotated[
-        int, typer.Option(metavar="N", help="Threads of the engine in measurements.", rich_help_panel=panels.JUDGING)
+        int, typer.Option(metavar="N", help="Engine threads in measurements.", rich_help_panel=panels.JUDGING)
     ] = EmitOptions.threads,
     lang: Lang = EmitOptions.language,
     run: LatestRun = None,
@@ -220,7 +222,7 @@ _MODES = frozenset({"--json", "--quiet"})
 
 
 def command_line() -> str:
-    """This process's command, as a user would type it to see what it prints."""
+    """This process's command line, without the options that hide its output."""
     return shlex.join(["qplan", *(word for word in sys.argv[1:] if word not in _MODES)])
 
 
@@ -250,5 +252,6 @@ def show(emitted: Emitted) -> None:
     out.print(f"report: {files.report}", markup=False, soft_wrap=True)
     if emitted.verification is not None and not emitted.verification.passed:
         failed = [check.name for check in emitted.verification.checks if not check.passed]
-        msg = f"{len(failed)} promises were not kept: {'; '.join(failed)}. See {files.report}"
+        kept = "1 promise was" if len(failed) == 1 else f"{len(failed)} promises were"
+        msg = f"{kept} not kept: {'; '.join(failed)}. See {files.report}"
         raise VerificationError(msg)

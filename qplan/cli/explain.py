@@ -14,7 +14,7 @@ from qplan.cli.modes import with_modes
 from qplan.cli.rules import PlansRun, existing_run
 
 _SHOWN = 8
-"""Tensors that share a format and are named."""
+"""At most this many tensors that share a format are named."""
 
 
 @with_modes("explain")
@@ -64,7 +64,9 @@ def command(
             if len(explanation.members) > 1:
                 out.print(f"It shares its format with {_some(explanation.members)}.", markup=False)
     for name, worth in explanations[0].other_prices.items():
-        out.print(f"A limit besides the budget binds: {name} more is worth {notation.loss(worth)} nats.", markup=False)
+        out.print(
+            f"A limit other than the budget binds: {name} more is worth {notation.loss(worth)} nats.", markup=False
+        )
 
 
 def _some(names: Sequence[str]) -> str:

@@ -38,7 +38,7 @@ def overview(explanations: Sequence[Explanation], budget: str) -> Table:
 
 
 def _trade(explanation: Explanation, options: Sequence[Alternative]) -> tuple[str, str]:
-    """The best of some other formats at the budget's price, and what it trades; the next best of all is marked."""
+    """The best of ``options`` at the budget's price, and what it trades; marked if it is the next best of all."""
     option = min(options, key=lambda o: o.net_nats, default=None)
     if option is None or option.marginal_nats_per_byte is None:
         return "-", ""

@@ -33,7 +33,7 @@ def command(
         str,
         typer.Option(
             metavar="TEXT",
-            help="What rungs are judged on, as for analyze's --calib.",
+            help="Text that rungs are judged on, as for analyze's --calib.",
             autocompletion=completion.calibrations,
             rich_help_panel=panels.JUDGING,
         ),
@@ -105,7 +105,7 @@ def show(climbed: Climbed) -> None:
     """Print the rungs.
 
     Raises:
-        VerificationError: one broke; says where.
+        VerificationError: a rung broke; says where.
     """
     answer(**ladder_document(climbed))
     view = table_view(
@@ -131,11 +131,11 @@ def show(climbed: Climbed) -> None:
     if climbed.broke is None:
         return
     last, broke = climbed.rungs[-1], climbed.broke
-    why = "the engine computes something else than torch with the same weights"
+    why = "the engine does not compute what torch computes with the same weights"
     if last.computes:
         why = f"it loses {last.kl_nats:.2e} nats per token, limit {last.limit_nats:g}"
     msg = (
-        f"{last.name} breaks: {why}. The first output that leaves the tolerance is that of {broke.what}: "
+        f"{last.name} breaks: {why}. The first output outside the tolerance is that of {broke.what}: "
         f"{broke.error_before:.1e} before, {broke.error_after:.1e} after ({broke.measure})"
     )
     raise VerificationError(msg)

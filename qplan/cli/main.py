@@ -30,12 +30,12 @@ from qplan.cli.app import App
 from qplan.errors import QplanError
 
 _UsageError: Any = typer.BadParameter.__mro__[1]
-"""The base of what typer finds wrong with a command line, which it exports under no name of its own."""
+"""Base class of typer's errors about a command line, which typer does not export by name."""
 
 _BAD_INPUT = 2
 
 _SHOWS = frozenset({"--help", "-h", "--version", "--show-completion", "--install-completion"})
-"""Options that print text whatever else is asked for."""
+"""Options that print text even with ``--json``."""
 
 app = App(
     no_args_is_help=True,
@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Errors that qplan raises on purpose become one message, or one JSON object, and their exit code.
 
     Args:
-        arguments: of the command line; None for those of the process.
+        arguments: words of the command line; None for those of this process.
     """
     typed = list(sys.argv[1:] if arguments is None else arguments)
     console.begin()

@@ -15,7 +15,7 @@ from qplan.cli import console, panels
 from qplan.errors import InputError, QplanError
 
 Quiet = Annotated[
-    bool, typer.Option("--quiet", help="Print errors only; the exit code speaks.", rich_help_panel=panels.OUTPUT)
+    bool, typer.Option("--quiet", help="Print errors only; scripts read the exit code.", rich_help_panel=panels.OUTPUT)
 ]
 Json = Annotated[
     bool,
@@ -34,10 +34,10 @@ class InterruptedCommand(QplanError):  # noqa: N818 - nothing is wrong
 
 
 def with_modes(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command ``--quiet`` and ``--json``; it prints through `qplan.cli.console` and knows of neither.
+    """Give a command ``--quiet`` and ``--json``; it prints through `qplan.cli.console` and knows neither.
 
     Args:
-        name: of the command, for its JSON object.
+        name: the command's name, for its JSON object.
     """
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
@@ -51,7 +51,7 @@ def with_modes(name: str) -> Callable[[Callable[..., None]], Callable[..., None]
                 with redirect_stdout(sys.stderr) if json_ else nullcontext():
                     function(*args, **options)
             except KeyboardInterrupt:
-                msg = "interrupted; the same command goes on where it was"
+                msg = "interrupted; run the same command again to resume"
                 raise InterruptedCommand(msg) from None
 
         added = [
@@ -67,10 +67,10 @@ def with_modes(name: str) -> Callable[[Callable[..., None]], Callable[..., None]
 
 
 def _choose_mode(name: str, *, quiet: bool, json_: bool) -> None:
-    """Start a command in the mode that it was asked for.
+    """Start a command in the mode that the user chose.
 
     Raises:
-        InputError: in two of them.
+        InputError: the user chose two.
     """
     console.start(name)
     if quiet and json_:

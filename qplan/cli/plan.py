@@ -31,7 +31,9 @@ def diff_command(
         str, typer.Argument(help="A plan.json, its folder, or a budget of the run.", autocompletion=completion.plans)
     ],
     after: Annotated[str, typer.Argument(help="Another.", autocompletion=completion.plans)],
-    every: Annotated[bool, typer.Option("--all", help=f"Every tensor, not only the {_ROWS} that matter most.")] = False,
+    every: Annotated[
+        bool, typer.Option("--all", help=f"Show every tensor, not only the {_ROWS} that matter most.")
+    ] = False,
     run: LatestRun = None,
 ) -> None:
     """Show what changed between two plans, and what it costs.

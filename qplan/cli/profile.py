@@ -1,4 +1,4 @@
-"""``qplan profile``: what this machine takes for every op shape and format."""
+"""``qplan profile``: how long this machine takes for every op shape and format."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def command(
     threads: Annotated[
         int,
         typer.Option(
-            metavar="N", help="Threads of the engine; times of more than one are noisy.", rich_help_panel=panels.ENGINE
+            metavar="N", help="Engine threads; times with more than one are noisy.", rich_help_panel=panels.ENGINE
         ),
     ] = ProfileOptions.threads,
     prompt_tokens: Annotated[
@@ -33,7 +33,9 @@ def command(
     ] = ProfileOptions.prompt_tokens,
     rounds: Annotated[
         int,
-        typer.Option(metavar="N", help="Times that every model is timed; minima count.", rich_help_panel=panels.ENGINE),
+        typer.Option(
+            metavar="N", help="How often every model is timed; the minimum counts.", rich_help_panel=panels.ENGINE
+        ),
     ] = ProfileOptions.rounds,
     llmexport: LlmExport = None,
     run: LatestRun = None,

@@ -126,7 +126,7 @@ def rules_of(
 
 
 def _by_pattern(option: str, values: Sequence[str]) -> dict[str, str]:
-    """What follows the last ``=`` by what precedes it."""
+    """Map what precedes the last ``=`` of each value to what follows it."""
     found: dict[str, str] = {}
     for value in values:
         pattern, equals, right = value.rpartition("=")
@@ -143,7 +143,7 @@ _EXAMPLES = {"--pin": "fp16", "--min-bits": "6"}
 
 
 def run_given(run: Path | None) -> RunFolder:
-    """The run that a user named, or the latest, which is told.
+    """The run that a user named, or the latest, with a line that says which.
 
     Raises:
         InputError: no such folder, or no finished analysis to be the latest.
@@ -162,6 +162,6 @@ def existing_run(run: Path) -> RunFolder:
         InputError: no such folder.
     """
     if not run.is_dir():
-        msg = f"--run {run} is no folder; make it with 'qplan analyze MODEL --run {run}'"
+        msg = f"--run {run} is not a folder; make it with 'qplan analyze MODEL --run {run}'"
         raise InputError(msg)
     return RunFolder(run)

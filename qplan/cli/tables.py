@@ -10,13 +10,13 @@ from qplan.report import notation
 from qplan.run.plan import Plan
 from qplan.run.table import SensitivityTable
 from qplan.run.verification import BuiltModel, Speed, Verification
-from qplan.tensors import TensorSpec
+from qplan.tensors import short_name
 
 _ROWS = 12
 
 
 def sensitivity_table(table: SensitivityTable) -> Table:
-    """The tensors that lose most, by width as asked for, in blocks of 64 if these were; losses in nats per token."""
+    """The tensors that lose most, nats per token, one column per width: in blocks of 64 if those were measured."""
     shown: dict[int, str] = {}
     for fmt in map(QuantFormat.parse, table.conditions.formats):
         if fmt.bits not in shown or fmt.block == 64:
@@ -29,13 +29,8 @@ def sensitivity_table(table: SensitivityTable) -> Table:
     for spec in worst[:_ROWS]:
         stored = [QuantFormat.parse(fmt).resolve(spec.in_features).name for fmt in shown.values()]
         cells = [f"{losses[spec.name][fmt].kl_nats:.1e}" if fmt in losses[spec.name] else "-" for fmt in stored]
-        view.add_row(short_name(spec), *cells)
+        view.add_row(short_name(spec.name), *cells)
     return view
-
-
-def short_name(spec: TensorSpec) -> str:
-    """``3 down_proj`` for a tensor of layer 3, the kind alone for others."""
-    return spec.kind if spec.layer is None else f"{spec.layer} {spec.kind}"
 
 
 def plan_table(plan: Plan) -> Table:

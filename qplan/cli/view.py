@@ -11,9 +11,9 @@ from rich.text import Text
 
 
 class View(Table):
-    """A table under a line that says what it shows, above one that says what a reader cannot guess.
+    """A table with a heading above it and a note on how to read it below.
 
-    Both may be wider than the table, where rich would fold them to its width.
+    Both may be wider than the table; rich's own title and caption are folded to its width.
     """
 
     heading: str = ""
@@ -35,7 +35,7 @@ def table_view(
 
     Args:
         columns: headings.
-        left: those of words.
+        left: the columns of words.
         heading: what the table shows.
         note: how to read it.
         gap: spaces between columns.

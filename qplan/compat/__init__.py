@@ -1,1 +1,1 @@
-"""The laboratory behind the table of exporters, converters and engines that go together."""
+"""Measures which exporters, converters and engines go together; the table of that."""

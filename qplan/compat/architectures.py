@@ -32,12 +32,12 @@ ARCHITECTURE_LIMIT = 1e-3
 def measure_architectures(
     say: Say, names: tuple[str, ...] = tuple(SPECIMENS), llmexport: Path | None = None
 ) -> Iterator[ArchitectureCell]:
-    """Every specimen at fp16 on the installed engine, against the Hugging Face model in FP32.
+    """Measure specimens at fp16 on the installed engine, against the Hugging Face model in FP32.
 
     Args:
-        say: told what is being done.
-        names: of `SPECIMENS`.
-        llmexport: another exporter than the installed package.
+        say: called with a line about each step.
+        names: names in `SPECIMENS`.
+        llmexport: an MNN checkout whose exporter to use; None for the installed package.
 
     Raises:
         InputError: no such specimen.

@@ -60,7 +60,7 @@ BUILDS = (
     Build("int5, 32-bit scales, no C4, tie list", "int5-b32-s32", c4=False, tie_form="list"),
     Build("int3, 32-bit scales, no C4, tie list", "int3-b32-s32", c4=False, tie_form="list"),
 )
-"""Widths that a tied head cannot have leave it at 8 bits."""
+"""A tied head stays at 8 bits where it cannot have the width."""
 
 _HALF, _FULL = QuantFormat(8, 32), QuantFormat(8, 32, scale_bits=32)
 
@@ -87,11 +87,11 @@ CHECKOUT_EXPORTS = {
 def measure_engines(
     venvs: Path, say: Say, engines: tuple[EngineVersion, ...] | None = None, llmexport: Path | None = None
 ) -> Iterator[Cell]:
-    """Every way to make a model, on every engine, in a child process each.
+    """Measure every way to make a model on every engine, each in its own child process.
 
     Args:
-        venvs: folder of virtual environments, which are made there if they are not.
-        say: told what is being done.
+        venvs: folder of virtual environments; missing ones are made.
+        say: called with a line about each step.
         engines: versions; None for all that pip finds.
         llmexport: an MNN checkout, whose exporter is then measured alone, with the installed converter: it knows
             options that older converters do not.
@@ -113,7 +113,7 @@ def measure_engines(
 
 
 @dataclass(frozen=True)
-class _Made:
+class _MadeModel:
     """A model folder, and what it should compute."""
 
     model: str
@@ -128,7 +128,7 @@ class _Made:
 
 def _exports(
     work: Path, name: str, loaded: LoadedModel, homes: list[EngineVenv], *, llmexport: Path | None, say: Say
-) -> Iterator[_Made]:
+) -> Iterator[_MadeModel]:
     exporter = find_exporter(llmexport)
     converters: dict[str, Path | None] = {version("MNN"): None}
     if llmexport is None:
@@ -141,10 +141,10 @@ def _exports(
                 export(work / name, out, arguments, converter=shim, llmexport=llmexport)
             except ToolError as error:
                 failure = error.tail.strip().rpartition("\n")[2][:200]
-                yield _Made(name, exporter.version, options, converter, None, None, failure)
+                yield _MadeModel(name, exporter.version, options, converter, None, None, failure)
                 continue
             formats = {spec.name: fmt for spec in loaded.card.tensors}
-            yield _Made(name, exporter.version, options, converter, out, _stored(loaded, formats))
+            yield _MadeModel(name, exporter.version, options, converter, out, _stored(loaded, formats))
 
 
 def _shim(work: Path, home: EngineVenv) -> Path:
@@ -152,7 +152,7 @@ def _shim(work: Path, home: EngineVenv) -> Path:
     return shim if shim.exists() else home.converter(shim)
 
 
-def _builds(work: Path, name: str, loaded: LoadedModel, say: Say) -> Iterator[_Made]:
+def _builds(work: Path, name: str, loaded: LoadedModel, say: Say) -> Iterator[_MadeModel]:
     skeletons: dict[bool, Skeleton] = {}
     for build in BUILDS:
         say(f"{name}: qplan {build.options}")
@@ -163,7 +163,7 @@ def _builds(work: Path, name: str, loaded: LoadedModel, say: Say) -> Iterator[_M
         formats = _build_formats(loaded, skeleton, QuantFormat.parse(build.format))
         out = work / f"{name}-{build.options}"
         build_model(skeleton, loaded.card.tensors, formats, Rounder(loaded).store, out, tie_form=build.tie_form)
-        yield _Made(name, "qplan", build.options, version("MNN"), out, _stored(loaded, formats))
+        yield _MadeModel(name, "qplan", build.options, version("MNN"), out, _stored(loaded, formats))
 
 
 def _build_formats(loaded: LoadedModel, skeleton: Skeleton, fmt: QuantFormat) -> dict[str, QuantFormat]:
@@ -175,7 +175,7 @@ def _stored(loaded: LoadedModel, formats: Mapping[str, QuantFormat]) -> Logits:
     return stored_logits(Rounder(loaded), formats, token_ids(TOKENS))
 
 
-def _on_engines(made: _Made, homes: list[EngineVenv], say: Say) -> Iterator[Cell]:
+def _on_engines(made: _MadeModel, homes: list[EngineVenv], say: Say) -> Iterator[Cell]:
     for home in homes:
         for memory, limit in LIMITS.items():
             outcome: Outcome = "export fails"

@@ -30,12 +30,12 @@ class Cell:
     exporter: str
     """``llmexport 0.0.5``, or ``qplan`` for a build."""
     options: str
-    """What was asked of it."""
+    """Options that it was given."""
     converter: str
     """Version of MNN whose converter wrote the graph."""
     engine: str
     memory: str
-    """Setting of the engine."""
+    """The engine's memory setting."""
     outcome: Outcome
     error: float | None
     """Relative error of the logits against torch with the same stored weights, the larger of prefill and decode."""
@@ -45,7 +45,7 @@ class Cell:
 
     @property
     def place(self) -> tuple[str, ...]:
-        """What there is one cell of."""
+        """Key of the cell: a table holds one for each."""
         return (self.model, self.exporter, self.options, self.converter, self.engine, self.memory)
 
 
@@ -66,13 +66,13 @@ class ArchitectureCell:
 
     @property
     def place(self) -> tuple[str, str, int]:
-        """What there is one cell of."""
+        """Key of the cell: a table holds one for each."""
         return (self.architecture, self.exporter, self.tokens)
 
 
 @dataclass(frozen=True)
 class CompatTable:
-    """All that was measured."""
+    """Everything that was measured on one machine."""
 
     platform: str
     """Machine, e.g. ``x86_64``."""
@@ -109,7 +109,7 @@ class CompatTable:
         return tuple(sorted({cell.engine for cell in self.cells}, key=EngineVersion.parse))
 
     def rows(self) -> Mapping[tuple[str, str, str], Mapping[str, Cell]]:
-        """By exporter, options and converter: the worst cell of every engine, over models and memory settings."""
+        """The worst cell of every engine over models and memory settings, by exporter, options and converter."""
         found: dict[tuple[str, str, str], dict[str, list[Cell]]] = {}
         for cell in self.cells:
             key = (cell.exporter, cell.options, cell.converter)
@@ -119,12 +119,12 @@ class CompatTable:
     def merged(
         self, cells: Iterable[Cell], architectures: Iterable[ArchitectureCell], order: Sequence[str]
     ) -> CompatTable:
-        """This table with new measurements in place of its own of the same models, options and engines.
+        """This table with new measurements, which replace its own of the same models, options and engines.
 
         Args:
-            cells: of engines, measured here.
-            architectures: measured here.
-            order: names of architectures as they are listed.
+            cells: measurements of engines, from this machine.
+            architectures: measurements of architectures, from this machine.
+            order: names of architectures, in the order to list them.
         """
         by_cell = {cell.place: cell for cell in (*self.cells, *cells)}
         by_architecture = {cell.place: cell for cell in (*self.architectures, *architectures)}

@@ -1,1 +1,1 @@
-"""What each format costs in bytes."""
+"""What formats cost: bytes of files, and RAM on targets."""

@@ -15,10 +15,10 @@ _NORM_BYTES = 8
 _EMBEDDING_BYTES = 2
 """``embeddings_bf16.bin``."""
 _GRAPH_BASE, _GRAPH_LAYER, _GRAPH_LATER_LAYER = 7_128, 15_712, 15_936
-"""Fitted to llmexport 0.0.5: Qwen2 with 2, 8 and 12 layers exactly, Llama with 4 layers to 0.2 %; names are longer
-from layer 10 on. The same for every format and width of the model."""
+"""Bytes, fitted to llmexport 0.0.5: exact for Qwen2 with 2, 8 and 12 layers, within 0.2 % for Llama with 4 layers;
+names are longer from layer 10 on. The same for every format and width of the model."""
 _GRAPH_EXPERT = 4_896
-"""Of an expert's own graph; Qwen3-MoE with 4 and 16 experts in each of two layers exactly."""
+"""Bytes of an expert's own graph; exact for Qwen3-MoE with 4 and 16 experts in each of two layers."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class FixedBytes:
     """Bytes that ship whatever the plan."""
 
     weight_other: int
-    """Bytes of ``llm.mnn.weight`` that are no linear records: norms, constants."""
+    """Bytes of ``llm.mnn.weight`` besides the records of linears: norms, constants."""
     embedding: int
     """``embeddings_bf16.bin``; 0 where the embedding is tied to the head."""
     graph: int
@@ -86,7 +86,7 @@ def file_bytes(card: ModelCard, formats: Mapping[str, QuantFormat], fixed: Fixed
     Args:
         card: the model.
         formats: format by Hugging Face name, one for every tensor.
-        fixed: what ships besides.
+        fixed: bytes that ship whatever the plan.
 
     Raises:
         QplanError: a tensor without format, or a format that does not divide its rows.

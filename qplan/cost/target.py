@@ -1,4 +1,4 @@
-"""Where a plan runs: which formats are legal there, and what they cost in RAM. Data files, each with its source."""
+"""Where a plan runs: which formats are legal there and what they cost in RAM. Read from data files with sources."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Target:
     """Whether qplan's authors ran it; otherwise `source` says what the figures rest on."""
     source: str
     widths: tuple[int, ...]
-    """Bits that the back end computes right."""
+    """Widths in bits that the back end computes correctly."""
     symmetric_only: bool
     """Whether integers must have no zero points."""
     ram_bits: Mapping[int, int]
@@ -38,10 +38,10 @@ class Target:
     ram_block_bytes: Mapping[int, int]
     """Bytes in RAM for the scale of one block, by stored width; floats have none."""
     runs_like: Mapping[int, int]
-    """Widths that take the time of another one."""
+    """By width, another one that takes the same time."""
 
     def legal(self, spec: TensorSpec, fmt: QuantFormat) -> bool:
-        """Whether a tensor may have a format here."""
+        """Whether a tensor may have a format on this target."""
         symmetric = fmt.symmetric or fmt.is_float or not self.symmetric_only
         return fmt.bits in self.widths and symmetric and spec.allows(fmt)
 

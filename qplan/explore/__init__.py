@@ -1,6 +1,6 @@
-"""What a notebook uses: a saved run as tidy frames, figures and plans that are solved again in an instant.
+"""What a notebook uses: a saved run as tidy frames, figures, and plans solved again in an instant.
 
-Nothing here imports torch, transformers or MNN until a call needs the model itself, and says so.
+Nothing here imports torch, transformers or MNN except in calls that need the model itself; their docstrings say so.
 """
 
 from qplan.explore.explained import Explained

@@ -1,4 +1,4 @@
-"""What was built from a plan, and what was kept of its measurements."""
+"""The model that was built from a plan, and the measurements that were kept."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def built_folder(view: PlanView) -> Path:
     """The MNN model of a plan.
 
     Raises:
-        InputError: it was not built; says how.
+        InputError: it was not built; says how to build it.
     """
     model = None if view.path is None else PlanFolder(view.path.parent).model
     if model is None or not model.is_dir():
@@ -31,7 +31,7 @@ def plan_tokens(view: PlanView) -> TokenLosses:
     """Losses of single tokens that `qplan emit` measured with a plan's model.
 
     Raises:
-        InputError: it kept none of this very plan: not built, changed since, or built by an older qplan.
+        InputError: there are none of this very plan: not built, changed since, or built by an older qplan.
     """
     path = PlanFolder(built_folder(view).parent).token_losses
     remedy = f"run 'qplan emit --budget {view.plan.budget}' again"
@@ -43,12 +43,12 @@ def plan_tokens(view: PlanView) -> TokenLosses:
         raise InputError(msg)
     found = TokenLosses.read(path)
     if found.text_sha256 != view.verification.text_sha256:
-        msg = f"{path} is of another text than {path.parent}'s verification; {remedy}"
+        msg = f"{path} comes from another text than {path.parent}'s verification; {remedy}"
         raise InputError(msg)
     return found
 
 
 def uniform_tokens(view: PlanView, text_sha256: str) -> dict[str, TokenLosses]:
-    """The same of MNN's uniform exports on the same text, by name; those that were kept."""
+    """Losses of single tokens of MNN's uniform exports on the same text, by name; only those that were kept."""
     kept = kept_token_losses(view.home.baselines_for(view.plan.engine))
     return {losses.model: losses for losses in kept if losses.text_sha256 == text_sha256}

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from qplan.planner.explain import Alternative, Explanation
 
 MB = 1e6
-"""Bytes."""
+"""Bytes in a megabyte."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,18 +24,18 @@ class Explained:
     """Why one tensor has its format."""
 
     explanation: Explanation
-    """With prices in nats per byte."""
+    """The planner's explanation, with prices in nats per byte."""
 
     @property
     def sentence(self) -> str:
-        """In words."""
+        """The explanation in words."""
         return self.explanation.sentence
 
     @property
     def frame(self) -> pd.DataFrame:
         """One row per allowed format, bytes ascending.
 
-        Columns: ``format, bytes, loss_nats, natsper_mb`` (loss saved by a byte more, or added by a byte less, than
+        Columns: ``format, bytes, loss_nats, nats_per_mb`` (loss saved by a byte more, or added by a byte less, than
         planned, times 10^6), ``net_nats`` (loss plus bytes at the budget's price, above the cheapest format's),
         ``choice`` (``planned``, ``next best`` or empty).
         """
@@ -45,7 +45,7 @@ class Explained:
                 "format": option.format.name,
                 "bytes": option.bytes,
                 "loss_nats": option.loss_nats,
-                "natsper_mb": per_mb(option, found.format),
+                "nats_per_mb": per_mb(option, found.format),
                 "net_nats": option.net_nats,
                 "choice": self._choice(option),
             }
@@ -74,7 +74,7 @@ class Explained:
         return "next best" if option == self.explanation.next_best else ""
 
     def __repr__(self) -> str:
-        """Say why, and what the alternatives cost."""
+        """Show why, and what the alternatives cost."""
         return f"{self.sentence}\n{html.text_table(*self._rows())}"
 
     def _repr_html_(self) -> str:

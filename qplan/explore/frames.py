@@ -1,4 +1,4 @@
-"""Artifacts as tidy pandas frames: one observation a row, units in the names of columns."""
+"""Artifacts as tidy pandas frames: one observation per row, units in the names of columns."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BEFORE = 6
 """Tokens shown before the one in question."""
 
 INTERVAL_SIGMAS = 1.96
-"""Standard errors on either side of a loss that hold the mean over all text in 95 of 100 cases."""
+"""Half-width of a 95 % interval around a loss, in standard errors: holds the mean over all text in 95 of 100 cases."""
 
 VERIFICATION_COLUMNS = [
     "budget",
@@ -241,7 +241,7 @@ def _stored(spec: TensorSpec, fmt: QuantFormat) -> dict[str, object]:
 
 
 def _typed(rows: Sequence[Mapping[str, object]], floats: Sequence[str] = ()) -> pd.DataFrame:
-    """A frame whose layers are whole numbers, missing for the head."""
+    """A frame in which ``layer`` is a whole number, missing for the head."""
     frame = pd.DataFrame(rows)
     frame["layer"] = frame["layer"].astype("Int64")
     for name in floats:

@@ -40,7 +40,7 @@ def card(title: str, lines: Iterable[str], *blocks: Markup) -> str:
 
     Args:
         title: first line.
-        lines: of plain text.
+        lines: plain text below it.
         blocks: tables or pictures below.
     """
     parts = [Markup('<div class="title">{}</div>').format(title)]
@@ -60,7 +60,7 @@ def rows_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Markup:
 
 
 def text_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """The same for a terminal: columns aligned by spaces."""
+    """`rows_table` for a terminal: columns aligned by spaces."""
     every = [list(head), *map(list, rows)]
     widths = [max(len(row[i]) for row in every) for i in range(len(head))]
     return "\n".join(
@@ -72,7 +72,7 @@ def text_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """The same for Markdown."""
+    """`rows_table` for Markdown."""
     return _markdown_lines(head, ([notation.markdown(cell) for cell in row] for row in rows))
 
 

@@ -1,4 +1,4 @@
-"""What needs the model itself: imports torch and transformers, and is only imported by calls that say so."""
+"""Everything that needs the model itself. Imports torch and transformers; only calls that say so import it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def loaded_weight(home: RunFolder, table: SensitivityTable, tensor: str) -> NDAr
 def rounded_grid(
     home: RunFolder, table: SensitivityTable, tensor: str, fmt: QuantFormat
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any] | None]:
-    """Codes, scales and zero points as rounding without data makes them; to nearest where the run's needed data."""
+    """Codes, scales and zero points by rounding without data; to nearest if the run's rounding needed data."""
     weight = load(home, table).weight(tensor).detach()
     rounding = table.conditions.rounding
     stored = round_with("rtn" if needs_tokens(rounding) else rounding, weight, fmt)

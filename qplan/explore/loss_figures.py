@@ -1,4 +1,4 @@
-"""Figures of a sensitivity table: which tensors lose, in which formats, and what foretells it."""
+"""Figures of a sensitivity table: which tensors lose, in which formats, and how well SQNR predicts it."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from qplan.errors import InputError
 from qplan.explore.frames import sensitivity_frame
 from qplan.explore.style import INK, ROLES, SOFT, log_nats, quiet
 from qplan.formats import QuantFormat
-from qplan.report import figures, notation
+from qplan.report import figures
 from qplan.report.grid import loss_table
 from qplan.report.palette import BITS
 from qplan.run.table import SensitivityTable
 from qplan.tensors import short_name
 
 _MAPS = 4
-"""Heat maps that are drawn unasked."""
+"""Heat maps that are drawn by default, at most."""
 
 
 def loss_heatmaps(table: SensitivityTable, formats: str | Sequence[str] | None = None) -> Figure:
     """Layers x tensors, colored by the loss of one tensor at a time in nats per token; one scale for all formats.
 
     Args:
-        table: under the memory setting to draw.
+        table: losses, under the memory setting to draw.
         formats: one, several, or None for the integer formats of one block size, wide ones first, four at most.
 
     Raises:
@@ -81,7 +81,7 @@ def ranking(table: SensitivityTable, fmt: str, top: int = 20) -> Figure:
 def loss_against_sqnr(table: SensitivityTable, formats: Sequence[str] | None = None) -> Figure:
     """Loss of the model in nats per token over the SQNR of a tensor's own output in dB, a point per tensor and format.
 
-    Where points of one SQNR lie far apart, the error of a tensor's output does not tell what it costs the model.
+    Where points of the same SQNR lie far apart, the error of a tensor's output does not say what it costs the model.
 
     Raises:
         InputError: a format that was not measured; says which were.
@@ -123,17 +123,8 @@ def loss_against_sqnr(table: SensitivityTable, formats: Sequence[str] | None = N
     return figure
 
 
-def spread_db(table: SensitivityTable, fmt: str) -> str:
-    """How far losses of tensors with nearly the same SQNR are apart in one format, in words, for captions."""
-    rows = _frame(table, fmt)
-    rows = rows[np.isfinite(rows["sqnr_db"]) & (rows["loss_nats"] > 0)]
-    middle = rows["sqnr_db"].median()
-    near = rows[(rows["sqnr_db"] - middle).abs() <= 1.0]["loss_nats"]
-    return f"within 1 dB of {middle:.1f} dB, losses in {fmt} differ {notation.ratio(near.max() / near.min())}"
-
-
 def _frame(table: SensitivityTable, fmt: str) -> pd.DataFrame:
-    """Rows of one format as asked for, under the table's memory setting."""
+    """Rows of one of the run's formats, under the table's memory setting."""
     losses = loss_table(table)
     if fmt not in losses.formats:
         msg = f"format {fmt!r} was not measured; choose from {', '.join(losses.formats)}"
@@ -145,7 +136,7 @@ def _frame(table: SensitivityTable, fmt: str) -> pd.DataFrame:
 
 
 def _telling(formats: Sequence[str], most: int = _MAPS) -> list[str]:
-    """One block size's integer formats: the others look the same."""
+    """The integer formats of one block size: those of others look the same."""
     parsed = [QuantFormat.parse(name) for name in formats if not QuantFormat.parse(name).is_float]
     blocks = {fmt.block: sum(other.block == fmt.block for other in parsed) for fmt in parsed}
     if not blocks:

@@ -1,4 +1,4 @@
-"""A saved run as it was opened: what its files hold, and plans that are solved again in an instant."""
+"""A saved run: what its files hold, and plans solved again in an instant."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from qplan.run.verified import VerifiedPlan
 
 @dataclass(frozen=True, eq=False)
 class OpenedRun:
-    """What is saved of one analysis, and the planner on top of it; `qplan.explore.run.Run` draws it.
+    """The saved files of one analysis, and the planner on top of them; `qplan.explore.run.Run` draws figures of it.
 
     Losses are mean KL(FP32 || variant) at the logits in nats per token; bytes are of the files that ship.
     """
@@ -56,7 +56,7 @@ class OpenedRun:
 
     @property
     def built(self) -> tuple[str, ...]:
-        """Those that were built from this analysis and measured on the engine, large ones first."""
+        """Budgets whose plan was built from this analysis and measured on the engine, large ones first."""
         return tuple(found.name for found in self.verified)
 
     @cached_property
@@ -68,14 +68,14 @@ class OpenedRun:
     def verified(self) -> tuple[VerifiedPlan, ...]:
         """Plans of this analysis that were built and measured as they are, large ones first.
 
-        Folders that another qplan or another analysis left are passed over, as `qplan frontier` does.
+        Folders that another qplan or another analysis left are skipped, as in `qplan frontier`.
         """
         from qplan.choosing.measured import plans_of  # noqa: PLC0415 - scipy
 
         return tuple(sorted(plans_of(self.home, self.table.table), key=lambda found: -found.plan.files.total))
 
     def plan(self, name: str | Path = "int8") -> PlanView:
-        """A plan that was written.
+        """Read a plan of this run.
 
         Args:
             name: a budget of this run, or a ``plan.json`` or the folder that holds one; bytes and losses of an edited
@@ -118,7 +118,7 @@ class OpenedRun:
     ) -> PlanView:
         """Solve for another plan: the same problem, rules and legality as `qplan emit`, in a fraction of a second.
 
-        `qplan emit` goes on from here: it measures whole models on held-out text, repairs the plan by what it finds,
+        `qplan emit` continues from here: it measures whole models on held-out text, repairs the plan accordingly,
         and never ships one that is worse than uniform. Its plan may therefore differ from this one in a few tensors.
 
         Args:
@@ -128,17 +128,17 @@ class OpenedRun:
             min_bits: least width by such a pattern.
             logits_bits: the head and a tied embedding have at least this width, and at least the others' mean; 0 turns
                 the rule off.
-            groups: patterns whose tensors share a format; with ``{layer}`` in one, those of each layer do.
+            groups: patterns whose tensors share a format; ``{layer}`` in a pattern makes one group per layer.
             fused: whether q, k, v and gate, up share a format.
             metric: what is summed and minimized: ``kl``, ``kl-p99``, ``top1``, ``perplexity``, ``sqnr``, ``cosine``.
             memory: MNN's setting that losses are taken under, ``low`` or ``normal``; None for the run's.
-            objective: ``loss``, or ``smallest`` or ``fastest`` under ``max_kl``.
+            objective: ``loss`` for the least loss, or ``smallest`` or ``fastest`` under ``max_kl``.
             max_kl: limit on the predicted KL of the whole model, nats per token.
             max_ram: limit on the RAM of the weights after loading, e.g. ``300MB``.
             max_decode_ms: limit on the time of a decoded token; needs `qplan profile`.
             max_prefill_ms: the same for the profile's prompt.
-            target: where it runs: which formats are legal, what they take in RAM.
-            name: for people; made from the budget if None.
+            target: hardware that the model runs on: which formats are legal there, and what they take in RAM.
+            name: a name to show; made from the budget if None.
 
         Raises:
             InputError: a budget, pattern, format or metric that is not understood; says what there is.

@@ -1,4 +1,4 @@
-"""A plan of a run, for people: its frame, why it is so, and what another would cost."""
+"""A plan of a run, for people: its frame, why each tensor has its format, and what another plan would cost."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class PlanView:
 
     plan: Plan
     name: str
-    """The budget as typed, or a name for people."""
+    """The budget as typed, or a name to show."""
     home: RunFolder
     """The run that it belongs to."""
     table: SensitivityTable
@@ -158,13 +158,13 @@ class PlanView:
         return pd.DataFrame(rows)
 
     def explain(self, tensor: str) -> Explained:
-        """Why a tensor has its format: what each alternative loses, and what a byte of budget is worth.
+        """Explain why a tensor has its format: what each alternative loses, and what a byte of budget is worth.
 
         Args:
             tensor: name, or a pattern that matches one, e.g. ``0.mlp.down_proj``.
 
         Raises:
-            InputError: no such tensor, or several; names near ones.
+            InputError: no such tensor, or several; names those close to it.
         """
         names = matching(tensor, [planned.name for planned in self.plan.tensors], "tensor")
         return Explained(self._explain(names[:1])[0])
@@ -225,7 +225,10 @@ class PlanView:
         )
         measured = self.measured
         told = "not built" if measured is None else f"{notation.loss(measured.kl_nats)} measured on the engine"
-        proof = "proved optimal" if plan.solver.status == "optimal" else f"solver: {plan.solver.status}"
+        proof = f"solver: {plan.solver.status}"
+        if plan.solver.status == "optimal":
+            gap = plan.solver.gap
+            proof = f"proved to be within {notation.percent(gap)} of the optimum" if gap else "proved optimal"
         rule = plan.logits
         priced = f"costs {notation.loss(rule.price_nats)} nats" if rule.price_nats else "costs nothing here"
         return title, [
@@ -236,7 +239,7 @@ class PlanView:
         ]
 
     def __repr__(self) -> str:
-        """Say what the plan promises, and draw it in characters."""
+        """Show what the plan promises, and draw it in characters."""
         title, lines = self._title()
         return "\n".join([title, *lines, "", plan_map.as_text(self.plan, grid_of(self.table.model.tensors))])
 

@@ -18,7 +18,7 @@ from qplan.run.plan import Plan
 from qplan.run.table import SensitivityTable
 
 _FLOOR_NATS = 1e-7
-"""Losses below this, those of halves, are rounding of float32."""
+"""Losses below this, those of fp16, are float32 rounding."""
 
 
 def diff_maps(table: SensitivityTable, before: Plan, after: Plan, nats_by_tensor: Mapping[str, float]) -> Figure:
@@ -27,10 +27,10 @@ def diff_maps(table: SensitivityTable, before: Plan, after: Plan, nats_by_tensor
     Left: bits per weight, after minus before. Right: nats per token, after minus before.
 
     Args:
-        table: whose model both plans are for.
+        table: of the model that both plans are for.
         before: one plan.
         after: another.
-        nats_by_tensor: change of a tensor's own loss, by name; those that are missing keep theirs.
+        nats_by_tensor: change of a tensor's own loss, by name; tensors that are missing have no change.
     """
     grid = grid_of(table.model.tensors)
     old, new = before.formats, after.formats
@@ -67,7 +67,7 @@ def predictions(frame: pd.DataFrame) -> Figure:
     Losses below 1e-7 nats, those of fp16, are float32 rounding and left out.
 
     Args:
-        frame: of `qplan.explore.run.Run.verification`.
+        frame: from `qplan.explore.run.Run.verification`.
     """
     shown = frame.dropna(subset=["predicted_nats", "measured_nats"])
     emulated = frame.dropna(subset=["emulated_nats", "measured_nats"])
@@ -127,8 +127,8 @@ def layers_figure(frame: pd.DataFrame, title: str) -> Figure:
     """KL of what the head reads after more and more layers, nats per token, one line per model.
 
     Args:
-        frame: of `qplan.explore.run.Run.error_by_layer`; several may be concatenated.
-        title: of the figure.
+        frame: from `qplan.explore.run.Run.error_by_layer`; several may be concatenated.
+        title: the figure's title.
     """
     figure = Figure(figsize=(7.6, 4.0), layout="constrained")
     axes = figure.subplots()

@@ -1,4 +1,4 @@
-"""What a notebook opens: a saved run with its frames, figures, and plans that are solved again in an instant."""
+"""What a notebook opens: a saved run with its frames, figures, and plans solved again in an instant."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def open_run(path: str | Path | None = None) -> Run:
         path: its folder, a budget's folder inside, or a file of either; None for the latest under ``qplan-runs``.
 
     Raises:
-        InputError: no finished analysis there; names those that are near.
+        InputError: no finished analysis there; names those nearby.
         StaleArtifactError: written by a newer qplan.
 
     Example:
@@ -48,10 +48,10 @@ def open_run(path: str | Path | None = None) -> Run:
 
 @dataclass(frozen=True, eq=False)
 class Run(OpenedRun):
-    """One analysis and the plans made from it. Reads what is saved; what needs the model itself says so.
+    """One analysis and the plans made from it. Reads saved files; methods that need the model itself say so.
 
     Losses are mean KL(FP32 || variant) at the logits in nats per token; bytes are of the files that ship. Every figure
-    is a matplotlib ``Figure``, which leaves pyplot's state alone; matplotlib is imported by the first.
+    is a matplotlib ``Figure``, which leaves pyplot's state alone; the first one imports matplotlib.
     """
 
     def plot_losses(self, formats: str | Sequence[str] | None = None, *, memory: str | None = None) -> Figure:
@@ -79,7 +79,7 @@ class Run(OpenedRun):
         return ranking(under(self.table.table, memory), fmt, top)
 
     def plot_sqnr(self, formats: Sequence[str] | None = None, *, memory: str | None = None) -> Figure:
-        """Loss of the model over the SQNR of the tensor's own output in dB, a point per tensor and format.
+        """Loss of the model over the SQNR of the tensor's own output in dB, one point per tensor and format.
 
         Raises:
             InputError: a format or memory setting that was not measured; says which were.
@@ -99,7 +99,7 @@ class Run(OpenedRun):
         """Predicted against measured KL of every model that was built, on logarithmic axes.
 
         Raises:
-            InputError: nothing was built yet.
+            InputError: no plan was built yet.
         """
         from qplan.explore.plan_figures import predictions  # noqa: PLC0415
 
@@ -113,7 +113,7 @@ class Run(OpenedRun):
         """Weights ``[out_features, in_features]`` of a tensor of the analyzed model, read without torch where possible.
 
         Raises:
-            InputError: no such tensor, or the model is not there any more.
+            InputError: no such tensor, or the model no longer exists.
         """
         from qplan.explore.stored import read_weight  # noqa: PLC0415
 
@@ -150,7 +150,7 @@ class Run(OpenedRun):
             tokens: at most this many.
 
         Raises:
-            InputError: no such tensor, or the model is not there any more.
+            InputError: no such tensor, or the model no longer exists.
             StaleArtifactError: the model has changed since.
         """
         from qplan.explore.loaded import inputs_of  # noqa: PLC0415 - torch
@@ -161,7 +161,7 @@ class Run(OpenedRun):
         return activation_histogram(name, inputs_of(self.home, table, name, tokens))
 
     def plot_channels(self, tensor: str) -> Figure:
-        """Root mean square of every input feature of a tensor, from the moments that the run keeps; no model is loaded.
+        """Root mean square of every input feature of a tensor, from the run's moments, without loading the model.
 
         Raises:
             InputError: no such tensor, or the run keeps no moments.
@@ -177,7 +177,7 @@ class Run(OpenedRun):
         """KL to FP32 at every token of the text that a budget's model was judged on, as `qplan emit` measured it.
 
         Raises:
-            InputError: no such plan, or it was built by a qplan that kept none.
+            InputError: no such plan, or it was built by a qplan that kept no token losses.
         """
         from qplan.explore.built import plan_tokens  # noqa: PLC0415
 
@@ -190,7 +190,7 @@ class Run(OpenedRun):
         the token that follows, by memory setting: ``normal_nats, low_nats``.
 
         Raises:
-            InputError: no such plan, or it was built by a qplan that kept none.
+            InputError: no such plan, or it was built by a qplan that kept no token losses.
         """
         return token_frame(self.token_losses(budget))
 
@@ -206,9 +206,9 @@ class Run(OpenedRun):
         """KL to FP32 along a text, of a budget's model and of MNN's uniform exports, with the text below.
 
         Args:
-            budget: of this run.
-            row: sequence of the text; None for the one that holds the token that loses most.
-            first: first token to show; None for a place around that token.
+            budget: a budget of this run.
+            row: sequence of the text; None for the one with the token that loses most.
+            first: first token to show; None to show the surroundings of that token.
             count: how many tokens.
             memory: ``low`` or ``normal``; None for the plan's.
 
@@ -226,12 +226,12 @@ class Run(OpenedRun):
         value.
 
         Args:
-            budget: of this run.
-            tokens: of the first held-out sequence.
+            budget: a budget of this run.
+            tokens: how many of the first held-out sequence.
 
         Returns:
-            One row per depth: ``model`` (the budget), ``layers`` (how many ran), ``kl_nats`` (mean per token, to FP32
-            read at the same depth, under the plan's memory setting).
+            One row per depth: ``model`` (the budget), ``layers`` (how many ran), ``kl_nats`` (mean per token, against
+            FP32 at the same depth, under the plan's memory setting).
 
         Raises:
             InputError: no such plan, or it was not built.
@@ -245,17 +245,17 @@ class Run(OpenedRun):
         return pd.DataFrame({"model": view.name, "layers": range(len(found)), "kl_nats": found})
 
     def plot_layers(self, errors: pd.DataFrame) -> Figure:
-        """Draw what `error_by_layer` found, of one budget or of several, concatenated."""
+        """Draw the frame of `error_by_layer`, of one budget or of several, concatenated."""
         from qplan.explore.plan_figures import layers_figure  # noqa: PLC0415
 
         return layers_figure(errors, "Where the error enters: what the head reads at each depth")
 
     def price_of_logits_rule(self, budgets: Sequence[str | int] | None = None, logits_bits: int = 8) -> pd.DataFrame:
-        """What the rule that keeps the head wide costs at several budgets, smallest first.
+        """What the logits rule, which keeps the head wide, costs at several budgets, smallest first.
 
         Args:
             budgets: as for `solve`; None for six sizes from the smallest plan to uniform int8.
-            logits_bits: of the rule.
+            logits_bits: the rule's least width.
 
         Returns:
             One row per budget: ``budget, budget_bytes, head`` (its format), ``head_without, nats`` (predicted KL of the
@@ -263,7 +263,7 @@ class Run(OpenedRun):
 
         Raises:
             InputError: a budget that is not understood.
-            InfeasibleError: a budget below the smallest plan; names it.
+            InfeasibleError: a budget below the smallest plan; says how large that is.
         """
         from qplan.explore.studies import price_of_logits_rule  # noqa: PLC0415
 
@@ -278,14 +278,14 @@ class Run(OpenedRun):
 
         Raises:
             InputError: a budget that is not understood.
-            InfeasibleError: a budget below the smallest plan; names it.
+            InfeasibleError: a budget below the smallest plan; says how large that is.
         """
         from qplan.explore.studies import across_memories  # noqa: PLC0415
 
         return across_memories(self, budget)
 
     def slider(self, **rules: Any) -> BudgetSlider:  # noqa: ANN401 - those of `solve`
-        """A slider over budgets that solves and draws the plan again; a picture where widgets don't run.
+        """A slider over budgets that solves and draws the plan again; a static picture where widgets don't run.
 
         Args:
             rules: keyword arguments of `solve`.
@@ -298,10 +298,10 @@ class Run(OpenedRun):
         return BudgetSlider(self, **rules)
 
     def engine(self, budget: str = "int8", runtime: RuntimeConfig | None = None) -> Engine:
-        """The built model of a budget on MNN's engine, in a process of its own; see `qplan.Engine`.
+        """The built model of a budget on MNN's engine, in its own process; see `qplan.Engine`.
 
         Args:
-            budget: of this run, or a plan's folder.
+            budget: a budget of this run, or a plan's folder.
             runtime: settings of the engine; None for memory low, 1 thread.
 
         Raises:
@@ -314,7 +314,7 @@ class Run(OpenedRun):
         return Engine(built_folder(self.plan(budget)), runtime)
 
     def __repr__(self) -> str:
-        """Say what was analyzed and which plans there are."""
+        """Show what was analyzed and which plans there are."""
         return RunCard.of(self).text
 
     def _repr_html_(self) -> str:

@@ -1,4 +1,4 @@
-"""What a run says of itself: on a page, in a terminal, in Markdown."""
+"""A run's summary: in a notebook, in a terminal, in Markdown."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class RunCard:
     title: str
     lines: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
-    """One per plan, under `_HEAD`."""
+    """One row per plan, under `_HEAD`."""
 
     @classmethod
     def of(cls, run: OpenedRun) -> RunCard:
-        """Read a run."""
+        """Summarize a run."""
         card, conditions = run.model, run.table.table.conditions
         layers = len({spec.layer for spec in card.tensors if spec.layer is not None})
         size = f"{card.parameters / 1e6:,.2f} M parameters, {layers} layers, {len(card.tensors)} tensors planned"
@@ -41,17 +41,17 @@ class RunCard:
 
     @property
     def text(self) -> str:
-        """For a terminal."""
+        """The card for a terminal."""
         return "\n".join([self.title, *self.lines, *([html.text_table(_HEAD, self.rows)] if self.rows else [])])
 
     @property
     def html(self) -> str:
-        """For a notebook."""
+        """The card for a notebook, as HTML."""
         return html.card(self.title, self.lines, *([html.rows_table(_HEAD, self.rows)] if self.rows else []))
 
     @property
     def markdown(self) -> str:
-        """For a page."""
+        """The card as Markdown."""
         table = [html.markdown_table(_HEAD, self.rows)] if self.rows else []
         return "\n\n".join([f"**{self.title}**", "; ".join(self.lines), *table])
 
@@ -59,7 +59,7 @@ class RunCard:
 def _row(run: OpenedRun, name: str) -> tuple[str, ...]:
     try:
         view = run.plan(name)
-    except QplanError as error:  # of another analysis, or half edited: the others still show
+    except QplanError as error:  # from another analysis, or half edited: the others still show
         return (name, *[notation.MISSING] * (len(_HEAD) - 2), str(error).partition(";")[0])
     checks = () if view.verification is None else view.verification.checks
     return (

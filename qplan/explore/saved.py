@@ -1,4 +1,4 @@
-"""Finds a run, and in its table what people name."""
+"""Finds a run, and what users name in its table: tensors, formats, memory settings."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from qplan.run.table import SensitivityTable
 def find_home(path: str | Path | None) -> RunFolder:
     """The run of a folder, of one of its files or budgets; the latest under ``qplan-runs`` for None.
 
-    Relative paths are looked up here, then in the folder above: notebooks run in theirs.
+    Relative paths are looked up in the working folder, then in the one above it: notebooks run in their own folder.
 
     Raises:
-        InputError: no finished analysis there; names those that are near.
+        InputError: no finished analysis there; names those nearby.
     """
     if path is None:
         return RunFolder.latest(RUNS if RUNS.is_dir() else Path("..") / RUNS)
@@ -56,13 +56,13 @@ def checked_tensor(table: SensitivityTable, name: str) -> str:
     """
     names = matching(name, [spec.name for spec in table.model.tensors], "tensor")
     if len(names) > 1:
-        msg = f"tensor {name!r} means {len(names)}: {', '.join(names[:4])}, ...; name one, e.g. {names[0]!r}"
+        msg = f"tensor {name!r} matches {len(names)}: {', '.join(names[:4])}, ...; name one, e.g. {names[0]!r}"
         raise InputError(msg)
     return names[0]
 
 
 def checked_format(table: SensitivityTable, tensor: str, fmt: str) -> QuantFormat:
-    """A format as it was measured for a tensor: what was asked for, or what its width made of that.
+    """The format that a tensor was measured in for a format of the run: the same, or the one that its width forced.
 
     Raises:
         InputError: not measured for this tensor; says what was.

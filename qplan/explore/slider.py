@@ -1,4 +1,4 @@
-"""A slider over budgets that solves and draws the plan again; a picture of several budgets where widgets don't run."""
+"""A slider over budgets that solves and draws the plan again; a static picture of several budgets elsewhere."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from qplan.report.grid import grid_of
 STOPS = 33
 """Budgets on the slider, in equal ratios between the smallest plan and the one with the least loss."""
 _SHOWN = 4
-"""Of them in the picture."""
+"""Budgets in the static picture."""
 _DPI = 96
 
 
@@ -33,7 +33,7 @@ class BudgetSlider:
         """Find the range of budgets.
 
         Args:
-            run: whose table is solved.
+            run: the run whose table is solved.
             rules: keyword arguments of `qplan.explore.opened.OpenedRun.solve`.
 
         Raises:
@@ -48,13 +48,13 @@ class BudgetSlider:
         self._solved: dict[int, PlanView] = {}
 
     def plan_at(self, budget: int) -> PlanView:
-        """The best plan of at most so many bytes; solved once."""
+        """The best plan of at most ``budget`` bytes; solved once."""
         if budget not in self._solved:
             self._solved[budget] = self.run.solve(budget, **self.rules, name=notation.size(budget))
         return self._solved[budget]
 
     def figure(self, budgets: Sequence[int] | None = None) -> Figure:
-        """Maps of the plans of budgets in bytes, with their losses; of four along the slider for None."""
+        """Maps of the plans at budgets in bytes, with their losses; at four along the slider for None."""
         stops = budgets or [
             self.budgets[i] for i in np.linspace(0, len(self.budgets) - 1, _SHOWN + 2).astype(int)[1:-1]
         ]
@@ -103,7 +103,7 @@ class BudgetSlider:
         return bundle | {view: widget._repr_mimebundle_()[view]}  # noqa: SLF001 - IPython's protocol
 
     def __repr__(self) -> str:
-        """Say what it slides over."""
+        """Show the range of budgets."""
         low, high = notation.size(self.budgets[0]), notation.size(self.budgets[-1])
         return f"Plans from {low} to {high}, {len(self.budgets)} budgets"
 

@@ -1,4 +1,4 @@
-"""Plans solved on the spot from a run's table: what `qplan emit` plans before it measures whole models."""
+"""Solves plans from a run's table on the spot, as `qplan emit` does before it measures whole models."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from qplan.run.table import SensitivityTable
 from qplan.tensors import short_name
 
 ANY_NATS = 1e6
-"""A limit on the loss that every plan keeps: for the smallest plan of all."""
+"""A limit on the loss that every plan keeps, to ask for the smallest plan of all."""
 
 
 def budgets_of(budget: str | int | Sequence[str] | None) -> tuple[Budget, ...]:
@@ -36,7 +36,7 @@ def budgets_of(budget: str | int | Sequence[str] | None) -> tuple[Budget, ...]:
 
 
 def name_of(wanted: PlanRequest, memory: str | None) -> str:
-    """A plan's name for people: its budgets and limits, and what rules were not the usual ones."""
+    """A name to show for a plan: its budgets and limits, and the rules that are not the defaults."""
     rules, usual = wanted.rules, Rules()
     parts = [wanted.label or "any size"]
     parts += [f"memory {memory}"] if memory is not None else []

@@ -1,4 +1,4 @@
-"""Weights and quantized tensors as a run stores them, read with numpy; torch is only asked where a file lacks one."""
+"""Weights and quantized tensors as a run stores them, read with numpy; torch is imported where no file holds them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class StoredGrid:
     codes: NDArray[np.int16]
     """Signed integers ``[out_features, blocks, block]``: levels of the format."""
     scale: NDArray[np.float32]
-    """``[out_features, blocks]``: distance of two neighboring values of the grid, in the weights' units."""
+    """``[out_features, blocks]``: distance between neighboring values of the grid, in the weights' units."""
     zero: NDArray[np.float32]
     """``[out_features, blocks]``: the value of integer 0."""
 
@@ -44,7 +44,7 @@ class StoredGrid:
     def steps(self, weight: Weights) -> NDArray[np.float32]:
         """Weights in steps of their block's grid ``[out_features, blocks, block]``: whole numbers lose nothing.
 
-        Blocks without a scale, all of whose weights are one value, are 0.
+        Blocks without a scale, whose weights are all the same, are 0.
         """
         scale, zero = self.scale[..., None], self.zero[..., None]
         shifted = weight.reshape(self.codes.shape) - zero
@@ -59,7 +59,7 @@ def read_weight(home: RunFolder, table: SensitivityTable, tensor: str) -> Weight
     which imports torch.
 
     Raises:
-        InputError: the model is not there any more.
+        InputError: the model no longer exists.
     """
     spec = table.model.tensor(tensor)
     found = _from_files(analyzed_folder(home, table.model), spec)
@@ -73,10 +73,10 @@ def read_weight(home: RunFolder, table: SensitivityTable, tensor: str) -> Weight
 def read_grid(home: RunFolder, table: SensitivityTable, tensor: str, fmt: QuantFormat) -> StoredGrid:
     """A tensor's integers in a format: those that were measured and that a build would ship.
 
-    Integers that the run did not keep (rounding to nearest) are made again, which imports torch.
+    Integers that the run did not keep (rounding to nearest) are computed again, which imports torch.
 
     Raises:
-        InputError: a float format, which has no grid, or a model that is not there any more.
+        InputError: a float format, which has no grid, or the model no longer exists.
     """
     if fmt.is_float:
         msg = f"{fmt} has no grid: its values are floats; choose an integer format of {tensor}"

@@ -1,4 +1,4 @@
-"""Questions to a run that take several solves: what a rule costs, for which memory setting a plan is good."""
+"""Studies of a run that take several solves: what a rule costs, and which memory setting a plan suits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qplan.explore.solving import ANY_NATS
 from qplan.report import notation
 
 _BUDGETS = 6
-"""At how many sizes a rule's price is asked unless told which."""
+"""How many sizes a rule's price is computed at by default."""
 
 
 def price_of_logits_rule(run: OpenedRun, budgets: Sequence[str | int] | None, logits_bits: int) -> pd.DataFrame:

@@ -15,7 +15,7 @@ ROLES = {"attention": ("#1f6f9f", "o"), "mlp": ("#d2842d", "s"), "head": ("#1719
 
 
 def quiet(axes: Axes, grid: str = "both") -> None:
-    """Leave left and bottom, and a light grid behind the data."""
+    """Keep only the left and bottom spines, and a light grid behind the data."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(SOFT)
     axes.tick_params(color=SOFT)

@@ -28,7 +28,7 @@ class SensitivityView:
     """
 
     table: SensitivityTable
-    """As `qplan analyze` wrote it."""
+    """The table as `qplan analyze` wrote it."""
 
     @property
     def memory(self) -> str:
@@ -37,7 +37,7 @@ class SensitivityView:
 
     @property
     def formats(self) -> tuple[str, ...]:
-        """Formats that were asked for and what odd widths made of them, widest first."""
+        """Formats of the run, and those that odd tensor widths forced, widest first."""
         return self.losses.formats
 
     @property
@@ -52,7 +52,7 @@ class SensitivityView:
 
     @cached_property
     def losses(self) -> LossTable:
-        """Losses by tensor and by format as asked for, for tables and heat maps."""
+        """Losses by tensor and by format of the run, for tables and heat maps."""
         return loss_table(self.table)
 
     def under(self, memory: str) -> SensitivityView:
@@ -117,7 +117,7 @@ class SensitivityView:
         return head, rows
 
     def __repr__(self) -> str:
-        """Say what was measured and what formats cost."""
+        """Show what was measured and what formats cost."""
         title, lines = self._title()
         return "\n".join([title, *lines, html.text_table(*self._rows())])
 

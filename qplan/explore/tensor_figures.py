@@ -18,17 +18,16 @@ from qplan.tensors import short_name
 
 _BINS = 121
 _MOST_LINES = 32
-"""Grid lines that can be told apart; of a finer grid only so many are drawn."""
+"""Most grid lines that can be told apart; of a finer grid no more are drawn."""
 _EIGHTH = 8
-"""Of an int8 grid every so many values are drawn."""
+"""Only every 8th value of an int8 grid is drawn."""
 
 
 def weight_histogram(tensor: str, weight: Weights, grid: StoredGrid) -> Figure:
     """Weights of a tensor beside the grids that they are rounded to.
 
     Left: the weights in their own units, and below them the grids of the finest, a middle and the coarsest block.
-    Right:
-    every weight in steps of its own block's grid, where the format's values are the whole numbers.
+    Right: every weight in steps of its own block's grid, where the format's values are the whole numbers.
     """
     figure, left, rug, right = _panels()
     _density(left, weight.ravel(), "weight")
@@ -60,12 +59,12 @@ def weight_histogram(tensor: str, weight: Weights, grid: StoredGrid) -> Figure:
 def activation_histogram(tensor: str, inputs: NDArray[np.float32]) -> Figure:
     """Activations that a tensor multiplies, with the int8 grid that MNN rounds them to under memory low.
 
-    The grid is symmetric, 127 steps to a token's largest feature: one large feature leaves few steps to all others.
+    The grid is symmetric, 127 steps up to a token's largest feature: one large feature leaves few steps for all others.
     Left: values in their own units, and below them the grids of the token of the smallest, a middle and the largest
     scale. Right: every value in steps of its token's grid.
 
     Args:
-        tensor: whose input it is.
+        tensor: the tensor that multiplies it.
         inputs: ``[tokens, in_features]``.
     """
     figure, left, rug, right = _panels()
@@ -99,7 +98,7 @@ def channel_profile(tensor: str, rms: NDArray[np.float64]) -> Figure:
     """Root mean square of every input feature of a tensor, sorted: how far a few stand out.
 
     Args:
-        tensor: whose input it is.
+        tensor: the tensor that multiplies it.
         rms: ``[in_features]``, activation units.
     """
     figure = Figure(figsize=(7.6, 3.2), layout="constrained")
@@ -120,7 +119,7 @@ def channel_profile(tensor: str, rms: NDArray[np.float64]) -> Figure:
 
 
 def _panels() -> tuple[Figure, Axes, Axes, Axes]:
-    """A histogram with room for grids below it, and another histogram beside them."""
+    """Make axes for a histogram, for grids below it, and for another histogram beside them."""
     figure = Figure(figsize=(11.0, 4.3), layout="constrained")
     shape = figure.add_gridspec(2, 2, height_ratios=(5, 1))
     left = figure.add_subplot(shape[0, 0])
@@ -138,7 +137,7 @@ def _density(axes: Axes, values: NDArray[np.float32], what: str) -> None:
 
 
 def _rugs(axes: Axes, grids: Sequence[tuple[str, NDArray[Any]]], label: str) -> None:
-    """Three grids, a tick for each value."""
+    """Draw three grids, a tick for each value."""
     for row, (_, values) in enumerate(grids):
         color = (PLAN, INK, UNIFORM)[row]
         axes.plot(values, np.full(len(values), row), "|", markersize=8, markeredgewidth=0.8, color=color, clip_on=False)

@@ -19,7 +19,8 @@ def losses_along_text(view: PlanView, *, row: int | None, first: int | None, cou
     """KL to FP32 of a plan's model along a text; see `qplan.explore.run.Run.plot_tokens`.
 
     Raises:
-        InputError: nothing kept, a setting that was not measured, or a place outside of the text; says how long it is.
+        InputError: no token losses, a setting that was not measured, or a place outside of the text; says how long it
+            is.
     """
     own = plan_tokens(view)
     setting = memory or view.plan.memory
@@ -46,11 +47,11 @@ def _figure(own: TokenLosses, others: Mapping[str, Losses], memory: str, *, row:
     """KL of one sequence's tokens to FP32, nats, with the text below; of a plan, and of uniform models for comparison.
 
     Args:
-        own: of the plan.
-        others: of uniform models on the same text, by name.
+        own: losses of the plan's model.
+        others: losses of uniform models on the same text, by name.
         memory: setting of the engine.
-        row: sequence.
-        first: token of it.
+        row: the sequence.
+        first: first token to show.
         count: how many tokens.
     """
     texts = own.tokens[row][first : first + count]
@@ -83,6 +84,6 @@ def _figure(own: TokenLosses, others: Mapping[str, Losses], memory: str, *, row:
 
 
 def _visible(text: str) -> str:
-    """A token as a label: blanks and line ends shown, dollars kept from being mathematics."""
+    """A token as a label: blanks and line ends visible, dollars escaped so that matplotlib reads no math."""
     shown = text.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "·").replace("$", r"\$")
     return shown if len(shown) <= 14 else shown[:13] + "…"

@@ -1,1 +1,1 @@
-"""Channel scales that move from one weight to another: where, how strongly, and whether that pays."""
+"""Moves channel scales from one weight to another: where, how strongly, and whether that lowers the loss."""

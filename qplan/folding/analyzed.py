@@ -1,4 +1,4 @@
-"""The model that a run's table is about: folded, or as the user gave it."""
+"""Loads the model that a run's table was measured on: folded, or as the user gave it."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ class AnalyzedModel:
     """The model of a finished analysis."""
 
     loaded: LoadedModel
-    """What was analyzed: folded, where that paid."""
+    """The analyzed model: folded if that paid off."""
     original: LoadedModel
-    """As the user gave it: what MNN's exporter would make a model of; ``loaded`` itself where nothing was folded."""
+    """The model as the user gave it, which MNN's exporter would convert; ``loaded`` itself if nothing was folded."""
 
 
 def load_analyzed(run: RunFolder, card: ModelCard, say: Say) -> AnalyzedModel:
-    """Load the model that a run's table is about.
+    """Load the model that a run's table was measured on.
 
     Raises:
-        StaleArtifactError: the model, or what it was folded to, has changed.
+        StaleArtifactError: the model or its folded copy has changed.
     """
     record = fold_of(run, card)
     say(f"loading {card.source if record is None else run.folded}")
@@ -40,10 +40,10 @@ def load_analyzed(run: RunFolder, card: ModelCard, say: Say) -> AnalyzedModel:
 
 
 def _load_folded(run: RunFolder, record: FoldRecord, device: str = "cpu") -> LoadedModel:
-    """The folded model, under the name that the user gave the original.
+    """The folded model, with the original's name as its source.
 
     Raises:
-        StaleArtifactError: it is another one now.
+        StaleArtifactError: its weights have changed.
     """
     folded = load_model(str(run.folded), device=device)
     if folded.card.sha256 != record.folded_sha256:
@@ -56,7 +56,7 @@ def _load_original(record: FoldRecord) -> LoadedModel:
     """The model before folding.
 
     Raises:
-        StaleArtifactError: it is another one now.
+        StaleArtifactError: its weights have changed.
     """
     original = load_model(record.original)
     if original.card.sha256 != record.original_sha256:

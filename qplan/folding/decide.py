@@ -1,4 +1,4 @@
-"""Folds a run's model where that pays: the run goes on with the folded folder, and remembers what it came from."""
+"""Folds a run's model if that lowers the loss. The run then continues with the folded copy and records its origin."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from qplan.settings import DynamicOption, Memory, Progress, Say, memories_of
 from qplan.uniform import uniform_formats
 
 FIT_TOKENS = 8192
-"""At most this many tokens of the calibration's `fit` windows: fewer fit single tokens' outliers."""
+"""Most tokens of the calibration's `fit` windows that scales are fitted to; with fewer, single outliers dominate."""
 
 BITS = (8, 4)
-"""Widths of the uniform models that a fold must be good for; the head has 8 bits in both."""
+"""Widths of the uniform models that a fold is judged by; the head has 8 bits in both."""
 
 EQUAL = 1e-5
 """Largest relative difference of logits between the folded and the original model in FP32."""
@@ -57,15 +57,15 @@ def run_fold(
 ) -> tuple[LoadedModel, Note]:
     """Fit scales, fold, and keep the folded model if whole models lose less on tokens that it was not fitted to.
 
-    Fitted to the calibration's `fit` windows, judged on those that losses are measured on, with the run's rounding:
-    error feedback makes up for some of what folding would. Decided once per run.
+    Scales are fitted to the calibration's `fit` windows and judged on the windows that losses are measured on. Models
+    are rounded as the run rounds, since error feedback repairs part of what folding would. A run decides once.
 
     Returns:
-        The folded model as it lies in the run folder, or ``loaded``; and a note for the table.
+        The folded model as stored in the run folder, or ``loaded``, and a note for the table.
 
     Raises:
-        StaleArtifactError: the run folds from other inputs; its folded model is left alone.
-        MeasurementError: the folded model is another function, or the model cannot be differentiated.
+        StaleArtifactError: the run decided this from other inputs; its folded model is left alone.
+        MeasurementError: the folded model computes something else, or the model cannot be differentiated.
     """
     inputs = {
         "model": loaded.card.sha256,
@@ -98,10 +98,10 @@ def run_fold(
 
 
 def _check_inputs(run: RunFolder, inputs: Mapping[str, str]) -> None:
-    """Refuse to fold anew what a finished table may stand on.
+    """Refuse to replace a fold that a finished table may depend on.
 
     Raises:
-        StaleArtifactError: names what changed.
+        StaleArtifactError: inputs differ; the message says which.
     """
     found = inputs_of(run.fold)
     words = {"model": "the model", "fit": "the text that rounding fits to", "judge": "the calibration text"}
@@ -122,7 +122,7 @@ def fitted_scales(
     batch_size: int = 4,
     progress: Progress | None = None,
 ) -> dict[str, Tensor]:
-    """Scales of every site, fitted to ``tokens [rows, seq_len]``."""
+    """Scales ``[channels]`` by site name, fitted to ``tokens [rows, seq_len]``."""
     plans = list(_uniform(loaded).values())
     memories = memories_of(memory)
     evidence = gather_evidence(loaded, tokens, fold_sites(loaded), batch_size=batch_size, progress=progress)
@@ -193,10 +193,10 @@ def _decide(
 
 
 def check_equal(original: LoadedModel, folded: LoadedModel, tokens: Tensor) -> float:
-    """Relative difference of all logits on ``tokens [rows, seq_len]``.
+    """Check that folding kept the model's logits on ``tokens [rows, seq_len]``; returns their relative difference.
 
     Raises:
-        MeasurementError: more than `EQUAL`.
+        MeasurementError: the difference is larger than `EQUAL`.
     """
     expected = original.logits(tokens).to(torch.float64)
     error = float((folded.logits(tokens).to(torch.float64) - expected).norm() / expected.norm())

@@ -1,8 +1,8 @@
-"""What a fold's strength follows from: inputs, slopes of the loss at inputs, outputs and lookups.
+"""Evidence that folds are fitted to: inputs, and slopes of the loss at inputs, outputs and lookups.
 
-One forward and backward pass per batch, see `qplan.model.backward`. Only inputs are kept token by token, and of
-large models only those of some tokens: how large the largest channel of a token is decides the step of its int8
-activations. Slopes are kept as their means over tokens and over channels, which makes one draw of labels enough.
+Every batch takes one forward and backward pass, see `qplan.model.backward`. Inputs are kept per token, since the
+largest channel of a token sets the step of its int8 activations; for large models only some tokens are kept. Slopes
+are kept as means over tokens and over channels, for which one draw of labels is enough.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from qplan.model.backward import sampled_backward
 from qplan.model.load import LoadedModel
 
 INPUT_BYTES = 2 << 30
-"""Of the inputs of all sites; where all tokens need more, as many of every batch are drawn as fit."""
+"""Most bytes for the inputs of all sites; if all tokens need more, as many tokens of each batch are drawn as fit."""
 
 
 @dataclass
 class Evidence:
-    """One site's, over all tokens; squares of slopes are Fisher information per token."""
+    """Evidence of one site over all tokens. Squared slopes are Fisher information per token."""
 
     site: FoldSite
     inputs: Tensor
-    """bfloat16 ``[tokens, in_features]``; of some tokens where `INPUT_BYTES` do not hold all."""
+    """Inputs, bfloat16 ``[tokens, in_features]``; only some tokens if `INPUT_BYTES` cannot hold all."""
     tokens: Tensor
-    """float32 ``[tokens]``, of the same: square slope of the loss at the input, over all channels, next to its mean."""
+    """float32 ``[tokens]``, of the same tokens: square slope at the input over all channels, relative to its mean."""
     columns: Tensor
     """float32 ``[in_features]``: mean square slope of the loss at the input."""
     rows: dict[str, Tensor]
-    """By reader, float32 ``[out_features]``: mean square slope at its output."""
+    """Mean square slope at the output of each reader, float32 ``[out_features]``."""
     lookups: Tensor | None = None
-    """float32 ``[in_features]``: mean square slope at the rows looked up, where the reader is the embedding too."""
+    """float32 ``[in_features]``: mean square slope at the rows looked up; None if the reader is not the embedding."""
     looked_up: Tensor | None = None
-    """float32 ``[vocabulary]``: share of tokens."""
+    """float32 ``[vocabulary]``: share of tokens that look up each row; None if the reader is not the embedding."""
 
 
 def gather_evidence(
@@ -50,14 +50,14 @@ def gather_evidence(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Evidence]:
-    """See what goes through the readers of folds; inputs take at most `INPUT_BYTES`.
+    """Run the model and collect evidence for fold sites; inputs take at most `INPUT_BYTES`.
 
     Args:
         loaded: the model.
         tokens: int64 ``[rows, seq_len]``.
-        sites: of `qplan.folding.fold.fold_sites`.
+        sites: the sites, from `qplan.folding.fold.fold_sites`.
         batch_size: rows per pass.
-        seed: of the labels and tokens that are drawn.
+        seed: seed for the labels and tokens that are drawn.
         progress: called after each pass.
 
     Raises:
@@ -66,9 +66,9 @@ def gather_evidence(
     batches = tokens.split(batch_size)
     needed = 2 * tokens.numel() * sum(loaded.linear(site.name).in_features for site in sites)
     kept = [_draw(batch.numel(), INPUT_BYTES / max(1, needed), seed + index) for index, batch in enumerate(batches)]
-    # the room for everything that stays is taken at once: between what comes and goes with a pass it would leave gaps
-    # that memory is never given back from
-    found = [_room(loaded, site, sum(map(len, kept))) for site in sites]
+    # allocated once, before the passes: between the temporary tensors of a pass it would fragment the heap, and that
+    # memory would never be given back
+    found = [_empty_evidence(loaded, site, sum(map(len, kept))) for site in sites]
     observer = _Observer(loaded, found)
     start = 0
     for index, batch in enumerate(batches):
@@ -84,15 +84,15 @@ def gather_evidence(
 
 
 def _draw(tokens: int, share: float, seed: int) -> Tensor:
-    """Indices of a batch's tokens that are kept."""
+    """Indices of the tokens of a batch that are kept."""
     if share >= 1:
         return torch.arange(tokens)
     drawn = torch.randperm(tokens, generator=torch.Generator().manual_seed(seed))
     return drawn[: max(1, int(share * tokens))].sort().values
 
 
-def _room(loaded: LoadedModel, site: FoldSite, kept: int) -> Evidence:
-    """Evidence that nothing has been added to yet."""
+def _empty_evidence(loaded: LoadedModel, site: FoldSite, kept: int) -> Evidence:
+    """Empty evidence for a site, with room for ``kept`` tokens."""
     device, width = loaded.device, loaded.linear(site.name).in_features
     return Evidence(
         site,
@@ -116,19 +116,19 @@ class _Observer:
                 self.readers.setdefault(loaded.linear(name), []).append((name, seen))
 
     def begin(self, kept: Tensor, start: int) -> None:
-        """Start a batch whose tokens ``kept`` are those from ``start`` on of all that are kept."""
+        """Start a batch of which the tokens ``kept`` are stored from position ``start`` on."""
         self.kept, self.places = kept, slice(start, start + len(kept))
         self.slopes: dict[str, Tensor] = {}
-        """By site, at the input: readers of one input add up."""
+        """Slopes at the input by site, summed over readers of the same input."""
 
     def forward(self, module: nn.Linear, inputs: Tensor, outputs: Tensor) -> None:  # noqa: ARG002 - a protocol
-        """Keep the input."""
+        """Store the input of each site."""
         for name, seen in self.readers.get(module, ()):
             if name == seen.site.name:
                 seen.inputs[self.places] = inputs.flatten(0, -2)[self.kept].to(torch.bfloat16)
 
     def backward(self, module: nn.Linear, inputs: Tensor, gradients: Tensor, lookups: Tensor | None) -> None:  # noqa: ARG002
-        """Add slopes up."""
+        """Add the slopes of each reader."""
         flat = gradients.flatten(0, -2).float()
         for name, seen in self.readers.get(module, ()):
             part = flat[:, self.loaded.sites[name].rows]
@@ -140,7 +140,7 @@ class _Observer:
                 seen.lookups += lookups.flatten(0, -2).float().square().sum(0)
 
     def end(self) -> None:
-        """Square the slopes, all readers having been seen."""
+        """Square the slopes, once all readers were seen."""
         for site, slope in self.slopes.items():
             squares = slope.square()
             self.evidence[site].tokens[self.places] = squares.sum(1)[self.kept]
@@ -149,10 +149,10 @@ class _Observer:
 
 
 def _average(seen: Evidence, tokens: Tensor) -> None:
-    """From sums over batches to means over tokens.
+    """Turn sums over batches into means over tokens.
 
     Raises:
-        MeasurementError: slopes that are not finite, or none.
+        MeasurementError: slopes are not finite, or all 0.
     """
     site, count = seen.site, tokens.numel()
     if not torch.isfinite(seen.tokens).all() or not seen.tokens.any():

@@ -1,15 +1,16 @@
-"""How strongly to fold: scales that minimize the expected loss of int8 activations and of the weights' rounding.
+"""How strongly to fold: scales that minimize the expected loss from int8 activations and from rounding weights.
 
-Both are Fisher estimates in nats per token, of errors taken as uniform and independent. With inputs ``x``, scales
+Both are Fisher estimates in nats per token, which assume uniform and independent errors. With inputs ``x``, scales
 ``s``, slopes ``u`` of the log-likelihood at the input and ``g`` at the output:
 
 - activations: the step of token ``t`` is ``max_i |x_ti / s_i| / 127``, and column ``i`` enlarges its error by ``s_i``:
-  ``mean_t(u_t^2 step_t^2) sum_i(s_i^2 u_i^2) / 24``, the square slope taken as a token's factor times a column's;
-- weights: the step of block ``b`` of row ``o`` is the range of ``w_oi s_i`` over ``2^bits - 1``, and its error meets
-  ``x_i / s_i``: ``sum_o g_o^2 sum_b step_ob^2 sum_{i in b} E[x_i^2] / s_i^2 / 24``; for an embedding the same again,
-  with the slopes at its lookups.
+  ``mean_t(u_t^2 step_t^2) sum_i(s_i^2 u_i^2) / 24``, with the square slope approximated as a factor per token times one
+  per column;
+- weights: the step of block ``b`` of row ``o`` is the range of ``w_oi s_i`` over ``2^bits - 1``, and its error is
+  multiplied by ``x_i / s_i``: ``sum_o g_o^2 sum_b step_ob^2 sum_{i in b} E[x_i^2] / s_i^2 / 24``. A tied embedding adds
+  the same term with the slopes at its lookups.
 
-Whatever makes the channels, rows or a norm, loses nothing: a row's grid scales with it, norms are FP32.
+The source of the channels loses nothing: the grid of a row scales with the row, and norms are FP32.
 """
 
 from __future__ import annotations
@@ -29,25 +30,25 @@ Plan = Mapping[str, QuantFormat]
 """A format for every tensor."""
 
 _STEPS, _RATE = 60, 0.08
-"""Of Adam on log s; 200 steps at 0.04 come to a thousandth less."""
+"""Steps and learning rate of Adam on log s; 200 steps at 0.04 lower the loss by another thousandth."""
 _TOKENS, _ROWS = 512, 512
-"""Drawn for a step: inputs, and rows of each reader in proportion to their slopes."""
+"""Samples per step: tokens, and rows of each reader in proportion to their slopes."""
 _MANY_ROWS = 8192
-"""More rows than this are drawn even where nothing else is: a vocabulary."""
+"""Most rows to evaluate where no sampling is wanted; a larger vocabulary is sampled evenly by importance."""
 _SMALLEST = 1e-9
-"""Square of a channel that is never used."""
+"""Lower bound on the squares of a channel, for channels that are never used."""
 _REACH = math.log(64)
-"""Scales stay within this of their mean: fp16 block scales have 30 binades."""
+"""Largest distance of log scales from their mean: fp16 block scales span 30 binades."""
 
 
 def root_mean_square_scales(evidence: Evidence, alpha: float) -> Tensor:
-    """Root mean squares of the channels to the power ``alpha``: SmoothQuant's family without its weights."""
+    """Root mean squares of the channels to the power ``alpha``: SmoothQuant's scales without the weights' part."""
     energy = _by_channel(evidence, evidence.inputs.float().square()).mean(0)
     return _centred(energy.clamp(min=_SMALLEST).log() * alpha / 2)
 
 
 def smooth_scales(evidence: Evidence, loaded: LoadedModel, alpha: float) -> Tensor:
-    """SmoothQuant, equation 4: ``max|x_i|^alpha / max|w_i|^(1 - alpha)``, for dividing inputs."""
+    """SmoothQuant, equation 4: ``max|x_i|^alpha / max|w_i|^(1 - alpha)``, which inputs are divided by."""
     largest = _by_channel(evidence, evidence.inputs.float().abs()).amax(0).clamp(min=_SMALLEST)
     columns = torch.stack([loaded.weight(name).abs().amax(0) for name in evidence.site.readers]).amax(0)
     weights = _by_channel(evidence, columns.unsqueeze(0)).amax(0).clamp(min=_SMALLEST)
@@ -63,15 +64,15 @@ def fit_scales(
     *,
     seed: int = 0,
 ) -> Tensor:
-    """Scales ``[channels]`` of one site that minimize its loss over the model's, summed over memories and plans.
+    """Scales ``[channels]`` of a site that minimize its loss relative to the model's, summed over memories and plans.
 
     Args:
-        evidence: of the site.
+        evidence: evidence of the site.
         loaded: the model.
-        plans: what the model is expected to be stored with.
-        totals: ``[memories, plans]``, expected loss of the whole model before folding: what makes them comparable.
-        memories: settings that count; with ``normal`` activations stay floats.
-        seed: of the tokens and rows that are drawn.
+        plans: formats that the model is expected to be stored in.
+        totals: ``[memories, plans]``, expected loss of the whole model before folding, which losses are divided by.
+        memories: memory settings to optimize for; under ``normal``, activations stay floats.
+        seed: seed for the tokens and rows that are drawn.
     """
     log_scale = root_mean_square_scales(evidence, 0.5).log().requires_grad_()
     optimizer = torch.optim.Adam([log_scale], lr=_RATE)
@@ -98,15 +99,15 @@ def expected_loss(
     *,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """The loss ``[memories, plans]`` in nats per token that scales ``[channels]`` of a site lead to.
+    """The expected loss ``[memories, plans]``, in nats per token, with scales ``[channels]`` of a site.
 
     Args:
-        evidence: of the site.
+        evidence: evidence of the site.
         loaded: the model.
-        scale: may require a gradient.
+        scale: the scales; may require a gradient.
         plans: formats of the readers.
-        memories: settings that count; with ``normal`` activations stay floats.
-        generator: draws some tokens and rows; None takes all tokens, and all rows that count of a large vocabulary.
+        memories: memory settings; under ``normal``, activations stay floats.
+        generator: draws tokens and rows; None uses all tokens and up to `_MANY_ROWS` rows.
     """
     columns = evidence.site.expand(scale)
     inputs, along = evidence.inputs, evidence.tokens
@@ -130,7 +131,7 @@ def expected_loss(
 
 
 def _rounding(weight: Tensor, fmt: QuantFormat, rows: Tensor, columns: Tensor) -> Tensor:
-    """What rounding ``weight [rows, in_features]`` loses, given what each row counts and what columns meet."""
+    """Expected loss from rounding ``weight [rows, in_features]``, given factors per row and energies per column."""
     if fmt.is_float:
         return torch.zeros((), device=weight.device)
     size = fmt.resolve(weight.shape[1]).block_size(weight.shape[1])
@@ -144,7 +145,7 @@ def _rounding(weight: Tensor, fmt: QuantFormat, rows: Tensor, columns: Tensor) -
 
 
 def _drawn(importance: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-    """Rows, and what each counts: all with their importance, or some in proportion to it."""
+    """Row indices and their factors: all rows with their importance, or rows sampled in proportion to it."""
     count = _MANY_ROWS if generator is None else _ROWS
     if len(importance) <= count:
         return torch.arange(len(importance), device=importance.device), importance

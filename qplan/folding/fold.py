@@ -1,8 +1,9 @@
-"""Moves channel scales through a model at no cost: the same function, other weights to quantize.
+"""Moves channel scales between weights: the model computes the same function, but its weights quantize differently.
 
-What makes a channel is divided by a positive number and what reads it multiplied (SmoothQuant, arXiv 2211.10438; AWQ,
-arXiv 2306.00978): a norm and the linears behind it, rows of up and columns of down, values and columns of the output
-projection, the final norm and the head. Where that is possible is data, `qplan.model.registry`.
+The source of a channel is divided by a positive number, and its readers are multiplied by it (SmoothQuant, arXiv
+2211.10438; AWQ, arXiv 2306.00978). Sources and readers are a norm and the linears behind it, rows of up and columns
+of down, values and columns of the output projection, the final norm and the head. `qplan.model.registry` lists where
+this is possible.
 """
 
 from __future__ import annotations
@@ -28,26 +29,26 @@ from qplan.model.source import INDEX_FILE
 
 @dataclass(frozen=True)
 class FoldSite:
-    """Channels of one model whose scales are free."""
+    """A place of a model where channel scales can be chosen freely."""
 
     name: str
-    """The first tensor that reads them."""
+    """The first tensor that reads the channels."""
     kind: FoldKind
     source: str
-    """Path of the norm, or of the linear whose rows make the channels."""
+    """Path of the norm that makes the channels, or of the linear whose rows do."""
     rows: slice
-    """Rows of source that make them."""
+    """Rows of the source that make the channels."""
     readers: tuple[str, ...]
-    """Every tensor that reads them."""
+    """Every tensor that reads the channels."""
     channels: int
-    """Free scales."""
+    """Number of free scales."""
     repeats: tuple[int, int] = (1, 1)
-    """Query heads that share a value head, and value heads; ``(1, 1)`` elsewhere."""
+    """Query heads per value head, and number of value heads; ``(1, 1)`` at other kinds of sites."""
     tied: bool = False
-    """Whether the reader is also the embedding: its lookups are divided again, see `embedding_scale`."""
+    """Whether the reader is also the embedding, whose lookups must be divided again, see `embedding_scale`."""
 
     def expand(self, scale: Tensor) -> Tensor:
-        """Scales of the readers' columns ``[in_features]`` from free ones ``[channels]``."""
+        """Expand free scales ``[channels]`` to the readers' columns ``[in_features]``."""
         shared, heads = self.repeats
         return scale.reshape(heads, 1, -1).expand(heads, shared, -1).reshape(-1)
 
@@ -68,20 +69,20 @@ def fold_sites(loaded: LoadedModel) -> tuple[FoldSite, ...]:
 
 
 def fold(loaded: LoadedModel, scales: Mapping[str, Tensor]) -> LoadedModel:
-    """A copy of a model with scales folded in: the same function up to FP32's rounding.
+    """Copy a model with scales folded in: the same function, up to FP32 rounding.
 
     Args:
-        loaded: the model; stays as it is.
-        scales: by name of site, positive ``[channels]``: what readers' columns are multiplied with.
+        loaded: the model; it is not changed.
+        scales: factors of the readers' columns by site name, positive ``[channels]``.
 
     Raises:
-        InputError: no such site, or scales that are not positive, finite and one for each channel.
+        InputError: there is no such site, or scales are not one positive, finite number per channel.
     """
     sites = {site.name: site for site in fold_sites(loaded)}
     copied = replace(loaded, model=copy.deepcopy(loaded.model))
     for name, scale in scales.items():
         if name not in sites:
-            msg = f"{name} has no scales to fold; places that have: {', '.join(list(sites)[:4])}, ..."
+            msg = f"{name} is not a place where scales can be folded; such places are {', '.join(list(sites)[:4])}, ..."
             raise InputError(msg)
         exact = scale.to(device=loaded.device, dtype=torch.float64)
         if exact.shape != (sites[name].channels,) or not (torch.isfinite(exact) & (exact > 0)).all():
@@ -92,10 +93,10 @@ def fold(loaded: LoadedModel, scales: Mapping[str, Tensor]) -> LoadedModel:
 
 
 def save_folded(folded: LoadedModel, folder: Path) -> None:
-    """Write a folded model as a Hugging Face folder in FP32, so that nothing of it is lost, with its tokenizer.
+    """Write a folded model and its tokenizer as a Hugging Face folder, in FP32 so that nothing is lost.
 
     Args:
-        folded: made by `fold`.
+        folded: the model, from `fold`.
         folder: a new folder.
     """
     model: Any = folded.model
@@ -114,7 +115,7 @@ def save_folded(folded: LoadedModel, folder: Path) -> None:
 def _rules(loaded: LoadedModel, prefix: str) -> Iterator[FoldRule]:
     parallel = bool(getattr(loaded.model.config, "use_parallel_residual", False))
     for rule in loaded.architecture.folds:
-        # a layer with experts lacks the dense MLP's
+        # layers with experts have none of the dense MLP's tensors
         if rule.parallel in {None, parallel} and all(prefix + reader in loaded.sites for reader in rule.readers):
             yield rule
 

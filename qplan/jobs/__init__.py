@@ -1,1 +1,1 @@
-"""What the commands do: analyze a model, emit a plan, time a machine, sweep budgets, write a report."""
+"""The work behind the commands: analyze a model, emit a plan, time a machine, sweep budgets, write a report."""

@@ -22,8 +22,8 @@ from qplan.sensitivity.joint import joint_losses
 from qplan.settings import Progress
 
 _PLACES = (0.0, 0.15, 0.3, 0.5, 0.75)
-"""Where plans are made, from the smallest (0) to the largest (1) in the logarithm of bytes; most are where losses are
-large and add up worst."""
+"""Sizes of the measured plans, from the smallest (0) to the largest (1) in the logarithm of bytes. Most are small,
+since large losses add up worst."""
 
 
 def measure_additivity(
@@ -35,21 +35,21 @@ def measure_additivity(
     rounder: Rounder | None = None,
     progress: Progress | None = None,
 ) -> SensitivityTable:
-    """Measure the joint loss of a few plans under the goal's memory setting.
+    """Measure the joint losses of a few plans under the table's memory setting.
 
     Args:
         table: single losses.
         loaded: the model.
-        tokens: int64 ``[rows, seq_len]``, those that the table was measured on.
+        tokens: the tokens that the table was measured on, int64 ``[rows, seq_len]``.
         batch_size: rows per pass.
         rounder: chooses the integers; None rounds to nearest.
         progress: called after each pass.
 
     Returns:
-        the table with a point for each plan.
+        The table, with a point for each plan.
 
     Raises:
-        MeasurementError: a loss that is not finite.
+        MeasurementError: a loss is not finite.
     """
     plans = {str(index): formats for index, formats in enumerate(_frontier(table))}
     joint = joint_losses(

@@ -28,12 +28,12 @@ from qplan.settings import Mode, Progress, Say
 
 
 def run_analyze(options: AnalyzeOptions, run: RunFolder, say: Say, progress: Progress) -> SensitivityTable:
-    """Load, tokenize, measure, write; goes on where an interrupted run with the same inputs stopped.
+    """Load, tokenize, measure and write; resumes an interrupted run with the same inputs.
 
     Raises:
-        InputError: a model, text or option that cannot be used, or two that do not go together.
-        StaleArtifactError: the run folder holds the work of other inputs.
-        MeasurementError: an impossible measurement.
+        InputError: a model, text or option cannot be used, or two options contradict each other.
+        StaleArtifactError: the run folder holds results of other inputs.
+        MeasurementError: a measurement is impossible.
     """
     check_analyze(options)
     say(f"loading {options.model}")
@@ -79,7 +79,7 @@ def run_analyze(options: AnalyzeOptions, run: RunFolder, say: Say, progress: Pro
         )
         notes = (decided,)
     if needs_tokens(options.rounding):
-        say(f"second moments of all inputs, {calibration.fit.size} tokens to fit rounding to")
+        say(f"second moments of all inputs, {calibration.fit.size} tokens for fitting the rounding")
     rounder = run_rounder(run, loaded, calibration, options.rounding, batch_size=batch_size, progress=progress)
     opened = open_analysis(
         loaded,
@@ -93,30 +93,30 @@ def run_analyze(options: AnalyzeOptions, run: RunFolder, say: Say, progress: Pro
     )
     with opened as analysis:
         if options.rounding != "rtn":
-            say(f"choosing integers, {jobs} tensors at a time")
+            say(f"rounding tensors, {jobs} at a time")
         round_all(rounder, analysis.menu, jobs=jobs, progress=progress)
         table = analyze(analysis, options.mode, say, progress)
     if options.mode != "gradient":
-        say("whole plans: how losses add up")
+        say("measuring whole plans: how losses add up")
         tokens = torch.from_numpy(calibration.tokens)
         table = measure_additivity(table, loaded, tokens, batch_size=batch_size, rounder=rounder, progress=progress)
     table = replace(table, notes=(*table.notes, *notes))
-    # only now: an interrupted or refused run must not change what a finished table refers to
+    # written last: an interrupted or refused run must not change what a finished table refers to
     calibration.write(run.calibration)
     table.write(run.sensitivity)
     return table
 
 
 def sequences_per_pass(card: ModelCard, seq_len: int) -> int:
-    """As many as have `LOGITS_BYTES` of FP32 logits, 1 to `MOST_SEQUENCES`."""
+    """Sequences whose FP32 logits take at most `LOGITS_BYTES`, between 1 and `MOST_SEQUENCES`."""
     return min(MOST_SEQUENCES, max(1, LOGITS_BYTES // (4 * seq_len * card.vocabulary)))
 
 
 def analyze(analysis: Analysis, mode: Mode, say: Say, progress: Progress) -> SensitivityTable:
-    """The finished table of one mode.
+    """Find all losses in one mode and return the finished table.
 
     Raises:
-        MeasurementError: an impossible measurement or estimate.
+        MeasurementError: a measurement or estimate is impossible.
     """
     if mode == "auto":
         return analyze_auto(analysis, say=say, progress=progress)

@@ -1,4 +1,4 @@
-"""Gradient estimates for everything, measurements where a plan depends on them."""
+"""Mode auto: estimates all losses from gradients and measures those that plans depend on."""
 
 from __future__ import annotations
 
@@ -26,35 +26,35 @@ from qplan.settings import Memory, Progress, Say
 from qplan.tensors import Role
 
 BUDGETS = parse_budgets(["3.5bpw, 4bpw, int4, 4.5bpw, 5bpw, 6bpw, int8, 8bpw"])
-"""Where plans are compared; those that no plan fits are skipped."""
+"""Budgets that plans are compared at; infeasible ones are skipped."""
 
 _ROUNDS = 2
-"""Times that plans are made from what is known and what they hang on is measured."""
+"""Rounds of making plans from the known losses and measuring those that the plans depend on."""
 
 _DRAWS = 4
-"""Times that losses are drawn from their intervals, for each budget and round."""
+"""How often losses are drawn from their error distributions, per budget and round."""
 
 _TOLERANCE = 0.01
-"""Mean share of its loss that a plan may lose by the errors of estimates without anything being measured for it."""
+"""Mean relative loss that errors of estimates may cost a plan before anything is measured for it."""
 
 _NARROW_BITS, _NARROW_ERROR = 4, 0.3
-"""Below so many bits the second order may not be enough: relative standard error of a gradient estimate there."""
+"""Width below which the second-order estimate may fail, and the relative standard error to assume there."""
 
 
 def analyze_auto(analysis: Analysis, *, say: Say, progress: Progress | None = None) -> SensitivityTable:
     """Estimate all losses from gradients, then measure those that decide between formats, and the head.
 
-    For each of `BUDGETS` a plan is made from the losses, and others from losses drawn within their standard errors.
-    If the plan is worse than those by more than `_TOLERANCE` on average, the losses in which they differ are
-    measured; so is every format below 4 bits that a plan takes.
+    For each of `BUDGETS` a plan is made from the losses, and further ones from losses drawn within their standard
+    errors. If the plan is worse than these by more than `_TOLERANCE` on average, the losses of the formats in which
+    they differ are measured. So is every format below 4 bits that a plan uses.
 
     Args:
-        analysis: what is to be known.
-        say: told what is being done.
+        analysis: the analysis, with the entries to find.
+        say: called with a line about each step.
         progress: called after each batch of estimates and each measurement.
 
     Raises:
-        MeasurementError: an impossible estimate or measurement.
+        MeasurementError: an estimate or a measurement is impossible.
     """
     say("gradients of all formats in one pass")
     estimate(analysis, progress=progress)
@@ -66,7 +66,7 @@ def analyze_auto(analysis: Analysis, *, say: Say, progress: Progress | None = No
         new = {*_of_heads(analysis), *_deciding(table, fixed, generator)} - measured
         if not new:
             break
-        say(f"measuring {len(new)} losses that plans hang on")
+        say(f"measuring {len(new)} losses that plans depend on")
         measure(analysis, new, progress=progress)
         measured |= new
     rows, scale = blend(analysis, measured)
@@ -112,7 +112,7 @@ def _differences(plan: Plan, other: Plan, memory: Memory) -> Iterator[Entry]:
 
 
 def _relative_error(fmt: str, loss: Loss) -> float:
-    """Relative standard error of a loss; measured ones are exact, on the tokens that estimates are made on."""
+    """Relative standard error of a loss; 0 if measured, since estimates are made on the same tokens."""
     if loss.source == "measured" or not loss.kl_nats:
         return 0.0
     narrow = QuantFormat.parse(fmt).bits < _NARROW_BITS

@@ -1,7 +1,7 @@
-"""What can be known to be wrong before anything is loaded: files, patterns, profiles, limits that no plan can keep.
+"""Checks that need no model: missing files, wrong patterns, a missing profile, limits that no plan satisfies.
 
-Commands check before they import torch, so that a wrong word costs a second and no export. Jobs check again, for
-whoever starts them from Python.
+Commands run them before they import torch, so that a typo costs a second and no export. Jobs run them again, for
+callers from Python.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ if TYPE_CHECKING:
 
 
 def check_analyze(options: AnalyzeOptions) -> None:
-    """Refuse a model or a text that is known to be missing or of no use.
+    """Refuse a model or a text that is missing or cannot be used.
 
     Raises:
-        InputError: names the first.
+        InputError: about the first such input.
     """
     check_source(options.model)
     check_text(options.calib, "--calib")
 
 
 def check_ladder(options: LadderOptions) -> None:
-    """Refuse a model, a text or an exporter that is known to be missing or of no use.
+    """Refuse a model, a text or an exporter that is missing or cannot be used.
 
     Raises:
-        InputError: names the first.
+        InputError: about the first such input.
     """
     check_source(options.model)
     check_text(options.text, "--text")
@@ -53,36 +53,36 @@ def check_ladder(options: LadderOptions) -> None:
 
 
 def check_profile(run: RunFolder, llmexport: Path | None) -> None:
-    """Refuse a run without a table, and an exporter that is missing.
+    """Refuse a run without a table, or a missing exporter.
 
     Raises:
-        InputError: names the first.
+        InputError: about the first of these.
     """
     SensitivityTable.read(run.sensitivity)
     find_exporter(llmexport)
 
 
 def check_frontier(run: RunFolder, rules: Rules, points: int) -> None:
-    """Hold rules against a run's table.
+    """Check rules against a run's table.
 
     Raises:
-        InputError: too few points, no analysis, or a pattern that matches nothing.
+        InputError: there are too few points, there is no analysis, or a pattern matches nothing.
     """
     check_least({"--points": (points, 2)})
     rules.check_patterns(SensitivityTable.read(run.sensitivity).model)
 
 
 def check_emit(options: EmitOptions, run: RunFolder) -> None:
-    """Hold what an emit was asked for against its files and the run's table.
+    """Check the options of an emit against its files and the run's table.
 
     Args:
-        options: what was asked for.
+        options: options of the emit.
         run: a finished analysis.
 
     Raises:
-        InputError: a file that does not exist, a pattern that matches nothing, no device profile where one is needed.
-        InfeasibleError: no plan of the table fits; names the nearest value.
-        StaleArtifactError: a given plan is of other losses.
+        InputError: a file does not exist, a pattern matches nothing, or a device profile is needed and missing.
+        InfeasibleError: no plan of the table fits; the message gives the nearest value that does.
+        StaleArtifactError: a given plan was made from other losses.
     """
     if options.text is not None:
         check_text(options.text, "--text")
@@ -92,7 +92,7 @@ def check_emit(options: EmitOptions, run: RunFolder) -> None:
     target = options.target
     table = retarget_table(SensitivityTable.read(run.sensitivity), target)
     if options.dynamic_option == 2 and table.goal != "low":
-        msg = f"--dynamic-option 2 changes nothing under memory {table.goal}, which {run.folder} is for: leave it out"
+        msg = f"--dynamic-option 2 has no effect under memory {table.goal}, which {run.folder} is for; leave it out"
         raise InputError(msg)
     fixed = run_fixed_bytes(run, table.model, c4=target.c4)
     if given is not None:
@@ -109,11 +109,11 @@ def check_emit(options: EmitOptions, run: RunFolder) -> None:
 
 
 def given_plan(options: EmitOptions, run: RunFolder) -> PlannedOn | None:
-    """The plan that people gave, with what it was made from; None if one is to be made.
+    """The plan given with ``--plan`` and what it was made from; None without that option.
 
     Raises:
-        InputError: no such file, or not a plan of this run's model; names the line.
-        StaleArtifactError: a plan of other losses.
+        InputError: there is no such file, or it is no plan of this run's model; the message gives the line.
+        StaleArtifactError: the plan was made from other losses.
     """
     if options.plan is None:
         return None
@@ -126,7 +126,7 @@ def given_plan(options: EmitOptions, run: RunFolder) -> PlannedOn | None:
 
 
 def for_engine_of(given: PlannedOn, options: EmitOptions) -> EmitOptions:
-    """Options that build a given plan for the engine that it was made for, unless they name one."""
+    """The options, with the engine that a given plan was made for unless they name one."""
     if options.engine is not None or given.engine is None:
         return options
     return replace(options, engine=given.engine.engine)

@@ -41,25 +41,25 @@ from qplan.verify.prove import BuildBench, gate, prove
 from qplan.verify.reference import reference_logits, stored_logits
 
 SHIPPED_THREADS = 4
-"""Of the engine, in the settings that a built model ships with; measurements have `EmitOptions.threads`."""
+"""Engine threads in the settings that a built model ships with; measurements use `EmitOptions.threads`."""
 
 
 @dataclass(frozen=True)
 class Emitted:
-    """What an emit left."""
+    """Result of an emit."""
 
     folder: Path
     plan: Plan
     verification: Verification | None
     export_command: str
-    """llmexport's command line for the same plan."""
+    """Command line of llmexport for the same plan."""
     export_problems: tuple[str, ...]
     """What that exporter cannot make of it."""
 
 
 @dataclass(frozen=True)
 class _HeldOut:
-    """Held-out tokens and where they come from."""
+    """Tokens that the built model is measured on, and their origin."""
 
     rows: NDArray[np.int64]
     text: Note
@@ -68,7 +68,7 @@ class _HeldOut:
 
 @dataclass(frozen=True)
 class _Exportable:
-    """The same plan for llmexport."""
+    """How to make the same plan with llmexport."""
 
     command: str
     problems: tuple[str, ...]
@@ -76,17 +76,17 @@ class _Exportable:
 
 
 def run_emit(options: EmitOptions, run: RunFolder, say: Say, progress: Progress, command: str) -> Emitted:
-    """Plan, write the configs, build, prove, report.
+    """Plan, write the configs, build, prove and report.
 
     Args:
-        options: what was asked for.
+        options: options of the emit.
         run: a finished analysis.
-        say: told what is being done.
-        progress: draws the reference passes.
+        say: called with a line about each step.
+        progress: called after each reference pass.
         command: the command line, for the report.
 
     Raises:
-        InputError: a pattern or text that cannot be used, or a file that does not exist.
+        InputError: a pattern or text cannot be used, or a file does not exist.
         InfeasibleError: no plan fits the budget.
         StaleArtifactError: the model is not the one that was analyzed.
         ToolError: exporter, converter or engine failed.
@@ -110,14 +110,14 @@ def run_emit(options: EmitOptions, run: RunFolder, say: Say, progress: Progress,
 
 
 def _plan_only(job: EmitJob, command: str) -> Emitted:
-    """The plan and its configs, with a report of what is predicted."""
+    """Make the plan and its configs, with a report on predictions only."""
     plan, _ = planned(job, _given(job))
     exportable = _write_plan(job, plan)
     return _reported(job, plan, None, exportable, command)
 
 
 def _plan_and_build(job: EmitJob, judged: _HeldOut, progress: Progress, command: str) -> Emitted:
-    """The plan, its configs, the model, and what the engine says to it."""
+    """Make the plan, its configs and the model, and measure the model on the engine."""
     options, loaded, target = job.options, job.model.loaded, job.options.target
     given = _given(job)
     job.say(f"FP32 reference on {judged.rows.size} tokens: {judged.text}")
@@ -133,7 +133,7 @@ def _plan_and_build(job: EmitJob, judged: _HeldOut, progress: Progress, command:
 
 
 def _given(job: EmitJob) -> Plan | None:
-    """The plan that the user gave, as it is built; None where one is to be made."""
+    """The plan that the user gave, recomputed for this build; None if one is to be made."""
     if job.given is None:
         return None
     return edited_plan(job.given, job.table, job.options.target, fixed_bytes(job.skeleton))
@@ -153,7 +153,7 @@ def _write_plan(job: EmitJob, plan: Plan) -> _Exportable:
         problems += (_WITHOUT_C4.format(target.engine),)
     if job.exported is not job.model.loaded:
         problems += (
-            f"llmexport is given {job.exported.folder.name} as it is: it cannot undo a folded tied head's lookups",
+            f"llmexport gets the unfolded {job.exported.folder.name}: it cannot undo a folded tied head's lookups",
         )
     return _Exportable(command, problems)
 
@@ -161,7 +161,7 @@ def _write_plan(job: EmitJob, plan: Plan) -> _Exportable:
 def _reported(
     job: EmitJob, plan: Plan, verification: Verification | None, exportable: _Exportable, command: str
 ) -> Emitted:
-    """Write the report, and sum up."""
+    """Write the report and return the result."""
     analysis = SensitivityTable.read(job.run.sensitivity)
     made = PlannedOn(plan, job.plan_path, job.run, engine_of(plan), job.table, analysis.sha256)
     provenance = Provenance(commands=(command, exportable.command))
@@ -172,13 +172,13 @@ def _reported(
 def _prove(
     job: EmitJob, bench: BuildBench, first: Check, plan: Plan, gain: BlockGain | None
 ) -> tuple[Plan, Verification]:
-    """Build and verify the plan; it comes back with its ``dynamic_option`` decided by the built model's speed."""
+    """Build and verify the plan. If ``gain`` is given, the built model's speed decides its ``dynamic_option``."""
     model = PlanFolder(job.folder).model
     bench.say("plan: building")
     bench.build(plan.formats, model, _runtime(plan), job.rounder)
     speeds = None
     if gain is not None:
-        bench.say("plan: speed with a scale per token, and per block of the activations")
+        bench.say("plan: speed with activation scales per token and per block")
         speeds = speeds_by_turns(model, bench.trial, bench.loaded.card.context)
         plan = with_measured_option(plan, gain, speeds[2].decode_tokens_per_s / speeds[0].decode_tokens_per_s)
         set_runtime(model, _runtime(plan))
@@ -203,10 +203,10 @@ def _prove(
 
 
 def _say_if_moved(given: PlannedOn, options: EmitOptions, say: Say) -> None:
-    """Say so where a given plan is built for another engine than it was made for."""
+    """Say so if a given plan is built for another engine than it was made for."""
     made_for = EngineVersion.installed() if given.engine is None else given.engine.engine
     if options.target.engine != made_for:
-        say(f"{given.path} was made for engine {made_for}: its formats are taken as {options.target.engine} reads them")
+        say(f"{given.path} was made for engine {made_for}: building its formats as {options.target.engine} reads them")
 
 
 def _runtime(plan: Plan) -> RuntimeConfig:
@@ -214,8 +214,8 @@ def _runtime(plan: Plan) -> RuntimeConfig:
 
 
 _WITHOUT_C4 = (
-    "llmexport fuses attention for packed channels, which engine {} crashes on; the built model is free of it, for "
-    "llmexport take an MNN checkout and --disable_transformer_c4"
+    "llmexport fuses attention for packed channels, which engine {} crashes on. The built model avoids that; with "
+    "llmexport, use an MNN checkout and --disable_transformer_c4"
 )
 
 
@@ -224,7 +224,7 @@ def _held_out(options: EmitOptions, calibration: CalibrationSet, loaded: LoadedM
     if options.text is None:
         heldout = calibration.heldout[:rows]
         return _HeldOut(heldout, note("held-out-windows", source=calibration.source), calibration.heldout_sha256)
-    # one window more than needed is held out by tokenize and left alone here
+    # tokenize holds out one more window, which is not used here
     text = load_text(options.text, loaded.tokenizer)
     judged = tokenize(
         text,

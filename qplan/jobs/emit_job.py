@@ -1,4 +1,4 @@
-"""What an emit works on, and its planning half: the plan to build, before the engine has a say."""
+"""The inputs of an emit, and its planning half: the plan to build, before the engine measures anything."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from qplan.settings import Say
 
 @dataclass(frozen=True)
 class EmitJob:
-    """What every step of an emit needs."""
+    """Inputs that every step of an emit needs."""
 
     options: EmitOptions
     run: RunFolder
@@ -53,18 +53,18 @@ class EmitJob:
     heldout: NDArray[np.int64]
     say: Say
     given: PlannedOn | None = None
-    """The plan that people gave, for the engine that it was made for; None if one is to be made."""
+    """The plan given with ``--plan``, for the engine that it was made for; None if one is to be made."""
 
     @property
     def engine(self) -> str | None:
-        """The engine that the plan records: None for the installed one."""
+        """Version of the engine that the plan records; None for the installed one."""
         return None if self.options.engine is None else str(self.options.target.engine)
 
     @cached_property
     def folder(self) -> Path:
-        """A given plan's own folder in the run, or one named after its file or after the budget.
+        """The folder to write to: a given plan's own folder in the run, or one named after its file or the budget.
 
-        A plan that was made for another engine keeps its folder: what is built here gets one of its own.
+        If a given plan was made for another engine, its folder is left alone, and this build gets a new one.
         """
         given = self.given
         if given is None:
@@ -78,17 +78,17 @@ class EmitJob:
 
     @property
     def plan_path(self) -> Path:
-        """Of the plan in `folder`."""
+        """Path of the plan in `folder`."""
         return PlanFolder(self.folder).plan
 
     @property
     def exported(self) -> LoadedModel:
-        """What llmexport can make: it knows no factor of the embedding, and takes the original where there is one."""
+        """The model that llmexport can convert. It knows no embedding scale, so with one it gets the original model."""
         return self.model.loaded if self.model.loaded.embedding_scale is None else self.model.original
 
     @cached_property
     def uniform_skeleton(self) -> Skeleton:
-        """What uniform models are built from: the original's graph, since MNN's exporter knows nothing of folds."""
+        """The graph that uniform models are built from: the original's, since MNN's exporter does not fold."""
         original = self.model.original
         if original is self.model.loaded:
             return self.skeleton
@@ -97,7 +97,7 @@ class EmitJob:
 
 
 def planned(job: EmitJob, given: Plan | None) -> tuple[Plan, BlockGain | None]:
-    """The plan; with the gain of ``dynamic_option`` 2 if that still hangs on the built model's speed."""
+    """The plan to build, and the gain of ``dynamic_option`` 2 if the built model's speed is to decide on that."""
     options, table, fixed = job.options, job.table, fixed_bytes(job.skeleton)
     plan = given or _chosen(job, fixed)
     plan = replace(plan, sensitivity_sha256=table.sha256, engine=job.engine)
@@ -110,7 +110,7 @@ def planned(job: EmitJob, given: Plan | None) -> tuple[Plan, BlockGain | None]:
 
 
 def _chosen(job: EmitJob, fixed: FixedBytes) -> Plan:
-    """The best plan that the engine computes, measured on whole models."""
+    """The best plan in formats that the engine computes, confirmed on whole models."""
     options = job.options
     table = job.table if options.dynamic_option != 2 else computable(job.table)
     context = PlanningContext(table, fixed, job.rounder, Rounder(job.model.original), job.heldout, job.say)
@@ -125,13 +125,13 @@ def _chosen(job: EmitJob, fixed: FixedBytes) -> Plan:
 def _first_option(
     plan: Plan, options: EmitOptions, rounder: Rounder, heldout: NDArray[np.int64], say: Say
 ) -> tuple[Plan, BlockGain | None]:
-    """The plan with a ``dynamic_option``; with a gain if that still hangs on the built model's speed."""
+    """The plan with its ``dynamic_option``, and the gain of option 2 if the built model's speed is to decide."""
     if options.dynamic_option == 0 or not applies(plan.memory, plan.formats):
         return replace(plan, dynamic_option=options.dynamic_option or 0), None
     names = garbled(plan.formats)
     if names:
         return without_block_scales(plan, names), None
-    say("joint loss with a scale per token, and per block of the activations")
+    say("joint loss with activation scales per token and per block")
     gain = measure_gain(plan, rounder, heldout)
     if options.dynamic_option == 2:
         return with_requested_option(plan, gain), None

@@ -1,4 +1,4 @@
-"""From a sensitivity table to the whole trade-off: table, plot, JSON. Seconds, and no model is loaded."""
+"""From a sensitivity table to its frontier as table, plot and JSON. Takes seconds and loads no model."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from qplan.run.table import SensitivityTable
 
 @dataclass(frozen=True)
 class Swept:
-    """What a sweep left."""
+    """Result of a sweep."""
 
     files: tuple[Path, ...]
-    """The plot, the table in Markdown, the numbers."""
+    """Paths of the plot, the Markdown table and the JSON."""
     table: SensitivityTable
     frontier: Frontier
     measured: tuple[MeasuredModel, ...]
@@ -31,7 +31,7 @@ def run_frontier(run: RunFolder, rules: Rules, points: int = POINTS) -> Swept:
     """Solve a sweep of budgets and write ``frontier.json``, ``frontier.md`` and ``frontier.png``.
 
     Raises:
-        InputError: no analysis, too few points, or a pattern that matches nothing.
+        InputError: there is no analysis, there are too few points, or a pattern matches nothing.
         InfeasibleError: the rules allow no plan of any size.
     """
     table = SensitivityTable.read(run.sensitivity)

@@ -1,6 +1,6 @@
-"""What jobs are asked for, with the one set of defaults; values that mean nothing are refused when they are given.
+"""Options of the jobs, with their only set of defaults. Values out of range are refused on construction.
 
-Nothing here needs torch: the command line takes its defaults from these classes.
+Nothing here imports torch, since the command line takes its defaults from these classes.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from qplan.roundings import check_rounding
 from qplan.settings import DTypeName, DynamicOption, Folding, Memory, Mode
 
 LOGITS_BYTES = 640 << 20
-"""Of a pass, where the user does not say how many sequences it has."""
+"""Bytes of FP32 logits in a pass, unless the user gives the number of sequences."""
 
 MOST_SEQUENCES = 4
-"""In a pass, where the user does not say how many it has: gradients hold the logits several times over."""
+"""Most sequences in a pass, unless the user gives their number: gradients hold several copies of the logits."""
 
 _DEVICE = re.compile(r"^(cpu|mps|cuda(:\d+)?)$")
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnalyzeOptions:
-    """What ``qplan analyze`` was asked for."""
+    """Options of ``qplan analyze``."""
 
     model: str
     """Local folder or hub id."""
@@ -43,23 +43,23 @@ class AnalyzeOptions:
     rounding: str = "auto"
     fold: Folding = "auto"
     fit_tokens: int = 32768
-    """At most this many tokens that rounding is fitted to."""
+    """Most tokens that rounding is fitted to."""
     jobs: int | None = None
-    """Tensors that are rounded at a time; None for one per processor, 1 on a GPU."""
+    """Tensors to round at a time; None for one per CPU core, or 1 on a GPU."""
     dynamic_option: DynamicOption = 0
-    """MNN's setting that losses under memory low are measured with."""
+    """MNN's setting for int8 activations, emulated in losses under memory low."""
     batch_size: int | None = None
-    """Sequences per pass; None for `MOST_SEQUENCES`, or as many as have `LOGITS_BYTES` of logits."""
+    """Sequences per pass; None for as many as `LOGITS_BYTES` and `MOST_SEQUENCES` allow."""
     device: str = "cpu"
     dtype: DTypeName = "float32"
     restart: bool = False
-    """Throw away what an earlier run with other inputs left."""
+    """Delete what an earlier run left in the folder."""
 
     def __post_init__(self) -> None:
-        """Refuse numbers out of range, and options that do not go together.
+        """Refuse numbers out of range, and options that contradict each other.
 
         Raises:
-            InputError: names them, the limit and the remedy.
+            InputError: about the first; the message gives value, limit and remedy.
         """
         least = {"--samples": (self.samples, 1), "--seq-len": (self.seq_len, 2), "--seed": (self.seed, 0)}
         least |= {"--fit-tokens": (self.fit_tokens, 1)}
@@ -72,45 +72,45 @@ class AnalyzeOptions:
             raise InputError(msg)
         if self.dtype != "float32" and self.mode != "gradient":
             msg = (
-                f"--dtype {self.dtype} --mode {self.mode}: only gradients have digits to spare for half precision, "
-                "whose own rounding loses some hundred times what a tensor loses in int8; use --mode gradient or "
+                f"--dtype {self.dtype} --mode {self.mode}: only gradients tolerate half precision, "
+                "whose own rounding loses about a hundred times what a tensor loses in int8; use --mode gradient or "
                 "--dtype float32"
             )
             raise InputError(msg)
         if self.dynamic_option == 2 and self.memory != "low":
-            msg = f"--dynamic-option 2 changes nothing under --memory {self.memory}: leave one of them out"
+            msg = f"--dynamic-option 2 has no effect under --memory {self.memory}; leave one of them out"
             raise InputError(msg)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EmitOptions:
-    """What ``qplan emit`` was asked for."""
+    """Options of ``qplan emit``."""
 
     wanted: PlanRequest = field(default_factory=PlanRequest)
     text: str | None = None
-    """What the built model is judged on; None for held-out windows of the calibration text."""
+    """Text that the built model is measured on; None for held-out windows of the calibration text."""
     tokens: int = 2048
-    """At most this many tokens of it."""
+    """Most tokens of that text to use."""
     build: bool = True
     llmexport: Path | None = None
     threads: int = 1
-    """Of the engine in measurements."""
+    """Engine threads in measurements."""
     dynamic_option: DynamicOption | None = None
-    """None for the one that `qplan.choosing.activations` takes unasked."""
+    """MNN's setting for int8 activations; None to let `qplan.choosing.activations` decide."""
     evaluations: int = EVALUATIONS
-    """Whole models that a repair may measure; 0 for no repair."""
+    """Most whole models that a repair may measure; 0 for no repair."""
     plan: Path | None = None
-    """Build from this plan, which people may have edited, instead of making one."""
+    """A plan to build, possibly edited by hand; None to make one."""
     engine: EngineVersion | None = None
     """MNN version that the model is for; None for the installed one."""
     language: Language = Language.en
-    """Of the report."""
+    """Language of the report."""
 
     def __post_init__(self) -> None:
-        """Refuse numbers out of range, and engines that nothing can be written for.
+        """Refuse numbers out of range, and engines that no model can be built for.
 
         Raises:
-            InputError: names the option, its value and the limit.
+            InputError: about the first; the message gives option, value and limit.
         """
         check_least({"--tokens": (self.tokens, 2), "--threads": (self.threads, 1), "--repair": (self.evaluations, 0)})
         if self.engine is not None:
@@ -118,10 +118,10 @@ class EmitOptions:
 
     @property
     def target(self) -> EngineTarget:
-        """What that engine needs.
+        """What the engine needs of a model.
 
         Raises:
-            InputError: no model is known to run there.
+            InputError: no model is known to run on it.
         """
         return EngineTarget.of(self.engine or EngineVersion.installed())
 
@@ -135,13 +135,13 @@ class ProfileOptions:
     decode_tokens: int = 12
     repeats: int = 12
     rounds: int = 3
-    """Times that every model is measured, in turn unless models are large; minima count."""
+    """How often each model is measured, in turn unless models are large; the minimum is used."""
 
     def __post_init__(self) -> None:
         """Refuse numbers below 1.
 
         Raises:
-            InputError: names the option and its value.
+            InputError: about the first; the message gives option, value and limit.
         """
         given = {"--threads": self.threads, "--prompt-tokens": self.prompt_tokens, "--rounds": self.rounds}
         check_least({option: (value, 1) for option, value in given.items()})
@@ -151,10 +151,10 @@ def check_least(least: Mapping[str, tuple[int, int]]) -> None:
     """Refuse numbers below their limit.
 
     Args:
-        least: value and limit by option.
+        least: value and least allowed value by option.
 
     Raises:
-        InputError: names the first option with its value and limit.
+        InputError: about the first; the message gives option, value and limit.
     """
     for option, (value, limit) in least.items():
         if value < limit:

@@ -1,7 +1,7 @@
-"""Measures what this machine takes for every op shape and format: whole models on the engine, one shape changed.
+"""Measures this machine's time for every op shape and format, by running whole models with one shape changed.
 
-Weights are drawn, not quantized: their values do not change the time. Every shape is changed alone to every other
-format, and uniform models of that format correct the sum of these changes, so that noise does not accumulate.
+Weights are random, since their values do not affect the time. Each shape alone is changed to each other format. Uniform
+models of that format correct the sum of these changes, so that noise does not accumulate.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ import math
 import platform
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from qplan.artifact import sha256_json, versions
 from qplan.card import ModelCard
 from qplan.cost.target import DEFAULT_TARGET, Target, find_target
+from qplan.cost.times import Shape, changes_of_shapes
 from qplan.folding.analyzed import load_analyzed
 from qplan.formats import FP16, INT8, QuantFormat
 from qplan.jobs.options import ProfileOptions
@@ -37,10 +37,9 @@ from qplan.settings import Progress, Say
 from qplan.tensors import TensorSpec
 
 Formats = Mapping[str, QuantFormat]
-Shape = tuple[int, int]
 
 _KEEP_BYTES = 4_000_000_000
-"""Models that take turns stay on the disk together; beyond this, each has all of its rounds once it is built."""
+"""Most bytes of models on disk at a time for measuring them in turn; above it, each is built, measured and deleted."""
 
 
 def fastest(sample: SpeedSample) -> Times:
@@ -62,12 +61,12 @@ def profile(
     """Measure a model's ops on this machine.
 
     Args:
-        table: whose formats are timed, under its memory setting.
+        table: table whose formats are timed, under its memory setting.
         skeleton: the exported graph.
-        target: which widths take the same time.
-        scratch: folder for built models and for times as they are taken; removed in the end.
-        options: how thoroughly.
-        say: told what is being done.
+        target: hardware, which says which widths take the same time.
+        scratch: folder for built models and the journal of times; removed at the end.
+        options: how thoroughly to measure.
+        say: called with a line about each step.
         progress: called after each timed model.
 
     Raises:
@@ -90,7 +89,9 @@ def profile(
     )
     counts = Counter(_shape(spec) for spec in card.tensors)
     (base_prefill, prefill), (base_decode, decode) = (
-        _changes(classes, counts, {label: [getattr(t, kind) for t in rounds] for label, rounds in times.items()})
+        changes_of_shapes(
+            classes, counts, {label: [getattr(t, kind) for t in rounds] for label, rounds in times.items()}
+        )
         for kind in ("prefill_ms", "decode_ms")
     )
     return DeviceProfile(
@@ -127,9 +128,9 @@ def measure_times(
     say: Say,
     progress: Progress | None = None,
 ) -> dict[str, list[Times]]:
-    """Build models and time them, several rounds: in turn, or one after the other where they are large.
+    """Build models and time them in several rounds: in turn, or one after the other if they are large.
 
-    What was killed goes on with the times in ``scratch``.
+    An interrupted call is resumed from the times in ``scratch``.
 
     Raises:
         ToolError: converter or engine failed.
@@ -154,7 +155,7 @@ def measure_times(
     journal = TimesJournal.open(scratch, depends)
     models = scratch / "models"
     folders = {label: models / str(number) for number, label in enumerate(trials)}
-    shutil.rmtree(models, ignore_errors=True)  # whatever was killed may have built others
+    shutil.rmtree(models, ignore_errors=True)  # a killed run may have left other models
     try:
         for done, (label, turn) in enumerate(order, 1):
             folder = folders[label]
@@ -162,7 +163,7 @@ def measure_times(
                 if not folder.is_dir():
                     _build(card, skeleton, trials[label], folder, runtime)
                 with EngineSession(folder, runtime, context=card.context) as engine:
-                    # a thread's own time is not disturbed by other processes
+                    # a thread's own CPU time is not disturbed by other processes
                     sample = engine.measure_speed(prompt, decode, options.repeats, own_time=options.threads == 1)
                 journal.add(label, fastest(sample))
             if turn == options.rounds - 1:
@@ -176,7 +177,7 @@ def measure_times(
 
 
 def machine() -> str:
-    """The processor's name, as far as the system tells."""
+    """The system, and the processor's name if the system gives it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -190,7 +191,7 @@ def _shape(spec: TensorSpec) -> Shape:
 
 
 def _classes(table: SensitivityTable, target: Target) -> dict[Shape, list[QuantFormat]]:
-    """Formats of every shape that differ in time, the base's left out; a tied head has only what it may have."""
+    """Formats by shape that differ in time, without the base format."""
     found: dict[Shape, dict[QuantFormat, None]] = {}
     for spec in table.model.tensors:
         known = found.setdefault(_shape(spec), {})
@@ -203,75 +204,6 @@ def _uniform(card: ModelCard, fmt: QuantFormat) -> dict[str, QuantFormat]:
     return {spec.name: fmt.resolve(spec.in_features) for spec in card.tensors}
 
 
-def _changes(
-    classes: Mapping[Shape, Sequence[QuantFormat]], counts: Mapping[Shape, int], times: Mapping[str, Sequence[float]]
-) -> tuple[float, dict[tuple[Shape, QuantFormat], float]]:
-    """What the base model takes, and what each shape takes more in each format.
-
-    Measured times are pulled towards a time per weight as far as noise demands.
-
-    On an idle machine that is what single changes say. Where rounds differ as much as shapes do, a format's shapes
-    get the time per weight that fits them all and the uniform model best (James and Stein, "Estimation with quadratic
-    loss", 1961).
-    """
-    # the median: one model that was disturbed in two rounds says nothing about the others
-    noise = float(np.median([_noise(rounds) for rounds in times.values()]))
-    zero = _level(classes, counts, times, noise)
-    found: dict[tuple[Shape, QuantFormat], float] = {}
-    for fmt in _formats(classes):
-        shapes = [shape for shape, formats in classes.items() if fmt in formats]
-        weights = np.array([counts[shape] * math.prod(shape) for shape in shapes], dtype=np.float64)
-        single = np.array([min(times[f"{shape} {fmt}"]) - zero for shape in shapes])
-        whole = min(times[f"uniform {fmt}"]) - zero
-        design, seen = np.append(weights, weights.sum()), np.append(single, whole)
-        line = weights * float(design @ seen / (design @ design))
-        off = single - line
-        kept = _trusted(off, noise)
-        changes = line + kept * off
-        # single changes need not add up to the uniform model: what is missing goes where the weights are
-        changes += kept * (whole - changes.sum()) * weights / weights.sum()
-        found |= {(shape, fmt): float(change) for shape, change in zip(shapes, changes, strict=True)}
-    return zero, found
-
-
-def _level(
-    classes: Mapping[Shape, Sequence[QuantFormat]],
-    counts: Mapping[Shape, int],
-    times: Mapping[str, Sequence[float]],
-    noise: float,
-) -> float:
-    """Time of the base model: its own minimum, pulled towards what all models say by a time per weight of each format.
-
-    Everything is counted from here, so that noise in one model must not shift all.
-    """
-    formats = _formats(classes)
-    rows = [[1.0, *(0.0 for _ in formats)]]
-    seen = [min(times["base"])]
-    for column, fmt in enumerate(formats):
-        shapes = [shape for shape, found in classes.items() if fmt in found]
-        sizes = {shape: float(counts[shape] * math.prod(shape)) for shape in shapes}
-        for label, size in [*((f"{s} {fmt}", w) for s, w in sizes.items()), (f"uniform {fmt}", sum(sizes.values()))]:
-            rows.append([1.0, *(size if column == other else 0.0 for other in range(len(formats)))])
-            seen.append(min(times[label]))
-    level = float(np.linalg.lstsq(np.array(rows), np.array(seen), rcond=None)[0][0])
-    return level + _trusted(np.array([seen[0] - level]), noise) * (seen[0] - level)
-
-
-def _formats(classes: Mapping[Shape, Sequence[QuantFormat]]) -> list[QuantFormat]:
-    return list(dict.fromkeys(fmt for formats in classes.values() for fmt in formats))
-
-
-def _trusted(off: NDArray[np.float64], noise: float) -> float:
-    """Which part of deviations is more than noise, 0 to 1; both sides of a difference are noisy."""
-    return max(0.0, 1 - len(off) * 2 * noise / float(off @ off)) if off.any() else 0.0
-
-
-def _noise(rounds: Sequence[float]) -> float:
-    """Variance of a minimum over rounds, from its distance to the next best; 0 where there was one round."""
-    ordered = sorted(rounds)
-    return (ordered[1] - ordered[0]) ** 2 if len(ordered) > 1 else 0.0
-
-
 def _build(card: ModelCard, skeleton: Skeleton, formats: Formats, folder: Path, runtime: RuntimeConfig) -> None:
     def store(name: str, fmt: QuantFormat) -> StoredTensor:
         return drawn(card.tensor(name), fmt)
@@ -280,7 +212,7 @@ def _build(card: ModelCard, skeleton: Skeleton, formats: Formats, folder: Path, 
 
 
 def drawn(spec: TensorSpec, fmt: QuantFormat) -> StoredTensor:
-    """A stored tensor with drawn values of the size that weights have."""
+    """A stored tensor with random values of the magnitude of weights."""
     generator = torch.Generator().manual_seed(0)
     rows, width = spec.out_features, spec.in_features
     if fmt.is_float:
@@ -298,14 +230,14 @@ def run_profile(
     """Profile a run's model and write ``device.json``.
 
     Raises:
-        InputError: no analysis.
+        InputError: there is no analysis.
         StaleArtifactError: the model is not the one that was analyzed.
         ToolError: exporter, converter or engine failed.
     """
     table = SensitivityTable.read(run.sensitivity)
     loaded = load_analyzed(run, table.model, say).loaded
     skeleton = run_skeleton(run, loaded, llmexport, say)
-    del loaded  # its memory is better left to the engine
+    del loaded  # frees its memory for the engine
     target, scratch = find_target(DEFAULT_TARGET), run.timing
     measured = profile(table, skeleton, target, scratch=scratch, options=options, say=say, progress=progress)
     measured.write(run.device)

@@ -1,4 +1,4 @@
-"""The report of a plan: made by `emit`, and made again from what a run holds, in any language and without building."""
+"""The report of a plan, written by `emit`, and rewritten from a run's files in any language without building."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ from qplan.run.verification import Verification
 from qplan.settings import Say
 
 COARSE_POINTS = 16
-"""Budgets of a frontier that is solved for a report: enough for a slider, in seconds."""
+"""Budgets of a frontier that is solved for a report: enough for its slider, and takes seconds."""
 
 
 @dataclass(frozen=True)
 class Reported:
-    """What was written."""
+    """Paths of the written reports."""
 
     page: Path
+    """The HTML."""
     short: Path
     """The Markdown."""
 
@@ -40,14 +41,14 @@ def report_plan(
     language: Language,
     say: Say,
 ) -> Reported:
-    """Write ``report.html`` and ``report.md``, and ``report.json``, from which `run_report` makes them again.
+    """Write ``report.html`` and ``report.md``, and ``report.json``, from which `run_report` can rewrite them.
 
     Args:
         planned: the plan, and what it was made from.
-        verification: None if nothing was built.
+        verification: measurements of the built model; None if none was built.
         provenance: command lines and versions.
-        language: of both reports.
-        say: told what is being done.
+        language: language of both reports.
+        say: called with a line about each step.
     """
     folder, plan = planned.path.parent, planned.plan
     swept = plan_frontier(planned, say)
@@ -59,16 +60,16 @@ def report_plan(
 
 
 def run_report(name: str | None, run: RunFolder | None, language: Language, say: Say) -> Reported:
-    """Write a plan's reports again from what its run holds; no model is loaded, nothing is built.
+    """Rewrite a plan's reports from the files of its run, without loading or building a model.
 
     Args:
         name: a plan's file, its folder or a budget of the run; None for the newest plan.
-        run: None for the plan's own, else the latest.
-        language: of both reports.
-        say: told what is being done.
+        run: the run; None for the plan's own, or the latest if no plan is named.
+        language: language of both reports.
+        say: called with a line about each step.
 
     Raises:
-        InputError: no such plan or run.
+        InputError: there is no such plan or run.
         StaleArtifactError: the plan, its verification and the run's losses do not belong together.
     """
     found = find_plan(name, run) if name is not None else newest_plan(run or RunFolder.latest())
@@ -78,10 +79,10 @@ def run_report(name: str | None, run: RunFolder | None, language: Language, say:
 
 
 def plan_frontier(planned: PlannedOn, say: Say) -> Frontier:
-    """Plans at other budgets under a plan's rules.
+    """The frontier under a plan's rules, for the report.
 
-    The frontier that the run or the plan's folder stores, if it is of the same losses, rules and files; else a coarse
-    one, which is solved and stored in the folder.
+    It is read from the run or the plan's folder if stored there for the same losses, rules and files. Otherwise a
+    coarse one is solved and stored in the plan's folder.
     """
     fixed, rules, folder = planned.fixed, planned.rules, planned.path.parent
     sweep = sweep_of(planned.losses, rules, fixed, block_activations=planned.plan.dynamic_option == 2)
@@ -100,6 +101,6 @@ def _verification_of(found: FoundPlan, folder: PlanFolder) -> Verification | Non
         return None
     verification = Verification.read(path)
     if verification.plan_sha256 != sha256_file(found.path):
-        msg = f"{path} is of another plan than {found.path}; build it with 'qplan emit --plan {found.path}'"
+        msg = f"{path} belongs to a different plan than {found.path}; build it with 'qplan emit --plan {found.path}'"
         raise StaleArtifactError(msg)
     return verification

@@ -1,4 +1,4 @@
-"""The exported graph of a run."""
+"""Exports the graph of a run's model, or reuses the exported one."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ def run_skeleton(
     c4: bool = True,
     unfolded: bool = False,
 ) -> Skeleton:
-    """The exported graph of this very model by this very exporter: the one in the run folder, or a new one.
+    """The graph of exactly this model by exactly this exporter: from the run folder, or exported now.
 
     Args:
-        run: where it is kept.
+        run: the run that keeps it.
         loaded: the model.
         llmexport: an MNN checkout whose exporter to use; None for the PyPI package.
-        say: told what is being done.
-        c4: with the fusion that engines before 3.6.1 crash on.
-        unfolded: whether it is the model before folding, which is kept apart.
+        say: called with a line about each step.
+        c4: whether to keep the fusion that engines before 3.6.1 crash on.
+        unfolded: whether this is the model before folding, which has a folder of its own.
 
     Raises:
         ToolError: the exporter failed.

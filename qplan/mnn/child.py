@@ -1,4 +1,4 @@
-"""Child processes: everything native runs in one, in a working folder of its own; a failure carries its last words."""
+"""Child processes: everything native runs in one, in its own working folder; an error carries its last output."""
 
 from __future__ import annotations
 

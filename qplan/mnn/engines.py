@@ -51,7 +51,7 @@ PYTHON_LLM = EngineVersion(3, 4, 0)
 """First release on PyPI with ``MNN.llm``; older ones are not measured."""
 
 HALF_SCALES = EngineVersion(3, 6, 0)
-"""Older engines read 16-bit scales as 32-bit floats: garbage without a word."""
+"""Older engines read 16-bit scales as 32-bit floats: garbage without a message."""
 
 TIE_RECORD_OBJECT = EngineVersion(3, 6, 0)
 """Older engines know ``tie_embeddings`` as a list only."""

@@ -14,7 +14,7 @@ GRAPH_JSON_FILE = "llm.mnn.json"
 
 WEIGHT_FILE = "llm.mnn.weight"
 EMBEDDING_FILE = "embeddings_bf16.bin"
-"""Only where the embedding is not tied to the head."""
+"""The input embedding; only there if it is not tied to the head."""
 
 TOKENIZER_FILE = "tokenizer.txt"
-"""What the engine looks for by default; today's exporter writes another and names it."""
+"""What the engine looks for by default; today's exporter writes another file and names it in the settings."""

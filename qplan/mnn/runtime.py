@@ -27,7 +27,7 @@ class RuntimeConfig:
     """2 quantizes activations per block of the weights instead of per token: less loss, slower."""
 
     def __post_init__(self) -> None:
-        """Reject what the engine would take for its default in silence.
+        """Reject values that the engine would silently replace by its defaults.
 
         Raises:
             InputError: a word or number that the engine does not know.

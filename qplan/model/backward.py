@@ -3,7 +3,7 @@
 The expected square of a derivative of that log-likelihood is the Fisher information, and KL(model || changed model)
 is half its quadratic form to second order: ``KL = E[(d log p(label))^2] / 2``, labels drawn from the model (Kullback,
 Information Theory and Statistics, 1959, section 2.6; Amari, Natural gradient works efficiently in learning, 1998).
-Labels of the text would give the empirical Fisher, which is another thing.
+Labels of the text would give the empirical Fisher, which is something else.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ class _Trace:
 
     observer: Observer
     tied_head: nn.Linear | None
-    """Waits for the gradient at the lookups, the last to be known."""
+    """Shown to the observer last: it needs the gradient at the lookups, which comes at the end."""
     inputs: dict[nn.Linear, Tensor] = field(default_factory=dict)
     embedded: Tensor | None = None
     """The embedding's output, where the graph begins."""
     folded: Tensor | None = None
     """Factor ``[hidden]`` of the lookups, where a tied head is folded."""
     scale: Tensor | float = 1.0
-    """What the embedding multiplies rows with: Gemma's the square root of its width, times `folded`."""
+    """What the embedding multiplies rows by: in Gemma the square root of its width, times `folded`."""
     reached: set[nn.Linear] = field(default_factory=set)
-    """Linears that a gradient came to."""
+    """Linears that a gradient reached."""
     head_gradient: Tensor | None = None
 
     def embed(self, module: nn.Embedding, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
@@ -104,14 +104,14 @@ def sampled_backward(
     """Run a batch forward once and backward once per seed.
 
     Args:
-        loaded: the model; stays without gradients of its weights.
+        loaded: the model; its weights get no gradients.
         tokens: int64 ``[rows, seq_len]``.
         seeds: one for each draw of labels; the same labels on every device.
         observer: sees linears, once forwards and once for each draw.
-        tensors: names of those; every planned tensor by default.
+        tensors: names of the tensors whose linears are observed; every planned tensor by default.
 
     Returns:
-        float64 ``[labeled tokens]`` on the CPU: negative log-likelihood of the tokens that do follow.
+        float64 ``[labeled tokens]`` on the CPU: negative log-likelihood of the tokens that follow in the text.
 
     Raises:
         MeasurementError: a linear that is not reached, or logits that are not finite.

@@ -33,13 +33,13 @@ class Site:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """The tensors of a model, where they are, and what else weighs."""
+    """The tensors of a model, where they are, and how many other weights there are."""
 
     tensors: tuple[TensorSpec, ...]
     sites: Mapping[str, Site]
     """By tensor name."""
     embedding_weights: int
-    """Of an untied embedding; 0 if tied."""
+    """Number of weights of an untied embedding; 0 if tied."""
     norm_weights: int
 
 
@@ -82,7 +82,7 @@ def is_tied(first: Tensor, second: Tensor) -> bool:
 
 
 def has_bias(linear: nn.Linear) -> bool:
-    """Whether a linear adds a bias; torch's annotation says always."""
+    """Whether a linear has a bias, which torch annotates as if it always had one."""
     return "bias" in dict(linear.named_parameters(recurse=False))
 
 

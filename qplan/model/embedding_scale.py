@@ -1,4 +1,4 @@
-"""A factor for every channel of the looked-up embedding, which lets a tied head have other column scales than it.
+"""A factor for every channel of looked-up rows, so that a tied head can have column scales of its own.
 
 Head and embedding are one matrix. Multiplying its columns by ``s`` and dividing the final norm by ``s`` keeps the
 logits, but looks up ``s`` times the embedding; a multiplication by ``1 / s`` after the lookup, ``hidden`` numbers per
@@ -58,7 +58,7 @@ def set_embedding_scale(embedding: nn.Embedding, scale: Tensor) -> None:
         InputError: a scale of another width.
     """
     if scale.shape != (embedding.embedding_dim,):
-        msg = f"an embedding scale of shape {tuple(scale.shape)} for a width of {embedding.embedding_dim}"
+        msg = f"the embedding scale has shape {tuple(scale.shape)}, expected ({embedding.embedding_dim},)"
         raise InputError(msg)
     fresh = embedding_scale(embedding) is None
     embedding.register_buffer(_BUFFER, scale.to(embedding.weight), persistent=False)

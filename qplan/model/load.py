@@ -33,7 +33,7 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.tx
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A Hugging Face model in eval mode, without gradients, and everything that qplan knows of it.
+    """A Hugging Face model in eval mode, without gradients, and everything that qplan knows about it.
 
     In FP32 wherever losses are measured; half precision is for gradients alone.
     """
@@ -43,7 +43,7 @@ class LoadedModel:
     """Hugging Face tokenizer."""
     card: ModelCard
     folder: Path
-    """Where its files are on disk: what an exporter is given."""
+    """Folder of its files, which an exporter reads."""
     architecture: Architecture
     sites: dict[str, Site]
     """Where each tensor's values are, by tensor name."""
@@ -52,7 +52,7 @@ class LoadedModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device that the weights are on."""
         return self.embedding.weight.device
 
     @property
@@ -109,12 +109,12 @@ def load_model(source: str, *, device: str = "cpu", dtype: DTypeName = "float32"
     Args:
         source: local folder or hub id.
         device: ``cpu``, ``cuda`` or ``mps``.
-        dtype: what it computes in; a half precision only if the checkpoint is stored in it.
+        dtype: type that the model computes in; a half precision only if the checkpoint is stored in it.
 
     Raises:
         InputError: not a usable model; the message says why and what to do.
     """
-    target = check_device(device)
+    torch_device = check_device(device)
     folder = fetch(source)
     config = read_config(folder / "config.json")
     if "quantization_config" in config:
@@ -135,7 +135,7 @@ def load_model(source: str, *, device: str = "cpu", dtype: DTypeName = "float32"
     split_experts(model, model.config, architecture)
     anatomy = dissect(model, model.config, architecture)
     card = _card(source, sha256, model, anatomy)
-    model = model.to(target).eval().requires_grad_(requires_grad=False)
+    model = model.to(torch_device).eval().requires_grad_(requires_grad=False)
     loaded = LoadedModel(model, tokenizer, card, folder, architecture, dict(anatomy.sites), own)
     scale = read_embedding_scale(folder)
     if scale is not None:
@@ -144,7 +144,7 @@ def load_model(source: str, *, device: str = "cpu", dtype: DTypeName = "float32"
 
 
 def check_device(device: str) -> torch.device:
-    """Turn a device name into a device.
+    """Turn a device's name into a torch device.
 
     Raises:
         InputError: no such device here.
@@ -182,7 +182,7 @@ def check_finite(model: nn.Module) -> None:
 
 @contextmanager
 def without_bars() -> Iterator[None]:
-    """No progress bars of transformers in here; afterwards they are as the user has them."""
+    """Hide the progress bars of transformers within the block; afterwards restore the user's setting."""
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:

@@ -21,7 +21,7 @@ _EXPERT_WEIGHT = re.compile(r"^(?P<experts>.*)\.(?P<number>\d+)\.(?P<matrix>\w+)
 
 
 class RoutedLinear(nn.Linear):
-    """A linear that is given, of every row's tokens, those that are routed to it, filled up with tokens of zeros."""
+    """A linear that sees only the tokens of every row that are routed to it, padded with tokens of zeros."""
 
     def __init__(self, weight: Tensor) -> None:
         """Take a weight ``[out_features, in_features]`` over without copying it."""
@@ -34,7 +34,7 @@ class Expert(nn.Module):
     """One gated MLP."""
 
     def __init__(self, gate_up: Tensor, down: Tensor, activation: Callable[[Tensor], Tensor]) -> None:
-        """Make it of ``[2 * width, hidden]`` and ``[hidden, width]``."""
+        """Make an expert from ``gate_up [2 * width, hidden]`` and ``down [hidden, width]``."""
         super().__init__()
         self.gate_up_proj = RoutedLinear(gate_up)
         self.down_proj = RoutedLinear(down)
@@ -51,7 +51,7 @@ class MixtureOfExperts(nn.Module):
     """A router and its experts: what ``Qwen3MoeSparseMoeBlock`` computes."""
 
     def __init__(self, gate: nn.Linear, experts: list[Expert], chosen: int, *, normalize: bool) -> None:
-        """Put a mixture together.
+        """Make a mixture.
 
         Args:
             gate: the router, ``[experts, hidden]``.
@@ -68,8 +68,8 @@ class MixtureOfExperts(nn.Module):
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Map ``[rows, seq_len, hidden]`` to the same shape.
 
-        Every expert runs once per pass, on its tokens packed to ``[rows, most tokens of a row, hidden]``, one token of
-        zeros at least, so that what watches linears sees every expert, and which row a token is of.
+        Every expert runs once per pass, on its tokens packed to ``[rows, most tokens of a row, hidden]``, at least
+        one token of zeros, so that hooks on linears see every expert, and which row a token belongs to.
         """
         logits = self.gate(hidden_states)
         shares, chosen = torch.topk(torch.softmax(logits, -1, dtype=torch.float), self.chosen, dim=-1)

@@ -34,7 +34,7 @@ class LinearRule:
     part: Part | None = None
     """Which rows of the module: the exporter splits a fused query-key-value matrix into three ops."""
     expert: int | None = None
-    """Number of the expert that it belongs to: its ops are in a graph of their own."""
+    """Number of the expert that the op belongs to: an expert's ops are in a graph of their own."""
 
     def op_name(self, layer: int) -> str:
         """Name of the op in the MNN graph."""
@@ -56,10 +56,10 @@ class MixtureRules:
     """Path inside the decoder layer; dense layers have their MLP there."""
     router: LinearRule
     expert: tuple[LinearRule, ...]
-    """Linears of one expert, in order of execution: paths and ops inside of it."""
+    """Linears of one expert, in order of execution; paths and ops are relative to the expert."""
 
     def linears(self, experts: int) -> Iterator[LinearRule]:
-        """Every linear of a layer with so many experts, in order of execution."""
+        """Every linear of a layer with that many experts, in order of execution."""
         yield self.router
         for number in range(experts):
             for rule in self.expert:
@@ -74,7 +74,7 @@ class FoldRule:
     source: str
     """Path of the norm, or the tensor, whose channels are divided."""
     readers: tuple[str, ...]
-    """Tensors whose columns are multiplied: all that read these channels."""
+    """Tensors whose columns are multiplied: all those that read these channels."""
     half: bool = False
     """Whether the source is the second half of the tensor's rows: the exporter fuses gate and up."""
     parallel: bool | None = None
@@ -96,10 +96,10 @@ class Architecture:
     embedding: str = "model.embed_tokens"
     head: str = "lm_head"
     mixture: MixtureRules | None = None
-    """Of layers with experts; None where there are none."""
+    """Rules for layers with experts; None if the architecture has none."""
 
     def linears_of(self, experts: int | None) -> tuple[LinearRule, ...]:
-        """Every linear of a decoder layer with so many experts, None for a dense one, in order of execution."""
+        """Every linear of a decoder layer with that many experts, None for a dense layer, in order of execution."""
         if experts is None or self.mixture is None:
             return self.linears
         around = tuple(rule for rule in self.linears if not rule.module.startswith(f"{self.mixture.module}."))
@@ -200,7 +200,7 @@ def architecture_of(model_type: str) -> Architecture:
     if model_type not in ARCHITECTURES:
         msg = (
             f"model type {model_type!r} is not supported; supported are {', '.join(sorted(ARCHITECTURES))} "
-            "(others export to MNN wrongly or not at all, or wait for an entry in qplan/model/registry.py)"
+            "(others export to MNN wrongly or not at all, or have no entry in qplan/model/registry.py yet)"
         )
         raise InputError(msg)
     return ARCHITECTURES[model_type]

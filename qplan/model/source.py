@@ -1,4 +1,4 @@
-"""From what the user wrote to a folder on disk, and the hash that identifies it."""
+"""Finds the folder of a model that the user named, and the hash that identifies the model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from qplan.artifact import parse_json, read_bounded, sha256_files
 from qplan.errors import InputError
 
 EMBEDDING_SCALE_FILE = "embedding_scale.npy"
-"""Of a model whose tied head is folded, see `qplan.model.embedding_scale`; other models have none."""
+"""File of a model whose tied head is folded, see `qplan.model.embedding_scale`; other models have none."""
 
 _FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
 """Configuration, weights and tokenizer; no pickles."""
@@ -26,7 +26,7 @@ _HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 
 
 def check_source(source: str) -> None:
-    """Refuse what cannot be a model, without loading or fetching anything; what a hub id leads to shows later.
+    """Refuse what cannot be a model, without loading or fetching anything; a hub id is checked for its form alone.
 
     Raises:
         InputError: neither a folder nor a hub id, or a folder without a readable ``config.json`` or weights.
@@ -67,7 +67,7 @@ def fetch(source: str) -> Path:
         msg = f"{source!r} is neither an existing folder nor a hub id (owner/name)"
         raise InputError(msg) from None
     except LocalEntryNotFoundError:
-        msg = f"{source!r} is no local folder and the hub cannot be reached; check the path, or connect and try again"
+        msg = f"{source!r} is not a local folder and the hub cannot be reached; check the path, or go online and retry"
         raise InputError(msg) from None
     except (HfHubHTTPError, OSError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -17,10 +17,10 @@ def save_specimen(name: str, folder: Path, *, seed: int = 7, **sizes: Any) -> Pa
     """Write a tiny random model and its tokenizer, as Hugging Face saves them.
 
     Args:
-        name: of `SPECIMENS`.
-        folder: where to.
-        seed: of the weights.
-        sizes: other settings than the specimen's.
+        name: a key of `SPECIMENS`.
+        folder: where to write it.
+        seed: seed of the weights.
+        sizes: settings that replace the specimen's.
 
     Raises:
         InputError: no such specimen.
@@ -41,7 +41,7 @@ def save_specimen(name: str, folder: Path, *, seed: int = 7, **sizes: Any) -> Pa
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer of `VOCABULARY` tokens, trained on random words."""
+    """A byte-level tokenizer with `VOCABULARY` tokens, trained on random words."""
     inner = Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()

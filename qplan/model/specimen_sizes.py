@@ -106,14 +106,14 @@ SPECIMENS: dict[str, Specimen] = {
     "gpt_oss": Specimen("gpt_oss", {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 16}),
     "qwen3_next": Specimen("qwen3_next", {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}),
 }
-"""By the name in the compatibility table; order is that of the table."""
+"""Specimens by their name in the compatibility table, in its order."""
 
 
 def check_architectures(names: Iterable[str]) -> None:
     """Refuse names that no specimen has.
 
     Raises:
-        InputError: names them, and those that there are.
+        InputError: lists them, and those that exist.
     """
     unknown = [name for name in names if name not in SPECIMENS]
     if unknown:

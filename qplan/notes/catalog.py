@@ -21,7 +21,7 @@ class NoteKind:
     sentence: str
     """In English, without a full stop."""
     fields: Mapping[str, FieldType]
-    """By name; all of them stand in the sentence."""
+    """Type of every field by its name; the sentence shows all of them."""
 
 
 def _kind(sentence: str, **fields: FieldType) -> NoteKind:
@@ -33,7 +33,7 @@ _GAIN = "{prefill:.2f} times the loss in prefill and {decode:.2f} in decode (hel
 _SPEED = "{speed:.2f} times the decode speed, limit {least_speed:.2f}"
 
 CATALOG: Mapping[str, NoteKind] = {
-    # words that are nobody's: what artifacts of earlier versions hold, a path, an engine's last words
+    # free text: notes in artifacts of earlier versions, a path, an engine's last output
     "text": _kind("{text}", text=str),
     # of a table: what was measured, and in which weights
     "block-changed": _kind(
@@ -47,8 +47,8 @@ CATALOG: Mapping[str, NoteKind] = {
         row_weights=int,
     ),
     "tied-head-unmeasured": _kind(
-        "{tensor} is not measured in {formats}: it is tied to the embedding, whose lookup the engine decodes right at "
-        "{bits} bits only",
+        "{tensor} is not measured in {formats}: it is tied to the embedding, and the engine decodes lookups correctly "
+        "only at {bits} bits",
         tensor=str,
         formats=list[str],
         bits=list[int],
@@ -58,8 +58,8 @@ CATALOG: Mapping[str, NoteKind] = {
         formats=list[str],
     ),
     "experts-unreached": _kind(
-        "no token that losses are measured on reaches {count} experts (layer.expert: {experts:more {others}}): they "
-        "share the format of their layer's others; raise --samples",
+        "none of the tokens that losses are measured on reaches {count} experts (layer.expert: "
+        "{experts:more {others}}): they share the format of the other experts in their layer; raise --samples",
         count=int,
         experts=list[str],
         others=int,
@@ -72,7 +72,7 @@ CATALOG: Mapping[str, NoteKind] = {
         others=int,
     ),
     "partly-measured": _kind(
-        "{measured} of {losses} losses were measured, those that plans hang on and the head's; the others are "
+        "{measured} of {losses} losses were measured, those that plans depend on and the head's; the others are "
         "estimates from gradients, which saved {saved:.0%} of the measurements. Estimates were multiplied by "
         "{scale:.2f}, the mean ratio where both are known",
         measured=int,
@@ -88,7 +88,7 @@ CATALOG: Mapping[str, NoteKind] = {
         ratios=dict[str, float],
     ),
     "folding-not-tried": _kind(
-        "weights are not folded: what that gains cannot be measured in {dtype}",
+        "weights are not folded: the gain cannot be measured in {dtype}",
         dtype=str,
     ),
     "wide-scales": _kind("scales have 32 bits: engine {engine} reads no others", engine=str),
@@ -107,11 +107,11 @@ CATALOG: Mapping[str, NoteKind] = {
     ),
     "graph-estimated": _kind("the graph file's size is an estimate; build the model for the exact bytes"),
     "rows-not-of-64": _kind(
-        "64 does not divide rows of {row_weights}: MNN's uniform export, the baseline, takes other blocks there",
+        "64 does not divide rows of {row_weights}: MNN's uniform export, the baseline, uses other blocks there",
         row_weights=list[int],
     ),
     "budget-above-fp16": _kind("the budget is larger than uniform fp16"),
-    "edited": _kind("edited by hand: bytes and losses were counted again, nothing proves that no better plan exists"),
+    "edited": _kind("edited by hand: bytes and losses were recalculated; nothing proves that the plan is the best one"),
     "over-budget": _kind(
         "{total_bytes:,} bytes: over the budget of {budget_bytes:,}", total_bytes=int, budget_bytes=int
     ),
@@ -155,7 +155,7 @@ CATALOG: Mapping[str, NoteKind] = {
     ),
     "promoted-or-demoted": _kind(
         "{changed} tensors were promoted or demoted after whole models were measured: on held-out tokens the plan "
-        "loses {share:.3f} times what the one with the least sum of single losses loses",
+        "loses {share:.3f} times as much as the one with the least sum of single losses",
         changed=int,
         share=float,
     ),
@@ -166,25 +166,25 @@ CATALOG: Mapping[str, NoteKind] = {
     # of a plan: its dynamic_option
     "block-scales-asked-for": _kind(f"{_BLOCK_SCALES}, as asked for: {_GAIN}", prefill=float, decode=float),
     "block-scales-gain-too-little": _kind(
-        f"{_BLOCK_SCALES} has {_GAIN}: it is taken where it saves {{least_gain:.0%}} both ways",
+        f"{_BLOCK_SCALES} has {_GAIN}: it is used only where it saves {{least_gain:.0%}} in both",
         prefill=float,
         decode=float,
         least_gain=float,
     ),
     "block-scales-not-timed": _kind(
-        f"{_BLOCK_SCALES} has {_GAIN}; what it costs is not known until the model is built",
+        f"{_BLOCK_SCALES} has {_GAIN}; its cost in speed is not known until the model is built",
         prefill=float,
         decode=float,
     ),
     "block-scales-too-slow": _kind(
-        f"{_BLOCK_SCALES} has {_GAIN} and {_SPEED}: too slow to be taken unasked, --dynamic-option 2 takes it",
+        f"{_BLOCK_SCALES} has {_GAIN} and {_SPEED}: too slow to be the default; --dynamic-option 2 uses it anyway",
         prefill=float,
         decode=float,
         speed=float,
         least_speed=float,
     ),
     "block-scales-taken": _kind(
-        f"{_BLOCK_SCALES} has {_GAIN} and {_SPEED}: taken, --dynamic-option 0 leaves it",
+        f"{_BLOCK_SCALES} has {_GAIN} and {_SPEED}: used; --dynamic-option 0 turns it off",
         prefill=float,
         decode=float,
         speed=float,
@@ -197,7 +197,8 @@ CATALOG: Mapping[str, NoteKind] = {
         others=int,
     ),
     "losses-of-other-option": _kind(
-        "predicted losses, the sums of single ones, are those of dynamic_option {dynamic_option}", dynamic_option=int
+        "predicted losses, which are sums of single losses, are those of dynamic_option {dynamic_option}",
+        dynamic_option=int,
     ),
     # of a verification: what it was judged on
     "held-out-windows": _kind("held-out windows of {source}", source=str),

@@ -49,7 +49,7 @@ class Note:
         return self.told("" if kind is None else kind.sentence, ENGLISH)
 
     def told(self, template: str, grammar: Grammar) -> str:
-        """The sentence of a template of its code; code and values as they are if this version does not know them."""
+        """The sentence written with a template for its code; the bare code and values if it is not known."""
         if self.is_known:
             return write(template, self.values, grammar)
         values = ", ".join(f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in self.values.items())
@@ -66,7 +66,7 @@ class Note:
         """Read what `to_json` made; codes and fields of newer versions are kept as they are.
 
         Raises:
-            ValueError: something else.
+            ValueError: the value is not a note.
         """
         if isinstance(value, str):
             return text_note(value)
@@ -82,8 +82,8 @@ def note(code: str, /, **values: Given) -> Note:
     """Make a note.
 
     Args:
-        code: of the catalog.
-        values: its fields, all of them.
+        code: a code of the catalog.
+        values: a value for every field.
 
     Raises:
         TypeError: an unknown code; a field that is missing, unknown or of another type.

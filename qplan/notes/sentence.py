@@ -1,12 +1,12 @@
-"""Writes a note's sentence: values into the places of a template, lists and maps in the manner of a language.
+"""Writes a note's sentence: fills the places of a template with values, joins lists and maps as a language does.
 
 Numbers and texts take Python's format specifications. For lists and maps a place says, in any order:
 
 - ``and``: the last of a list is joined by "and";
-- ``apart``: what has commas of its own is set apart by more than commas;
-- ``more {others}``: so many more are not named; 0 for none;
+- ``apart``: items that contain commas are separated by more than a comma;
+- ``more {others}``: how many more are not named; nothing is added for 0;
 - for maps, the specification of their numbers: ``.2f`` writes ``name: 0.85``, ``(d)`` writes ``name (12)``; all but
-  those in parentheses are set apart.
+  those in parentheses are separated as with ``apart``.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ class Grammar:
     comma: str
     apart: str
     both: str
-    """Of ``first`` and ``last``."""
+    """Template for the last two of a list: ``first`` and ``last``."""
     more: str
-    """Of ``names`` and the ``count`` of those that are not named."""
+    """Template for ``names`` and the ``count`` of those that are not named."""
     nothing: str
-    """An empty list."""
+    """What stands for an empty list."""
     pair: str
-    """Of ``name`` and ``value``."""
+    """Template for ``name`` and ``value``."""
     aside: str
-    """The same, the value in parentheses."""
+    """Template for ``name`` and ``value`` in parentheses."""
 
 
 ENGLISH = Grammar(
@@ -100,7 +100,7 @@ def write(template: str, values: Mapping[str, object], grammar: Grammar) -> str:
 
 
 def places(template: str) -> set[str]:
-    """The fields that a sentence shows, those within specifications included."""
+    """The fields that a sentence shows, including those inside specifications."""
     found: set[str] = set()
     for _, name, specification, _ in Formatter().parse(template):
         if name is not None:

@@ -1,1 +1,1 @@
-"""Budgets, the exact solver, the plan. Plain numbers: no torch, no MNN."""
+"""Budgets, the solver, the plan. Plain numbers: no torch, no MNN."""

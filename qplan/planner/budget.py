@@ -30,20 +30,20 @@ class BudgetKind(StrEnum):
     BPW = "bpw"
     """Bits of weight and embedding files per parameter, see `qplan.cost.file_bytes.bits_per_weight`."""
     PERCENT = "percent"
-    """Of uniform fp16's files."""
+    """Percentage of the bytes of uniform fp16's files."""
     BYTES = "bytes"
-    """Of all files that ship."""
+    """Bytes of all files that ship."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """A limit on the files that ship, as a user gave it: what it is in bytes depends on the model, see `resolve`."""
+    """A limit on the size of the files that ship, as a user gave it. Its bytes depend on the model, see `resolve`."""
 
     text: str
     """As the user wrote it."""
     kind: BudgetKind
     amount: Fraction
-    """Bits of the uniform export, bits per parameter, per cent, or bytes."""
+    """Width of the uniform export in bits, bits per parameter, percent, or bytes, depending on `kind`."""
     unit: str
     """The unit the user thinks in: ``MB``, ``bpw``, ``%``."""
 
@@ -56,7 +56,7 @@ class Budget:
                 block 64, the head at 8 bits; ``4.5bpw``; ``300MB``, ``300MiB``, ``123456B``; ``60%``.
 
         Raises:
-            InputError: the text is not understood, or means nothing.
+            InputError: the text is not understood, or the amount is zero.
         """
         clean = text.strip().lower()
         if uniform := _UNIFORM.match(clean):
@@ -72,7 +72,7 @@ class Budget:
             raise InputError(msg)
         amount, unit = Fraction(match[1]), match[2]
         if amount <= 0:
-            msg = f"budget {text!r} is nothing; {_UNDERSTOOD}"
+            msg = f"budget {text!r} is zero; {_UNDERSTOOD}"
             raise InputError(msg)
         if unit == "bpw":
             return cls(text, BudgetKind.BPW, amount, unit)
@@ -86,21 +86,21 @@ class Budget:
 
     @classmethod
     def of_bytes(cls, count: int) -> Budget:
-        """A whole number of bytes."""
+        """The budget of a whole number of bytes."""
         return cls.parse(f"{count}B")
 
     @property
     def bits(self) -> int | None:
-        """Width of the uniform export that defines it; None for others."""
+        """Width of the uniform export that defines the budget; None for other kinds."""
         return int(self.amount) if self.kind is BudgetKind.UNIFORM else None
 
     def resolve(self, card: ModelCard, fixed: FixedBytes, scale_bits: int = 16) -> ResolvedBudget:
-        """What it is in bytes.
+        """Work out the budget in bytes for a model.
 
         Args:
             card: the model.
-            fixed: what its files hold besides linear records.
-            scale_bits: of the uniform export's scales.
+            fixed: bytes of its files besides the linear records.
+            scale_bits: width of the uniform export's scales.
         """
         if self.kind is BudgetKind.UNIFORM:
             limit = file_bytes(card, uniform_formats(card, int(self.amount), scale_bits), fixed).total
@@ -138,11 +138,11 @@ class ResolvedBudget:
 
     @property
     def bits(self) -> int | None:
-        """Width of the uniform export that defines it; None for others."""
+        """Width of the uniform export that defines the budget; None for other kinds."""
         return self.budget.bits
 
     def express(self, total_bytes: int) -> str:
-        """A number of bytes in the user's unit, rounded up, so that it is feasible where the bytes are."""
+        """A number of bytes in the user's unit, rounded up, so that a budget of the result covers those bytes."""
         amount = Fraction(total_bytes - self.offset_bytes) / self.unit_bytes
         for digits in range(10):
             step = Fraction(1, 10**digits)
@@ -154,10 +154,10 @@ class ResolvedBudget:
 
 
 def parse_budgets(texts: Iterable[str]) -> tuple[Budget, ...]:
-    """Read budgets that must all hold: several texts, each with one or, between commas, several.
+    """Read budgets that must all hold, from texts of one budget or several separated by commas.
 
     Raises:
-        InputError: one is not understood, or a text holds none.
+        InputError: a budget is not understood, or a text holds none.
     """
     return tuple(
         Budget.parse(part.strip()) for text in texts for part in ([p for p in text.split(",") if p.strip()] or [text])

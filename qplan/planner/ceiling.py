@@ -1,4 +1,4 @@
-"""A second loss that a plan may not exceed, e.g. under the memory setting that it is not optimized for."""
+"""A limit on a second loss, e.g. the loss under the memory setting that the plan is not optimized for."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qplan.planner.problem import Choice, GroupChoices, Problem
 from qplan.tensors import TensorSpec
 
 _PICONATS = 1e12
-"""Losses become integers of 1e-12 nats, rounded to nearest: the solver's rows are exact."""
+"""Piconats per nat. Losses are rounded to whole piconats, since the solver's rows hold integers."""
 
 
 @dataclass(frozen=True)
@@ -20,16 +20,16 @@ class Ceiling:
     """Limits the sum of single losses that were measured under other conditions than the objective."""
 
     name: str
-    """For messages, e.g. ``loss under memory normal``."""
+    """What messages call it, e.g. ``loss under memory normal``."""
     losses: Mapping[str, Mapping[str, float]]
-    """Nats by tensor name and format name; every choice of the problem must be there."""
+    """Nats by tensor name and format name, for every choice of the problem."""
     limit_nats: float
 
     def applied(self, problem: Problem, card: ModelCard) -> Problem:
         """The problem with this limit added.
 
-        Costs are rounded to whole piconats; the limit grants that rounding to each group. Rounded up instead, the plan
-        that defines a limit (uniform's loss, or the plan itself when it is solved again) would break it.
+        Costs are rounded to the nearest piconat, and the limit allows one extra piconat per group for that. If costs
+        were rounded up instead, the plan that a limit was taken from (uniform, or this plan before) would exceed it.
         """
 
         def cost(group: GroupChoices, choice: Choice) -> int:
@@ -39,7 +39,7 @@ class Ceiling:
         return problem.limited(self.name, "nats", limit, cost, units=_PICONATS)
 
     def total_nats(self, formats: Mapping[str, QuantFormat]) -> float:
-        """What a plan loses by this ceiling's losses."""
+        """The sum of this ceiling's losses over a plan."""
         return math.fsum(self.losses[name][fmt.name] for name, fmt in formats.items())
 
     def _loss(self, spec: TensorSpec, fmt: QuantFormat) -> float:

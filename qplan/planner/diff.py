@@ -1,4 +1,4 @@
-"""What changed between two plans of one model, and what it costs."""
+"""Which formats differ between two plans of one model, and what that costs."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class TensorChange:
 
 @dataclass(frozen=True)
 class PlanDiff:
-    """From one plan to another."""
+    """The differences between two plans."""
 
     changes: tuple[TensorChange, ...]
-    """In order of execution."""
+    """Tensors whose format differs, in order of execution."""
     total_bytes: int
-    """All files, after minus before."""
+    """Bytes of all files, after minus before."""
     predicted_nats: float
     """Predicted joint loss after minus before."""
     comparable: bool
@@ -41,13 +41,14 @@ def diff(before: Plan, after: Plan) -> PlanDiff:
     """Compare two plans.
 
     Raises:
-        InputError: the plans are for models with other tensors.
+        InputError: the plans are for models with different tensors.
     """
     old = {tensor.name: tensor for tensor in before.tensors}
     new = {tensor.name: tensor for tensor in after.tensors}
     if odd := sorted(old.keys() ^ new.keys()):
         msg = (
-            f"the plans are for different models: {odd[0]} is in one only ({len(odd)} such); compare plans of one model"
+            f"the plans are for different models: {odd[0]} is in only one of them ({len(odd)} such); "
+            "compare plans of one model"
         )
         raise InputError(msg)
     changes = tuple(

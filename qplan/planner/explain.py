@@ -30,9 +30,9 @@ class Alternative:
     bytes: int
     loss_nats: float
     marginal_nats_per_byte: float | None
-    """Loss saved per byte added against the planned format (positive both for up and down); None for equal bytes."""
+    """Loss saved per byte added, or for smaller formats lost per byte saved; None if bytes are equal."""
     net_nats: float
-    """Loss, plus its bytes and its part in other limits at the budget's prices, above the cheapest alternative's."""
+    """Loss plus the price of its bytes and of its share of other limits, minus that of the cheapest alternative."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,11 @@ class Explanation:
     price_nats_per_byte: float
     """What one more byte of budget is worth: the dual of the linear relaxation; 0 where the budget does not bind."""
     other_prices: dict[str, float]
-    """The same of every other limit that binds, per unit, by name and unit."""
+    """Prices of the other limits that bind, nats per unit, keyed by limit and unit."""
     alternatives: tuple[Alternative, ...]
-    """Every allowed format, the planned one included, bytes ascending."""
+    """Every allowed format including the planned one, by ascending bytes."""
     next_best: Alternative | None
-    """What the group would take if its format were not there; None without alternatives."""
+    """What the group would take if the planned format did not exist; None without alternatives."""
 
     @property
     def chosen(self) -> Alternative:
@@ -60,7 +60,7 @@ class Explanation:
 
     @property
     def sentence(self) -> str:
-        """The explanation for people."""
+        """The explanation as text."""
         start = f"{self.tensor} is {self.format}, {self.chosen.loss_nats:.3g} nats in {self.chosen.bytes:,} bytes. "
         if self.next_best is None:
             return start + "It has no other measured format that the rules allow."
@@ -81,7 +81,7 @@ def explain(table: SensitivityTable, plan: Plan, tensor: str, *, rules: Rules | 
 
     Raises:
         InputError: no such tensor, or the plan's format of its group is not measured or not allowed by the rules.
-        StaleArtifactError: the plan is of another model.
+        StaleArtifactError: the plan is for another model.
     """
     return explain_all(table, plan, (tensor,), rules=rules)[0]
 
@@ -98,14 +98,14 @@ def explain_all(
 
     Args:
         table: the losses the plan was made from.
-        plan: also a hand-edited one.
+        plan: may be edited by hand.
         tensors: Hugging Face names; None for the first tensor of every group.
-        rules: those that the plan was made under; None for those that it records.
-        limits: besides the budget.
+        rules: the rules that the plan was made under; None for those that it records.
+        limits: further limits besides the budget.
 
     Raises:
         InputError: no such tensor, or the plan's format of its group is not measured or not allowed by the rules.
-        StaleArtifactError: the plan is of another model.
+        StaleArtifactError: the plan is for another model.
     """
     card, rules = table.model, rules or Rules.of(plan)
     validate_plan(plan, card)
@@ -119,14 +119,14 @@ def explain_all(
         if tensor not in owner:
             names = [spec.name for spec in card.tensors]
             near = difflib.get_close_matches(tensor, names, n=3, cutoff=0.3) or names[:3]
-            msg = f"the plan has no tensor {tensor!r}; near it: {', '.join(near)}"
+            msg = f"the plan has no tensor {tensor!r}; similar names: {', '.join(near)}"
             raise InputError(msg)
     prices = _prices_around(problem, picks_of(problem, plan.formats, card))
     return tuple(_explain(problem, owner[tensor], plan, card, tensor=tensor, prices=prices) for tensor in wanted)
 
 
 def _prices_around(problem: Problem, picks: tuple[int, ...] | None) -> dict[str, float]:
-    """Shadow prices with the largest group's choice made as in the plan, where the plan is among the choices."""
+    """Shadow prices with the largest group fixed to its planned format, if all planned formats are choices."""
     if picks is None:
         return shadow_prices(problem)
     largest = pivot(Grid.of(problem.program()))
@@ -160,12 +160,12 @@ def _explain(
 
 
 def shadow_prices(problem: Problem, index: int = -1, pick: int = -1) -> dict[str, float]:
-    """Worth of one more unit of every limit, nats per unit, from the linear relaxation; empty if it is infeasible.
+    """What one more unit of each limit is worth, in nats, from the linear relaxation; empty if that is infeasible.
 
     Args:
-        problem: with its limits.
-        index: a group whose choice is made: the largest should be, see `branching`. None if negative.
-        pick: that choice.
+        problem: the problem with its limits.
+        index: the group to fix, which should be the largest, see `branching`; negative fixes none.
+        pick: its choice.
     """
     program = problem.program()
     grid = Grid.of(program)
@@ -181,7 +181,7 @@ def shadow_prices(problem: Problem, index: int = -1, pick: int = -1) -> dict[str
 def _alternatives(problem: Problem, index: int, pick: int, prices: dict[str, float]) -> tuple[Alternative, ...]:
     group: GroupChoices = problem.groups[index]
     rows = problem.program().rows
-    charged = [  # at the budget's prices, against the planned format's bytes
+    charged = [  # at the budget's prices, relative to the planned format
         choice.loss + sum(prices.get(row.name, 0.0) * (row.costs[index][i] - row.costs[index][pick]) for row in rows)
         for i, choice in enumerate(group.choices)
     ]

@@ -1,4 +1,4 @@
-"""The whole trade-off from one table: the best plan at every size, and where it bends."""
+"""The frontier of one table: the best plan at every size, and where the curve bends."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from qplan.uniform import UNIFORM_NAMES, uniform_formats
 POINTS = 24
 POINT_TIME_LIMIT_S = 10.0
 _KNEE = 0.5
-"""A knee's curvature is at least this part of the largest."""
+"""The least curvature of a knee, as a fraction of the largest."""
 _REACH = 0.12
-"""A bend is seen over this much of the curve to both sides, both axes being 1 long: smaller wiggles are no knees."""
+"""Distance to the neighbors that curvature is computed from, both axes being 1 long; smaller wiggles don't count."""
 
 
 def frontier(
@@ -36,9 +36,9 @@ def frontier(
 
     Args:
         table: measured losses.
-        fixed: bytes that ship whatever the plan.
+        fixed: bytes that every plan ships.
         rules: groups, pins, the logits rule.
-        points: budgets to solve; fewer plans come back where neighbors are equal.
+        points: budgets to solve; equal plans are returned once.
 
     Raises:
         InputError: fewer than two points, or rules that match nothing.
@@ -88,13 +88,13 @@ def frontier(
 
 
 def sweep_of(table: SensitivityTable, rules: Rules, fixed: FixedBytes, *, block_activations: bool = False) -> Sweep:
-    """Sum up what a frontier is solved from.
+    """Fingerprint everything that a frontier is solved from.
 
     Args:
         table: losses.
         rules: what the user wants.
-        fixed: bytes that ship whatever the plan.
-        block_activations: only formats that ``dynamic_option`` 2 allows.
+        fixed: bytes that every plan ships.
+        block_activations: whether only formats that ``dynamic_option`` 2 allows are offered.
     """
     given = asdict(rules.given) | {
         "pins": {pattern: fmt.name for pattern, fmt in rules.pins.items()},
@@ -122,12 +122,12 @@ def _uniform(
 def knees(sizes: Sequence[float], losses: Sequence[float]) -> tuple[int, ...]:
     """Indices where the curve of log loss over size bends upwards most.
 
-    Both axes are scaled to 0..1; the curvature is that of the circle through a point and its neighbors
-    (Menger), the nearest that are `_REACH` away. A knee is a local maximum of at least half the largest.
+    Both axes are scaled to 0..1. The curvature is that of the circle through a point and the nearest points at least
+    `_REACH` away on each side (Menger). A knee is a local maximum of at least half the largest curvature.
 
     Args:
         sizes: ascending, bytes.
-        losses: not negative; lossless points have no logarithm and are left out.
+        losses: nats, not negative; points with loss 0 have no logarithm and are left out.
     """
     kept = [index for index, loss in enumerate(losses) if loss > 0]
     if len(kept) < 3:

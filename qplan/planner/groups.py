@@ -1,4 +1,4 @@
-"""Which tensors share one format: fused ones, and those that the user joins by pattern."""
+"""Which tensors share a format: experts, fused projections, and whatever the user joins by pattern."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from qplan.planner.patterns import matches, matching
 from qplan.tensors import TensorGroup, TensorSpec
 
 FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
-"""Kinds that MNN after 3.6.1 computes as one op where their formats agree: they read the same input."""
+"""Kinds of tensors that read the same input, which MNN after 3.6.1 computes as one op if their formats agree."""
 
 PLACEHOLDERS = ("{layer}", "{expert}", "{kind}")
-"""In a group's pattern: a group for every layer, expert number, and last part of the tensors' names."""
+"""Placeholders of a group's pattern: one group per layer, per expert number, per last part of the tensors' names."""
 
 
 def make_groups(card: ModelCard, patterns: Sequence[str] = (), *, fused: bool = False) -> tuple[TensorGroup, ...]:
-    """Join tensors into groups; every other tensor is a group of its own, but for experts.
+    """Join tensors into groups; a tensor that is not joined is a group of its own, unless it belongs to an expert.
 
-    All experts of a layer share a format, one for each kind of matrix, unless a pattern says otherwise: what a single
-    expert loses is known from the few calibration tokens that reach it.
+    Experts of a layer share one format per kind of matrix unless a pattern says otherwise, since few calibration tokens
+    reach a single expert and its loss is poorly known.
 
     Args:
         card: the model.
-        patterns: the tensors that one matches share a format; with placeholders in it, see `PLACEHOLDERS`, those do
-            for which it reads the same.
+        patterns: all tensors that a pattern matches share a format. A pattern with `PLACEHOLDERS` makes one group for
+            every way to fill them.
         fused: whether q, k, v and gate, up of a layer share a format.
 
     Raises:
@@ -40,7 +40,7 @@ def make_groups(card: ModelCard, patterns: Sequence[str] = (), *, fused: bool = 
         for member in group.members:
             other = owner.setdefault(member.name, group)
             if other is not group:
-                msg = f"{member.name} is in two groups, {other.name!r} and {group.name!r}; make them one or drop one"
+                msg = f"{member.name} is in two groups, {other.name!r} and {group.name!r}; merge the two or drop one"
                 raise InputError(msg)
     for group in _experts(spec for spec in card.tensors if spec.name not in owner):
         owner |= dict.fromkeys((member.name for member in group.members), group)
@@ -49,7 +49,7 @@ def make_groups(card: ModelCard, patterns: Sequence[str] = (), *, fused: bool = 
 
 
 def _by_pattern(card: ModelCard, pattern: str) -> list[TensorGroup]:
-    """Groups of a pattern; with a placeholder in it one for every way to fill it."""
+    """Groups of a pattern: one for every way to fill its placeholders."""
     filled: dict[str, list[TensorSpec]] = defaultdict(list)
     for spec in card.tensors:
         values = {"{layer}": spec.layer, "{expert}": spec.expert, "{kind}": spec.kind}
@@ -62,7 +62,7 @@ def _by_pattern(card: ModelCard, pattern: str) -> list[TensorGroup]:
     groups = []
     for name, specs in filled.items():
         found = [spec for spec in specs if matches(name, spec.name)]
-        # an expert alone is a choice: it leaves the group of its layer's
+        # a pattern that singles out an expert takes it out of its layer's group
         if len(found) > 1 or (len(found) == 1 and found[0].expert is not None and name != pattern):
             groups.append(TensorGroup(name, tuple(found)))
         elif found and name == pattern:
@@ -72,7 +72,7 @@ def _by_pattern(card: ModelCard, pattern: str) -> list[TensorGroup]:
         names = [spec.name for spec in card.tensors]
         wild = re.sub("|".join(map(re.escape, PLACEHOLDERS)), "*", pattern)
         (only, *_) = matching(wild, names, "--group")
-        msg = f"--group {pattern!r} makes no group of two tensors or more; {only} would be alone"
+        msg = f"--group {pattern!r} makes no group of two tensors or more; {only} would be the only one"
         raise InputError(msg)
     return groups
 
@@ -91,7 +91,7 @@ def _experts(specs: Iterable[TensorSpec]) -> list[TensorGroup]:
 
 
 def _fused(card: ModelCard) -> list[TensorGroup]:
-    """Groups of tensors with the same parent and kinds of one of `FUSED`."""
+    """Groups of tensors that have the same parent and whose kinds are fused, see `FUSED`."""
     families: dict[tuple[str, tuple[str, ...]], list[TensorSpec]] = defaultdict(list)
     for spec in card.tensors:
         for kinds in FUSED:

@@ -20,10 +20,10 @@ def infeasible(
     """Compose the error for a problem without a solution.
 
     Args:
-        problem: what was asked.
-        budget: its budget, as the user wrote it; None for none.
-        fixed_bytes: what ships besides the linear records.
-        restricted: whether pins or least widths were given.
+        problem: the problem that has no solution.
+        budget: its budget, as the user wrote it; None if there is none.
+        fixed_bytes: bytes that ship besides the linear records.
+        restricted: whether the user gave pins or least widths.
     """
     free = replace(problem, resources=())
     smallest = solve(free.smallest_program())
@@ -65,12 +65,12 @@ def describe(problem: Problem, picks: Sequence[int]) -> str:
 
 
 def megabytes(size: int) -> str:
-    """Bytes for people, in millions or thousands."""
+    """A number of bytes as text, in MB or kB."""
     return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
 
 
 def _rule_binds(problem: Problem, picks: Sequence[int]) -> bool:
-    """Whether a head would be smaller without the rule."""
+    """Whether a head could be smaller without the logits rule."""
     return bool(problem.logits_bits) and any(
         group.is_head and any(choice.bytes < group.choices[pick].bytes for choice in group.choices)
         for group, pick in zip(problem.groups, picks, strict=True)
@@ -78,7 +78,7 @@ def _rule_binds(problem: Problem, picks: Sequence[int]) -> bool:
 
 
 def _conflict(*, restricted: bool) -> InfeasibleError:
-    """No plan of any size: the logits rule against pins."""
+    """The error where no plan of any size exists: the logits rule contradicts pins."""
     remedy = "loosen --pin or --min-bits, or" if restricted else "add fp16 to --formats, or"
     msg = (
         "the logits rule cannot hold: at every width that the head may take, the mean width of the other tensors is "
@@ -88,7 +88,7 @@ def _conflict(*, restricted: bool) -> InfeasibleError:
 
 
 def _together(problem: Problem, budget: ResolvedBudget | None, fixed_bytes: int) -> InfeasibleError:
-    """Other limits make the problem infeasible: name them, and by how much each alone would have to give way."""
+    """The error where limits other than bytes are to blame: names them, and how far each would have to be raised."""
     rows = {row.name: row for row in problem.program().rows}
     shown = {resource.name: resource for resource in problem.resources}
     nearest = []
@@ -106,20 +106,21 @@ def _together(problem: Problem, budget: ResolvedBudget | None, fixed_bytes: int)
     asked = [f"{name} <= {resource.express(rows[name].limit)}" for name, resource in shown.items()]
     asked += [] if budget is None else [f"budget {budget.text}"]
     if len(asked) == 1 and nearest:
-        return InfeasibleError(f"no plan has {asked[0]}; the nearest is {nearest[0]}. Raise it or add --formats")
-    said = f"no plan has {' and '.join(asked)} together; "
+        return InfeasibleError(f"no plan satisfies {asked[0]}; the nearest is {nearest[0]}. Raise it or add --formats")
+    said = f"no plan satisfies {' and '.join(asked)} together; "
     if nearest:
-        return InfeasibleError(f"{said}with the others as they are, the nearest is {', or '.join(nearest)}")
+        return InfeasibleError(f"{said}with the other limits unchanged, the nearest is {', or '.join(nearest)}")
     alone = [
         f"{name} {resource.express(least)}"
         for name, resource in shown.items()
         if (least := _least(problem.program(), name, alone=True)) is not None
     ]
-    return InfeasibleError(f"{said}no single one can be raised enough. Alone, plans reach {', '.join(alone)}")
+    lowest = ", ".join(alone)
+    return InfeasibleError(f"{said}raising one of them is not enough. Each on its own can be as low as {lowest}")
 
 
 def _least(program: Program, name: str, *, alone: bool = False) -> int | None:
-    """The least that a plan can use of one row's resource, with the others in force or only the logits rule."""
+    """The least that a plan can use of one row's resource, with all other rows in force, or only the logits rule."""
     row = next(row for row in program.rows if row.name == name)
     values = tuple(tuple(float(cost) for cost in costs) for costs in row.costs)
     others = (other for other in program.rows if other.name != name)

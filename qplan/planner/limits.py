@@ -1,4 +1,4 @@
-"""What a plan uses besides loss: costs that are limited or minimized, such as RAM and time."""
+"""What a plan costs besides its loss: RAM, time and the like, to be limited or minimized."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ class Cost:
     """A cost that adds up over tensors, in whole units."""
 
     name: str
-    """For messages, e.g. ``RAM``."""
+    """What messages call it, e.g. ``RAM``."""
     unit: str
-    """What people read, e.g. ``MB``."""
+    """The unit that people read, e.g. ``MB``."""
     units: int
     """Whole units in one ``unit``: 10**6 for bytes in MB, for nanoseconds in ms."""
     of: Callable[[TensorSpec, QuantFormat], int]
-    """Units of one tensor in one format, as resolved for its width; may be negative."""
+    """Units that one tensor costs in one format, as resolved for its width; may be negative."""
     offset: int = 0
-    """Units that are used whatever the plan."""
+    """Units that every plan uses."""
 
     def choice(self, card: ModelCard) -> Callable[[GroupChoices, Choice], int]:
         """The cost of a group's choice."""
@@ -46,11 +46,11 @@ class ResourceLimit:
 
     cost: Cost
     limit: float
-    """In the cost's ``unit``."""
+    """The limit, in the cost's ``unit``."""
 
     @property
     def name(self) -> str:
-        """Of the cost."""
+        """Name of the cost."""
         return self.cost.name
 
     def applied(self, problem: Problem, card: ModelCard) -> Problem:

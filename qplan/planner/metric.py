@@ -1,4 +1,4 @@
-"""What a plan minimizes: by default the mean KL, on request something else that was measured beside it."""
+"""What a plan minimizes: the mean KL by default, or another metric that was measured along with it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:  # the command line reads the names of metrics at every key pr
     from qplan.run.table import SensitivityTable
 
     class Metric(StrEnum):
-        """A loss of one tensor in one format; the planner adds them up, so that each is 0 where nothing is lost."""
+        """A loss of one tensor in one format. The planner adds them up, so each is 0 where nothing is lost."""
 
         kl = "kl"
-        """The usual one. The others of `qplan.run.metrics` are members too, by value: ``Metric("top1")``."""
+        """The default. The other metrics of `qplan.run.metrics` are members too, by value: ``Metric("top1")``."""
 else:
     Metric = StrEnum("Metric", {metric.option.replace("-", "_"): metric.option for metric in METRICS.values()})
 
@@ -28,14 +28,14 @@ HELP = (
     f"What is summed and minimized: {', '.join(f'`{metric.option}`' for metric in METRICS.values())}; "
     f"all but {', '.join(_ESTIMATED[:-1])} and {_ESTIMATED[-1]} need `--mode measured`."
 )
-"""Of the option ``--metric``."""
+"""Help text of the option ``--metric``."""
 
 
 def loss_of(metric: Metric, table: SensitivityTable) -> Callable[[str, str, Loss], float]:
-    """The function from a tensor's name, a format's name and its loss to what is summed.
+    """The function from a tensor's name, a format's name and its loss to the value that is summed.
 
     Raises:
-        InputError: from the function, where the table does not hold the metric.
+        InputError: raised by that function where the table does not hold the metric.
     """
     column = _COLUMN[metric]
     lost = METRICS[column].loss
@@ -46,12 +46,12 @@ def loss_of(metric: Metric, table: SensitivityTable) -> Callable[[str, str, Loss
             return lost(found, table.reference_nll_nats)
         if loss.source == "gradient":
             msg = (
-                f"--metric {metric.value}: {tensor} in {fmt} is an estimate from gradients, which gives "
-                f"{', '.join(_ESTIMATED[:-1])} and {_ESTIMATED[-1]} alone; analyze with --mode measured"
+                f"--metric {metric.value}: {tensor} in {fmt} is an estimate from gradients, which give "
+                f"{', '.join(_ESTIMATED[:-1])} and {_ESTIMATED[-1]} only; analyze with --mode measured"
             )
         else:
             msg = (
-                f"--metric {metric.value}: {tensor} in {fmt} was measured by a version that did not know it; "
+                f"--metric {metric.value}: {tensor} in {fmt} was measured by a version without this metric; "
                 "analyze again with --restart"
             )
         raise InputError(msg)

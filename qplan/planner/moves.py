@@ -1,4 +1,4 @@
-"""Promotions and demotions around a plan: those that nearly paid, and the best combination of measured ones."""
+"""Single changes to a plan: those that nearly paid off, and the best combination of measured ones."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ from qplan.planner.solver.solver import solve
 
 @dataclass(frozen=True, order=True)
 class Move:
-    """One group takes another choice."""
+    """The change of one group to another choice."""
 
     net: float
-    """What that costs at the limits' prices: value, plus what it takes of every limit. Small is nearly as good."""
+    """Change of value plus change of use of every limit, at the limits' prices. A small value is nearly as good."""
     group: int
     choice: int
 
 
 def nearest_moves(program: Program, picks: Sequence[int], most: int) -> tuple[Move, ...]:
-    """The moves that nearly paid, those that take from the limits and those that give back in turn, nearest first.
+    """The moves that nearly paid off, nearest first.
 
-    One kind makes room for the other. Moves that no others could make room for are left out.
+    Moves that use more of the limits alternate with moves that use less, since the latter make room for the former.
+    Moves that nothing could make room for are left out.
 
     Args:
         program: groups, values and limits.
-        picks: a plan that satisfies them.
+        picks: a plan that satisfies the limits.
         most: how many moves to return.
     """
     grid = Grid.of(program)
@@ -59,16 +60,16 @@ def combine(program: Program, picks: Sequence[int], changes: Mapping[tuple[int, 
     Args:
         program: groups, values and limits; its values are not used.
         picks: the plan that was changed.
-        changes: by group and choice: what the whole model loses with this one move more than without.
+        changes: by group and choice, how much more the whole model loses with this move alone.
 
     Returns:
-        Picks whose changes sum to the least; ``picks`` itself where nothing pays.
+        Picks whose changes have the smallest sum; ``picks`` itself if no combination pays off.
     """
     options = [[here, *(choice for group, choice in changes if group == index)] for index, here in enumerate(picks)]
     values = []
     for index, choices in enumerate(options):
         changed = [0.0, *(changes[index, choice] for choice in choices[1:])]
-        # a constant per group changes no comparison and keeps values from being negative
+        # a constant per group does not affect comparisons, and keeps values from being negative
         values.append(tuple(value - min(changed) for value in changed))
     rows = tuple(
         Row(

@@ -1,4 +1,4 @@
-"""What the user says about single tensors: pins and least widths, by pattern."""
+"""Patterns on tensor names, and the pins and least widths that users give with them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def matching(pattern: str, names: Sequence[str], option: str) -> tuple[str, ...]
     A pattern that is a name matches that name only.
 
     Raises:
-        InputError: nothing matches; names near ones.
+        InputError: nothing matches; the message gives similar names.
     """
     if pattern in names:
         return (pattern,)
@@ -26,7 +26,7 @@ def matching(pattern: str, names: Sequence[str], option: str) -> tuple[str, ...]
         bare = pattern.strip("*.")
         near = [name for name in names if bare and bare in name][:3]
         near = near or difflib.get_close_matches(bare, names, n=3, cutoff=0.3) or list(names[:3])
-        msg = f"{option} {pattern!r} matches no tensor; near it: {', '.join(near)}"
+        msg = f"{option} {pattern!r} matches no tensor; similar names: {', '.join(near)}"
         raise InputError(msg)
     return found
 
@@ -53,7 +53,7 @@ def pinned_formats(groups: Sequence[TensorGroup], pins: Mapping[str, QuantFormat
 
 
 def least_bits(groups: Sequence[TensorGroup], min_bits: Mapping[str, int]) -> dict[str, int]:
-    """Least width by group name; the largest of all patterns that match.
+    """Least width by group name: the largest of all patterns that match.
 
     Raises:
         InputError: a pattern matches nothing.

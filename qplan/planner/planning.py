@@ -46,20 +46,20 @@ def make_plan(
     minimize: Cost | None = None,
     time_limit_s: float = TIME_LIMIT_S,
 ) -> Plan:
-    """The plan with the least predicted loss whose files are not larger than the budget.
+    """Make the plan with the least predicted loss whose files are no larger than the budget.
 
     Args:
         table: measured losses.
-        budgets: one, several of which the tightest counts, or none for no limit on bytes.
-        fixed: bytes that ship whatever the plan.
-        rules: what else must hold, and what is minimized; the usual ones by default.
+        budgets: one, several (the tightest counts), or none for no limit on bytes.
+        fixed: bytes that every plan ships.
+        rules: what else must hold, and what is minimized; None for the default rules.
         ceilings: limits on other losses, on RAM, on time.
-        minimize: this cost before the loss, e.g. bytes; the loss is then the least among the plans that cost the least.
-        time_limit_s: of each of two solves; a plan that is not proved optimal by then says so in its solver report.
+        minimize: a cost to minimize before the loss, e.g. bytes; among the cheapest plans the loss is then minimized.
+        time_limit_s: for each of two solves; the solver report of a plan says if it was not proved optimal in time.
 
     Raises:
         InputError: a pattern matches nothing, or a tensor has no measured format that is allowed.
-        InfeasibleError: no plan satisfies the limits; names the smallest.
+        InfeasibleError: no plan satisfies the limits; the message gives the smallest that does.
         QplanError: no plan was found in time.
     """
     rules = rules or Rules()
@@ -91,7 +91,7 @@ def make_plan(
         raise QplanError(msg)
     formats = member_formats(problem, solution.picks, card)
     files = file_bytes(card, formats, fixed)
-    # uniform exports are rounded to nearest: losses of better integers are not theirs
+    # uniform exports are rounded to nearest, so losses of better integers do not apply to them
     nearest = table.kl(table.goal) if table.conditions.rounding == "rtn" else {}
     tensors = planned_tensors(table, formats)
     return Plan(
@@ -121,7 +121,7 @@ def make_plan(
 def tightest(
     budgets: Budget | Sequence[Budget], card: ModelCard, fixed: FixedBytes, scale_bits: int = 16
 ) -> ResolvedBudget | None:
-    """The smallest of several budgets; None without any."""
+    """The smallest of several budgets in bytes; None if there are none."""
     several = [budgets] if isinstance(budgets, Budget) else budgets
     found = [budget.resolve(card, fixed, scale_bits) for budget in several]
     return min(found, key=lambda budget: budget.limit_bytes, default=None)
@@ -130,7 +130,7 @@ def tightest(
 def planned_limits(
     limits: Sequence[Ceiling | ResourceLimit], card: ModelCard, formats: Mapping[str, QuantFormat]
 ) -> tuple[PlannedLimit, ...]:
-    """Limits, with what a plan uses of each."""
+    """The limits as a plan records them, with what it uses of each."""
     return tuple(
         PlannedLimit(limit.name, limit.limit, limit.cost.total(card, formats), limit.cost.unit)
         if isinstance(limit, ResourceLimit)
@@ -142,13 +142,13 @@ def planned_limits(
 def picks_of(
     problem: Problem, formats: Mapping[str, QuantFormat], card: ModelCard, *, forced: bool = False
 ) -> tuple[int, ...] | None:
-    """Picks of a problem that give every tensor its format; None if the problem does not hold them all.
+    """The picks that give every tensor its format; None if a format is not among the choices.
 
     Args:
-        problem: with choices for every tensor.
+        problem: the problem with its choices.
         formats: by tensor name.
         card: the model.
-        forced: whether a group with a single choice takes that, whatever its format.
+        forced: whether a group with a single choice takes that choice even if the format differs.
     """
     picks = []
     for group in problem.groups:
@@ -193,7 +193,7 @@ def planned_tensors(table: SensitivityTable, formats: Mapping[str, QuantFormat])
 
 
 def predicted_nats(tensors: Sequence[PlannedTensor], table: SensitivityTable) -> float:
-    """The loss of a whole plan: the sum of single ones, corrected by how sums and whole plans compared.
+    """The predicted joint loss of a plan: the sum of single losses, corrected as measured plans suggest.
 
     See `qplan.run.additivity`.
     """
@@ -208,7 +208,7 @@ def _predicted_uniform(
 
 
 def _report(solution: Solution, cheapest: Solution | None) -> SolverReport:
-    """What was proved; of two solves the weaker proof."""
+    """What was proved: the weaker proof if there were two solves."""
     first = solution if cheapest is None or cheapest.status is Status.OPTIMAL else cheapest
     return SolverReport(
         first.status.value,
@@ -221,7 +221,7 @@ def _report(solution: Solution, cheapest: Solution | None) -> SolverReport:
 
 
 def _logits_rule(problem: Problem, solution: Solution, time_limit_s: float) -> LogitsRule:
-    """Solve again without the rule; the head keeps its legal formats."""
+    """What the logits rule costs, found by solving again without it; the head keeps its legal formats."""
     free = solve(replace(problem, logits_bits=0).program(), known=[solution.picks], time_limit_s=time_limit_s)
     heads = [i for i, group in enumerate(problem.groups) if group.is_head]
     without = ", ".join(problem.groups[i].choices[free.picks[i]].format.name for i in heads)
@@ -232,7 +232,7 @@ def _logits_rule(problem: Problem, solution: Solution, time_limit_s: float) -> L
 
 
 def _router_notes(card: ModelCard, formats: Mapping[str, QuantFormat]) -> Iterator[Note]:
-    """How routers are stored: a rule if nobody pinned them."""
+    """Notes on how routers are stored."""
     routers = [spec for spec in card.tensors if spec.role is Role.ROUTER]
     if not routers:
         return

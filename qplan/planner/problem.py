@@ -1,4 +1,4 @@
-"""The planning problem in plain numbers: groups, their choices, and what limits them."""
+"""The planning problem in plain numbers: groups, their choices, and the limits."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from qplan.planner.solver.program import Program, Row
 from qplan.tensors import TensorGroup
 
 FILE_BYTES, LOGITS_MEAN, LOGITS_BITS = "file bytes", "logits rule: mean", "logits rule: bits"
-"""Names of rows."""
+"""Names of the program's rows."""
 
 ROUTER_FORMAT = FP16
-"""Of routers, unless they are pinned: they are small, and rounding them sends tokens to other experts."""
+"""Format of routers that are not pinned: they are small, and rounding them sends tokens to other experts."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One format of a group."""
+    """One format that a group may take."""
 
     format: QuantFormat
-    """Each member takes it as resolved for its own width (`QuantFormat.resolve`)."""
+    """The format; each member resolves it for its own width (`QuantFormat.resolve`)."""
     bytes: int
-    """Of the members' records in the weight file."""
+    """Bytes of the members' records in the weight file."""
     loss: float
-    """Sum over the members of the measured loss, everything else FP32; nats unless another metric was asked for."""
+    """Sum of the members' single losses; nats unless another metric was requested."""
 
 
 @dataclass(frozen=True)
@@ -49,17 +49,17 @@ class Resource:
 
     name: str
     unit: str
-    """Of limit and costs, e.g. ``bytes``, ``ns``."""
+    """The unit that people read, e.g. ``MB``, ``ms``."""
     limit: int
     costs: tuple[tuple[int, ...], ...]
     """Cost of every choice of every group, in whole counts."""
     units: float = 1
     """Counts in one ``unit``."""
     offset: int = 0
-    """Counts that are used whatever the plan; `limit` is what they leave."""
+    """Counts that every plan uses; `limit` is what remains besides these."""
 
     def express(self, counts: int) -> str:
-        """What a plan uses altogether, for people; rounded up, so that it is feasible where the counts are."""
+        """What a plan uses in total, as text; rounded up, so that a limit of the result covers the counts."""
         amount = (counts + self.offset) / self.units
         step = 10.0 ** (math.floor(math.log10(abs(amount))) - 3) if amount else 1.0
         return f"{math.ceil(amount / step) * step:.4g} {self.unit}"
@@ -67,11 +67,11 @@ class Resource:
 
 @dataclass(frozen=True)
 class Problem:
-    """Which format for which group: the least loss within the limits."""
+    """Choose a format for every group: the least loss within the limits."""
 
     groups: tuple[GroupChoices, ...]
     limit_bytes: int | None
-    """For all linear records together, after the fixed bytes; None for no limit."""
+    """Limit on the linear records together, without the fixed bytes; None for no limit."""
     logits_bits: int
     """The head has at least this width, and at least the size-weighted mean width of the others; 0 for no rule."""
     resources: tuple[Resource, ...] = ()
@@ -89,37 +89,37 @@ class Problem:
         """The same problem with one more limited resource.
 
         Args:
-            name: of the resource; must be new.
-            unit: for people.
-            limit: what the choices may use at most, in whole counts.
-            cost: of a choice of a group, in whole counts.
+            name: name of the resource; must be new.
+            unit: the unit that people read.
+            limit: the most that the choices may use together, in whole counts.
+            cost: cost of a group's choice, in whole counts.
             units: counts in one ``unit``.
-            offset: counts that are used whatever the plan, beside the limit.
+            offset: counts that every plan uses in addition to the limit.
         """
         costs = tuple(tuple(cost(group, choice) for choice in group.choices) for group in self.groups)
         return replace(self, resources=(*self.resources, Resource(name, unit, limit, costs, units, offset)))
 
     def program(self) -> Program:
-        """The least loss within all limits."""
+        """The program for the least loss within all limits."""
         rows = self._rows()
         if self.limit_bytes is not None:
             rows = (Row(FILE_BYTES, self._per_choice(lambda _, c: c.bytes), self.limit_bytes), *rows)
         return Program(tuple(tuple(c.loss for c in group.choices) for group in self.groups), rows)
 
     def smallest_program(self) -> Program:
-        """The fewest file bytes within all limits but that on bytes."""
+        """The program for the fewest file bytes within all limits except the one on bytes."""
         return Program(tuple(tuple(float(c.bytes) for c in group.choices) for group in self.groups), self._rows())
 
     def cheapest_program(self, cost: Callable[[GroupChoices, Choice], int]) -> Program:
-        """The least of some cost within all limits."""
+        """The program for the least cost within all limits."""
         return replace(self.program(), values=tuple(tuple(float(c) for c in row) for row in self._per_choice(cost)))
 
     def picked_bytes(self, picks: Sequence[int]) -> int:
-        """File bytes of picks."""
+        """File bytes of the picked choices."""
         return sum(group.choices[pick].bytes for group, pick in zip(self.groups, picks, strict=True))
 
     def picked_formats(self, picks: Sequence[int]) -> dict[str, QuantFormat]:
-        """Format by group name."""
+        """Picked format by group name."""
         return {g.name: g.choices[pick].format for g, pick in zip(self.groups, picks, strict=True)}
 
     def _per_choice(self, cost: Callable[[GroupChoices, Choice], int]) -> tuple[tuple[int, ...], ...]:
@@ -136,7 +136,7 @@ class Problem:
         return tuple(rows)
 
     def _mean_costs(self, head: GroupChoices, others: int) -> tuple[tuple[int, ...], ...]:
-        """Sum over the others of weights x bits, minus the same weights at the head's width: at most 0."""
+        """Sum of weights x bits over all other groups, minus the same weights at the head's width; at most 0."""
 
         def cost(group: GroupChoices, choice: Choice) -> int:
             if group.is_head:
@@ -160,13 +160,13 @@ def build_problem(
     Args:
         groups: tensors that share one format.
         losses: by tensor name and format name.
-        limit_bytes: for all linear records; None for no limit.
+        limit_bytes: limit on all linear records; None for no limit.
         logits_bits: least width of the head, 0 for no rule at all.
-        pins: format by pattern on tensor or group names; routers without one keep `ROUTER_FORMAT`.
-        min_bits: least width by such a pattern.
+        pins: format by pattern on tensor or group names; routers without a pin keep `ROUTER_FORMAT`.
+        min_bits: least width by pattern on tensor or group names.
 
     Raises:
-        InputError: a pattern matches nothing; a group has no measured format that engine, pins and widths allow.
+        InputError: a pattern matches nothing, or a group has no measured format that the engine, pins and widths allow.
         MeasurementError: a loss is negative or not finite.
     """
     pinned, least = pinned_formats(groups, pins or {}), least_bits(groups, min_bits or {})
@@ -189,16 +189,16 @@ def build_problem(
 
 
 def _check_known(group: TensorGroup, choices: Sequence[Choice]) -> None:
-    """Refuse experts that no calibration token reached: what they lose is not zero but unknown.
+    """Refuse experts that no calibration token reached: their loss is not zero but unknown.
 
     Raises:
-        InputError: names them.
+        InputError: experts without a known loss.
     """
     experts = all(member.expert is not None for member in group.members)
     integers = [choice for choice in choices if not choice.format.is_float]
     if experts and integers and not any(choice.loss for choice in integers):
         msg = (
-            f"no calibration token reached {group.name}: what its formats lose is not known; analyze with a longer "
+            f"no calibration token reached {group.name}: the loss of its formats is unknown; analyze with a longer "
             "text or more --samples, pin it, or drop the --group that takes it from its layer's experts"
         )
         raise InputError(msg)
@@ -234,7 +234,7 @@ def _no_choice(
     if pin is not None and not any(_same(group, c.format, pin) for c in measured):
         wanted, remedy = f"is pinned to {pin}", f"add {pin} to --formats if the engine allows it, or change the pin"
     elif pin is not None:
-        wanted, remedy = f"is pinned to {pin} and has to have at least {floor} bits", "change one of the two"
+        wanted, remedy = f"is pinned to {pin} and must have at least {floor} bits", "change one of the two"
     elif measured:
         lower = "lower --logits-bits" if group.is_head and floor == logits_bits else "lower --min-bits"
         wanted, remedy = f"needs at least {floor} bits", f"add int8 or fp16 to --formats, or {lower}"

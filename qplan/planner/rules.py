@@ -1,4 +1,4 @@
-"""What a user wants of a plan besides a budget."""
+"""What a user asks of a plan besides budgets and limits."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ if TYPE_CHECKING:  # the command line takes its defaults from here, and waits fo
 
 @dataclass(frozen=True)
 class Rules:
-    """What the user wants besides a budget."""
+    """What the user asks of a plan besides budgets and limits."""
 
     logits_bits: int = 8
-    """The head and a tied embedding have at least this width, and at least the others' mean; 0 for no rule."""
+    """Least width of the head and a tied embedding, which also get at least the others' mean width; 0 for no rule."""
     pins: Mapping[str, QuantFormat] = field(default_factory=dict)
-    """Format by pattern."""
+    """Format by pattern on tensor names."""
     min_bits: Mapping[str, int] = field(default_factory=dict)
-    """Least width by pattern."""
+    """Least width by pattern on tensor names."""
     metric: Metric = Metric.kl
     """What is summed and minimized."""
     group_patterns: tuple[str, ...] = ()
@@ -39,17 +39,17 @@ class Rules:
     fused: bool = False
     """Whether q, k, v and gate, up share a format."""
     target: Target = field(default_factory=partial(find_target, DEFAULT_TARGET))
-    """Where the plan runs: formats that are not legal there are not chosen."""
+    """The hardware that the plan runs on: formats that are not legal there are not chosen."""
     uniform_scale_bits: int = 16
-    """Bits of the scales of the uniform export that the plan is held against; some engines read 32 only."""
+    """Width of the scales of the uniform export that the plan is compared with; some engines only read 32 bits."""
     uniform_fixed: FixedBytes | None = None
-    """What that export ships whatever its width, if less than a plan: a folded tied head adds an op to the graph."""
+    """Fixed bytes of that export, if fewer than a plan's: a folded tied head adds an op to the graph."""
 
     def __post_init__(self) -> None:
         """Refuse widths that no format has.
 
         Raises:
-            InputError: names the option, its value and the limit.
+            InputError: a width below the limit; the message names option, value and limit.
         """
         if self.logits_bits < 0:
             msg = f"--logits-bits {self.logits_bits}: must be 0 (no rule) or a width, e.g. 8"
@@ -71,19 +71,19 @@ class Rules:
         metric: str = Metric.kl,
         target: str = DEFAULT_TARGET,
     ) -> Rules:
-        """Rules from what a user wrote, here or in a notebook.
+        """Parse rules that a user wrote, on the command line or in a notebook.
 
         Args:
             pins: format by pattern on tensor names.
-            min_bits: least width by such a pattern.
+            min_bits: least width by pattern on tensor names.
             logits_bits: least width of the head; 0 for no rule.
             groups: patterns whose tensors share a format.
             fused: whether q, k, v and gate, up share a format.
             metric: what is summed and minimized.
-            target: where the plan runs.
+            target: the hardware that the plan runs on.
 
         Raises:
-            InputError: a format, width, metric or target that is not known; says what is.
+            InputError: an unknown format, width, metric or target; the message lists the known ones.
         """
         if metric not in set(Metric):
             msg = f"metric {metric!r} is unknown; use one of {', '.join(Metric)}"
@@ -99,10 +99,10 @@ class Rules:
         )
 
     def check_patterns(self, card: ModelCard) -> None:
-        """Hold all patterns against a model's tensors.
+        """Check all patterns against a model's tensors.
 
         Raises:
-            InputError: one matches nothing, or two contradict each other; names tensors near it.
+            InputError: a pattern matches nothing, or two contradict each other; the message gives similar names.
         """
         groups = make_groups(card, self.group_patterns, fused=self.fused)
         pinned_formats(groups, self.pins)
@@ -129,7 +129,7 @@ class Rules:
 
     @property
     def given(self) -> GivenRules:
-        """What a plan records of them."""
+        """The rules as a plan records them."""
         return GivenRules(
             tuple(Pin(pattern, fmt) for pattern, fmt in self.pins.items()),
             tuple(LeastBits(pattern, bits) for pattern, bits in self.min_bits.items()),
@@ -139,10 +139,10 @@ class Rules:
         )
 
     def losses(self, table: SensitivityTable) -> dict[str, dict[str, float]]:
-        """What is minimized, by tensor name and name of a format that is legal on the target.
+        """What is minimized, by tensor name and format name; formats that are not legal on the target are left out.
 
         Raises:
-            InputError: a metric that the table does not hold for every format.
+            InputError: the table does not hold the metric for every format.
         """
         value = loss_of(self.metric, table)
         return {

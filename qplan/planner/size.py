@@ -17,7 +17,7 @@ UNITS = {
     "mib": 2**20,
     "gib": 2**30,
 }
-"""Bytes per unit, by its name in small letters."""
+"""Bytes per unit, by the unit's name in lower case."""
 
 _SIZE = re.compile(r"^(\d+(?:\.\d*)?|\.\d+)\s*([a-z]+)$")
 
@@ -35,11 +35,11 @@ class Size:
         """Read a size.
 
         Args:
-            text: a number and one of `UNITS`, in small letters or capitals.
-            option: that it was given with, for the message.
+            text: a number and one of `UNITS`, in either case.
+            option: the option that it was given with, for the message.
 
         Raises:
-            InputError: something else, or nothing.
+            InputError: the text is not a size above 0.
         """
         match = _SIZE.match(text.strip().lower())
         if match is None or match[2] not in UNITS or float(match[1]) <= 0:

@@ -1,4 +1,4 @@
-"""The uniform export that a plan is compared with: what a careful user makes today with MNN's exporter."""
+"""The uniform export that a plan is compared with: what a careful user would make with MNN's exporter."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qplan.uniform import UNIFORM_NAMES, uniform_formats
 
 
 def uniform_loss(formats: Mapping[str, QuantFormat], losses: Mapping[str, Mapping[str, float]]) -> float | None:
-    """Sum of single-tensor losses of given formats, None where one was not measured."""
+    """Sum of the single losses of given formats; None if one was not measured."""
     found = [losses.get(name, {}).get(fmt.name) for name, fmt in formats.items()]
     return None if any(loss is None for loss in found) else sum(loss for loss in found if loss is not None)
 
@@ -19,7 +19,7 @@ def uniform_loss(formats: Mapping[str, QuantFormat], losses: Mapping[str, Mappin
 def largest_uniform(
     card: ModelCard, fixed: FixedBytes, limit_bytes: int, scale_bits: int = 16
 ) -> tuple[str, dict[str, QuantFormat]] | None:
-    """The widest uniform export whose files are not larger than a limit, with its name; None if none is."""
+    """The widest uniform export whose files are no larger than a limit, with its name; None if none fits."""
     for bits, name in UNIFORM_NAMES.items():
         formats = uniform_formats(card, bits, scale_bits)
         if file_bytes(card, formats, fixed).total <= limit_bytes:

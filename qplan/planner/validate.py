@@ -1,4 +1,4 @@
-"""Plans that people edit: checked against the model, and their numbers counted again."""
+"""Checks plans against the model, and recomputes the numbers of plans that people edited."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from qplan.run.table import SensitivityTable
 from qplan.tensors import TensorSpec
 
 EDITED = "edited"
-"""Solver status of a plan that no solver made."""
+"""Solver status of a plan that was edited by hand."""
 
 
 def validate_plan(plan: Plan, card: ModelCard, path: Path | None = None) -> None:
-    """Check that a plan gives every tensor of a model one format that the engine computes right.
+    """Check that a plan gives every tensor of a model one format that the engine computes correctly.
 
     Args:
         plan: as read.
@@ -33,7 +33,7 @@ def validate_plan(plan: Plan, card: ModelCard, path: Path | None = None) -> None
         path: the plan's file, for line numbers in errors.
 
     Raises:
-        InputError: an unknown, missing or repeated tensor, one of another shape, or an illegal format.
+        InputError: an unknown, missing or repeated tensor, a tensor of another shape, or an illegal format.
         StaleArtifactError: the plan was made for a model with other weights.
     """
     specs = {spec.name: spec for spec in card.tensors}
@@ -56,20 +56,20 @@ def validate_plan(plan: Plan, card: ModelCard, path: Path | None = None) -> None
 def recount(
     plan: Plan, table: SensitivityTable, fixed: FixedBytes, rules: Rules | None = None, path: Path | None = None
 ) -> Plan:
-    """An edited plan with bytes and losses that belong to its formats.
+    """Recompute the bytes and losses of an edited plan from its formats.
 
-    The budget stays as written; the solver's proof goes. A plan whose formats and numbers agree comes back unchanged.
+    The budget is kept; the solver's proof is dropped. A plan whose numbers already match its formats is returned as is.
 
     Args:
         plan: as read.
         table: the losses.
-        fixed: bytes that ship whatever the plan.
-        rules: which loss counts.
+        fixed: bytes that every plan ships.
+        rules: which loss counts; None for those that the plan records.
         path: the plan's file, for line numbers in errors.
 
     Raises:
-        InputError: a format that was not measured, or what `validate_plan` refuses.
-        StaleArtifactError: another model.
+        InputError: a format that was not measured, or a plan that `validate_plan` refuses.
+        StaleArtifactError: the plan was made for another model.
     """
     card = table.model
     validate_plan(plan, card, path)
@@ -94,7 +94,7 @@ def recount(
 
 
 def _error(path: Path | None, problem: str, index: int, field: str) -> InputError:
-    """An error about one tensor of a plan, with its line where the file is known."""
+    """An error about one tensor of a plan, with its line number if the file is known."""
     if path is None:
         return InputError(f"plan, tensors[{index}].{field}: {problem}")
     return Source(str(path), path.read_text(encoding="utf-8")).error(problem, "tensors", index, field)

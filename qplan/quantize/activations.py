@@ -1,11 +1,11 @@
 """The int8 activations that MNN's CPU back end computes with under ``memory: low``.
 
 Source: ``ConvInt8TiledExecutor.cpp``, ``CommonOptFunction.cpp`` and ``x86_64/avx/GemmAVX2.cpp`` of MNN 3.6.1's CPU back
-end. Its PyPI wheel has AVX2 kernels and none for AVX512: what is here was measured to be what it computes on x86. Ops
-with fp16 weights keep float activations.
+end. Its PyPI wheel has AVX2 kernels and none for AVX512: the arithmetic here was measured to be that of the wheel
+on x86. Ops with fp16 weights keep float activations.
 
-``dynamic_option`` 0 gives every token one scale, 2 every token and block of the weights one. For matrix products 1 is
-the same as 0, and 8 added to either concerns ARM's SME2 only. It is a setting of the runtime: no op has its own.
+``dynamic_option`` 0 gives every token one scale, 2 one to every token and block of the weights. For matrix products 1
+is the same as 0, and 8 added to either concerns ARM's SME2 only. It is a setting of the runtime: no op has its own.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ EnginePath = Literal["prefill", "decode"]
 """Many tokens at a time, or one."""
 
 _LANES = 8
-"""Features that the engine packs together; rows are filled up with zeros, which count where a range is taken."""
+"""Features that the engine packs together; rows are padded with zeros, which count when a range is taken."""
 
 _TILE = 4
-"""Tokens that are worked on together; what is left over at the end of a prompt takes another branch."""
+"""Tokens that the engine computes together; those left over at the end of a prompt take another branch."""
 
 _FLAT = 1e-7
 """A range below this has no scale: all features become the largest."""
@@ -35,7 +35,7 @@ _FLAT = 1e-7
 
 @dataclass(frozen=True)
 class Int8Activations:
-    """Which int8 activations are meant."""
+    """Which of the engine's ways to round activations to int8 is emulated."""
 
     path: EnginePath = "prefill"
     dynamic_option: DynamicOption = 0
@@ -51,7 +51,7 @@ class Int8Activations:
         if not fmt.allows_block_activations:
             msg = (
                 f"{fmt} under dynamic_option 2 is garbage on the engine: blocks of {fmt.block} weights cut through the "
-                "16 features that it packs together; take multiples of 16, a whole row, or dynamic_option 0"
+                "16 features that it packs together; use multiples of 16, a whole row, or dynamic_option 0"
             )
             raise InputError(msg)
         return fmt.block
@@ -63,7 +63,7 @@ class Int8Activations:
             x: exact activations.
             block: see `block`.
             routed: whether they are an expert's: each sequence's own tokens come first, then tokens of zeros that the
-                engine does not see. An expert with a single token of a prompt takes the path of decoding.
+                engine does not see. An expert that gets a single token of a prompt computes as in decode.
         """
         if routed and self.path == "prefill":
             return self._round_routed(x, block)
@@ -119,7 +119,7 @@ def int8_block_prefill(x: Tensor, block: int) -> Tensor:
 def int8_block_decode(x: Tensor, block: int) -> Tensor:
     """Activations ``[..., tokens, features]`` as ``dynamic_option: 2`` makes them of one token at a time.
 
-    The engine counts steps from the nearest multiple of the scale but takes them back from the exact minimum, so that
+    The engine counts steps from the nearest multiple of the scale but adds them to the exact minimum, so that
     all features of a block are off by the same part of a step, up to half: more loss than a step's rounding alone.
 
     Args:

@@ -1,4 +1,4 @@
-"""What an integer format's codes stand for, and how weights are rounded to that: the one place that knows.
+"""What an integer format's codes stand for, and how weights are rounded to it: the one place that knows.
 
 A *level* is a signed integer that a code stands for: the engine finds the table of them in a record's header. A
 *step* is a weight in units of its block's grid, ``(w - zero) / scale``.
@@ -29,6 +29,6 @@ def extreme_levels(fmt: QuantFormat) -> tuple[int, int]:
 
 
 def to_levels(fmt: QuantFormat) -> Callable[[Tensor], Tensor]:
-    """What takes steps to their nearest levels, in place; made once, called for every column."""
+    """A function that rounds steps to their nearest levels, in place; made once, called for every column."""
     low, high = extreme_levels(fmt)
     return lambda steps: steps.round_().clamp_(low, high)

@@ -1,4 +1,4 @@
-"""What rounding minimizes against: the second moments of a tensor's inputs, prepared once for all its formats."""
+"""Second moments of a tensor's inputs, by which rounding weighs errors, prepared once for all its formats."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from qplan.errors import MeasurementError
 
 DAMPING = 0.01
-"""Part of the mean diagonal that is added to H before it is inverted, as in the GPTQ paper."""
+"""Fraction of the mean diagonal that is added to H before it is inverted, as in the GPTQ paper."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Ordered:
     """Damped second moments H with the columns in the order in which they are rounded.
 
     MNN stores blocks and columns in place, so blocks stay whole: those with the largest inputs come first, and within
-    each the columns with the largest inputs. What is rounded early has most others left to correct it.
+    each the columns with the largest inputs. Columns that are rounded early have most others left to correct them.
     """
 
     columns: Tensor
@@ -36,7 +36,7 @@ class Ordered:
 class Curvature:
     """Second moments of a tensor's inputs.
 
-    Ordering and factoring costs as much as several inversions of H: share one curvature between all formats of all
+    Ordering and factoring cost as much as several inversions of H: share one curvature between all formats of all
     tensors that read the same input. May be used by several threads.
     """
 
@@ -73,7 +73,7 @@ class Curvature:
         inside = sizes.argsort(dim=1, descending=True, stable=True)
         columns = (inside + block * torch.arange(len(sizes), device=inside.device).unsqueeze(1))[blocks].flatten()
         hessian = self.moments.to(torch.float32)[columns][:, columns]
-        # features that never fired get a part of the mean of all
+        # features that never fired get a fraction of the mean of all
         hessian.diagonal().add_(self.damping * mean)
         return Ordered(columns, blocks, hessian, _inverse_factor(hessian))
 

@@ -30,7 +30,7 @@ SWEEPS = 3
 
 _CHUNK_ROWS = 1024
 _PART = 64
-"""Columns that correct each other one by one; those behind them in the block get all of it as one product."""
+"""Columns that correct each other one by one; those behind them in the block are corrected by one matrix product."""
 
 
 def gptq(weight: Tensor, fmt: QuantFormat, curvature: Curvature, *, sweeps: int = SWEEPS) -> StoredTensor:
@@ -61,7 +61,7 @@ def gptq(weight: Tensor, fmt: QuantFormat, curvature: Curvature, *, sweeps: int 
 
 @dataclass
 class _Rows:
-    """Some rows on their way, transposed."""
+    """Some rows while they are being rounded, transposed."""
 
     format: QuantFormat
     hessian: Tensor
@@ -108,7 +108,7 @@ class _Rows:
         return errors
 
     def sweep(self) -> None:
-        """Refit every block's grid and then its integers, all others fixed."""
+        """Refit every block's grid and then its integers, with all other blocks fixed."""
         shape = (len(self.scale), -1, self.weight.shape[1])
         values = self.signed.view(shape) * self.scale.unsqueeze(1) + self.zero.unsqueeze(1)
         residual = self.weight - values.view_as(self.weight)

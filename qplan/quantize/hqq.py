@@ -27,7 +27,7 @@ _NORM, _BETA, _KAPPA, _ITERATIONS = 0.7, 10.0, 1.01, 20
 def hqq(weight: Tensor, fmt: QuantFormat) -> StoredTensor:
     """Store ``weight [out, in]`` on grids that the half-quadratic solver finds.
 
-    Every block keeps the iteration of its least mean absolute error and is at worst rounded to nearest.
+    Every block keeps the iteration with the least mean absolute error and is at worst rounded to nearest.
 
     Args:
         weight: the matrix.

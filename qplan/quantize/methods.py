@@ -1,4 +1,4 @@
-"""The roundings of `qplan.roundings` at work."""
+"""Runs the roundings of `qplan.roundings` by name."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ def round_with(name: str, weight: Tensor, fmt: QuantFormat, curvature: Curvature
     """Store ``weight [out, in]`` in a format.
 
     Args:
-        name: of a rounding, not ``auto``.
+        name: name of a rounding, not ``auto``.
         weight: the matrix.
         fmt: any format; floats are stored as they are.
-        curvature: of the tensor's inputs; needed by roundings that fit, ignored by others.
+        curvature: of the tensor's inputs; needed by roundings that are fitted to tokens, ignored by others.
 
     Raises:
-        TypeError: a rounding that fits, without a curvature.
+        TypeError: a rounding that is fitted to tokens, without a curvature.
     """
     method = METHODS[name]
     if method.fits and curvature is None:
-        msg = f"rounding {name!r} without moments to fit to"
+        msg = f"rounding {name!r} needs moments to fit to, but got none"
         raise TypeError(msg)
     given = (weight, fmt, curvature) if method.fits else (weight, fmt)
     return function_of(name)(*given)

@@ -1,4 +1,4 @@
-"""Second moments of every linear's inputs, ``X'X / tokens``: what error-feedback rounding minimizes against.
+"""Second moments of every linear's inputs, ``X'X / tokens``, by which error-feedback rounding weighs errors.
 
 Gathered in one pass, layer by layer, so that memory is bounded by the moments of one layer and by the hidden states
 of all tokens between two layers.
@@ -31,7 +31,7 @@ class Moments(StoredMoments):
     """Moments of one model's inputs, on disk; read one matrix at a time."""
 
     def of(self, tensor: str) -> Tensor:
-        """float32 ``[in_features, in_features]``.
+        """A tensor's moments, float32 ``[in_features, in_features]``.
 
         Raises:
             MeasurementError: no token reached the tensor.
@@ -53,8 +53,8 @@ def gather_moments(
 ) -> Moments:
     """Run tokens through the FP32 model and write the moments of every planned linear's input.
 
-    Linears that are given the same tensor (q, k and v; gate and up) share one matrix. Those that no token reaches, as
-    may happen to experts, are left without one.
+    Linears that are given the same tensor (q, k and v; gate and up) share one matrix. Linears that no token reaches,
+    as may happen to experts, have none.
 
     A head tied to the embedding is used twice: as a matrix on the last hidden states ``x``, and row by row where
     tokens are looked up. An error ``e`` of row o changes the logits by ``e x``, with the Fisher weight
@@ -65,7 +65,7 @@ def gather_moments(
     Args:
         loaded: the model.
         tokens: int64 ``[rows, seq_len]``.
-        folder: folder to write one file per matrix to.
+        folder: where to write one file per matrix.
         inputs: what the moments depend on, kept with them.
         batch_size: rows per pass.
         progress: called after each batch of each layer.
@@ -99,12 +99,12 @@ class _Sums:
     """float64 ``[in, in]`` on the CPU, by key."""
     counts: dict[str, int] = field(default_factory=dict)
     _first: dict[int, str] = field(default_factory=dict)
-    """Key by identity of the tensors that the current batch has shown."""
+    """Key by identity of the input tensors that were seen in the current batch."""
     _held: list[Tensor] = field(default_factory=list)
-    """Those tensors: a freed one's identity could come back as another's."""
+    """Those tensors, kept alive: the identity of a freed one could come back as another's."""
 
     def begin_batch(self) -> None:
-        """Forget the tensors of the batch before."""
+        """Forget the tensors of the previous batch."""
         self._first.clear()
         self._held.clear()
 
@@ -135,11 +135,11 @@ class _Sums:
         self.totals[self.key_of[head]] += seen.total * (self.counts[self.key_of[head]] / rows.numel())
 
     def mean(self, key: str) -> Tensor:
-        """float32 ``[in, in]``; zeros if all inputs were."""
+        """Moments, float32 ``[in, in]``; zeros if all inputs were zeros."""
         return (self.totals[key] / max(1, self.counts[key])).to(torch.float32)
 
     def tokens(self) -> dict[str, int]:
-        """Tokens by tensor name, 0 for those that none reached."""
+        """Tokens that reached a tensor, by its name; 0 where none did."""
         names = [name for names in self.names.values() for name in names]
         return {name: self.counts.get(self.key_of.get(name, name), 0) for name in names}
 

@@ -16,7 +16,7 @@ from qplan.quantize.grid import Grid, fit, full_range
 from qplan.quantize.stored import IntTensor, StoredTensor, by_rows, store_float
 
 _SHRINKS = {2: (0.4, 1.0, 16), 3: (0.5, 1.0, 16), 4: (0.6, 1.02, 15), 5: (0.75, 1.02, 10), 6: (0.85, 1.01, 9)}
-"""Smallest and largest shrink factor and their number, by bits; wide grids have little to gain by clipping."""
+"""Smallest and largest shrink factor and the number of factors, by bits; wide grids gain little by clipping."""
 
 _REFITS = 3
 

@@ -1,4 +1,4 @@
-"""Rounds every tensor in every format ahead of their use, several at a time."""
+"""Rounds every tensor in every format before they are needed, several at a time."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def round_all(
     jobs: int = 1,
     progress: Progress | None = None,
 ) -> None:
-    """Fill a rounder's cache; what it holds already is left as it is.
+    """Fill a rounder's cache; tensors that it holds already are left as they are.
 
     Every tensor is rounded on one thread, so the integers do not depend on the number of jobs.
 
     Args:
-        rounder: one with a cache; without one, or to nearest, there is nothing to be gained and nothing is done.
+        rounder: a rounder with a cache; without one, or with ``rtn``, there is nothing to gain and nothing is done.
         menu: formats by tensor name; tensors that share an input should follow each other.
-        jobs: tensors and formats at a time. Each needs memory for a few copies of its tensor; the moments are shared.
+        jobs: how many are rounded at a time. Each needs memory for a few copies of its tensor; the moments are shared.
         progress: called after each tensor and format.
     """
     cache = rounder.cache
@@ -41,15 +41,15 @@ def round_all(
     items = [(name, fmt) for name, formats in menu.items() for fmt in formats if not fmt.is_float]
     wanted = [item for item in items if not cache.holds(*item)]
     with one_thread(), ThreadPoolExecutor(jobs) as pool:
-        for done in _in_order(pool, rounder, iter(wanted), jobs):
+        for done in _completed(pool, rounder, iter(wanted), jobs):
             if progress is not None:
                 progress(len(items) - len(wanted) + done, len(items))
 
 
-def _in_order(
+def _completed(
     pool: ThreadPoolExecutor, rounder: Rounder, wanted: Iterator[tuple[str, QuantFormat]], jobs: int
 ) -> Iterator[int]:
-    """Keep ``jobs`` tensors on their way, and no more: an error ends the stage and not the whole list."""
+    """Yield how many are done, with ``jobs`` in flight and no more: an error then need not wait for the whole list."""
     done = 0
     running: set[Future[StoredTensor]] = {pool.submit(rounder.store, *item) for item in islice(wanted, jobs)}
     while running:

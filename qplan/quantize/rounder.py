@@ -1,4 +1,4 @@
-"""Which integers a tensor is stored with: to nearest like MNN's exporter, or with error feedback."""
+"""Chooses the integers that a tensor is stored with: to nearest like MNN's exporter, or with error feedback."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from qplan.roundings import CANDIDATES, needs_tokens
 from qplan.run.safetensors_file import ALL
 
 FEW_TOKENS = 256
-"""Tensors that fewer calibration tokens reach are rounded to nearest: their moments are those of single tokens.
+"""Tensors that fewer calibration tokens reach are rounded to nearest: so few tokens say little about their inputs.
 
 With 256 tokens ``auto`` still took a third to half off the loss of rounding to nearest (``reports/rounding``).
 """
 
 
 class _Prepared:
-    """The last curvature, and what its tensors are judged by: tensors that share an input follow each other."""
+    """Keeps the last curvature and its judge moments, since tensors that share an input follow each other."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -51,17 +51,17 @@ class _Prepared:
 
 @dataclass(frozen=True)
 class Rounder:
-    """Stores tensors of one model; the same integers whatever the number of threads."""
+    """Stores tensors of one model, with the same integers whatever the number of threads."""
 
     loaded: LoadedModel
     rounding: str = "rtn"
     """One of `qplan.roundings.ROUNDINGS`."""
     moments: Moments | None = None
-    """What roundings fit to; needed by ``auto`` too."""
+    """Moments that roundings are fitted to; ``auto`` needs them too."""
     judge: Moments | None = None
-    """Moments of other tokens, by which ``auto`` chooses; needed by it alone."""
+    """Moments of other tokens, by which ``auto`` chooses; only ``auto`` needs them."""
     cache: StoredCache | None = None
-    """Keeps what took time, so that the weights that were measured are the weights that ship."""
+    """Keeps rounded tensors, so that the weights that were measured are the weights that ship."""
     _prepared: _Prepared = field(default_factory=_Prepared, init=False, repr=False, compare=False)
 
     def store(self, name: str, fmt: QuantFormat, rows: slice = ALL) -> StoredTensor:
@@ -74,7 +74,7 @@ class Rounder:
 
     @property
     def starved(self) -> dict[str, int]:
-        """Tensors rounded to nearest for want of tokens, and how many reached them."""
+        """Tensors that are rounded to nearest because too few tokens reach them, and how many do."""
         counts = [moments.tokens for moments in (self.moments, self.judge) if moments is not None]
         least = {name: min(tokens[name] for tokens in counts) for name in (counts[0] if counts else ())}
         return {name: tokens for name, tokens in least.items() if tokens < FEW_TOKENS}
@@ -93,7 +93,7 @@ class Rounder:
         if not needs_tokens(self.rounding):
             return round_with(self.rounding, weight, fmt)
         if self.moments is None or (self.rounding == "auto" and self.judge is None):
-            msg = f"rounding {self.rounding!r} without moments to fit to, or to choose by"
+            msg = f"rounding {self.rounding!r} needs moments to fit to, and auto others to choose by"
             raise TypeError(msg)
         if name in self.starved:
             return rtn(weight, fmt)
@@ -106,7 +106,7 @@ class Rounder:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Compute on one thread: sums of floats depend on how they are split, and integers must not."""
+    """Compute on one thread: sums of floats depend on how they are split, but the integers must not."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

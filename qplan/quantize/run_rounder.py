@@ -1,4 +1,4 @@
-"""The rounder of a run: its moments, and the tensors that it has made."""
+"""The rounder of a run, with the moments and the rounded tensors that the run keeps."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def run_rounder(
 ) -> Rounder:
     """Make a rounder, gathering moments that the run folder does not hold yet.
 
-    It fits to the calibration's `fit` windows and chooses by the windows that losses are measured on.
+    It is fitted to the calibration's `fit` windows and chooses by the windows that losses are measured on.
 
     Args:
-        run: where moments and tensors are kept.
+        run: the run that keeps moments and tensors.
         loaded: the model.
         calibration: the tokens.
         rounding: one of `qplan.roundings.ROUNDINGS`.

@@ -19,7 +19,7 @@ class IntTensor:
 
     format: QuantFormat
     codes: Tensor
-    """uint8 ``[out, in]``: which of the format's levels."""
+    """uint8 ``[out, in]``: index of each weight's level in the format."""
     scale: Tensor
     """float32 ``[out, blocks]``, already rounded to the format's scale width."""
     zero: Tensor | None
@@ -91,11 +91,11 @@ class FloatTensor:
 StoredTensor = IntTensor | FloatTensor
 
 CACHED_ELEMENTS = 1 << 17
-"""Weights that searches work on at a time: what a processor's cache holds, with their errors."""
+"""Weights that searches work on at a time: as many as a processor's cache holds, with their errors."""
 
 
 def by_rows(weight: Tensor, store: Callable[[Tensor], IntTensor], elements: int = CACHED_ELEMENTS) -> IntTensor:
-    """Store ``weight [out, in]`` a few rows at a time, about ``elements`` weights, where rows do not depend on others.
+    """Store ``weight [out, in]`` a few rows at a time, about ``elements`` weights; no row may depend on others.
 
     Many passes over a few rows are faster than over all of them, and need little memory.
     """

@@ -25,11 +25,11 @@ class StoredCache:
 
     folder: Path
     inputs: Mapping[str, str]
-    """What the tensors depend on; files of other inputs are computed again."""
+    """What the tensors depend on; files that were made from other inputs are computed again."""
 
     @classmethod
     def of(cls, run: RunFolder, inputs: Mapping[str, str]) -> StoredCache:
-        """Where a run keeps tensors of some inputs."""
+        """The tensors that a run keeps for some inputs."""
         return cls(RoundedTensors.of(run, inputs).folder, inputs)
 
     def get(self, name: str, fmt: QuantFormat, compute: Callable[[], StoredTensor], rows: slice = ALL) -> StoredTensor:

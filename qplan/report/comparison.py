@@ -14,7 +14,7 @@ from qplan.report.words import ENGLISH, Words
 _ROW = 38.0
 
 _DECADES = 5.0
-"""Of an axis of losses: halves lose a millionth of what integers lose, and would leave these no room."""
+"""Most decades of an axis of losses: fp16 loses a millionth of what integers lose, and would leave these no room."""
 
 
 def predicted_vs_measured(models: Sequence[Contender], words: Words = ENGLISH) -> Markup | None:

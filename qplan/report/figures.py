@@ -23,7 +23,7 @@ from qplan.run.table import SensitivityTable
 
 _MISSING_INK = "#8a8f98"
 _DIGITS_IN, _LABELS_IN = 0.19, 1.6
-"""Inches that two digits take, and the labels beside a grid."""
+"""Inches that two digits take, and inches that the labels beside a grid take."""
 _LOSS = LinearSegmentedColormap.from_list("qplan_loss", HEAT_LIGHT)
 
 
@@ -40,7 +40,7 @@ def plan_map(table: SensitivityTable, plan: Plan) -> Figure:
 
 
 def draw_plan(axes: Axes, grid: Grid, plan: Plan) -> None:
-    """Draw the bits of every tensor on axes of `grid_axes`, as numbers too where cells have room for them."""
+    """Draw the bits of every tensor on axes of `grid_axes`, with numbers where cells have room for them."""
     planned = {tensor.name: tensor for tensor in plan.tensors}
 
     def bits(names: Sequence[str]) -> float:
@@ -60,7 +60,7 @@ def draw_plan(axes: Axes, grid: Grid, plan: Plan) -> None:
 
 
 def legend_of_bits(figure: Figure, grid: Grid, plans: Sequence[Plan]) -> None:
-    """Say what the colors of `draw_plan` mean, where cells are too narrow to say it themselves."""
+    """Add a legend for the colors of `draw_plan`, if cells are too narrow for numbers."""
     if not _has_room(figure.axes[0], grid):
         widths = sorted({tensor.format.bits for plan in plans for tensor in plan.tensors})
         handles = [Patch(color=BITS[bits], label=f"{bits} bits") for bits in widths]
@@ -108,7 +108,7 @@ def loss_heatmaps(table: SensitivityTable, formats: Sequence[str], columns: int 
 
 
 def _mark_missing(axes: Axes, grid: Grid, values: NDArray[np.float64]) -> None:
-    """A dash in the cells of tensors that were not measured in a format."""
+    """Draw a dash in the cells of tensors that were not measured in a format."""
     there = matrix(grid, lambda names: float(bool(names)))
     for row, column in zip(*np.nonzero(np.isnan(values) & (there > 0)), strict=True):
         axes.text(column, row, notation.MISSING, ha="center", va="center", color=_MISSING_INK, fontsize=9)

@@ -1,4 +1,4 @@
-"""The frontier for people: one list of plans and uniform models by size, as a figure and as Markdown."""
+"""The frontier as a figure and as Markdown: one list of plans and uniform models by size."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PLAN, _UNIFORM, _INK = "#1f6f9f", "#c2571a", "#17191d"
 
 
 def frontier_markdown(table: SensitivityTable, frontier: Frontier) -> str:
-    """The table for a pull request."""
+    """The frontier's table in Markdown, for a pull request."""
     lines = [
         f"# Frontier of {notation.markdown(table.model.source.rstrip('/').rpartition('/')[2])}",
         "",
@@ -130,7 +130,7 @@ def frontier_figure(table: SensitivityTable, frontier: Frontier, measured: Seque
             color=_PLAN,
             fontsize=9,
         )
-    axes.margins(x=0.12)  # room for what is written beside the first knee
+    axes.margins(x=0.12)  # room for the text beside the first knee
     axes.set_xlabel("files that ship, MB")
     axes.set_ylabel(f"KL to FP32 at memory {table.goal}, nats/token")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda nats, _: notation.tick(nats)))

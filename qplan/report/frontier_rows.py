@@ -28,7 +28,7 @@ class FrontierRow:
     against_uniform: float | None
     """Loss over that of the best uniform model of at most these bytes; None where none is as small."""
     widths: Mapping[int, float]
-    """Share of the weights by width, the head's left out; widths ascending, empty for uniform models."""
+    """Share of the weights by width, without the head; widths ascending, empty for uniform models."""
     head: str
 
 
@@ -72,7 +72,7 @@ def _plan_row(card: ModelCard, frontier: Frontier, point: FrontierPoint) -> Fron
 
 
 def shares(card: ModelCard, formats: Mapping[str, QuantFormat]) -> dict[int, float]:
-    """Share of the weights by width, ascending, the head left out."""
+    """Share of the weights by width, without the head; widths ascending."""
     weights: Counter[int] = Counter()
     for spec in card.tensors:
         if spec.role is not Role.HEAD:

@@ -46,22 +46,22 @@ def grid_of(tensors: Iterable[TensorSpec]) -> Grid:
 
 
 DETAILED_CELLS = 7_500
-"""Up to so many losses a page tells everything of every one. Above (over 82 layers of 7 tensors in 13 formats, experts)
+"""Up to this many losses a page holds every number of each. Above (over 82 layers of 7 tensors in 13 formats, experts)
 tooltips are short, the table of tensors ends early and the slider shows totals, so that it stays below 3 MB."""
 
 
 @dataclass(frozen=True)
 class LossTable:
-    """Losses by tensor and by format as asked for, whatever block a tensor's width forced."""
+    """Losses by tensor and by format of the run, whatever block a tensor's width forced."""
 
     formats: tuple[str, ...]
     """Columns, widest first."""
     losses: Mapping[str, Mapping[str, Loss]]
-    """Tensor name, then column."""
+    """Loss by tensor name, then column."""
     stored_as: Mapping[tuple[str, str], str]
-    """(tensor, column) whose stored format has another name than the column."""
+    """Stored format by (tensor, column), where its name differs from the column's."""
     ranked_by: str
-    """Narrowest column in which every tensor was measured, else the one with the most tensors."""
+    """Narrowest column in which every tensor was measured, otherwise the one with the most tensors."""
 
     @property
     def detailed(self) -> bool:
@@ -79,7 +79,7 @@ class LossTable:
 
 
 def loss_table(table: SensitivityTable) -> LossTable:
-    """Arrange a run's losses under the formats that were asked for."""
+    """Arrange a run's losses under the formats of its analysis."""
     asked = sorted({QuantFormat.parse(name) for name in table.conditions.formats}, key=_widest_first)
     measured = table.losses()
     losses: dict[str, dict[str, Loss]] = {}
@@ -134,7 +134,7 @@ def heat_scale(losses: LossTable) -> HeatScale | None:
     """One scale for all formats, so that a color means the same loss everywhere; None if every loss is zero.
 
     It starts at the smallest loss of an integer format, not of a float, and spans five decades at most:
-    halves lose a thousandth of what integers lose, and would take the contrast away from them.
+    fp16 loses a thousandth of what integers lose, and would take the contrast away from them.
     """
     integer = [
         cell.kl_nats for row in losses.losses.values() for f, cell in row.items() if not QuantFormat.parse(f).is_float

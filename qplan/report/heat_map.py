@@ -15,7 +15,7 @@ from qplan.report.words import ENGLISH, Words
 from qplan.run.table import Loss
 
 NUMBERED_LAYERS = 12
-"""Up to so many layers the cells are wide enough to hold their number."""
+"""Up to this many layers, cells are wide enough to hold their layer's number."""
 _NUMBERED_CELL, _MIN_CELL, _MAX_CELL, _ROW = 48.0, 11.0, 24.0, 20
 
 _SHOWN = 6
@@ -30,13 +30,13 @@ class _Panel:
     scale: HeatScale | None
     column: str
     places: Mapping[str, int]
-    """Of tensors in the page's data."""
+    """Place of each tensor in the page's data, by name."""
     numbered: bool
     words: Words
 
 
 def draw(losses: LossTable, grid: Grid, scale: HeatScale | None, column: str, words: Words = ENGLISH) -> Markup:
-    """The panel of one format."""
+    """Draw the panel of one format."""
     numbered = len(grid.layers) <= NUMBERED_LAYERS
     panel = _Panel(losses, scale, column, {name: i for i, name in enumerate(losses.losses)}, numbered, words)
     kinds = {name: name.rpartition(".")[2] for name in grid.apart}

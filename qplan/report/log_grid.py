@@ -7,7 +7,7 @@ from markupsafe import Markup
 from qplan.report import notation, svg
 
 _APART = 52
-"""Least pixels between two sizes that are written."""
+"""Least distance between two sizes that are written, px."""
 
 
 def log_grid(across: svg.LogAxis, up: svg.LogAxis, *, left: float, right: float, bottom: float) -> list[Markup]:

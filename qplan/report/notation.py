@@ -1,4 +1,4 @@
-"""How numbers are written for people: one notation in pages, tables, figures and tooltips."""
+"""How numbers are written: one notation for pages, tables, figures and tooltips."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def significant(value: float, digits: int = 3) -> str:
 
 
 def size(count: float | None) -> str:
-    """Bytes in SI units: ``4.21 MB`` is 4,210,000 bytes, give or take."""
+    """Bytes in SI units: ``4.21 MB`` is about 4,210,000 bytes."""
     if count is None:
         return MISSING
     scaled, prefix = float(count), 0
@@ -37,7 +37,7 @@ def size(count: float | None) -> str:
 
 
 def round_size(count: float) -> str:
-    """Bytes as an axis writes them: ``2 MB``, ``1.5 MB``, without digits that say nothing."""
+    """Bytes as an axis writes them: ``2 MB``, ``1.5 MB``, without trailing zeros."""
     number, _, unit = size(count).partition(" ")
     return f"{number.rstrip('0').rstrip('.') if '.' in number else number} {unit}"
 
@@ -58,7 +58,7 @@ def tick(nats: float) -> str:
 
 
 def ratio(value: float | None) -> str:
-    """A quotient with a multiplication sign; near one it keeps the digits that tell which side it is on."""
+    """A quotient with a multiplication sign; near one it keeps enough digits to tell which side it is on."""
     if value is None or not math.isfinite(value):
         return MISSING
     if abs(value) < 0.01:
@@ -95,14 +95,14 @@ def decibel(value: float | None) -> str:
 
 
 def sortable(value: float | None) -> float:
-    """A finite number that sorts like ``value``; what is missing comes last from above."""
+    """A finite number that sorts like ``value``; missing values come last in descending order."""
     if value is None or math.isnan(value):
         return -1e99
     return max(-1e9, min(1e9, value))
 
 
 def place(source: str) -> str:
-    """Where a model or a text comes from: a hub id as it is, of a path on this machine the last two parts."""
+    """Where a model or a text comes from: a hub id as it is, a path on this machine by its last two parts."""
     parts = source.replace("\\", "/").rstrip("/").split("/")
     local = source.startswith(("/", "~", "..")) or source[1:3] == ":\\"
     return f"…/{'/'.join(parts[-2:])}" if local and len(parts) > 2 else source
@@ -119,7 +119,7 @@ def quotient(value: float | None, base: float | None) -> float | None:
 
 
 def number(value: float) -> str:
-    """Any number in a table of mixed ones: three significant digits, small ones as losses are written."""
+    """A number in a table of mixed numbers: three significant digits, small ones written like losses."""
     return loss(value) if abs(value) < 0.01 else significant(value)
 
 
@@ -129,12 +129,12 @@ def model_name(source: str) -> str:
 
 
 def markdown(text: object) -> str:
-    """Text that Markdown shows as it is, also inside a table's cell."""
+    """Escape a text so that Markdown shows it as it is, even in a table's cell."""
     return _MARKDOWN_MARKS.sub(r"\\\g<0>", " ".join(str(text).split()))
 
 
 def markdown_code(text: object) -> str:
-    """A code span that survives backticks and a table's bars."""
+    """A code span; the text may hold backticks and bars, even in a table's cell."""
     flat = " ".join(str(text).split()).replace("|", r"\|")
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", flat)), default=0))
     pad = " " if flat.startswith("`") or flat.endswith("`") else ""

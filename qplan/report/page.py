@@ -1,4 +1,4 @@
-"""The report as a page and as Markdown: pure functions of the artifacts, and the one that writes both."""
+"""The report as a page and as Markdown: pure functions of the artifacts, and one that writes both files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from qplan.run.table import SensitivityTable
 from qplan.run.verification import Verification
 
 TOP_TENSORS = 12
-"""Tensors shown before the reader asks for all."""
+"""Rows of the table of tensors that Markdown and paper show."""
 
 
 def render_html(
@@ -40,7 +40,7 @@ def render_html(
     frontier: Frontier | None = None,
     words: Words = ENGLISH,
 ) -> str:
-    """The page: one self-contained document, the same bytes for the same input."""
+    """Render the page: one self-contained document, the same bytes for the same input."""
     context = _context(table, plan, verification, provenance, frontier=frontier, words=words)
     return environment().get_template("report.html.j2").render(context | {"t": marked(words)})
 
@@ -53,10 +53,10 @@ def render_markdown(
     *,
     words: Words = ENGLISH,
 ) -> str:
-    """The short version, for a pull request."""
+    """Render the short version in Markdown, for a pull request."""
     context = _context(table, plan, verification, provenance, frontier=None, words=words)
     text = environment().get_template("report.md.j2").render(context | {"t": words})
-    # parts that are left out leave their blank lines
+    # omitted parts leave blank lines behind
     return re.sub(r"\n{3,}", "\n\n", text)
 
 
@@ -74,18 +74,18 @@ def write_report(
 
     Args:
         folder: the budget's folder in the run; made if it is missing.
-        table: what was measured.
-        plan: what was chosen.
-        verification: what the engine did, None if nothing was built.
+        table: the losses that were measured.
+        plan: the plan that was chosen.
+        verification: what the engine measured; None if nothing was built.
         provenance: command lines and versions; by default the installed versions.
         frontier: plans at other budgets from the same table; None leaves that section out.
-        words: the language.
+        words: the report's words in its language.
 
     Returns:
         The paths of the page and of the Markdown.
 
     Raises:
-        StaleArtifactError: the three don't belong together.
+        StaleArtifactError: table, plan and verification don't belong together.
     """
     _check_belonging(table, plan, verification)
     page, short = PlanFolder(folder).report, PlanFolder(folder).short_report
@@ -101,7 +101,7 @@ def _check_belonging(table: SensitivityTable, plan: Plan, verification: Verifica
         hashes["verification"] = verification.model_sha256
     if len(set(hashes.values())) > 1:
         found = ", ".join(f"{what} of {sha[:12]}" for what, sha in hashes.items())
-        msg = f"the artifacts are of different models ({found}); run 'qplan emit' again"
+        msg = f"the artifacts come from different models ({found}); run 'qplan emit' again"
         raise StaleArtifactError(msg)
     if {t.name for t in plan.tensors} != {t.name for t in table.model.tensors}:
         msg = "the plan's tensors are not those of the sensitivity table; run 'qplan emit' again"
@@ -115,12 +115,12 @@ def _check_belonging(table: SensitivityTable, plan: Plan, verification: Verifica
 
 
 def _without_paths(note: Note) -> Note:
-    """A note about a text, which may be a file of this machine; see `notation.place`."""
+    """A note without paths of this machine, which the name of a text may hold; see `notation.place`."""
     return replace(note, values={k: notation.place(v) if isinstance(v, str) else v for k, v in note.values.items()})
 
 
 def marked(words: Words) -> Callable[..., Markup]:
-    """The words for the page: messages may hold elements, what is filled in is escaped."""
+    """The words for the page: messages may hold HTML elements, values are escaped."""
 
     def message(text: str, /, **values: object) -> Markup:
         return Markup(words.pattern(text)).format(**values)  # noqa: S704 - the catalog is part of qplan
@@ -129,7 +129,7 @@ def marked(words: Words) -> Callable[..., Markup]:
 
 
 def environment() -> Environment:
-    """Where the templates live, with the notation as filters."""
+    """The templates' environment, with the notation as filters."""
     environment = Environment(
         loader=PackageLoader("qplan.report"),
         autoescape=select_autoescape(enabled_extensions=("html.j2",)),

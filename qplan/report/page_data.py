@@ -109,12 +109,12 @@ def _stops(
 
 
 def _rounded(value: float, digits: int = 4) -> float:
-    """Enough digits for what is shown."""
+    """Round to the digits that are shown."""
     return float(f"{value:.{digits}g}")
 
 
 def _script_words(words: Words) -> dict[str, str]:
-    """What the script says; places stay open."""
+    """Messages of the page's script, with their ``{places}`` left open."""
     return {
         "loss": words.pattern("loss {loss} ± {error} nats/token"),
         "interval": words.pattern("95 % interval {low} to {high}"),

@@ -14,11 +14,11 @@ _ANCHORS = {
     16: "#27548a",
     32: "#16325a",
 }
-"""Few bits are warm, many are cool; told apart with any common color blindness."""
+"""Colors of widths: few bits are warm, many are cool; distinguishable with any common color blindness."""
 
 HEAT_LIGHT = ("#fae8df", "#f9d2c5", "#f6b0a9", "#e98094", "#d05288", "#a72f80", "#781d73", "#4a155d", "#260c40")
 HEAT_DARK = ("#252230", "#3a2550", "#5c2670", "#852b7c", "#b0397d", "#d8536f", "#f0785e", "#fbab72", "#fde3ae")
-"""Losses from small to large; the small ones are near the page's background in either theme."""
+"""Colors of losses from small to large; small ones are close to the page's background in either theme."""
 
 HEAT_STEPS = 24
 # pure black: only with it does every color have an ink of contrast 4.5 or more
@@ -71,4 +71,4 @@ def _fill(bits: int) -> str:
 
 
 BITS = {bits: _fill(bits) for bits in (*WIDTHS, 32)}
-"""Fill of a width."""
+"""Fill color of a width."""

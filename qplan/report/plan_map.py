@@ -17,14 +17,14 @@ from qplan.run.plan import Plan, PlannedTensor
 
 PRIME = "\N{PRIME}"
 ROOM = 1224
-"""Pixels that a map should fit in on a wide screen; cells shrink down to `MIN_CELL` first."""
+"""Width that a map should fit in on a wide screen, px; cells shrink to `MIN_CELL` before it grows wider."""
 MIN_CELL, MAX_CELL, CELL_HEIGHT = 11.0, 48.0, 24
 MARGINAL = 52
-"""Pixels of the column of means."""
+"""Width of the column of means, px."""
 
 
 def label_width(labels: Sequence[str]) -> int:
-    """Pixels that row labels of 12 px need."""
+    """Width of row labels set in 12 px, px."""
     return 14 + round(6.6 * max(map(len, labels), default=0))
 
 
@@ -50,7 +50,7 @@ class FormatShare:
 
     format: QuantFormat
     mark: str
-    """What cells write: the bits, primed where formats of the same width differ."""
+    """Text in the cells: the bits, primed where formats of the same width differ."""
     tensors: int
     weights: float
     """Share of all planned weights."""
@@ -58,7 +58,7 @@ class FormatShare:
 
 
 def format_shares(plan: Plan) -> tuple[FormatShare, ...]:
-    """What each format takes of the plan, widest first."""
+    """Each format's share of the plan, widest first."""
     by_format: dict[QuantFormat, list[PlannedTensor]] = {}
     for tensor in plan.tensors:
         by_format.setdefault(tensor.format, []).append(tensor)
@@ -80,7 +80,7 @@ def mean_bits(tensors: Sequence[PlannedTensor]) -> float:
 
 
 def draw(plan: Plan, grid: Grid, words: Words = ENGLISH) -> Markup:
-    """The map with means per kind and per layer; tensors outside the layers stand apart below."""
+    """Draw the map with means per kind and per layer; tensors outside the layers stand apart below."""
     planned = {tensor.name: tensor for tensor in plan.tensors}
     marks = {share.format: share.mark for share in format_shares(plan)}
     places = {tensor.name: place for place, tensor in enumerate(plan.tensors)}
@@ -169,7 +169,7 @@ def _about(tensor: PlannedTensor, words: Words) -> str:
 
 
 def as_text(plan: Plan, grid: Grid, words: Words = ENGLISH) -> str:
-    """The map in characters, for Markdown: marks by kind and layer, 40 layers a block."""
+    """The map in characters, for Markdown: marks by kind and layer, 40 layers per block."""
     planned = {tensor.name: tensor for tensor in plan.tensors}
     marks = {share.format: share.mark for share in format_shares(plan)}
 

@@ -34,7 +34,7 @@ class RowGroup:
 def sizes_and_speeds(
     models: Sequence[Contender], base: Contender | None, words: Words = ENGLISH
 ) -> tuple[RowGroup, ...]:
-    """Sizes, memory, speed and accuracy of every model; rows that nobody has a value for are left out."""
+    """Sizes, memory, speed and accuracy of every model; rows in which no model has a value are left out."""
 
     def file_row(label: str, part: Callable[[FileBytes], int | None]) -> Row:
         return Row(label, tuple(notation.size(None if m.files is None else part(m.files)) for m in models))
@@ -109,7 +109,7 @@ def _accuracy(model: Contender | None, memory: str, path: str = "prefill") -> Ac
 
 @dataclass(frozen=True)
 class PredictionRow:
-    """How well a model's loss was foreseen, under one memory setting."""
+    """How well a model's loss was predicted, under one memory setting."""
 
     label: str
     is_plan: bool
@@ -118,13 +118,13 @@ class PredictionRow:
     emulated: str
     engine: str
     decode: str
-    """Engine, token by token."""
+    """Loss on the engine, token by token."""
     engine_to_predicted: str
     engine_to_emulated: str
 
 
 def predictions(models: Sequence[Contender], words: Words = ENGLISH) -> tuple[PredictionRow, ...]:
-    """Every model under every memory setting of which something is known; sums hold for the plan's setting."""
+    """Every model under every memory setting with anything measured or predicted; sums hold for the plan's setting."""
     rows = []
     for memory in dict.fromkeys((models[0].memory, *MEMORIES)):
         for model in models:

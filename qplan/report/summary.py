@@ -1,4 +1,4 @@
-"""What the report says in one breath: the models that are compared, the verdict, the tiles."""
+"""The head of the report: the models that are compared, the verdict, the tiles."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ class Contender:
     """The plan or a uniform model, with everything that is known about it."""
 
     name: str
-    """``plan``, or a uniform's name such as ``int8``."""
+    """``plan``, or the name of a uniform model such as ``int8``."""
     memory: str
     """Memory setting of the plan, under which losses are compared."""
     total_bytes: int
     files: FileBytes | None
-    """None where only the total is known."""
+    """Sizes of the files; None if only the total is known."""
     predicted_nats: float | None
     """Sum of single losses."""
     built: BuiltModel | None
-    """None where it was not built."""
+    """Measurements on the engine; None if it was not built."""
 
     @property
     def is_plan(self) -> bool:
@@ -40,7 +40,7 @@ class Contender:
 
     @property
     def label(self) -> str:
-        """For tables: ``Plan``, ``INT8``."""
+        """Name in tables: ``Plan``, ``INT8``."""
         return "Plan" if self.is_plan else self.name.upper()
 
     @property
@@ -56,7 +56,7 @@ class Contender:
 
     @property
     def loss_nats(self) -> float | None:
-        """Measured, else predicted."""
+        """The measured loss, or the predicted one if it was not run."""
         return self.predicted_nats if self.measured_nats is None else self.measured_nats
 
     @property
@@ -95,7 +95,7 @@ def _width(contender: Contender) -> tuple[int, int]:
 
 
 def baseline(plan: Plan, models: tuple[Contender, ...]) -> Contender | None:
-    """The uniform model that a budget asks to beat: the one it names, else the nearest in bytes."""
+    """The uniform model to beat: the one that the budget names, otherwise the nearest in bytes."""
     uniform = [m for m in models if not m.is_plan and m.loss_nats is not None]
     named = next((m for m in uniform if m.name == plan.budget.strip().lower()), None)
     own = models[0].total_bytes
@@ -103,7 +103,7 @@ def baseline(plan: Plan, models: tuple[Contender, ...]) -> Contender | None:
 
 
 class Status(StrEnum):
-    """How the plan stands."""
+    """Whether the plan keeps its promises."""
 
     PASS = "pass"  # noqa: S105 - no password
     FAIL = "fail"
@@ -118,7 +118,7 @@ class Tile:
     value: str
     unit: str
     comparison: str
-    """Against the baseline or the reference; may be empty."""
+    """Comparison with the baseline or the reference; may be empty."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class Verdict:
     """The status in a word."""
     sentence: str
     checks: str
-    """How many checks passed, or that none was made."""
+    """Says how many checks passed, or that none was made."""
     tiles: tuple[Tile, ...]
 
 

@@ -34,13 +34,13 @@ def text(
 
 
 HEADROOM = 5.0
-"""What a first line at y = 15 needs above it, px: a narrow page sets it at 15 px, and Noto Sans CJK rises 1.16 em."""
+"""Room above a first line at y = 15, px: a narrow page sets it at 15 px, and Noto Sans CJK rises 1.16 em."""
 
 
 def picture(
     width: float, height: float, label: str, *content: str, headroom: float = 0.0, **data: str | None
 ) -> Markup:
-    """A figure of a fixed size in CSS pixels that print may shrink; ``label`` is read to those who don't see it.
+    """A figure of a fixed size in CSS pixels that print may shrink; ``label`` is for screen readers.
 
     ``headroom`` is room above y = 0, px; ``data`` are further attributes.
     """
@@ -69,7 +69,7 @@ class LogAxis:
 
     @classmethod
     def around(cls, values: list[float], start: float, end: float, decades: float = math.inf) -> LogAxis:
-        """An axis with some room around the positive ones of ``values``, at most the upper ``decades`` of them."""
+        """An axis with some room around the positive ``values``, of at most their upper ``decades``."""
         positive = [value for value in values if value > 0 and math.isfinite(value)] or [1.0]
         high = max(positive)
         low = min(value for value in positive if value >= high / 10**decades)

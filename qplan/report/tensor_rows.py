@@ -1,4 +1,4 @@
-"""The table of tensors: each with its place in the plan and its losses in all formats, the most sensitive first."""
+"""The table of tensors: each with its format in the plan and its losses in all formats, the most sensitive first."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class TensorCell:
     loss: Loss | None
     """None where it was not measured."""
     step: int
-    """Of the heat scale."""
+    """Step of the heat scale."""
     chosen: bool
-    """Whether the plan takes it."""
+    """Whether it is the plan's format."""
     stored: str
-    """The stored format's name where it is not the column's, else empty."""
+    """Name of the stored format if it differs from the column's, otherwise empty."""
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,13 @@ class TensorRow:
     name: str
     planned: PlannedTensor
     own: Loss | None
-    """Of the plan's format; None for a format outside the columns."""
+    """Loss in the plan's format; None for a format outside the columns."""
     cells: tuple[TensorCell, ...]
-    """By column of the loss table."""
+    """One cell per column of the loss table."""
 
 
 def tensor_rows(plan: Plan, losses: LossTable, scale: HeatScale | None) -> tuple[TensorRow, ...]:
-    """Rows by loss, the largest first; at most so many that the page stays below its size."""
+    """Rows by loss, the largest first; only as many as keep the page small."""
     planned = {tensor.name: tensor for tensor in plan.tensors}
     most = grid.DETAILED_CELLS // max(len(losses.formats), 1)
     return tuple(_row(planned[name], losses, scale) for name in losses.ranked()[:most])

@@ -19,7 +19,7 @@ from qplan.tensors import Role
 _WIDTH, _LEFT, _TOP, _BOTTOM = 560.0, 54.0, 26.0, 300.0
 
 _DECADES = 6.0
-"""Of the axis of losses."""
+"""Most decades of the axis of losses."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class StopRow:
     stop: int | None
     """Place in the frontier; None for a uniform model."""
     name: str
-    """Of a uniform model; empty for a plan."""
+    """Name of a uniform model; empty for a plan."""
     marks: str
     """Why a plan stands out: a knee, this plan's own place; may be empty."""
     size: str
@@ -38,12 +38,12 @@ class StopRow:
     against: str
     """Loss over that of the best uniform model of at most these bytes."""
     widths: tuple[tuple[int, float], ...]
-    """Width and share of the weights, the head's left out; empty for uniform models."""
+    """Width and share of the weights, without the head; empty for uniform models."""
     head: tuple[QuantFormat, ...]
 
 
 def nearest_stop(frontier: Frontier, plan: Plan) -> int:
-    """The largest plan of the frontier that is not larger than this one; the smallest if all are."""
+    """The largest plan of the frontier that is not larger than ``plan``; the smallest if all are larger."""
     fitting = [i for i, point in enumerate(frontier.points) if point.total_bytes <= plan.files.total]
     return max(fitting, default=0)
 

@@ -26,7 +26,7 @@ class Language(StrEnum):
 
     @property
     def tag(self) -> str:
-        """For the ``lang`` attribute of the page."""
+        """Language tag for the page's ``lang`` attribute."""
         return {"en": "en", "zh": "zh-CN"}[self.value]
 
 
@@ -38,9 +38,9 @@ class Words:
     messages: Mapping[str, str]
     """Translation by English message; empty for English."""
     notes: Mapping[str, str] = field(default_factory=dict)
-    """Sentence by code; empty for English, whose sentences the codes stand with in `qplan.notes.catalog`."""
+    """Sentence by code; empty for English, whose sentences stand in `qplan.notes.catalog`."""
     statuses: Mapping[str, str] = field(default_factory=dict)
-    """What a solver's status is called; empty for English, which calls it what it is."""
+    """Name by a solver's status; empty for English, which uses the status itself."""
     grammar: Grammar = ENGLISH_GRAMMAR
 
     def __call__(self, message: str, /, **values: object) -> str:
@@ -52,7 +52,7 @@ class Words:
         return self.pattern(message).format(**values)
 
     def pattern(self, message: str) -> str:
-        """A message with its places open, for those who fill them later.
+        """A message with its ``{places}`` left open, to be filled later.
 
         Raises:
             KeyError: the catalog lacks the message.
@@ -61,7 +61,7 @@ class Words:
 
     @property
     def space(self) -> str:
-        """What stands between sentences: Chinese full stops bring their own space."""
+        """Space between sentences; none in Chinese, whose full stops include it."""
         return "" if self.language is Language.zh else " "
 
     def join(self, *sentences: str) -> str:
@@ -69,13 +69,13 @@ class Words:
         return self.space.join(sentence for sentence in sentences if sentence)
 
     def note(self, note: Note) -> str:
-        """The sentence of a note; as it is where it has none in any language, see `Note.is_text`."""
+        """The sentence of a note; a note that is text stays as it is, see `Note.is_text`."""
         if self.language is Language.en or note.is_text:
             return str(note)
         return note.told(self.notes[note.code], self.grammar)
 
     def status(self, status: str) -> str:
-        """How a solver ended."""
+        """Name of a solver's status."""
         return self.statuses.get(status, status)
 
 

@@ -16,12 +16,12 @@ KIND, SCHEMA = "qplan-baseline", 1
 
 
 def baseline_path(folder: Path, name: str) -> Path:
-    """Measurements of a uniform model, such as ``int8``, in a run's folder of them."""
+    """File of a uniform model's measurements, such as those of ``int8``, in a run's folder of baselines."""
     return folder / f"{name}.json"
 
 
 def baseline_token_losses(folder: Path, name: str) -> Path:
-    """Its losses at every token."""
+    """File of a uniform model's losses at every token."""
     return folder / f"{name}-{TOKEN_LOSSES_FILE}"
 
 
@@ -38,7 +38,7 @@ def kept_token_losses(folder: Path) -> tuple[TokenLosses, ...]:
 def measured_once(
     path: Path, inputs: Mapping[str, str], formats: Mapping[str, QuantFormat], measure: Callable[[], BuiltModel]
 ) -> BuiltModel:
-    """Read a uniform model's measurements from ``path``, or make and write them if they are of other inputs.
+    """Read a uniform model's measurements from ``path``, or make and write them if it has none of these inputs.
 
     Args:
         path: the artifact.

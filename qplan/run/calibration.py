@@ -30,12 +30,13 @@ class CalibrationSet:
     heldout: Ids
     """int64 ``[windows, seq_len]``, none of them among `tokens`: what a plan is verified on."""
     fit: Ids
-    """int64 ``[windows, seq_len]``, none of them among the others if the text is long enough: what rounding fits to."""
+    """int64 ``[windows, seq_len]``, none of them among the others if the text is long enough: rounding is fitted to
+    these."""
     source: str
-    """What the text was, for people."""
+    """Description of the text, for people."""
     license: str | None
     seed: int
-    """Of the permutation that chose the windows."""
+    """Seed of the permutation that chose the windows."""
     tokenizer_sha256: str
 
     @cached_property

@@ -20,7 +20,7 @@ _JSON = json.JSONDecoder()
 
 @dataclass(frozen=True)
 class Source:
-    """A JSON text that has been parsed, for finding places in it."""
+    """A JSON text that has been parsed, kept to find the lines of values in it."""
 
     name: str
     text: str

@@ -1,4 +1,4 @@
-"""What was decided about folding a run's model."""
+"""The decision whether to fold a run's model."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ KIND, SCHEMA = "qplan-fold", 1
 
 @dataclass(frozen=True)
 class FoldRecord:
-    """What was decided about folding."""
+    """Whether a model was folded, and the losses that decided it."""
 
     original: str
     """Local folder or hub id of the model that the user gave."""
     original_sha256: str
     folded_sha256: str | None
-    """Of the folded model; None where folding did not pay."""
+    """Hash of the folded model; None if folding did not pay off."""
     memory: Memory
     losses: Mapping[str, Mapping[str, float]]
     """Emulated joint loss in nats per token on the calibration tokens, rounded as the run rounds: by candidate
@@ -31,7 +31,7 @@ class FoldRecord:
 
     @property
     def note(self) -> Note:
-        """What was decided, and the ratios that decided it."""
+        """The decision, and the ratios of losses that led to it."""
         ratios = {name: _ratio(self.losses, name) for name in self.losses["original"]}
         return note("folded" if self.folded_sha256 else "folding-left-out", ratios=ratios)
 
@@ -59,7 +59,7 @@ class FoldRecord:
 
 
 def inputs_of(path: Path) -> dict[str, str]:
-    """What a record's decision depended on.
+    """Hashes of what a record's decision depended on.
 
     Raises:
         InputError: another kind of file.
@@ -78,9 +78,9 @@ def fold_of(run: RunFolder, card: ModelCard) -> FoldRecord | None:
 
 
 def analyzed_folder(run: RunFolder, card: ModelCard) -> Path:
-    """The Hugging Face folder of the model that a run's table is about: the folded one, or as the user gave it.
+    """The Hugging Face folder of the model that a run's table is about: the folded one, or the one that the user gave.
 
-    A model of the hub has none: the path is then that of its id, where nothing is.
+    A model from the hub has no such folder: the path is then made from its id and does not exist.
     """
     return Path(card.source).expanduser() if fold_of(run, card) is None else run.folded
 

@@ -13,7 +13,7 @@ RUNS = Path("qplan-runs")
 """Default parent of run folders, in the current directory."""
 
 SENSITIVITY_FILE = "sensitivity.parquet"
-"""What makes a folder a finished run."""
+"""The file that makes a folder a finished run."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class RunFolder:
 
     @property
     def calibration(self) -> Path:
-        """Tokens that were used and tokens held out."""
+        """Tokens that were used, and tokens that were held out."""
         return self.folder / "calibration.json"
 
     @property
@@ -63,42 +63,42 @@ class RunFolder:
 
     @property
     def device(self) -> Path:
-        """What this machine takes for every op and format."""
+        """Times of this machine for every op and format."""
         return self.folder / "device.json"
 
     @property
     def timing(self) -> Path:
-        """Where a profile builds models and keeps times as they are taken; gone when it is done."""
+        """Work folder of a profile: the models that it builds, and the times so far; removed when it is done."""
         return self.folder / "profile"
 
     @property
     def frontier(self) -> Path:
-        """What ``qplan frontier`` left."""
+        """Folder that ``qplan frontier`` writes to."""
         return self.folder / "frontier"
 
     @property
     def fold(self) -> Path:
-        """What was decided about folding."""
+        """Whether the model is folded, and the losses that decided it."""
         return self.folder / "fold.json"
 
     @property
     def folded(self) -> Path:
-        """The folded model, where folding pays: the Hugging Face folder that all later stages take."""
+        """The folded model, if folding pays off: the Hugging Face folder that all later stages use."""
         return self.folder / "folded"
 
     def skeleton_for(self, *, c4: bool = True, unfolded: bool = False) -> tuple[Path, Path]:
-        """A skeleton, the exporter's fp16 model, and the record of what it was exported from, and by what.
+        """A skeleton, which is the exporter's fp16 model, and the record of the model and exporter that made it.
 
         Args:
-            c4: with the fusion that engines before 3.6.1 crash on.
-            unfolded: of the model before folding: what uniform models are built from.
+            c4: with the fusion that crashes engines before 3.6.1.
+            unfolded: export the model before folding, which uniform models are built from.
         """
         name = ("unfolded" if unfolded else "skeleton") + ("" if c4 else "-without-c4")
         return self.folder / name, self.folder / f"{name}.json"
 
     @property
     def rounding(self) -> Path:
-        """Moments that rounding fits to, and the tensors it made."""
+        """Moments that rounding is fitted to, and the tensors it made."""
         return self.folder / "rounding"
 
     @property
@@ -107,7 +107,7 @@ class RunFolder:
         return self.folder / "baselines"
 
     def baselines_for(self, engine: str | None) -> Path:
-        """The same for models that another engine must read; None for the installed one."""
+        """`baselines` of models that were built for another engine; None for the installed one."""
         return self.baselines if engine is None else self.folder / f"baselines-mnn-{engine}"
 
     def budget(self, budget: str) -> Path:
@@ -115,7 +115,7 @@ class RunFolder:
         return self.folder / re.sub(r"[^\w.-]+", "-", budget.strip().lower().replace("%", "pct"))
 
     def budget_for(self, budget: str, engine: str | None) -> Path:
-        """The same for a plan for another engine; None for the installed one."""
+        """`budget` for a plan that is made for another engine; None for the installed one."""
         return self.budget(budget if engine is None else f"{budget}-mnn-{engine}")
 
     @property

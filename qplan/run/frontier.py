@@ -14,7 +14,7 @@ from qplan.run.table import SensitivityTable
 KIND, SCHEMA = "qplan-frontier", 1
 
 FRONTIER_FILE, TABLE_FILE, PLOT_FILE = "frontier.json", "frontier.md", "frontier.png"
-"""In a run's folder of its frontier; a plan's folder has the first where its rules are its own."""
+"""Files in a run's frontier folder; a plan's folder has the first one if the plan has rules of its own."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class FrontierPoint:
     """The best plan of one size."""
 
     total_bytes: int
-    """All files of the plan, not larger than the budget it was solved for."""
+    """Of all files of the plan; at most the budget that it was solved for."""
     bpw: float
     """Bits of weight and embedding files per parameter."""
     predicted_nats: float
@@ -30,9 +30,9 @@ class FrontierPoint:
     joint_nats: float
     """Predicted loss of the whole model, see `SensitivityTable.predict_joint`."""
     gap: float
-    """What the solver left unproved, relative; 0 is optimal."""
+    """Relative gap that the solver left; 0 is proved optimal."""
     formats: dict[str, QuantFormat]
-    """By Hugging Face name."""
+    """Format by Hugging Face name."""
     knee: bool
     """Whether the curve of log loss over bytes bends most here: below it bytes buy much, above it little."""
 
@@ -66,18 +66,18 @@ class MeasuredModel:
 
     name: str
     is_plan: bool
-    """A plan; else a uniform model as MNN's exporter rounds it."""
+    """Whether it is a plan; otherwise it is a uniform model, rounded as MNN's exporter does."""
     total_bytes: int
     kl_nats: float
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a frontier was solved from, so that it can be told whether it is that of a plan."""
+    """What a frontier was solved from; compared to find out whether it belongs to a plan."""
 
     sensitivity_sha256: str
     rules_sha256: str
-    """Of everything besides the losses that the points depend on; empty in files written before it was kept."""
+    """Hash of everything that the points depend on besides the losses; empty in files written by older versions."""
 
 
 def write_frontier(
@@ -86,11 +86,11 @@ def write_frontier(
     """Write ``frontier.json`` atomically.
 
     Args:
-        folder: to write it to.
+        folder: where to write it.
         table: the losses.
         swept: the plans.
         sweep: what they were solved from.
-        measured: what the engine says.
+        measured: built models that the engine ran.
 
     Returns:
         The file.
@@ -102,7 +102,7 @@ def write_frontier(
 
 
 def find_frontier(folders: Iterable[Path], sweep: Sweep) -> Frontier | None:
-    """The first frontier that folders hold of a sweep; None if there is none.
+    """The first frontier of a sweep that the folders hold; None if there is none.
 
     Raises:
         InputError: a ``frontier.json`` that is not a frontier.

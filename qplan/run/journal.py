@@ -1,4 +1,4 @@
-"""An append-only journal of measurements: a killed run goes on where it was."""
+"""An append-only journal of measurements: a killed run resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from qplan.run.metrics import METRICS
 KIND, SCHEMA = "qplan-journal", 1
 
 _SYNC_S = 1.0
-"""Longest time between a measurement and its being safe on the disk."""
+"""Longest time until a measurement is safe on disk."""
 
 
 _UNBOUNDED = tuple(name for name, metric in METRICS.items() if metric.possible(math.inf))
@@ -64,8 +64,8 @@ class Memo:
 class Journal(Memo):
     """Measurements of one run, each written as it is made.
 
-    A text file: a header line with the run's fingerprint, then one JSON object per line. A last line without its end
-    was being written when the run was killed; it is cut off.
+    A text file: a header line with the run's fingerprint, then one JSON object per line. A last line without a
+    newline was being written when the run was killed, and is removed.
     """
 
     def __init__(self, path: Path, fingerprint: Mapping[str, Any]) -> None:
@@ -73,7 +73,7 @@ class Journal(Memo):
 
         Args:
             path: the file; its folder is made if need be.
-            fingerprint: what the measurements depend on, JSON values by a name for people.
+            fingerprint: what the measurements depend on, JSON values by readable names.
 
         Raises:
             StaleArtifactError: the file was made under another fingerprint; says what changed.
@@ -148,7 +148,7 @@ class Journal(Memo):
 
 
 def _encode(measurement: Measurement) -> dict[str, Any]:
-    """JSON has no infinity: where a metric may be infinite, null is that, and what is not known is left out."""
+    """JSON has no infinity: in a metric that may be infinite, null stands for it, and an unknown value is left out."""
     given = asdict(measurement)
     known = {key: value for key, value in given.items() if value is not None or key not in _UNBOUNDED}
     return known | {key: None for key in _UNBOUNDED if math.isinf(given[key] or 0.0)}

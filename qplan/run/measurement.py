@@ -1,4 +1,4 @@
-"""One loss of one tensor in one format, and what several batches of it say together."""
+"""One loss of one tensor in one format, and how its batches are combined."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from qplan.run.metrics import METRICS, Metrics
 from qplan.settings import Memory
 
 Source = Literal["measured", "gradient"]
-"""How a loss is known: by running the model with the format, or by the Fisher estimate from gradients."""
+"""How a loss is known: by running the model with the format, or from gradients by the Fisher estimate."""
 
 FORM_ERROR = 0.12
-"""Relative standard error of a gradient estimate beyond that of its sampling: what the row form and the second order
+"""Relative standard error of a gradient estimate beyond its sampling error: what the row form and the second order
 leave out. Standard deviation of log(gradient / measured) over tensors, ``reports/sensitivity/``."""
 
 
@@ -46,7 +46,7 @@ class Loss(Metrics):
 
     stderr_nats: float
     """Standard error of the mean KL, from the spread over batches (measured) or sequences (gradient, with
-    `FORM_ERROR`); 0 where one batch is all there is."""
+    `FORM_ERROR`); 0 if there is only one batch."""
     source: Source = "measured"
 
 

@@ -1,8 +1,8 @@
-"""What is measured of a tensor in a format: the only list.
+"""The one list of what is measured about a tensor in a format.
 
 A new metric is a field here, and its computation in `qplan.sensitivity.metrics`. The table's columns, the journal, the
-combination of batches, the frames and what a plan can minimize follow. Nothing here is slow to import: the command
-line reads the names at every key press of a completion.
+combination of batches, the frames and what a plan can minimize follow. Nothing here is slow to import, since
+shell completion reads the names at every key press.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 
 Batches = Sequence[tuple[int, float | None]]
-"""Tokens and value of every batch."""
+"""Number of tokens and value of every batch."""
 
 
 def by_tokens(values: Batches) -> float | None:
@@ -35,15 +35,15 @@ class Measured:
     """What there is to know about a metric besides its name, which ends in its unit."""
 
     option: str
-    """Its name as what a plan minimizes."""
+    """Its name where a plan minimizes it, as in ``--metric``."""
     loss: Callable[[float, float], float]
-    """From its value and the reference's `nll_nats` to what a plan adds up; 0 where nothing is lost."""
+    """What a plan adds up, from its value and the reference's `nll_nats`; 0 where nothing is lost."""
     combined: Callable[[Batches], float | None] = by_tokens
-    """From the batches' values to that of all of them."""
+    """The value of all batches together, from theirs."""
     gradients: bool = False
     """Whether it can be estimated from gradients."""
     possible: Callable[[float], bool] = math.isfinite
-    """Whether it can have this value."""
+    """Whether a value is possible for it."""
 
 
 def _is(measured: Measured) -> Mapping[str, Measured]:
@@ -59,7 +59,7 @@ class Metrics:
     )
     """Mean over tokens of KL(FP32 || variant) at the logits."""
     kl_p99_nats: float | None = field(default=None, metadata=_is(Measured("kl-p99", lambda kl, _: kl)))
-    """99th percentile over tokens of the same; None where only gradients are known."""
+    """99th percentile of that KL over tokens; None where only gradients are known."""
     top1: float | None = field(default=None, metadata=_is(Measured("top1", lambda same, _: 1 - same)))
     """Fraction of tokens whose most likely next token is unchanged; None where only gradients are known."""
     nll_nats: float | None = field(
@@ -81,12 +81,12 @@ class Metrics:
     cosine: float | None = field(
         default=None, metadata=_is(Measured("cosine", lambda cosine, _: 1 - cosine, gradients=True))
     )
-    """Of the angle between the tensor's own output and the reference's, as vectors over all tokens; None in tables
-    written by older versions."""
+    """Cosine of the angle between the tensor's own output and the reference's, as vectors over all tokens; None in
+    tables written by older versions."""
 
 
 METRICS: Mapping[str, Measured] = MappingProxyType({f.name: f.metadata["measured"] for f in fields(Metrics)})
-"""By name."""
+"""Every metric by its field's name."""
 
 
 def values_of(record: Metrics) -> dict[str, float | None]:

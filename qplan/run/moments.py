@@ -17,12 +17,12 @@ from qplan.run.safetensors_file import SafetensorsFile, write_safetensors
 KIND, SCHEMA = "qplan-moments", 1
 
 INDEX_FILE = "index.json"
-"""Beside the matrices: whose each is. Written last, so that moments without one are not whole."""
+"""File beside the matrices that says which tensors each belongs to. Written last: moments without it are not whole."""
 
 _ARRAY = "moments"
 
 Part = Literal["fit", "judge"]
-"""Which windows of the calibration: those that rounding fits to, or those that it chooses by."""
+"""Which windows of the calibration: those that rounding is fitted to, or those that it chooses by."""
 
 Matrix = NDArray[np.float32]
 """``X'X / tokens``, ``[in_features, in_features]``."""
@@ -30,17 +30,17 @@ Matrix = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class StoredMoments:
-    """A folder of matrices and whose they are."""
+    """A folder of matrices, and which tensors they belong to."""
 
     folder: Path
     key_of: dict[str, str]
-    """Whose file holds a tensor's moments; tensors that read the same input share one."""
+    """By tensor name, the tensor whose file holds its moments: tensors that read the same input share one."""
     tokens: dict[str, int]
     """How many tokens reached a tensor's input with anything but zeros, by tensor name."""
 
     @classmethod
     def open(cls, folder: Path, inputs: Mapping[str, str]) -> Self | None:
-        """Open moments of the same inputs; None if there are none.
+        """Open moments that were made from the same inputs; None if there are none.
 
         Raises:
             InputError: the index is something else.
@@ -62,7 +62,7 @@ class StoredMoments:
         return matrix
 
     def write_index(self, inputs: Mapping[str, str]) -> None:
-        """Say whose the matrices are, which are written by now.
+        """Write which tensors the matrices belong to, after all of these are written.
 
         Args:
             inputs: what they depend on.
@@ -82,7 +82,7 @@ def moments_folder(run: RunFolder, part: Part, tokens_sha256: str) -> Path:
 
 
 def kept_moments(run: RunFolder, model_sha256: str, part: Part) -> Iterator[StoredMoments]:
-    """The moments of a model that a run keeps, of whatever tokens.
+    """The moments of a model that a run keeps, whichever tokens they are of.
 
     Raises:
         InputError: an index is something else.

@@ -35,7 +35,7 @@ _ENGINE_RECORDED = 3
 """First schema with `Plan.engine`."""
 
 _OF_ENGINE = re.compile(rf"-mnn-({_ENGINE.pattern})$")
-"""How ``emit --engine`` ends a folder's name; where plans of schemas before 3 have their engine from."""
+"""End of a folder's name that ``emit --engine`` makes; plans of schemas before 3 record their engine nowhere else."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class SolverReport:
     status: str
     """``optimal``, or why not."""
     objective_nats: float
-    """Sum over the plan of what was minimized: of single-tensor losses in nats, unless another metric was asked for."""
+    """Sum over the plan of what was minimized: single-tensor losses in nats, unless another metric was asked for."""
     bound_nats: float
     """No plan within the constraints has a smaller sum than this."""
     gap: float
@@ -95,12 +95,12 @@ class UniformPoint:
     """e.g. ``int4`` (head at 8 bits)."""
     total_bytes: int
     predicted_nats: float | None
-    """As of a plan, None where a format was not measured."""
+    """Predicted loss, as for a plan; None where a format was not measured."""
 
 
 @dataclass(frozen=True)
 class Pin:
-    """Tensors whose format was given."""
+    """A format that the user gave to the tensors of a pattern."""
 
     pattern: str
     format: QuantFormat
@@ -108,7 +108,7 @@ class Pin:
 
 @dataclass(frozen=True)
 class LeastBits:
-    """Tensors whose width was given a lower limit."""
+    """A least width that the user gave to the tensors of a pattern."""
 
     pattern: str
     bits: int
@@ -152,10 +152,10 @@ class Plan:
     budget: str
     """As the user wrote it."""
     budget_bytes: int
-    """What it means for the files that ship."""
+    """The budget in bytes of the files that ship."""
     tensors: tuple[PlannedTensor, ...]
     predicted_nats: float
-    """Predicted loss of the whole plan: the sum of single losses, corrected by how sums and whole plans compared."""
+    """Predicted loss of the whole plan: the sum of single losses, corrected by how sums compared with whole plans."""
     files: FileBytes
     solver: SolverReport
     logits: LogitsRule
@@ -211,7 +211,7 @@ class Plan:
         if document["schema"] < _ENGINE_RECORDED and (named := _OF_ENGINE.search(path.resolve().parent.name)):
             plan = replace(plan, engine=named[1])
         if plan.engine is not None and not _ENGINE.fullmatch(plan.engine):
-            problem = f"{plan.engine!r} is no version of MNN; write it as 3.5.0, or null for the installed one"
+            problem = f"{plan.engine!r} is not a version of MNN; write it as 3.5.0, or null for the installed one"
             raise source.error(problem, "engine")
         for index, tensor in enumerate(plan.tensors):
             if tensor.weights <= 0:
@@ -238,7 +238,7 @@ def versions_of(path: Path) -> dict[str, str]:
 
 
 def tensor_names(path: Path) -> tuple[str, ...]:
-    """Names of a plan's tensors, and nothing else of it: for a shell that waits.
+    """Names of a plan's tensors, read without the rest of it: shell completion waits for them.
 
     Raises:
         InputError: no such file, or not a plan.

@@ -23,7 +23,7 @@ class PlanFolder:
 
     @property
     def quant_config(self) -> Path:
-        """The plan in llmexport's words."""
+        """The plan as llmexport's command line reads it."""
         return self.folder / "quant_config.json"
 
     @property
@@ -43,7 +43,7 @@ class PlanFolder:
 
     @property
     def token_losses(self) -> Path:
-        """The same at every token."""
+        """The built model's loss at every token."""
         return self.folder / TOKEN_LOSSES_FILE
 
     @property
@@ -58,5 +58,5 @@ class PlanFolder:
 
     @property
     def provenance(self) -> Path:
-        """What the page is made again from, besides the other files."""
+        """What is needed to make the report again, besides the other files."""
         return self.folder / "report.json"

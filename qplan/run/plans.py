@@ -24,7 +24,7 @@ def find_plan(name: str, run: RunFolder | None = None) -> FoundPlan:
 
     Args:
         name: a plan's file, a folder that holds ``plan.json``, or a budget of the run.
-        run: where budgets are looked up; None for the latest.
+        run: the run whose budgets are looked up; None for the latest.
 
     Raises:
         InputError: no such plan, or one that cannot be read; names the line.

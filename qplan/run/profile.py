@@ -1,4 +1,4 @@
-"""A device profile: what this machine's engine takes for every op shape and format, measured on whole models."""
+"""A device profile: this machine's times for every shape and format of ops, measured on whole models."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KIND, SCHEMA = "qplan-device", 1
 
 @dataclass(frozen=True)
 class OpTime:
-    """What all tensors of one shape take in one format, beyond the same tensors in the base format."""
+    """Time of all tensors of one shape in one format, beyond their time in the base format."""
 
     out_features: int
     in_features: int
@@ -26,13 +26,13 @@ class OpTime:
     tensors: int
     """How many tensors of the model have this shape."""
     prefill_ms: float
-    """Of all of them together; negative where the format is faster than the base."""
+    """For all of them together; negative where the format is faster than the base."""
     decode_ms: float
 
 
 @dataclass(frozen=True)
 class TimedModel:
-    """One whole model, as it was timed; the ops' times follow from all of them."""
+    """Times of one whole model; the times of ops are derived from those of all models."""
 
     label: str
     prefill_ms: float
@@ -53,13 +53,13 @@ class DeviceProfile:
     """Length of the prefill that was timed."""
     model_sha256: str
     base: str
-    """Format of the model that the others are held against."""
+    """Format of the uniform model that the others are compared with."""
     base_prefill_ms: float
     base_decode_ms: float
     """Per token."""
     ops: tuple[OpTime, ...]
     models: tuple[TimedModel, ...] = ()
-    """What was measured."""
+    """The whole models that were timed."""
 
     def prefill_ms(self, spec: TensorSpec, fmt: QuantFormat) -> float:
         """Time of a tensor in a prefill, beyond the base format's.
@@ -71,7 +71,11 @@ class DeviceProfile:
         return found.prefill_ms / found.tensors
 
     def decode_ms(self, spec: TensorSpec, fmt: QuantFormat) -> float:
-        """The same per decoded token."""
+        """Time of a tensor per decoded token, beyond the base format's.
+
+        Raises:
+            InputError: a shape or format that was not profiled.
+        """
         found = self._find(spec, fmt)
         return found.decode_ms / found.tensors
 

@@ -24,10 +24,10 @@ class Provenance:
     """Where the speeds were measured, e.g. the processor's name; may be empty."""
 
     def write(self, folder: PlanFolder, plan: Plan) -> None:
-        """Write ``report.json`` atomically; the file's header says the versions that are installed now.
+        """Write ``report.json`` atomically; the file's header records the versions that are installed now.
 
         Args:
-            folder: of the plan.
+            folder: the plan's folder.
             plan: what the report is about.
         """
         inputs = {"model": plan.model_sha256, "sensitivity": plan.sensitivity_sha256}
@@ -36,7 +36,7 @@ class Provenance:
 
     @classmethod
     def read(cls, folder: PlanFolder) -> Provenance:
-        """What the first report knew; of a plan from before ``report.json`` the versions that made the plan.
+        """Read ``report.json``; where older versions wrote none, take the package versions from the plan.
 
         Raises:
             InputError: no plan, or another kind of file.

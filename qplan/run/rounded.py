@@ -1,4 +1,4 @@
-"""Rounded tensors on disk, a file per tensor and format: rows are read without the rest, with numpy."""
+"""Rounded tensors on disk, a file per tensor and format, read with numpy: some rows, or all of them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class RoundedTensors:
 
     @classmethod
     def of(cls, run: RunFolder, inputs: Mapping[str, str]) -> RoundedTensors:
-        """Where a run keeps tensors of some inputs."""
+        """The tensors that a run keeps for some inputs."""
         return cls(run.rounding / f"{_FOLDER}{sha256_json(dict(inputs))[:12]}", inputs)
 
     def path(self, tensor: str, fmt: QuantFormat) -> Path:
@@ -45,7 +45,7 @@ class RoundedTensors:
         return self.folder / _name(tensor, fmt)
 
     def read(self, tensor: str, fmt: QuantFormat, rows: slice = ALL) -> RoundedArrays | None:
-        """Some output features of a tensor; None if it is not kept, or of other inputs.
+        """Some output features of a tensor; None if it is not kept, or was made from other inputs.
 
         Raises:
             InputError: the file was damaged.

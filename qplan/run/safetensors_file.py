@@ -1,4 +1,4 @@
-"""Files of named arrays, read and written with numpy: what a run rounds and gathers, and a model's weights."""
+"""Files of named arrays, read and written with numpy: a run's rounded tensors and moments, and a model's weights."""
 
 from __future__ import annotations
 
@@ -37,9 +37,7 @@ class SafetensorsFile:
             try:
                 header: dict[str, Any] = json.loads(stream.read(size))
             except ValueError:
-                msg = (
-                    f"{self.path} is no safetensors file, or a part of one; restore it, or remove it: it is made again"
-                )
+                msg = f"{self.path} is not a whole safetensors file; restore it, or remove it to have it made again"
                 raise InputError(msg) from None
         return header, 8 + size
 
@@ -60,8 +58,8 @@ class SafetensorsFile:
         bfloat16 comes back as float32, everything else as it is stored. The result is a copy that may be changed.
 
         Args:
-            name: of the array.
-            rows: of its first dimension, in steps of 1.
+            name: the array's name.
+            rows: slice of its first dimension, in steps of 1.
 
         Raises:
             InputError: no such array, one of a type that qplan does not write, or a file that was cut off.
@@ -70,7 +68,7 @@ class SafetensorsFile:
         entry = header.get(name)
         if entry is None or entry["dtype"] not in _DTYPES:
             what = f"no array {name!r}" if entry is None else f"{name} as {entry['dtype']}, which qplan does not read"
-            msg = f"{self.path} holds {what}; restore the file, or remove it: it is made again"
+            msg = f"{self.path} holds {what}; restore the file, or remove it to have it made again"
             raise InputError(msg)
         shape, dtype = tuple(entry["shape"]), np.dtype(_DTYPES[entry["dtype"]])
         first, last, _ = rows.indices(shape[0]) if shape else (0, 1, 1)
@@ -78,7 +76,7 @@ class SafetensorsFile:
         at = start + entry["data_offsets"][0] + first * width * dtype.itemsize
         found = np.fromfile(self.path, dtype, count=height * width, offset=at)
         if len(found) < height * width:
-            msg = f"{self.path} was cut off in {name}; restore it, or remove it: it is made again"
+            msg = f"{self.path} was cut off in {name}; restore it, or remove it to have it made again"
             raise InputError(msg)
         if entry["dtype"] == "BF16":
             found = (found.astype(np.uint32) << 16).view(np.float32)
@@ -91,9 +89,9 @@ def write_safetensors(path: Path, arrays: Mapping[str, Array], metadata: Mapping
     Args:
         path: the file; its folder is made if need be.
         arrays: float64, float32, float16 or uint8, by name.
-        metadata: texts about them.
+        metadata: texts by name that describe them.
     """
-    from safetensors.numpy import save_file  # noqa: PLC0415 - not for who only reads
+    from safetensors.numpy import save_file  # noqa: PLC0415 - readers do not need it
 
     with atomic_path(path) as temporary:
         contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}

@@ -1,4 +1,4 @@
-"""What a run's exported graph was made from, beside its folder."""
+"""The record beside an exported skeleton: what it was made from."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ KIND, SCHEMA = "qplan-skeleton", 1
 
 @dataclass(frozen=True)
 class SkeletonRecord:
-    """Which model, and which exporter."""
+    """The model and the exporter that a skeleton was made with."""
 
     model: str
     """sha256 of the model."""
@@ -20,7 +20,7 @@ class SkeletonRecord:
     """Version of the exporter."""
 
     def write(self, path: Path) -> None:
-        """Write it atomically, once the graph is whole."""
+        """Write it atomically, once the skeleton is whole."""
         write_json(path, KIND, SCHEMA, asdict(self), {})
 
     @classmethod

@@ -37,8 +37,8 @@ __all__ = [
 KIND, SCHEMA = "qplan-sensitivity", 4
 
 _HASHED_AS = {"wide-scales": "scales have 32 bits: engine {engine} reads no others"}
-"""Notes that are added to tables after they were read, as qplan 3 hashed them: its plans hold such hashes. No sentence
-for people, and never reworded."""
+"""Notes that are added to tables after they were read, as qplan 3 hashed them: its plans hold such hashes. They are
+not sentences for people and must never be reworded."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,12 @@ class Conditions:
     batch_size: int
     """Sequences per batch."""
     calibration: str
-    """What the tokens came from, for people."""
+    """Where the tokens came from, for people."""
     calibration_sha256: str
     seed: int
     mode: Mode = "measured"
     rounding: str = "rtn"
-    """How integers were chosen: to nearest (``rtn``) or by what loses less, see `qplan.quantize.rounder`."""
+    """How integers were chosen: to nearest (``rtn``), or so that less is lost, see `qplan.quantize.rounder`."""
     draws: int = 1
     """Times that labels are sampled for each sequence, where gradients are used."""
     dynamic_option: DynamicOption = 0
@@ -104,7 +104,7 @@ class SensitivityTable:
 
     @cached_property
     def _formats(self) -> dict[str, tuple[QuantFormat, ...]]:
-        """Formats by tensor name. Kept: every tensor is asked for, and there are many rows."""
+        """Formats by tensor name. Cached: they are looked up for every tensor, and there are many rows."""
         names: dict[str, dict[str, None]] = {}
         for m in self.measurements:
             names.setdefault(m.tensor, {})[m.format] = None
@@ -121,7 +121,7 @@ class SensitivityTable:
 
     @cached_property
     def _under(self) -> dict[Memory, SensitivityTable]:
-        """Kept: a table's losses are summarized once."""
+        """Cached, so that losses are summarized once for each setting."""
         return {}
 
     def losses(self, memory: Memory | None = None) -> dict[str, dict[str, Loss]]:
@@ -133,7 +133,7 @@ class SensitivityTable:
 
     @cached_property
     def _losses(self) -> dict[Memory, dict[str, dict[str, Loss]]]:
-        """By memory setting. Kept: a plan asks several times, and plans are solved again in an instant."""
+        """By memory setting. Cached: a plan needs them several times, and plans are solved again in an instant."""
         cells: dict[Memory, dict[str, dict[str, list[Measurement]]]] = {}
         for m in self.measurements:
             tensors = cells.setdefault(m.memory, {spec.name: {} for spec in self.model.tensors})
@@ -233,13 +233,13 @@ _HASHED = (
     *("kl_nats", "kl_p99_nats", "top1", "nll_nats", "sqnr_db", "cosine"),
     *("source", "stderr_nats"),
 )
-"""Columns whose values are hashed in this order for good; later ones count by name where they are known, so that the
-tables of older versions keep their hash."""
+"""Columns whose values will always be hashed in this order. Newer columns are hashed by name where they are known, so
+that tables of older versions keep their hash."""
 _LATER = tuple(name for name in COLUMNS if name not in _HASHED)
 
 
 def _hashed(note: Note) -> object:
-    """A note in a table's hash; texts as they are, as tables of earlier versions have them."""
+    """A note as it enters a table's hash; texts enter as they are, as in tables of earlier versions."""
     frozen = _HASHED_AS.get(note.code)
     return frozen.format(**note.values) if frozen is not None and note.is_known else note.to_json()
 

@@ -1,4 +1,4 @@
-"""Times of whole models as they are taken: a profile that was killed goes on with them."""
+"""Times of whole models, kept as they are taken: a killed profile resumes from them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qplan.artifact import read_json, write_json
 KIND, SCHEMA = "qplan-times", 1
 
 TIMES_FILE = "times.json"
-"""In the folder where a profile works."""
+"""File in the folder where a profile works."""
 
 
 @dataclass(frozen=True)
@@ -25,17 +25,17 @@ class Times:
 
 @dataclass
 class TimesJournal:
-    """Times by model and round, each on the disk as soon as it is taken."""
+    """Times by model and round, each written to disk as soon as it is taken."""
 
     path: Path
     inputs: Mapping[str, str]
     """What the times depend on."""
     times: dict[str, list[Times]] = field(default_factory=dict)
-    """By label of the model, one for each round."""
+    """Times by the model's label, one for each round."""
 
     @classmethod
     def open(cls, folder: Path, inputs: Mapping[str, str]) -> TimesJournal:
-        """Go on with the times that a folder keeps, if they are of the same inputs.
+        """Resume from the times that a folder keeps; start empty if there are none, or they belong to other inputs.
 
         Raises:
             InputError: the file is something else.
@@ -47,7 +47,7 @@ class TimesJournal:
         return cls(path, inputs)
 
     def add(self, label: str, times: Times) -> None:
-        """Keep one more."""
+        """Add a model's times in one more round, and write the file."""
         self.times.setdefault(label, []).append(times)
         body = {label: [astuple(t) for t in rounds] for label, rounds in self.times.items()}
         write_json(self.path, KIND, SCHEMA, self.inputs, {"times": body})

@@ -33,7 +33,7 @@ class TokenLosses:
     tokens: tuple[tuple[str, ...], ...]
     """The text, a row per sequence, as the tokenizer splits it."""
     kl_nats: Mapping[str, Losses]
-    """By memory setting."""
+    """Losses by memory setting."""
 
     def write(self, path: Path) -> None:
         """Write the artifact atomically; losses as base64 of float32, little endian."""
@@ -57,8 +57,8 @@ class TokenLosses:
         tokens = tuple(tuple(row) for row in value["tokens"])
         losses = {memory: _decode(coded) for memory, coded in value["kl_nats"].items()}
         for memory, found in losses.items():
-            if found.shape != (len(tokens), len(tokens[0]) if tokens else 0):
-                msg = f"{path}: losses under memory {memory} are of {found.shape} tokens, the text of another shape"
+            if found.shape != (shape := (len(tokens), len(tokens[0]) if tokens else 0)):
+                msg = f"{path}: losses under memory {memory} have shape {found.shape}, the text {shape}; make it again"
                 raise InputError(msg)
         inputs = value["inputs"]
         return cls(value["model"], inputs["model"], value["text"], inputs["text"], tokens, losses)

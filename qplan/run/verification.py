@@ -58,7 +58,7 @@ class Speed:
 
 @dataclass(frozen=True)
 class BuiltModel:
-    """A built MNN folder and what it did."""
+    """A built MNN model and what was measured of it."""
 
     name: str
     """``fp16``, ``int8``, ``int4`` (uniform, head at 8 bits) or ``plan``."""
@@ -68,9 +68,9 @@ class BuiltModel:
     emulated_nats: dict[str, float]
     """By memory setting: the loss that torch computes for the same stored weights (prefill)."""
     dynamic_option: int = 0
-    """The one that the model ships with; `speed` and `emulated_nats` are with it."""
+    """MNN's ``dynamic_option`` that the model ships with; `speed` and `emulated_nats` are those with it."""
     other_speed: Speed | None = None
-    """With the other ``dynamic_option``, where that was measured for comparison."""
+    """Speed with the other ``dynamic_option``, where that was measured for comparison."""
 
     def accuracy(self, memory: str, path: str = "prefill", dynamic_option: int | None = None) -> Accuracy | None:
         """Accuracy under a setting, with the model's own ``dynamic_option`` by default; None if it was not run."""
@@ -104,7 +104,7 @@ class Check:
         return str(self.found)
 
     def to_json(self) -> dict[str, Any]:
-        """As `of_json` reads it."""
+        """A JSON object that `of_json` reads back."""
         return {"promise": self.promise.to_json(), "passed": self.passed, "found": self.found.to_json()}
 
     @classmethod
@@ -128,7 +128,7 @@ class Verification:
     """Where the held-out tokens come from."""
     text_sha256: str
     reference_perplexity: float
-    """Of the Hugging Face model in FP32 on the same tokens."""
+    """Perplexity of the Hugging Face model in FP32 on the same tokens."""
     models: tuple[BuiltModel, ...]
     checks: tuple[Check, ...]
 

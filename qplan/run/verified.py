@@ -1,4 +1,4 @@
-"""Plans of a run that were built and measured as they are."""
+"""Plans of a run that were built and measured, and not changed since."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ class VerifiedPlan:
     """A plan with what the engine measured of its model."""
 
     name: str
-    """Of its folder."""
+    """Name of its folder."""
     plan: Plan
     verification: Verification
 
 
 def verified_plans(run: RunFolder) -> Iterator[VerifiedPlan]:
-    """Plans of a run with what the engine measured of this very plan, by name; of whatever analysis.
+    """Plans of a run with what the engine measured of this very plan, by name; those of earlier analyses included.
 
-    Passed over are folders of a newer qplan, half edited ones, and plans that were made or edited after their model
-    was built.
+    Skips folders that a newer qplan wrote, files that cannot be read, and plans that were made or edited after their
+    model was built.
     """
     for folder in run.verified:
         try:
             plan, verification = Plan.read(folder.plan), Verification.read(folder.verification)
-        except QplanError:  # nobody asked for this one
+        except QplanError:  # the caller asked for all, not for this one
             continue
         if verification.plan_sha256 == sha256_file(folder.plan):
             yield VerifiedPlan(folder.folder.name, plan, verification)

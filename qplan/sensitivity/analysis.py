@@ -1,4 +1,4 @@
-"""One analysis: what is to be known, what is known already, and the table that comes of it."""
+"""One analysis: the entries to find, those that are known already, and the resulting table."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from qplan.settings import DynamicOption, Memory, memories_of
 from qplan.tensors import Role
 
 _ROWS_SCHEMA = 3
-"""The schema of tables that last changed what a measurement is: what a journal of an older one holds is not reused."""
+"""The table schema that last changed what a measurement means; older journals are not reused."""
 
 Entry = tuple[str, str, Memory]
 """Tensor, format, memory: one entry of the table, measured in every batch."""
@@ -36,32 +36,32 @@ Entry = tuple[str, str, Memory]
 
 @dataclass(frozen=True)
 class Analysis:
-    """What every mode of one analysis needs."""
+    """What every mode of an analysis needs."""
 
     loaded: LoadedModel
     menu: Menu
     menu_notes: tuple[Note, ...]
     conditions: Conditions
     batches: tuple[Tensor, ...]
-    """int64 ``[batch_size, seq_len]`` each, the last one may have fewer rows."""
+    """Tokens, int64 ``[batch_size, seq_len]`` each; the last batch may have fewer rows."""
     stored: StoredWeights
     kept: Memo
-    """What is known already."""
+    """Measurements known already."""
 
     @property
     def activations(self) -> Int8Activations:
-        """The int8 activations of losses under memory low."""
+        """The int8 activations that losses under memory low are measured with."""
         return Int8Activations("prefill", self.conditions.dynamic_option)
 
     def entries(self) -> Iterator[tuple[str, QuantFormat, Memory]]:
-        """Everything that is to be known, in the order of the table."""
+        """All entries of the table, in its order."""
         for name, formats in self.menu.items():
             for fmt in formats:
                 for memory in memories_of(self.conditions.memory):
                     yield name, fmt, memory
 
     def changes_nothing(self, name: str, fmt: QuantFormat, memory: Memory) -> bool:
-        """Whether storage keeps every weight to the bit and activations stay floats."""
+        """Whether storage keeps every weight bit for bit and activations stay floats."""
         return (fmt.is_float or memory == "normal") and self.stored.unchanged(name, fmt)
 
     def rows(self, entry: Entry, source: Source) -> list[Measurement]:
@@ -69,10 +69,10 @@ class Analysis:
         return [self.kept.measurements[(*entry, batch, source)] for batch in range(len(self.batches))]
 
     def check_entry(self, name: str, fmt: QuantFormat, memory: Memory, source: Source) -> None:
-        """Believe a loss of exactly 0 over all batches only where nothing was changed.
+        """Accept a loss of exactly 0 over all batches only if nothing was changed.
 
         Raises:
-            MeasurementError: a tensor that changes without any effect.
+            MeasurementError: a tensor changes without any effect.
         """
         rows = self.rows((name, fmt.name, memory), source)
         spec = self.loaded.card.tensor(name)
@@ -89,7 +89,7 @@ class Analysis:
         """The finished table.
 
         Raises:
-            MeasurementError: rows that are missing or impossible.
+            MeasurementError: rows are missing or have impossible values.
         """
         records = [self.kept.references[batch] for batch in sorted(self.kept.references)]
         nll = math.fsum(r.labels * r.nll_nats for r in records) / sum(r.labels for r in records)
@@ -130,21 +130,21 @@ def open_analysis(
     rounder: Rounder | None = None,
     journal: Path | None = None,
 ) -> Iterator[Analysis]:
-    """Start an analysis, or go on with the one in a journal; all modes share one journal.
+    """Start an analysis, or resume the one in a journal; all modes share a journal.
 
     Args:
         loaded: the model.
         calibration: the tokens.
-        formats: to measure; blocks are resolved for each tensor.
+        formats: formats to measure; blocks are resolved for each tensor.
         memory: MNN's memory setting whose arithmetic is emulated.
         batch_size: sequences per pass.
-        draws: times that labels are sampled for each sequence, where gradients are used.
+        draws: how often labels are sampled for each sequence, where gradients are used.
         dynamic_option: MNN's setting that int8 activations are rounded with.
         rounder: chooses the integers; None rounds to nearest.
-        journal: where measurements are kept as they are made; an interrupted run with the same journal goes on.
+        journal: file that measurements are appended to; a run with the journal of an interrupted one resumes it.
 
     Raises:
-        InputError: a tensor that allows none of the formats.
+        InputError: a tensor allows none of the formats.
         StaleArtifactError: the journal was made from other inputs.
     """
     menu, notes = resolve_menu(loaded.card, formats, dynamic_option)

@@ -1,4 +1,4 @@
-"""One table from measured losses where they are known and gradient estimates everywhere else."""
+"""Blends measured losses, where they are known, with gradient estimates everywhere else."""
 
 from __future__ import annotations
 
@@ -13,19 +13,23 @@ from qplan.sensitivity.analysis import Analysis, Entry
 from qplan.settings import Memory, memories_of
 
 _FEWEST = 8
-"""Measured entries from which the common scale of gradient estimates is taken; fewer say nothing about it."""
+"""The fewest measured entries that the common scale of gradient estimates is computed from; fewer are too noisy."""
 
 
 def blend(analysis: Analysis, measured: Collection[Entry]) -> tuple[list[Measurement], float]:
     """Rows of the table: measured ones, and gradient estimates brought to the scale of the measured ones.
 
-    What gradient estimates get wrong is specific to the rounding of one tensor in one format (it hardly correlates
-    between formats of a tensor, ``reports/sensitivity/``), so nothing is carried from format to format but the mean
-    of log(measured / gradient) over everything that was measured. Between memory settings of one tensor and format
-    the error is the same as far as it comes from the weights, and is carried over to that degree.
+    The errors of gradient estimates are specific to the rounding of one tensor in one format and hardly correlate
+    between formats of a tensor (``reports/sensitivity/``). So only the mean of log(measured / gradient) over everything
+    that was measured is applied to other formats. Between memory settings of one tensor and format, the error is the
+    same to the extent that it comes from the weights, and is carried over to that extent.
+
+    Args:
+        analysis: the analysis, with estimates of all entries.
+        measured: entries that were measured.
 
     Returns:
-        the rows in the order of the table, and the common scale.
+        The rows in the order of the table, and the common scale.
     """
     logs = {entry: log for entry in measured if (log := _log_ratio(analysis, entry)) is not None}
     integer = [log for (_, fmt, _), log in logs.items() if not QuantFormat.parse(fmt).is_float]
@@ -45,7 +49,7 @@ def blend(analysis: Analysis, measured: Collection[Entry]) -> tuple[list[Measure
 
 
 def _log_ratio(analysis: Analysis, entry: Entry) -> float | None:
-    """Log of measured over gradient loss, over all batches; None where nothing is lost."""
+    """Log of measured over gradient loss, over all batches; None if either is 0."""
     sums = [
         math.fsum(r.tokens * r.kl_nats for r in analysis.rows(entry, source)) for source in ("measured", "gradient")
     ]
@@ -59,10 +63,10 @@ def _twin(analysis: Analysis, entry: Entry, logs: Collection[Entry]) -> Entry | 
 
 
 def _carried(analysis: Analysis, name: str, fmt: QuantFormat) -> float:
-    """How much of the log ratio of one memory setting holds in the other.
+    """How much of the log ratio of one memory setting carries over to the other.
 
-    With ``s`` the weights' share of the loss under low and independent relative errors of equal size in the shares
-    of weights and activations, the regression of the weights' error on the whole is ``s / (s^2 + (1 - s)^2)``.
+    Let ``s`` be the weights' share of the loss under memory low. If weights and activations have independent relative
+    errors of equal size, the regression of the weights' error on the whole is ``s / (s^2 + (1 - s)^2)``.
     """
     if fmt.is_float or analysis.conditions.memory == "normal":
         return 1.0

@@ -1,17 +1,16 @@
-"""Losses of all formats of a tensor from its input and the gradient at its output, for the price of two products.
+"""Losses of all formats of a tensor from its input and the gradient at its output, for the cost of two products.
 
 With ``a = <G, dY>`` summed over a sequence, ``E[a^2] / 2`` is the sequence's KL in nats to second order (see
 `qplan.model.backward`). One number per sequence is unbiased but noisy: its square has a relative variance of 2.
-Rounding errors are independent, which says which parts of the square vanish on average, and leaving these out takes
-most of the noise away:
+Rounding errors are independent, so parts of the square vanish on average. Leaving those out removes most of the noise:
 
 - weights: errors of different rows of a matrix are independent. ``a = sum_o <M_o, dW_o>`` with ``M = G^T X`` becomes
   ``sum_o <M_o, dW_o>^2``: thousands of squares instead of one, and all correlations between tokens and between
   input features are kept.
-- int8 activations: errors of different tokens are independent, of each other and of the weights'. They add
-  ``sum_t <U_t, dX_t>^2`` with ``U = G W``, the same for every integer format that has the same scales of activations.
+- int8 activations: errors of different tokens are independent of each other and of the weights' errors. They add
+  ``sum_t <U_t, dX_t>^2`` with ``U = G W``, the same for all integer formats with the same activation scales.
 
-How far this is from measured losses, and the plain square, is in ``reports/sensitivity/``.
+How far this and the plain square are from measured losses is in ``reports/sensitivity/``.
 """
 
 from __future__ import annotations
@@ -34,17 +33,17 @@ from qplan.sensitivity.variants import StoredWeights
 _Key = TypeVar("_Key", bound=Hashable)
 
 _CHUNK_ELEMENTS = 1 << 21
-"""Elements of products and of weight errors worked on at a time: a bound on memory."""
+"""Elements of products and of weight errors processed at a time: a bound on memory."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """What input features add to a tensor's output noise, the same for all batches."""
+    """What each input feature contributes to a tensor's output noise; the same for all batches."""
 
     weights: Tensor
     """float32 ``[in_features]``: sum over output features of squared weights."""
     errors: Tensor
-    """float32 ``[formats, in_features]``: of squared weight errors."""
+    """float32 ``[formats, in_features]``: sum over output features of squared weight errors."""
 
 
 @dataclass
@@ -55,57 +54,58 @@ class FisherSetup:
     menu: Menu
     stored: StoredWeights
     activations: Int8Activations | None
-    """Those of integer formats under memory low; None where only memory normal counts."""
+    """Activations of integer formats under memory low; None if only memory normal is estimated."""
     columns: dict[str, Columns] = field(default_factory=dict)
-    """By tensor; filled by the first batch."""
+    """Columns by tensor; filled by the first batch."""
     names: dict[nn.Linear, list[str]] = field(init=False)
-    """Tensors that a linear holds."""
+    """Names of the tensors in each linear."""
 
     def __post_init__(self) -> None:
-        """Find the linears."""
+        """Find the linear of each tensor."""
         self.names = {}
         for name in self.menu:
             self.names.setdefault(self.loaded.linear(name), []).append(name)
 
     def block(self, fmt: QuantFormat) -> int | None:
-        """Features that share a scale of int8 activations, 0 for all; None for float activations."""
+        """Number of features that share a scale of int8 activations, 0 for all; None for float activations."""
         return None if self.activations is None or fmt.is_float else self.activations.block(fmt)
 
     def blocks(self, name: str) -> list[int]:
-        """The different ones of a tensor's formats."""
+        """The distinct activation blocks of a tensor's formats, see `block`."""
         return sorted({block for fmt in self.menu[name] if (block := self.block(fmt)) is not None})
 
 
 @dataclass(frozen=True)
 class Energies:
-    """Sums of squares over the tokens of a batch that a tensor's signal-to-noise ratio follows from."""
+    """Sums of squares over the tokens of a batch, from which a tensor's signal-to-noise ratio is computed."""
 
     signal: float
-    """Of the output."""
+    """Sum of squares of the output."""
     inputs: Tensor
-    """Of the input, float32 ``[in_features]``."""
+    """Sums of squares of the input, float32 ``[in_features]``."""
     rounding: dict[int, Tensor]
-    """Of the int8 error of the input by block of the activations, float32 ``[in_features]``."""
+    """Sums of squares of the input's int8 error by activation block, float32 ``[in_features]``."""
 
 
 @dataclass
 class FisherObserver:
-    """Sees one batch, see `qplan.model.backward.Observer`; sums squares over draws."""
+    """Collects the squares of one batch, summed over draws; see `qplan.model.backward.Observer`."""
 
     setup: FisherSetup
     tokens: Tensor
-    """int64 ``[rows, seq_len]``."""
+    """The batch, int64 ``[rows, seq_len]``."""
     weight_squares: dict[str, Tensor] = field(default_factory=dict)
-    """By tensor: float64 ``[formats, rows]`` on the CPU."""
+    """Squares from weight errors by tensor: float64 ``[formats, rows]`` on the CPU."""
     activation_squares: dict[tuple[str, int], Tensor] = field(default_factory=dict)
-    """By tensor and block of the activations: float64 ``[rows]`` on the CPU; empty without int8 activations."""
+    """Squares from activation errors by tensor and block: float64 ``[rows]`` on the CPU; empty without int8
+    activations."""
     energies: dict[str, Energies] = field(default_factory=dict)
-    """By tensor."""
+    """Energies by tensor."""
     _rounded: tuple[Tensor, dict[int, Tensor]] | None = None
-    """The last input and its int8 errors by block: linears that share an input follow each other."""
+    """The last input and its int8 errors by block, kept because linears that share an input run one after the other."""
 
     def forward(self, module: nn.Linear, inputs: Tensor, outputs: Tensor) -> None:
-        """Keep energies."""
+        """Record the energies of a linear's tensors."""
         columns = _square_sum(inputs)
         for name in self.setup.names[module]:
             signal = outputs[..., self.setup.loaded.sites[name].rows]
@@ -113,7 +113,7 @@ class FisherObserver:
             self.energies[name] = Energies(float(signal.float().square().sum()), columns, rounding)
 
     def backward(self, module: nn.Linear, inputs: Tensor, gradients: Tensor, lookups: Tensor | None) -> None:
-        """Add squares."""
+        """Add the squares of a linear's tensors."""
         for name in self.setup.names[module]:
             part = gradients[..., self.setup.loaded.sites[name].rows]
             weight = self.setup.loaded.weight(name).float()
@@ -127,13 +127,13 @@ class FisherObserver:
                 _add(self.activation_squares, (name, block), along.square().sum(-1))
 
     def squares(self, name: str, index: int, *, int8: bool) -> Tensor:
-        """Summed squares of a tensor's format, float64 ``[rows]``, with or without those of its activations."""
+        """Summed squares of a tensor in one format, float64 ``[rows]``, with or without those of its activations."""
         block = self.setup.block(self.setup.menu[name][index]) if int8 else None
         weights = self.weight_squares[name][index]
         return weights if block is None else weights + self.activation_squares[name, block]
 
     def sqnr_db(self, name: str, *, int8: bool) -> list[float]:
-        """A tensor's signal to noise in every format, errors of different input features taken as independent.
+        """A tensor's signal-to-noise ratio in every format, assuming independent errors of different input features.
 
         Args:
             name: the tensor.
@@ -182,7 +182,7 @@ class FisherObserver:
             yield slice(start, min(start + step, len(weight)))
 
     def _errors(self, name: str, weight: Tensor, rows: slice) -> Tensor:
-        """What storage changes: float32 ``[formats, rows, in_features]``."""
+        """Weight errors of storage: float32 ``[formats, rows, in_features]``."""
         formats, exact = self.setup.menu[name], weight[rows]
         errors = torch.empty(len(formats), *exact.shape, device=exact.device)
         for index, fmt in enumerate(formats):
@@ -190,7 +190,7 @@ class FisherObserver:
         return errors
 
     def _add_lookups(self, products: Tensor, lookups: Tensor, rows: slice) -> None:
-        """Add the gradient of a tied weight's other use, the lookup of the tokens' rows."""
+        """Add the gradient of a tied weight's other use, the embedding lookup."""
         for product, slope, ids in zip(products, lookups, self.tokens.to(lookups.device), strict=True):
             here = (ids >= rows.start) & (ids < rows.stop)
             product.index_add_(0, ids[here] - rows.start, slope[here].float())

@@ -1,4 +1,4 @@
-"""Losses from gradients: one forward and one backward pass over the calibration tokens for all formats together."""
+"""Losses from gradients: one forward and backward pass over the calibration tokens covers all formats."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from qplan.settings import Memory, Progress, memories_of
 
 
 def estimate(analysis: Analysis, *, progress: Progress | None = None) -> None:
-    """Estimate what is not estimated yet.
+    """Estimate all losses that are not estimated yet.
 
     Args:
-        analysis: what to estimate, and where it is kept.
+        analysis: the entries to estimate, and where estimates are kept.
         progress: called after each batch.
 
     Raises:
-        MeasurementError: a tensor that is not reached, an estimate that is not finite or impossible.
+        MeasurementError: no token reaches a tensor, or an estimate is not finite or is impossible.
     """
     low = analysis.conditions.memory == "low"
     activations = analysis.activations if low else None
@@ -49,7 +49,7 @@ def estimate(analysis: Analysis, *, progress: Progress | None = None) -> None:
 def _estimate_batch(analysis: Analysis, batch: int, setup: FisherSetup) -> list[Measurement]:
     tokens, conditions = analysis.batches[batch], analysis.conditions
     observer = FisherObserver(setup, tokens)
-    # the same labels again if a run is interrupted
+    # an interrupted run draws the same labels again
     seeds = np.random.SeedSequence([conditions.seed, batch]).generate_state(conditions.draws, np.uint64)
     nll = sampled_backward(analysis.loaded, tokens, [int(seed) for seed in seeds], observer)
     if batch not in analysis.kept.references:
@@ -65,7 +65,7 @@ def _estimate_batch(analysis: Analysis, batch: int, setup: FisherSetup) -> list[
 def _measurements(
     analysis: Analysis, batch: int, observer: FisherObserver, name: str, memory: Memory
 ) -> Iterator[Measurement]:
-    """One tensor in all formats."""
+    """Estimates of one tensor in all formats, for one batch."""
     tokens, formats = analysis.batches[batch], analysis.menu[name]
     int8 = memory == "low"
     squares = torch.stack([observer.squares(name, index, int8=int8) for index in range(len(formats))])
@@ -85,7 +85,7 @@ def _measurements(
             tokens=tokens.numel(),
             kl_nats=mean,
             sqnr_db=sqnr[index],
-            # as if errors were orthogonal to the output
+            # assumes errors orthogonal to the output
             cosine=1 / math.sqrt(1 + 10 ** (-sqnr[index] / 10)),
             source="gradient",
             stderr_nats=float(nats[index].std()) / math.sqrt(len(tokens)) if len(tokens) > 1 else None,

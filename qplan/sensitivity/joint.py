@@ -1,4 +1,4 @@
-"""Losses of whole plans: many tensors changed at once."""
+"""Joint losses: plans with all their tensors changed at once."""
 
 from __future__ import annotations
 
@@ -29,25 +29,25 @@ def joint_losses(
     rounder: Rounder | None = None,
     progress: Progress | None = None,
 ) -> dict[str, TokenStats]:
-    """Compare plans with the FP32 model, one reference pass per batch for all of them.
+    """Compare plans with the FP32 model, with one reference pass per batch for all plans.
 
     Args:
         loaded: the model.
         tokens: int64 ``[rows, seq_len]``.
-        plans: by label: formats by tensor name, tensors not named stay FP32.
+        plans: formats by tensor name, by label; tensors not named stay FP32.
         memory: MNN's memory setting whose arithmetic is emulated.
-        activations: which int8 activations, under ``low``.
+        activations: the int8 activations to emulate under ``low``.
         batch_size: rows per pass.
         engine_embedding: also store an untied embedding as bfloat16, as MNN does.
         rounder: chooses the integers; None rounds to nearest.
         progress: called after each pass.
 
     Returns:
-        by label: the comparison of every token.
+        The comparison of every token, by label.
 
     Raises:
-        InputError: a format that a tensor cannot have.
-        MeasurementError: a loss that is not finite.
+        InputError: a tensor cannot have its format.
+        MeasurementError: a loss is not finite.
     """
     parts: dict[str, list[TokenStats]] = {label: [] for label in plans}
     stored = StoredWeights(loaded, rounder)

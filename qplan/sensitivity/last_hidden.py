@@ -1,4 +1,4 @@
-"""Compares variants at the head's input: where the head is a plain linear, logits need not be made to be compared."""
+"""Compares variants at the head's input: if the head is a plain linear, this needs no logits of the variant."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from qplan.errors import MeasurementError
 from qplan.sensitivity.metrics import Reference, TokenStats, cache_rows, excess, wide
 
 _PRODUCT_ELEMENTS = 1 << 24
-"""Differences of logits that exist at once: a bound on memory, and enough rows for a matrix product to be fast."""
+"""Logit differences computed at a time: a bound on memory, with enough rows for a fast matrix product."""
 
 
 @dataclass(frozen=True)
 class LastHidden:
     """A reference's hidden states before a linear head, and what comparisons need of them.
 
-    With ``d = h - h_ref`` the logits differ by ``u = W d``, and from their mean under the reference by
-    ``x = W d - mean(p W) d``: one matrix product, in which nothing cancels and a bias has no part. See
+    With ``d = h - h_ref`` the logits differ by ``u = W d``. Centered under the reference's probabilities, that is
+    ``x = W d - mean(p W) d``: one matrix product, in which nothing cancels and a bias drops out. See
     `qplan.sensitivity.metrics.compare` for the rest.
     """
 
     reference: Reference
     hidden: Tensor
-    """float32 ``[tokens, hidden]``."""
+    """The reference's hidden states, float32 ``[tokens, hidden]``."""
     rows: Tensor
     """float32 ``[vocabulary, hidden + 1]``: the head's weight and a column of -1."""
     mean: Tensor
     """float32 ``[tokens, hidden]``: the head's rows averaged under the reference's probabilities."""
     margin: Tensor
-    """float32 ``[tokens]``: the most likely token's logit less the runner-up's."""
+    """float32 ``[tokens]``: the most likely token's logit minus the runner-up's."""
     space: Tensor
-    """Differences of logits, written over by every comparison: fresh memory costs as much as the product."""
+    """Buffer for logit differences, reused by every comparison: allocating it would cost as much as the product."""
 
     @classmethod
     def of(cls, reference: Reference, hidden: Tensor, head: nn.Linear) -> LastHidden:
@@ -56,7 +56,7 @@ class LastHidden:
         """Compare a variant's hidden states ``[..., hidden]`` with the reference's.
 
         Raises:
-            MeasurementError: hidden states that are not finite or of another shape.
+            MeasurementError: the hidden states are not finite, or have another shape.
         """
         flat = hidden.flatten(0, -2).to(torch.float32)
         if flat.shape != self.hidden.shape:
@@ -73,7 +73,7 @@ class LastHidden:
         return TokenStats.checked(kl, same_top, self.reference.nll + more)
 
     def _compare(self, start: int, augmented: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """KL, the label's centered shift and whether the top stays, for some tokens from ``start`` on."""
+        """KL, the label's centered shift, and whether the top token is unchanged, for tokens from ``start`` on."""
         shifts = torch.mm(augmented, self.rows.T, out=self.space[: len(augmented)])
         tokens = slice(start, start + len(augmented))
         top, labels = self.reference.top[tokens], self.reference.labels[tokens].clamp(min=0)

@@ -1,4 +1,4 @@
-"""Measured losses: every format of every tensor is run through the model, one at a time."""
+"""Measured losses: the model is run with every format of every tensor, one tensor at a time."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from qplan.sensitivity.variants import apply_formats
 from qplan.settings import Memory, Progress
 
 _TOKENS_TOGETHER = 1024
-"""Tokens, over formats of one tensor, that go through the rest of the model at once on a processor."""
+"""Tokens, summed over formats of one tensor, that pass through the rest of the model together on a CPU."""
 
 _LOGITS_TOGETHER = 1 << 28
-"""Logits of formats of one tensor that exist at once on other devices: 1 GiB of float32."""
+"""Logits, summed over formats of one tensor, that exist at a time on other devices: 1 GiB of float32."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,13 @@ class _Job:
 
     @property
     def cell(self) -> Cell:
-        """Where it is kept."""
+        """Its key in the journal."""
         return self.tensor, self.format.name, self.memory, self.batch, "measured"
 
 
 @dataclass
 class _Work:
-    """The measurements of one call."""
+    """The measurements that one call makes."""
 
     analysis: Analysis
     jobs: tuple[_Job, ...]
@@ -52,7 +52,7 @@ class _Work:
     done: int = 0
 
     def of_batch(self, batch: int) -> dict[str, list[_Job]]:
-        """What is to be measured in a batch, by tensor; tensors of which nothing is missing are left out."""
+        """Measurements of a batch by tensor, without tensors that are fully measured."""
         jobs: dict[str, list[_Job]] = {}
         for job in self.jobs:
             if job.batch == batch:
@@ -60,7 +60,7 @@ class _Work:
         return {name: those for name, those in jobs.items() if not all(map(self.knows, those))}
 
     def knows(self, job: _Job) -> bool:
-        """Whether a measurement is made already."""
+        """Whether a measurement exists already."""
         return job.cell in self.analysis.kept.measurements
 
     def tell(self, more: int = 0) -> None:
@@ -71,15 +71,15 @@ class _Work:
 
 
 def measure(analysis: Analysis, only: Collection[Entry] | None = None, *, progress: Progress | None = None) -> None:
-    """Measure what is not measured yet.
+    """Make all measurements that do not exist yet.
 
     Args:
-        analysis: what to measure, and where it is kept.
+        analysis: the entries to measure, and where measurements are kept.
         only: entries to measure; all by default.
         progress: called after each measurement.
 
     Raises:
-        MeasurementError: a measurement that is not finite or impossible.
+        MeasurementError: a measurement is not finite or is impossible.
     """
     if analysis.loaded.embedding.weight.dtype != torch.float32:
         msg = (
@@ -117,7 +117,11 @@ def _measure_batch(work: _Work, batch: int) -> None:
 
 
 def _control(base: ReferencePass, loaded: LoadedModel, layer: int | None) -> tuple[LayerPass, TokenStats]:
-    """Score the unchanged model through the path of a layer's variants: it must lose exactly nothing."""
+    """Run the unchanged model the way a layer's variants run: it must lose exactly 0.
+
+    Raises:
+        MeasurementError: it loses something, or does not reach a tensor.
+    """
     names = [spec.name for spec in loaded.card.tensors if spec.layer == layer]
     linears = list(dict.fromkeys(loaded.linear(name) for name in names))
     here = LayerPass.run(base, len(loaded.layers) if layer is None else layer, linears)
@@ -137,7 +141,7 @@ def _control(base: ReferencePass, loaded: LoadedModel, layer: int | None) -> tup
 
 
 def _measure_tensor(work: _Work, here: LayerPass, unchanged: TokenStats, jobs: Sequence[_Job]) -> None:
-    """Measure one tensor in some formats, as many together as the device takes."""
+    """Measure one tensor in some formats, as many together as suits the device."""
     analysis, name = work.analysis, jobs[0].tensor
     spec, site = analysis.loaded.card.tensor(name), analysis.loaded.sites[name]
     linear = analysis.loaded.linear(name)
@@ -145,15 +149,15 @@ def _measure_tensor(work: _Work, here: LayerPass, unchanged: TokenStats, jobs: S
     twins: list[_Job] = []
     changed: list[_Job] = []
     for job in jobs:
-        # where weights are floats every memory setting computes the same
+        # float weights compute the same under every memory setting
         if job.format.is_float and any(other.format == job.format for other in changed):
             twins.append(job)
         elif analysis.changes_nothing(name, job.format, job.memory):
-            # what would be computed is the control, which was
+            # the result would be the control, which was run already
             _keep(work, job, unchanged, scale.error(here.output_of(linear)[..., site.rows]))
         else:
             changed.append(job)
-    # the same jobs together whatever an interrupted run left, so that they come out the same to the bit
+    # jobs are batched the same way even if some are done, so that a resumed run gives the same bits
     together = 1 if spec.tied else _most_together(here.base.reference.logits)
     for start in range(0, len(changed), together):
         some = changed[start : start + together]
@@ -172,21 +176,21 @@ def _measure_tensor(work: _Work, here: LayerPass, unchanged: TokenStats, jobs: S
 def _stats(
     analysis: Analysis, here: LayerPass, jobs: Sequence[_Job], outputs: Sequence[Tensor], unchanged: TokenStats
 ) -> list[TokenStats]:
-    """What one tensor's formats lose, given what its linear gives in each."""
+    """What a tensor loses in each format, given its linear's outputs."""
     linear = analysis.loaded.linear(jobs[0].tensor)
     if analysis.loaded.card.tensor(jobs[0].tensor).tied:
         ends: Sequence[Tensor] = (_logits_of_tied(analysis, here, jobs[0]),)
     elif all(torch.equal(output, here.output_of(linear)) for output in outputs):
-        return [unchanged] * len(jobs)  # an expert that no token reaches: what follows is the control
+        return [unchanged] * len(jobs)  # an expert that no token reaches: the rest is the control
     else:
         ends = here.replay(linear, outputs)
     return [_compare(here, job, end) for job, end in zip(jobs, ends, strict=True)]
 
 
 def _most_together(logits: Tensor) -> int:
-    """Formats whose rows go through the rest of the model at once, each with logits ``[tokens, vocabulary]``.
+    """How many formats pass through the rest of the model together, each with logits ``[tokens, vocabulary]``.
 
-    On a processor more rows than fill its units only wait for memory; elsewhere memory is the bound.
+    On a CPU, rows beyond what keeps its units busy only wait for memory. Elsewhere the amount of memory is the limit.
     """
     if logits.device.type == "cpu":
         return max(1, _TOKENS_TOGETHER // len(logits))
@@ -194,7 +198,7 @@ def _most_together(logits: Tensor) -> int:
 
 
 def _output(analysis: Analysis, here: LayerPass, job: _Job) -> Tensor:
-    """What a tensor's linear gives in a format on its reference input."""
+    """The output of a tensor's linear in a format, given its reference input."""
     linear = analysis.loaded.linear(job.tensor)
     with torch.no_grad(), _applied(analysis, job):
         output: Tensor = linear(here.input_of(linear))
@@ -202,7 +206,7 @@ def _output(analysis: Analysis, here: LayerPass, job: _Job) -> Tensor:
 
 
 def _logits_of_tied(analysis: Analysis, here: LayerPass, job: _Job) -> Tensor:
-    """The embedding changes with a tied head: everything is computed."""
+    """Logits with a tied head changed; the embedding changes too, so the whole model runs."""
     with _applied(analysis, job):
         return here.base.logits(0)
 

@@ -1,4 +1,4 @@
-"""Which formats each tensor is measured in, and what a reader must know about the differences."""
+"""Which formats each tensor is measured in, and notes where these differ from the requested ones."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ Menu = dict[str, tuple[QuantFormat, ...]]
 def resolve_menu(
     card: ModelCard, formats: Sequence[QuantFormat], dynamic_option: DynamicOption = 0
 ) -> tuple[Menu, tuple[Note, ...]]:
-    """Resolve the asked formats for every tensor.
+    """Resolve the requested formats for every tensor.
 
-    A block that does not divide a tensor's width becomes one scale per row, and what MNN's exporter would make of it,
-    a halved block, is measured beside it; widths that a tied head cannot have are left out, and blocks that the engine
-    garbles under ``dynamic_option`` 2. All is told in the notes.
+    A block that does not divide a tensor's width becomes one scale per row; the halved block that MNN's exporter would
+    choose is measured as well. Widths that a tied head cannot have, and blocks that the engine garbles under
+    ``dynamic_option`` 2, are left out. Notes describe all of these changes.
 
     Raises:
-        InputError: a tensor that is left without any format.
+        InputError: a tensor is left without any format.
     """
     menu: Menu = {}
     changed: dict[tuple[QuantFormat, tuple[QuantFormat, ...], int], list[str]] = {}
@@ -33,7 +33,7 @@ def resolve_menu(
     garbled: list[str] = []
     for spec in card.tensors:
         usable: list[QuantFormat] = []
-        # routers stay in halves whatever is asked for the others
+        # routers keep fp16 whatever is requested for other tensors
         for fmt in dict.fromkeys((FP16, *formats)) if spec.role is Role.ROUTER else formats:
             resolved = fmt.resolve(spec.in_features)
             if not spec.allows(resolved):

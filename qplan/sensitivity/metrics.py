@@ -17,20 +17,20 @@ from qplan.errors import MeasurementError
 from qplan.run.metrics import METRICS
 
 _CHUNK_ELEMENTS = 1 << 17
-"""Logits worked on at a time by a processor: four arrays of this size stay in its second-level cache."""
+"""Logits processed at a time on a CPU: four arrays of this size fit its L2 cache."""
 
 _DEVICE_CHUNK_ELEMENTS = 1 << 26
-"""The same on other devices, where it only bounds memory."""
+"""Logits processed at a time on other devices, where this only bounds memory."""
 
 _SERIES_LIMIT = 1 / 32
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The reference's logits of some sequences, with what every comparison needs of them."""
+    """The reference's logits for some sequences, with what every comparison needs from them."""
 
     logits: Tensor
-    """float32 ``[tokens, vocabulary]``."""
+    """Logits, float32 ``[tokens, vocabulary]``."""
     probabilities: Tensor
     """float32 ``[tokens, vocabulary]``: softmax of the logits."""
     log_norm: Tensor
@@ -38,11 +38,11 @@ class Reference:
     top: Tensor
     """int64 ``[tokens]``: the most likely next token."""
     labels: Tensor
-    """int64 ``[tokens]``: the token that does follow, -1 at the end of a sequence."""
+    """int64 ``[tokens]``: the token that follows in the text, -1 at the end of a sequence."""
 
     @property
     def nll(self) -> Tensor:
-        """float64 ``[labeled tokens]`` on the CPU: negative log-likelihood of the tokens that follow."""
+        """float64 ``[labeled tokens]`` on the CPU: negative log-likelihood of the text's tokens, in nats."""
         return _label_nll(self.logits, self.log_norm, self.labels)
 
 
@@ -55,14 +55,14 @@ class TokenStats:
     same_top: Tensor
     """bool ``[tokens]``: the most likely next token is unchanged."""
     nll: Tensor
-    """float64 ``[labeled tokens]``: negative log-likelihood of the tokens that follow, in nats."""
+    """float64 ``[labeled tokens]``: negative log-likelihood of the text's tokens, in nats."""
 
     @classmethod
     def checked(cls, kl: Tensor, same_top: Tensor, nll: Tensor) -> TokenStats:
-        """A comparison from any device and precision.
+        """Build a comparison from tensors of any device and precision.
 
         Raises:
-            MeasurementError: a KL that is not finite.
+            MeasurementError: a KL is not finite.
         """
         if not torch.isfinite(kl).all():
             msg = f"{int((~torch.isfinite(kl)).sum())} of {len(kl)} tokens have a loss that is not finite"
@@ -96,7 +96,7 @@ class TokenStats:
 
 
 def join(parts: list[TokenStats]) -> TokenStats:
-    """The tokens of several batches as one."""
+    """Concatenate the tokens of several batches."""
     return TokenStats(
         torch.cat([part.kl for part in parts]),
         torch.cat([part.same_top for part in parts]),
@@ -108,11 +108,11 @@ def reference_of(logits: Tensor, tokens: Tensor) -> Reference:
     """Prepare a reference.
 
     Args:
-        logits: ``[rows, seq_len, vocabulary]`` of the reference.
+        logits: the reference's logits ``[rows, seq_len, vocabulary]``.
         tokens: int64 ``[rows, seq_len]``, the text itself.
 
     Raises:
-        MeasurementError: logits that are not finite.
+        MeasurementError: logits are not finite.
     """
     flat = logits.to(torch.float32).flatten(0, -2)
     if not torch.isfinite(flat).all():
@@ -136,7 +136,7 @@ def compare(reference: Reference, logits: Tensor) -> TokenStats:
     ``log Z_q = log Z_p + m + KL``.
 
     Raises:
-        MeasurementError: logits that are not finite or of another shape.
+        MeasurementError: logits are not finite, or have another shape.
     """
     flat = logits.flatten(0, -2)
     if flat.shape != reference.logits.shape:
@@ -163,7 +163,7 @@ class OutputError:
     sqnr_db: float
     """Signal to quantization noise ``10 log10(sum(r^2) / sum((a - r)^2))`` in dB; inf if nothing changed."""
     cosine: float
-    """Of the angle between the two; 1 if they point the same way."""
+    """Cosine of the angle between the two; 1 if they point the same way."""
 
 
 def metrics_of(stats: TokenStats, output: OutputError) -> dict[str, Any]:
@@ -173,14 +173,15 @@ def metrics_of(stats: TokenStats, output: OutputError) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class OutputScale:
-    """A reference output, with its energy: what errors of several formats are measured by."""
+    """A reference output with its energy, which the outputs of several formats are compared with."""
 
     reference: Tensor
+    """float32, any shape."""
     signal: float = field(init=False)
-    """Sum of squares."""
+    """Its sum of squares."""
 
     def __post_init__(self) -> None:
-        """Sum the squares once."""
+        """Convert to float32 and sum the squares once."""
         object.__setattr__(self, "reference", self.reference.to(torch.float32))
         object.__setattr__(self, "signal", _dot(self.reference, self.reference))
 
@@ -198,7 +199,7 @@ class OutputScale:
 
 
 def _kl_and_shift(probabilities: Tensor, logits: Tensor, variant: Tensor, space: Tensor) -> tuple[Tensor, Tensor]:
-    """See `compare`; ``space [2, rows, vocabulary]`` is written over, since fresh memory costs more than the sums."""
+    """KL and shift, see `compare`; ``space [2, rows, vocabulary]`` is a buffer: allocating costs more than the sums."""
     centered, terms = space[:, : len(variant)]
     torch.sub(variant, logits, out=centered)
     shift = torch.linalg.vecdot(probabilities, centered)
@@ -209,15 +210,15 @@ def _kl_and_shift(probabilities: Tensor, logits: Tensor, variant: Tensor, space:
 
 
 def excess(x: Tensor, highest: Tensor, out: Tensor) -> Tensor:
-    """``expm1(x) - x`` written into ``out``, not negative but for its last digit.
+    """Write ``expm1(x) - x`` into ``out``; not negative, up to rounding.
 
-    Where all of ``x`` is small, by the series ``x^2 (1/2 + x/6 + x^2/24 + x^3/120)``: the difference would cancel. The
+    If all of ``x`` is small, the difference would cancel. Then ``x^2 (1/2 + x/6 + x^2/24 + x^3/120)`` is used; its
     next term is ``x^4/360`` of the sum, below 3e-9 at the limit.
 
     Args:
         x: any values.
         highest: the largest of them, or of each row.
-        out: of the same shape.
+        out: the result, of the same shape.
     """
     if float(highest.max()) <= _SERIES_LIMIT and float(x.amin()) >= -_SERIES_LIMIT:
         torch.mul(x, 1 / 120, out=out).add_(1 / 24)
@@ -232,12 +233,12 @@ def _label_nll(logits: Tensor, log_norm: Tensor, labels: Tensor) -> Tensor:
 
 
 def _dot(left: Tensor, right: Tensor) -> float:
-    # rows first: the last digits of one long sum depend on how many threads make it, and a resumed run may have others
+    # rows first: the last digits of one long sum depend on the thread count, which may differ in a resumed run
     return float(torch.linalg.vecdot(left, right).sum(dtype=wide(left)))
 
 
 def wide(values: Tensor) -> torch.dtype:
-    """The widest float of a tensor's device: Apple's GPU has no float64."""
+    """The widest float type of a tensor's device: Apple's GPU has no float64."""
     return torch.float32 if values.device.type == "mps" else torch.float64
 
 
@@ -246,5 +247,5 @@ def _chunk(values: Tensor) -> int:
 
 
 def cache_rows(logits: Tensor) -> int:
-    """Rows of logits ``[rows, vocabulary]`` that are worked on at a time."""
+    """Rows of logits ``[rows, vocabulary]`` to process at a time."""
     return max(1, _chunk(logits) // logits.shape[-1])

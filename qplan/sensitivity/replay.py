@@ -1,4 +1,4 @@
-"""Runs the end of a model again without its beginning: everything before a tensor comes from a reference pass."""
+"""Reruns only the part of a model behind a changed tensor; everything before it comes from a reference pass."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from qplan.sensitivity.metrics import Reference, TokenStats, compare, reference_
 
 @dataclass(frozen=True)
 class ReferencePass:
-    """One batch through the unchanged model: what every later replay reuses."""
+    """One pass of a batch through the unchanged model, which every later replay reuses."""
 
     loaded: LoadedModel
     tokens: Tensor
-    """int64 ``[rows, seq_len]``."""
+    """The batch, int64 ``[rows, seq_len]``."""
     layer_outputs: tuple[Any, ...]
     """What each decoder layer returned: hidden states ``[rows, seq_len, hidden]``."""
     reference: Reference
     last_hidden: LastHidden | None
-    """Where variants are compared if the head is a plain linear; None if more happens to the logits."""
+    """Compares variants before the head; None if the logits are more than the output of a plain linear."""
 
     @classmethod
     def run(cls, loaded: LoadedModel, tokens: Tensor) -> ReferencePass:
         """Run the unchanged model once.
 
         Raises:
-            MeasurementError: a decoder layer that does not run, logits that are not finite.
+            MeasurementError: a decoder layer does not run, or logits are not finite.
         """
         layers = loaded.layers
         outputs: dict[nn.Module, tuple[Any, Any]] = {}
@@ -59,12 +59,12 @@ class ReferencePass:
         return cls(loaded, tokens, tuple(outputs[layer][1] for layer in layers), reference, last_hidden)
 
     def logits(self, from_layer: int, times: int = 1) -> Tensor:
-        """Logits ``[times * rows, seq_len, vocabulary]`` of a pass that computes from a layer on.
+        """Logits ``[times * rows, seq_len, vocabulary]`` of a pass that starts computing at a layer.
 
         Args:
-            from_layer: first layer that computes, the layers before return its input; the number of layers for
-                nothing but what follows them.
-            times: how often the rows are repeated, one after the other.
+            from_layer: first layer that computes; the layers before it return its input. The number of layers runs only
+                what follows the layers.
+            times: how often the batch is repeated along the rows.
         """
         with ExitStack() as stack:
             if from_layer:
@@ -74,13 +74,13 @@ class ReferencePass:
             return self.loaded.logits(self.tokens.repeat(times, 1))
 
     def repeated(self, value: Any, times: int) -> Any:  # noqa: ANN401
-        """What a module would return for the rows repeated: ``value`` with its tensors repeated along the rows."""
+        """What a module would return for repeated rows: ``value`` with its tensors repeated along the rows."""
         if times == 1:
             return value
         rows = len(self.tokens)
 
         def repeat(tensor: Tensor) -> Tensor:
-            # rows may be flattened with tokens, or absent where a value is the same for all
+            # rows may be flattened with tokens; values shared by all rows have no such dimension
             return torch.cat([tensor] * times) if tensor.dim() > 1 and tensor.shape[0] % rows == 0 else tensor
 
         return _mapped(value, repeat)
@@ -92,36 +92,36 @@ class Call:
 
     module: nn.Module
     start: int
-    """Position of its beginning among all beginnings and ends of the pass."""
+    """Position of its start in the sequence of all starts and ends of the pass."""
     stop: int
-    """Position of its end."""
+    """Position of its end in that sequence."""
     input: Any
-    """First positional argument; None without any."""
+    """First positional argument; None if there is none."""
     output: Any
 
     def returns(self, other: Call) -> bool:
-        """Whether the other ran inside this one, whose output is the other's, alone."""
+        """Whether the other ran inside this one, and this one returned the other's output and nothing else."""
         inside = self.start < other.start and other.stop < self.stop
         return inside and [id(tensor) for tensor in _tensors(self.output)] == [id(other.output)]
 
 
 @dataclass(frozen=True)
 class LayerPass:
-    """What ran in one layer (or the head alone) in a replay of the unchanged model."""
+    """The calls in one layer, or in the head, during a replay of the unchanged model."""
 
     base: ReferencePass
     layer: int
     calls: dict[nn.Module, Call]
-    """Of modules that ran once: those inside the layer, and its linears."""
+    """Calls of the modules that ran exactly once: those inside the layer, and the watched linears."""
     end: Tensor
-    """What `compare` takes: hidden states before the head, or logits."""
+    """Input of `compare`: hidden states before the head, or logits."""
 
     @classmethod
     def run(cls, base: ReferencePass, layer: int, linears: Sequence[nn.Linear]) -> LayerPass:
-        """Replay the unchanged model from a layer on and keep what goes through its modules and some linears.
+        """Replay the unchanged model from a layer on, and keep inputs and outputs of its modules and of some linears.
 
         Raises:
-            MeasurementError: a linear that runs more than once.
+            MeasurementError: a linear runs more than once.
         """
         layers = base.loaded.layers
         inside = list(layers[layer].modules())[1:] if layer < len(layers) else []
@@ -147,18 +147,18 @@ class LayerPass:
         return value
 
     def replay(self, linear: nn.Linear, outputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Ends with other outputs of a linear, computing only what comes after it.
+        """Replay the rest of the model with other outputs of a linear.
 
-        What ended before the linear began, and linears that read the same input, cannot have changed: they return
-        what they returned. So does a module whose output is the linear's own: it returns the other one. Several
-        outputs go through the rest of the model together, as more rows.
+        Modules that ended before the linear began, and linears with the same input, return what they returned before.
+        A module that returns the linear's output returns the new one. Several outputs pass through the rest of the
+        model together, as additional rows.
 
         Args:
-            linear: one that ran.
-            outputs: what it gives instead, ``[rows, seq_len, out_features]`` each.
+            linear: the changed linear.
+            outputs: its new outputs, ``[rows, seq_len, out_features]`` each.
 
         Returns:
-            what `compare` takes, for each of the outputs.
+            The input of `compare` for each of the outputs.
         """
         at, times = self.calls[linear], len(outputs)
         other = outputs[0] if times == 1 else torch.cat(tuple(outputs))
@@ -178,7 +178,7 @@ class LayerPass:
         """Compare a variant of this layer with the reference.
 
         Raises:
-            MeasurementError: a loss that is not finite.
+            MeasurementError: a loss is not finite.
         """
         last = _last_hidden(self.base, self.layer)
         return compare(self.base.reference, end) if last is None else last.compare(end)
@@ -186,7 +186,7 @@ class LayerPass:
 
 @dataclass
 class _Recorder:
-    """Notes when modules begin and end."""
+    """Records when modules start and end."""
 
     calls: list[Call] = field(default_factory=list)
     _clock: int = 0
@@ -194,7 +194,7 @@ class _Recorder:
 
     @contextmanager
     def watching(self, module: nn.Module) -> Iterator[None]:
-        """Note the runs of a module."""
+        """Record the calls of a module."""
         handles = (
             module.register_forward_pre_hook(lambda _module, _args: self._begun.append(self._tick())),
             module.register_forward_hook(self._end),
@@ -214,7 +214,7 @@ class _Recorder:
 
 
 def _last_hidden(base: ReferencePass, layer: int) -> LastHidden | None:
-    """None for the head itself, which is compared at the logits."""
+    """What compares variants of a layer; None for the head, which is compared at the logits."""
     return base.last_hidden if layer < len(base.loaded.layers) else None
 
 
@@ -234,7 +234,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:  # noqa: ANN401
 
 
 def _mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:  # noqa: ANN401
-    """A tensor, or a tuple or list of such, with every tensor changed."""
+    """A tensor, or a nested tuple or list of tensors, with every tensor changed."""
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, (tuple, list)):

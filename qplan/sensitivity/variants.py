@@ -25,15 +25,17 @@ _PREFILL = Int8Activations()
 
 @dataclass
 class StoredWeights:
-    """The values that MNN stores for tensors of one model, kept as far as memory is granted.
+    """The values that MNN stores for tensors of one model, cached up to a limit.
 
-    Keeps the first ones until full: runs over all variants in the same order would evict each entry before its use.
+    The cache keeps the first values until it is full and evicts nothing: repeated passes over all variants in the same
+    order would evict each entry before its next use.
     """
 
     loaded: LoadedModel
     rounder: Rounder | None = None
     """Chooses the integers; None rounds to nearest."""
     limit_bytes: int = 1 << 30
+    """Most bytes to keep."""
     _kept: dict[tuple[str, QuantFormat], Tensor] = field(default_factory=dict)
     _bytes: int = 0
 
@@ -41,7 +43,7 @@ class StoredWeights:
         """float32 ``[out_features, in_features]``: a tensor's weight after storage in a format.
 
         Raises:
-            InputError: a format that the engine does not compute right for this tensor.
+            InputError: the engine does not compute this format correctly for this tensor.
         """
         if (name, fmt) in self._kept:
             return self._kept[name, fmt]
@@ -53,10 +55,10 @@ class StoredWeights:
         return value
 
     def rows(self, name: str, fmt: QuantFormat, rows: slice) -> Tensor:
-        """float32 ``[rows, in_features]``: some rows of `get`, computed alone where the whole would not be kept.
+        """float32 ``[rows, in_features]``: some rows of `get`, computed on their own if the cache has no room for all.
 
         Raises:
-            InputError: a format that the engine does not compute right for this tensor.
+            InputError: the engine does not compute this format correctly for this tensor.
         """
         weight = self.loaded.weight(name)
         if (name, fmt) in self._kept or self._bytes + 4 * weight.numel() <= self.limit_bytes:
@@ -71,7 +73,7 @@ class StoredWeights:
             raise InputError(msg)
 
     def unchanged(self, name: str, fmt: QuantFormat) -> bool:
-        """Whether storage keeps every weight of a tensor to the bit."""
+        """Whether storage keeps every weight of a tensor bit for bit."""
         return torch.equal(self.get(name, fmt), self.loaded.weight(name).float())
 
 
@@ -85,21 +87,21 @@ def apply_formats(
     stored: StoredWeights | None = None,
     engine_embedding: bool = False,
 ) -> Iterator[None]:
-    """Let tensors compute as MNN would; one tensor or a whole plan. The model is restored to the bit.
+    """Make tensors compute as MNN would, one tensor or a whole plan; the model is restored exactly afterwards.
 
-    A tied head's stored weights are looked up as embedding too; int8 activations only enter its matrix product.
+    A tied head's stored weights also serve as embedding; int8 activations only affect its matrix product.
     Tensors stored as floats keep float activations, as on the engine.
 
     Args:
         loaded: the model.
         formats: by tensor name; tensors not named stay FP32.
         memory: ``low`` for int8 activations, ``normal`` for float ones.
-        activations: which int8 activations, under ``low``.
-        stored: keeps stored weights between calls.
+        activations: the int8 activations to emulate under ``low``.
+        stored: cache of stored weights, to share between calls.
         engine_embedding: also round an untied embedding to bfloat16, as MNN stores it.
 
     Raises:
-        InputError: a format that a tensor cannot have, or that the engine garbles with these activations.
+        InputError: a tensor cannot have its format, or the engine garbles it with these activations.
     """
     stored = stored or StoredWeights(loaded)
     with ExitStack() as stack:
@@ -113,7 +115,7 @@ def apply_formats(
 
 
 _Sites = dict[int, list[Site]]
-"""Where a linear's integer tensors are, by the block of their activations."""
+"""Where a linear's integer tensors are, by their activation block."""
 
 
 def _integer_sites(

@@ -25,17 +25,17 @@ EXACT_REL = 1e-5
 """Largest relative error of the engine's logits against torch with the same stored weights, memory normal."""
 
 LAYERS_OF_EXACT_REL = 24
-"""Depth up to which that holds; float32 rounding grows with depth."""
+"""Layers up to which `EXACT_REL` holds as it is; float32 rounding grows with depth."""
 
 EMULATION_TOLERANCE = 0.05
 """Largest relative difference of the loss in torch and on the engine, for uniform models."""
 
 ROUTED_TOLERANCE = 0.25
-"""The same for a mixture of experts under memory low: where a code lies on an edge, torch and the engine may send a
-token to different experts. 0.4 to 6 % were measured on 2,048 tokens, ``reports/mixture/``."""
+"""The same for a mixture of experts under memory low: torch and the engine may round a borderline activation
+differently, and send the token to different experts. 0.4 to 6 % were measured on 2,048 tokens, ``reports/mixture/``."""
 
 _FLOOR_NATS = 1e-7
-"""Losses below this are float32 rounding; two of them are equal."""
+"""Losses below this are float32 rounding, and count as equal."""
 
 
 def exact_logits(
@@ -43,7 +43,7 @@ def exact_logits(
 ) -> Check:
     """Whether the engine computes what torch computes with the same stored weights.
 
-    It does not if the exporter translates the architecture wrongly, or the files hold other weights than planned.
+    It does not if the exporter translates the architecture wrongly, or the files hold weights other than those planned.
     """
     card = rounder.loaded.card
     layers = max((spec.layer or 0 for spec in card.tensors), default=0) + 1
@@ -138,7 +138,7 @@ RIGHT_REL = 1e-3
 
 
 def engine_checks(model: Path, target: EngineTarget, token_ids: list[int], expected: Logits) -> tuple[Check, ...]:
-    """Whether the built model is right for the engine: by preflight, and on that very engine if there is one here.
+    """Whether the built model is right for the engine: by preflight, and by a run if that very engine is here.
 
     Args:
         model: the built folder.

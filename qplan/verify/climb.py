@@ -53,12 +53,12 @@ class Climbed:
 
 @dataclass(frozen=True)
 class _Step:
-    """A rung that is to be built, or is."""
+    """A rung, already built or still to be built."""
 
     name: str
     formats: Mapping[str, QuantFormat]
     rounder: Rounder
-    """Chose the integers that it stores, of a model that may be folded."""
+    """Chooses the integers that it stores; its model may be folded."""
     built: Path | None = None
 
 
@@ -80,16 +80,16 @@ def run_ladder(options: LadderOptions, say: Say, progress: Callable[[int, int], 
         with reference_logits(loaded, rows, progress) as reference:
             say("exporting the graph")
             skeleton = export_skeleton(loaded.folder, work / "skeleton", llmexport=options.llmexport)
-            judge = _RungBench(loaded, skeleton, reference, options.memory, work)
+            bench = _RungBench(loaded, skeleton, reference, options.memory, work)
             rungs: list[Rung] = []
             for step in steps:
                 say(f"{step.name} on the engine")
-                folder = step.built or judge.build(step)
-                rung = judge.rung(step, folder, limits[step.name])
+                folder = step.built or bench.build(step)
+                rung = bench.rung(step, folder, limits[step.name])
                 rungs.append(rung)
                 if not rung.holds:
                     say(f"{step.name} breaks; looking for the layer")
-                    return Climbed(text, reference.perplexity, tuple(rungs), judge.where(step, folder, rung))
+                    return Climbed(text, reference.perplexity, tuple(rungs), bench.where(step, folder, rung))
             return Climbed(text, reference.perplexity, tuple(rungs), None)
 
 
@@ -109,7 +109,7 @@ def _rows(options: LadderOptions, loaded: LoadedModel) -> tuple[NDArray[np.int64
 
 def _steps(options: LadderOptions, loaded: LoadedModel, say: Say) -> list[_Step]:
     nearest = Rounder(loaded)
-    # the engine looks a tied embedding up in halves at best
+    # the engine looks a tied embedding up in fp16 at best
     floats = {spec.name: FP16 if spec.tied else FP32 for spec in loaded.card.tensors}
     steps = [_Step("fp32", floats, nearest)]
     for name, bits in (("fp16", 16), ("int8", 8), ("int4", 4)):

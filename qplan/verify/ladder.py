@@ -11,7 +11,7 @@ from qplan.errors import InputError
 from qplan.settings import Memory
 
 TOLERANCES: Mapping[str, float] = {"fp32": 1e-4, "fp16": 1e-3, "int8": 0.02, "int4": 0.5, "plan": 0.5}
-"""Largest KL to the torch model in FP32, nats per token, by rung: what a usable model of that width does not reach."""
+"""Largest KL to the torch model in FP32, nats per token, by rung. A usable model of that width stays below."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,9 +21,9 @@ class LadderOptions:
     model: str
     """Local folder or hub id."""
     text: str = "python-stdlib"
-    """What rungs are judged on."""
+    """Text that rungs are judged on, as for ``--calib``."""
     tokens: int = 1024
-    """At most this many tokens of it."""
+    """At most this many tokens of the text."""
     seq_len: int = 128
     memory: Memory = "low"
     plan: Path | None = None
@@ -56,7 +56,7 @@ class Rung:
     """Relative error of the logits against torch with the same stored weights, memory normal."""
     exact_limit: float
     kl_nats: float
-    """To the torch model in FP32, with the settings that the model ships with."""
+    """KL to the torch model in FP32, nats per token, with the settings that the model ships with."""
     limit_nats: float
     top1: float
     """Fraction of tokens whose most likely next token is that of FP32."""
@@ -76,12 +76,12 @@ class Rung:
 
 @dataclass(frozen=True)
 class Break:
-    """Where a rung breaks: the first layer whose output leaves the tolerance."""
+    """Where a rung breaks: the first layer whose output is outside the tolerance."""
 
     layer: int | None
-    """None if it is the embedding, or only the head."""
+    """Its index; None if it is the embedding, or only the head."""
     what: str
-    """The place, for people."""
+    """The place in words."""
     error_before: float
     """Relative error (or KL in nats) of the logits looked at before that layer."""
     error_after: float
@@ -107,12 +107,12 @@ def first_layer_beyond(errors: Callable[[int], float], layers: int, limit: float
             known[count] = errors(count)
         return known[count]
 
-    low, high = -1, layers  # the error at high leaves the limit, that at low does not
+    low, high = -1, layers  # the error at high exceeds the limit, the one at low does not
     while high - low > 1:
         middle = (low + high) // 2
         if at(middle) <= limit:
             low = middle
-        else:  # NaN leaves every limit
+        else:  # NaN exceeds every limit
             high = middle
     return high, at(low) if low >= 0 else 0.0, at(high)
 

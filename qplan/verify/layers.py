@@ -22,7 +22,7 @@ from qplan.verify.reference import Logits
 def engine_lens(
     model: Path, loaded: LoadedModel, runtime: RuntimeConfig, token_ids: Sequence[int], work: Path | None = None
 ) -> Iterator[Callable[[int], Logits]]:
-    """Logits ``[tokens, vocabulary]`` of a built model by how many of its layers run.
+    """Yield a function from a number of layers to logits ``[tokens, vocabulary]`` of a built model cut off after them.
 
     Args:
         model: built folder.
@@ -56,7 +56,7 @@ def error_by_layer(
     """KL of what the head reads after 0, 1, ... all layers, engine against torch in FP32, nats per token.
 
     Raises:
-        InputError: layers that cannot be looked after.
+        InputError: the graph is not laid out as llmexport does it.
         ToolError: the converter or the engine failed.
     """
     expected = lens_logits(loaded, token_ids)

@@ -19,14 +19,14 @@ from qplan.settings import MEMORIES, DynamicOption, Memory, Say
 from qplan.verify.reference import Reference, accuracy_of, torch_logits
 
 _TURNS = 3
-"""Times that each ``dynamic_option`` is timed."""
+"""How often each ``dynamic_option`` is timed."""
 
 Keep = Callable[[Memory, TokenStats], None]
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What every built model goes through."""
+    """What every built model is measured on."""
 
     reference: Reference
     threads: int = 1
@@ -38,7 +38,7 @@ class Trial:
 
     @property
     def settings(self) -> str:
-        """All that changes results, besides the tokens."""
+        """Everything besides the tokens that changes results, as text."""
         counts = (self.threads, self.decode_rows, self.prompt_tokens, self.decode_tokens, self.repeats)
         return f"{self.reference.rows.shape}, {counts}"
 
@@ -61,14 +61,14 @@ def measure_model(
     Args:
         name: ``fp16``, ``int8``, ``int4`` or ``plan``.
         folder: the built folder.
-        formats: what it was built with, by tensor name.
-        rounder: what it was built with.
+        formats: formats that it was built with, by tensor name.
+        rounder: chose the integers that it was built with.
         trial: tokens and repeats.
-        say: told what is being done.
-        dynamic_option: that the model ships with.
-        beside: the other one, to be measured under memory low for comparison.
-        speeds: what `speeds_by_turns` found, if it was asked before.
-        keep: given the losses of single tokens, prefill, with the option that the model ships with.
+        say: called with a line about each step.
+        dynamic_option: the option that the model ships with.
+        beside: the other option, measured under memory low for comparison; None to leave it out.
+        speeds: results of `speeds_by_turns`, if there are any already.
+        keep: called with the losses of single tokens, prefill, with the option that the model ships with.
 
     Raises:
         ToolError: the engine failed.
@@ -110,7 +110,7 @@ def measure_model(
 
 
 def speeds_by_turns(folder: Path, trial: Trial, context: int) -> dict[DynamicOption, Speed]:
-    """Time a built folder with each ``dynamic_option``, memory low; the best of some runs, as a machine's load changes.
+    """Time a built folder with each ``dynamic_option``, memory low; best of several runs, as a machine's load changes.
 
     Raises:
         ToolError: the engine failed.

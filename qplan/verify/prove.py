@@ -51,7 +51,7 @@ class BuildBench:
     """Folder for the measurements of uniform models."""
     say: Say
     target: EngineTarget
-    """What the engine that the model is for can read."""
+    """What the model's engine can read."""
 
     def build(
         self, formats: Mapping[str, QuantFormat], out: Path, runtime: RuntimeConfig, rounder: Rounder | None = None
@@ -111,7 +111,7 @@ def prove(
         plan_path: its file, whose hash the verification carries.
         model: the built folder.
         first: the result of `gate`.
-        rounder: what the plan was built with.
+        rounder: chose the integers that the plan was built with.
         speeds: of the built model with each ``dynamic_option``, if they were measured already.
         uniform: where uniform models are built: from the model before folding; None for ``bench``.
 

@@ -47,7 +47,7 @@ class Reference:
 
     @property
     def perplexity(self) -> float:
-        """Of the text under the reference."""
+        """Perplexity of the text under the reference."""
         pairs = zip(self.rows, self.logits, strict=True)
         nll = torch.cat([reference_of(_tensor(logits), torch.from_numpy(ids)).nll for ids, logits in pairs])
         return float(nll.mean().exp())

@@ -1,4 +1,4 @@
-"""What MNN's two ``dynamic_option`` lose and how fast they are: torch's emulation and the engine, memory low.
+"""Losses and speeds of MNN's two settings of ``dynamic_option``: in torch's emulation and on the engine, memory low.
 
     python reports/activations/run.py --model ../shared/models/qwen2-8m --text ../shared/data/wikitext2/test.txt
 
@@ -41,11 +41,11 @@ PATHS: tuple[EnginePath, ...] = ("prefill", "decode")
 
 
 def main() -> None:
-    """Measure and write."""
+    """Measure a model and write its page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default=str(HOME / "stdlib-3m"))
     parser.add_argument("--text", type=Path, default=HOME / "heldout.txt")
-    parser.add_argument("--tokens", type=int, default=2048, help="in rows of 128")
+    parser.add_argument("--tokens", type=int, default=2048, help="tokens to measure on, in rows of 128")
     parser.add_argument("--formats", default="int8,int4,int8-b32,int4-b32,int8-b0")
     options = parser.parse_args()
     loaded = load_model(options.model)
@@ -73,7 +73,7 @@ def main() -> None:
 def rows_of(
     loaded: LoadedModel, skeleton: Skeleton, reference: Reference, fmt: QuantFormat, folder: Path
 ) -> Iterator[str]:
-    """One format: both options, both paths."""
+    """Rows of one format: both options, prefill and decode."""
     formats = {spec.name: fmt.resolve(spec.in_features) for spec in loaded.card.tensors}
     build_model(skeleton, loaded.card.tensors, formats, Rounder(loaded).store, folder, replace=True)
     speeds = speeds_by_turns(folder, Trial(reference), loaded.card.context)

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from reports.demo.tokenizer import save_tokenizer
 
-# Left out of the saved configurations: they say where the files once lay.
+# Left out of the saved configurations: they hold the paths that the files once had.
 _PLACE_KEYS = ("_name_or_path", "name_or_path", "is_local", "local_files_only")
 _FILE_MODE = 0o644
 
@@ -47,7 +47,7 @@ def write_model(folder: Path, model: PreTrainedModel, tokenizer: Tokenizer) -> N
 
     Args:
         folder: The model folder; an older one of that name is removed once the new one is complete.
-        model: The model, with its weights in the type they shall be stored in.
+        model: The model, with its weights in the type to store them in.
         tokenizer: The model's tokenizer.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)

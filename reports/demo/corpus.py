@@ -23,7 +23,7 @@ _EXCLUDED_PARTS = frozenset(
 )
 # Build-time files hold the paths of the machine that built the interpreter.
 _BUILD_FILE = re.compile(r"^(_sysconfigdata.*|config-[^/]*/.*)$")
-# Tables of code points and generated parsers would teach the model nothing but numbers.
+# Tables of code points and generated parsers would only teach the model numbers.
 _DATA_TABLES = frozenset({"html/entities.py", "lib2to3/pgen2/grammar.py", "stringprep.py", "locale.py"})
 _TABLE_MARKERS = ("decoding_table = (", "decoding_map = codecs.make_identity_dict")
 # A module with a license text of its own is left out, so that one license covers all of the text.
@@ -105,14 +105,14 @@ def docstrings(source: str) -> str:
 
 
 def is_excluded(path: str) -> bool:
-    """Tells whether a path (relative to the standard library) is left out by its name alone."""
+    """Returns whether a path (relative to the standard library) is left out because of its name alone."""
     return (
         not _EXCLUDED_PARTS.isdisjoint(path.split("/")) or _BUILD_FILE.match(path) is not None or path in _DATA_TABLES
     )
 
 
 def has_unfit_content(source: str) -> bool:
-    """Tells whether a source is a code-point table or carries a license text of its own."""
+    """Returns whether a source is a code-point table or carries a license text of its own."""
     if any(marker in source for marker in _TABLE_MARKERS):
         return True
     return _OWN_LICENSE.search(_COMMENT_LEAD.sub("", source)) is not None
@@ -127,7 +127,7 @@ def _read_source(file: Path) -> str | None:
 
 
 def collect_modules(root: Path | None = None) -> list[Module]:
-    """Reads the fit modules of a standard library, sorted by path.
+    """Reads the usable modules of a standard library, sorted by path.
 
     Args:
         root: Folder of the standard library; the running interpreter's own if None.
@@ -155,7 +155,7 @@ def documents(modules: Iterable[Module], split: Split) -> list[str]:
 
 
 def cut_text(modules: Iterable[Module], split: Split, max_bytes: int, max_module_bytes: int = 40_000) -> str:
-    """Joins parts of a split's modules to one text, a mixture of sources and docstrings.
+    """Joins parts of a split's modules into one text, a mixture of sources and docstrings.
 
     Each module is used once, either as source or as prose, so that no sentence occurs twice.
 

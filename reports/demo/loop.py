@@ -22,7 +22,7 @@ class Recipe:
     """What determines a training run.
 
     Attributes:
-        steps: Number of optimizer steps at most.
+        steps: Largest number of optimizer steps.
         minutes: Wall-clock limit of the loop, in minutes; the learning rate then falls by the clock.
         seed: Seed of the initial weights and of the order of the batches.
         batch: Sequences per step.
@@ -70,7 +70,7 @@ class Outcome:
 
 
 def batches(stream: torch.Tensor, recipe: Recipe) -> Iterator[torch.Tensor]:
-    """Yields batches of (batch, sequence + 1) tokens without end, one pass over the stream after another.
+    """Yields endless batches of (batch, sequence + 1) tokens, one pass over the stream after another.
 
     Each pass cuts the stream at another offset, so that the windows differ between passes.
     """

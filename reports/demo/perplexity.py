@@ -12,13 +12,13 @@ _BATCH = 16
 
 
 def window_inputs(ids: Sequence[int], window: int = WINDOW) -> torch.Tensor:
-    """Cuts a token sequence to overlapping-by-one rows of window + 1 tokens.
+    """Cuts a token sequence into rows of window + 1 tokens that overlap by one.
 
     The tail that fills no window is dropped.
 
     Args:
         ids: Token ids of one text.
-        window: Number of tokens the model sees, and predicts, per row.
+        window: Number of tokens that the model sees, and predicts, per row.
     """
     rows = (len(ids) - 1) // window
     if rows < 1:
@@ -57,8 +57,8 @@ def unigram_perplexity(counted: Sequence[int], scored: Sequence[int], vocab_size
     """Returns the perplexity per token of a unigram model with add-one smoothing.
 
     Args:
-        counted: Token ids the frequencies are counted on.
-        scored: Token ids the perplexity is taken over.
+        counted: Token ids that frequencies are counted on.
+        scored: Token ids that the perplexity is computed over.
         vocab_size: Number of different tokens.
     """
     counts = torch.bincount(torch.tensor(counted, dtype=torch.long), minlength=vocab_size).double() + 1.0

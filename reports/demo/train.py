@@ -56,7 +56,7 @@ def model_config(vocab_size: int) -> Qwen2Config:
 
 
 def encode_documents(tokenizer: Tokenizer, texts: Sequence[str], seed: int) -> torch.Tensor:
-    """Encodes documents to one token stream, in a seeded order, each ended by the end-of-text token."""
+    """Encodes documents into one token stream, in a seeded order, each followed by the end-of-text token."""
     encoded = tokenizer.encode_batch(list(texts))
     order = torch.randperm(len(encoded), generator=torch.Generator().manual_seed(seed))
     stream: list[int] = []

@@ -1,4 +1,4 @@
-"""What the engine itself does with every broken folder, false alarms on good exports, and memory over many restarts.
+"""What the engine does with every broken folder, false alarms on good exports, and memory over many restarts.
 
     python -m reports.engine.run [--restarts 1000] [--architectures llama,qwen2,...] [--only faults|good|restarts]
 
@@ -39,11 +39,11 @@ from tests.support.fault_corpus import FAULTS, make_corpus, write_graph_json
 HOME = Path(__file__).parent
 IDS = [5, 17, 200, 3, 99, 42, 7, 311]
 WRONG_REL = 1e-2
-"""Relative error of the logits against the good model's beyond which a broken one says garbage."""
+"""Relative error of a broken model's logits against the good one's beyond which they count as garbage."""
 
 
 def main() -> None:
-    """Run what was asked for and write it down."""
+    """Run the parts that were asked for and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--restarts", type=int, default=1000)
     parser.add_argument("--architectures", default=",".join(SPECIMENS))
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def int8_model(work: Path, specimen: str) -> Path:
-    """A good model of the sizes that the corpus expects: 128 and 172 wide."""
+    """A good model of the sizes that the corpus of faults expects: 128 and 172 wide."""
     width = (
         {"hidden_size": 172, "num_key_value_heads": 4, "head_dim": 32} if specimen == "llama" else {"hidden_size": 128}
     )
@@ -136,7 +136,7 @@ def restarts(model: Path, count: int) -> dict[str, Any]:
 
 
 def speed(work: Path) -> dict[str, Any]:
-    """Seconds of a check of a graph with as many ops as Qwen2.5-7B's: 28 layers; the fastest of five."""
+    """Seconds to check a graph with as many ops as Qwen2.5-7B's, which has 28 layers; the fastest of five."""
     out = work / "deep"
     export(save_specimen("qwen2", work / "deep-hf", num_hidden_layers=28), out, ExportOptions(8, 32))
     seconds = []
@@ -151,7 +151,7 @@ def speed(work: Path) -> dict[str, Any]:
 
 
 def alarms(names: list[str], work: Path) -> list[dict[str, Any]]:
-    """Findings on exports that nobody broke, of every architecture that exports."""
+    """Findings on unbroken exports of every architecture that exports."""
     found = []
     for name in names:
         source, out = work / f"{name}-alarm-hf", work / f"{name}-alarm"

@@ -49,13 +49,13 @@ print(json.dumps({"seconds": found, "loaded": sorted(loaded)}))
 
 
 def seconds_of(statement: str) -> float:
-    """CPU seconds of a statement in a fresh interpreter, whose own start is left out."""
+    """CPU seconds of a statement in a fresh interpreter, without the interpreter's own start."""
     code = f"import time; start = time.process_time()\n{statement}\nprint(time.process_time() - start)"
     return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
 
 
 def main(run: Path) -> None:
-    """Measure by turns, so that a change of the machine's load meets all alike; medians count."""
+    """Measure everything in interleaved rounds, so that a change of load affects all alike; take medians."""
     times: dict[str, list[float]] = {name: [] for name in IMPORTS}
     for _ in range(TIMES):
         for name, statement in IMPORTS.items():
@@ -79,7 +79,7 @@ def main(run: Path) -> None:
 
 
 def page(results: dict[str, Any]) -> str:
-    """The results for people."""
+    """The results as a page."""
     lines = [
         "# What exploring a run costs",
         "",

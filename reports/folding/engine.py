@@ -28,7 +28,7 @@ _ROUNDS, _DECODE_ROWS = 5, 4
 
 @dataclass(frozen=True)
 class OnEngine:
-    """One built model under memory low, option 0, and normal."""
+    """One built model under memory low with ``dynamic_option`` 0, and under memory normal."""
 
     low_nats: float
     low_decode_nats: float
@@ -49,9 +49,9 @@ def on_engine(
     """Build and run one model per rounder.
 
     Args:
-        reference: the FP32 model that all are held against.
-        rounders: by label, of models that lie in folders.
-        formats: by tensor name.
+        reference: the FP32 model that all are compared with.
+        rounders: by label; their models must be on disk.
+        formats: format by tensor name.
         rows: token ids ``[rows, seq_len]``.
         work: where models are built.
     """
@@ -95,7 +95,7 @@ def on_engine(
 
 
 def _speeds(built: Mapping[str, Path], context: int) -> dict[str, list[tuple[float, float]]]:
-    """Decode and prefill in tokens per second, model by model, several rounds."""
+    """Decode and prefill speed in tokens per second, model by model in several rounds."""
     speeds: dict[str, list[tuple[float, float]]] = {label: [] for label in built}
     for _ in range(_ROUNDS):
         for label, folder in built.items():

@@ -33,7 +33,7 @@ def smoothquant(evidence: Sequence[Evidence], loaded: LoadedModel, plans: Plans,
 
 
 def smoothquant_grid(evidence: Sequence[Evidence], loaded: LoadedModel, plans: Plans) -> Scales:
-    """SmoothQuant with the strength of each site that has the least expected loss."""
+    """SmoothQuant with the strength that has the least expected loss at each site."""
     return {
         found.site.name: _best(found, loaded, plans, ("low",), (smooth_scales(found, loaded, alpha) for alpha in _GRID))
         for found in evidence
@@ -41,7 +41,7 @@ def smoothquant_grid(evidence: Sequence[Evidence], loaded: LoadedModel, plans: P
 
 
 def awq(evidence: Sequence[Evidence], loaded: LoadedModel, plans: Plans) -> Scales:
-    """AWQ: a power of the channels' size for each site, by the weights' expected loss alone."""
+    """AWQ: for each site a power of the channels' size, chosen by the weights' expected loss alone."""
     return {
         found.site.name: _best(
             found, loaded, plans, ("normal",), (root_mean_square_scales(found, alpha) for alpha in (0.0, *_GRID, 1.0))
@@ -56,7 +56,7 @@ def fitted(
     plans: Plans,
     progress: Callable[[str], None],
 ) -> Scales:
-    """What ``qplan analyze`` does."""
+    """The scales that ``qplan analyze`` fits."""
     ones = [expected_loss(found, loaded, torch.ones(found.site.channels), plans, MEMORIES) for found in evidence]
     totals = torch.stack(ones).sum(0)
     scales = {}
@@ -69,7 +69,7 @@ def fitted(
 def _best(
     evidence: Evidence, loaded: LoadedModel, plans: Plans, memories: Sequence[Memory], candidates: Iterable[Tensor]
 ) -> Tensor:
-    """By the mean of log losses over plans."""
+    """The candidate with the least mean log loss over plans."""
 
     def loss(scale: Tensor) -> float:
         return float(expected_loss(evidence, loaded, scale, plans, memories).log().sum())

@@ -1,4 +1,4 @@
-"""``README.md`` of the folding benchmark from ``results.json``."""
+"""Writes the folding benchmark's ``README.md`` from ``results.json``."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _ENTRIES = (("low", "int8"), ("low", "int4"), ("normal", "int8"), ("normal", "in
 
 
 def found_before() -> dict[str, Any]:
-    """Results by model."""
+    """Results of earlier runs, by model."""
     return dict(json.loads(_RESULTS.read_text(encoding="utf-8"))) if _RESULTS.is_file() else {}
 
 

@@ -1,8 +1,8 @@
 """QuaRot's offline rotation of the residual stream, for models whose head is not tied and whose norms are RMS norms.
 
-``x Q`` has the norm of ``x``: norms' weights go into the linears behind them, what writes to the stream is rotated, and
-what reads it is rotated back (QuaRot, arXiv 2404.00456, section 4, without its online rotations). A tied head cannot
-follow, see `qplan.model.embedding_scale`; a copy with a head of its own shows what it would gain.
+``x Q`` has the norm of ``x``: norms' weights go into the linears behind them, linears that write to the stream are
+rotated, and those that read it are rotated back (QuaRot, arXiv 2404.00456, section 4, without online rotations). A tied
+head cannot follow, see `qplan.model.embedding_scale`; a copy with a head of its own shows what rotation would gain.
 
     python -m reports.folding.residual --model FOLDER --text FILE    # after reports.folding.run for the same model
 """
@@ -40,7 +40,7 @@ def untied_copy(loaded: LoadedModel, folder: Path) -> LoadedModel:
 
 
 def orthogonal(width: int, seed: int = 0) -> Tensor:
-    """float64 ``[width, width]``: Hadamard's with random signs where the width is a power of two, else a random one."""
+    """float64 ``[width, width]``: Hadamard's with random signs if the width is a power of two, else random."""
     generator = torch.Generator().manual_seed(seed)
     if width & (width - 1) == 0:
         signs = torch.randint(0, 2, (width,), generator=generator, dtype=torch.float64) * 2 - 1

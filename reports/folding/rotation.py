@@ -22,7 +22,7 @@ Rotation = Literal["hadamard", "random", "pca"]
 
 
 def rotation_of(evidence: Evidence, kind: Rotation, seed: int = 0) -> Tensor:
-    """Orthogonal float64 ``[value heads, head size, head size]`` of one site; PCA's is that of the head's outputs."""
+    """Orthogonal float64 ``[value heads, head size, head size]`` of one site; PCA is that of the heads' outputs."""
     shared, heads = evidence.site.repeats
     size = evidence.site.channels // heads
     if kind == "hadamard":
@@ -37,7 +37,7 @@ def rotation_of(evidence: Evidence, kind: Rotation, seed: int = 0) -> Tensor:
 
 
 def rotate_values(loaded: LoadedModel, rotations: dict[str, Tensor]) -> LoadedModel:
-    """A copy of a model with ``R`` on the values and ``R'`` on what reads them, by site."""
+    """A copy of a model with ``R`` on the values and ``R'`` on the linears that read them, by site."""
     copied = replace(loaded, model=copy.deepcopy(loaded.model))
     for site in fold_sites(copied):
         if site.name in rotations:

@@ -1,10 +1,10 @@
-"""Folding methods against each other: emulated losses, and the engine's for what qplan does.
+"""Compares folding methods: emulated losses of all, and losses on the engine of what qplan does.
 
 Run from the repository's root with
 
     python -m reports.folding.run                                           # the embedded model
     python -m reports.folding.run --model FOLDER --calib FILE --text FILE   # another one
-    python -m reports.folding.residual --model FOLDER --text FILE           # then, for one with a tied head
+    python -m reports.folding.residual --model FOLDER --text FILE           # then, if its head is tied
 
 Adds the model to ``results.json`` and writes ``README.md`` beside it. Scales and rounding are fitted to windows of
 ``--calib``; all losses are those on ``--text``.
@@ -46,7 +46,7 @@ SHIPPED = "qplan's fit"
 
 
 def variants(loaded: LoadedModel, evidence: Sequence[Evidence]) -> dict[str, LoadedModel]:
-    """The same function many times, by the method that chose its weights."""
+    """Models that compute the same function, by the method that chose their weights."""
     plans = [uniform_formats(loaded.card, bits) for bits in BITS]
     scales = {
         "SmoothQuant, 0.5": smoothquant(evidence, loaded, plans, 0.5),
@@ -79,13 +79,13 @@ def emulated(rounder: Rounder, tokens: torch.Tensor) -> dict[str, dict[str, floa
 
 
 def kept(folded: LoadedModel, folder: Path) -> LoadedModel:
-    """The same model from a folder of its own."""
+    """The same model, saved to a folder of its own and loaded from it."""
     save_folded(folded, folder)
     return load_model(str(folder))
 
 
 def calibrations(loaded: LoadedModel, options: argparse.Namespace) -> tuple[CalibrationSet, torch.Tensor]:
-    """What is fitted to, and what is judged on."""
+    """The tokens that scales are fitted to, and those that they are judged on."""
     card = loaded.card
     limits = {"seq_len": options.seq_len, "context": card.context, "vocabulary": card.vocabulary, "seed": 0}
     fit = tokenize(
@@ -108,7 +108,7 @@ def main() -> None:
     parser.add_argument("--calib", default="python-stdlib")
     parser.add_argument("--text", default=str(demo / "heldout.txt"))
     parser.add_argument("--seq-len", type=int, default=128)
-    parser.add_argument("--tokens", type=int, default=2048, help="judged on at most this many")
+    parser.add_argument("--tokens", type=int, default=2048, help="most tokens that methods are judged on")
     parser.add_argument("--fit-tokens", type=int, default=8192)
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -20,11 +20,11 @@ from qplan.run.folder import RunFolder
 
 HERE = Path(__file__).parent
 TALLEST = 1900
-"""CSS pixels of a picture of the page's beginning."""
+"""Most CSS pixels in height of a picture."""
 
 
 def reports(run: Path, budget: str, folder: Path) -> dict[str, Path]:
-    """The report in every language, made in a copy of what it needs of the run."""
+    """The report in every language, made in a copy of the files that it needs from the run."""
     home = folder / run.name
     shutil.copytree(run / budget, home / budget, ignore=shutil.ignore_patterns("model", "report.*"))
     for name in ("sensitivity.parquet", "frontier", f"{budget}/report.json"):

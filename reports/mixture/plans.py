@@ -1,4 +1,4 @@
-"""What a mixture's experts and routers should share: plans of one analysis under other rules, judged on held-out text.
+"""Which tensors of a mixture should share a format: plans of one analysis under several rules, on held-out text.
 
 Run with ``python -m reports.mixture.plans RUN``; prints Markdown. Losses are emulated, memory low, prefill.
 """
@@ -38,7 +38,7 @@ RULES = {
 
 
 def choices(loaded: LoadedModel, tokens: torch.Tensor) -> torch.Tensor:
-    """Which experts are chosen: bool ``[routers, rows, seq_len, experts]``."""
+    """Which experts every token is sent to: bool ``[routers, rows, seq_len, experts]``."""
     found = []
 
     def note(module: MixtureOfExperts, _args: object, logits: torch.Tensor) -> None:

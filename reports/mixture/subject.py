@@ -1,7 +1,7 @@
-"""Makes a small mixture of experts to measure: the embedded model's MLPs, cut into experts and trained on for minutes.
+"""Makes a small mixture of experts to measure: the embedded model's MLPs, cut into experts and trained for minutes.
 
 Run with ``python -m reports.mixture.subject FOLDER``; on two CPU cores it takes about ten minutes. Sparse upcycling
-(arXiv 2212.05055), with the neurons of an MLP shared out to its experts (arXiv 2110.01786) instead of copied.
+(arXiv 2212.05055), with the neurons of an MLP divided among its experts (arXiv 2110.01786) instead of copied.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from reports.demo.train import encode_documents
 EXPERTS, CHOSEN = 8, 3
 _HOME = Path(qplan.demo.__file__).parent / "stdlib-3m"
 _ROUNDS = 15
-"""Of clustering."""
+"""Rounds of clustering."""
 
 
 def config_of(dense: LoadedModel) -> Qwen3MoeConfig:
@@ -50,7 +50,7 @@ def config_of(dense: LoadedModel) -> Qwen3MoeConfig:
 
 
 def clusters(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Share neurons with ``rows [neurons, hidden]`` out to equal clusters of similar direction.
+    """Divide neurons with ``rows [neurons, hidden]`` into equal clusters of similar direction.
 
     Returns:
         the cluster of every neuron, and the clusters' directions ``[experts, hidden]``.

@@ -50,7 +50,7 @@ def measure_plans(
         reference: the model in FP32.
         memory: the engine's setting.
         rounder: chooses the integers.
-        folder: where models stand while they are measured.
+        folder: where models are kept while they are measured.
 
     Returns:
         by label: the comparison of every token, and the bytes of all files on disk.
@@ -76,7 +76,7 @@ def run_on_engine(
     rounder: Rounder,
     folder: Path,
 ) -> list[Verdict]:
-    """Measure every plan, equal ones once."""
+    """Measure every plan on the engine; equal plans once."""
     plans = distinct(entry.formats for entry in entries)
     found = measure_plans(plans, skeleton, reference, memory, rounder=rounder, folder=folder)
     stats = {key: stats for key, (stats, _) in found.items()}

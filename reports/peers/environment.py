@@ -1,4 +1,4 @@
-"""A virtual environment for every peer, outside of the repository and of qplan's own."""
+"""A virtual environment for every peer, outside the repository and apart from qplan's own."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 from qplan.errors import ToolError
 
 REQUIREMENTS: dict[str, tuple[str, ...]] = {
-    # requests: ModelOpt imports it and does not ask for it
+    # requests: ModelOpt imports it without requiring it
     "modelopt": ("nvidia-modelopt==0.47.0", "requests==2.34.2", "torch==2.13.0", "transformers==5.24.0"),
     "autoround": ("auto-round==0.16.1", "torch==2.13.0", "transformers==5.24.0"),
     "nncf": ("nncf==3.4.0", "torch==2.13.0", "transformers==5.24.0"),
     "mlx": ("mlx[cpu]==0.32.4", "mlx-lm==0.32.2", "transformers==5.24.0"),
 }
-"""What is installed for each peer."""
+"""Packages to install for each peer."""
 
 INSTALL_TIMEOUT_S = 3600
 

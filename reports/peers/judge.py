@@ -27,7 +27,7 @@ class Verdict:
 
     scorer: str
     budget: float
-    """With `scorer`: the peer's plan whose bytes these are."""
+    """Mean bits asked of `scorer` for the peer's plan that has these bytes."""
     memory: Memory
     rounding: str
     planner: str
@@ -35,7 +35,7 @@ class Verdict:
     menu: Menu
     total_bytes: int
     kl_nats: float
-    """Per held-out token."""
+    """KL in nats per held-out token."""
     kl_p99_nats: float
     difference_stderr_nats: float
     """Standard error, over tokens, of the KL's difference from the peer's."""
@@ -54,7 +54,7 @@ class Entry:
 def entries(
     cases: Iterable[Case], shelf: Shelf, modes: Iterable[Mode], memory: Memory, *, rounder: Rounder, fixed: FixedBytes
 ) -> list[Entry]:
-    """The peers' plans, and beside each qplan's of the same bytes, made for a memory setting and a rounding."""
+    """The peers' plans, each with qplan's of the same bytes, made for a memory setting and a rounding."""
     menus: tuple[Menu, ...] = ("4/8", "2-16")
     tables = {(mode, menu): shelf.table(mode, menu, memory, rounder) for mode in modes for menu in menus}
     found = []
@@ -67,7 +67,7 @@ def entries(
 def judge(
     entries: list[Entry], tokens: torch.Tensor, memory: Memory, *, rounder: Rounder, fixed: FixedBytes
 ) -> list[Verdict]:
-    """Measure every plan in torch, equal ones once."""
+    """Measure every plan in torch; equal plans once."""
     loaded = rounder.loaded
     plans = distinct(entry.formats for entry in entries)
     print(f"{len(plans)} plans, memory {memory}, rounding {rounder.rounding}")

@@ -135,7 +135,7 @@ class Ratio:
         return cls(ours["kl_nats"] / peer["kl_nats"], difference > 2 * ours["difference_stderr_nats"])
 
     def __str__(self) -> str:
-        """Bold where qplan is worse; what rounds to 1 is mostly the same plan."""
+        """The ratio in bold where qplan is worse; where it rounds to 1, the plans are mostly the same."""
         shown = f"{self.value:.3f}"
         return f"**{shown}**{'' if self.certain else '?'}" if round(self.value, 3) > 1 else shown
 
@@ -143,7 +143,7 @@ class Ratio:
 def _ratios(
     verdicts: Iterable[Mapping[str, Any]], memory: str, rounding: str
 ) -> Iterator[tuple[Key, Mapping[str, Any], dict[tuple[str, str], Ratio]]]:
-    """Scorer and budget, the peer's verdict, and qplan's KL over the peer's by mode and menu."""
+    """For every scorer and budget, the peer's verdict, and qplan's KL over the peer's by mode and menu."""
     groups: dict[Key, list[Mapping[str, Any]]] = {}
     for verdict in verdicts:
         if (verdict["memory"], verdict["rounding"]) == (memory, rounding):
@@ -163,7 +163,7 @@ def _identity(verdict: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _columns(verdicts: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """Modes and menus of qplan's that were judged."""
+    """Qplan's modes and menus that were judged."""
     there = {(verdict["planner"], verdict["menu"]) for verdict in verdicts}
     return [(mode, menu) for menu in MENUS for mode in MODES if (mode, menu) in there]
 

@@ -27,7 +27,7 @@ MENUS: dict[Menu, tuple[QuantFormat, ...]] = {
 }
 
 HEAD_BITS = 8
-"""Of a head that a peer does not plan, and qplan's own lower limit for it."""
+"""Width of a head that a peer does not plan, and qplan's own lower limit for the head."""
 
 
 @dataclass(frozen=True)
@@ -36,18 +36,18 @@ class Case:
 
     scorer: str
     budget: float
-    """Mean width that it was asked for, in bits, scales not counted."""
+    """Mean width that the peer was asked for, in bits, without scales."""
     bits: float
-    """Mean width that it gave what it planned."""
+    """Mean width of the tensors that it planned, in bits."""
     plans_head: bool
-    """Whether it chose the head's width; else that is `HEAD_BITS`."""
+    """Whether it chose the head's width, which is `HEAD_BITS` otherwise."""
     formats: dict[str, QuantFormat]
     total_bytes: int
-    """Of all files of the model that qplan builds of it."""
+    """Bytes of all files of the model that qplan builds from it."""
 
     @property
     def label(self) -> str:
-        """Names the case."""
+        """Name of the case."""
         return f"{self.scorer} {self.budget:g}"
 
 
@@ -77,7 +77,7 @@ def case_of(scorer: Scorer, budget: float, widths: Mapping[str, int], card: Mode
 
 
 def own_plan(table: SensitivityTable, case: Case, fixed: FixedBytes) -> dict[str, QuantFormat]:
-    """The plan of qplan within the bytes of a peer's; its rule for the head holds where the peer has one too."""
+    """Qplan's plan within the bytes of a peer's; its rule for the head applies where the peer has one too."""
     plan = make_plan(
         table, Budget.of_bytes(case.total_bytes), fixed, rules=Rules(logits_bits=0 if case.plans_head else HEAD_BITS)
     )
@@ -85,7 +85,7 @@ def own_plan(table: SensitivityTable, case: Case, fixed: FixedBytes) -> dict[str
 
 
 def view(table: SensitivityTable, menu: Menu, memory: Memory) -> SensitivityTable:
-    """The part of a table with some formats, its goal one of the memory settings that it holds."""
+    """The part of a table that has some formats, with one of its memory settings as the goal."""
     widths = {fmt.bits for fmt in MENUS[menu]}
     rows = (m for m in table.measurements if QuantFormat.parse(m.format).bits in widths)
     if memory != table.goal:
@@ -99,5 +99,5 @@ def distinct(plans: Iterable[dict[str, QuantFormat]]) -> dict[str, dict[str, Qua
 
 
 def key_of(formats: Mapping[str, QuantFormat]) -> str:
-    """The same for equal plans."""
+    """A key that is the same for equal plans."""
     return ",".join(f"{name}={formats[name]}" for name in sorted(formats))

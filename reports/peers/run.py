@@ -1,4 +1,4 @@
-"""The peers' plans against qplan's at equal bytes, and what each planner takes.
+"""The peers' plans against qplan's at equal bytes, and the time and memory of each planner.
 
 Run from the repository's root with
 
@@ -47,12 +47,12 @@ from reports.sensitivity.cost import cost_of, forward, forward_backward
 HOME = Path(__file__).parent
 DEMO = Path(qplan.demo.__file__).parent
 FIT_TOKENS = 32768
-"""That rounding is fitted to, as `qplan analyze` does."""
+"""Number of tokens that rounding is fitted to, as in `qplan analyze`."""
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What one run works on."""
+    """What one run of the benchmark works on."""
 
     options: argparse.Namespace
     loaded: LoadedModel
@@ -63,12 +63,12 @@ class Bench:
 
     @property
     def fixed(self) -> FixedBytes:
-        """What ships whatever the plan."""
+        """Bytes that ship whatever the plan."""
         return estimate_fixed(self.loaded.card)
 
     @property
     def shelf(self) -> Shelf:
-        """Qplan's tables."""
+        """Where qplan's tables are made and kept."""
         return Shelf(self.loaded, self.calibration, self.folder)
 
     def rounders(self) -> list[tuple[Rounder, tuple[Mode, ...]]]:
@@ -79,7 +79,7 @@ class Bench:
 
 
 def ask_all(bench: Bench) -> tuple[dict[str, Answer], dict[str, str]]:
-    """Answers and errors by scorer."""
+    """The peers' answers, or their errors, by scorer."""
     options = bench.options
     tokens = bench.folder / f"tokens-{bench.calibration.sha256[:12]}.npy"
     np.save(tokens, bench.calibration.tokens)
@@ -92,7 +92,7 @@ def ask_all(bench: Bench) -> tuple[dict[str, Answer], dict[str, str]]:
         try:
             answers[scorer.label] = ask(scorer, job, options.environments, bench.folder)
         except ToolError as error:
-            # a peer that does not run here is told on the page; the others are compared
+            # the page names a peer that does not run here; the others are compared
             print(error)
             failures[scorer.label] = str(error)
     return answers, failures
@@ -109,7 +109,7 @@ def cases_of(bench: Bench, answers: dict[str, Answer]) -> list[Case]:
 
 
 def costs(bench: Bench, answers: dict[str, Answer]) -> dict[str, dict[str, Any]]:
-    """Processor seconds and memory of every planner, and of what they are held against."""
+    """Processor seconds and memory of every planner, and of the passes that they are compared with."""
     tokens = torch.from_numpy(bench.calibration.tokens)
     forward(bench.loaded, tokens, BATCH_SIZE)
     ours: dict[str, Any] = {
@@ -151,7 +151,7 @@ def on_engine(bench: Bench, cases: list[Case]) -> list[Verdict]:
 
 
 def load(options: argparse.Namespace, folder: Path) -> Bench:
-    """The model, its calibration tokens and others."""
+    """The model, its calibration tokens and its held-out tokens."""
     loaded = load_model(options.model)
     card, tokenizer = loaded.card, loaded.tokenizer
     limits = {"seq_len": options.seq_len, "context": card.context, "vocabulary": card.vocabulary}
@@ -184,7 +184,7 @@ def benchmark(bench: Bench) -> dict[str, Any]:
 
 @contextmanager
 def working_folder(kept: Path | None) -> Iterator[Path]:
-    """A folder for answers and tables: a temporary one, or one that another run goes on with."""
+    """A folder for answers and tables: a temporary one, or one that later runs continue with."""
     if kept is None:
         with tempfile.TemporaryDirectory(prefix="qplan-peers-") as folder:
             yield Path(folder)
@@ -204,20 +204,20 @@ def parse() -> argparse.Namespace:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(DEMO / "stdlib-3m"), help="Hugging Face folder")
-    parser.add_argument("--calib", default="python-stdlib", help="what is scored on")
-    parser.add_argument("--text", default=str(DEMO / "heldout.txt"), help="what plans are judged on")
+    parser.add_argument("--calib", default="python-stdlib", help="text that peers and qplan score on")
+    parser.add_argument("--text", default=str(DEMO / "heldout.txt"), help="text that plans are judged on")
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--judged", type=int, default=8, help="sequences that plans are judged on")
     parser.add_argument("--seq-len", type=int, default=256)
     parser.add_argument("--budgets", type=numbers, default=(4.5, 5.0, 6.0), help="mean bits of the peers' plans")
     parser.add_argument("--scorers", type=names, default=tuple(scorer.name for scorer in SCORERS))
-    parser.add_argument("--modes", type=names, default=MODES, help="qplan's, rounded to nearest")
-    parser.add_argument("--fitted-modes", type=names, default=MODES, help="qplan's, with rounding auto")
+    parser.add_argument("--modes", type=names, default=MODES, help="qplan's modes to judge with rounding to nearest")
+    parser.add_argument("--fitted-modes", type=names, default=MODES, help="qplan's modes to judge with rounding auto")
     parser.add_argument("--engine", type=numbers, default=(), help="budgets whose plans are built and run on MNN too")
     parser.add_argument(
         "--environments", type=Path, default=Path.home() / ".cache" / "qplan-peers", help="where peers are installed"
     )
-    parser.add_argument("--work", type=Path, help="keep answers and tables here, and take those that are there")
+    parser.add_argument("--work", type=Path, help="folder of answers and tables, kept and reused")
     return parser.parse_args()
 
 

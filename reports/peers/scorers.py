@@ -14,23 +14,23 @@ from reports.peers.environment import REQUIREMENTS, prepare
 from reports.peers.score.job import Answer, Job
 
 ROOT = Path(__file__).parents[2]
-"""Of the repository."""
+"""Root folder of the repository."""
 
 TIMEOUT_S = 7200
 
 
 @dataclass(frozen=True)
 class Scorer:
-    """One way of a peer to score and plan."""
+    """One of a peer's ways to score and plan."""
 
     name: str
-    """On the command line."""
+    """Name on the command line."""
     label: str
-    """For people."""
+    """Name on the page."""
     peer: str
-    """Its environment, and its module under `reports.peers.score`."""
+    """Name of its environment, and of its module under `reports.peers.score`."""
     variant: str = ""
-    """See the module."""
+    """Which of the module's scorers; see there."""
 
 
 SCORERS = (
@@ -45,16 +45,16 @@ SCORERS = (
 
 
 def ask(scorer: Scorer, job: Job, environments: Path, folder: Path) -> Answer:
-    """Let a scorer plan; an answer to the same job that is in ``folder`` already is taken.
+    """Let a scorer plan; reuse an answer to the same job that is in ``folder`` already.
 
     Args:
-        scorer: whom to ask.
-        job: what; its variant is the scorer's.
+        scorer: the scorer to ask.
+        job: what to ask; its variant is replaced by the scorer's.
         environments: where peers are installed.
-        folder: for jobs and answers.
+        folder: where jobs and answers are kept.
 
     Raises:
-        ToolError: it cannot be installed, crashes, hangs or leaves no answer.
+        ToolError: the peer cannot be installed, crashes, hangs or leaves no answer.
     """
     question = asdict(job) | {"variant": scorer.variant}
     same = [question | {"tokens": job.ids.tolist()}, REQUIREMENTS[scorer.peer]]

@@ -1,4 +1,4 @@
-"""qplan's losses in every mode, and what each mode takes."""
+"""qplan's losses in every mode, and the time and memory of each mode."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Shelf:
         return view(self._all(mode, menu if mode == "auto" else "2-16", rounder)[0], menu, memory)
 
     def cost(self, mode: Mode) -> Cost:
-        """What a mode takes for all formats under memory low, rounded to nearest."""
+        """Time and memory of a mode for all formats under memory low, rounded to nearest."""
         return self._all(mode, "2-16", Rounder(self.loaded))[1]
 
     def _all(self, mode: Mode, menu: Menu, rounder: Rounder) -> tuple[SensitivityTable, Cost]:

@@ -1,4 +1,4 @@
-r"""Which widths and blocks pay: plans of the same bytes with fewer and fewer formats to choose from.
+r"""Which widths and blocks pay off: plans of the same bytes with fewer and fewer formats to choose from.
 
 Needs runs that were analyzed with every format, e.g.
 
@@ -28,7 +28,7 @@ WIDTHS = (8, 6, 5, 4, 3, 2)
 
 
 def menus() -> dict[str, tuple[QuantFormat, ...]]:
-    """Choices of formats, by name."""
+    """Sets of formats to choose from, by name."""
     wide = "fp16,int8,int6,int5,int4,int3,int2"
     blocks = (0, 32, 128)
     return {

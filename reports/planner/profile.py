@@ -1,9 +1,9 @@
 """Predicted against measured decode and prefill time of plans: does a device profile keep its promise of 10 %?
 
 Run with ``python -m reports.planner.profile RUN`` after ``qplan profile --run RUN``, on a machine that is as idle as
-can be; writes ``profile-<model>.json`` and ``.md`` beside this file. Plans are random mixes of the table's formats,
-half of them near 4 bits, half over all; none of them was timed for the profile. The run of ``random-0.5B`` is the one
-that ``reports.scale.run`` leaves, profiled with ``--rounds 1``.
+possible; writes ``profile-<model>.json`` and ``.md`` beside this file. Plans are random mixes of the table's
+formats, half of them near 4 bits, half over all widths; none of them was timed for the profile. The run of
+``random-0.5B`` is the one that ``reports.scale.run`` leaves, profiled with ``--rounds 1``.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ TIGHTNESS = ((0.06, 0.1), (0.1, 0.15), (0.15, 0.15), (0.2, 0.3), (0.4, 0.3))
 """Budgets for file bytes and RAM, from 0 for the smallest plan to 1 for all fp16."""
 LAYERS = 80
 TIME_LIMIT_S = 120.0
-"""Of wall time; what is reported is processor time, which other processes do not disturb."""
+"""Limit on wall time; the times reported are processor time, which other processes do not disturb."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def main() -> None:
 
 
 def markdown(cases: list[Case], machine: str) -> str:
-    """The table for people."""
+    """The results as a page."""
     seconds = sorted(case.seconds for case in cases)
     proved = sum(case.status == "optimal" for case in cases)
     lines = [

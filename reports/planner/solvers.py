@@ -5,8 +5,8 @@
 
 Writes ``solvers.md`` beside it, in about ten minutes. Times are ratios of processor time on the same program in the
 same minute; without ``--before`` or ``--run`` these columns and rows are left out. ``milp`` is `scipy.optimize.milp`
-with a relative gap of 1e-4 on what is left after impossible and dominated choices are gone, values scaled by the
-linear relaxation's bound, rows to 1, and asked again for less where its answer breaks a limit in integers.
+with a relative gap of 1e-4 on what is left without impossible and dominated choices, values scaled by the linear
+relaxation's bound and rows to 1, and called again with lower limits where its answer breaks a limit in integers.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ class Case:
     family: str
     program: Program
     brute: bool = False
-    """Small enough to try all picks."""
+    """Whether it is small enough to try all picks."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a solver said, and what it took."""
+    """A solver's answer, and its time."""
 
     status: str
     picks: tuple[int, ...]
@@ -92,7 +92,7 @@ def _one_milp(program: Program) -> tuple[str, tuple[int, ...], float]:
     size = np.maximum(above.max(axis=1, initial=1.0), 1.0)
     limits = (grid.limits - least.sum(axis=1)) / size
     base, largest = math.fsum(lowest), max(float(values.max()), 1e-300)
-    # HiGHS ends with an absolute gap of 1e-6 whatever is asked, and takes violations of 1e-6
+    # HiGHS stops at an absolute gap of 1e-6 whatever it is given, and accepts violations of 1e-6
     scale = min(1e3 / max(relaxation.bound - base, 1e-300), 1e8 / largest)
     columns = np.arange(len(group))
     once = LinearConstraint(csr_matrix((np.ones(len(columns)), (group, columns))), 1, 1)
@@ -138,7 +138,7 @@ class Before:
     """The solver of another checkout, in a process of its own."""
 
     def __init__(self, checkout: Path) -> None:
-        """Start it."""
+        """Start its process."""
         self._child = subprocess.Popen(
             [sys.executable, "-c", WORKER],
             stdin=subprocess.PIPE,
@@ -198,7 +198,7 @@ def invented(
 
 
 def opposed(count: int, groups: int) -> Iterator[Case]:
-    """Two rows that want the opposite, their limits a unit above and below what both allow together."""
+    """Two rows that pull in opposite directions, their limits a unit above and below what both allow together."""
     random = np.random.default_rng(groups)
     for index in range(count):
         costs = tuple((0, int(cost)) for cost in random.integers(1, 10**6, groups))
@@ -277,9 +277,9 @@ class Tally:
     """One solver on one family."""
 
     worst: float = 0.0
-    """Largest relative distance from the best that is known."""
+    """Largest relative distance from the best known value."""
     missed: int = 0
-    """Programs with a plan for which it gave none."""
+    """Programs that have a plan, but for which it found none."""
     wrong: int = 0
     """Wrong statuses, picks that break a limit, and bounds above a plan that exists."""
     unproved: int = 0
@@ -302,10 +302,10 @@ class Tally:
 
 
 def main() -> None:
-    """Solve everything with everything."""
+    """Solve every program with every solver, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--before", type=Path, help="a checkout of the tree before")
-    parser.add_argument("--run", type=Path, help="a run folder")
+    parser.add_argument("--before", type=Path, help="folder with the tree that has the exact solver")
+    parser.add_argument("--run", type=Path, help="run folder whose programs to solve as well")
     given = parser.parse_args()
     solvers: dict[str, Callable[[Program], Answer]] = {"states": here, "milp": one_milp}
     solvers |= {"before": Before(given.before)} if given.before else {}
@@ -336,7 +336,7 @@ def main() -> None:
 
 
 def markdown(tallies: dict[str, dict[str, Tally]], counts: dict[str, int]) -> str:
-    """The table for people."""
+    """The results as a page."""
     names = list(next(iter(tallies.values())))
     lines = [
         "# Three solvers on the same programs",

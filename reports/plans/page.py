@@ -107,7 +107,7 @@ def _rivals(rows: Sequence[Mapping[str, Any]], memory: str) -> Iterator[str]:
 
 
 def _ratio(value: float, *, certain: bool = True) -> str:
-    """Bold where qplan is worse; what rounds to 1 is mostly the same plan."""
+    """The ratio in bold where qplan is worse; where it rounds to 1, the plans are mostly the same."""
     shown = f"{value:.3f}"
     return f"**{shown}**{'' if certain else '?'}" if round(value, 3) > 1 else shown
 

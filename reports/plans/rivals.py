@@ -38,19 +38,19 @@ class Own:
     """qplan's plan within a peer's bytes."""
 
     total_bytes: int
-    """Of all files, on disk."""
+    """Bytes of all files on disk."""
     kl_nats: float
-    """On the engine, prefill, ``dynamic_option`` 0, like all here."""
+    """KL on the engine, in prefill with ``dynamic_option`` 0, like all losses here."""
     stderr_nats: float
     """Standard error, over tokens, of the difference from the peer's."""
     least: float
-    """What no plan over these formats can be below, over the peer's: predicted from the proved bound of the sum of
-    single losses, and from the sum of the peer's own; both of the model as it is planned, folded or not."""
+    """Lower bound on the loss of any plan over these formats, as a ratio to the peer's: predicted from the proved bound
+    of the sum of single losses, and from the sum of the peer's own; both of the planned model, folded or not."""
 
 
 @dataclass(frozen=True)
 class Rival:
-    """One plan of a peer, and qplan's."""
+    """One plan of a peer, and qplan's within the same bytes."""
 
     memory: Memory
     scorer: str
@@ -66,7 +66,7 @@ class Outcome:
     """A plan on the engine."""
 
     kl: np.ndarray
-    """float64 ``[tokens]``."""
+    """KL in nats at every token, float64 ``[tokens]``."""
     total_bytes: int
 
 
@@ -80,7 +80,7 @@ class Bench:
 
     @classmethod
     def of(cls, study: Study, original: LoadedModel, memory: Memory, kind: Kind) -> Bench:
-        """Analyze, or read what an earlier run left."""
+        """Analyze the model, or read an earlier analysis."""
         run = study.analyzed(memory, *KINDS[kind])
         opened = Opened.of(run, load_analyzed(run, Opened.card(run), print).loaded)
         skeleton = run_skeleton(run, opened.rounder.loaded, None, print)
@@ -90,7 +90,7 @@ class Bench:
         return cls(run, context, skeleton)
 
     def plan(self, case: Case, limit_bytes: int) -> Plan:
-        """What `qplan emit` chooses within a peer's bytes; its rule for the head holds where the peer has one too."""
+        """What `qplan emit` chooses within a peer's bytes; its rule for the head applies where the peer has one too."""
         path = self.run.folder / f"rival-{limit_bytes}-{case.plans_head}.json"
         if not path.is_file():
             print(f"{case.label}: {limit_bytes:,} bytes, {self.run.folder.name}", flush=True)
@@ -115,7 +115,7 @@ class Bench:
             return Outcome(kept["kl"], int(kept["total_bytes"]))
 
     def bytes_of(self, formats: Formats) -> int:
-        """Of all files, as predicted."""
+        """Predicted bytes of all files."""
         return file_bytes(self.context.table.model, formats, self.context.fixed).total
 
     def least(self, plan: Plan, peer: Formats) -> float:

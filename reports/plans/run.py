@@ -56,8 +56,8 @@ def parse() -> argparse.Namespace:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(DEMO / "stdlib-3m"), help="Hugging Face folder")
-    parser.add_argument("--calib", default="python-stdlib", help="what is scored on")
-    parser.add_argument("--text", default=str(DEMO / "heldout.txt"), help="what plans are judged on")
+    parser.add_argument("--calib", default="python-stdlib", help="text that peers and qplan score on")
+    parser.add_argument("--text", default=str(DEMO / "heldout.txt"), help="text that plans are judged on")
     parser.add_argument("--judged", type=int, default=16, help="sequences that plans are judged on")
     parser.add_argument("--budgets", type=numbers, default=(4.5, 5.0, 6.0), help="mean bits of the peers' plans")
     parser.add_argument(
@@ -75,7 +75,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--environments", type=Path, default=Path.home() / ".cache" / "qplan-peers", help="where peers are installed"
     )
-    parser.add_argument("--work", type=Path, help="keep runs and answers here, and take those that are there")
+    parser.add_argument("--work", type=Path, help="folder of runs and answers, kept and reused")
     parser.set_defaults(samples=SAMPLES, seq_len=SEQ_LEN)
     return parser.parse_args()
 

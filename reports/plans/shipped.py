@@ -35,32 +35,32 @@ class Uniform:
 
 @dataclass(frozen=True)
 class Shipped:
-    """One plan as it ships, and the uniform export of those bytes."""
+    """One plan as it ships, and the uniform export of its budget."""
 
     memory: Memory
     bits: float
-    """Worth of bytes of a uniform export with its head at 8 bits; half widths lie between their neighbors."""
+    """Width of a uniform export, its head at 8 bits, with the budget's bytes; half widths lie between neighbors."""
     budget_bytes: int
     promised_bytes: int
-    """Of the weight and embedding files."""
+    """Predicted bytes of the weight and embedding files."""
     built_bytes: int
-    """The same, on disk."""
+    """Bytes of the same files on disk."""
     total_bytes: int
-    """With the graph, on disk."""
+    """Bytes of these files and the graph on disk."""
     predicted_nats: float
     """Joint KL per calibration token, a scale per token."""
     kl_nats: float
-    """On the engine, prefill, a scale per token (``dynamic_option`` 0)."""
+    """KL on the engine, prefill, a scale per token (``dynamic_option`` 0)."""
     shipped_kl_nats: float
-    """With the ``dynamic_option`` that it ships with."""
+    """KL with the ``dynamic_option`` that the plan ships with."""
     dynamic_option: int
     uniform_bytes: int | None
     uniform_kl_nats: float | None
-    """On the engine; None where no uniform export has this width."""
+    """KL of the uniform export on the engine; None where none has this width."""
 
 
 def shipped(study: Study, loaded: LoadedModel) -> Iterator[Shipped]:
-    """All budgets under both memory settings."""
+    """Plans for all budgets under both memory settings."""
     for memory in MEMORIES:
         run = study.analyzed(memory, "all", "auto")
         uniform = _uniform(study, loaded, run, memory)

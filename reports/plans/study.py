@@ -32,7 +32,7 @@ Menu = Literal["4/8", "all"]
 MENUS: dict[Menu, tuple[QuantFormat, ...]] = {"4/8": parse_formats("int8,int4"), "all": DEFAULT_FORMATS}
 
 Kind = Literal["4/8", "all", "folded"]
-"""What qplan may do within a peer's bytes."""
+"""What qplan may do within a peer's bytes: use the peers' formats, use all of its own, or also fold."""
 
 KINDS: dict[Kind, tuple[Menu, Folding]] = {"4/8": ("4/8", "off"), "all": ("all", "off"), "folded": ("all", "auto")}
 
@@ -44,15 +44,15 @@ class Study:
     model: str
     calib: str
     text: str
-    """Plans are judged on it."""
+    """Text that plans are judged on."""
     judged: int
-    """Sequences of it."""
+    """Number of its sequences that are used."""
     folder: Path
-    """For runs and tables; what is there is not made again."""
+    """Folder of runs and tables; those that it holds are not made again."""
 
     @property
     def name(self) -> str:
-        """The model's."""
+        """The model's name."""
         return Path(self.model).name
 
     def load(self) -> LoadedModel:
@@ -60,7 +60,7 @@ class Study:
         return load_model(self.model)
 
     def tokens(self, loaded: LoadedModel) -> torch.Tensor:
-        """Those that plans are judged on, int64 ``[judged, seq_len]``."""
+        """Tokens that plans are judged on, int64 ``[judged, seq_len]``."""
         tokenizer, card = loaded.tokenizer, loaded.card
         text = load_text(self.text, tokenizer)
         limits = {"seq_len": SEQ_LEN, "context": card.context, "vocabulary": card.vocabulary}
@@ -105,8 +105,8 @@ class Opened:
 
 
 def _quiet(_text: str) -> None:
-    """Analyses tell too much for a benchmark."""
+    """Drop the lines of an analysis: there are too many for a benchmark."""
 
 
 def _no_progress(_done: int, _total: int) -> None:
-    """The same."""
+    """Drop its progress as well."""

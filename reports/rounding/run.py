@@ -47,7 +47,7 @@ FIT_TOKENS = 32768
 TOKEN_COUNTS = (256, 1024, 4096, 16384, 32768)
 SHIFT_WIDTHS = (4,)
 LAYER = (2048, 2048)
-"""Out and in features of the layer that roundings are timed on."""
+"""Output and input features of the layer that roundings are timed on."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Bench:
     subject: Subject
     work: Path
     moments: dict[str, Moments]
-    """Of every domain's tokens: ``code fit``, ``code judge``, ..."""
+    """Moments by domain and tokens: ``code fit``, ``code judge``, ..."""
     references: Mapping[str, Reference]
     """FP32's logits on every domain's test tokens."""
 
@@ -170,7 +170,7 @@ def _cost_on_gpu(work: Callable[[], object]) -> Cost:
 
 
 def clock(bench: Bench) -> Iterator[dict[str, Any]]:
-    """Seconds on the clock to round all linears at 4 bits with one job and with two."""
+    """Wall-clock seconds to round all linears at 4 bits with one job and with two."""
     menu = {name: (fmt,) for name, fmt in bench.subject.formats(4).items()}
     for count in (1, 2):
         first = bench.rounder("gptq", bench.subject.home)
@@ -220,10 +220,10 @@ def _said(name: str, row: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run for the embedded model, and for qwen2-8m where it is."""
+    """Run for the embedded model, and for qwen2-8m if it is given."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shared", type=Path, help="folder with models/qwen2-8m and data/wikitext2")
-    parser.add_argument("--only", choices=("embedded", "qwen2-8m", "cost"), help="do a part again")
+    parser.add_argument("--only", choices=("embedded", "qwen2-8m", "cost"), help="part to run again")
     options = parser.parse_args()
     torch.set_num_threads(1)
     wikitext = None if options.shared is None else options.shared / "data" / "wikitext2"
@@ -241,7 +241,7 @@ def main() -> None:
 
 
 def _add(part: str, name: str, found: object) -> None:
-    """Add to the results as they are now: models may run side by side."""
+    """Add to the results that are on disk now: models may run side by side."""
     path = HOME / "results.json"
     results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     results.setdefault(part, {})[name] = found

@@ -27,14 +27,14 @@ BLOCK = 64
 
 @dataclass(frozen=True)
 class Domain:
-    """Tokens of one kind of text, ``[rows, SEQ_LEN]`` each, none in two of them."""
+    """Three sets of tokens of one kind of text, ``[rows, SEQ_LEN]`` each, which do not overlap."""
 
     fit: Tensor
-    """What rounding is fitted to."""
+    """Tokens that rounding is fitted to."""
     judge: Tensor
-    """What ``auto`` chooses by."""
+    """Tokens that ``auto`` chooses by."""
     test: Tensor
-    """What losses are measured on."""
+    """Tokens that losses are measured on."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Subject:
 
     loaded: LoadedModel
     home: str
-    """The domain that most figures are of."""
+    """The domain of most figures."""
     domains: Mapping[str, Domain]
     """``prose`` and ``code``."""
 

@@ -32,7 +32,7 @@ from qplan.model.load import load_model
 HOME = Path(__file__).parent
 EMBEDDED = Path(qplan.demo.__file__).parent / "stdlib-3m"
 ROWS, SEQ_LEN = 16, 256
-"""Of the calibration, as `qplan analyze` takes them by default."""
+"""Shape of the calibration, as `qplan analyze` has it by default."""
 
 ANALYZE = ("--mode", "gradient", "--formats", "fp16,int8,int6,int4", "--fit-tokens", "8192")
 EMIT = ("--budget", "int4", "--tokens", "512")
@@ -68,7 +68,7 @@ def make_model(folder: Path) -> None:
 
 
 def passes(folder: Path) -> dict[str, float]:
-    """Seconds of the calibration's tokens forward, and forward and backward, on the clock."""
+    """Wall-clock seconds of a forward pass over the calibration, and of a forward and backward pass."""
     loaded = load_model(str(folder))
     tokens = torch.randint(0, 8192, (1, SEQ_LEN), generator=torch.Generator().manual_seed(0))
     loaded.logits(tokens)
@@ -90,12 +90,12 @@ class Stage:
     name: str
     seconds: float = 0.0
     peak_bytes: int = 0
-    """Resident, of the command and its children."""
+    """Peak resident bytes of the command and its children."""
 
 
 @dataclass
 class Watch:
-    """Follows a command: what it says, and what it holds."""
+    """Follows a command: the lines that it prints, and its memory."""
 
     stages: list[Stage] = field(default_factory=lambda: [Stage("starting")])
     ended: bool = False
@@ -123,7 +123,7 @@ def _children(root: psutil.Process) -> list[psutil.Process]:
 
 
 def follow(command: list[str], folder: Path) -> list[Stage]:
-    """Run a command that must succeed; its stages."""
+    """Run a command, which must succeed; returns its stages."""
     print("$", " ".join(command), flush=True)
     watch = Watch()
     with subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:

@@ -14,12 +14,12 @@ from qplan.settings import Memory
 
 @dataclass(frozen=True)
 class Agreement:
-    """Predicted against measured losses of some things."""
+    """Predicted losses against measured ones."""
 
     count: int
     spearman: float
     median_ratio: float
-    """Of predicted over measured."""
+    """Median of predicted over measured."""
     log_error: float
     """Root mean square of log(predicted / measured)."""
     within_two_errors: float | None = None
@@ -33,7 +33,7 @@ class FormatAgreement:
     memory: Memory
     format: str
     agreement: Agreement | None
-    """None where storage keeps every weight to the bit, and both say so."""
+    """None where the format keeps every weight to the bit, and both losses are 0."""
 
 
 def agree(predicted: Sequence[float], measured: Sequence[float], errors: Sequence[float] | None = None) -> Agreement:

@@ -23,16 +23,16 @@ _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 @dataclass(frozen=True)
 class Cost:
-    """What a piece of work took."""
+    """Time and memory of a piece of work."""
 
     seconds: float
-    """Of the processor, all threads together: the machine may be shared."""
+    """Processor seconds of all threads together: the machine may be shared."""
     peak_mib: float | None
-    """Resident memory at its highest less what was there before; None where Linux does not tell."""
+    """Peak resident memory less that before the work; None where Linux does not report it."""
 
 
 def cost_of(work: Callable[[], object], repeats: int = 1) -> Cost:
-    """Do a piece of work; the median time of some repeats."""
+    """Do a piece of work several times; returns the median time."""
     before, seconds = _reset_peak(), []
     for _ in range(repeats):
         began = time.process_time()
@@ -43,7 +43,7 @@ def cost_of(work: Callable[[], object], repeats: int = 1) -> Cost:
 
 
 def typical(costs: Sequence[Cost]) -> Cost:
-    """The median time of the same work at several times, and the highest peak."""
+    """The median time of repeated work, and the highest peak."""
     peaks = [cost.peak_mib for cost in costs if cost.peak_mib is not None]
     return Cost(statistics.median(cost.seconds for cost in costs), max(peaks, default=None))
 

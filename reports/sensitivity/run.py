@@ -55,9 +55,9 @@ from reports.sensitivity.page import write_page
 
 HOME = Path(__file__).parent
 FORMATS = parse_formats("fp16,int8,int6,int5,int4,int3,int2")
-"""Measured."""
+"""Formats that all modes are compared on."""
 TWELVE = parse_formats("fp16,int8,int8-b32,int6,int6-b32,int5,int5-b32,int4,int4-b32,int3,int3-b32,int2")
-"""What the gradient's time is taken for."""
+"""Formats that the time of gradient mode is taken with."""
 BUDGETS = ("3.5bpw", "4bpw", "5bpw", "6bpw", "8bpw")
 BATCH_SIZE = 4
 
@@ -69,21 +69,21 @@ class PlanPoint:
     budget: str
     mode: Mode
     same: float
-    """Share of tensors with the format of measured mode's plan."""
+    """Share of tensors that have the same format in measured mode's plan."""
     calibration_ratio: float
-    """Joint loss over that of measured mode's plan, on the calibration tokens."""
+    """Joint loss as a ratio to that of measured mode's plan, on the calibration tokens."""
     heldout_ratio: float
     """The same on held-out tokens."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is analyzed."""
+    """The model that is analyzed, and how."""
 
     loaded: LoadedModel
     calibration: CalibrationSet
     rounder: Rounder | None
-    """None rounds to nearest."""
+    """Chooses the integers; None rounds to nearest."""
 
     @property
     def tokens(self) -> Tensor:
@@ -91,7 +91,7 @@ class Subject:
         return torch.from_numpy(self.calibration.tokens)
 
     def analyze(self, mode: Mode, formats: Sequence[QuantFormat] = FORMATS) -> SensitivityTable:
-        """One mode from nothing."""
+        """Analyze in one mode from scratch."""
         opened = open_analysis(
             self.loaded, self.calibration, formats, "low", batch_size=BATCH_SIZE, rounder=self.rounder
         )
@@ -109,7 +109,7 @@ def load(model: str, calib: str, samples: int, seq_len: int, fit_tokens: int = 0
 
 
 def costs(subject: Subject, keep: dict[Mode, SensitivityTable]) -> dict[str, Cost]:
-    """Time of every mode and of what it is held against; leaves the tables in ``keep``."""
+    """Time of every mode and of the passes that it is compared with; leaves the tables in ``keep``."""
     loaded, tokens = subject.loaded, subject.tokens
 
     def passes(*, weights: bool) -> None:
@@ -133,7 +133,7 @@ def costs(subject: Subject, keep: dict[Mode, SensitivityTable]) -> dict[str, Cos
     plain: list[Cost] = []
     compared: list[Cost] = []
     for name, (work, repeats) in works.items():
-        # the machine may be busier at one time than at another: what everything is held against is timed all along
+        # the machine's load may vary: the passes that everything is compared with are timed throughout
         plain.append(cost_of(lambda: forward(loaded, tokens, BATCH_SIZE), 5))
         compared.append(cost_of(lambda: forward_and_loss(loaded, tokens, references), 5))
         spent[name] = cost_of(work, repeats)
@@ -200,7 +200,7 @@ def main() -> None:
     parser.add_argument("--seq-len", type=int, default=256)
     parser.add_argument("--plans", type=int, default=100)
     parser.add_argument("--rounding", default="rtn")
-    parser.add_argument("--fit-tokens", type=int, default=32768, help="what --rounding is fitted to, at most")
+    parser.add_argument("--fit-tokens", type=int, default=32768, help="most tokens that --rounding is fitted to")
     options = parser.parse_args()
     torch.set_num_threads(1)
     loaded, calibration = load(options.model, options.calib, options.samples, options.seq_len, options.fit_tokens)

@@ -42,7 +42,7 @@ def export_skeleton(
         timeout_s: seconds until it is killed.
         replace: replace an existing folder, at the last moment.
         c4: whether attention is fused for packed channels, which engines before 3.6.1 crash on.
-        input_scale: ``[hidden]``, what the graph multiplies the looked-up embedding by; None for nothing.
+        input_scale: ``[hidden]``, factors that the graph multiplies the looked-up embedding by; None for none.
 
     Raises:
         InputError: no model in ``model_dir``, ``out`` exists, or no exporter.
@@ -78,7 +78,7 @@ def export(
     Args:
         model_dir: Hugging Face folder; nothing is downloaded.
         out: folder to make.
-        options: of llmexport.
+        options: llmexport's options.
         llmexport: another exporter than the installed package.
         progress: called with every line that the exporter prints.
         timeout_s: seconds until it is killed.
@@ -87,7 +87,7 @@ def export(
 
     Raises:
         InputError: no model in ``model_dir``, ``out`` exists, or no exporter.
-        ToolError: the exporter failed, or said that it succeeded and left a file out.
+        ToolError: the exporter failed, or reported success without writing every file.
     """
     if not (model_dir / "config.json").is_file():
         msg = f"{model_dir} holds no config.json; give a local Hugging Face model folder"
@@ -96,7 +96,7 @@ def export(
     with new_folder(out, replace=replace) as draft:
         work = draft.with_name("work")
         work.mkdir()
-        # its default converter is a path relative to the working folder: an empty one selects the installed MNN
+        # the default converter is a path relative to the working folder; an empty one selects the installed MNN
         arguments = [*options.arguments(exporter, Path("model"), Path("../draft")), "--mnnconvert="]
         what = f"{exporter.version} failed to export {model_dir}"
         environment = _OFFLINE | ({} if options.c4 else _WITHOUT_C4)
@@ -115,7 +115,7 @@ def export(
             )
         missing = [name for name in REQUIRED_FILES if not (draft / name).is_file()]
         if missing:
-            msg = f"{what}: it ended well but left out {', '.join(missing)}"
+            msg = f"{what}: it reported success but did not write {', '.join(missing)}"
             raise ToolError(msg, tail=output[-2000:])
         (draft / "export_args.json").unlink(missing_ok=True)
         if input_scale is not None:

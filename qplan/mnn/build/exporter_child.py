@@ -10,7 +10,7 @@ import _tools
 
 
 def offer_converter(more: list[str]) -> None:
-    """Put the bare converter in the place of MNN's wrapper, with arguments that llmexport has no option for.
+    """Replace MNN's converter wrapper by the bare converter, with arguments that llmexport has no option for.
 
     The wrapper, ``MNN.tools.mnnconvert``, imports a telemetry logger that pip-installs packages into the user's
     environment and sends a machine id. llmexport calls its ``main()``, which reads ``sys.argv``.

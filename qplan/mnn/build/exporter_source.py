@@ -31,9 +31,9 @@ class Exporter:
     has_quant_config: bool
     """Whether it has ``--quant_config``."""
     has_c4_option: bool
-    """Whether it can leave out the C4 fusion itself; otherwise its converter is told to."""
+    """Whether it has an option to leave out the C4 fusion; otherwise its converter gets one."""
     symmetry_is_global: bool
-    """Whether it writes the graph of every op after ``--sym`` alone, which breaks ops that differ from it."""
+    """Whether ``--sym`` alone decides what the graph declares of every op, which breaks ops of the other symmetry."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,11 @@ class ExportOptions:
     bits: int = 16
     block: int = 64
     lm_bits: int | None = None
-    """Width of the head; None: as all others."""
+    """Width of the head; None for that of all others."""
     lm_block: int | None = None
     symmetric: bool = False
     scale_bits: int | None = None
-    """16 or 32; None leaves the exporter its default."""
+    """16 or 32; None for the exporter's default."""
     quant_config: Path | None = None
     """File of per-op settings."""
     c4: bool = True
@@ -99,7 +99,7 @@ def find_exporter(llmexport: Path | None = None) -> Exporter:
     script = _installed() if llmexport is None else _given(llmexport)
     converter = script.parent / "utils" / "mnn_converter.py"
     if not converter.is_file():
-        msg = f"{script} lies without its utils/mnn_converter.py; give a whole MNN checkout"
+        msg = f"{script} has no utils/mnn_converter.py beside it; give a whole MNN checkout"
         raise InputError(msg)
     main, packing = (path.read_text(encoding="utf-8") for path in (script, converter))
     match = _PACKED.search(packing)

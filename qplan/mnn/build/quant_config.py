@@ -21,12 +21,12 @@ ConfigEntry = dict[str, int | bool]
 
 @dataclass(frozen=True)
 class QuantConfig:
-    """A plan in llmexport's words, and what that exporter would do wrong with it."""
+    """A plan as llmexport's ``--quant_config``, and what that exporter would get wrong."""
 
     entries: dict[str, ConfigEntry]
     """By op name; every op of the model is named, so that nothing falls back to a default."""
     problems: tuple[str, ...]
-    """One sentence for each thing that this exporter cannot make, or makes otherwise than qplan."""
+    """One sentence for each thing that this exporter cannot make, or makes differently from qplan."""
 
     def write(self, path: Path) -> None:
         """Write the file atomically."""
@@ -36,7 +36,7 @@ class QuantConfig:
 def make_quant_config(skeleton: Skeleton, formats: Mapping[str, QuantFormat], exporter: Exporter) -> QuantConfig:
     """Turn formats by op name into ``--quant_config``.
 
-    llmexport ignores a name that matches no op, in silence: so all are proved against the skeleton's graph.
+    llmexport silently ignores a name that matches no op, so every name is checked against the skeleton's graph.
 
     Raises:
         InputError: a name is no op, an op has no name, or a format is fp32.
@@ -74,7 +74,7 @@ def _entry(fmt: QuantFormat) -> ConfigEntry:
 
 
 def _symmetry(formats: Mapping[str, QuantFormat]) -> bool:
-    """What ``--sym`` should be: right for exporters that look at nothing else."""
+    """The right value of ``--sym`` for exporters that look at nothing else."""
     integers = [fmt.symmetric for fmt in formats.values() if not fmt.is_float]
     return bool(integers) and all(integers)
 
@@ -86,8 +86,8 @@ def _problems(formats: Mapping[str, QuantFormat], exporter: Exporter) -> tuple[s
     if unpackable:
         name, fmt = next(iter(unpackable.items()))
         found.append(
-            f"{exporter.version} packs {exporter.packable_bits} bits only and stops at {len(unpackable)} ops, "
-            f"first {name} ({fmt}); the built model has them all the same"
+            f"{exporter.version} can only pack {exporter.packable_bits} bits and stops at {len(unpackable)} ops, "
+            f"first {name} ({fmt}); the built model is not affected"
         )
     odd = {name for name, fmt in integers.items() if fmt.symmetric != _symmetry(formats)}
     if odd and exporter.symmetry_is_global:

@@ -73,13 +73,13 @@ class Skeleton:
         """Check that every op is named, and nothing else.
 
         Raises:
-            InputError: listing what is missing and what is too much.
+            InputError: an op has no name, or a name matches no op; lists both.
         """
         known = {op.name for op in self.ops}
         missing, extra = sorted(known - set(names)), sorted(set(names) - known)
         if missing or extra:
             parts = [f"{len(missing)} ops have none: {', '.join(missing[:8])}"] if missing else []
-            parts += [f"{len(extra)} names are no ops: {', '.join(extra[:8])}"] if extra else []
+            parts += [f"{len(extra)} names match no op: {', '.join(extra[:8])}"] if extra else []
             msg = f"every linear of {self.folder} needs one entry; {'; '.join(parts)}"
             raise InputError(msg)
 
@@ -121,14 +121,14 @@ def predict_files(skeleton: Skeleton, formats: Mapping[str, QuantFormat]) -> Fil
         formats: format by op name, for every op.
 
     Raises:
-        InputError: a name is missing or is no op.
+        InputError: an op has no name, or a name matches no op.
     """
     skeleton.check_names(formats)
     weight, graph = skeleton.fixed_bytes, skeleton.graph_bytes
     for op in skeleton.ops:
         fmt = formats[op.name].resolve(op.in_features)
         graph += declaration_bytes(fmt, op.name) - declaration_bytes(op.format, op.name)
-        # floats always have a bias, and a tied head of floats is looked up in halves: see weights.py
+        # floats always have a bias, and a tied head in fp32 is looked up in fp16: see weights.py
         weight += fmt.record_bytes(op.out_features, op.in_features, bias=op.bias or fmt == FP32)
         if fmt == FP32 and op.name == skeleton.tied_op:
             weight += 2 * op.out_features * op.in_features
@@ -143,7 +143,7 @@ def folder_bytes(folder: Path) -> FileBytes:
 
 
 def write_marker(folder: Path, exporter: str) -> None:
-    """Note in an export what made it, and how large qplan's graph of it is."""
+    """Record in an export what made it, and the size of the graph that qplan writes from it."""
     graph = read_binary_graph(folder / GRAPH_FILE)
     body = {"exporter": exporter, "graph_bytes": rebuilt_bytes(folder, graph)}
     write_json(folder / MARKER, MARKER_KIND, MARKER_SCHEMA, {}, body)
@@ -188,5 +188,5 @@ def _check_tiling(skeleton: Skeleton) -> None:
         end = offset + length
     size = _size(skeleton.folder / WEIGHT_FILE)
     if end != size:
-        msg = f"{skeleton.folder / WEIGHT_FILE}: bytes {end} to {size} are not laid out as qplan knows it; "
+        msg = f"{skeleton.folder / WEIGHT_FILE}: bytes {end} to {size} are laid out in a way that qplan does not know; "
         raise InputError(msg + "it was not made by llmexport, or has parts that other graphs use")

@@ -28,7 +28,7 @@ class WrittenWeights:
     records: dict[str, Record]
     """Place by op name."""
     moved: dict[int, int]
-    """New offset by old offset, for all that is not a linear."""
+    """New offset by old offset, for everything that is not a linear."""
     tie: TieRecord | None
     """Where the input embedding is looked up, if tied."""
 
@@ -37,7 +37,7 @@ def write_weights(skeleton: Skeleton, store: StoreOp, path: Path) -> WrittenWeig
     """Write every record in the skeleton's order, which is llmexport's.
 
     Raises:
-        InputError: a tensor has another shape than its op.
+        InputError: a tensor and its op differ in shape.
     """
     written = WrittenWeights({}, {}, {}, None)
     pieces: list[Linear | FixedRange] = [*skeleton.ops, *skeleton.fixed]
@@ -62,7 +62,7 @@ def write_weights(skeleton: Skeleton, store: StoreOp, path: Path) -> WrittenWeig
                 tie = _tie(piece, tensor, written.records[piece.name])
                 lookup = store_float(tensor.dequantize(), FP16) if tensor.format == FP32 else None
         if tie is not None and lookup is not None:
-            # the engine looks tokens up in halves at best: a head of floats gets them beside it
+            # the engine looks tokens up in fp16 at best: a head in fp32 gets an fp16 copy beside it
             tie = TieRecord.of(FP16, target.tell(), target.tell(), 0)
             target.write(lookup.weight_bytes())
     return WrittenWeights(written.formats, written.records, written.moved, tie)

@@ -95,7 +95,7 @@ def set_runtime(folder: Path, runtime: RuntimeConfig) -> None:
 def _check_read_back(ops: tuple[Linear, ...], formats: Mapping[str, QuantFormat]) -> None:
     wrong = [op for op in ops if not op.holds(formats[op.name])]
     if wrong or len(ops) != len(formats):
-        msg = f"the built graph holds {len(ops)} linears of {len(formats)}; is the converter of another MNN version?"
+        msg = f"the built graph holds {len(ops)} linears of {len(formats)}; is the converter from another MNN version?"
         if wrong:
             msg = f"{wrong[0].name} was written as {formats[wrong[0].name]} and reads back as {wrong[0]}"
         raise ToolError(msg)
@@ -115,7 +115,7 @@ def _write_configs(
 
 
 def _copy_rest(source: Path, draft: Path) -> None:
-    """Take over tokenizer, embedding and whatever else the export holds; big tables as hard links where possible."""
+    """Copy tokenizer, embedding and the export's other files; big tables as hard links where possible."""
     for path in sorted(source.iterdir()):
         if path.name in _NOT_COPIED or not path.is_file():
             continue

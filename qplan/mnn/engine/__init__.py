@@ -1,1 +1,1 @@
-"""The engine in processes of its own."""
+"""MNN's engine, in child processes."""

@@ -1,4 +1,4 @@
-"""``qplan.Engine``: MNN's engine behind every check that qplan knows; what still goes wrong is a Python exception."""
+"""``qplan.Engine``: MNN's engine behind every check that qplan knows; what still goes wrong raises an exception."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MOST_TOKENS = 32_768
 """Longest sequence for a model that does not say how long its context is: its attention mask takes 4 GiB."""
 
 MOST_LOGITS_BYTES = 2 << 30
-"""Largest array that `Engine.logits` returns."""
+"""Largest array that `Engine.logits` returns, in bytes."""
 
 Answer = TypeVar("Answer")
 
@@ -31,7 +31,7 @@ class Timing:
     prompt_tokens: int
     prefill_s: float
     decode_s: tuple[float, ...]
-    """Of each pass after the prefill."""
+    """Seconds of each pass after the prefill."""
 
     @property
     def decode_tokens_per_s(self) -> float:
@@ -63,7 +63,7 @@ class Engine:
         """Check a folder and load it.
 
         Args:
-            folder: of an MNN model, whoever made it.
+            folder: an MNN model folder, whoever made it.
             runtime: settings of the engine; None is memory low, 1 thread.
             context: longest sequence in tokens; None for what the folder says.
             timeout_s: seconds until a request counts as hung and the process is killed.
@@ -95,7 +95,7 @@ class Engine:
 
     @property
     def folder(self) -> Path:
-        """The model."""
+        """The model folder."""
         return self.preflight.folder
 
     @property
@@ -105,7 +105,7 @@ class Engine:
 
     @property
     def context(self) -> int:
-        """Longest sequence in tokens that is let through."""
+        """Longest sequence that is accepted, in tokens."""
         return self._limit
 
     @property
@@ -115,11 +115,11 @@ class Engine:
 
     @property
     def timing(self) -> Timing | None:
-        """Of the last generation; None before the first."""
+        """Timing of the last generation; None before the first."""
         return self._timing
 
     def restart(self) -> None:
-        """Start a new process and load the model again. After a crash or a hang the next request does it by itself.
+        """Start a new process and load the model again. After a crash or a hang the next request does so on its own.
 
         Raises:
             ToolError: the engine does not load it.
@@ -212,7 +212,7 @@ class Engine:
         return session
 
     def _ask(self, call: Callable[[EngineSession], Answer], generation: int | None = None) -> Answer:
-        """Do one request, for a generation only while no other request and no restart came in between."""
+        """Make one request; one of a generation only if no other request or restart came in between."""
         with self._lock:
             session = self._running()
             if generation is not None and generation != self._generation:

@@ -24,17 +24,17 @@ Outcome = Literal["ok", "wrong", "refused", "crash", "hang", "export fails"]
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """The end of a run."""
+    """How a run ended."""
 
     outcome: Outcome
-    """``ok`` if there are logits, whatever they are."""
+    """``ok`` if there are logits, right or wrong."""
     logits: NDArray[np.float32] | None
     """``[2, tokens, vocabulary]``: in one pass, and token by token."""
     detail: str
     """The signal or the engine's last words; empty if there are logits."""
 
     def judged(self, expected: NDArray[np.float32], limit: float) -> tuple[Outcome, float | None]:
-        """Outcome and relative error, the larger of both paths, against ``[tokens, vocabulary]``."""
+        """Outcome and relative error, the larger over both paths, against ``[tokens, vocabulary]``."""
         if self.logits is None:
             return self.outcome, None
         if self.logits.shape[1:] != expected.shape or not np.isfinite(self.logits).all():

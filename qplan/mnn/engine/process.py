@@ -99,7 +99,7 @@ class EngineProcess:
         return ToolError(f"{what}: {why}", command=self._shown, code=code, tail=self._tail())
 
     def close(self) -> None:
-        """End the child: politely, then not."""
+        """End the child: ask first, then kill."""
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
                 with suppress(BrokenPipeError):

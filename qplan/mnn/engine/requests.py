@@ -57,7 +57,7 @@ def checked_count(name: str, value: object, least: int = 1) -> int:
     """A whole number that is not too small.
 
     Raises:
-        InputError: it is something else.
+        InputError: not a whole number, or below ``least``.
     """
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
         msg = f"{name} {value!r:.80}: must be a whole number from {least}"

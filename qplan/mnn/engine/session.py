@@ -1,6 +1,6 @@
-"""MNN's engine with one model folder, in a child process that may crash without taking anyone along.
+"""MNN's engine with one model folder, in a child process, which may crash without taking its parent down.
 
-For qplan's own measurements, of folders that it built: it checks requests, not folders. Users have `qplan.Engine`.
+For qplan's own measurements of folders that it built: checks requests, not folders. Users have `qplan.Engine`.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class Step:
     text: str
     """Characters that it completes; empty within a character of several tokens."""
     seconds: float
-    """Of the pass that made it."""
+    """Duration of the pass that made it."""
 
 
 @dataclass(frozen=True)
 class SpeedSample:
-    """Seconds of single runs, the warm-up left out."""
+    """Seconds of single runs, without the warm-up."""
 
     prompt_tokens: int
     prefill_s: tuple[float, ...]
@@ -48,12 +48,12 @@ class SpeedSample:
 
     @property
     def prefill_tokens_per_s(self) -> float:
-        """From the fastest prefill."""
+        """Prefill speed, from the fastest repeat."""
         return self.prompt_tokens / min(self.prefill_s)
 
     @property
     def decode_tokens_per_s(self) -> float:
-        """From the median decoded token: the cache grows, so that the fastest is merely the first."""
+        """Decode speed, from the median token: the cache grows, so the fastest token is merely the first."""
         return 1 / float(np.median(self.decode_s))
 
 
@@ -113,7 +113,7 @@ class EngineSession:
 
     @property
     def ram_bytes(self) -> int:
-        """Growth of the process's resident memory by loading the model; 0 where the system does not tell."""
+        """Growth of the process's resident memory by loading the model; 0 where the system does not report it."""
         return int(self._loaded["ram_bytes"])
 
     @property
@@ -200,9 +200,9 @@ class EngineSession:
         Args:
             prompt_tokens: length of the prefill.
             decode_tokens: tokens after it, one at a time.
-            repeats: of all that, after a warm-up.
-            own_time: count the thread's own processor time, not the clock's: the same on an idle machine, and not
-                disturbed by other processes on a busy one. For one thread only.
+            repeats: how often both are timed, after a warm-up.
+            own_time: measure the thread's CPU time, not wall time: the same on an idle machine, and undisturbed by
+                other processes on a busy one. For one thread only.
 
         Raises:
             InputError: a count below 1, or a sequence beyond the context.
@@ -211,7 +211,7 @@ class EngineSession:
         for name, count in (("prompt_tokens", prompt_tokens), ("decode_tokens", decode_tokens), ("repeats", repeats)):
             checked_count(name, count)
         if own_time and self.runtime.threads > 1:
-            msg = f"own time of {self.runtime.threads} threads: the engine's other threads cannot be seen; use 1"
+            msg = f"CPU time of {self.runtime.threads} threads: those that the engine starts cannot be measured; use 1"
             raise InputError(msg)
         # any tokens cost the same; spread over the vocabulary, as text is
         ids = [(7919 * step) % self.vocabulary for step in range(prompt_tokens)]
@@ -245,8 +245,9 @@ class EngineSession:
     def _begin(self, together: int) -> None:
         """Get ready for a new sequence whose first ``together`` tokens come in one pass.
 
-        The engine's ``reset()`` leaves such state as it is, and a pass of one token goes on from it (measured on LFM2,
-        3.6.1: a second sequence, token by token, is 41 % off): the model is loaded again.
+        The engine's ``reset()`` keeps the state of convolutions over time and of linear attention, and a pass of one
+        token continues from it (measured on LFM2, 3.6.1: a second sequence, token by token, is 41 % off). Such a model
+        is loaded again.
         """
         if self._used and together == 1 and self._keeps_state:
             self.restart()

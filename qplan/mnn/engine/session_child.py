@@ -24,7 +24,7 @@ Answer = dict[str, Any]
 
 
 def resident_bytes() -> int:
-    """Resident memory of this process; 0 where the system does not tell."""
+    """Resident memory of this process; 0 where the system does not report it."""
     try:
         fields = Path("/proc/self/statm").read_text(encoding="ascii").split()
     except OSError:
@@ -84,7 +84,7 @@ class Session:
         return {"ids": [int(token) for token in self.llm.tokenizer_encode(request["prompt"])]}
 
     def begin(self, request: Request) -> Answer:
-        """Prefill; then greedy steps are asked for one at a time."""
+        """Prefill; greedy steps follow, one per request."""
         self.llm.reset()
         self.llm.generate_init()
         self.text = codecs.getincrementaldecoder("utf-8")("replace")
@@ -124,7 +124,7 @@ class Session:
         clock = time.thread_time if request["own_time"] else time.perf_counter
         self.llm.set_config({"all_logits": False})
         try:
-            for _ in range(request["repeats"] + 1):  # the first is to warm up
+            for _ in range(request["repeats"] + 1):  # the first warms up
                 self.llm.reset()
                 self.llm.generate_init()
                 prefill.append(self._timed(prompt, clock))
@@ -143,7 +143,7 @@ class Session:
 
 
 def answer(state: dict[str, Session], request: Request) -> Answer:
-    """Do one request."""
+    """Answer one request."""
     command = request["command"]
     if command == "load":
         session = state["session"] = Session(request["config"], request["settings"])

@@ -1,4 +1,4 @@
-"""Virtual environments, each with one release of MNN: made by pip, by name, when the user asks for it."""
+"""Virtual environments, each with one release of MNN: installed by pip when the user asks for it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NATIVE = ("_tools*", "_mnncengine*", "MNN", "mnn.libs", "MNN.libs")
 
 
 ENGINES_FOLDER = Path("qplan-engines")
-"""Where environments are kept unless told otherwise: below the working folder."""
+"""Default folder for environments, below the working folder."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class EngineVenv:
 
     @classmethod
     def of(cls, version: EngineVersion, home: Path = ENGINES_FOLDER) -> EngineVenv:
-        """The environment of a version among those in a folder; it need not be there."""
+        """The environment of a version in the folder ``home``; it need not exist."""
         return cls(version, home / str(version))
 
     @property
@@ -53,7 +53,7 @@ class EngineVenv:
         done.touch()
 
     def converter(self, shim: Path) -> Path:
-        """A folder with this release's MNN package alone, to put before another Python's.
+        """Fill a folder with only this release's MNN package, to go before the site-packages of another Python.
 
         Raises:
             ToolError: the environment holds no converter.

@@ -39,15 +39,15 @@ class GraphNode:
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     externals: tuple[tuple[int, ...], ...]
-    """Ranges of the weight file."""
+    """Ranges of the weight file that it reads: offset, then lengths."""
     convolutions: tuple[Linear, ...]
     """One for a convolution, several for a fused linear."""
     dims: tuple[int, ...] = ()
-    """Of an input."""
+    """Shape of an input."""
     dtype: int = 0
-    """Of an input: 1 is float, 3 is int."""
+    """Data type of an input: 1 is float, 3 is int."""
     packs_channels: bool = False
-    """An attention that writes the layout of the C4 fusion."""
+    """Whether it is an attention that writes the layout of the C4 fusion."""
 
     @property
     def is_linear(self) -> bool:
@@ -60,13 +60,13 @@ class BinaryGraph:
     """A graph file."""
 
     nodes: tuple[GraphNode, ...]
-    """Of the main graph."""
+    """Ops of the main graph."""
     subgraph_nodes: tuple[GraphNode, ...]
-    """Of all others, e.g. experts."""
+    """Ops of the other graphs, e.g. experts."""
     tensor_names: tuple[str, ...]
     output_names: tuple[str, ...]
     converter: str
-    """Version of the converter that wrote it; empty if unsaid."""
+    """Version of the converter that wrote it; empty if the file does not say."""
 
     @property
     def all_nodes(self) -> tuple[GraphNode, ...]:
@@ -78,7 +78,7 @@ class BinaryGraph:
         """Every linear that has its weights in the weight file, in graph order: what a format is chosen for.
 
         Raises:
-            InputError: none, two of one name, or fused ones.
+            InputError: there are none, two share a name, or some are fused.
         """
         fused = [node.name for node in self.all_nodes if node.type == FUSED_LINEAR]
         found = tuple(node.convolutions[0] for node in self.all_nodes if node.is_linear)
@@ -87,7 +87,7 @@ class BinaryGraph:
             msg = f"the graph has fused linears: {', '.join(fused[:3])}; export it with --disable_transformer_c4"
             raise InputError(msg)
         if not found or repeated:
-            msg = f"the graph has linears of one name: {', '.join(repeated)}" if found else "the graph has no linears"
+            msg = f"several linears share a name: {', '.join(repeated)}" if found else "the graph has no linears"
             raise InputError(msg + "; this export is not of a language model that qplan knows")
         return found
 

@@ -1,4 +1,4 @@
-"""MNN's converter between ``llm.mnn`` and JSON, in a child process; its output is checked, not its words."""
+"""MNN's converter between ``llm.mnn`` and JSON, in a child process; its files are checked, not what it prints."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def graph_to_json(graph: Path, target: Path, *, timeout_s: float = 600) -> None:
     try:
         json.loads(target.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        msg = f"the converter made no readable JSON of {graph}: {error}"
+        msg = f"the converter wrote no readable JSON for {graph}: {error}"
         raise ToolError(msg, tail=output[-2000:]) from None
 
 
@@ -34,7 +34,7 @@ def json_to_graph(source: Path, target: Path, *, timeout_s: float = 600) -> None
     """
     output = _convert("to-mnn", source, target, timeout_s)
     if not target.is_file() or target.stat().st_size == 0:
-        msg = f"the converter made nothing of {source}, whatever it printed"
+        msg = f"the converter wrote no graph for {source}, whatever it printed"
         raise ToolError(msg, tail=output[-2000:])
 
 

@@ -9,7 +9,7 @@ import _tools
 def main() -> None:
     """Convert between ``llm.mnn`` and its JSON; with ``to-mnn``, let the engine read the result.
 
-    Through ``_tools``: the wrapper ``MNN.tools.mnnconvert`` installs packages and sends a machine id.
+    Calls ``_tools`` directly: the wrapper ``MNN.tools.mnnconvert`` installs packages and sends a machine id.
     """
     direction, source, target = sys.argv[1:]
     if direction == "to-json":

@@ -1,6 +1,6 @@
 """Reads flatbuffers without generated code: tables, vectors and strings by field number, every access within bounds.
 
-The format: https://flatbuffers.dev/internals/. A file that was cut or damaged raises; it never reads past its end.
+The format: https://flatbuffers.dev/internals/. A truncated or damaged file raises; nothing is read past its end.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class Table:
         return struct.unpack_from(f"<{count}{code}", self.data, start + 4)
 
     def _slots(self, number: int) -> range:
-        """Places of the references of a vector."""
+        """Positions of a vector's references."""
         place = self._field(number)
         if not place:
             return range(0)
@@ -111,7 +111,7 @@ class Table:
 
 def _read(data: bytes, place: int, number: struct.Struct) -> int:
     if not 0 <= place <= len(data) - number.size:
-        msg = f"byte {place} of {len(data)} is referred to: the file is cut or damaged"
+        msg = f"a reference points to byte {place} of {len(data)}: the file is truncated or damaged"
         raise InputError(msg)
     value: int = number.unpack_from(data, place)[0]
     return value
@@ -124,7 +124,7 @@ def _follow(data: bytes, place: int) -> int:
 def _count(data: bytes, start: int, size: int) -> int:
     count = _read(data, start, _UINT32)
     if start + 4 + count * size > len(data):
-        msg = f"a vector of {count} elements starts at byte {start} of {len(data)}: the file is cut or damaged"
+        msg = f"a vector of {count} elements starts at byte {start} of {len(data)}: the file is truncated or damaged"
         raise InputError(msg)
     return count
 

@@ -1,6 +1,6 @@
-"""A multiplication of the graph's embedded input, channel by channel: what undoes a folded tied head's lookups.
+"""Multiplies the graph's embedded input channel by channel, to undo in lookups what folding did to a tied head.
 
-One ``BinaryOp`` and one ``Const`` at the head of the graph: ``hidden`` multiplications a token, ``4 hidden`` bytes.
+One ``BinaryOp`` and one ``Const`` at the head of the graph: ``hidden`` multiplications per token, ``4 hidden`` bytes.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def insert_scale(document: Node, scale: NDArray[np.float32]) -> None:
     width = inputs[0]["main"]["dims"][-1] if len(inputs) == 1 else None
     if width != len(scale):
         msg = (
-            f"the graph's embedded input {_INPUT!r} has a width of {width}, expected {len(scale)}: this exporter is "
-            "another than qplan knows; use --fold off"
+            f"the graph's embedded input {_INPUT!r} has a width of {width}, expected {len(scale)}: qplan does not "
+            "know this exporter; use --fold off"
         )
         raise ToolError(msg)
     (embedded,) = inputs[0]["outputIndexes"]

@@ -1,4 +1,4 @@
-"""The JSON form of a graph: what is written. It is edited and converted; what was built is read from ``llm.mnn``."""
+"""The JSON form of a graph, which is edited and converted to write one; graphs are read from ``llm.mnn``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Node = dict[str, Any]
 
 
 def read_document(path: Path) -> Node:
-    """The JSON form of a graph.
+    """Read the JSON form of a graph.
 
     Raises:
         InputError: no such file, or not a graph.

@@ -1,6 +1,6 @@
-"""A model that answers after fewer layers: the head reads the residual stream before a layer, the rest is dead.
+"""A model that stops early: the head reads the residual stream before some layer, and the layers after that are dead.
 
-Same weights, same file, one edge of the graph moved: what a layer puts out can be seen on the real engine.
+Same weights, same file, one edge of the graph moved: shows on the real engine what a layer outputs.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def look_after(model: Path, document: Node, layers: int, out: Path) -> Path:
 
     Args:
         model: a whole model; its other files are linked, not copied.
-        document: of `open_lens`; not changed.
+        document: the result of `open_lens`; not changed.
         layers: how many layers run, from 0.
         out: folder to make.
 

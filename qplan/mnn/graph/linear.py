@@ -12,7 +12,7 @@ FLOATS, INTEGERS, HALVES = 0, 1, 3
 """Codings: what a record of the weight file holds. llmexport makes no others."""
 
 EXPERT_PREFIX = "/expert/"
-"""Of the names of graphs, and of their ops, that belong to single experts."""
+"""Prefix of the names of single experts' graphs, and of the ops in them."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True)
 class Linear:
-    """A matrix product as the graph declares it, nothing of it checked; MNN calls it a convolution."""
+    """A matrix product as the graph declares it, unchecked; MNN calls it a convolution."""
 
     name: str
-    """Of its op; with its number in brackets where an op has several."""
+    """Name of its op; with a number in brackets if the op holds several linears."""
     out_features: int
     in_features: int
     kernel: int = 1
@@ -47,7 +47,7 @@ class Linear:
     coding: int
     """One of `FLOATS`, `INTEGERS` and `HALVES`."""
     bits: int
-    """32 for floats, 16 for halves, else what is declared."""
+    """32 for floats, 16 for halves, else as declared."""
     zero_points: int = 0
     """Zero points of the whole matrix; 0 is symmetric."""
     wide_shape: bool = False
@@ -63,7 +63,7 @@ class Linear:
 
     @property
     def symmetric(self) -> bool:
-        """What the engine takes it for: it looks at the zero points alone."""
+        """Whether the engine takes it for symmetric: it looks at the zero points alone."""
         return self.zero_points == 0
 
     @property
@@ -73,7 +73,7 @@ class Linear:
 
     @property
     def record(self) -> Record:
-        """Where its bytes lie; parts that are not declared have none."""
+        """Where its bytes lie; parts that are not declared have 0 bytes."""
         offset, weight, second, third = (*self.external, 0, 0, 0, 0)[:4]
         return Record(offset, weight, 0, second) if self.coding == FLOATS else Record(offset, weight, second, third)
 
@@ -84,7 +84,7 @@ class Linear:
 
     @property
     def blocks(self) -> int:
-        """Scales per row, by what is declared; 0 for floats and halves."""
+        """Scales per row, as declared; 0 for floats and halves."""
         if self.coding != INTEGERS:
             return 0
         scales = self.record.alpha * 8 // self.scale_bits if self.symmetric else self.zero_points
@@ -92,7 +92,7 @@ class Linear:
 
     @property
     def format(self) -> QuantFormat:
-        """What it says of itself, as a format; whole rows have block 0, which the graph does not tell from one block.
+        """The format that it declares. Whole rows have block 0: the graph does not tell them from one block per row.
 
         Raises:
             InputError: a coding or a width that qplan does not know, e.g. 1 bit.
@@ -106,7 +106,7 @@ class Linear:
         return QuantFormat(self.bits, block, self.symmetric, self.scale_bits)
 
     def holds(self, fmt: QuantFormat) -> bool:
-        """Whether graph and bytes are those of ``fmt``: the same numbers, and ranges of exactly their lengths."""
+        """Whether it declares exactly ``fmt``: the same numbers, and ranges of the same lengths."""
         shape = self.out_features, self.in_features
         declared: tuple[object, ...] = (self.coding, self.bits, self.blocks)
         if fmt.is_float:
@@ -120,7 +120,7 @@ class Linear:
 
 
 def declaration(fmt: QuantFormat, out_features: int, in_features: int, record: Record) -> dict[str, Any]:
-    """What the JSON form of a graph says of a linear in a format; what is None must not be there."""
+    """What the JSON form of a graph declares of a linear in a format; keys whose value is None must be left out."""
     if fmt == FP32:
         # without quantization parameters a convolution holds floats: weights, then bias
         return {"quanParameter": None, "external": [record.offset, record.weight, record.bias]}
@@ -145,7 +145,7 @@ def declaration(fmt: QuantFormat, out_features: int, in_features: int, record: R
 
 
 def declaration_bytes(fmt: QuantFormat, name: str) -> int:
-    """Bytes of a linear's parameters in the graph file, next to those of fp16; measured on graphs of 57 linears.
+    """Bytes of a linear's parameters in the graph file, relative to fp16; measured on graphs of 57 linears.
 
     An expert's take 2 more, by the alignment of its own graph: measured on graphs of 8, 16 and 64 such linears.
     """

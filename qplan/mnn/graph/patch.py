@@ -1,4 +1,4 @@
-"""The graph of an exported folder with other formats and other places in the weight file."""
+"""Rewrites the graph of an exported folder for other formats and other places in the weight file."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from qplan.mnn.graph.linear import Record, declaration
 def patch_graph(
     document: Node, formats: Mapping[str, QuantFormat], records: Mapping[str, Record], moved: Mapping[int, int]
 ) -> Node:
-    """Point every op to its new bytes and tell every linear its format.
+    """Point every op to its new bytes and declare every linear's format.
 
     Args:
         document: JSON form of the graph; changed in place.
         formats: format by op name, of every linear.
         records: new place by op name.
-        moved: new offset by old offset, for all that is not a linear.
+        moved: new offset by old offset, for everything that is not a linear.
 
     Returns:
         The same document.
@@ -48,8 +48,8 @@ def patch_graph(
         elif ranges[0] in moved:
             main["external"] = [moved[ranges[0]], *ranges[1:]]
         else:
-            msg = f"{name} reads byte {ranges[0]} in {GRAPH_JSON_FILE} and not in {GRAPH_FILE}: the two are of "
-            msg += "different exports; export the model again"
+            msg = f"{name} reads byte {ranges[0]} in {GRAPH_JSON_FILE} and not in {GRAPH_FILE}: the two come "
+            msg += "from different exports; export the model again"
             raise ToolError(msg)
     return document
 
@@ -61,7 +61,7 @@ def rebuilt_bytes(folder: Path, graph: BinaryGraph) -> int:
 
     Args:
         folder: holds the graph's JSON form.
-        graph: the same graph, read.
+        graph: the same graph, as read from ``llm.mnn``.
 
     Raises:
         ToolError: the graph cannot be converted.

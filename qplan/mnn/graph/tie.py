@@ -16,7 +16,7 @@ TieForm = Literal["dict", "list"]
 TIE_KEY = "tie_embeddings"
 
 _KEYS = ("weight_offset", "alpha_offset", "alpha_size", "quant_bit", "quant_block")
-"""Of the dict form, in the order of the list form."""
+"""Keys of the dict form, in the order of the list form."""
 
 _SCALES = "alpha_dtype"
 
@@ -26,7 +26,7 @@ class TieRecord:
     """Where the lookup finds a token's row, and how it decodes it."""
 
     weight_offset: int
-    """First packed weight, after the record's header; 0 for a file of its own."""
+    """First packed weight, after the record's header; 0 for a separate file."""
     alpha_offset: int
     alpha_size: int
     """Bytes of the scales."""
@@ -48,7 +48,7 @@ class TieRecord:
         As the engine does: a sixth element of a list says that scales have 16 bits, and so does ``fp16`` of a dict.
 
         Raises:
-            InputError: it is neither, or holds what is no whole number from 0.
+            InputError: it has neither form, or holds something other than whole numbers from 0.
         """
         form: TieForm = "list" if isinstance(value, list) else "dict"
         parts: list[object] = []
@@ -77,19 +77,19 @@ class TieRecord:
 
 
 def read_tie(settings: Mapping[str, object]) -> TieRecord | None:
-    """The record of a model's settings; None if its embedding is not tied.
+    """Read the record in a model's settings; None if its embedding is not tied.
 
     Raises:
-        InputError: it is no such record.
+        InputError: not such a record.
     """
     value = settings.get(TIE_KEY)
     return None if value is None else TieRecord.parse(value)
 
 
 def check_tied(op_name: str, fmt: QuantFormat, form: TieForm) -> None:
-    """Check that the engine can look tokens up in a matrix of this format, and be told so.
+    """Check that the engine can look tokens up in a matrix of this format, and that the record's form can say so.
 
-    Floats pass: halves of them are stored beside.
+    fp32 passes: an fp16 copy is stored beside it.
 
     Raises:
         InputError: it would read garbage without an error.

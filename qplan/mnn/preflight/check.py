@@ -1,4 +1,4 @@
-"""All checks of a folder, in the order in which the engine would meet the trouble."""
+"""All checks of a folder, in the order in which the engine would run into the problems."""
 
 from __future__ import annotations
 

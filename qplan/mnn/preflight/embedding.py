@@ -22,7 +22,7 @@ def check_embedding(model: ModelFolder) -> Iterator[Finding]:
         yield error("embedding-size", path.name, what, f"tokens without a row have {GARBAGE}", COPY_AGAIN)
     elif size > expected:
         what = f"{size / (2 * hidden):,.6g} rows for a vocabulary of {vocabulary:,}"
-        effect = "right if only the head was cut; another model's embedding is garbage without a message"
+        effect = "right if only the head was shortened; another model's embedding means garbage without a message"
         yield warning("embedding-size", path.name, what, effect, "compare it with the folder it was copied from")
 
 
@@ -38,7 +38,7 @@ def check_tokenizer(model: ModelFolder) -> Iterator[Finding]:
         yield error("tokenizer-size", file, what, effect, "put the tokenizer of this model there")
     elif 2 * (tokenizer.largest_id + 1) < vocabulary:
         what = f"it has {tokenizer.largest_id + 1:,} tokens of the model's {vocabulary:,}"
-        effect = "another model's tokenizer makes nonsense of every text, without a message"
+        effect = "another model's tokenizer turns every text into nonsense, without a message"
         yield warning("tokenizer-size", file, what, effect, "compare it with the folder it was copied from")
     if not tokenizer.stops:
         what = "it names no token that ends a text"

@@ -11,7 +11,7 @@ Severity = Literal["error", "warning"]
 
 @dataclass(frozen=True)
 class Finding:
-    """What, where, what happens, what to do."""
+    """What is wrong and where, what the engine does with it, and what to do."""
 
     code: str
     """A short name that scripts can rely on, e.g. ``weights-cut``."""
@@ -24,7 +24,7 @@ class Finding:
     remedy: str
 
     def to_json(self) -> dict[str, str]:
-        """All fields."""
+        """Return all fields."""
         return asdict(self)
 
 
@@ -41,4 +41,4 @@ def warning(code: str, where: str, what: str, effect: str, remedy: str) -> Findi
 EXPORT_AGAIN = "export or build the model again"
 COPY_AGAIN = "copy the file again from where the model was made, or build the model again"
 GARBAGE = "garbage logits without a message"
-REFUSED = "the engine does not load the model, and crashes when it is used all the same"
+REFUSED = "the engine does not load the model, and crashes if it is used anyway"

@@ -1,4 +1,4 @@
-"""The graph's inputs and outputs against what the engine feeds and asks for; tensors that nobody makes."""
+"""The graph's inputs and outputs against what the engine feeds and asks for; tensors that no op makes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from qplan.mnn.preflight.model import ENGINE_INPUTS, LOGITS, ModelFolder
 def check_inputs(model: ModelFolder) -> Iterator[Finding]:
     """Walk back from the logits: every tensor on the way must be made by an op or fed by the engine.
 
-    Dead ops of a valid export refer to tensors that nobody makes; the engine never runs them.
+    Dead ops of a valid export refer to tensors that no op makes; the engine never runs them.
     """
     graph = model.graph
     if graph is None:
@@ -66,5 +66,5 @@ def _unused(graph: BinaryGraph, live: tuple[GraphNode, ...], declared: set[str])
             effect = "right, but prefill computes the logits of every position"
             yield warning("unused-input", GRAPH_FILE, what, effect, "export it with a newer llmexport")
         elif name in used and name not in declared:
-            effect = "MNN.llm binds it by name; whatever else reads the graph refuses it"
+            effect = "MNN.llm binds it by name; other readers of the graph refuse it"
             yield warning("undeclared-input", GRAPH_FILE, f"{name} is used and not declared", effect, EXPORT_AGAIN)

@@ -32,7 +32,7 @@ _OPTIONAL_INPUTS = {"has_deepstack": "deepstack_embeds", "ple_embed_file": "ple_
 
 @dataclass
 class ModelFolder:
-    """What could be read of a folder; what could not is a finding."""
+    """What could be read from a folder; what could not be read is a finding."""
 
     folder: Path
     engine: EngineVersion
@@ -130,7 +130,7 @@ class ModelFolder:
 
     def _json(self, name: str) -> Settings:
         path = self.folder / name
-        effect = "the engine takes its defaults (4096 wide, 32 layers) and crashes or says garbage"
+        effect = "the engine takes its defaults (4096 wide, 32 layers) and crashes or outputs garbage"
         if self._lies_outside(path, name):
             return {}
         if not path.exists():

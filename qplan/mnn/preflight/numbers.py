@@ -1,4 +1,4 @@
-"""Norms, biases and samples of the scales: numbers that no model has, as bits flipped in storage make them."""
+"""Looks in norms, biases and samples of the scales for numbers that no model has, e.g. from flipped bits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qplan.mnn.preflight.finding import COPY_AGAIN, GARBAGE, Finding, error
 from qplan.mnn.preflight.model import ModelFolder
 
 LIMIT = 1e6
-"""Largest scale, zero point, bias or norm weight that is believed."""
+"""Largest scale, zero point, bias or norm weight that counts as plausible."""
 
 _WINDOW_BYTES = 4096
 
@@ -46,7 +46,7 @@ def check_numbers(model: ModelFolder, *, full: bool = False) -> Iterator[Finding
 
 
 def _parts(linear: Linear) -> list[tuple[int, int, int]]:
-    """Offset, bytes and bytes per number of everything that is floats."""
+    """Offset, bytes and bytes per number of every part that holds floats."""
     record = linear.record
     scales = record.offset + record.weight
     bias = (scales + record.alpha, record.bias, 4)
@@ -57,7 +57,7 @@ def _parts(linear: Linear) -> list[tuple[int, int, int]]:
 
 def _sane(stream: BinaryIO, offset: int, length: int, width: int, size: int, *, full: bool) -> bool:
     if length <= 0 or offset < 0 or offset + length > size:
-        return True  # nothing there, or told by the checks of ranges
+        return True  # nothing there, or reported by check_ranges
     starts = [0]
     window = length
     if not full and length > 3 * _WINDOW_BYTES:

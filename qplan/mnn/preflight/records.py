@@ -52,7 +52,7 @@ def check_records(model: ModelFolder) -> Iterator[Finding]:
     with model.weight_path.open("rb") as stream:
         for linear in model.linears():
             if min(linear.external) < 0 or sum(linear.external) > model.weight_bytes:
-                continue  # told by the checks of ranges
+                continue  # reported by check_ranges
             half_scales += linear.coding == INTEGERS and linear.scale_bits == 16
             if linear.coding != INTEGERS:
                 yield from _floats(linear)
@@ -89,7 +89,7 @@ def _floats(linear: Linear) -> Iterator[Finding]:
 
 
 def _integers(linear: Linear, header: Header) -> Iterator[Finding]:
-    """What contradicts itself, or has no meaning on the engine; it believes the record, not the graph."""
+    """Contradictions, and what the engine cannot read; it believes the record, not the graph."""
     bits = header.bits
     where = f"{GRAPH_FILE}, {linear.name}"
     if bits == 1 and linear.symmetric:
@@ -109,7 +109,7 @@ def _integers(linear: Linear, header: Header) -> Iterator[Finding]:
 
 
 def _blocks(where: str, linear: Linear, header: Header) -> Iterator[Finding]:
-    """Scales against the matrix: a whole number of blocks in a row, and as many zero points as said."""
+    """Scales against the matrix: a whole number of blocks in a row, and as many zero points as declared."""
     scales = linear.record.alpha * 8 // linear.scale_bits
     rows, width = linear.out_features, linear.in_features * linear.kernel
     if not linear.symmetric:

@@ -20,13 +20,13 @@ _WORDS = {
 }
 _SIZES = ("hidden_size", "layer_nums")
 _LIMITS = ("thread_num", "max_new_tokens", "max_all_tokens")
-"""Taken for their defaults where they make no sense."""
+"""Numbers that the engine replaces by its defaults where they make no sense."""
 _TEXT = ("llm_model", "llm_weight", "tokenizer_file", "embedding_file", "sampler_type", "llm_config", "base_dir")
 _FLOAT, _INT32 = 1, 3
 
 
 def check_settings(model: ModelFolder) -> Iterator[Finding]:
-    """Types and words of the settings, and the sizes that the graph has too."""
+    """Types and values of the settings, and sizes that the graph declares too."""
     yield from _types(model)
     if model.graph is None:
         return
@@ -46,16 +46,16 @@ def _types(model: ModelFolder) -> Iterator[Finding]:
             if key in _SIZES:
                 yield error("bad-setting", key, what, crash, f"correct {key}")
             else:
-                yield warning("bad-setting", key, what, "it takes its default in silence", f"correct {key}")
+                yield warning("bad-setting", key, what, "the engine silently takes its default", f"correct {key}")
     for key in _TEXT:
         if key in model.settings and not isinstance(model.settings[key], str):
-            what = f"{key} is {model.settings[key]!r}, expected a text"
+            what = f"{key} is {model.settings[key]!r}, expected a string"
             yield error("bad-setting", key, what, crash, f"correct {key}")
     for key, words in _WORDS.items():
         value = model.settings.get(key)
         if value is not None and value not in words:
             what = f"{key} is {value!r}; the engine knows {', '.join(words)}"
-            yield warning("unknown-setting", key, what, "it takes its default in silence", f"correct {key}")
+            yield warning("unknown-setting", key, what, "the engine silently takes its default", f"correct {key}")
     if "hidden_size" not in model.settings and model.settings:
         what = "hidden_size is missing, and the engine assumes 4096"
         yield error("bad-setting", "hidden_size", what, "a crash or " + GARBAGE, EXPORT_AGAIN)

@@ -1,4 +1,4 @@
-"""The record that tells the engine to look tokens up in the head's bytes, against the head."""
+"""The record by which the engine looks tokens up in the head's bytes, against the head."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def check_tie(model: ModelFolder) -> Iterator[Finding]:
         yield error("tie-width", _WHERE, what, GARBAGE, "build the model with the head at 4, 8 or 16 bits")
         return
     head = model.head()
-    if head is None or not head.external or tie.weight_offset == 0:  # 0 is a file of its own
+    if head is None or not head.external or tie.weight_offset == 0:  # 0 is a separate file
         return
     if head.coding not in {INTEGERS, HALVES}:
         yield from _check_halves_beside(model, tie, head)
@@ -57,7 +57,7 @@ def _check_form(model: ModelFolder, tie: TieRecord) -> Iterator[Finding]:
 
 
 def _check_halves_beside(model: ModelFolder, tie: TieRecord, head: Linear) -> Iterator[Finding]:
-    """A head of floats: the lookup has halves of its own, anywhere in the weight file."""
+    """A head in fp32: the lookup has its own fp16 copy, anywhere in the weight file."""
     end = tie.weight_offset + 2 * head.weights
     if tie.bits != 16 or end > model.weight_bytes:
         what = f"{tie.bits} bits up to byte {end:,} of {model.weight_bytes:,}, for a head of floats"

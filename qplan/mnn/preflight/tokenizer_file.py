@@ -18,7 +18,7 @@ _MOST_BYTES = 256 << 20
 """Those of the largest vocabularies have some ten million."""
 
 _DEPTH = 8
-"""Sequences within sequences; real tokenizers have one."""
+"""Deepest nesting of sequences that is read; real tokenizers have one level."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class TokenizerFile:
     """The ids of a tokenizer."""
 
     largest_id: int
-    """Of a token that a text can become; -1 if there is none."""
+    """Largest id of a token that a text can become; -1 if there is none."""
     special: tuple[int, ...]
     stops: tuple[int, ...]
     """Ids that end a generation."""
@@ -35,7 +35,7 @@ class TokenizerFile:
 
 
 def read_tokenizer(path: Path) -> TokenizerFile:
-    """Read a tokenizer file of MNN.
+    """Read an MNN tokenizer file.
 
     Raises:
         InputError: no such file, or not a whole tokenizer.
@@ -51,7 +51,7 @@ def parse_tokenizer(data: bytes) -> TokenizerFile:
     """
     first, counts, listed, rest = _header(data)
     if len(counts) != 3 or min(counts) < 0 or len(listed) < sum(counts):
-        msg = f"its lists of special tokens are cut: {counts} announced, {len(listed)} ids found"
+        msg = f"its lists of special tokens are truncated: {counts} announced, {len(listed)} ids found"
         raise InputError(msg)
     special, stops, prefix = counts
     groups = listed[:special], listed[special : special + stops], listed[special + stops : special + stops + prefix]
@@ -76,7 +76,7 @@ def _header(data: bytes) -> tuple[list[int], list[int], list[int], bytes]:
 
 
 def _text_ids(body: bytes) -> int:
-    """Number of the last line of a text vocabulary: a token a line after the line that counts them."""
+    """Largest id of a text vocabulary: a line with their count, then one token per line."""
     count, _, tokens = body.partition(b"\n")
     try:
         announced = int(count.split()[0])
@@ -91,7 +91,7 @@ def _text_ids(body: bytes) -> int:
 
 
 class _Cursor:
-    """Walks through the binary part; what is not there raises."""
+    """Walks through the binary part; raises where bytes are missing."""
 
     def __init__(self, data: bytes) -> None:
         self.data, self.place = data, 0
@@ -149,7 +149,7 @@ def _vocabulary_ids(cursor: _Cursor, count: int, extra: int) -> int:
             largest = max(largest, id_of(data, place)[0])
             place += 4 + extra
     except struct.error:
-        msg = f"its vocabulary of {count} tokens is cut"
+        msg = f"its vocabulary of {count} tokens is truncated"
         raise InputError(msg) from None
     cursor.place = place
     return largest

@@ -1,1 +1,1 @@
-"""The exact solver behind the planner."""
+"""The solver behind the planner: its answer, and a bound that no plan is below."""

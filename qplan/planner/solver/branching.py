@@ -1,7 +1,7 @@
 """One branch per format of the largest group, usually the head.
 
-A relaxation that may take half a head in fp16 says little: its bound is far off and its prices mislead. With the
-largest group decided, the others are small against the limits and both are sharp.
+A relaxation that may store half a head in fp16 says little: its bound is loose and its prices mislead. Once the
+largest group is decided, the others are small compared with the limits, and bound and prices are sharp.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Branch:
 
 
 def pivot(grid: Grid) -> int:
-    """The group whose choices differ most in cost, relative to what all groups together may differ."""
+    """The group whose choices differ most in cost, relative to the spread of all groups together."""
     least = grid.least_costs().astype(np.float64)
     spread = np.where(grid.alive, grid.costs, np.iinfo(np.int64).min).max(axis=2) - least
     total = np.maximum(spread.sum(axis=1, keepdims=True), 1.0)
@@ -38,7 +38,7 @@ def decided(grid: Grid, group: int, choice: int) -> Grid:
 
 
 def branches(grid: Grid) -> list[Branch]:
-    """Parts that together hold every feasible plan of a grid, least bound first; none if there is no plan."""
+    """Branches that together hold every feasible plan of a grid, least bound first; empty if there is no plan."""
     group = pivot(grid)
     parts = [drop_impossible(decided(grid, group, int(c))) for c in np.flatnonzero(grid.alive[group])]
     found = [

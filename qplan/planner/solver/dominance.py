@@ -1,4 +1,4 @@
-"""Choices that no best plan needs: impossible ones, and dominated ones."""
+"""Removes choices that no best plan needs: impossible and dominated ones."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from qplan.planner.solver.program import Program
 
 Places = tuple[NDArray[np.intp], NDArray[np.intp]]
-"""Group and choice of some choices, for indexing a grid."""
+"""Group indices and choice indices, for indexing a grid."""
 
 
 @dataclass(frozen=True)
@@ -18,17 +18,17 @@ class Grid:
     """A program as padded arrays over ``[groups, choices]``, with the choices still in play."""
 
     values: NDArray[np.float64]
-    """``[groups, choices]``; 0 in padding."""
+    """Losses, ``[groups, choices]``; 0 in padding."""
     costs: NDArray[np.int64]
-    """``[rows, groups, choices]``; 0 in padding."""
+    """Costs, ``[rows, groups, choices]``; 0 in padding."""
     limits: NDArray[np.int64]
-    """``[rows]``."""
+    """``[rows]``: limit of each row."""
     alive: NDArray[np.bool_]
     """``[groups, choices]``: False in padding and for choices that were ruled out."""
 
     @classmethod
     def of(cls, program: Program) -> Grid:
-        """Lay a program out, all its choices alive."""
+        """Lay out a program, with all its choices alive."""
         width = max(len(values) for values in program.values)
         groups = len(program.values)
         values = np.zeros((groups, width))
@@ -63,7 +63,7 @@ class Grid:
 
 
 def drop_impossible(grid: Grid) -> Grid:
-    """Drop choices that break a row even if every other group takes its cheapest, until none is left.
+    """Repeatedly drop choices that break a row even if every other group takes its cheapest choice.
 
     A group may lose its last choice: the program is then infeasible.
     """
@@ -80,8 +80,8 @@ def drop_impossible(grid: Grid) -> Grid:
 def drop_dominated(grid: Grid) -> Grid:
     """Drop a choice where another of its group is no worse in value and in every row.
 
-    Sound for any number of limits, since every row says "at most". Of equal choices the first stays. Rows that no
-    picks can break (also those that `drop_impossible` has made slack) do not count.
+    This is sound for any number of limits, since every row says "at most". Of equal choices the first is kept. Rows
+    that no picks can break, including those that `drop_impossible` made slack, are ignored.
     """
     most = np.where(grid.alive, grid.costs, np.iinfo(np.int64).min).max(axis=2).sum(axis=1)
     costs = grid.costs[most > grid.limits]

@@ -1,7 +1,7 @@
-"""The mathematics of a plan: one choice per group, the least total value, several limits.
+"""A plan as a mathematical program: one choice per group, the least total value, several limits.
 
-A multiple-choice knapsack with any number of linear limits. Costs are integers (bytes, nanoseconds,
-weights x bits), so that a limit holds or does not, without tolerances; values are floats (nats).
+It is a multiple-choice knapsack with any number of linear limits. Costs are integers (bytes, nanoseconds,
+weights x bits), so limits need no tolerances; values are floats (nats).
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ class Row:
     """One limit: the costs of the chosen choices sum to at most ``limit``."""
 
     name: str
-    """What is limited, for people, e.g. ``file bytes``."""
+    """What is limited, e.g. ``file bytes``."""
     costs: tuple[tuple[int, ...], ...]
     """Cost of every choice of every group; may be negative."""
     limit: int
 
     @property
     def least(self) -> int:
-        """Smallest sum that any picks can have; above the limit, the row alone makes the program infeasible."""
+        """Smallest sum that any picks can have; above the limit, this row alone makes the program infeasible."""
         return sum(min(costs) for costs in self.costs)
 
     def used(self, picks: Sequence[int]) -> int:
@@ -36,14 +36,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Program:
-    """Pick one choice per group so that the values sum to the least and every row holds."""
+    """Pick one choice per group so that the sum of values is smallest and every row holds."""
 
     values: tuple[tuple[float, ...], ...]
     """Value of every choice of every group, finite."""
     rows: tuple[Row, ...]
 
     def __post_init__(self) -> None:
-        """Refuse a program that no solver should see.
+        """Refuse a malformed program.
 
         Raises:
             QplanError: no groups, a group without choices, a value that is not finite, or rows of another shape.
@@ -65,17 +65,17 @@ class Program:
         return math.fsum(values[pick] for values, pick in zip(self.values, picks, strict=True))
 
     def holds(self, picks: Sequence[int]) -> bool:
-        """Whether every row holds, in integers."""
+        """Whether every row holds, computed in integers."""
         return all(row.used(picks) <= row.limit for row in self.rows)
 
 
 class Status(StrEnum):
-    """How a solve ended; a caller handles each."""
+    """How a solve ended; callers handle every case."""
 
     OPTIMAL = "optimal"
-    """No feasible picks have a sum smaller by more than the gap, at most 1e-4 of it."""
+    """Feasible picks with a relative gap of at most 1e-4: no others are better by more than that."""
     TIME_LIMIT = "time limit"
-    """Feasible picks with a larger gap; or no picks if none were found in time."""
+    """Feasible picks with a larger gap, or no picks if none were found in time."""
     INFEASIBLE = "infeasible"
     """No picks satisfy all rows."""
 
@@ -86,13 +86,13 @@ class Solution:
 
     status: Status
     picks: tuple[int, ...]
-    """Chosen index per group; empty without a solution."""
+    """Index of the chosen choice per group; empty without a solution."""
     objective: float
     """Sum of the picked values; infinite without a solution."""
     bound: float
     """No feasible picks have a smaller sum."""
     choices: int
-    """Choices in the whole program: its binary variables."""
+    """Number of choices in the program, i.e. of its binary variables."""
     seconds: float
     """Wall time."""
 

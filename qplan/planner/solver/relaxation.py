@@ -23,16 +23,16 @@ _INFEASIBLE = 2
 
 @dataclass(frozen=True)
 class Relaxation:
-    """Prices and what they prove."""
+    """Prices, and the bound that they prove."""
 
     prices: NDArray[np.float64]
     """``[rows]``: value per unit of cost, not negative."""
     bound: float
     """No picks of living choices that satisfy the rows have a smaller sum of values."""
     extra: NDArray[np.float64]
-    """``[groups, choices]``: by how much the bound rises if the group takes this choice; infinite for the dead."""
+    """``[groups, choices]``: by how much the bound rises if the group takes this choice; infinite if not alive."""
     margin: float
-    """What rounding may have added to the bound."""
+    """The most that floating-point rounding may have added to the bound."""
 
 
 def relax(grid: Grid) -> Relaxation | None:
@@ -42,9 +42,9 @@ def relax(grid: Grid) -> Relaxation | None:
 
 
 def lagrangian(grid: Grid, prices: NDArray[np.float64]) -> Relaxation:
-    """The bound that given prices prove, for living choices."""
+    """The bound that given prices prove for the living choices."""
     least = grid.least_costs()
-    # costs above the group's cheapest, so that large equal parts cancel in integers
+    # relative to the group's cheapest choice, so that large common parts cancel in integers
     above = np.where(grid.alive, grid.costs - least[:, :, None], 0).astype(np.float64)
     slack = (grid.limits - least.sum(axis=1)).astype(np.float64)
     charged = np.where(grid.alive, grid.values + np.tensordot(prices, above, axes=1), np.inf)
@@ -55,7 +55,7 @@ def lagrangian(grid: Grid, prices: NDArray[np.float64]) -> Relaxation:
 
 
 def rows_of(grid: Grid, at: Places) -> tuple[csr_matrix, NDArray[np.float64]]:
-    """Rows and limits for the choices ``at``, each group's cheapest taken off and each row scaled to 1."""
+    """Rows and limits for the choices ``at``, relative to each group's cheapest choice, each row scaled to 1."""
     least = grid.least_costs()
     slack = (grid.limits - least.sum(axis=1)).astype(np.float64)
     above = (grid.costs[:, at[0], at[1]] - least[:, at[0]]).astype(np.float64)
@@ -76,7 +76,7 @@ def _prices(grid: Grid) -> NDArray[np.float64] | None:
     matrix, limits = rows_of(grid, at)
     values = grid.values[at] - np.where(grid.alive, grid.values, np.inf).min(axis=1)[at[0]]
     scale = 1e3 / max(float(values.max()), 1e-300)
-    # scipy-stubs do not know that linprog takes sparse matrices
+    # scipy-stubs don't know that linprog takes sparse matrices
     result = cast("Any", linprog)(
         values * scale,
         A_ub=matrix,
@@ -89,7 +89,7 @@ def _prices(grid: Grid) -> NDArray[np.float64] | None:
     if result.status == _INFEASIBLE:
         return None
     if result.status != 0:
-        # no prices is still a valid, weak bound
+        # prices of 0 still give a valid, if weak, bound
         return np.zeros(len(grid.limits))
     least = grid.least_costs()
     size = np.maximum((grid.costs[:, at[0], at[1]] - least[:, at[0]]).max(axis=1, initial=1), 1)

@@ -1,10 +1,11 @@
-"""Search by states: partial plans with equal costs are one state, and bounds drop the rest.
+"""Dynamic programming over partial plans, with bounds.
 
-Tensors of one shape cost the same in the same format, so that partial plans meet in few sums of costs; of those
-that meet only the one with the least loss can be part of a best plan. A partial plan goes when no completion can beat
-the best plan known, by Lagrangian bounds of the rest at many prices around the relaxation's (a plan that has drifted
-off the budget is seen by prices above or below). Where too many are left, those with the worst bounds go unproved: what
-they might have become is the bound of the answer. Limits are kept in integers.
+Tensors of one shape cost the same in the same format, so many partial plans have the same costs. They form one state,
+of which only the partial plan with the least loss can be part of a best plan. A state is dropped if no completion can
+beat the best known plan, which Lagrangian bounds of the remaining groups show. These are computed at many prices around
+the relaxation's, since states far above or below the budget need other prices. If too many states are left, those
+with the worst bounds are dropped unproved, and the least of their bounds limits what the search proves. Limits are
+checked in integers.
 """
 
 from __future__ import annotations
@@ -21,23 +22,23 @@ from qplan.planner.solver.dominance import Grid
 from qplan.planner.solver.relaxation import Relaxation
 
 _FACTORS = (0.8, 0.93, 1.0, 1.07, 1.25)
-"""Prices at which the rest is bounded, relative to the relaxation's."""
+"""Prices that the remaining groups are bounded at, relative to the relaxation's."""
 _MOST_PRICES = 125
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a search came to."""
+    """Result of a search."""
 
     picks: tuple[int, ...] | None
-    """The best picks that were reached, None if nothing at most as large as the value to beat was."""
+    """The best picks found; None if none have a value of at most the one to beat."""
     dropped: float
-    """No picks that were dropped unproved have a smaller sum; infinite if none were, so that nothing is better."""
+    """Lower bound of everything that was dropped unproved; infinite if nothing was, which proves the result."""
 
 
 @dataclass(frozen=True)
 class _Rest:
-    """Lower bounds of what the groups from some position on add, at several prices."""
+    """Lower bounds, at several prices, of what the groups from some position on add."""
 
     prices: NDArray[np.float64]
     """``[prices, rows]``."""
@@ -45,7 +46,7 @@ class _Rest:
     """``[groups + 1, prices]``: least value plus charge of all groups from a position on."""
 
     def bound(self, position: int, slack: NDArray[np.int64]) -> NDArray[np.float64]:
-        """``[states]``: what completing costs at least, with ``slack`` (``[states, rows]``) left."""
+        """``[states]``: the least value that completing a state adds, given its remaining ``slack [states, rows]``."""
         left = slack.astype(np.float64)
         least = np.full(len(left), -np.inf)
         for price, value in zip(self.prices, self.sums[position], strict=True):
@@ -58,10 +59,10 @@ def search(grid: Grid, relaxation: Relaxation, best: float, states: int, deadlin
 
     Args:
         grid: the program, with the choices that are still open.
-        relaxation: a bound of the same grid.
+        relaxation: the bound of the same grid.
         best: value to beat; infinite if no plan is known.
-        states: partial plans to keep at a time; beyond, those with the worst bounds are dropped unproved.
-        deadline: of `time.perf_counter`; past it the search gives up, having found and proved nothing.
+        states: states to keep at a time; of more, those with the worst bounds are dropped unproved.
+        deadline: reading of `time.perf_counter` after which the search gives up without a result.
     """
     least = grid.least_costs()
     most = np.where(grid.alive, grid.costs, np.iinfo(np.int64).min).max(axis=2).sum(axis=1)
@@ -74,7 +75,7 @@ def search(grid: Grid, relaxation: Relaxation, best: float, states: int, deadlin
     order = _order(grid, above)
     rest = _rest(grid, above, order, relaxation.prices[rows])
     value = np.array([grid.values[np.arange(len(picks)), picks].sum() - grid.values[order, picks[order]].sum()])
-    # values lie above the bound by rounding at most
+    # a value may exceed its bound by rounding
     allowed = best + relaxation.margin
     trail: list[tuple[NDArray[np.int32], NDArray[np.int16]]] = []
     dropped = math.inf
@@ -107,7 +108,7 @@ def search(grid: Grid, relaxation: Relaxation, best: float, states: int, deadlin
 
 
 def _order(grid: Grid, above: NDArray[np.int64]) -> list[int]:
-    """Open groups, the costliest first and groups of equal costs together, so that states meet early."""
+    """Undecided groups, the costliest first and groups of equal costs together, so that states merge early."""
     dearest = np.where(grid.alive, above, 0).max(axis=2, initial=0)
     return sorted((int(g) for g in np.flatnonzero(grid.alive.sum(axis=1) > 1)), key=lambda g: tuple(-dearest[:, g]))
 
@@ -132,7 +133,7 @@ def _rest(grid: Grid, above: NDArray[np.int64], order: list[int], prices: NDArra
 
 
 def _least_of_equals(value: NDArray[np.float64], slack: NDArray[np.int64]) -> NDArray[np.intp]:
-    """Indices, ascending, of the least value among states with equal slack."""
+    """Ascending indices of the state with the least value among those with equal slack."""
     if not len(value):
         return np.zeros(0, dtype=np.intp)
     order = np.lexsort((value, *slack.T))

@@ -1,14 +1,14 @@
-"""The solver: bounds, and a search that widens until the gap is negligible. Its answer is checked in integers.
+"""The solver: bounds, and a search that widens until the gap is negligible. Limits are checked in integers.
 
-1. Impossible and dominated choices go.
+1. Impossible and dominated choices are dropped.
 2. The largest group is decided, one branch per choice.
-3. In each the linear relaxation gives prices and a lower bound; each choice has an `extra`, by which it raises that.
-4. States are searched, first among the choices with the least extras, then among all that could be part of a better
-   plan than the best known (reduced-cost fixing, Pisinger, "A minimal algorithm for the multiple-choice knapsack
-   problem", 1995). States that are dropped for their number bound what may have been missed.
-5. More states are kept until that bound is within `ENOUGH` of the best plan.
+3. In each branch the linear relaxation gives prices, a lower bound, and how much each choice would raise it (`extra`).
+4. The search looks at the choices with the smallest extras first, then at all that could be part of a plan better than
+   the best known (reduced-cost fixing, Pisinger, "A minimal algorithm for the multiple-choice knapsack problem", 1995).
+   If it has to drop states because there are too many, their bounds limit what may have been missed.
+5. The search is repeated with more states until that bound is within `ENOUGH` of the best plan.
 
-Measured against branch and cut and against kernels that are solved to the end in ``reports/planner/solvers.md``.
+It is compared with branch and cut, and with kernels that are solved to optimality, in ``reports/planner/solvers.md``.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from qplan.planner.solver.search import search
 
 TIME_LIMIT_S = 60.0
 ENOUGH = 1e-4
-"""A relative gap at which the search ends: a thousandth of the error of a single loss."""
+"""Relative gap at which the search ends: a thousandth of the error of a single loss."""
 EXACT = 1e-12
-"""A relative gap that is none: what rounding leaves."""
+"""Relative gap that counts as none: what rounding leaves."""
 KERNEL = 60
-"""Choices beyond one per group that the first search looks at: it only has to find a good plan."""
+"""Choices, beyond one per group, that the first search looks at: it only has to find a good plan."""
 WORK = 50_000
-"""Partial plans kept at a time, times groups: some 90 in a large model; small ones are searched to the end."""
+"""States kept at a time, times groups: about 90 states in a large model; small models are searched exhaustively."""
 WIDENING = (1, 10, 30, 100, 300, 1000)
-"""By how much more each search keeps than the first; few programs need a second."""
+"""Factors on the states kept, one per search; few programs need a second search."""
 
 
 @dataclass
@@ -55,11 +55,11 @@ class _Best:
 
 @dataclass
 class _Part:
-    """A branch on its way to a proof."""
+    """A branch, with the bound proved so far."""
 
     branch: Branch
     bound: float
-    """No plan of the branch has a smaller sum; infinite where none of them is better than the best."""
+    """No plan of the branch has a smaller sum; infinite if none of them beats the best plan."""
 
     def distance(self, best: _Best) -> float:
         """How much a choice may raise the bound and still be part of a plan as good as the best."""
@@ -67,7 +67,7 @@ class _Part:
         return best.value - relaxation.bound + 2 * relaxation.margin
 
     def fix(self, best: _Best) -> None:
-        """Drop for good what cannot beat the best, which also sharpens the prices."""
+        """Drop choices that cannot be part of a better plan, which also sharpens the prices."""
         grid, distance = self.branch.grid, self.distance(best)
         left = grid.keep(self.branch.relaxation.extra <= distance)
         if distance <= 0 or not left.solvable:
@@ -79,9 +79,9 @@ class _Part:
             self.bound = max(self.bound, self.branch.relaxation.bound)
 
     def search(self, best: _Best, states: int, deadline: float, *, rough: bool) -> None:
-        """Improve the best and raise the bound; if rough, look at the likeliest choices first of all.
+        """Improve the best plan and raise the bound; a rough search looks at the most promising choices only.
 
-        What such a look leaves out is unknown, unless these are all the choices there are.
+        A rough search proves nothing about what it leaves out, so it raises the bound only if it leaves out nothing.
         """
         grid, relaxation = self.branch.grid, self.branch.relaxation
         kernel = grid.keep(relaxation.extra <= self._width) if rough else grid
@@ -92,7 +92,7 @@ class _Part:
 
     @property
     def _width(self) -> float:
-        """The extra up to which there are `KERNEL` choices beyond one per group."""
+        """The extra that `KERNEL` choices, beyond one per group, do not exceed."""
         relaxation = self.branch.relaxation
         positive = np.sort(relaxation.extra[self.branch.grid.alive & (relaxation.extra > relaxation.margin)])
         return float(positive[min(KERNEL, len(positive)) - 1]) if len(positive) else 0.0
@@ -103,11 +103,11 @@ def solve(program: Program, *, known: Iterable[Sequence[int]] = (), time_limit_s
 
     Args:
         program: groups, values and limits.
-        known: picks that the answer must not be worse than, where they are feasible.
-        time_limit_s: wall time; after it the best picks so far are returned with their gap.
+        known: picks to start from; the result is no worse than the feasible ones.
+        time_limit_s: wall time, after which the best picks so far are returned with their gap.
 
     Returns:
-        A solution with a status that the caller must look at.
+        A solution; the caller must check its status.
     """
     start = time.perf_counter()
     deadline = start + time_limit_s
@@ -138,7 +138,7 @@ def solve(program: Program, *, known: Iterable[Sequence[int]] = (), time_limit_s
 
 
 def _gap(best: _Best, parts: Sequence[_Part]) -> float:
-    """How far the best is above the bound of all parts, relative; 0 where nothing is open, infinite without a plan."""
+    """Relative gap between the best plan and the bound of all parts; 0 if nothing is open, infinite without a plan."""
     if best.picks is None:
         return math.inf
     distance = best.value - min((part.bound for part in parts), default=math.inf)

@@ -1,4 +1,4 @@
-"""Intel AutoRound's ``AutoScheme``: its scores and its exact solver, 4 and 8 bits in groups of 64 to choose from."""
+"""Intel AutoRound's ``AutoScheme``: its scores and its exact solver, choosing from 4 and 8 bits in groups of 64."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from reports.peers.score.meter import spent_on
 
 def search(subject: Subject, job: Job, weights: dict[str, int]) -> dict[float, dict[str, Any]]:
     """Score and plan for all budgets; it scores again for each."""
-    # imported late: where it caches scores is read from the environment, and it knows a model by its folder's name only
+    # imported late: it reads from the environment where to cache scores, and knows a model by its folder's name alone
     from auto_round.auto_scheme import AutoScheme, delta_loss  # noqa: PLC0415
     from auto_round.auto_scheme.gen_auto_scheme import GenScheme  # noqa: PLC0415
     from auto_round.schemes import preset_name_to_scheme  # noqa: PLC0415
 
-    # the same tokens as everybody, where it would fetch and tokenize a text of its own
+    # the same tokens as all peers; by itself it would fetch and tokenize another text
     delta_loss.get_dataloader = lambda *_args, **_kwargs: [
         {"input_ids": batch, "attention_mask": batch.new_ones(batch.shape)} for batch in subject.batches
     ]

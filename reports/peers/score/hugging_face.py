@@ -15,10 +15,10 @@ from reports.peers.score.meter import seconds_of
 
 @dataclass(frozen=True)
 class Subject:
-    """What is scored."""
+    """The model that is scored, and its tokens."""
 
     model: Any
-    """In FP32, on the CPU, one thread."""
+    """Hugging Face model in FP32, on the CPU, one thread."""
     batches: tuple[Tensor, ...]
     """int64 ``[batch_size, seq_len]`` each."""
 

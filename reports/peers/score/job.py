@@ -20,13 +20,13 @@ class Job:
     model: str
     """Hugging Face folder."""
     tokens: str
-    """``.npy`` file of int64 ``[samples, seq_len]``: what is scored on."""
+    """``.npy`` file of int64 ``[samples, seq_len]``: the tokens to score on."""
     budgets: tuple[float, ...]
-    """Mean widths of the planned weights in bits, scales not counted."""
+    """Mean widths of the planned weights in bits, without scales."""
     batch_size: int
     """Sequences per pass."""
     variant: str = ""
-    """Which of a peer's scorers."""
+    """Which of the peer's scorers to use."""
 
     @property
     def ids(self) -> NDArray[np.int64]:
@@ -40,10 +40,10 @@ class Spent:
     """What scoring took; importing and loading are not counted."""
 
     seconds: float
-    """Of the processor, all threads together."""
+    """Processor seconds of all threads together."""
     wall_s: float
     peak_mib: float | None
-    """Resident memory at its highest less what was there before; None where Linux does not tell."""
+    """Peak resident memory less that before the work; None where Linux does not report it."""
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,13 @@ class Answer:
     """A scorer's plans."""
 
     versions: dict[str, str]
-    """Of the peer's packages."""
+    """Versions of the peer's packages."""
     method: str
-    """What was called, in the peer's words."""
+    """The peer's name for what was called."""
     forward_s: float
     """Processor seconds of one forward pass over the same tokens in the peer's framework."""
     spent: Spent
-    """Scoring and the first plan."""
+    """Time and memory of scoring and of the first plan."""
     plans: dict[str, dict[str, int]]
     """Width in bits by tensor, by budget. Tensors that the peer does not plan are missing."""
 

@@ -18,7 +18,7 @@ _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def spent_on(work: Callable[[], T]) -> tuple[T, Spent]:
-    """Do a piece of work and say what it took."""
+    """Do a piece of work; returns its result with its time and memory."""
     before = _reset_peak()
     wall, processor = time.perf_counter(), time.process_time()
     result = work()

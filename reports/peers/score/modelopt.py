@@ -1,4 +1,4 @@
-"""NVIDIA ModelOpt's ``auto_quantize``: scores and solver as they are, INT4 and INT8 in blocks of 64 to choose from."""
+"""NVIDIA ModelOpt's ``auto_quantize``: scores and solver as they are, choosing from INT4 and INT8 in blocks of 64."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def search(subject: Subject, job: Job, method: str) -> Any:  # noqa: ANN401 - th
     _, state = mtq.auto_quantize(
         subject.model,
         constraints={"effective_bits": job.budgets[0]},
-        # never without quantization: every plan is of 4 and 8 bits
+        # no tensor stays unquantized: every plan has 4 and 8 bits alone
         module_search_spaces=[
             {
                 "module_name_patterns": ["*.layers.*"],
@@ -75,7 +75,7 @@ def main() -> None:
     subject = Subject.load(job)
     weights, forward_s = subject.linears, subject.forward_s()
     head = subject.model.get_output_embeddings().weight.numel()
-    # the head that is left alone counts 16 bits in their constraint
+    # their constraint counts the unplanned head at 16 bits
     total = sum(weights.values())
     bits = {b: (b * total + 16 * head) / (total + head) for b in job.budgets}
     job = Job(job.model, job.tokens, tuple(bits.values()), job.batch_size, job.variant)

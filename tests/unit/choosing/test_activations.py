@@ -45,11 +45,11 @@ GAIN = BlockGain(prefill=0.3, decode=0.7)
     ("gain", "speed", "option", "said"),
     [
         (GAIN, 0.96, 2, "0.30 times the loss in prefill and 0.70 in decode .* 0.96 times the decode speed"),
-        (GAIN, 1 - MOST_SLOWDOWN, 2, "taken"),
+        (GAIN, 1 - MOST_SLOWDOWN, 2, ": used"),
         (GAIN, 1 - MOST_SLOWDOWN - 0.01, 0, "too slow"),
         (GAIN, None, 0, "not known until the model is built"),
-        (BlockGain(0.3, 1 - LEAST_GAIN + 0.01), 1.0, 0, "saves 10% both ways"),
-        (BlockGain(1 - LEAST_GAIN + 0.01, 0.3), None, 0, "saves 10% both ways"),
+        (BlockGain(0.3, 1 - LEAST_GAIN + 0.01), 1.0, 0, "saves 10% in both"),
+        (BlockGain(1 - LEAST_GAIN + 0.01, 0.3), None, 0, "saves 10% in both"),
     ],
 )
 def test_a_scale_per_block_is_taken_where_it_pays(

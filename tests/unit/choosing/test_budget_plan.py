@@ -44,7 +44,7 @@ def test_where_nothing_fits_it_means_those_of_the_folded_one_and_says_so() -> No
     assert asked == [UNFOLDED, None]
     assert plan.budget_bytes == make_plan(TABLE, Budget.parse("int4"), FIXED).budget_bytes
     assert "400 bytes larger" in str(plan.notes[-1])
-    assert told[0].startswith("not within the bytes of the unfolded uniform export: ")
+    assert told[0].startswith("no plan within the bytes of the unfolded uniform export: ")
 
 
 def test_where_nothing_is_folded_it_is_solved_once() -> None:

@@ -144,7 +144,7 @@ def test_an_engine_that_is_none_is_named_with_its_line(run: RunFolder) -> None:
     path = run.budget("for-the-app") / "plan.json"
     path.write_text(path.read_text().replace('"engine": "3.5.0"', '"engine": "soon"'))
     line = 1 + next(i for i, text in enumerate(path.read_text().splitlines()) if '"engine": "soon"' in text)
-    with pytest.raises(InputError, match=rf"plan.json, line {line}, engine: 'soon' is no version of MNN"):
+    with pytest.raises(InputError, match=rf"plan.json, line {line}, engine: 'soon' is not a version of MNN"):
         find_plan(str(path))
 
 
@@ -193,5 +193,5 @@ def test_a_plan_for_another_memory_setting_has_the_losses_of_that(run: RunFolder
 def test_a_report_refuses_measurements_of_another_plan(run: RunFolder) -> None:
     path = run.budget("for-the-app") / "verification.json"
     replace(Verification.read(path), plan_sha256="0" * 64).write(path)
-    with pytest.raises(StaleArtifactError, match="is of another plan"):
+    with pytest.raises(StaleArtifactError, match="belongs to a different plan"):
         run_report("for-the-app", run, Language.en, print)

@@ -82,7 +82,7 @@ def test_a_pressed_ctrl_c_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for arguments in (["compat"], ["compat", "--quiet"]):
         done = qplan(*arguments, folder=tmp_path)
         assert done.returncode == 130
-        assert "goes on where it was" in done.stderr
+        assert "run the same command again to resume" in done.stderr
     assert qplan("compat", "--json", folder=tmp_path).document["error"]["kind"] == "InterruptedCommand"
 
 

@@ -147,7 +147,7 @@ def test_explanations(run: Run) -> None:
     assert why.frame["bytes"].is_monotonic_increasing
     assert "nats per MB" in repr(why)
     assert len(plan.explanations) == len(plan.plan.tensors)
-    with pytest.raises(InputError, match=r"matches no tensor; near it: .*down_proj"):
+    with pytest.raises(InputError, match=r"matches no tensor; similar names: .*down_proj"):
         plan.explain("9.mlp.down_proj")
 
 
@@ -192,7 +192,7 @@ def test_what_was_measured_stands_beside_what_was_predicted(run: Run) -> None:
     ("wrong", "told"),
     [
         ({"budget": "7"}, "has no unit"),
-        ({"pins": {"*.nothing": "int8"}}, "near it"),
+        ({"pins": {"*.nothing": "int8"}}, "similar names"),
         ({"pins": {"0.mlp.down_proj": "int9"}}, "width of 9 bits does not exist"),
         ({"metric": "beauty"}, "use one of kl, kl-p99, top1"),
         ({"objective": "fun"}, "use one of loss, smallest, fastest"),

@@ -99,7 +99,7 @@ def test_a_folded_folder_is_the_same_model(qwen2: LoadedModel, tmp_path: Path) -
     [
         ({"lm_head": torch.ones(3)}, "expected 64 positive numbers"),
         ({"lm_head": torch.linspace(0, 1, 64)}, "expected 64 positive numbers"),
-        ({"model.layers.0.self_attn.k_proj": torch.ones(64)}, "no scales to fold"),
+        ({"model.layers.0.self_attn.k_proj": torch.ones(64)}, "not a place where scales can be folded"),
     ],
 )
 def test_impossible_scales_are_refused(qwen2: LoadedModel, scales: dict[str, Tensor], message: str) -> None:

@@ -1,4 +1,4 @@
-"""Auto mode: measures what plans hang on, leads to the plans of measured mode, survives being killed."""
+"""Auto mode: measures what plans depend on, leads to the plans of measured mode, survives being killed."""
 
 from __future__ import annotations
 

@@ -55,8 +55,8 @@ def given(run: RunFolder, place: str, engine: str | None) -> PlannedOn:
         ("3.5.0", None, "3.5.0", ""),
         ("3.5.0", "3.5", "3.5", ""),
         (None, INSTALLED, INSTALLED, ""),
-        ("3.5.0", "3.4.0", "3.4.0", "made for engine 3.5.0: its formats are taken as 3.4.0 reads them"),
-        (None, "3.5.0", "3.5.0", f"made for engine {INSTALLED}: its formats are taken as 3.5.0 reads them"),
+        ("3.5.0", "3.4.0", "3.4.0", "made for engine 3.5.0: building its formats as 3.4.0 reads them"),
+        (None, "3.5.0", "3.5.0", f"made for engine {INSTALLED}: building its formats as 3.5.0 reads them"),
     ],
 )
 def test_the_engine_is_the_plans_unless_another_is_named(

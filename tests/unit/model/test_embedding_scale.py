@@ -41,7 +41,7 @@ def test_lookups_are_multiplied_and_the_shared_matrix_stays() -> None:
 
 
 def test_a_factor_of_another_width_is_refused() -> None:
-    with pytest.raises(InputError, match=r"shape \(3,\) for a width of 4"):
+    with pytest.raises(InputError, match=r"shape \(3,\), expected \(4,\)"):
         set_embedding_scale(nn.Embedding(7, 4), torch.ones(3))
 
 

@@ -174,7 +174,7 @@ def test_without_a_network_the_remedy_is_given(monkeypatch: pytest.MonkeyPatch) 
         raise LocalEntryNotFoundError(msg)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
-    with pytest.raises(InputError, match="hub cannot be reached; check the path, or connect"):
+    with pytest.raises(InputError, match="hub cannot be reached; check the path, or go online"):
         load_model("owner/name")
 
 

@@ -56,7 +56,7 @@ def test_relative_budgets(table: SensitivityTable, fixed: FixedBytes) -> None:
         ("int7", "no uniform export of 7 bits"),
         ("small", "not understood"),
         ("-3MB", "not understood"),
-        ("0MB", "is nothing"),
+        ("0MB", "is zero"),
         ("", "not understood"),
     ],
 )

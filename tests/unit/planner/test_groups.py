@@ -46,7 +46,7 @@ def test_patterns_join_over_the_model_or_per_layer(table: SensitivityTable) -> N
 @pytest.mark.parametrize(
     ("patterns", "fused", "problem"),
     [
-        (["*.experts.*"], False, "--group '\\*.experts.\\*' matches no tensor; near it"),
+        (["*.experts.*"], False, "--group '\\*.experts.\\*' matches no tensor; similar names"),
         (["lm_head"], False, "matches only lm_head"),
         (["0.mlp.*", "*.up_proj"], False, "model.layers.0.mlp.up_proj is in two groups"),
         ([], True, "no q/k/v or gate/up to fuse, its tensors are down_proj"),

@@ -108,7 +108,7 @@ def test_explanations_know_what_a_limit_is_worth(table: SensitivityTable, fixed:
 def test_infeasible_limits_name_the_nearest_value(table: SensitivityTable, fixed: FixedBytes) -> None:
     with pytest.raises(InfeasibleError) as alone:
         make_plan(table, (), fixed, ceilings=[ResourceLimit(RAM, 0.01)])
-    near = re.search(r"no plan has RAM <= 0.01 MB; the nearest is RAM ([\d.]+) MB", str(alone.value))
+    near = re.search(r"no plan satisfies RAM <= 0.01 MB; the nearest is RAM ([\d.]+) MB", str(alone.value))
     assert near is not None
     plan = make_plan(table, (), fixed, ceilings=[ResourceLimit(RAM, float(near[1]))])
     assert RAM.total(table.model, plan.formats) <= float(near[1])

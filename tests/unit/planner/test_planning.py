@@ -93,13 +93,13 @@ def test_pins_and_least_widths(table: SensitivityTable, fixed: FixedBytes) -> No
 @pytest.mark.parametrize(
     ("rules", "problem"),
     [
-        (Rules(pins={"*.qproj": INT4}), "--pin '\\*.qproj' matches no tensor; near it: .*q_proj"),
-        (Rules(min_bits={"zzz": 4}), "--min-bits 'zzz' matches no tensor; near it: "),
+        (Rules(pins={"*.qproj": INT4}), "--pin '\\*.qproj' matches no tensor; similar names: .*q_proj"),
+        (Rules(min_bits={"zzz": 4}), "--min-bits 'zzz' matches no tensor; similar names: "),
         (
             Rules(pins={"q_proj": QuantFormat(3)}),
             "pinned to int3; measured and legal: fp16, int8, int6, int4; add int3",
         ),
-        (Rules(pins={HEAD: INT4}), "lm_head is pinned to int4 and has to have at least 8 bits"),
+        (Rules(pins={HEAD: INT4}), "lm_head is pinned to int4 and must have at least 8 bits"),
         (Rules(pins={"*": INT4, HEAD: INT8}), "lm_head is pinned to int4 by '\\*' and to int8 by 'lm_head'"),
         (Rules(min_bits={"q_proj": 32}), "needs at least 32 bits"),
     ],

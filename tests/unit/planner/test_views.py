@@ -83,7 +83,7 @@ def test_explain_with_pins_and_errors(table: SensitivityTable, fixed: FixedBytes
     only = explain(table, plan, "model.layers.0.mlp.up_proj", rules=rules)
     assert only.next_best is None
     assert "no other" in only.sentence
-    with pytest.raises(InputError, match=r"no tensor '.*upproj'; near it: model\.layers\.0\.mlp\.up_proj"):
+    with pytest.raises(InputError, match=r"no tensor '.*upproj'; similar names: model\.layers\.0\.mlp\.up_proj"):
         explain(table, plan, "model.layers.0.mlp.upproj")
     with pytest.raises(InputError, match="is not among its measured and allowed formats"):
         explain(table, plan, "model.layers.0.mlp.up_proj", rules=Rules(pins={"*.0.*": QuantFormat(4)}))

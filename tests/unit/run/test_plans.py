@@ -184,6 +184,6 @@ def test_a_report_needs_artifacts_that_belong_together(run: RunFolder, monkeypat
     Verification(plan.model_sha256, "0" * 64, text_note("words"), "0" * 64, 9.0, (), ()).write(
         newest.with_name("verification.json")
     )
-    with pytest.raises(StaleArtifactError, match="is of another plan"):
+    with pytest.raises(StaleArtifactError, match="belongs to a different plan"):
         run_report("int8", run, Language.en, print)
     assert not newest.with_name("report.html").exists()

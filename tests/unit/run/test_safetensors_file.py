@@ -66,7 +66,7 @@ def test_a_damaged_file_is_named_with_a_remedy(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=f"was cut off in {last}; restore it, or remove it"):
         SafetensorsFile(path).read(last)
     path.write_bytes(whole[:20])
-    with pytest.raises(InputError, match="is no safetensors file, or a part of one; restore it, or remove it"):
+    with pytest.raises(InputError, match="is not a whole safetensors file; restore it, or remove it"):
         _ = SafetensorsFile(path).shapes
 
 

@@ -55,7 +55,7 @@ def test_entries_are_resolved_and_complete(tmp_path: Path) -> None:
 
 
 def test_every_name_is_proved() -> None:
-    with pytest.raises(InputError, match=r"1 ops have none: /lm; 1 names are no ops: /l"):
+    with pytest.raises(InputError, match=r"1 ops have none: /lm; 1 names match no op: /l"):
         make_quant_config(SKELETON, {"/q": INT4, "/k": INT4, "/l": INT4}, PYPI)
     with pytest.raises(InputError, match="cannot keep a single op in fp32"):
         make_quant_config(SKELETON, {"/q": INT4, "/k": INT4, "/lm": FP32}, PYPI)

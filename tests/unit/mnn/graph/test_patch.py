@@ -118,7 +118,7 @@ def test_only_plain_products_are_linears() -> None:
 
 def test_repeated_fused_and_absent_linears_are_refused() -> None:
     plain = node_of(integers())
-    with pytest.raises(InputError, match="of one name: /q;"):
+    with pytest.raises(InputError, match="share a name: /q;"):
         _ = BinaryGraph((plain, plain), (), (), (), "").linears
     with pytest.raises(InputError, match="no linears"):
         _ = BinaryGraph((), (), (), (), "").linears

@@ -27,9 +27,9 @@ def test_a_table_by_hand() -> None:
     table = Table.root(data)
     assert (table.int32(0), table.string(1), table.int32(2, 5), table.has(2)) == (-7, "abc", 5, False)
     assert (table.string(9), table.length(1), list(table.tables(9)), table.int64s(9)) == ("", 3, [], ())
-    with pytest.raises(InputError, match="cut or damaged"):
+    with pytest.raises(InputError, match="truncated or damaged"):
         Table.root(data[:-6]).string(1)
-    with pytest.raises(InputError, match="cut or damaged"):
+    with pytest.raises(InputError, match="truncated or damaged"):
         Table.root(b"")
 
 
@@ -52,7 +52,7 @@ def test_tokenizers_of_both_kinds() -> None:
     for wrong, words in (
         (b"430 3\n0 1 0\n2\n3 0\na\nb", "after 2 of 3"),
         (b"431 3\n0 0 0\n\n0\n", "expected '430"),
-        (b"430 3\n0 9 0\n2\n3 0\n", "are cut"),
+        (b"430 3\n0 9 0\n2\n3 0\n", "are truncated"),
         (b"430 x\n0 9 0\n2\n3 0\n", "not numbers"),
         (header + b"\x63", "normalizer is of unknown kind"),
         (header + b"\x04\xff\xff\xff\xff", "sequence of"),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from qplan.cost.times import changes_of_shapes
 from qplan.formats import QuantFormat
-from qplan.jobs.profile import _changes
 
 
 def test_noisy_times_are_pulled_towards_the_time_per_weight() -> None:
@@ -21,9 +21,9 @@ def test_noisy_times_are_pulled_towards_the_time_per_weight() -> None:
         rows |= {"base": 10.0, "uniform int4": 10 + sum(true.values())}
         return {label: [value + jitter * noise.exponential() for _ in range(3)] for label, value in rows.items()}
 
-    level, exact = _changes(classes, shapes, times(0.0))
+    level, exact = changes_of_shapes(classes, shapes, times(0.0))
     assert {shape: exact[shape, formats[0]] for shape in shapes} == pytest.approx(true)
     assert level == pytest.approx(10.0)
-    _, noisy = _changes(classes, shapes, times(1.5))
+    _, noisy = changes_of_shapes(classes, shapes, times(1.5))
     per_weight = [noisy[shape, formats[0]] / (count * shape[0] * shape[1]) for shape, count in shapes.items()]
     assert max(per_weight) - min(per_weight) == pytest.approx(0.0, abs=1e-12)
