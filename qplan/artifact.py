@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import shutil
 import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,26 +15,109 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from qplan.errors import InputError, StaleArtifactError
+from qplan.errors import DamagedArtifactError, InputError, QplanError, StaleArtifactError, StorageError, ToolError
 
 _TRACKED_PACKAGES = ("qplan", "MNN", "llmexport", "torch", "transformers", "numpy", "scipy")
 
 
+SEAL = "content_sha256"
+"""Key under which artifacts hold the hash of everything else in them. Those of earlier versions have none."""
+
+HEADER_KEYS = frozenset({"kind", "schema", "inputs", "versions", SEAL})
+"""What a JSON artifact holds besides its body."""
+
+MAKE_AGAIN = "it is made again"
+"""Remedy of a damaged file that qplan keeps only to save time."""
+
+_MOST_BYTES = 1 << 30
+"""More than any JSON artifact has."""
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""What a system answers to a write for which there is no space."""
+
+_REFUSED = frozenset(
+    {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP}
+)
+
+_NEXT_TO_NOTHING = 4096
+"""Free bytes below which a failure on a disk is put down to it being full: converters and engines do not say."""
+
+
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary sibling of ``path`` that replaces it only if the block ends well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    os.close(handle)
+def writing(path: Path, *, need: int | None = None, draft: Path | None = None) -> Iterator[None]:
+    """Say what is the matter if the block cannot write ``path``.
+
+    Args:
+        path: what is being written.
+        need: bytes that it takes; None if that is not known beforehand.
+        draft: file or folder that the block fills, to say how far it came.
+
+    Raises:
+        StorageError: the disk, or a quota, is full.
+        InputError: the path cannot be written at all.
+    """
     try:
-        yield Path(temporary)
-        # mkstemp makes the file private; an artifact is as readable as any other new file
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)
-        Path(temporary).replace(path)
+        yield
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _REFUSED:
+            msg = f"{path} cannot be written: {error.strerror}; give another path"
+            raise InputError(msg) from error
+        if not _is_of_full_disk(error, path):
+            raise
+        had = need or 1 + _bytes_of(draft)
+        msg = f"{path} cannot be written: no space left on the disk, {_free(path):,} bytes free, "
+        msg += f"{'at least ' if need is None else ''}{had:,} needed; free space there, or use another folder"
+        raise StorageError(msg) from error
+
+
+def _is_of_full_disk(error: Exception, path: Path) -> bool:
+    if isinstance(error, OSError) and error.errno in FULL:
+        return True
+    if isinstance(error, QplanError) and not isinstance(error, ToolError):
+        return False
+    return os.strerror(errno.ENOSPC) in str(error) or _free(path) < _NEXT_TO_NOTHING
+
+
+def _free(path: Path) -> int:
+    """Bytes that are free where a path is, or would be."""
+    found = next((parent for parent in (path, *path.absolute().parents) if parent.exists()), None)
+    return 0 if found is None else shutil.disk_usage(found).free
+
+
+def _bytes_of(draft: Path | None) -> int:
+    if draft is None:
+        return 0
+    files = (path for path in (draft, *draft.rglob("*")) if path.is_file())
+    return sum(path.stat().st_size for path in files)
+
+
+@contextmanager
+def atomic_path(path: Path, *, need: int | None = None) -> Iterator[Path]:
+    """Yield a temporary sibling of ``path`` that replaces it only if the block ends well.
+
+    Args:
+        path: the file to write.
+        need: bytes that it takes, for the message if there is no space.
+
+    Raises:
+        StorageError: the disk is full.
+        InputError: the path cannot be written.
+    """
+    with writing(path, need=need):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+        os.close(handle)
+    temporary = Path(name)
+    try:
+        with writing(path, need=need, draft=temporary):
+            yield temporary
+            # mkstemp makes the file private; an artifact is as readable as any other new file
+            umask = os.umask(0)
+            os.umask(umask)
+            temporary.chmod(0o666 & ~umask)
+            temporary.replace(path)
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -44,26 +129,40 @@ def new_folder(out: Path, *, replace: bool = False) -> Iterator[Path]:
         replace: replace an existing folder, at the last moment.
 
     Raises:
-        InputError: ``out`` is a file, or a folder that is not empty and not to be replaced.
+        InputError: ``out`` is a file, or a folder that is not empty and not to be replaced, or cannot be written.
+        StorageError: the disk is full.
     """
     taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
     if taken and not (replace and out.is_dir()):
         msg = f"{out} already exists; remove it, or choose another folder"
         raise InputError(msg)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        scratch = tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.")
+    with scratch as temporary:
         draft = Path(temporary) / "draft"
-        draft.mkdir()
-        yield draft
-        if out.exists():
-            out.rename(Path(temporary) / "replaced")
-        draft.rename(out)
+        with writing(out, draft=draft):
+            draft.mkdir()
+            yield draft
+            if out.exists():
+                out.rename(Path(temporary) / "replaced")
+            draft.rename(out)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        StorageError: the disk is full.
+        InputError: the path cannot be written.
+    """
+    with atomic_path(path, need=len(data)) as temporary:
+        temporary.write_bytes(data)
 
 
 def read_bounded(path: Path, most_bytes: int) -> bytes:
@@ -155,16 +254,30 @@ def header(kind: str, schema: int, inputs: Mapping[str, str]) -> dict[str, Any]:
     return {"kind": kind, "schema": schema, "inputs": dict(inputs), "versions": versions()}
 
 
-def write_json(path: Path, kind: str, schema: int, inputs: Mapping[str, str], body: Mapping[str, Any]) -> None:
+def write_json(
+    path: Path, kind: str, schema: int, inputs: Mapping[str, str], body: Mapping[str, Any], *, sealed: bool = True
+) -> None:
     """Write an artifact atomically: the header's keys, then the body's.
 
     Floats that are not finite are refused: JSON has none, and a result must not hold one.
 
+    Args:
+        path: the file.
+        kind: its kind.
+        schema: version of its body.
+        inputs: hashes of what it was made from.
+        body: the rest.
+        sealed: whether it holds a hash of its content; not where people may edit it.
+
     Raises:
         ValueError: a NaN or an infinity in the body.
+        StorageError: the disk is full.
     """
-    document = header(kind, schema, inputs) | dict(body)
-    write_text(path, json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    head = header(kind, schema, inputs)
+    if sealed:
+        # hashed as it reads back: with texts for keys, and lists for tuples
+        head[SEAL] = sha256_json(json.loads(json.dumps(head | dict(body), allow_nan=False)))
+    write_text(path, json.dumps(head | dict(body), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def check_header(document: Mapping[str, Any], path: Path, kind: str, schema: int) -> None:
@@ -178,28 +291,78 @@ def check_header(document: Mapping[str, Any], path: Path, kind: str, schema: int
         msg = f"{path} holds a {document.get('kind')!r}, expected {kind!r}; was another file put in its place?"
         raise InputError(msg)
     found = document.get("schema")
-    if not isinstance(found, int) or found > schema:
+    if type(found) is not int or found > schema:
         msg = f"{path} has schema {found}, this qplan reads up to {schema}; update qplan or make the file again"
         raise StaleArtifactError(msg)
 
 
-def read_json(path: Path, kind: str, schema: int) -> dict[str, Any]:
-    """Read an artifact and check its header.
+@contextmanager
+def decoding(path: Path, remedy: str) -> Iterator[None]:
+    """Tell where a value came from that the block cannot make sense of.
+
+    Args:
+        path: the file that holds it.
+        remedy: how to make the file again.
 
     Raises:
-        InputError: no such file, not JSON (with line and column), or another kind of file.
-        StaleArtifactError: written by a newer qplan.
+        DamagedArtifactError: the block met a missing key, or a value of another type or out of range.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        msg = f"{path} does not exist"
-        raise InputError(msg) from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        msg = f"{path} is not valid JSON: {error}; restore it or make it again"
-        raise InputError(msg) from None
+        yield
+    except DamagedArtifactError:
+        raise
+    except InputError as error:
+        msg = f"{error}; {remedy}"
+        raise DamagedArtifactError(msg) from error
+    except KeyError as error:
+        msg = f"{path} lacks {error}; {remedy}"
+        raise DamagedArtifactError(msg) from error
+    except (AttributeError, IndexError, OverflowError, RecursionError, TypeError, ValueError) as error:
+        msg = f"{path} does not hold what it should: {error}; {remedy}"
+        raise DamagedArtifactError(msg) from error
+
+
+def damaged(path: Path, remedy: str) -> DamagedArtifactError:
+    """The error of a file whose content does not match its hash."""
+    return DamagedArtifactError(f"{path} does not match its sha256: it was changed or damaged; {remedy}")
+
+
+def read_json(path: Path, kind: str, schema: int, *, remedy: str = "restore it or make it again") -> dict[str, Any]:
+    """Read an artifact; check its header and, if it has one, the hash of its content.
+
+    Args:
+        path: the file.
+        kind: what it must be.
+        schema: newest version that can be read.
+        remedy: how to make it again, for messages.
+
+    Raises:
+        InputError: no such file, or another kind of file.
+        DamagedArtifactError: not JSON (with line and column), or not what was written.
+        StaleArtifactError: written by a newer qplan.
+    """
+    data = read_bounded(path, _MOST_BYTES)
+    try:
+        document = parse_json(data)
+    except InputError as error:
+        msg = f"{path} is not valid JSON: {error}; {remedy}"
+        raise DamagedArtifactError(msg) from None
     if not isinstance(document, dict):
-        msg = f"{path} holds a JSON {type(document).__name__}, expected an object"
-        raise InputError(msg)
+        msg = f"{path} holds a JSON {type(document).__name__}, expected an object; {remedy}"
+        raise DamagedArtifactError(msg)
+    if SEAL in document:
+        rest = {key: value for key, value in document.items() if key != SEAL}
+        if document[SEAL] != sha256_json(rest):
+            raise damaged(path, remedy)
     check_header(document, path, kind, schema)
+    for key in ("inputs", "versions"):
+        texts = document.get(key, {})
+        if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
+            msg = f"{path}: {key} must be an object of texts; {remedy}"
+            raise DamagedArtifactError(msg)
     return document
+
+
+def body_of(document: Mapping[str, Any]) -> dict[str, Any]:
+    """An artifact without its header."""
+    return {key: value for key, value in document.items() if key not in HEADER_KEYS}

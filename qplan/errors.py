@@ -18,6 +18,10 @@ class InputError(QplanError):
     exit_code = 2
 
 
+class DamagedArtifactError(InputError):
+    """A file that qplan wrote no longer holds what was written; the message says how to make it again."""
+
+
 class InfeasibleError(QplanError):
     """No plan satisfies the constraints; the message names the nearest feasible value."""
 
@@ -71,3 +75,15 @@ class PreflightError(QplanError):
     """A model folder would crash the engine, be refused by it, or compute garbage."""
 
     exit_code = 8
+
+
+class StorageError(QplanError):
+    """A disk is full: something could not be written, and nothing half written is left."""
+
+    exit_code = 9
+
+
+class BusyError(QplanError):
+    """Another process works in the same run folder; the message names it."""
+
+    exit_code = 10

@@ -32,7 +32,8 @@ def run_fixed_bytes(run: RunFolder, card: ModelCard, *, c4: bool = True) -> Fixe
         c4: whether the graph has the fusion that engines before 3.6.1 crash on.
     """
     folder, path = run.skeleton_for(c4=c4)
-    if folder.is_dir() and path.is_file() and SkeletonRecord.read(path).model == card.sha256:
+    record = SkeletonRecord.kept(path) if folder.is_dir() else None
+    if record is not None and record.model == card.sha256:
         return fixed_bytes(Skeleton.open(folder))
     return estimate_fixed(card)
 

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
+from typing import TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -97,6 +98,31 @@ def say(message: str) -> None:
 def remark(message: str) -> None:
     """Print a note on the results, as plain text: it may come from another program."""
     err.print(f"note: {message}", markup=False, soft_wrap=not err.is_terminal)
+
+
+@contextmanager
+def remarked(kind: type[Warning]) -> Iterator[None]:
+    """Print warnings of one kind as remarks, in one line; others as Python does."""
+    shown = warnings.showwarning
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if issubclass(category, kind):
+            remark(str(message))
+        else:
+            shown(message, category, filename, lineno, file, line)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = shown
 
 
 @contextmanager

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import typer
 from rich.markup import escape
 
 from qplan import __version__
+from qplan.artifact import FULL
 from qplan.cli import (
     analyze,
     check,
@@ -27,7 +30,8 @@ from qplan.cli import (
     report,
 )
 from qplan.cli.app import App
-from qplan.errors import QplanError
+from qplan.errors import QplanError, StorageError
+from qplan.run.damage import RunFolderWarning
 
 _UsageError: Any = typer.BadParameter.__mro__[1]
 """Base class of typer's errors about a command line, which typer does not export by name."""
@@ -96,7 +100,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console.begin()
     wants_json = "--json" in typed
     try:
-        code = int(app(typed, prog_name="qplan", standalone_mode=False) or 0)
+        with console.remarked(RunFolderWarning), _full_disk_told():
+            code = int(app(typed, prog_name="qplan", standalone_mode=False) or 0)
     except QplanError as error:
         console.alarm.print("[bold red]error:[/bold red]", escape(str(error)), soft_wrap=True)
         _end(error, error.exit_code, as_json=wants_json)
@@ -113,9 +118,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _end(None, code, as_json=wants_json and not _SHOWS.intersection(typed))
 
 
+@contextmanager
+def _full_disk_told() -> Iterator[None]:
+    """Name a full disk that nothing closer to it named, such as that of the temporary folder or of standard output.
+
+    Raises:
+        StorageError: a disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        where = "standard output, or a file in the temporary folder" if error.filename is None else error.filename
+        msg = f"{where} cannot be written: {error.strerror}; free space there, write elsewhere, or set TMPDIR"
+        raise StorageError(msg) from error
+
+
 def _end(error: Exception | None, code: int, *, as_json: bool) -> NoReturn:
-    if as_json:
-        message = getattr(error, "format_message", error.__str__)()
-        found = None if error is None else {"kind": type(error).__name__, "message": message, "exit_code": code}
-        sys.stdout.write(console.answer_as_json(code, found) + "\n")
+    try:
+        if as_json:
+            message = getattr(error, "format_message", error.__str__)()
+            found = None if error is None else {"kind": type(error).__name__, "message": message, "exit_code": code}
+            sys.stdout.write(console.answer_as_json(code, found) + "\n")
+        sys.stdout.flush()
+    except OSError as full:
+        if full.errno not in FULL:
+            raise
+        console.alarm.print(f"[bold red]error:[/bold red] standard output cannot be written: {full.strerror}")
+        # what is left to write would fail again when the interpreter ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = code or StorageError.exit_code
     sys.exit(code)

@@ -20,6 +20,7 @@ from qplan.quantize.round_all import default_jobs, round_all
 from qplan.quantize.run_rounder import run_rounder
 from qplan.roundings import needs_tokens
 from qplan.run.folder import RunFolder
+from qplan.run.lock import alone_in_run
 from qplan.run.table import SensitivityTable
 from qplan.sensitivity.analysis import Analysis, open_analysis
 from qplan.sensitivity.gradient import estimate
@@ -27,6 +28,7 @@ from qplan.sensitivity.measured import measure
 from qplan.settings import Mode, Progress, Say
 
 
+@alone_in_run("analyze")
 def run_analyze(options: AnalyzeOptions, run: RunFolder, say: Say, progress: Progress) -> SensitivityTable:
     """Load, tokenize, measure and write; resumes an interrupted run with the same inputs.
 

@@ -29,6 +29,7 @@ from qplan.notes import Note, note, text_note
 from qplan.quantize.run_rounder import run_rounder
 from qplan.run.calibration import CalibrationSet
 from qplan.run.folder import RunFolder
+from qplan.run.lock import alone_in_run
 from qplan.run.plan import Plan
 from qplan.run.plan_folder import PlanFolder
 from qplan.run.provenance import Provenance
@@ -75,6 +76,7 @@ class _Exportable:
     """What that exporter cannot make of it."""
 
 
+@alone_in_run("emit")
 def run_emit(options: EmitOptions, run: RunFolder, say: Say, progress: Progress, command: str) -> Emitted:
     """Plan, write the configs, build, prove and report.
 

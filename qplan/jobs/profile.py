@@ -30,6 +30,7 @@ from qplan.mnn.engine.session import EngineSession, SpeedSample
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.quantize import IntTensor, StoredTensor, store_float
 from qplan.run.folder import RunFolder
+from qplan.run.lock import alone_in_run
 from qplan.run.profile import DeviceProfile, OpTime, TimedModel
 from qplan.run.table import SensitivityTable
 from qplan.run.times import Times, TimesJournal
@@ -224,6 +225,7 @@ def drawn(spec: TensorSpec, fmt: QuantFormat) -> StoredTensor:
     return IntTensor(fmt, codes, scale, None if fmt.symmetric else torch.zeros(rows, blocks))
 
 
+@alone_in_run("profile")
 def run_profile(
     run: RunFolder, options: ProfileOptions, llmexport: Path | None, say: Say, progress: Progress | None = None
 ) -> DeviceProfile:

@@ -38,8 +38,7 @@ def run_skeleton(
     exporter = find_exporter(llmexport).version
     made_from = SkeletonRecord(loaded.card.sha256, exporter)
     folder, record = run.skeleton_for(c4=c4, unfolded=unfolded)
-    kept = folder.is_dir() and record.is_file()
-    if kept and SkeletonRecord.read(record) == made_from:
+    if folder.is_dir() and SkeletonRecord.kept(record) == made_from:
         return Skeleton.open(folder)
     record.unlink(missing_ok=True)
     say(f"exporting the graph with {exporter}")

@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from qplan.artifact import read_json, write_json
+from qplan.artifact import MAKE_AGAIN, decoding, read_json, write_json
+from qplan.errors import InputError
 from qplan.formats import QuantFormat
+from qplan.run.damage import tell_damaged
 from qplan.run.plan_folder import TOKEN_LOSSES_FILE
 from qplan.run.token_losses import TokenLosses
 from qplan.run.verification import BuiltModel, built_model
@@ -48,9 +50,25 @@ def measured_once(
     """
     wanted = dict(inputs) | {"formats": ",".join(f"{name}={fmt}" for name, fmt in formats.items())}
     if path.is_file():
-        found = read_json(path, KIND, SCHEMA)
-        if found["inputs"] == wanted:
-            return built_model(found["model"])
+        try:
+            if (kept := _kept(path, wanted)) is not None:
+                return kept
+        except InputError as error:
+            tell_damaged(error)
     built = measure()
     write_json(path, KIND, SCHEMA, wanted, {"model": asdict(built)})
     return built
+
+
+def _kept(path: Path, wanted: Mapping[str, str]) -> BuiltModel | None:
+    """The measurements in a file, None if they depend on something else.
+
+    Raises:
+        InputError: the file, or the losses at every token beside it, were damaged.
+    """
+    found = read_json(path, KIND, SCHEMA, remedy=MAKE_AGAIN)
+    tokens = baseline_token_losses(path.parent, path.stem)
+    if tokens.is_file():
+        TokenLosses.read(tokens)
+    with decoding(path, MAKE_AGAIN):
+        return built_model(found["model"], path, MAKE_AGAIN) if found["inputs"] == wanted else None

@@ -11,10 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qplan.artifact import read_json, sha256_bytes, write_json
+from qplan.artifact import decoding, read_json, sha256_bytes, write_json
 from qplan.errors import InputError
+from qplan.run.decode import decode_artifact
 
 KIND, SCHEMA = "qplan-calibration", 1
+
+_REMEDY = "make it again with the same 'qplan analyze' command: measurements are kept"
 
 
 Ids = NDArray[np.int64]
@@ -84,24 +87,36 @@ class CalibrationSet:
         """Read what `write` wrote.
 
         Raises:
-            InputError: not a calibration set, or its ids do not match their hash.
+            InputError: no such file, or not a calibration set.
+            DamagedArtifactError: its ids do not match their hash, or it is not what was written.
             StaleArtifactError: written by a newer qplan.
         """
-        value = read_json(path, KIND, SCHEMA)
-        found = cls(
-            _decode(value["tokens"]),
-            _decode(value["heldout"]),
-            _decode(value["fit"]),
-            value["source"],
-            value["licence"],
-            value["seed"],
-            value["inputs"]["tokenizer"],
-        )
-        hashes = (found.sha256, found.heldout_sha256, found.fit_sha256)
-        if hashes != (value["sha256"], value["heldout_sha256"], value["fit_sha256"]):
-            msg = f"{path}: the token ids do not match their sha256; the file was changed, make it again"
-            raise InputError(msg)
+        value = read_json(path, KIND, SCHEMA, remedy=_REMEDY)
+        with decoding(path, _REMEDY):
+            texts = decode_artifact(
+                _Texts, {key: value.get(key) for key in ("source", "licence", "seed")}, path, _REMEDY
+            )
+            found = cls(
+                *(_decode(value[part]) for part in ("tokens", "heldout", "fit")),
+                texts.source,
+                texts.licence,
+                texts.seed,
+                value["inputs"]["tokenizer"],
+            )
+            hashes = (found.sha256, found.heldout_sha256, found.fit_sha256)
+            if hashes != (value["sha256"], value["heldout_sha256"], value["fit_sha256"]):
+                msg = f"{path}: the token ids do not match their sha256; the file was changed"
+                raise InputError(msg)
         return found
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """What the artifact says about the ids."""
+
+    source: str
+    licence: str | None
+    seed: int
 
 
 def sha256_ids(ids: Ids) -> str:

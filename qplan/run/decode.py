@@ -1,13 +1,17 @@
-"""JSON to frozen dataclasses, with errors that name the field and the line: plans are files that people edit."""
+"""JSON to frozen dataclasses, with errors that name the field and the line: people edit them."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
+from enum import Enum
+from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from qplan.artifact import decoding
 from qplan.errors import InputError
 from qplan.formats import QuantFormat
 from qplan.notes import Note
@@ -63,6 +67,26 @@ class Source:
         return position
 
 
+def decode_artifact(kind: type[T], value: object, path: Path, remedy: str, *steps: Step, text: str | None = None) -> T:
+    """Read what an artifact holds into a dataclass.
+
+    Args:
+        kind: the dataclass.
+        value: the JSON value.
+        path: the artifact.
+        remedy: how to make it again.
+        steps: keys and indices that lead to the value.
+        text: the JSON text that holds the value, to find the line of an error; None for all of the artifact.
+
+    Raises:
+        DamagedArtifactError: a field is missing, unknown or of another type.
+    """
+    with decoding(path, remedy):
+        return decode(
+            kind, value, Source(str(path), path.read_text(encoding="utf-8") if text is None else text), *steps
+        )
+
+
 def decode(kind: type[T], value: object, source: Source, *path: Step) -> T:
     """Read a JSON object into a dataclass, fields checked by their annotations.
 
@@ -73,7 +97,12 @@ def decode(kind: type[T], value: object, source: Source, *path: Step) -> T:
     return decoded
 
 
-def _value(kind: Any, value: object, source: Source, path: tuple[Step, ...]) -> Any:  # noqa: ANN401 - by annotation
+def _value(  # noqa: PLR0911 - one for each kind of annotation
+    kind: Any,  # noqa: ANN401 - an annotation
+    value: object,
+    source: Source,
+    path: tuple[Step, ...],
+) -> Any:  # noqa: ANN401 - by annotation
     if kind is QuantFormat:
         return _format(_scalar(str, value, source, path), source, path)
     if kind is Note:
@@ -83,9 +112,16 @@ def _value(kind: Any, value: object, source: Source, path: tuple[Step, ...]) -> 
     if get_origin(kind) is tuple:
         items = _expect(list, value, source, path)
         return tuple(_value(get_args(kind)[0], item, source, (*path, i)) for i, item in enumerate(items))
+    if get_origin(kind) in (dict, Mapping):
+        found = _expect(dict, value, source, path)
+        return {key: _value(get_args(kind)[1], item, source, (*path, key)) for key, item in found.items()}
     if get_origin(kind) is UnionType:
         inner = next(k for k in get_args(kind) if k is not NoneType)
-        return None if value is None else _scalar(inner, value, source, path)
+        return None if value is None else _value(inner, value, source, path)
+    if get_origin(kind) is Literal:
+        return _one_of(get_args(kind), value, source, path)
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return kind(_one_of([member.value for member in kind], value, source, path))
     return _scalar(kind, value, source, path)
 
 
@@ -102,6 +138,13 @@ def _object(kind: Any, value: object, source: Source, path: tuple[Step, ...]) ->
             raise source.error(problem, *path)
     hints = get_type_hints(kind)
     return kind(**{key: _value(hints[key], item, source, (*path, key)) for key, item in found.items()})
+
+
+def _one_of(known: Sequence[object], value: object, source: Source, path: tuple[Step, ...]) -> object:
+    if type(value) not in (str, int) or value not in known:
+        problem = f"expected one of {', '.join(map(str, known))}, found {json.dumps(value)}"
+        raise source.error(problem, *path)
+    return value
 
 
 def _format(name: str, source: Source, path: tuple[Step, ...]) -> QuantFormat:

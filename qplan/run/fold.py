@@ -6,13 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from qplan.artifact import read_json, write_json
+from qplan.artifact import body_of, decoding, read_json, write_json
 from qplan.card import ModelCard
 from qplan.notes import Note, note
+from qplan.run.decode import decode_artifact
 from qplan.run.folder import RunFolder
 from qplan.settings import Memory
 
 KIND, SCHEMA = "qplan-fold", 1
+
+_REMEDY = "make it again with 'qplan analyze' and --restart"
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,10 @@ class FoldRecord:
             InputError: another kind of file.
             StaleArtifactError: written by a newer qplan.
         """
-        value = read_json(path, KIND, SCHEMA)
-        return cls(*(value[key] for key in ("original", "original_sha256", "folded_sha256", "memory", "losses")))
+        record = decode_artifact(cls, body_of(read_json(path, KIND, SCHEMA, remedy=_REMEDY)), path, _REMEDY)
+        with decoding(path, _REMEDY):
+            _ = record.note  # the losses of both candidates are there
+        return record
 
 
 def inputs_of(path: Path) -> dict[str, str]:
@@ -65,7 +70,8 @@ def inputs_of(path: Path) -> dict[str, str]:
         InputError: another kind of file.
         StaleArtifactError: written by a newer qplan.
     """
-    found: dict[str, str] = read_json(path, KIND, SCHEMA)["inputs"]
+    with decoding(path, _REMEDY):
+        found: dict[str, str] = read_json(path, KIND, SCHEMA, remedy=_REMEDY)["inputs"]
     return found
 
 

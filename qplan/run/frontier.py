@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from qplan.artifact import read_json, write_json
+from qplan.artifact import MAKE_AGAIN, decoding, read_json, write_json
+from qplan.errors import InputError
 from qplan.formats import QuantFormat
+from qplan.run.damage import tell_damaged
+from qplan.run.decode import decode_artifact
 from qplan.run.table import SensitivityTable
 
 KIND, SCHEMA = "qplan-frontier", 1
@@ -102,26 +104,37 @@ def write_frontier(
 
 
 def find_frontier(folders: Iterable[Path], sweep: Sweep) -> Frontier | None:
-    """The first frontier of a sweep that the folders hold; None if there is none.
+    """The first frontier of a sweep that the folders hold; None if there is none. Damaged ones are told and passed by.
 
     Raises:
-        InputError: a ``frontier.json`` that is not a frontier.
         StaleArtifactError: written by a newer qplan.
     """
-    for folder in folders:
-        path = folder / FRONTIER_FILE
+    for path in (folder / FRONTIER_FILE for folder in folders):
         if path.is_file():
-            stored = read_json(path, KIND, SCHEMA)
-            inputs = stored["inputs"]
-            if Sweep(inputs["sensitivity"], inputs.get("rules", "")) == sweep:
-                points = tuple(_point(point) for point in stored["points"])
-                return Frontier(points, tuple(UniformModel(**model) for model in stored["uniform"]), stored["seconds"])
+            try:
+                found = _kept(path, sweep)
+            except InputError as error:
+                tell_damaged(error)
+                continue
+            if found is not None:
+                return found
     return None
 
 
-def _point(value: dict[str, Any]) -> FrontierPoint:
-    formats = {name: QuantFormat.parse(fmt) for name, fmt in value["formats"].items()}
-    return FrontierPoint(**(value | {"formats": formats}))
+def _kept(path: Path, sweep: Sweep) -> Frontier | None:
+    """The frontier in a file; None if it is of another sweep.
+
+    Raises:
+        InputError: the file was damaged.
+        StaleArtifactError: written by a newer qplan.
+    """
+    stored = read_json(path, KIND, SCHEMA, remedy=MAKE_AGAIN)
+    with decoding(path, MAKE_AGAIN):
+        inputs = stored["inputs"]
+        if Sweep(inputs["sensitivity"], inputs.get("rules", "")) != sweep:
+            return None
+        body = {key: stored[key] for key in ("points", "uniform", "seconds")}
+        return decode_artifact(Frontier, body, path, MAKE_AGAIN)
 
 
 def _body(table: SensitivityTable, swept: Frontier, measured: tuple[MeasuredModel, ...]) -> dict[str, object]:

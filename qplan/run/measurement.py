@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from qplan.run.metrics import METRICS, Metrics
+from qplan.run.metrics import METRICS, Metrics, values_of
 from qplan.settings import Memory
 
 Source = Literal["measured", "gradient"]
@@ -38,6 +38,27 @@ class Measurement(Metrics):
 
 COLUMNS = ("tensor", "format", "memory", "batch", "tokens", *METRICS, "source", "stderr_nats")
 """A measurement's fields in the order of the table."""
+
+
+def measurement_of(row: Mapping[str, Any]) -> Measurement:
+    """A measurement from its fields, checked for their types.
+
+    Raises:
+        TypeError: a column is missing or unknown, or a value is of another type.
+    """
+    found = Measurement(**row)
+    texts = (found.tensor, found.format, found.memory, found.source)
+    numbers = (found.kl_nats, found.sqnr_db)
+    optional = (found.stderr_nats, *values_of(found).values())
+    if (
+        not all(isinstance(text, str) for text in texts)
+        or not all(type(count) is int for count in (found.batch, found.tokens))
+        or not all(isinstance(number, float) for number in numbers)
+        or not all(number is None or isinstance(number, float) for number in optional)
+    ):
+        msg = f"a measurement has a value of another type: {dict(row)}"
+        raise TypeError(msg)
+    return found
 
 
 @dataclass(frozen=True)

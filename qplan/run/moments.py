@@ -10,11 +10,16 @@ from typing import Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from qplan.artifact import read_json, write_json
+from qplan.artifact import decoding, read_json, write_json
+from qplan.errors import DamagedArtifactError, InputError
+from qplan.run.damage import tell_damaged
+from qplan.run.decode import decode_artifact
 from qplan.run.folder import RunFolder
 from qplan.run.safetensors_file import SafetensorsFile, write_safetensors
 
 KIND, SCHEMA = "qplan-moments", 1
+
+_REMEDY = "'qplan analyze' makes it again"
 
 INDEX_FILE = "index.json"
 """File beside the matrices that says which tensors each belongs to. Written last: moments without it are not whole."""
@@ -40,26 +45,50 @@ class StoredMoments:
 
     @classmethod
     def open(cls, folder: Path, inputs: Mapping[str, str]) -> Self | None:
-        """Open moments that were made from the same inputs; None if there are none.
+        """Open moments that were made from the same inputs; None if there are none, or one was damaged, which is told.
+
+        Every matrix that is there is read and held against its hash.
 
         Raises:
-            InputError: the index is something else.
             StaleArtifactError: written by a newer qplan.
         """
         index = folder / INDEX_FILE
         if not index.is_file():
             return None
-        found = read_json(index, KIND, SCHEMA)
-        return cls(folder, found["key_of"], found["tokens"]) if found["inputs"] == inputs else None
+        try:
+            found = _Index.read(index)
+            if found.inputs != inputs:
+                return None
+            kept = cls(folder, found.key_of, found.tokens)
+            for key in sorted(set(found.key_of.values())):
+                if _file(folder, key).is_file():
+                    kept._matrix(key)  # noqa: SLF001 - its own
+        except InputError as error:
+            tell_damaged(error)
+            return None
+        return kept
 
     def read(self, tensor: str) -> Matrix:
         """A tensor's matrix; a copy that may be changed.
 
         Raises:
-            InputError: the file was damaged.
+            DamagedArtifactError: the file was damaged.
         """
-        matrix: Matrix = SafetensorsFile(_file(self.folder, self.key_of[tensor])).read(_ARRAY)
+        matrix: Matrix = self._matrix(self.key_of[tensor]).read(_ARRAY)
         return matrix
+
+    def _matrix(self, key: str) -> SafetensorsFile:
+        """The file of a matrix.
+
+        Raises:
+            DamagedArtifactError: it is missing, or not what was written.
+        """
+        file = SafetensorsFile(_file(self.folder, key))
+        if not file.path.is_file():
+            msg = f"{file.path} is missing; remove {self.folder} to have it made again"
+            raise DamagedArtifactError(msg)
+        file.check()
+        return file
 
     def write_index(self, inputs: Mapping[str, str]) -> None:
         """Write which tensors the matrices belong to, after all of these are written.
@@ -89,9 +118,32 @@ def kept_moments(run: RunFolder, model_sha256: str, part: Part) -> Iterator[Stor
         StaleArtifactError: written by a newer qplan.
     """
     for index in sorted(run.rounding.glob(f"{part}-*/{INDEX_FILE}")):
-        found = read_json(index, KIND, SCHEMA)
-        if found["inputs"]["model"] == model_sha256:
-            yield StoredMoments(index.parent, found["key_of"], found["tokens"])
+        found = _Index.read(index)
+        if found.inputs.get("model") == model_sha256:
+            yield StoredMoments(index.parent, found.key_of, found.tokens)
+
+
+@dataclass(frozen=True)
+class _Index:
+    """What the index holds."""
+
+    inputs: dict[str, str]
+    key_of: dict[str, str]
+    tokens: dict[str, int]
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read an index.
+
+        Raises:
+            InputError: the file is something else.
+            DamagedArtifactError: it is not what was written.
+            StaleArtifactError: written by a newer qplan.
+        """
+        stored = read_json(path, KIND, SCHEMA, remedy=_REMEDY)
+        with decoding(path, _REMEDY):
+            body = {key: stored[key] for key in ("inputs", "key_of", "tokens")}
+        return decode_artifact(cls, body, path, _REMEDY)
 
 
 def _file(folder: Path, key: str) -> Path:

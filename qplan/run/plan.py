@@ -6,7 +6,7 @@ import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from qplan.artifact import read_json, write_json
+from qplan.artifact import body_of, decoding, read_json, write_json
 from qplan.cost.file_bytes import FileBytes
 from qplan.errors import InputError
 from qplan.formats import QuantFormat
@@ -194,7 +194,8 @@ class Plan:
         body["tensors"] = [asdict(t) | {"format": t.format.name} for t in self.tensors]
         body["given"]["pins"] = [{"pattern": pin.pattern, "format": pin.format.name} for pin in self.given.pins]
         inputs = {"model": self.model_sha256, "sensitivity": self.sensitivity_sha256}
-        write_json(path, KIND, SCHEMA, inputs, body)
+        # people edit plans, so that no hash is kept
+        write_json(path, KIND, SCHEMA, inputs, body, sealed=False)
 
     @classmethod
     def read(cls, path: Path) -> Plan:
@@ -206,8 +207,7 @@ class Plan:
         """
         document = read_json(path, KIND, SCHEMA)
         source = Source(str(path), path.read_text(encoding="utf-8"))
-        body = {key: value for key, value in document.items() if key not in ("kind", "schema", "inputs", "versions")}
-        plan = decode(cls, body, source)
+        plan = decode(cls, body_of(document), source)
         if document["schema"] < _ENGINE_RECORDED and (named := _OF_ENGINE.search(path.resolve().parent.name)):
             plan = replace(plan, engine=named[1])
         if plan.engine is not None and not _ENGINE.fullmatch(plan.engine):
@@ -233,7 +233,9 @@ def versions_of(path: Path) -> dict[str, str]:
         InputError: no such file, or not a plan.
         StaleArtifactError: written by a newer qplan.
     """
-    found: dict[str, str] = read_json(path, KIND, SCHEMA)["versions"]
+    document = read_json(path, KIND, SCHEMA)
+    with decoding(path, "make it again with 'qplan emit'"):
+        found: dict[str, str] = document["versions"]
     return found
 
 

@@ -6,14 +6,17 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from qplan.artifact import read_json, write_json
+from qplan.artifact import body_of, read_json, write_json
 from qplan.card import ModelCard
 from qplan.cost.target import Target, find_target
 from qplan.errors import InputError
 from qplan.formats import QuantFormat
+from qplan.run.decode import decode_artifact
 from qplan.tensors import TensorSpec
 
 KIND, SCHEMA = "qplan-device", 1
+
+_REMEDY = "make it again with 'qplan profile'"
 
 
 @dataclass(frozen=True)
@@ -126,8 +129,4 @@ class DeviceProfile:
         if not path.is_file():
             msg = f"{path} does not exist: limits in milliseconds need this machine's times; run 'qplan profile' first"
             raise InputError(msg)
-        body = {
-            k: v for k, v in read_json(path, KIND, SCHEMA).items() if k not in ("kind", "schema", "inputs", "versions")
-        }
-        ops = tuple(OpTime(**op) for op in body["ops"])
-        return cls(**(body | {"ops": ops, "models": tuple(TimedModel(**model) for model in body.get("models", ()))}))
+        return decode_artifact(cls, body_of(read_json(path, KIND, SCHEMA, remedy=_REMEDY)), path, _REMEDY)

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from qplan.artifact import read_json, versions, write_json
+from qplan.artifact import decoding, read_json, versions, write_json
+from qplan.errors import InputError
 from qplan.run.plan import Plan, versions_of
 from qplan.run.plan_folder import PlanFolder
 
 KIND, SCHEMA = "qplan-report", 1
+
+_REMEDY = "make it again with 'qplan emit'"
 
 
 @dataclass(frozen=True)
@@ -44,5 +47,10 @@ class Provenance:
         """
         if not folder.provenance.is_file():
             return cls(versions=versions_of(folder.plan))
-        stored = read_json(folder.provenance, KIND, SCHEMA)
-        return cls(tuple(stored["commands"]), stored["versions"], stored["machine"])
+        stored = read_json(folder.provenance, KIND, SCHEMA, remedy=_REMEDY)
+        with decoding(folder.provenance, _REMEDY):
+            commands, machine = stored["commands"], stored["machine"]
+            if not isinstance(commands, list) or not all(isinstance(text, str) for text in (machine, *commands)):
+                msg = f"{folder.provenance}: commands must be a list of texts, and machine a text"
+                raise InputError(msg)
+            return cls(tuple(commands), stored["versions"], machine)

@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from qplan.artifact import sha256_json
+from qplan.artifact import MAKE_AGAIN, damaged, sha256_json
+from qplan.errors import InputError
 from qplan.formats import QuantFormat
+from qplan.run.damage import tell_damaged
 from qplan.run.folder import RunFolder
 from qplan.run.safetensors_file import ALL, Array, SafetensorsFile, write_safetensors
 
@@ -45,16 +47,15 @@ class RoundedTensors:
         return self.folder / _name(tensor, fmt)
 
     def read(self, tensor: str, fmt: QuantFormat, rows: slice = ALL) -> RoundedArrays | None:
-        """Some output features of a tensor; None if it is not kept, or was made from other inputs.
+        """Some output features of a tensor; None if it is not kept, was made from other inputs, or was damaged.
 
-        Raises:
-            InputError: the file was damaged.
+        Damage is told.
         """
         found = self._open(tensor, fmt)
-        return None if found is None else _arrays(found, fmt, rows)
+        return None if found is None else _intact(found, fmt, rows)
 
     def holds(self, tensor: str, fmt: QuantFormat) -> bool:
-        """Whether `read` would find it."""
+        """Whether it is kept; `read` finds it unless its integers were damaged, which only reading all of it shows."""
         return self._open(tensor, fmt) is not None
 
     def write(self, tensor: str, fmt: QuantFormat, arrays: RoundedArrays) -> None:
@@ -69,21 +70,29 @@ class RoundedTensors:
         if not path.is_file():
             return None
         file = SafetensorsFile(path)
-        return file if file.metadata == dict(self.inputs) else None
+        try:
+            return file if file.metadata == dict(self.inputs) else None
+        except InputError as error:
+            tell_damaged(error)
+            return None
 
 
 def find_rounded(
     run: RunFolder, model_sha256: str, rounding: str, tensor: str, fmt: QuantFormat
 ) -> RoundedArrays | None:
-    """A tensor of a model as a run rounded it, whatever it was fitted to; None if the run did not keep it.
+    """A tensor of a model as a run rounded it, whatever it was fitted to; None if the run did not keep it whole.
 
-    Raises:
-        InputError: the file was damaged.
+    Damage is told.
     """
     for path in sorted(run.rounding.glob(f"{_FOLDER}*/{_name(tensor, fmt)}")):
         file = SafetensorsFile(path)
-        if (file.metadata.get("model"), file.metadata.get("rounding")) == (model_sha256, rounding):
-            return _arrays(file, fmt, ALL)
+        try:
+            found = (file.metadata.get("model"), file.metadata.get("rounding"))
+        except InputError as error:
+            tell_damaged(error)
+            continue
+        if found == (model_sha256, rounding) and (arrays := _intact(file, fmt, ALL)) is not None:
+            return arrays
     return None
 
 
@@ -94,6 +103,16 @@ def _name(tensor: str, fmt: QuantFormat) -> str:
     return f"{tensor}.{fmt.name}.safetensors"
 
 
-def _arrays(file: SafetensorsFile, fmt: QuantFormat, rows: slice) -> RoundedArrays:
-    zero = None if fmt.symmetric else file.read("zero", rows)
-    return RoundedArrays(file.read("codes", rows), file.read("scale", rows), zero)
+def _intact(file: SafetensorsFile, fmt: QuantFormat, rows: slice) -> RoundedArrays | None:
+    """Some rows of a file; None, which is told, if anything in it was damaged."""
+    try:
+        file.check()
+        zero = None if fmt.symmetric else file.read("zero", rows)
+        codes, scale = file.read("codes", rows), file.read("scale", rows)
+        shapes = [scale.shape if zero is None else zero.shape, scale.shape]
+        if codes.dtype != np.uint8 or codes.ndim != 2 or any(len(s) != 2 or s[0] != len(codes) for s in shapes):  # noqa: PLR2004
+            raise damaged(file.path, MAKE_AGAIN)
+        return RoundedArrays(codes, scale, zero)
+    except (InputError, OSError) as error:
+        tell_damaged(error)
+        return None

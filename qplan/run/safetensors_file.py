@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qplan.artifact import atomic_path
-from qplan.errors import InputError
+from qplan.artifact import SEAL, atomic_path, damaged, parse_json
+from qplan.errors import DamagedArtifactError, InputError
 
 Array = NDArray[Any]
 
 ALL = slice(None)
+
+REMEDY = "restore it, or remove it to have it made again"
+
+_MOST_HEADER_BYTES = 100_000_000
+"""The format's own limit."""
+
+_CHUNK_BYTES = 1 << 20
 
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "U8": "|u1"}
 """numpy's type by the file's; bfloat16, which numpy lacks, is read as 16 bits and widened."""
@@ -33,19 +42,49 @@ class SafetensorsFile:
     def _layout(self) -> tuple[dict[str, Any], int]:
         """The file's header, and where the arrays begin, in bytes."""
         with self.path.open("rb") as stream:
+            total = os.fstat(stream.fileno()).st_size
             size = int.from_bytes(stream.read(8), "little")
-            try:
-                header: dict[str, Any] = json.loads(stream.read(size))
-            except ValueError:
-                msg = f"{self.path} is not a whole safetensors file; restore it, or remove it to have it made again"
-                raise InputError(msg) from None
+            data = stream.read(size) if size <= min(total, _MOST_HEADER_BYTES) else b""
+        try:
+            header = dict(parse_json(data))
+            _check_layout(header)
+        except (AttributeError, InputError, KeyError, TypeError, ValueError):
+            msg = f"{self.path} is not a whole safetensors file; {REMEDY}"
+            raise DamagedArtifactError(msg) from None
         return header, 8 + size
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What the writer said about the arrays; empty if nothing."""
-        found: dict[str, str] = self._layout[0].get("__metadata__", {})
-        return found
+        """What the writer said about the arrays, without their hash; empty if nothing."""
+        return {key: text for key, text in self._layout[0].get("__metadata__", {}).items() if key != SEAL}
+
+    def check(self) -> None:
+        """Prove that the file holds what was written, by the hash that it holds; nothing to prove if it has none.
+
+        All of it is read, once per process as long as nobody writes to it.
+
+        Raises:
+            DamagedArtifactError: it does not.
+        """
+        status = self.path.stat()
+        if not _is_intact(self.path, status.st_size, status.st_mtime_ns, status.st_ino):
+            raise damaged(self.path, REMEDY)
+
+    @property
+    def _is_intact(self) -> bool:
+        header, start = self._layout
+        wanted = header.get("__metadata__", {}).get(SEAL)
+        if wanted is None:
+            return True
+        parts = {name: (entry["dtype"], entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+        digest = _digest(self.metadata, parts)
+        with self.path.open("rb") as stream:
+            for name in sorted(parts):
+                first, end = header[name]["data_offsets"]
+                stream.seek(start + first)
+                for at in range(first, end, _CHUNK_BYTES):
+                    digest.update(stream.read(min(_CHUNK_BYTES, end - at)))
+        return bool(digest.hexdigest() == wanted)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -62,22 +101,26 @@ class SafetensorsFile:
             rows: slice of its first dimension, in steps of 1.
 
         Raises:
-            InputError: no such array, one of a type that qplan does not write, or a file that was cut off.
+            DamagedArtifactError: no such array, one of a type that qplan does not write, or a file that was cut off.
         """
         header, start = self._layout
         entry = header.get(name)
         if entry is None or entry["dtype"] not in _DTYPES:
             what = f"no array {name!r}" if entry is None else f"{name} as {entry['dtype']}, which qplan does not read"
             msg = f"{self.path} holds {what}; restore the file, or remove it to have it made again"
-            raise InputError(msg)
+            raise DamagedArtifactError(msg)
         shape, dtype = tuple(entry["shape"]), np.dtype(_DTYPES[entry["dtype"]])
         first, last, _ = rows.indices(shape[0]) if shape else (0, 1, 1)
         height, width = max(0, last - first), int(np.prod(shape[1:], dtype=np.int64))
-        at = start + entry["data_offsets"][0] + first * width * dtype.itemsize
+        begin, end = entry["data_offsets"]
+        if end - begin != int(np.prod(shape, dtype=object)) * dtype.itemsize:
+            msg = f"{self.path}: {name} of shape {list(shape)} has {end - begin:,} bytes; {REMEDY}"
+            raise DamagedArtifactError(msg)
+        if start + end > self.path.stat().st_size:
+            msg = f"{self.path} was cut off in {name}; {REMEDY}"
+            raise DamagedArtifactError(msg)
+        at = start + begin + first * width * dtype.itemsize
         found = np.fromfile(self.path, dtype, count=height * width, offset=at)
-        if len(found) < height * width:
-            msg = f"{self.path} was cut off in {name}; restore it, or remove it to have it made again"
-            raise InputError(msg)
         if entry["dtype"] == "BF16":
             found = (found.astype(np.uint32) << 16).view(np.float32)
         return found.reshape((height, *shape[1:]) if shape else ())
@@ -93,6 +136,41 @@ def write_safetensors(path: Path, arrays: Mapping[str, Array], metadata: Mapping
     """
     from safetensors.numpy import save_file  # noqa: PLC0415 - readers do not need it
 
-    with atomic_path(path) as temporary:
-        contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-        save_file(contiguous, temporary, None if metadata is None else dict(metadata))
+    contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    texts = dict(metadata or {})
+    digest = _digest(texts, {name: (_CODES[array.dtype], list(array.shape)) for name, array in contiguous.items()})
+    for name in sorted(contiguous):
+        digest.update(contiguous[name].reshape(-1).view(np.uint8))
+    need = sum(array.nbytes for array in contiguous.values())
+    with atomic_path(path, need=need) as temporary:
+        save_file(contiguous, temporary, texts | {SEAL: digest.hexdigest()})
+
+
+_CODES = {np.dtype(name): code for code, name in _DTYPES.items() if code != "BF16"}
+"""The file's type by numpy's."""
+
+
+def _digest(metadata: Mapping[str, str], arrays: Mapping[str, tuple[str, list[int]]]) -> Any:  # noqa: ANN401 - hashlib's
+    """SHA-256 that has seen what describes the arrays; their bytes follow, by name."""
+    described = {"metadata": dict(metadata), "arrays": {name: list(of) for name, of in arrays.items()}}
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode())
+
+
+def _check_layout(header: Mapping[str, Any]) -> None:
+    """Prove that a header describes arrays; what it raises otherwise is the caller's to name."""
+    for name, entry in header.items():
+        if name == "__metadata__":
+            if not all(isinstance(text, str) for text in entry.values()):
+                raise TypeError
+            continue
+        begin, end = entry["data_offsets"]
+        counts = (begin, end, *entry["shape"])
+        if not isinstance(entry["dtype"], str) or not all(type(n) is int and n >= 0 for n in counts):
+            raise TypeError
+        if begin > end:
+            raise ValueError
+
+
+@lru_cache(maxsize=1 << 16)
+def _is_intact(path: Path, size: int, mtime_ns: int, inode: int) -> bool:  # noqa: ARG001 - what shows a change
+    return SafetensorsFile(path)._is_intact  # noqa: SLF001 - its own module

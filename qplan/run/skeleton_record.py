@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from qplan.artifact import read_json, write_json
+from qplan.artifact import MAKE_AGAIN, decoding, read_json, write_json
+from qplan.errors import InputError
+from qplan.run.damage import tell_damaged
 
 KIND, SCHEMA = "qplan-skeleton", 1
 
@@ -31,5 +33,21 @@ class SkeletonRecord:
             InputError: no such file, or another kind.
             StaleArtifactError: written by a newer qplan.
         """
-        inputs = read_json(path, KIND, SCHEMA)["inputs"]
-        return cls(inputs["model"], inputs["exporter"])
+        document = read_json(path, KIND, SCHEMA, remedy=MAKE_AGAIN)
+        with decoding(path, MAKE_AGAIN):
+            return cls(document["inputs"]["model"], document["inputs"]["exporter"])
+
+    @classmethod
+    def kept(cls, path: Path) -> SkeletonRecord | None:
+        """The record, if there is one; one that was damaged is told and counts as none.
+
+        Raises:
+            StaleArtifactError: written by a newer qplan.
+        """
+        if not path.is_file():
+            return None
+        try:
+            return cls.read(path)
+        except InputError as error:
+            tell_damaged(error)
+            return None

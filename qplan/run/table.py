@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -11,13 +12,24 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from qplan.artifact import atomic_path, check_header, header, sha256_json
+from qplan.artifact import (
+    HEADER_KEYS,
+    SEAL,
+    check_header,
+    damaged,
+    decoding,
+    header,
+    parse_json,
+    sha256_json,
+    write_bytes,
+)
 from qplan.card import ModelCard
-from qplan.errors import InputError, MeasurementError
+from qplan.errors import DamagedArtifactError, InputError, MeasurementError
 from qplan.formats import QuantFormat
 from qplan.notes import Note
 from qplan.run.additivity import JointPoint, predict_joint
-from qplan.run.measurement import COLUMNS, Loss, Measurement, Source, summarize
+from qplan.run.decode import decode_artifact
+from qplan.run.measurement import COLUMNS, Loss, Measurement, Source, measurement_of, summarize
 from qplan.run.metrics import METRICS, values_of
 from qplan.settings import DynamicOption, Memory, Mode, memories_of
 
@@ -35,6 +47,8 @@ __all__ = [
 ]
 
 KIND, SCHEMA = "qplan-sensitivity", 4
+
+_REMEDY = "make it again with the same 'qplan analyze' command: measurements are kept"
 
 _HASHED_AS = {"wide-scales": "scales have 32 bits: engine {engine} reads no others"}
 """Notes that are added to tables after they were read, as qplan 3 hashed them: its plans hold such hashes. They are
@@ -194,11 +208,13 @@ class SensitivityTable:
         """Write a Parquet file, whole or not at all, after `check_complete`."""
         self.check_complete()
         inputs = {"model": self.model.sha256, "calibration": self.conditions.calibration_sha256}
-        meta = header(KIND, SCHEMA, inputs) | self._meta()
+        head = header(KIND, SCHEMA, inputs)
+        meta = head | self._meta() | {SEAL: sha256_json([head, self.sha256])}
         columns = {name: [getattr(m, name) for m in self.measurements] for name in COLUMNS}
         table = pa.table(columns).replace_schema_metadata({"qplan": json.dumps(meta, sort_keys=True)})
-        with atomic_path(path) as temporary:
-            pq.write_table(table, temporary)
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer, write_page_checksum=True)
+        write_bytes(path, buffer.getvalue())
 
     @classmethod
     def read(cls, path: Path) -> SensitivityTable:
@@ -206,26 +222,63 @@ class SensitivityTable:
 
         Raises:
             InputError: no such file or not a sensitivity table.
+            DamagedArtifactError: it is not what was written.
             StaleArtifactError: written by a newer qplan.
         """
         if not path.is_file():
             msg = f"{path} does not exist; run 'qplan analyze' first"
             raise InputError(msg)
         try:
-            table = pq.read_table(path)
-        except (pa.ArrowInvalid, OSError) as error:
-            msg = f"{path} is not a readable Parquet file ({error}); run 'qplan analyze' again"
-            raise InputError(msg) from None
-        meta = json.loads((table.schema.metadata or {}).get(b"qplan", b"{}"))
-        check_header(meta, path, KIND, SCHEMA)
-        return cls(
-            ModelCard.from_json(meta["model"]),
-            Conditions(**(meta["conditions"] | {"formats": tuple(meta["conditions"]["formats"])})),
-            meta["reference_nll_nats"],
-            tuple(map(Note.of_json, meta["notes"])),
-            tuple(Measurement(**row) for row in table.to_pylist()),
-            tuple(JointPoint(**point) for point in meta.get("joint", [])),
-        )
+            table = pq.read_table(path, page_checksum_verification=True)
+            text = (table.schema.metadata or {}).get(b"qplan", b"{}").decode()
+            rows = table.to_pylist()
+        except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
+            msg = f"{path} is not a readable Parquet file ({error}); {_REMEDY}"
+            raise DamagedArtifactError(msg) from None
+        with decoding(path, _REMEDY):
+            meta = parse_json(text.encode())
+            check_header(meta, path, KIND, SCHEMA)
+            meta.setdefault("joint", [])
+            body = {name: meta[name] for name in ("model", "conditions", "reference_nll_nats", "notes", "joint")}
+            decode_artifact(_Meta, body, path, _REMEDY, text=text)
+            found = cls(
+                ModelCard.from_json(meta["model"]),
+                Conditions(**(meta["conditions"] | {"formats": tuple(meta["conditions"]["formats"])})),
+                meta["reference_nll_nats"],
+                tuple(map(Note.of_json, meta["notes"])),
+                tuple(map(measurement_of, rows)),
+                tuple(JointPoint(**point) for point in meta["joint"]),
+            )
+            head = {name: value for name, value in meta.items() if name in HEADER_KEYS - {SEAL}}
+            if SEAL in meta and meta[SEAL] != sha256_json([head, found.sha256]):
+                raise damaged(path, _REMEDY)
+            found._check_names(path)  # noqa: SLF001 - its own
+        return found
+
+    def _check_names(self, path: Path) -> None:
+        """Prove that what was measured are tensors of the model, in formats, under settings that were asked for.
+
+        Raises:
+            InputError: something else was.
+        """
+        known = {spec.name for spec in self.model.tensors}
+        for m in self.measurements:
+            if m.tensor not in known or m.memory not in self.memories:
+                msg = f"{path} holds a measurement of {m.tensor} under memory {m.memory}, which the model lacks"
+                raise InputError(msg)
+        for fmt in {m.format for m in self.measurements}:
+            QuantFormat.parse(fmt)
+
+
+@dataclass(frozen=True)
+class _Meta:
+    """What a table's metadata hold besides the header, to check their types."""
+
+    model: ModelCard
+    conditions: Conditions
+    reference_nll_nats: float
+    notes: tuple[Note, ...]
+    joint: tuple[JointPoint, ...]
 
 
 _HASHED = (

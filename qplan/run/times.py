@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
 
-from qplan.artifact import read_json, write_json
+from qplan.artifact import MAKE_AGAIN, decoding, read_json, write_json
+from qplan.errors import InputError
+from qplan.run.damage import tell_damaged
 
 KIND, SCHEMA = "qplan-times", 1
 
@@ -37,13 +39,21 @@ class TimesJournal:
     def open(cls, folder: Path, inputs: Mapping[str, str]) -> TimesJournal:
         """Resume from the times that a folder keeps; start empty if there are none, or they belong to other inputs.
 
+        Times that were damaged are told and taken again.
+
         Raises:
-            InputError: the file is something else.
             StaleArtifactError: written by a newer qplan.
         """
         path = folder / TIMES_FILE
-        if path.is_file() and (found := read_json(path, KIND, SCHEMA))["inputs"] == inputs:
-            return cls(path, inputs, {k: [Times(*t) for t in rounds] for k, rounds in found["times"].items()})
+        if path.is_file():
+            try:
+                found = read_json(path, KIND, SCHEMA, remedy=MAKE_AGAIN)
+                with decoding(path, MAKE_AGAIN):
+                    if found["inputs"] == inputs:
+                        kept = {k: [_times(pair) for pair in rounds] for k, rounds in found["times"].items()}
+                        return cls(path, inputs, kept)
+            except InputError as error:
+                tell_damaged(error)
         return cls(path, inputs)
 
     def add(self, label: str, times: Times) -> None:
@@ -51,3 +61,11 @@ class TimesJournal:
         self.times.setdefault(label, []).append(times)
         body = {label: [astuple(t) for t in rounds] for label, rounds in self.times.items()}
         write_json(self.path, KIND, SCHEMA, self.inputs, {"times": body})
+
+
+def _times(pair: object) -> Times:
+    match pair:
+        case [int() | float() as prefill_ms, int() | float() as decode_ms]:
+            return Times(prefill_ms, decode_ms)
+    msg = f"expected two times in ms, found {pair!r}"
+    raise ValueError(msg)

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qplan.artifact import read_json, write_json
-from qplan.errors import InputError
+from qplan.artifact import decoding, read_json, write_json
+from qplan.errors import DamagedArtifactError, InputError
 
 KIND, SCHEMA = "qplan-token-losses", 1
+
+_REMEDY = "make it again with 'qplan emit'"
 
 Losses = NDArray[np.float32]
 """Nats ``[rows, seq_len]``: at each token, of the distribution of the one that follows."""
@@ -53,15 +55,19 @@ class TokenLosses:
             InputError: no such file, or losses and tokens do not belong together.
             StaleArtifactError: written by a newer qplan.
         """
-        value = read_json(path, KIND, SCHEMA)
-        tokens = tuple(tuple(row) for row in value["tokens"])
-        losses = {memory: _decode(coded) for memory, coded in value["kl_nats"].items()}
+        value = read_json(path, KIND, SCHEMA, remedy=_REMEDY)
+        with decoding(path, _REMEDY):
+            tokens = tuple(tuple(row) for row in value["tokens"])
+            losses = {memory: _decode(coded) for memory, coded in value["kl_nats"].items()}
+            texts = (value["model"], value["inputs"]["model"], value["text"], value["inputs"]["text"])
+            if not all(isinstance(text, str) for text in (*texts, *(token for row in tokens for token in row))):
+                msg = f"{path}: tokens, model and text must be texts"
+                raise InputError(msg)
         for memory, found in losses.items():
             if found.shape != (shape := (len(tokens), len(tokens[0]) if tokens else 0)):
                 msg = f"{path}: losses under memory {memory} have shape {found.shape}, the text {shape}; make it again"
-                raise InputError(msg)
-        inputs = value["inputs"]
-        return cls(value["model"], inputs["model"], value["text"], inputs["text"], tokens, losses)
+                raise DamagedArtifactError(msg)
+        return cls(*texts, tokens, losses)
 
 
 def _encode(values: Losses) -> dict[str, Any]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from qplan.artifact import read_json, write_json
+from qplan.artifact import body_of, decoding, read_json, write_json
 from qplan.notes import Note
+from qplan.run.decode import decode_artifact
 from qplan.run.plan import FileBytes
 
 KIND, SCHEMA = "qplan-verification", 3
+
+REMEDY = "make it again with 'qplan emit'"
 
 
 @dataclass(frozen=True)
@@ -104,14 +106,8 @@ class Check:
         return str(self.found)
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object that `of_json` reads back."""
+        """A JSON object, as the artifact holds it."""
         return {"promise": self.promise.to_json(), "passed": self.passed, "found": self.found.to_json()}
-
-    @classmethod
-    def of_json(cls, value: Mapping[str, Any]) -> Check:
-        """Read a check; before schema 3 it had two texts, ``name`` and ``detail``."""
-        promise, found = (value[new] if new in value else value[old] for new, old in _CHECK_KEYS)
-        return cls(Note.of_json(promise), value["passed"], Note.of_json(found))
 
 
 _CHECK_KEYS = (("promise", "name"), ("found", "detail"))
@@ -155,25 +151,19 @@ class Verification:
             InputError: not a verification.
             StaleArtifactError: written by a newer qplan.
         """
-        body = {
-            k: v for k, v in read_json(path, KIND, SCHEMA).items() if k not in ("kind", "schema", "inputs", "versions")
-        }
-        body["models"] = tuple(built_model(m) for m in body["models"])
-        body["checks"] = tuple(map(Check.of_json, body["checks"]))
-        body["text"] = Note.of_json(body["text"])
-        return cls(**body)
+        body = body_of(read_json(path, KIND, SCHEMA, remedy=REMEDY))
+        with decoding(path, REMEDY):
+            for check in body["checks"]:
+                for new, old in _CHECK_KEYS:
+                    if old in check:
+                        check[new] = check.pop(old)
+        return decode_artifact(cls, body, path, REMEDY)
 
 
-def built_model(value: Mapping[str, Any]) -> BuiltModel:
-    """Read a `BuiltModel` from its JSON object."""
-    runs = tuple(EngineRun(**(r | {"accuracy": Accuracy(**r["accuracy"])})) for r in value["runs"])
-    speed, other = (None if value.get(key) is None else Speed(**value[key]) for key in ("speed", "other_speed"))
-    return BuiltModel(
-        value["name"],
-        FileBytes(**value["files"]),
-        runs,
-        speed,
-        value["emulated_nats"],
-        value.get("dynamic_option", 0),
-        other,
-    )
+def built_model(value: object, path: Path, remedy: str) -> BuiltModel:
+    """Read a `BuiltModel` from the key ``model`` of an artifact.
+
+    Raises:
+        DamagedArtifactError: a field is missing or of another type.
+    """
+    return decode_artifact(BuiltModel, value, path, remedy, "model")

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from qplan.artifact import sha256_file
-from qplan.errors import QplanError
+from qplan.errors import DamagedArtifactError, QplanError
+from qplan.run.damage import tell_damaged
 from qplan.run.folder import RunFolder
 from qplan.run.plan import Plan
 from qplan.run.verification import Verification
@@ -31,6 +32,9 @@ def verified_plans(run: RunFolder) -> Iterator[VerifiedPlan]:
     for folder in run.verified:
         try:
             plan, verification = Plan.read(folder.plan), Verification.read(folder.verification)
+        except DamagedArtifactError as error:
+            tell_damaged(f"left out: {error}")
+            continue
         except QplanError:  # the caller asked for all, not for this one
             continue
         if verification.plan_sha256 == sha256_file(folder.plan):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from qplan.artifact import writing
 from qplan.formats import QuantFormat
 from qplan.model.load import LoadedModel
 from qplan.quantize.rounder import Rounder
@@ -57,10 +60,19 @@ class Reference:
 def reference_logits(
     loaded: LoadedModel, rows: NDArray[np.int64], progress: Callable[[int, int], None] | None = None
 ) -> Iterator[Reference]:
-    """Run the model in FP32 over ``rows [n, seq_len]``; the logits live in a temporary file until the block ends."""
+    """Run the model in FP32 over ``rows [n, seq_len]``; the logits live in a temporary file until the block ends.
+
+    Raises:
+        StorageError: the temporary folder has no space for them; set ``TMPDIR`` to one that has.
+    """
     shape = (*rows.shape, loaded.card.vocabulary)
     with tempfile.TemporaryDirectory(prefix="qplan-reference-") as folder:
-        logits = np.memmap(Path(folder) / "logits.f32", np.float32, "w+", shape=shape)
+        path = Path(folder) / "logits.f32"
+        need = math.prod(shape) * np.dtype(np.float32).itemsize
+        # a mapped file that finds no space when it is filled would end the process by a signal
+        with writing(path, need=need), path.open("wb") as stream:
+            os.posix_fallocate(stream.fileno(), 0, need)
+        logits = np.memmap(path, np.float32, "r+", shape=shape)
         for index, row in enumerate(rows):
             logits[index] = torch_logits(loaded, row.tolist())
             if progress is not None:

@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from qplan.artifact import SEAL
 from qplan.errors import InputError
 from qplan.formats import QuantFormat
 from qplan.run.moments import StoredMoments, write_matrix
@@ -48,8 +50,11 @@ def test_rows_are_those_that_torch_wrote(tmp_path: Path, rows: slice) -> None:
 
 def test_torch_reads_what_numpy_wrote_and_the_file_is_the_same(tmp_path: Path) -> None:
     parts = {name: part for name, part in written(tmp_path / "a.safetensors").items() if name != "brain"}
-    save_file(parts, tmp_path / "b.safetensors")
     write_safetensors(tmp_path / "c.safetensors", {name: part.numpy() for name, part in parts.items()})
+    with safe_open(tmp_path / "c.safetensors", "np") as stored:
+        seal = stored.metadata()
+    assert set(seal) == {SEAL}
+    save_file(parts, tmp_path / "b.safetensors", seal)
     assert (tmp_path / "c.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
     found = load_file(tmp_path / "c.safetensors")
     assert all(torch.equal(found[name], part) for name, part in parts.items())
