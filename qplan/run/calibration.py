@@ -97,7 +97,9 @@ class CalibrationSet:
                 _Texts, {key: value.get(key) for key in ("source", "licence", "seed")}, path, _REMEDY
             )
             found = cls(
-                *(_decode(value[part]) for part in ("tokens", "heldout", "fit")),
+                _decode(value["tokens"]),
+                _decode(value["heldout"]),
+                _decode(value["fit"]),
                 texts.source,
                 texts.licence,
                 texts.seed,

@@ -132,7 +132,7 @@ class Journal(Memo):
 
     def _append(self, value: Mapping[str, Any]) -> None:
         """Write a line, all of it or nothing."""
-        line, before = _line(value | {SEAL: self._seal(value)}), os.fstat(self._stream.fileno()).st_size
+        line, before = _line({**value, SEAL: self._seal(value)}), os.fstat(self._stream.fileno()).st_size
         with writing(self.path, need=len(line)):
             try:
                 rest = memoryview(line)

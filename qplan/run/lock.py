@@ -90,7 +90,7 @@ def _hold(path: Path) -> int:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in _UNSUPPORTED:
-                tell_unlocked(path.parent, error.strerror)
+                tell_unlocked(path.parent, str(error.strerror))
                 return handle
             holder = _holder(handle)
             os.close(handle)
