@@ -36,7 +36,7 @@ FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """What a system answers to a write for which there is no space."""
 
 _REFUSED = frozenset(
-    {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP}
+    {errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP}
 )
 
 _NEXT_TO_NOTHING = 4096
@@ -75,7 +75,8 @@ def _is_of_full_disk(error: Exception, path: Path) -> bool:
         return True
     if isinstance(error, QplanError) and not isinstance(error, ToolError):
         return False
-    return os.strerror(errno.ENOSPC) in str(error) or _free(path) < _NEXT_TO_NOTHING
+    # libraries that are not Python keep the text alone
+    return any(os.strerror(number) in str(error) for number in FULL) or _free(path) < _NEXT_TO_NOTHING
 
 
 def _free(path: Path) -> int:

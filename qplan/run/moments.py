@@ -74,6 +74,9 @@ class StoredMoments:
         Raises:
             DamagedArtifactError: the file was damaged.
         """
+        if tensor not in self.key_of:
+            msg = f"{self.folder / INDEX_FILE} has no matrix for {tensor}; remove {self.folder} to have it made again"
+            raise DamagedArtifactError(msg)
         matrix: Matrix = self._matrix(self.key_of[tensor]).read(_ARRAY)
         return matrix
 
