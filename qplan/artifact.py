@@ -313,7 +313,7 @@ def decoding(path: Path, remedy: str) -> Iterator[None]:
     except DamagedArtifactError:
         raise
     except InputError as error:
-        msg = f"{error}; {remedy}"
+        msg = f"{error}; {remedy}" if str(path) in str(error) else f"{path}: {error}; {remedy}"
         raise DamagedArtifactError(msg) from error
     except KeyError as error:
         msg = f"{path} lacks {error}; {remedy}"
