@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from qplan.artifact import MAKE_AGAIN, decoding, read_json, write_json
-from qplan.errors import InputError
+from qplan.errors import DamagedArtifactError
 from qplan.formats import QuantFormat
 from qplan.run.damage import tell_damaged
 from qplan.run.plan_folder import TOKEN_LOSSES_FILE
@@ -53,7 +53,7 @@ def measured_once(
         try:
             if (kept := _kept(path, wanted)) is not None:
                 return kept
-        except InputError as error:
+        except DamagedArtifactError as error:
             tell_damaged(error)
     built = measure()
     write_json(path, KIND, SCHEMA, wanted, {"model": asdict(built)})

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from qplan.artifact import MAKE_AGAIN, decoding, read_json, write_json
-from qplan.errors import InputError
+from qplan.errors import DamagedArtifactError
 from qplan.formats import QuantFormat
 from qplan.run.damage import tell_damaged
 from qplan.run.decode import decode_artifact
@@ -113,7 +113,7 @@ def find_frontier(folders: Iterable[Path], sweep: Sweep) -> Frontier | None:
         if path.is_file():
             try:
                 found = _kept(path, sweep)
-            except InputError as error:
+            except DamagedArtifactError as error:
                 tell_damaged(error)
                 continue
             if found is not None:

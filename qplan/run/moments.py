@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qplan.artifact import decoding, read_json, write_json
-from qplan.errors import DamagedArtifactError, InputError
+from qplan.errors import DamagedArtifactError
 from qplan.run.damage import tell_damaged
 from qplan.run.decode import decode_artifact
 from qplan.run.folder import RunFolder
@@ -63,7 +63,7 @@ class StoredMoments:
             for key in sorted(set(found.key_of.values())):
                 if _file(folder, key).is_file():
                     kept._matrix(key)  # noqa: SLF001 - its own
-        except InputError as error:
+        except DamagedArtifactError as error:
             tell_damaged(error)
             return None
         return kept

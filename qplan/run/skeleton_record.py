@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from qplan.artifact import MAKE_AGAIN, decoding, read_json, write_json
-from qplan.errors import InputError
+from qplan.errors import DamagedArtifactError
 from qplan.run.damage import tell_damaged
 
 KIND, SCHEMA = "qplan-skeleton", 1
@@ -48,6 +48,6 @@ class SkeletonRecord:
             return None
         try:
             return cls.read(path)
-        except InputError as error:
+        except DamagedArtifactError as error:
             tell_damaged(error)
             return None

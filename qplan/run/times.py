@@ -7,7 +7,7 @@ from dataclasses import astuple, dataclass, field
 from pathlib import Path
 
 from qplan.artifact import MAKE_AGAIN, decoding, read_json, write_json
-from qplan.errors import InputError
+from qplan.errors import DamagedArtifactError
 from qplan.run.damage import tell_damaged
 
 KIND, SCHEMA = "qplan-times", 1
@@ -52,7 +52,7 @@ class TimesJournal:
                     if found["inputs"] == inputs:
                         kept = {k: [_times(pair) for pair in rounds] for k, rounds in found["times"].items()}
                         return cls(path, inputs, kept)
-            except InputError as error:
+            except DamagedArtifactError as error:
                 tell_damaged(error)
         return cls(path, inputs)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from qplan.artifact import SEAL
 from qplan.errors import InputError
 from qplan.notes import note, text_note
 from qplan.run.baselines import measured_once
@@ -65,6 +66,7 @@ def test_a_verification_of_before_dynamic_options_reads(tmp_path: Path) -> None:
     verification = Verification("m", "p", text_note("some text"), "t", 44.0, (model,), ())
     verification.write(path)
     document = json.loads(path.read_text())
+    del document[SEAL]  # which they lacked
     for old in (*document["models"], *document["models"][0]["runs"], document["models"][0]["speed"]):
         del old["dynamic_option"]
     del document["models"][0]["other_speed"]
@@ -76,6 +78,7 @@ def test_checks_of_before_codes_are_texts(tmp_path: Path) -> None:
     path, model = tmp_path / "verification.json", built("plan", low=1e-3, normal=1e-4)
     Verification("m", "p", text_note("held-out windows of a book"), "t", 44.0, (model,), ()).write(path)
     document = json.loads(path.read_text())
+    del document[SEAL]  # which they lacked
     assert document["text"] == "held-out windows of a book"
     old = {"name": "llm.mnn read back", "passed": False, "detail": "0 of 1 ops have their bits and block"}
     path.write_text(json.dumps(document | {"schema": 2, "checks": [old]}))
