@@ -6,26 +6,13 @@ import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from qplan.artifact import read_json, write_json
+from qplan.artifact import body_of, read_json, write_json
 from qplan.cost.file_bytes import FileBytes
 from qplan.errors import InputError
 from qplan.formats import QuantFormat
 from qplan.notes import Note
-from qplan.run.decode import Source, decode
+from qplan.run.decode import JsonText, decode
 from qplan.settings import DYNAMIC_OPTIONS
-
-__all__ = [
-    "FileBytes",
-    "GivenRules",
-    "LeastBits",
-    "LogitsRule",
-    "Pin",
-    "Plan",
-    "PlannedLimit",
-    "PlannedTensor",
-    "SolverReport",
-    "UniformPoint",
-]
 
 KIND, SCHEMA = "qplan-plan", 3
 
@@ -205,9 +192,8 @@ class Plan:
             StaleArtifactError: written by a newer qplan.
         """
         document = read_json(path, KIND, SCHEMA)
-        source = Source(str(path), path.read_text(encoding="utf-8"))
-        body = {key: value for key, value in document.items() if key not in ("kind", "schema", "inputs", "versions")}
-        plan = decode(cls, body, source)
+        source = JsonText(str(path), path.read_text(encoding="utf-8"))
+        plan = decode(cls, body_of(document), source)
         if document["schema"] < _ENGINE_RECORDED and (named := _OF_ENGINE.search(path.resolve().parent.name)):
             plan = replace(plan, engine=named[1])
         if plan.engine is not None and not _ENGINE.fullmatch(plan.engine):

@@ -8,13 +8,14 @@ import random
 from dataclasses import dataclass
 
 from qplan.card import ModelCard
-from qplan.cost.file_bytes import FixedBytes
+from qplan.cost.file_bytes import FileBytes, FixedBytes
 from qplan.formats import QuantFormat
 from qplan.notes import note
 from qplan.planner.frontier import frontier
 from qplan.run.frontier import Frontier
-from qplan.run.plan import FileBytes, LogitsRule, Plan, PlannedTensor, SolverReport, UniformPoint
-from qplan.run.table import Conditions, Measurement, SensitivityTable
+from qplan.run.measurement import Measurement
+from qplan.run.plan import LogitsRule, Plan, PlannedTensor, SolverReport, UniformPoint
+from qplan.run.table import Conditions, SensitivityTable
 from qplan.run.verification import Accuracy, BuiltModel, Check, EngineRun, Speed, Verification
 from qplan.settings import memories_of
 from qplan.tensors import Role, TensorSpec

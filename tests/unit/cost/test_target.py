@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from qplan.cost.file_bytes import FixedBytes
@@ -78,8 +80,10 @@ def test_a_profile_adds_times_up(tmp_path_factory: pytest.TempPathFactory) -> No
     assert decode == pytest.approx(2 - 0.25 * counts[0] + counts[1])
     with pytest.raises(InputError, match="no int4-b32 of shape"):
         profile.decode_ms(card.tensors[0], QuantFormat(4, 32))
-    with pytest.raises(InputError, match="another model or of memory low, not normal"):
+    with pytest.raises(InputError, match="the device profile is of memory low, not normal"):
         profile.check_model(card, "normal")
+    with pytest.raises(InputError, match=f"of another model than {card.source}; run 'qplan profile'"):
+        profile.check_model(replace(card, sha256="other"), "low")
     with pytest.raises(InputError, match="run 'qplan profile' first"):
         DeviceProfile.read(path.with_name("none.json"))
 
