@@ -83,7 +83,7 @@ def recount(
     if tensors == plan.tensors and files == plan.files:
         return plan
     objective = math.fsum(losses[name][fmt.name] for name, fmt in formats.items())
-    unproved = SolverReport(EDITED, objective, 0.0, 1.0, 0, 0.0)
+    unproved = SolverReport(status=EDITED, objective_nats=objective, bound_nats=0.0, gap=1.0, choices=0, seconds=0.0)
     edited = note("edited")
     if edited not in plan.notes:
         plan = plan.noted(edited)

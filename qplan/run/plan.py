@@ -25,7 +25,7 @@ _OF_ENGINE = re.compile(rf"-mnn-({_ENGINE.pattern})$")
 """End of a folder's name that ``emit --engine`` makes; plans of schemas before 3 record their engine nowhere else."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PlannedTensor:
     """One tensor's place in the plan."""
 
@@ -43,7 +43,7 @@ class PlannedTensor:
     """Loss of this format with everything else FP32."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SolverReport:
     """What the solver proved."""
 
