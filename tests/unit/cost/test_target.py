@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from qplan.cost.file_bytes import FixedBytes
-from qplan.cost.target import find_target, targets
+from qplan.cost.target import find_target, target_names, targets
 from qplan.errors import InputError
 from qplan.formats import FP16, INT4, INT8, QuantFormat
 from qplan.planner.budget import Budget
@@ -23,6 +23,7 @@ HEAD = TensorSpec("lm_head", "/lm", None, "lm_head", Role.HEAD, 1000, 1024, bias
 
 def test_every_target_says_where_it_is_from_and_whether_it_was_run() -> None:
     assert [name for name, target in targets().items() if target.measured] == ["cpu-x86"]
+    assert target_names() == tuple(targets())
     for target in targets().values():
         assert target.source
         assert set(target.ram_bits) == set(target.widths)
