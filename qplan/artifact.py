@@ -104,6 +104,10 @@ def versions() -> dict[str, str]:
     return found
 
 
+_HEADER = ("kind", "schema", "inputs", "versions")
+"""Keys of `header`."""
+
+
 def header(kind: str, schema: int, inputs: Mapping[str, str]) -> dict[str, Any]:
     """Header of an artifact: its kind and schema, sha256 of its inputs, versions of the packages that made it."""
     return {"kind": kind, "schema": schema, "inputs": dict(inputs), "versions": versions()}
@@ -135,6 +139,11 @@ def check_header(document: Mapping[str, Any], path: Path, kind: str, schema: int
     if not isinstance(found, int) or found > schema:
         msg = f"{path} has schema {found}, this qplan reads up to {schema}; update qplan or make the file again"
         raise StaleArtifactError(msg)
+
+
+def body_of(document: Mapping[str, Any]) -> dict[str, Any]:
+    """An artifact's keys without its header's."""
+    return {key: value for key, value in document.items() if key not in _HEADER}
 
 
 def read_json(path: Path, kind: str, schema: int) -> dict[str, Any]:

@@ -182,6 +182,9 @@ FP16 = QuantFormat(16, 0)
 INT8 = QuantFormat(8)
 INT4 = QuantFormat(4)
 
+Formats = Mapping[str, QuantFormat]
+"""A format by tensor name: of a whole plan, or of some of its tensors."""
+
 DEFAULT_FORMATS = (FP16, *(QuantFormat(bits, block) for bits in (8, 6, 5, 4, 3, 2) for block in (0, 64)))
 """Formats that are measured by default. Without the widths between 4 and 16, plans lose 1.2 to 1.8 times more, without
 whole rows up to 1.5 times; adding blocks of 32 and 128 gains 1 to 2 %, see ``reports/planner/formats.md``."""

@@ -31,7 +31,7 @@ def load_analyzed(run: RunFolder, card: ModelCard, say: Say) -> AnalyzedModel:
     record = fold_of(run, card)
     say(f"loading {card.source if record is None else run.folded}")
     if record is not None:
-        return AnalyzedModel(_load_folded(run, record), _load_original(record))
+        return AnalyzedModel(load_folded(run, record), _load_original(record))
     loaded = load_model(card.source)
     if loaded.card.sha256 != card.sha256:
         msg = f"{card.source} has changed since {run.sensitivity} was made; run 'qplan analyze' with --restart"
@@ -39,7 +39,7 @@ def load_analyzed(run: RunFolder, card: ModelCard, say: Say) -> AnalyzedModel:
     return AnalyzedModel(loaded, loaded)
 
 
-def _load_folded(run: RunFolder, record: FoldRecord, device: str = "cpu") -> LoadedModel:
+def load_folded(run: RunFolder, record: FoldRecord, device: str = "cpu") -> LoadedModel:
     """The folded model, with the original's name as its source.
 
     Raises:

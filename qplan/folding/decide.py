@@ -12,7 +12,7 @@ from torch import Tensor
 
 from qplan.artifact import new_folder
 from qplan.errors import MeasurementError, StaleArtifactError
-from qplan.folding.analyzed import _load_folded
+from qplan.folding.analyzed import load_folded
 from qplan.folding.evidence import gather_evidence
 from qplan.folding.fit import expected_loss, fit_scales
 from qplan.folding.fold import fold, fold_sites, save_folded
@@ -25,7 +25,7 @@ from qplan.quantize.round_all import round_all
 from qplan.quantize.run_rounder import run_rounder
 from qplan.quantize.stored_cache import StoredCache
 from qplan.run.calibration import CalibrationSet
-from qplan.run.fold import FoldRecord, _ratio, inputs_of
+from qplan.run.fold import FoldRecord, fold_ratio, inputs_of
 from qplan.run.folder import RunFolder
 from qplan.sensitivity.joint import joint_losses
 from qplan.settings import DynamicOption, Memory, Progress, Say, memories_of
@@ -94,7 +94,7 @@ def run_fold(
         record.write(run.fold, inputs)
     if record.folded_sha256 is None:
         return loaded, record.note
-    return _load_folded(run, record, device), record.note
+    return load_folded(run, record, device), record.note
 
 
 def _check_inputs(run: RunFolder, inputs: Mapping[str, str]) -> None:
@@ -183,7 +183,7 @@ def _decide(
                 progress=progress,
             )
             losses[label] |= {f"{name}, memory {setting}": stats.kl_nats for name, stats in found.items()}
-    pays = math.prod(_ratio(losses, name) for name in losses["original"]) < 1
+    pays = math.prod(fold_ratio(losses, name) for name in losses["original"]) < 1
     rejected = caches["original" if pays else "folded"]
     for folder in ([] if rejected is None else [rejected.folder]) + ([] if pays else [run.folded]):
         shutil.rmtree(folder, ignore_errors=True)

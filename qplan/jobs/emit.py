@@ -103,7 +103,17 @@ def run_emit(options: EmitOptions, run: RunFolder, say: Say, progress: Progress,
     judged = _held_out(options, calibration, model.loaded)
     skeleton = run_skeleton(run, model.loaded, options.llmexport, say, c4=options.target.c4)
     rounder = run_rounder(run, model.loaded, calibration, table.conditions.rounding)
-    job = EmitJob(options, run, table, model, skeleton, rounder, calibration.heldout, say, given)
+    job = EmitJob(
+        options=options,
+        run=run,
+        table=table,
+        model=model,
+        skeleton=skeleton,
+        rounder=rounder,
+        heldout=calibration.heldout,
+        say=say,
+        given=given,
+    )
     if options.build:
         return _plan_and_build(job, judged, progress, command)
     return _plan_only(job, command)
@@ -123,8 +133,16 @@ def _plan_and_build(job: EmitJob, judged: _HeldOut, progress: Progress, command:
     job.say(f"FP32 reference on {judged.rows.size} tokens: {judged.text}")
     with reference_logits(loaded, judged.rows, progress) as reference:
         trial = Trial(reference, threads=options.threads)
-        baselines = job.run.baselines_for(job.engine)
-        bench = BuildBench(loaded, job.skeleton, trial, judged.text, judged.sha256, baselines, job.say, target)
+        bench = BuildBench(
+            loaded=loaded,
+            skeleton=job.skeleton,
+            trial=trial,
+            text=judged.text,
+            text_sha256=judged.sha256,
+            baselines=job.run.baselines_for(job.engine),
+            say=job.say,
+            target=target,
+        )
         first = gate(bench)
         plan, gain = planned(job, given)
         exportable = _write_plan(job, plan)

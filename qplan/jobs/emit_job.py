@@ -40,7 +40,7 @@ from qplan.run.table import SensitivityTable
 from qplan.settings import Say
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EmitJob:
     """Inputs that every step of an emit needs."""
 

@@ -141,9 +141,10 @@ class ProfileOptions:
         """Refuse numbers below 1.
 
         Raises:
-            InputError: about the first; the message gives option, value and limit.
+            InputError: about the first; the message gives option or field, value and limit.
         """
         given = {"--threads": self.threads, "--prompt-tokens": self.prompt_tokens, "--rounds": self.rounds}
+        given |= {"decode_tokens": self.decode_tokens, "repeats": self.repeats}  # callers from Python set these
         check_least({option: (value, 1) for option, value in given.items()})
 
 

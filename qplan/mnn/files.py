@@ -16,5 +16,8 @@ WEIGHT_FILE = "llm.mnn.weight"
 EMBEDDING_FILE = "embeddings_bf16.bin"
 """The input embedding; only there if it is not tied to the head."""
 
+EXPORT_ARGS_FILE = "export_args.json"
+"""The arguments of an export, with paths of the machine that ran it: not for those who get the model."""
+
 TOKENIZER_FILE = "tokenizer.txt"
 """What the engine looks for by default; today's exporter writes another file and names it in the settings."""

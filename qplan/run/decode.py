@@ -19,7 +19,7 @@ _JSON = json.JSONDecoder()
 
 
 @dataclass(frozen=True)
-class Source:
+class JsonText:
     """A JSON text that has been parsed, kept to find the lines of values in it."""
 
     name: str
@@ -63,7 +63,7 @@ class Source:
         return position
 
 
-def decode(kind: type[T], value: object, source: Source, *path: Step) -> T:
+def decode(kind: type[T], value: object, source: JsonText, *path: Step) -> T:
     """Read a JSON object into a dataclass, fields checked by their annotations.
 
     Raises:
@@ -73,7 +73,7 @@ def decode(kind: type[T], value: object, source: Source, *path: Step) -> T:
     return decoded
 
 
-def _value(kind: Any, value: object, source: Source, path: tuple[Step, ...]) -> Any:  # noqa: ANN401 - by annotation
+def _value(kind: Any, value: object, source: JsonText, path: tuple[Step, ...]) -> Any:  # noqa: ANN401 - by annotation
     if kind is QuantFormat:
         return _format(_scalar(str, value, source, path), source, path)
     if kind is Note:
@@ -89,7 +89,7 @@ def _value(kind: Any, value: object, source: Source, path: tuple[Step, ...]) -> 
     return _scalar(kind, value, source, path)
 
 
-def _object(kind: Any, value: object, source: Source, path: tuple[Step, ...]) -> Any:  # noqa: ANN401 - by annotation
+def _object(kind: Any, value: object, source: JsonText, path: tuple[Step, ...]) -> Any:  # noqa: ANN401 - by annotation
     found = _expect(dict, value, source, path)
     known = {field.name: field for field in fields(kind)}
     for key in found:
@@ -104,21 +104,21 @@ def _object(kind: Any, value: object, source: Source, path: tuple[Step, ...]) ->
     return kind(**{key: _value(hints[key], item, source, (*path, key)) for key, item in found.items()})
 
 
-def _format(name: str, source: Source, path: tuple[Step, ...]) -> QuantFormat:
+def _format(name: str, source: JsonText, path: tuple[Step, ...]) -> QuantFormat:
     try:
         return QuantFormat.parse(name)
     except InputError as error:
         raise source.error(str(error), *path) from None
 
 
-def _note(value: object, source: Source, path: tuple[Step, ...]) -> Note:
+def _note(value: object, source: JsonText, path: tuple[Step, ...]) -> Note:
     try:
         return Note.of_json(value)
     except ValueError as error:
         raise source.error(str(error), *path) from None
 
 
-def _scalar(kind: type[T], value: object, source: Source, path: tuple[Step, ...]) -> T:
+def _scalar(kind: type[T], value: object, source: JsonText, path: tuple[Step, ...]) -> T:
     if kind is float and type(value) is int:
         value = float(value)
     found = _expect(kind, value, source, path)
@@ -138,7 +138,7 @@ _KINDS: dict[type, str] = {
 }
 
 
-def _expect(kind: type[T], value: object, source: Source, path: tuple[Step, ...]) -> T:
+def _expect(kind: type[T], value: object, source: JsonText, path: tuple[Step, ...]) -> T:
     # not isinstance: JSON's true is no whole number
     if type(value) is kind:
         return value

@@ -5,19 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qplan.artifact import read_json, write_json
 from qplan.formats import QuantFormat
-from qplan.run.table import SensitivityTable
+
+if TYPE_CHECKING:  # the command line takes its default from here, and waits for no pyarrow
+    from qplan.run.table import SensitivityTable
 
 KIND, SCHEMA = "qplan-frontier", 1
 
 FRONTIER_FILE, TABLE_FILE, PLOT_FILE = "frontier.json", "frontier.md", "frontier.png"
 """Files in a run's frontier folder; a plan's folder has the first one if the plan has rules of its own."""
 
+POINTS = 24
+"""Budgets that a frontier is solved at by default."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class FrontierPoint:
     """The best plan of one size."""
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from qplan.artifact import read_json, write_json
+from qplan.artifact import body_of, read_json, write_json
 from qplan.card import ModelCard
 from qplan.cost.target import Target, find_target
 from qplan.errors import InputError
@@ -89,13 +89,15 @@ class DeviceProfile:
         """Refuse a plan that this profile says nothing about.
 
         Raises:
-            InputError: another model or memory setting.
+            InputError: another model or memory setting; says which of the two.
         """
-        if self.model_sha256 != card.sha256 or self.memory != memory:
-            msg = (
-                f"the device profile is of another model or of memory {self.memory}, not {memory}; "
-                "run 'qplan profile' for this run"
-            )
+        found = None
+        if self.model_sha256 != card.sha256:
+            found = f"of another model than {card.source}"
+        elif self.memory != memory:
+            found = f"of memory {self.memory}, not {memory}"
+        if found is not None:
+            msg = f"the device profile is {found}; run 'qplan profile' for this run"
             raise InputError(msg)
 
     def _find(self, spec: TensorSpec, fmt: QuantFormat) -> OpTime:
@@ -126,8 +128,6 @@ class DeviceProfile:
         if not path.is_file():
             msg = f"{path} does not exist: limits in milliseconds need this machine's times; run 'qplan profile' first"
             raise InputError(msg)
-        body = {
-            k: v for k, v in read_json(path, KIND, SCHEMA).items() if k not in ("kind", "schema", "inputs", "versions")
-        }
+        body = body_of(read_json(path, KIND, SCHEMA))
         ops = tuple(OpTime(**op) for op in body["ops"])
         return cls(**(body | {"ops": ops, "models": tuple(TimedModel(**model) for model in body.get("models", ()))}))

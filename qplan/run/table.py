@@ -17,22 +17,9 @@ from qplan.errors import InputError, MeasurementError
 from qplan.formats import QuantFormat
 from qplan.notes import Note
 from qplan.run.additivity import JointPoint, predict_joint
-from qplan.run.measurement import COLUMNS, Loss, Measurement, Source, summarize
+from qplan.run.measurement import COLUMNS, Loss, Measurement, summarize
 from qplan.run.metrics import METRICS, values_of
 from qplan.settings import DynamicOption, Memory, Mode, memories_of
-
-__all__ = [
-    "Conditions",
-    "JointPoint",
-    "Loss",
-    "Measurement",
-    "Memory",
-    "Mode",
-    "SensitivityTable",
-    "Source",
-    "memories_of",
-    "summarize",
-]
 
 KIND, SCHEMA = "qplan-sensitivity", 4
 

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from qplan.artifact import read_json, write_json
+from qplan.artifact import body_of, read_json, write_json
+from qplan.cost.file_bytes import FileBytes
 from qplan.notes import Note
-from qplan.run.plan import FileBytes
 
 KIND, SCHEMA = "qplan-verification", 3
 
@@ -155,9 +155,7 @@ class Verification:
             InputError: not a verification.
             StaleArtifactError: written by a newer qplan.
         """
-        body = {
-            k: v for k, v in read_json(path, KIND, SCHEMA).items() if k not in ("kind", "schema", "inputs", "versions")
-        }
+        body = body_of(read_json(path, KIND, SCHEMA))
         body["models"] = tuple(built_model(m) for m in body["models"])
         body["checks"] = tuple(map(Check.of_json, body["checks"]))
         body["text"] = Note.of_json(body["text"])

@@ -21,10 +21,10 @@ from qplan.quantize.rounder import Rounder
 from qplan.run.calibration import CalibrationSet
 from qplan.run.journal import Journal, Memo
 from qplan.run.measurement import Measurement, Source
-from qplan.run.table import Conditions, Mode, SensitivityTable
+from qplan.run.table import Conditions, SensitivityTable
 from qplan.sensitivity.menu import Menu, resolve_menu
 from qplan.sensitivity.variants import StoredWeights
-from qplan.settings import DynamicOption, Memory, memories_of
+from qplan.settings import DynamicOption, Memory, Mode, memories_of
 from qplan.tensors import Role
 
 _ROWS_SCHEMA = 3

@@ -37,7 +37,7 @@ GATE_TOKENS = 64
 _UNIFORM = {"int8": 8, "int4": 4}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BuildBench:
     """What every build and every measurement needs."""
 

@@ -14,7 +14,7 @@ from qplan.errors import ToolError
 from qplan.formats import QuantFormat
 from qplan.mnn.build.skeleton import MARKER, Skeleton
 from qplan.mnn.build.weights import write_weights
-from qplan.mnn.files import CONFIG_FILE, GRAPH_FILE, GRAPH_JSON_FILE, LLM_CONFIG_FILE, WEIGHT_FILE
+from qplan.mnn.files import CONFIG_FILE, EXPORT_ARGS_FILE, GRAPH_FILE, GRAPH_JSON_FILE, LLM_CONFIG_FILE, WEIGHT_FILE
 from qplan.mnn.graph.binary import read_linears
 from qplan.mnn.graph.converter import json_to_graph
 from qplan.mnn.graph.json_graph import read_document
@@ -26,7 +26,7 @@ from qplan.quantize import StoredTensor
 from qplan.tensors import TensorSpec
 
 _NOT_COPIED = frozenset(
-    {GRAPH_FILE, GRAPH_JSON_FILE, WEIGHT_FILE, CONFIG_FILE, LLM_CONFIG_FILE, MARKER, "export_args.json"}
+    {GRAPH_FILE, GRAPH_JSON_FILE, WEIGHT_FILE, CONFIG_FILE, LLM_CONFIG_FILE, MARKER, EXPORT_ARGS_FILE}
 )
 
 Store = Callable[[str, QuantFormat], StoredTensor]

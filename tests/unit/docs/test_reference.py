@@ -24,12 +24,12 @@ from qplan.notes import note
 from qplan.planner.budget import Budget
 from qplan.planner.planning import make_plan
 from qplan.planner.rules import Rules
+from qplan.run.additivity import JointPoint
 from qplan.run.fold import FoldRecord
 from qplan.run.folder import RunFolder
 from qplan.run.journal import Journal, ReferenceRecord
 from qplan.run.plan import GivenRules, LeastBits, Pin, PlannedLimit
 from qplan.run.profile import DeviceProfile, OpTime, TimedModel
-from qplan.run.table import JointPoint
 from tests.support.commands import commands
 from tests.support.documented import DOCS, assert_documented, keys, rows, sections
 from tests.support.invented_run import small_run

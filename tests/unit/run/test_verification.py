@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from qplan.cost.file_bytes import FileBytes
 from qplan.errors import InputError
 from qplan.notes import note, text_note
 from qplan.run.baselines import measured_once
-from qplan.run.plan import FileBytes
 from qplan.run.verification import Accuracy, BuiltModel, Check, EngineRun, Speed, Verification
 from qplan.tensors import Role
 from qplan.verify.checks import emulation, not_worse
