@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -63,6 +64,51 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def read_bounded(path: Path, most_bytes: int) -> bytes:
+    """Read a file from a folder that nobody vouches for: a regular one of bounded size, and nothing that blocks.
+
+    Args:
+        path: the file; a link to one is followed.
+        most_bytes: what a sound file of its kind does not exceed.
+
+    Raises:
+        InputError: no such file, not a regular file, too large, or unreadable.
+    """
+    try:
+        # a FIFO without a writer would block the open, a device the read
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:  # noqa: PTH123
+            status = os.fstat(stream.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                msg = f"{path} is no regular file"
+                raise InputError(msg)
+            if status.st_size > most_bytes:
+                msg = f"{path} has {status.st_size:,} bytes, more than the {most_bytes:,} that such a file can need"
+                raise InputError(msg)
+            return stream.read(most_bytes)
+    except FileNotFoundError:
+        msg = f"{path} does not exist"
+        raise InputError(msg) from None
+    except OSError as error:
+        msg = f"{path} cannot be read: {error.strerror}"
+        raise InputError(msg) from None
+
+
+def parse_json(data: bytes) -> Any:  # noqa: ANN401 - any JSON value
+    """A JSON value from bytes that nobody vouches for.
+
+    Raises:
+        InputError: not JSON in UTF-8, nested too deeply, or a number with more digits than Python reads.
+    """
+    try:
+        return json.loads(data.decode("utf-8"))
+    except RecursionError:
+        msg = "it is nested too deeply"
+        raise InputError(msg) from None
+    except ValueError as error:  # also of UTF-8, and of numbers with thousands of digits
+        msg = f"it is not JSON: {error}"
+        raise InputError(msg) from None
 
 
 def sha256_bytes(*parts: bytes) -> str:

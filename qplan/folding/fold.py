@@ -20,9 +20,11 @@ from torch import Tensor, nn
 
 from qplan.errors import InputError
 from qplan.model.embedding_scale import embedding_scale, set_embedding_scale, write_embedding_scale
+from qplan.model.inert import inert_view
 from qplan.model.load import LoadedModel, without_bars
 from qplan.model.mixture import stacked_state
 from qplan.model.registry import FoldKind, FoldRule
+from qplan.model.source import INDEX_FILE
 
 
 @dataclass(frozen=True)
@@ -100,10 +102,11 @@ def save_folded(folded: LoadedModel, folder: Path) -> None:
     model: Any = folded.model
     with without_bars():
         model.save_pretrained(folder, state_dict=stacked_state(model))
-    for path in sorted(folded.folder.iterdir()):
-        weights = path.suffix in {".safetensors", ".bin", ".pt"} or path.name.endswith(".index.json")
-        if path.is_file() and not weights and not (folder / path.name).exists():
-            shutil.copyfile(path, folder / path.name)
+    with inert_view(folded.folder) as view:
+        for path in sorted(view.iterdir()):
+            weights = path.suffix == ".safetensors" or path.name == INDEX_FILE
+            if not weights and not (folder / path.name).exists():
+                shutil.copyfile(path, folder / path.name)
     scale = embedding_scale(folded.embedding)
     if scale is not None:
         write_embedding_scale(folder, scale)

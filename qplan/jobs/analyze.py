@@ -61,8 +61,11 @@ def run_analyze(options: AnalyzeOptions, run: RunFolder, say: Say, progress: Pro
     jobs = options.jobs or (default_jobs() if options.device == "cpu" else 1)
     batch_size = options.batch_size or sequences_per_pass(loaded.card, calibration.seq_len)
     notes: tuple[Note, ...] = ()
+    if loaded.own_classes:
+        notes = (note("own-code-not-run", classes=list(loaded.own_classes)),)
+        say(str(notes[0]))
     if options.fold == "auto" and options.dtype != "float32":
-        notes = (note("folding-not-tried", dtype=options.dtype),)
+        notes += (note("folding-not-tried", dtype=options.dtype),)
     elif options.fold == "auto":
         loaded, decided = run_fold(
             run,
@@ -77,7 +80,7 @@ def run_analyze(options: AnalyzeOptions, run: RunFolder, say: Say, progress: Pro
             say=say,
             progress=progress,
         )
-        notes = (decided,)
+        notes += (decided,)
     if needs_tokens(options.rounding):
         say(f"second moments of all inputs, {calibration.fit.size} tokens for fitting the rounding")
     rounder = run_rounder(run, loaded, calibration, options.rounding, batch_size=batch_size, progress=progress)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,16 +11,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.models.auto import configuration_auto
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
 from qplan.card import ModelCard
 from qplan.errors import InputError
 from qplan.model.discovery import Anatomy, Site, dissect, has_bias
 from qplan.model.embedding_scale import embedding_scale, read_embedding_scale, set_embedding_scale
+from qplan.model.inert import check_own_classes, inert_view
 from qplan.model.mixture import split_experts
 from qplan.model.registry import Architecture, architecture_of
 from qplan.model.source import fetch, read_config, sha256_model
 from qplan.settings import DTypeName
+
+ADAPTER_FILE = "adapter_config.json"
+"""Where peft describes weights that are added to those of another model."""
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
@@ -41,6 +47,8 @@ class LoadedModel:
     architecture: Architecture
     sites: dict[str, Site]
     """Where each tensor's values are, by tensor name."""
+    own_classes: tuple[str, ...] = ()
+    """Classes that the folder brings code for, which was left alone."""
 
     @property
     def device(self) -> torch.device:
@@ -114,14 +122,21 @@ def load_model(source: str, *, device: str = "cpu", dtype: DTypeName = "float32"
         raise InputError(msg)
     _check_dtype(source, dtype, config)
     architecture = architecture_of(str(config.get("model_type")))
+    _check_whole(folder, source)
+    stock = stock_classes(str(config["model_type"]))
+    check_own_classes(folder, stock)
+    _check_class(folder, config, stock["AutoModelForCausalLM"])
     sha256 = sha256_model(folder)
-    model = _load_weights(folder, getattr(torch, dtype))
+    with inert_view(folder) as view:
+        model = _load_weights(folder, view, getattr(torch, dtype))
+        tokenizer = load_tokenizer(folder, view)
+    own = check_own_classes(folder, stock | {"AutoTokenizer": type(tokenizer).__name__})
     check_finite(model)
     split_experts(model, model.config, architecture)
     anatomy = dissect(model, model.config, architecture)
     card = _card(source, sha256, model, anatomy)
     model = model.to(torch_device).eval().requires_grad_(requires_grad=False)
-    loaded = LoadedModel(model, _load_tokenizer(folder), card, folder, architecture, dict(anatomy.sites))
+    loaded = LoadedModel(model, tokenizer, card, folder, architecture, dict(anatomy.sites), own)
     scale = read_embedding_scale(folder)
     if scale is not None:
         set_embedding_scale(loaded.embedding, scale)
@@ -177,11 +192,55 @@ def without_bars() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _load_weights(folder: Path, dtype: torch.dtype) -> Any:  # noqa: ANN401 - a PreTrainedModel
+def _check_whole(folder: Path, source: str) -> None:
+    """Refuse what is only a part of a model.
+
+    Raises:
+        InputError: an adapter, beside a base model or alone.
+    """
+    adapter = folder / ADAPTER_FILE
+    if adapter.is_file():
+        base = read_config(adapter).get("base_model_name_or_path") or "its base model"
+        msg = (
+            f"{source} holds an adapter ({ADAPTER_FILE}) for {base}, which would be left out; merge it (peft's "
+            "merge_and_unload, then save_pretrained), or take the adapter's files out to plan the base model alone"
+        )
+        raise InputError(msg)
+
+
+def stock_classes(model_type: str) -> dict[str, str]:
+    """Names of transformers' own classes for a model type, by what they are used for."""
+    return {
+        "AutoConfig": str(vars(configuration_auto)["CONFIG_MAPPING_NAMES"][model_type]),
+        "AutoModelForCausalLM": str(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type]),
+    }
+
+
+def _check_class(folder: Path, config: Mapping[str, Any], stock: str) -> None:
+    """Refuse a checkpoint of another class than the causal language model that it would be loaded as.
+
+    Raises:
+        InputError: e.g. a classifier, or an embedding model without a head.
+    """
+    named = config.get("architectures")
+    if isinstance(named, list) and named and stock not in named:
+        msg = (
+            f"{folder} is a {named[0]}, and would be loaded as {stock}; qplan plans causal language models that "
+            "transformers itself knows"
+        )
+        raise InputError(msg)
+
+
+def _load_weights(folder: Path, view: Path, dtype: torch.dtype) -> Any:  # noqa: ANN401 - a PreTrainedModel
     try:
         with without_bars():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
+                view,
+                dtype=dtype,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
             )
         model, info = loaded
     except (OSError, ValueError, RuntimeError, KeyError) as error:
@@ -196,13 +255,22 @@ def _load_weights(folder: Path, dtype: torch.dtype) -> Any:  # noqa: ANN401 - a 
     return model
 
 
-def _load_tokenizer(folder: Path) -> Any:  # noqa: ANN401 - a PreTrainedTokenizerBase
+def load_tokenizer(folder: Path, view: Path) -> Any:  # noqa: ANN401 - a PreTrainedTokenizerBase
+    """Load a model's tokenizer; no code of the folder runs.
+
+    Args:
+        folder: the model's, for messages.
+        view: what `inert_view` makes of it.
+
+    Raises:
+        InputError: there is none, or none that transformers can load by itself.
+    """
     # Hugging Face makes an empty tokenizer where the files are not there
-    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+    if not any((view / name).is_file() for name in _TOKENIZER_FILES):
         msg = f"{folder} has no usable tokenizer: none of {', '.join(_TOKENIZER_FILES)} is there"
         raise InputError(msg)
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return AutoTokenizer.from_pretrained(view, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         msg = f"{folder} has no usable tokenizer: {error}"
         raise InputError(msg) from error

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
-from qplan.artifact import sha256_files
+from qplan.artifact import parse_json, read_bounded, sha256_files
 from qplan.errors import InputError
 
 EMBEDDING_SCALE_FILE = "embedding_scale.npy"
@@ -15,6 +14,12 @@ EMBEDDING_SCALE_FILE = "embedding_scale.npy"
 
 _FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
 """Configuration, weights and tokenizer; no pickles."""
+
+_MOST_JSON_BYTES = 256 << 20
+"""The index of the largest checkpoints has some ten million."""
+
+INDEX_FILE = "model.safetensors.index.json"
+"""Which file of several holds which tensor."""
 
 
 _HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
@@ -76,9 +81,18 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     Raises:
         InputError: no weights, only pickled ones, or the index names a file that is not there.
     """
-    index = folder / "model.safetensors.index.json"
+    index = folder / INDEX_FILE
     if index.is_file():
-        paths = {folder / str(name) for name in read_config(index)["weight_map"].values()}
+        named = read_config(index).get("weight_map")
+        names = {str(name) for name in named.values()} if isinstance(named, dict) else set()
+        if not names:
+            msg = f"{index} maps no weights to files; download the model again"
+            raise InputError(msg)
+        outside = sorted(name for name in names if Path(name).name != name or not name.endswith(".safetensors"))
+        if outside:
+            msg = f"{index} names {outside[0]!r}, which is no safetensors file in its folder; download the model again"
+            raise InputError(msg)
+        paths = {folder / name for name in names}
         missing = sorted(path.name for path in paths if not path.is_file())
         if missing:
             msg = f"{folder}: {index.name} names {', '.join(missing[:3])}, which is not there; download the model again"
@@ -99,13 +113,13 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         InputError: no such file or not a JSON object.
     """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         msg = f"{path.parent} has no {path.name}; give the folder of a Hugging Face causal language model"
-        raise InputError(msg) from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        msg = f"{path} is not valid JSON: {error}"
+        raise InputError(msg)
+    try:
+        value = parse_json(read_bounded(path, _MOST_JSON_BYTES))
+    except InputError as error:
+        msg = f"{path} cannot be used: {error}"
         raise InputError(msg) from None
     if not isinstance(value, dict):
         msg = f"{path} holds a JSON {type(value).__name__}, expected an object"

@@ -87,6 +87,10 @@ CATALOG: Mapping[str, NoteKind] = {
         "folding does not pay and is left out; loss of uniform models, folded over original: {ratios:.2f}",
         ratios=dict[str, float],
     ),
+    "own-code-not-run": _kind(
+        "the model's folder has code of its own for {classes}, which was not run: the classes are transformers' own",
+        classes=list[str],
+    ),
     "folding-not-tried": _kind(
         "weights are not folded: the gain cannot be measured in {dtype}",
         dtype=str,

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from qplan.artifact import new_folder
 from qplan.errors import InputError, ToolError
+from qplan.mnn.build.export_view import export_view
 from qplan.mnn.build.exporter_source import ExportOptions, find_exporter
 from qplan.mnn.build.skeleton import REQUIRED_FILES, Skeleton, write_marker
 from qplan.mnn.child import run_child
@@ -96,23 +97,23 @@ def export(
     with new_folder(out, replace=replace) as draft:
         work = draft.with_name("work")
         work.mkdir()
-        # llmexport picks another exporter if the path contains "bge" or "gte": pass a link whose name we choose
-        (work / "model").symlink_to(model_dir.resolve(), target_is_directory=True)
         # the default converter is a path relative to the working folder; an empty one selects the installed MNN
         arguments = [*options.arguments(exporter, Path("model"), Path("../draft")), "--mnnconvert="]
         what = f"{exporter.version} failed to export {model_dir}"
         environment = _OFFLINE | ({} if options.c4 else _WITHOUT_C4)
         if converter is not None:
             environment["PYTHONPATH"] = str(converter.resolve())
-        output = run_child(
-            "build/exporter_child.py",
-            [str(exporter.script), *arguments],
-            what=what,
-            cwd=work,
-            timeout_s=timeout_s,
-            environment=environment,
-            progress=None if progress is None else _without_frames(progress),
-        )
+        # llmexport picks another exporter for paths that contain "bge" or "gte": the view has a name that is ours
+        with export_view(model_dir, work / "model"):
+            output = run_child(
+                "build/exporter_child.py",
+                [str(exporter.script), *arguments],
+                what=what,
+                cwd=work,
+                timeout_s=timeout_s,
+                environment=environment,
+                progress=None if progress is None else _without_frames(progress),
+            )
         missing = [name for name in REQUIRED_FILES if not (draft / name).is_file()]
         if missing:
             msg = f"{what}: it reported success but did not write {', '.join(missing)}"

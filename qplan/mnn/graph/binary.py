@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from qplan.artifact import read_bounded
 from qplan.errors import InputError
 from qplan.mnn.files import GRAPH_FILE
 from qplan.mnn.graph.flatbuffer import Table
@@ -23,6 +24,10 @@ _BLOB, _CONVOLUTION, _INPUT, _SCALE, _LAYER_NORM, _ATTENTION, _FUSED = 7, 9, 21,
 
 _EXTERNAL_FIELD = {_BLOB: 9, _CONVOLUTION: 6, _SCALE: 3, _LAYER_NORM: 5}
 """Where a parameter type keeps its ranges of the weight file."""
+
+
+_MOST_BYTES = 256 << 20
+"""A graph without its weights; that of a mixture with thousands of experts has some ten million."""
 
 
 @dataclass(frozen=True)
@@ -102,12 +107,7 @@ def read_binary_graph(path: Path) -> BinaryGraph:
     Raises:
         InputError: no such file, or not a whole graph.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        msg = f"{path} cannot be read: {error.strerror}"
-        raise InputError(msg) from None
-    return parse_binary_graph(data)
+    return parse_binary_graph(read_bounded(path, _MOST_BYTES))
 
 
 def read_linears(folder: Path) -> tuple[Linear, ...]:

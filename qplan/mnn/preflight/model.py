@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from qplan.artifact import parse_json, read_bounded
 from qplan.errors import InputError
 from qplan.mnn.engines import FEEDS_LOGITS_INDEX, EngineVersion
 from qplan.mnn.files import CONFIG_FILE, EMBEDDING_FILE, GRAPH_FILE, LLM_CONFIG_FILE, TOKENIZER_FILE, WEIGHT_FILE
@@ -22,6 +23,9 @@ Settings = dict[str, Any]
 LOGITS = "logits"
 ENGINE_INPUTS = ("input_ids", "attention_mask", "position_ids", "logits_index")
 """What the engine feeds into the graph."""
+
+_MOST_JSON_BYTES = 16 << 20
+"""Settings hold a few hundred bytes, and a chat template of some ten thousand."""
 
 _OPTIONAL_INPUTS = {"has_deepstack": "deepstack_embeds", "ple_embed_file": "ple_embeddings"}
 
@@ -127,18 +131,41 @@ class ModelFolder:
     def _json(self, name: str) -> Settings:
         path = self.folder / name
         effect = "the engine takes its defaults (4096 wide, 32 layers) and crashes or outputs garbage"
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        if self._lies_outside(path, name):
+            return {}
+        if not path.exists():
             self.findings.append(error("missing-file", name, f"there is no {name}", effect, COPY_AGAIN))
-        except (OSError, UnicodeDecodeError, ValueError) as problem:
-            self.findings.append(error("bad-json", name, f"it is not JSON: {problem}", effect, EXPORT_AGAIN))
-        else:
-            if isinstance(found, dict):
-                return found
-            what = f"it holds a JSON {type(found).__name__}, expected an object"
-            self.findings.append(error("bad-json", name, what, effect, EXPORT_AGAIN))
+            return {}
+        try:
+            found = parse_json(read_bounded(path, _MOST_JSON_BYTES))
+        except InputError as problem:
+            self.findings.append(error("bad-json", name, str(problem), effect, EXPORT_AGAIN))
+            return {}
+        if isinstance(found, dict):
+            return found
+        what = f"it holds a JSON {type(found).__name__}, expected an object"
+        self.findings.append(error("bad-json", name, what, effect, EXPORT_AGAIN))
         return {}
+
+    def _lies_outside(self, path: Path, name: str) -> bool:
+        """Whether settings send the engine to a file of somebody else's; a finding if so."""
+        if Path(os.path.normpath(path)).is_relative_to(os.path.normpath(self.folder)):
+            return False
+        what = f"the settings name {name!r}, which is not in the folder"
+        effect = "the engine would read any file of this machine that the folder's author chose"
+        self.findings.append(error("outside-folder", name, what, effect, EXPORT_AGAIN))
+        return True
+
+    def _is_there(self, path: Path) -> bool:
+        """Whether a file can be read, and may be; a finding if not."""
+        if self._lies_outside(path, str(path)):
+            return False
+        if not path.exists():
+            self.findings.append(error("missing-file", path.name, f"there is no {path.name}", REFUSED, COPY_AGAIN))
+        elif not path.is_file():
+            what = f"{path.name} is no regular file"
+            self.findings.append(error("not-a-file", path.name, what, REFUSED, COPY_AGAIN))
+        return path.is_file()
 
     def _files(self) -> None:
         graph = self.path("llm_model", GRAPH_FILE)
@@ -152,9 +179,7 @@ class ModelFolder:
                 self.findings.append(
                     warning("missing-file", beside.name, f"there is no {beside.name}", effect, COPY_AGAIN)
                 )
-        absent = [path for path in needed if not path.is_file()]
-        for path in absent:
-            self.findings.append(error("missing-file", path.name, f"there is no {path.name}", REFUSED, COPY_AGAIN))
+        absent = [path for path in needed if not self._is_there(path)]
         if graph not in absent:
             try:
                 self.graph = read_binary_graph(graph)

@@ -7,11 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from qplan.artifact import read_bounded
 from qplan.errors import InputError
 
 MAGIC = 430
 _TEXT_TYPES = (0, 1, 2, 3)
 _PIPELINE = 4
+
+_MOST_BYTES = 256 << 20
+"""Those of the largest vocabularies have some ten million."""
 
 _DEPTH = 8
 """Deepest nesting of sequences that is read; real tokenizers have one level."""
@@ -36,12 +40,7 @@ def read_tokenizer(path: Path) -> TokenizerFile:
     Raises:
         InputError: no such file, or not a whole tokenizer.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        msg = f"{path} cannot be read: {error.strerror}"
-        raise InputError(msg) from None
-    return parse_tokenizer(data)
+    return parse_tokenizer(read_bounded(path, _MOST_BYTES))
 
 
 def parse_tokenizer(data: bytes) -> TokenizerFile:
