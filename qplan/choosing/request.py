@@ -82,7 +82,8 @@ class PlanRequest:
         """Refuse values that make no sense.
 
         Raises:
-            InputError: a limit is not above 0 or is larger than any model needs, or an objective other than the loss comes without a limit on the loss.
+            InputError: a limit is not above 0 or is larger than any model needs, or an objective other than the loss
+                comes without a limit on the loss.
         """
         for option, value, most in (
             ("--max-kl", self.max_kl, MOST_NATS),

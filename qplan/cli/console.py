@@ -23,7 +23,7 @@ _VISIBLE = {code: f"\\x{code:02x}" for code in (*range(0x20), 0x7F, *range(0x80,
 
 
 class Terminal(Console):
-    """A console that passes on its own control codes alone: those in names, texts and messages are shown, not obeyed."""
+    """A console that obeys its own control codes alone: those in names, texts and messages are shown."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
         """Render with control characters escaped; all that is printed passes here."""
