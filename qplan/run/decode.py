@@ -156,7 +156,7 @@ def _scalar(kind: type[T], value: object, source: Source, path: tuple[Step, ...]
     if isinstance(found, float) and not math.isfinite(found):
         problem = f"{found} is not a number that a plan may hold"
         raise source.error(problem, *path)
-    if type(found) is int and abs(found) > _LARGEST:
+    if isinstance(found, int) and abs(found) > _LARGEST:
         problem = f"the number is too large; at most {_LARGEST} is read"
         raise source.error(problem, *path)
     return found
