@@ -181,6 +181,10 @@ def check_header(document: Mapping[str, Any], path: Path, kind: str, schema: int
     if document.get("kind") != kind:
         msg = f"{path} holds a {document.get('kind')!r}, expected {kind!r}; was another file put in its place?"
         raise InputError(msg)
+    inputs = document.get("inputs", {})
+    if not isinstance(inputs, dict) or not all(isinstance(item, str) for item in inputs.values()):
+        msg = f"{path}, inputs: expected hashes by name; restore the file or make it again"
+        raise InputError(msg)
     found = document.get("schema")
     if not isinstance(found, int) or found > schema:
         msg = f"{path} has schema {found}, this qplan reads up to {schema}; update qplan or make the file again"
@@ -204,7 +208,13 @@ def read_json(path: Path, kind: str, schema: int) -> dict[str, Any]:
     except FileNotFoundError:
         msg = f"{path} does not exist"
         raise InputError(msg) from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except OSError as error:
+        msg = f"{path} cannot be read: {error.strerror}; check the name and its permissions"
+        raise InputError(msg) from None
+    except RecursionError:
+        msg = f"{path} is nested too deeply; restore it or make it again"
+        raise InputError(msg) from None
+    except ValueError as error:  # also of UTF-8, and of numbers with thousands of digits
         msg = f"{path} is not valid JSON: {error}; restore it or make it again"
         raise InputError(msg) from None
     if not isinstance(document, dict):

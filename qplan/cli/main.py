@@ -117,5 +117,21 @@ def _end(error: Exception | None, code: int, *, as_json: bool) -> NoReturn:
     if as_json:
         message = getattr(error, "format_message", error.__str__)()
         found = None if error is None else {"kind": type(error).__name__, "message": message, "exit_code": code}
-        sys.stdout.write(console.answer_as_json(code, found) + "\n")
+        _write(console.answer_as_json(code, found) + "\n")
+    _write("")
     sys.exit(code)
+
+
+def _write(text: str) -> None:
+    """Write to standard output at once, while an error can still be told."""
+    if sys.stdout is None:  # closed by whoever started this
+        return
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError as error:
+        gone = isinstance(error, BrokenPipeError)
+        if not gone:
+            console.alarm.print(f"error: standard output cannot be written: {error.strerror}", markup=False)
+        console.silence()
+        sys.exit(console.BROKEN_PIPE if gone else _BAD_INPUT)

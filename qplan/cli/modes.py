@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import inspect
 import sys
@@ -53,6 +54,8 @@ def with_modes(name: str) -> Callable[[Callable[..., None]], Callable[..., None]
             except KeyboardInterrupt:
                 msg = "interrupted; run the same command again to resume"
                 raise InterruptedCommand(msg) from None
+            except OSError as error:
+                raise _unusable(error) from error
 
         added = [
             inspect.Parameter(option, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
@@ -64,6 +67,18 @@ def with_modes(name: str) -> Callable[[Callable[..., None]], Callable[..., None]
         return command
 
     return decorate
+
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+def _unusable(error: OSError) -> Exception:
+    """What a file or folder that the system refuses means: bad input; other errors, such as a server's, as they are."""
+    if error.filename is None and error.errno not in _FULL:
+        return error
+    named = "the output" if error.filename is None else str(error.filename)
+    remedy = "make room" if error.errno in _FULL else "check the name and its permissions, or give another"
+    return InputError(f"{named} cannot be used: {error.strerror}; {remedy}")
 
 
 def _choose_mode(name: str, *, quiet: bool, json_: bool) -> None:

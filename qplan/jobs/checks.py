@@ -30,6 +30,9 @@ from qplan.verify.ladder import LadderOptions
 if TYPE_CHECKING:
     from qplan.choosing.planned import PlannedOn
 
+MOST_POINTS = 1000
+"""Most budgets of a frontier, a few minutes of solving."""
+
 
 def check_analyze(options: AnalyzeOptions) -> None:
     """Refuse a model or a text that is missing or cannot be used.
@@ -66,9 +69,12 @@ def check_frontier(run: RunFolder, rules: Rules, points: int) -> None:
     """Check rules against a run's table.
 
     Raises:
-        InputError: there are too few points, there is no analysis, or a pattern matches nothing.
+        InputError: there are too few or too many points, there is no analysis, or a pattern matches nothing.
     """
     check_least({"--points": (points, 2)})
+    if points > MOST_POINTS:
+        msg = f"--points {points}: must be at most {MOST_POINTS}; every point is solved by itself"
+        raise InputError(msg)
     rules.check_patterns(SensitivityTable.read(run.sensitivity).model)
 
 

@@ -24,7 +24,10 @@ LOGITS_BYTES = 640 << 20
 MOST_SEQUENCES = 4
 """Most sequences in a pass, unless the user gives their number: gradients hold several copies of the logits."""
 
-_DEVICE = re.compile(r"^(cpu|mps|cuda(:\d+)?)$")
+MOST = 2**31 - 1
+"""Largest count that options take: libraries below hold counts in 32 bits."""
+
+_DEVICE = re.compile(r"cpu|mps|cuda(:[0-9]{1,3})?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +70,7 @@ class AnalyzeOptions:
         least |= {"--batch-size": (self.batch_size, 1)} if self.batch_size is not None else {}
         check_least(least)
         check_rounding(self.rounding)
-        if _DEVICE.match(self.device) is None:
+        if _DEVICE.fullmatch(self.device) is None:
             msg = f"--device {self.device!r} is not understood; write cpu, cuda, cuda:1 or mps"
             raise InputError(msg)
         if self.dtype != "float32" and self.mode != "gradient":
@@ -149,7 +152,7 @@ class ProfileOptions:
 
 
 def check_least(least: Mapping[str, tuple[int, int]]) -> None:
-    """Refuse numbers below their limit.
+    """Refuse numbers below their limit, and those that no 32 bits hold.
 
     Args:
         least: value and least allowed value by option.
@@ -158,6 +161,6 @@ def check_least(least: Mapping[str, tuple[int, int]]) -> None:
         InputError: about the first; the message gives option, value and limit.
     """
     for option, (value, limit) in least.items():
-        if value < limit:
-            msg = f"{option} {value}: must be at least {limit}"
+        if not limit <= value <= MOST:
+            msg = f"{option} {value}: must be at least {limit}" + (f" and at most {MOST}" if value > MOST else "")
             raise InputError(msg)

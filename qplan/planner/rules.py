@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -20,6 +21,8 @@ from qplan.run.plan import GivenRules, LeastBits, Pin, Plan
 
 if TYPE_CHECKING:  # the command line takes its defaults from here, and waits for no pyarrow
     from qplan.run.table import SensitivityTable
+
+_WIDTH = re.compile(r"\s*[0-9]{1,9}\s*")
 
 
 @dataclass(frozen=True)
@@ -167,7 +170,7 @@ class Rules:
 
 
 def _bits(pattern: str, bits: str | int) -> int:
-    if isinstance(bits, str) and not bits.isdigit():
+    if isinstance(bits, str) and _WIDTH.fullmatch(bits) is None:
         msg = f"--min-bits {pattern}={bits}: must be a whole number of bits, e.g. 6"
         raise InputError(msg)
     return int(bits)

@@ -88,17 +88,21 @@ class CalibrationSet:
             StaleArtifactError: written by a newer qplan.
         """
         value = read_json(path, KIND, SCHEMA)
-        found = cls(
-            _decode(value["tokens"]),
-            _decode(value["heldout"]),
-            _decode(value["fit"]),
-            value["source"],
-            value["licence"],
-            value["seed"],
-            value["inputs"]["tokenizer"],
-        )
-        hashes = (found.sha256, found.heldout_sha256, found.fit_sha256)
-        if hashes != (value["sha256"], value["heldout_sha256"], value["fit_sha256"]):
+        try:
+            found = cls(
+                _decode(value["tokens"]),
+                _decode(value["heldout"]),
+                _decode(value["fit"]),
+                value["source"],
+                value["licence"],
+                value["seed"],
+                value["inputs"]["tokenizer"],
+            )
+            hashes = (value["sha256"], value["heldout_sha256"], value["fit_sha256"])
+        except (KeyError, TypeError, ValueError) as error:
+            msg = f"{path} is damaged ({type(error).__name__}: {error}); restore it or run 'qplan analyze' again"
+            raise InputError(msg) from None
+        if hashes != (found.sha256, found.heldout_sha256, found.fit_sha256):
             msg = f"{path}: the token ids do not match their sha256; the file was changed, make it again"
             raise InputError(msg)
         return found

@@ -1,13 +1,16 @@
-"""JSON to frozen dataclasses, with errors that name the field and the line: plans are files that people edit."""
+"""JSON to frozen dataclasses, with errors that name the field and the line: plans are edited, files get damaged."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
+from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from qplan.artifact import body_of, read_json
 from qplan.errors import InputError
 from qplan.formats import QuantFormat
 from qplan.notes import Note
@@ -63,6 +66,17 @@ class JsonText:
         return position
 
 
+def read_body(path: Path, kind: str, schema: int) -> tuple[dict[str, Any], JsonText]:
+    """Read an artifact's body, the keys besides its header's, and its text for `decode`.
+
+    Raises:
+        InputError: no such file, not JSON, or another kind of file.
+        StaleArtifactError: written by a newer qplan.
+    """
+    document = read_json(path, kind, schema)
+    return body_of(document), JsonText(str(path), path.read_text(encoding="utf-8"))
+
+
 def decode(kind: type[T], value: object, source: JsonText, *path: Step) -> T:
     """Read a JSON object into a dataclass, fields checked by their annotations.
 
@@ -73,7 +87,12 @@ def decode(kind: type[T], value: object, source: JsonText, *path: Step) -> T:
     return decoded
 
 
-def _value(kind: Any, value: object, source: JsonText, path: tuple[Step, ...]) -> Any:  # noqa: ANN401 - by annotation
+def _value(  # noqa: PLR0911 - a case each
+    kind: Any,  # noqa: ANN401 - by annotation
+    value: object,
+    source: JsonText,
+    path: tuple[Step, ...],
+) -> Any:  # noqa: ANN401
     if kind is QuantFormat:
         return _format(_scalar(str, value, source, path), source, path)
     if kind is Note:
@@ -85,7 +104,15 @@ def _value(kind: Any, value: object, source: JsonText, path: tuple[Step, ...]) -
         return tuple(_value(get_args(kind)[0], item, source, (*path, i)) for i, item in enumerate(items))
     if get_origin(kind) is UnionType:
         inner = next(k for k in get_args(kind) if k is not NoneType)
-        return None if value is None else _scalar(inner, value, source, path)
+        return None if value is None else _value(inner, value, source, path)
+    if get_origin(kind) in (dict, Mapping):
+        inner = get_args(kind)[1]
+        return {key: _value(inner, i, source, (*path, key)) for key, i in _expect(dict, value, source, path).items()}
+    if get_origin(kind) is Literal:
+        if value not in get_args(kind):
+            problem = f"expected one of {', '.join(map(repr, get_args(kind)))}, found {json.dumps(value)}"
+            raise source.error(problem, *path)
+        return value
     return _scalar(kind, value, source, path)
 
 
@@ -120,13 +147,19 @@ def _note(value: object, source: JsonText, path: tuple[Step, ...]) -> Note:
 
 def _scalar(kind: type[T], value: object, source: JsonText, path: tuple[Step, ...]) -> T:
     if kind is float and type(value) is int:
-        value = float(value)
+        value = float(value) if abs(value) < _LARGEST else math.inf
     found = _expect(kind, value, source, path)
     if isinstance(found, float) and not math.isfinite(found):
         problem = f"{found} is not a number that a plan may hold"
         raise source.error(problem, *path)
+    if isinstance(found, int) and abs(found) > _LARGEST:
+        problem = f"the number is too large; at most {_LARGEST} is read"
+        raise source.error(problem, *path)
     return found
 
+
+_LARGEST = 10**18
+"""Largest whole number, exact in the 64 bits that plans are solved in."""
 
 _KINDS: dict[type, str] = {
     str: "a text",

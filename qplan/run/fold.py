@@ -9,6 +9,7 @@ from pathlib import Path
 from qplan.artifact import read_json, write_json
 from qplan.card import ModelCard
 from qplan.notes import Note, note
+from qplan.run.decode import decode, read_body
 from qplan.run.folder import RunFolder
 from qplan.settings import Memory
 
@@ -51,11 +52,11 @@ class FoldRecord:
         """Read what `write` wrote.
 
         Raises:
-            InputError: another kind of file.
+            InputError: another kind of file, or a field is missing, unknown or of another type; names the line.
             StaleArtifactError: written by a newer qplan.
         """
-        value = read_json(path, KIND, SCHEMA)
-        return cls(*(value[key] for key in ("original", "original_sha256", "folded_sha256", "memory", "losses")))
+        body, source = read_body(path, KIND, SCHEMA)
+        return decode(cls, body, source)
 
 
 def inputs_of(path: Path) -> dict[str, str]:
@@ -65,7 +66,7 @@ def inputs_of(path: Path) -> dict[str, str]:
         InputError: another kind of file.
         StaleArtifactError: written by a newer qplan.
     """
-    found: dict[str, str] = read_json(path, KIND, SCHEMA)["inputs"]
+    found: dict[str, str] = read_json(path, KIND, SCHEMA).get("inputs", {})
     return found
 
 

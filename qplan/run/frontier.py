@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from qplan.artifact import read_json, write_json
 from qplan.formats import QuantFormat
+from qplan.run.decode import decode, read_body
 
 if TYPE_CHECKING:  # the command line takes its default from here, and waits for no pyarrow
     from qplan.run.table import SensitivityTable
@@ -116,17 +117,15 @@ def find_frontier(folders: Iterable[Path], sweep: Sweep) -> Frontier | None:
     for folder in folders:
         path = folder / FRONTIER_FILE
         if path.is_file():
-            stored = read_json(path, KIND, SCHEMA)
-            inputs = stored["inputs"]
-            if Sweep(inputs["sensitivity"], inputs.get("rules", "")) == sweep:
-                points = tuple(_point(point) for point in stored["points"])
-                return Frontier(points, tuple(UniformModel(**model) for model in stored["uniform"]), stored["seconds"])
+            inputs = read_json(path, KIND, SCHEMA).get("inputs", {})
+            if Sweep(inputs.get("sensitivity", ""), inputs.get("rules", "")) == sweep:
+                body, source = read_body(path, KIND, SCHEMA)
+                return decode(Frontier, {key: body[key] for key in _STORED if key in body}, source)
     return None
 
 
-def _point(value: dict[str, Any]) -> FrontierPoint:
-    formats = {name: QuantFormat.parse(fmt) for name, fmt in value["formats"].items()}
-    return FrontierPoint(**(value | {"formats": formats}))
+_STORED = tuple(field.name for field in fields(Frontier))
+"""Keys of a file that a frontier is read from; the others are for people and scripts."""
 
 
 def _body(table: SensitivityTable, swept: Frontier, measured: tuple[MeasuredModel, ...]) -> dict[str, object]:

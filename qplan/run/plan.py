@@ -16,7 +16,7 @@ from qplan.settings import DYNAMIC_OPTIONS
 
 KIND, SCHEMA = "qplan-plan", 3
 
-_ENGINE = re.compile(r"\d+\.\d+\.\d+")
+_ENGINE = re.compile(r"[0-9]{1,9}\.[0-9]{1,9}\.[0-9]{1,9}")
 
 _ENGINE_RECORDED = 3
 """First schema with `Plan.engine`."""
@@ -219,7 +219,7 @@ def versions_of(path: Path) -> dict[str, str]:
         InputError: no such file, or not a plan.
         StaleArtifactError: written by a newer qplan.
     """
-    found: dict[str, str] = read_json(path, KIND, SCHEMA)["versions"]
+    found: dict[str, str] = read_json(path, KIND, SCHEMA).get("versions", {})
     return found
 
 

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from qplan.artifact import body_of, read_json, write_json
+from qplan.artifact import write_json
 from qplan.card import ModelCard
 from qplan.cost.target import Target, find_target
 from qplan.errors import InputError
 from qplan.formats import QuantFormat
+from qplan.run.decode import decode, read_body
 from qplan.tensors import TensorSpec
 
 KIND, SCHEMA = "qplan-device", 1
@@ -122,12 +123,11 @@ class DeviceProfile:
         """Read ``device.json``.
 
         Raises:
-            InputError: there is none, or it is no profile.
+            InputError: there is none, or it is no profile: a field is missing, unknown or of another type.
             StaleArtifactError: written by a newer qplan.
         """
         if not path.is_file():
             msg = f"{path} does not exist: limits in milliseconds need this machine's times; run 'qplan profile' first"
             raise InputError(msg)
-        body = body_of(read_json(path, KIND, SCHEMA))
-        ops = tuple(OpTime(**op) for op in body["ops"])
-        return cls(**(body | {"ops": ops, "models": tuple(TimedModel(**model) for model in body.get("models", ()))}))
+        body, source = read_body(path, KIND, SCHEMA)
+        return decode(cls, body, source)

@@ -203,16 +203,20 @@ class SensitivityTable:
         except (pa.ArrowInvalid, OSError) as error:
             msg = f"{path} is not a readable Parquet file ({error}); run 'qplan analyze' again"
             raise InputError(msg) from None
-        meta = json.loads((table.schema.metadata or {}).get(b"qplan", b"{}"))
-        check_header(meta, path, KIND, SCHEMA)
-        return cls(
-            ModelCard.from_json(meta["model"]),
-            Conditions(**(meta["conditions"] | {"formats": tuple(meta["conditions"]["formats"])})),
-            meta["reference_nll_nats"],
-            tuple(map(Note.of_json, meta["notes"])),
-            tuple(Measurement(**row) for row in table.to_pylist()),
-            tuple(JointPoint(**point) for point in meta.get("joint", [])),
-        )
+        try:
+            meta = json.loads((table.schema.metadata or {}).get(b"qplan", b"{}"))
+            check_header(meta, path, KIND, SCHEMA)
+            return cls(
+                ModelCard.from_json(meta["model"]),
+                Conditions(**(meta["conditions"] | {"formats": tuple(meta["conditions"]["formats"])})),
+                meta["reference_nll_nats"],
+                tuple(map(Note.of_json, meta["notes"])),
+                tuple(Measurement(**row) for row in table.to_pylist()),
+                tuple(JointPoint(**point) for point in meta.get("joint", [])),
+            )
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            msg = f"{path} is damaged ({type(error).__name__}: {error}); restore it or run 'qplan analyze' again"
+            raise InputError(msg) from None
 
 
 _HASHED = (

@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from qplan.artifact import body_of, read_json, write_json
+from qplan.artifact import write_json
 from qplan.cost.file_bytes import FileBytes
 from qplan.notes import Note
+from qplan.run.decode import decode, read_body
 
 KIND, SCHEMA = "qplan-verification", 3
 
@@ -104,18 +105,17 @@ class Check:
         return str(self.found)
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object that `of_json` reads back."""
+        """A JSON object that `Verification.read` reads back."""
         return {"promise": self.promise.to_json(), "passed": self.passed, "found": self.found.to_json()}
 
-    @classmethod
-    def of_json(cls, value: Mapping[str, Any]) -> Check:
-        """Read a check; before schema 3 it had two texts, ``name`` and ``detail``."""
-        promise, found = (value[new] if new in value else value[old] for new, old in _CHECK_KEYS)
-        return cls(Note.of_json(promise), value["passed"], Note.of_json(found))
+
+_CHECK_KEYS = {"name": "promise", "detail": "found"}
+"""Keys of a check, which had two texts before schema 3, and what they are now."""
 
 
-_CHECK_KEYS = (("promise", "name"), ("found", "detail"))
-"""Keys of a check, and what they were before schema 3."""
+def _renamed(check: object) -> object:
+    """A check's JSON value with today's keys."""
+    return {_CHECK_KEYS.get(key, key): item for key, item in check.items()} if isinstance(check, dict) else check
 
 
 @dataclass(frozen=True)
@@ -152,14 +152,13 @@ class Verification:
         """Read ``verification.json``.
 
         Raises:
-            InputError: not a verification.
+            InputError: not a verification, or a field is missing, unknown or of another type; names the line.
             StaleArtifactError: written by a newer qplan.
         """
-        body = body_of(read_json(path, KIND, SCHEMA))
-        body["models"] = tuple(built_model(m) for m in body["models"])
-        body["checks"] = tuple(map(Check.of_json, body["checks"]))
-        body["text"] = Note.of_json(body["text"])
-        return cls(**body)
+        body, source = read_body(path, KIND, SCHEMA)
+        if isinstance(body.get("checks"), list):
+            body["checks"] = [_renamed(check) for check in body["checks"]]
+        return decode(cls, body, source)
 
 
 def built_model(value: Mapping[str, Any]) -> BuiltModel:
