@@ -37,7 +37,8 @@ class EngineProcess:
         self._owner = os.getpid()
         self._lock = threading.RLock()
         self._number = 0
-        self._at_work = self._closed = False
+        self._at_work = False
+        self._closed = threading.Event()
         scratch = Scratch("engine")
         self.folder = scratch.folder
         self._log = self.folder / "engine.log"
@@ -89,7 +90,7 @@ class EngineProcess:
         return answer
 
     def _exchange(self, message: bytes, deadline: float, what: str, timeout_s: float) -> dict[str, Any]:
-        if self._closed or not self.alive:
+        if self._closed.is_set() or not self.alive:
             raise self._failure(what, "its process has ended; call restart()")
         try:
             self._send(message, deadline)
@@ -98,10 +99,10 @@ class EngineProcess:
             why = f"no answer after {timeout_s:g} s, killed; allow more time"
             raise self._failure(what, why, ended=False) from None
         except OSError as error:
-            if not self._closed:
+            if not self._closed.is_set():
                 raise self._failure(what, f"the pipe to its process broke: {error}") from None
             line = None
-        if line is None and self._closed:
+        if line is None and self._closed.is_set():
             raise self._failure(what, "it was closed while it was at work", ended=False)
         if line is None:
             raise self._failure(what, "its process died")
@@ -165,7 +166,7 @@ class EngineProcess:
         """End the child: an idle one is asked to, one at work is killed, and its request fails."""
         if self.foreign:
             return
-        self._closed = True
+        self._closed.set()
         if self._at_work:
             self._process.end()
         with self._lock:
