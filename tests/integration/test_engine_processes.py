@@ -145,7 +145,8 @@ def test_what_is_no_answer_is_not_believed(
         "sys.stdin.readline()\n"
         "print(json.dumps({'id': 1, 'ok': {'vocabulary': 320, 'version': '3.6.1'}}), flush=True)\n"
         "Path(json.loads(sys.stdin.readline())['path']).write_bytes(b'12345678')\n"
-        f"sys.stdout.buffer.write(Path({str(tmp_path / 'answer')!r}).read_bytes()); sys.stdout.flush(); sys.stdin.read()"
+        f"sys.stdout.buffer.write(Path({str(tmp_path / 'answer')!r}).read_bytes()); sys.stdout.flush()\n"
+        "sys.stdin.read()"
     )
     monkeypatch.setattr(engine_process, "child_command", lambda *_: [sys.executable, "-c", script])
     monkeypatch.setattr(engine_process, "MOST_ANSWER_BYTES", 1 << 20)
