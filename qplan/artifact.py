@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from qplan.errors import InputError, StaleArtifactError
+from qplan.scratch import Scratch, lock, remove_leftovers, sibling_prefix
 
 _TRACKED_PACKAGES = ("qplan", "MNN", "llmexport", "torch", "transformers", "numpy", "scipy")
 
@@ -22,8 +23,8 @@ _TRACKED_PACKAGES = ("qplan", "MNN", "llmexport", "torch", "transformers", "nump
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary sibling of ``path`` that replaces it only if the block ends well."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    os.close(handle)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=sibling_prefix(path), suffix=path.suffix)
+    lock(handle)
     try:
         yield Path(temporary)
         # mkstemp makes the file private; an artifact is as readable as any other new file
@@ -33,6 +34,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         Path(temporary).replace(path)
     finally:
         Path(temporary).unlink(missing_ok=True)
+        os.close(handle)
 
 
 @contextmanager
@@ -51,12 +53,13 @@ def new_folder(out: Path, *, replace: bool = False) -> Iterator[Path]:
         msg = f"{out} already exists; remove it, or choose another folder"
         raise InputError(msg)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
-        draft = Path(temporary) / "draft"
+    remove_leftovers(out.parent)
+    with Scratch(beside=out) as temporary:
+        draft = temporary / "draft"
         draft.mkdir()
         yield draft
         if out.exists():
-            out.rename(Path(temporary) / "replaced")
+            out.rename(temporary / "replaced")
         draft.rename(out)
 
 

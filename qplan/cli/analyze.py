@@ -12,6 +12,7 @@ from qplan.cli import completion, panels
 from qplan.cli.console import answer, out, progress_bar, say
 from qplan.cli.documents import analysis_document
 from qplan.cli.modes import with_modes
+from qplan.cli.tidy import tidied
 from qplan.formats import parse_formats
 from qplan.jobs.options import LOGITS_BYTES, MOST_SEQUENCES, AnalyzeOptions
 from qplan.roundings import HELP, ROUNDINGS
@@ -173,7 +174,7 @@ def command(
     from qplan.cli.tables import sensitivity_table  # noqa: PLC0415
     from qplan.jobs.analyze import run_analyze  # noqa: PLC0415
 
-    target = RunFolder(run) if run is not None else RunFolder.for_model(model)
+    target = tidied(RunFolder(run) if run is not None else RunFolder.for_model(model))
     told: list[str] = []
 
     def tell(message: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ from qplan.cli import (
     report,
 )
 from qplan.cli.app import App
+from qplan.cli.signals import InterruptedCommand, interruption, signals_interrupt
 from qplan.errors import QplanError
 
 _UsageError: Any = typer.BadParameter.__mro__[1]
@@ -96,7 +98,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console.begin()
     wants_json = "--json" in typed
     try:
-        code = int(app(typed, prog_name="qplan", standalone_mode=False) or 0)
+        with signals_interrupt():
+            code = int(app(typed, prog_name="qplan", standalone_mode=False) or 0)
+    except InterruptedCommand as stop:
+        _stop(stop, as_json=wants_json)
+    except (KeyboardInterrupt, typer.Abort) as stop:  # before the command began; typer makes one of the other
+        _stop(interruption(stop.__cause__ or stop), as_json=wants_json)
     except QplanError as error:
         console.alarm.print("[bold red]error:[/bold red]", escape(str(error)), soft_wrap=True)
         _end(error, error.exit_code, as_json=wants_json)
@@ -111,6 +118,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
             _end(error, 1, as_json=True)
         raise
     _end(None, code, as_json=wants_json and not _SHOWS.intersection(typed))
+
+
+def _stop(stop: InterruptedCommand, *, as_json: bool) -> NoReturn:
+    """End with a message, though there may be nobody left to read it."""
+    try:
+        console.alarm.print("[bold red]error:[/bold red]", escape(str(stop)), soft_wrap=True)
+        _end(stop, stop.exit_code, as_json=as_json)
+    except OSError:  # a terminal that was closed; what is buffered for it must not change the exit code
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)
+        os.dup2(nowhere, 2)
+        sys.exit(stop.exit_code)
 
 
 def _end(error: Exception | None, code: int, *, as_json: bool) -> NoReturn:

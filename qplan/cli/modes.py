@@ -13,7 +13,9 @@ from typing import Annotated
 import typer
 
 from qplan.cli import console, panels
-from qplan.errors import InputError, QplanError
+from qplan.cli.signals import interruption
+from qplan.cli.tidy import tidy_temporary
+from qplan.errors import InputError
 
 Quiet = Annotated[
     bool, typer.Option("--quiet", help="Print errors only; scripts read the exit code.", rich_help_panel=panels.OUTPUT)
@@ -26,12 +28,6 @@ Json = Annotated[
         rich_help_panel=panels.OUTPUT,
     ),
 ]
-
-
-class InterruptedCommand(QplanError):  # noqa: N818 - nothing is wrong
-    """The user pressed Ctrl-C."""
-
-    exit_code = 130
 
 
 def with_modes(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -47,13 +43,13 @@ def with_modes(name: str) -> Callable[[Callable[..., None]], Callable[..., None]
         @functools.wraps(function)
         def command(*args: object, quiet: bool, json_: bool, **options: object) -> None:
             _choose_mode(name, quiet=quiet, json_=json_)
+            tidy_temporary()
             try:
                 # what libraries print must not mix with the object
                 with redirect_stdout(sys.stderr) if json_ else nullcontext():
                     function(*args, **options)
-            except KeyboardInterrupt:
-                msg = "interrupted; run the same command again to resume"
-                raise InterruptedCommand(msg) from None
+            except KeyboardInterrupt as stop:
+                raise interruption(stop) from None
             except OSError as error:
                 raise _unusable(error) from error
 

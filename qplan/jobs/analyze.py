@@ -50,7 +50,7 @@ def run_analyze(options: AnalyzeOptions, run: RunFolder, say: Say, progress: Pro
         fit_tokens=options.fit_tokens,
     )
     if options.restart:
-        for path in (run.journal, run.sensitivity, run.calibration, run.fold):
+        for path in (run.journal, run.sensitivity, run.calibration, run.fold, run.fold_draft):
             path.unlink(missing_ok=True)
         for folder in (run.rounding, run.folded):
             shutil.rmtree(folder, ignore_errors=True)

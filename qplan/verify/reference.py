@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from qplan.formats import QuantFormat
 from qplan.model.load import LoadedModel
 from qplan.quantize.rounder import Rounder
 from qplan.run.verification import Accuracy
+from qplan.scratch import Scratch
 from qplan.sensitivity.metrics import TokenStats, compare, join, reference_of
 from qplan.sensitivity.variants import StoredWeights, apply_formats
 
@@ -59,7 +59,7 @@ def reference_logits(
 ) -> Iterator[Reference]:
     """Run the model in FP32 over ``rows [n, seq_len]``; the logits live in a temporary file until the block ends."""
     shape = (*rows.shape, loaded.card.vocabulary)
-    with tempfile.TemporaryDirectory(prefix="qplan-reference-") as folder:
+    with Scratch("reference") as folder:
         logits = np.memmap(Path(folder) / "logits.f32", np.float32, "w+", shape=shape)
         for index, row in enumerate(rows):
             logits[index] = torch_logits(loaded, row.tolist())

@@ -16,7 +16,7 @@ import typer.main
 import qplan.errors
 from qplan.calibration import Text, tokenize
 from qplan.cli.main import app
-from qplan.cli.modes import InterruptedCommand
+from qplan.cli.signals import HungUpCommand, InterruptedCommand, TerminatedCommand
 from qplan.cost.file_bytes import estimate_fixed
 from qplan.formats import FP16, QuantFormat
 from qplan.jobs.frontier import run_frontier
@@ -91,7 +91,8 @@ def test_exit_codes() -> None:
     documented = {cells[1].strip("`"): int(cells[0]) for cells in rows(table) if cells[1]}
     errors = [kind for kind in vars(qplan.errors).values() if isinstance(kind, type)]
     expected = {kind.__name__: kind.exit_code for kind in errors if issubclass(kind, qplan.errors.QplanError)}
-    expected[InterruptedCommand.__name__] = InterruptedCommand.exit_code
+    for stop in (InterruptedCommand, TerminatedCommand, HungUpCommand):
+        expected[stop.__name__] = stop.exit_code
     del expected["QplanError"]
     assert documented == expected
 
