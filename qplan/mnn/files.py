@@ -16,5 +16,8 @@ WEIGHT_FILE = "llm.mnn.weight"
 EMBEDDING_FILE = "embeddings_bf16.bin"
 """The input embedding; only there if it is not tied to the head."""
 
+CHECKSUMS_FILE = "checksums.json"
+"""What qplan leaves beside a model that it builds: sizes and hashes of the files; the engine does not read it."""
+
 TOKENIZER_FILE = "tokenizer.txt"
 """What the engine looks for by default; today's exporter writes another file and names it in the settings."""
