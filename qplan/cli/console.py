@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -49,6 +50,10 @@ def silence() -> None:
             os.dup2(nowhere, stream.fileno())
 
 
+# rich takes a width of 0, which some shells export, as it stands and prints nothing: better none, so that it asks
+if os.environ.get("COLUMNS", "").strip("0") == "":
+    os.environ.pop("COLUMNS", None)
+
 err = Terminal(stderr=True, highlight=False)
 """Progress and messages: standard error, so that results can be piped."""
 
@@ -74,6 +79,17 @@ class Mode(StrEnum):
 
 _answer: dict[str, object] = {}
 """What the running command has answered so far."""
+
+
+def show_what_streams_can() -> None:
+    """Print question marks for what the terminal's encoding does not have, rather than fail.
+
+    What child processes print is read as UTF-8, whatever the terminal takes.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    os.environ["PYTHONIOENCODING"] = "utf-8:replace"
 
 
 def begin() -> None:
@@ -112,12 +128,18 @@ def answer(**document: object) -> None:
 def answer_as_json(code: int, error: Mapping[str, object] | None) -> str:
     """The object of ``--json``: first the keys that all commands have, then the command's own."""
     command = _answer.get("command")
-    return to_json({"command": command, "exit_code": code, "error": error} | _answer)
+    document = {"command": command, "exit_code": code, "error": error} | _answer
+    text = to_json(document)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:  # data must not become question marks
+        return to_json(document, ascii_only=True)
+    return text
 
 
-def to_json(document: Mapping[str, object]) -> str:
+def to_json(document: Mapping[str, object], *, ascii_only: bool = False) -> str:
     """One JSON object; numbers that are not finite become null, which JSON can hold."""
-    return json.dumps(_finite(document), indent=1, ensure_ascii=False, allow_nan=False, default=str)
+    return json.dumps(_finite(document), indent=1, ensure_ascii=ascii_only, allow_nan=False, default=str)
 
 
 def _finite(value: object) -> object:

@@ -95,6 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: words of the command line; None for those of this process.
     """
     typed = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments is None:
+        console.show_what_streams_can()
     console.begin()
     wants_json = "--json" in typed
     try:

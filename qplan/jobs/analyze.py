@@ -38,7 +38,7 @@ def run_analyze(options: AnalyzeOptions, run: RunFolder, say: Say, progress: Pro
     check_analyze(options)
     say(f"loading {options.model}")
     loaded = load_model(options.model, device=options.device, dtype=options.dtype)
-    text = load_text(options.calib, loaded.tokenizer)
+    text = load_text(options.calib, loaded.tokenizer, say)
     calibration = tokenize(
         text,
         loaded.tokenizer,
@@ -60,10 +60,10 @@ def run_analyze(options: AnalyzeOptions, run: RunFolder, say: Say, progress: Pro
     )
     jobs = options.jobs or (default_jobs() if options.device == "cpu" else 1)
     batch_size = options.batch_size or sequences_per_pass(loaded.card, calibration.seq_len)
-    notes: tuple[Note, ...] = ()
+    notes: tuple[Note, ...] = text.notes
     if loaded.own_classes:
-        notes = (note("own-code-not-run", classes=list(loaded.own_classes)),)
-        say(str(notes[0]))
+        notes += (note("own-code-not-run", classes=list(loaded.own_classes)),)
+        say(str(notes[-1]))
     if options.fold == "auto" and options.dtype != "float32":
         notes += (note("folding-not-tried", dtype=options.dtype),)
     elif options.fold == "auto":

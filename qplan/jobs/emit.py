@@ -100,7 +100,7 @@ def run_emit(options: EmitOptions, run: RunFolder, say: Say, progress: Progress,
     table = retarget_table(SensitivityTable.read(run.sensitivity), options.target)
     calibration = CalibrationSet.read(run.calibration)
     model = load_analyzed(run, table.model, say)
-    judged = _held_out(options, calibration, model.loaded)
+    judged = _held_out(options, calibration, model.loaded, say)
     skeleton = run_skeleton(run, model.loaded, options.llmexport, say, c4=options.target.c4)
     rounder = run_rounder(run, model.loaded, calibration, table.conditions.rounding)
     job = EmitJob(
@@ -237,13 +237,13 @@ _WITHOUT_C4 = (
 )
 
 
-def _held_out(options: EmitOptions, calibration: CalibrationSet, loaded: LoadedModel) -> _HeldOut:
+def _held_out(options: EmitOptions, calibration: CalibrationSet, loaded: LoadedModel, say: Say) -> _HeldOut:
     rows = options.tokens // calibration.seq_len
     if options.text is None:
         heldout = calibration.heldout[:rows]
         return _HeldOut(heldout, note("held-out-windows", source=calibration.source), calibration.heldout_sha256)
     # tokenize holds out one more window, which is not used here
-    text = load_text(options.text, loaded.tokenizer)
+    text = load_text(options.text, loaded.tokenizer, say)
     judged = tokenize(
         text,
         loaded.tokenizer,

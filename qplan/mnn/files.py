@@ -18,6 +18,8 @@ EMBEDDING_FILE = "embeddings_bf16.bin"
 
 EXPORT_ARGS_FILE = "export_args.json"
 """The arguments of an export, with paths of the machine that ran it: not for those who get the model."""
+CHECKSUMS_FILE = "checksums.json"
+"""What qplan leaves beside a model that it builds: sizes and hashes of the files; the engine does not read it."""
 
 TOKENIZER_FILE = "tokenizer.txt"
 """What the engine looks for by default; today's exporter writes another file and names it in the settings."""

@@ -87,6 +87,18 @@ CATALOG: Mapping[str, NoteKind] = {
         "folding does not pay and is left out; loss of uniform models, folded over original: {ratios:.2f}",
         ratios=dict[str, float],
     ),
+    "records-refused": _kind(
+        "{refused:,} records of {source} are left out, {used:,} are used: {first}",
+        refused=int,
+        used=int,
+        source=str,
+        first=str,
+    ),
+    "surrogates-replaced": _kind(
+        "{records:,} records of {source} held halves of surrogate pairs, which are no characters: replaced by U+FFFD",
+        records=int,
+        source=str,
+    ),
     "own-code-not-run": _kind(
         "the model's folder has code of its own for {classes}, which was not run: the classes are transformers' own",
         classes=list[str],

@@ -72,7 +72,7 @@ def run_ladder(options: LadderOptions, say: Say, progress: Callable[[int, int], 
     limits = tolerances(options.limits)
     say(f"loading {options.model}")
     loaded = load_model(options.model)
-    rows, text = _rows(options, loaded)
+    rows, text = _rows(options, loaded, say)
     steps = _steps(options, loaded, say)
     with Scratch("ladder") as temporary:
         work = Path(temporary)
@@ -93,8 +93,8 @@ def run_ladder(options: LadderOptions, say: Say, progress: Callable[[int, int], 
             return Climbed(text, reference.perplexity, tuple(rungs), None)
 
 
-def _rows(options: LadderOptions, loaded: LoadedModel) -> tuple[NDArray[np.int64], str]:
-    text = load_text(options.text, loaded.tokenizer)
+def _rows(options: LadderOptions, loaded: LoadedModel, say: Say) -> tuple[NDArray[np.int64], str]:
+    text = load_text(options.text, loaded.tokenizer, say)
     judged = tokenize(
         text,
         loaded.tokenizer,

@@ -14,7 +14,16 @@ from qplan.errors import ToolError
 from qplan.formats import QuantFormat
 from qplan.mnn.build.skeleton import MARKER, Skeleton
 from qplan.mnn.build.weights import write_weights
-from qplan.mnn.files import CONFIG_FILE, EXPORT_ARGS_FILE, GRAPH_FILE, GRAPH_JSON_FILE, LLM_CONFIG_FILE, WEIGHT_FILE
+from qplan.mnn.checksums import write_checksums
+from qplan.mnn.files import (
+    CHECKSUMS_FILE,
+    CONFIG_FILE,
+    EXPORT_ARGS_FILE,
+    GRAPH_FILE,
+    GRAPH_JSON_FILE,
+    LLM_CONFIG_FILE,
+    WEIGHT_FILE,
+)
 from qplan.mnn.graph.binary import read_linears
 from qplan.mnn.graph.converter import json_to_graph
 from qplan.mnn.graph.json_graph import read_document
@@ -26,7 +35,7 @@ from qplan.quantize import StoredTensor
 from qplan.tensors import TensorSpec
 
 _NOT_COPIED = frozenset(
-    {GRAPH_FILE, GRAPH_JSON_FILE, WEIGHT_FILE, CONFIG_FILE, LLM_CONFIG_FILE, MARKER, EXPORT_ARGS_FILE}
+    {GRAPH_FILE, GRAPH_JSON_FILE, WEIGHT_FILE, CONFIG_FILE, LLM_CONFIG_FILE, CHECKSUMS_FILE, MARKER, EXPORT_ARGS_FILE}
 )
 
 Store = Callable[[str, QuantFormat], StoredTensor]
@@ -82,6 +91,7 @@ def build_model(
         ops = read_linears(draft)
         _check_read_back(ops, written.formats)
         _copy_rest(skeleton.folder, draft)
+        write_checksums(draft)
     return ops
 
 
