@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from qplan.artifact import open_regular, parse_json
 from qplan.errors import InputError
@@ -132,5 +132,5 @@ def _tensors(header: Any) -> tuple[dict[str, TensorHeader], int]:  # noqa: ANN40
     return found, end
 
 
-def _are_sizes(value: Any) -> bool:  # noqa: ANN401 - any JSON value
+def _are_sizes(value: Any) -> TypeGuard[list[int]]:  # noqa: ANN401 - any JSON value
     return isinstance(value, list) and all(type(one) is int and one >= 0 for one in value)

@@ -30,7 +30,7 @@ def folder(model_folders: dict[str, Path], tmp_path: Path) -> Path:
     return Path(shutil.copytree(model_folders["qwen2"], tmp_path / "model"))
 
 
-def change(folder: Path, name: str = "config.json", **keys: Any) -> None:
+def change(folder: Path, name: str = "config.json", /, **keys: Any) -> None:
     path = folder / name
     value = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     path.write_text(json.dumps(value | keys), encoding="utf-8")
