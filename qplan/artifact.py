@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from qplan.errors import InputError, StaleArtifactError
 from qplan.scratch import Scratch, lock, remove_leftovers, sibling_prefix
@@ -69,6 +69,35 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+@contextmanager
+def open_regular(path: Path) -> Iterator[tuple[BinaryIO, int]]:
+    """Open a file from a folder that nobody vouches for: a regular one, and nothing that blocks.
+
+    Args:
+        path: the file; a link to one is followed.
+
+    Yields:
+        The open file, and how many bytes it has.
+
+    Raises:
+        InputError: no such file, not a regular file, or unreadable.
+    """
+    try:
+        # a FIFO without a writer would block the open, a device the read
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:  # noqa: PTH123
+            status = os.fstat(stream.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                msg = f"{path} is no regular file"
+                raise InputError(msg)
+            yield stream, status.st_size
+    except FileNotFoundError:
+        msg = f"{path} does not exist"
+        raise InputError(msg) from None
+    except OSError as error:
+        msg = f"{path} cannot be read: {error.strerror}"
+        raise InputError(msg) from None
+
+
 def read_bounded(path: Path, most_bytes: int) -> bytes:
     """Read a file from a folder that nobody vouches for: a regular one of bounded size, and nothing that blocks.
 
@@ -79,23 +108,11 @@ def read_bounded(path: Path, most_bytes: int) -> bytes:
     Raises:
         InputError: no such file, not a regular file, too large, or unreadable.
     """
-    try:
-        # a FIFO without a writer would block the open, a device the read
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:  # noqa: PTH123
-            status = os.fstat(stream.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                msg = f"{path} is no regular file"
-                raise InputError(msg)
-            if status.st_size > most_bytes:
-                msg = f"{path} has {status.st_size:,} bytes, more than the {most_bytes:,} that such a file can need"
-                raise InputError(msg)
-            return stream.read(most_bytes)
-    except FileNotFoundError:
-        msg = f"{path} does not exist"
-        raise InputError(msg) from None
-    except OSError as error:
-        msg = f"{path} cannot be read: {error.strerror}"
-        raise InputError(msg) from None
+    with open_regular(path) as (stream, size):
+        if size > most_bytes:
+            msg = f"{path} has {size:,} bytes, more than the {most_bytes:,} that such a file can need"
+            raise InputError(msg)
+        return stream.read(most_bytes)
 
 
 def parse_json(data: bytes) -> Any:  # noqa: ANN401 - any JSON value

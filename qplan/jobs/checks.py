@@ -18,7 +18,7 @@ from qplan.cost.file_bytes import FixedBytes
 from qplan.errors import InputError
 from qplan.jobs.options import AnalyzeOptions, EmitOptions, check_least
 from qplan.mnn.build.exporter_source import find_exporter
-from qplan.model.source import check_source
+from qplan.model.door import check_source
 from qplan.planner.rules import Rules
 from qplan.run.calibration import CalibrationSet
 from qplan.run.folder import RunFolder

@@ -37,6 +37,9 @@ _DATA = (
 )
 """Data besides weights: parsed, never run; templates are rendered in a sandbox by transformers."""
 
+VIEWED = (*_REWRITTEN, *_DATA)
+"""Everything but weights that transformers and the exporter are given."""
+
 _RUNS = frozenset({"auto_map", "custom_generate", "custom_pipelines", "trust_remote_code", "use_kernels"})
 """Keys that name code."""
 
