@@ -94,7 +94,7 @@ def run_fold(
         record.write(run.fold, inputs)
     if record.folded_sha256 is None:
         return loaded, record.note
-    return _load_folded(run, record, device), record.note
+    return _load_folded(run, record, device).within(loaded.card.context), record.note
 
 
 def _check_inputs(run: RunFolder, inputs: Mapping[str, str]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from qplan.errors import InputError
 from qplan.mnn.engines import EngineVersion
-from qplan.mnn.files import CONFIG_FILE, GRAPH_FILE
+from qplan.mnn.files import CONFIG_FILE, CONTEXT_KEY, GRAPH_FILE
 from qplan.mnn.preflight.embedding import check_embedding, check_tokenizer
 from qplan.mnn.preflight.finding import Finding
 from qplan.mnn.preflight.inputs import check_inputs
@@ -74,7 +74,7 @@ def check_folder(folder: Path, engine: EngineVersion | None = None, *, full: boo
         found = check_numbers(model, full=full) if check is check_numbers else check(model)
         model.findings.extend(found)
     head = model.head()
-    limit = model.whole("max_position_embeddings")
+    limit = model.whole(CONTEXT_KEY)
     return Preflight(
         folder=folder,
         engine=model.engine,
