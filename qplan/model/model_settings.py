@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
 from qplan.errors import InputError
@@ -62,8 +63,9 @@ def read_model_config(view: Path) -> Any:  # noqa: ANN401 - a PreTrainedConfig
     """
     try:
         return AutoConfig.from_pretrained(view, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        msg = f"config.json cannot be used by transformers: {error}"
+    except (StrictDataclassError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        told = " ".join(str(error).split())
+        msg = f"config.json cannot be used by transformers: {told}"
         raise InputError(msg) from error
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -92,7 +90,7 @@ def test_an_exporter_that_is_right_is_named() -> None:
 
 
 def test_an_architecture_that_is_wrong_by_itself_is_refused_for_that_exporter_alone() -> None:
-    with pytest.raises(InputError, match="hunyuan_v1_dense: llmexport 0.0.5 translates it wrongly"):
+    with pytest.raises(InputError, match=r"hunyuan_v1_dense: llmexport 0\.0\.5 translates it wrongly"):
         check_settings(TABLE, "hunyuan_v1_dense", [], 64, EXPORTER)
     assert check_settings(TABLE, "hunyuan_v1_dense", [], 64, "MNN checkout 37600dd35231") == ()
 
