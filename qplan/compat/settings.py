@@ -123,7 +123,8 @@ def _refusal(
 ) -> str:
     always = [pair for pair in refused if pair[1].verdict == "wrong" or pair[0].boundary is None]
     setting, row = (always or refused)[0]
-    what = f"config.json: {setting.key} {setting.value}: {exporter} drops it"
+    fails = row.within.outcome == "export fails"
+    what = f"config.json: {setting.key} {setting.value}: {exporter} {'fails with it' if fails else 'drops it'}"
     if not always:
         shortest = min(found.boundary for found, _ in refused if found.boundary is not None)
         return (
@@ -139,7 +140,8 @@ def _refusal(
     )
     remedy = f"use --llmexport with {' or '.join(right)}, which is right about it" if right else _NONE_IS_RIGHT
     name = setting_name(model_type, setting.name)
-    return f"{what}, and the built model would be wrong at every length ({row.told}); {remedy.format(name=name)}"
+    effect = row.within.detail if fails else f"and the built model would be wrong at every length ({row.told})"
+    return f"{what}, {effect}; {remedy.format(name=name)}"
 
 
 _NONE_IS_RIGHT = (

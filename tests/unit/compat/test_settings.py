@@ -75,6 +75,12 @@ def test_what_is_wrong_at_every_length_is_refused_with_its_measured_error(
         assert word in str(refused.value)
 
 
+def test_what_cannot_be_exported_is_refused_as_that() -> None:
+    parallel = ModelSetting("use_parallel_residual", "use_parallel_residual", "true")
+    with pytest.raises(InputError, match=r"use_parallel_residual true: llmexport 0\.0\.5 fails with it, TypeError"):
+        check_settings(TABLE, "stablelm", [parallel], 64, EXPORTER)
+
+
 def test_an_exporter_that_is_right_is_named() -> None:
     right = "MNN checkout 0123456789ab"
     cells = [
