@@ -91,6 +91,24 @@ def command(
         int,
         typer.Option(metavar="N", help="Fit rounding to at most this many tokens.", rich_help_panel=panels.WEIGHTS),
     ] = AnalyzeOptions.fit_tokens,
+    max_context: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Limit the built model to sequences of this many tokens, where the exporter is wrong beyond.",
+            show_default="the model's own",
+            rich_help_panel=panels.ENGINE,
+        ),
+    ] = AnalyzeOptions.max_context,
+    llmexport: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="The MNN checkout that emit will export with; the model's settings are judged by it.",
+            show_default="the PyPI package",
+            rich_help_panel=panels.ENGINE,
+        ),
+    ] = AnalyzeOptions.llmexport,
     jobs: Annotated[
         int | None,
         typer.Option(
@@ -161,6 +179,8 @@ def command(
         rounding=rounding,
         fold=fold,
         fit_tokens=fit_tokens,
+        max_context=max_context,
+        llmexport=llmexport,
         jobs=jobs,
         batch_size=batch_size,
         device=device,

@@ -97,7 +97,7 @@ def run_fold(
         run.fold_draft.unlink(missing_ok=True)
     if record.folded_sha256 is None:
         return loaded, record.note
-    return load_folded(run, record, device), record.note
+    return load_folded(run, record, device).within(loaded.card.context), record.note
 
 
 def _check_inputs(run: RunFolder, inputs: Mapping[str, str]) -> None:

@@ -13,6 +13,7 @@ from qplan.folding.decide import run_fold
 from qplan.jobs.additivity import measure_additivity
 from qplan.jobs.auto import analyze_auto
 from qplan.jobs.checks import check_analyze
+from qplan.jobs.model_context import check_context
 from qplan.jobs.options import LOGITS_BYTES, MOST_SEQUENCES, AnalyzeOptions
 from qplan.model.load import load_model
 from qplan.notes import Note, note
@@ -36,8 +37,11 @@ def run_analyze(options: AnalyzeOptions, run: RunFolder, say: Say, progress: Pro
         MeasurementError: a measurement is impossible.
     """
     check_analyze(options)
+    context = check_context(options)
+    for told in context.notes:
+        say(str(told))
     say(f"loading {options.model}")
-    loaded = load_model(options.model, device=options.device, dtype=options.dtype)
+    loaded = load_model(options.model, device=options.device, dtype=options.dtype).within(context.tokens)
     text = load_text(options.calib, loaded.tokenizer, say)
     calibration = tokenize(
         text,
@@ -50,17 +54,14 @@ def run_analyze(options: AnalyzeOptions, run: RunFolder, say: Say, progress: Pro
         fit_tokens=options.fit_tokens,
     )
     if options.restart:
-        for path in (run.journal, run.sensitivity, run.calibration, run.fold, run.fold_draft):
-            path.unlink(missing_ok=True)
-        for folder in (run.rounding, run.folded):
-            shutil.rmtree(folder, ignore_errors=True)
+        _discard(run)
     say(
         f"{len(loaded.card.tensors)} tensors, {len(options.formats)} formats, "
         f"{calibration.samples} sequences of {calibration.seq_len} tokens from {calibration.source}"
     )
     jobs = options.jobs or (default_jobs() if options.device == "cpu" else 1)
     batch_size = options.batch_size or sequences_per_pass(loaded.card, calibration.seq_len)
-    notes: tuple[Note, ...] = text.notes
+    notes: tuple[Note, ...] = (*context.notes, *text.notes)
     if loaded.own_classes:
         notes += (note("own-code-not-run", classes=list(loaded.own_classes)),)
         say(str(notes[-1]))
@@ -108,6 +109,14 @@ def run_analyze(options: AnalyzeOptions, run: RunFolder, say: Say, progress: Pro
     calibration.write(run.calibration)
     table.write(run.sensitivity)
     return table
+
+
+def _discard(run: RunFolder) -> None:
+    """Delete what an earlier analysis left."""
+    for path in (run.journal, run.sensitivity, run.calibration, run.fold, run.fold_draft):
+        path.unlink(missing_ok=True)
+    for folder in (run.rounding, run.folded):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def sequences_per_pass(card: ModelCard, seq_len: int) -> int:

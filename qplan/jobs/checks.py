@@ -35,13 +35,14 @@ MOST_POINTS = 1000
 
 
 def check_analyze(options: AnalyzeOptions) -> None:
-    """Refuse a model or a text that is missing or cannot be used.
+    """Refuse a model, a text or an exporter that is missing or cannot be used.
 
     Raises:
         InputError: about the first such input.
     """
     check_source(options.model)
     check_text(options.calib, "--calib")
+    find_exporter(options.llmexport)
 
 
 def check_ladder(options: LadderOptions) -> None:

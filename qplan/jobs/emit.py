@@ -13,6 +13,7 @@ from qplan.choosing.activations import BlockGain, with_measured_option, with_not
 from qplan.choosing.planned import PlannedOn, edited_plan, engine_of
 from qplan.choosing.retarget import retarget_table
 from qplan.choosing.sizes import fixed_bytes
+from qplan.errors import VerificationError
 from qplan.folding.analyzed import load_analyzed
 from qplan.jobs.checks import check_emit, for_engine_of, given_plan
 from qplan.jobs.emit_job import EmitJob, planned
@@ -35,7 +36,7 @@ from qplan.run.provenance import Provenance
 from qplan.run.table import SensitivityTable
 from qplan.run.verification import Check, Verification
 from qplan.settings import Progress, Say
-from qplan.verify.checks import engine_checks
+from qplan.verify.checks import engine_checks, folder_check
 from qplan.verify.measure import Trial, speeds_by_turns
 from qplan.verify.prove import BuildBench, gate, prove
 from qplan.verify.reference import reference_logits, stored_logits
@@ -169,6 +170,8 @@ def _write_plan(job: EmitJob, plan: Plan) -> _Exportable:
     problems, target = config.problems, job.options.target
     if not target.c4:
         problems += (_WITHOUT_C4.format(target.engine),)
+    if any(known.code == "context-limited" for known in job.table.notes):
+        problems += (_WITHOUT_CONTEXT.format(job.table.model.context),)
     if job.exported is not job.model.loaded:
         problems += (
             f"llmexport gets the unfolded {job.exported.folder.name}: it cannot undo a folded tied head's lookups",
@@ -188,12 +191,16 @@ def _reported(
 
 
 def _prove(
-    job: EmitJob, bench: BuildBench, first: Check, plan: Plan, gain: BlockGain | None
+    job: EmitJob, bench: BuildBench, first: tuple[Check, ...], plan: Plan, gain: BlockGain | None
 ) -> tuple[Plan, Verification]:
     """Build and verify the plan. If ``gain`` is given, the built model's speed decides its ``dynamic_option``."""
     model = PlanFolder(job.folder).model
     bench.say("plan: building")
     bench.build(plan.formats, model, _runtime(plan), job.rounder)
+    sound = folder_check(model, bench.target.engine)
+    if not sound.passed:
+        msg = f"{model} was built, and {sound.promise} finds in it: {sound.found}. It is left there to look at"
+        raise VerificationError(msg)
     speeds = None
     if gain is not None:
         bench.say("plan: speed with activation scales per token and per block")
@@ -207,7 +214,7 @@ def _prove(
         plan,
         job.plan_path,
         model,
-        first=first,
+        first=(*first, sound),
         rounder=job.rounder,
         speeds=speeds,
         uniform=replace(bench, loaded=job.model.original, skeleton=job.uniform_skeleton),
@@ -230,6 +237,11 @@ def _say_if_moved(given: PlannedOn, options: EmitOptions, say: Say) -> None:
 def _runtime(plan: Plan) -> RuntimeConfig:
     return RuntimeConfig(plan.memory, threads=SHIPPED_THREADS, dynamic_option=plan.dynamic_option)
 
+
+_WITHOUT_CONTEXT = (
+    "llmexport writes no context length: hold every request to {:,} tokens yourself. The built model says so, and "
+    "qplan.Engine holds to it"
+)
 
 _WITHOUT_C4 = (
     "llmexport fuses attention for packed channels, which engine {} crashes on. The built model avoids that; with "

@@ -53,6 +53,10 @@ class AnalyzeOptions:
     """MNN's setting for int8 activations, emulated in losses under memory low."""
     batch_size: int | None = None
     """Sequences per pass; None for as many as `LOGITS_BYTES` and `MOST_SEQUENCES` allow."""
+    max_context: int | None = None
+    """Longest sequence in tokens that the built model takes; None for the model's own context."""
+    llmexport: Path | None = None
+    """Exporter that emit will use, by whose measured errors the model's settings are judged; None for the package."""
     device: str = "cpu"
     dtype: DTypeName = "float32"
     restart: bool = False
@@ -67,6 +71,7 @@ class AnalyzeOptions:
         least = {"--samples": (self.samples, 1), "--seq-len": (self.seq_len, 2), "--seed": (self.seed, 0)}
         least |= {"--fit-tokens": (self.fit_tokens, 1)}
         least |= {"--jobs": (self.jobs, 1)} if self.jobs is not None else {}
+        least |= {"--max-context": (self.max_context, 2)} if self.max_context is not None else {}
         least |= {"--batch-size": (self.batch_size, 1)} if self.batch_size is not None else {}
         check_least(least)
         check_rounding(self.rounding)

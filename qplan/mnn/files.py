@@ -8,6 +8,10 @@ CONFIG_FILE = "config.json"
 LLM_CONFIG_FILE = "llm_config.json"
 """What the model is."""
 
+CONTEXT_KEY = "max_position_embeddings"
+"""Key of ``llm_config.json``: longest sequence in tokens that the model is good for. qplan writes it and `qplan.Engine`
+holds to it; MNN's engine doesn't know it."""
+
 GRAPH_FILE = "llm.mnn"
 GRAPH_JSON_FILE = "llm.mnn.json"
 """The same graph as JSON, which exporters leave beside it; the engine does not read it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,15 @@ class LoadedModel:
     """Where each tensor's values are, by tensor name."""
     own_classes: tuple[str, ...] = ()
     """Classes that the folder brings code for, which was left alone."""
+
+    def within(self, context: int) -> LoadedModel:
+        """The same model, of which no sequence is longer than ``context`` tokens."""
+        return replace(self, card=replace(self.card, context=min(context, self.card.context)))
+
+    @property
+    def config(self) -> Any:  # noqa: ANN401 - a PreTrainedConfig
+        """Its config, as transformers completed it."""
+        return self.model.config
 
     @property
     def device(self) -> torch.device:

@@ -103,6 +103,23 @@ CATALOG: Mapping[str, NoteKind] = {
         "the model's folder has code of its own for {classes}, which was not run: the classes are transformers' own",
         classes=list[str],
     ),
+    "context-limited": _kind(
+        "the model's context is limited to {tokens:,} of its {own_tokens:,} tokens, which the built model says and "
+        "qplan.Engine holds to",
+        tokens=int,
+        own_tokens=int,
+    ),
+    "setting-beyond-context": _kind(
+        "{exporter} drops {setting}, which changes nothing up to {tokens:,} tokens: the built model ends there",
+        exporter=str,
+        setting=str,
+        tokens=int,
+    ),
+    "setting-unmeasured": _kind(
+        "nobody measured whether {exporter} is right about {setting}: 'qplan emit' finds out before it plans",
+        exporter=str,
+        setting=str,
+    ),
     "folding-not-tried": _kind(
         "weights are not folded: the gain cannot be measured in {dtype}",
         dtype=str,

@@ -10,7 +10,7 @@ from qplan.formats import QuantFormat
 from qplan.mnn.engine.probe import run_probe
 from qplan.mnn.engine.session import EngineSession
 from qplan.mnn.engine.venv import EngineVenv
-from qplan.mnn.engines import EngineTarget
+from qplan.mnn.engines import EngineTarget, EngineVersion
 from qplan.mnn.graph.binary import read_linears
 from qplan.mnn.preflight import check_folder
 from qplan.mnn.runtime import RuntimeConfig
@@ -39,15 +39,29 @@ _FLOOR_NATS = 1e-7
 
 
 def exact_logits(
-    name: str, folder: Path, formats: Mapping[str, QuantFormat], rounder: Rounder, token_ids: list[int]
+    name: str,
+    folder: Path,
+    formats: Mapping[str, QuantFormat],
+    rounder: Rounder,
+    token_ids: list[int],
+    *,
+    limit: float | None = None,
 ) -> Check:
     """Whether the engine computes what torch computes with the same stored weights.
 
     It does not if the exporter translates the architecture wrongly, or the files hold weights other than those planned.
+
+    Args:
+        name: ``plan``, or the uniform model's.
+        folder: the built model.
+        formats: what it was built with.
+        rounder: chose its integers.
+        token_ids: one sequence.
+        limit: largest relative error; None for float rounding's on a short sequence of a model of this depth.
     """
     card = rounder.loaded.card
     layers = max((spec.layer or 0 for spec in card.tensors), default=0) + 1
-    limit = EXACT_REL * max(1.0, layers / LAYERS_OF_EXACT_REL)
+    limit = limit or EXACT_REL * max(1.0, layers / LAYERS_OF_EXACT_REL)
     with EngineSession(folder, RuntimeConfig("normal"), context=card.context) as engine:
         error = relative_error(engine.logits(token_ids), stored_logits(rounder, formats, token_ids))
     return Check(
@@ -137,8 +151,15 @@ RIGHT_REL = 1e-3
 """Largest relative error of an engine's logits against torch with the same stored weights, memory normal."""
 
 
+def folder_check(model: Path, engine: EngineVersion) -> Check:
+    """Whether `qplan check` accepts a built folder, before an engine gets it."""
+    findings = [f"{finding.code}: {finding.where}: {finding.what}" for finding in check_folder(model, engine).errors]
+    told = note("findings", findings=findings) if findings else note("nothing-found")
+    return Check(note("preflight", engine=str(engine)), not findings, told)
+
+
 def engine_checks(model: Path, target: EngineTarget, token_ids: list[int], expected: Logits) -> tuple[Check, ...]:
-    """Whether the built model is right for the engine: by preflight, and by a run if that very engine is here.
+    """Whether the built model is right for an engine other than the installed one, if that very engine is here.
 
     Args:
         model: the built folder.
@@ -147,9 +168,7 @@ def engine_checks(model: Path, target: EngineTarget, token_ids: list[int], expec
         expected: logits ``[tokens, vocabulary]`` in torch with the same stored weights.
     """
     engine = str(target.engine)
-    findings = [f"{finding.code}: {finding.what}" for finding in check_folder(model, target.engine).errors]
-    told = note("findings", findings=findings) if findings else note("nothing-found")
-    checks = [Check(note("preflight", engine=engine), not findings, told)]
+    checks = []
     home = EngineVenv.of(target.engine)
     if home.python.is_file():
         ran = run_probe(model, token_ids, RuntimeConfig("normal"), python=home.python)

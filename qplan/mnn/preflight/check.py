@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qplan.mnn.engines import EngineVersion
+from qplan.mnn.files import CONTEXT_KEY
 from qplan.mnn.preflight.checksums import check_checksums
 from qplan.mnn.preflight.embedding import check_embedding, check_tokenizer
 from qplan.mnn.preflight.engine_settings import check_engine_settings
@@ -75,7 +76,7 @@ def check_folder(folder: Path, engine: EngineVersion | None = None, *, full: boo
         found = check_numbers(model, full=full) if check is check_numbers else check(model)
         model.findings.extend(found)
     head = model.head()
-    limit = model.whole("max_position_embeddings")
+    limit = model.whole(CONTEXT_KEY)
     return Preflight(
         folder=folder,
         engine=model.engine,
