@@ -91,6 +91,16 @@ CATALOG: Mapping[str, NoteKind] = {
         "the model's folder has code of its own for {classes}, which was not run: the classes are transformers' own",
         classes=list[str],
     ),
+    "chat-template-raises": _kind(
+        "the model's chat template cannot render a single message ({error}): the built model cannot be used for chats "
+        "unless that is mended",
+        error=str,
+    ),
+    "tied-by-values": _kind(
+        "{head} equals the embedding, and MNN's exporter stores equal matrices once: the two are planned as one, tied "
+        "tensor",
+        head=str,
+    ),
     "folding-not-tried": _kind(
         "weights are not folded: the gain cannot be measured in {dtype}",
         dtype=str,
