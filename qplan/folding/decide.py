@@ -132,7 +132,8 @@ def fitted_scales(
         totals += expected_loss(found, loaded, ones, plans, memories)
     scales = {}
     for number, found in enumerate(evidence):
-        scales[found.site.name] = fit_scales(found, loaded, plans, totals, memories)
+        if not found.flat:
+            scales[found.site.name] = fit_scales(found, loaded, plans, totals, memories)
         if progress is not None:
             progress(number + 1, len(evidence))
     return scales

@@ -64,6 +64,13 @@ CATALOG: Mapping[str, NoteKind] = {
         experts=list[str],
         others=int,
     ),
+    "tensors-without-loss": _kind(
+        "{count} tensors lose exactly nothing in any format, because they or what reads them are zeros: "
+        "{tensors:more {others}}",
+        count=int,
+        tensors=list[str],
+        others=int,
+    ),
     "too-few-tokens": _kind(
         "rounded to nearest, since fewer than {least_tokens} calibration tokens reach them: "
         "{tokens:(d) more {others}}; give a longer text, or raise --samples and --fit-tokens",
