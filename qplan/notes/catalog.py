@@ -226,10 +226,12 @@ CATALOG: Mapping[str, NoteKind] = {
     # of a verification: promises
     "plan-logits": _kind("plan: the engine's logits equal torch's with the same stored weights"),
     "uniform-logits": _kind("{uniform}: the engine's logits equal torch's with the same stored weights", uniform=str),
+    "same-tokens": _kind("the built tokenizer makes the tokens that Hugging Face's makes"),
     "read-back": _kind("llm.mnn read back"),
     "fits-budget": _kind("the files fit the budget"),
     "predicted-bytes": _kind("weight and embedding files have the predicted bytes"),
     "emulation": _kind("{uniform}: torch's loss equals the engine's, memory {memory}", uniform=str, memory=str),
+    "plan-emulation": _kind("plan: torch's loss equals the engine's, memory {memory}", memory=str),
     "not-worse": _kind("the plan is not worse than uniform {uniform}, memory {memory}", uniform=str, memory=str),
     "preflight": _kind("qplan check for engine {engine}", engine=str),
     "other-engine": _kind("engine {engine} computes what torch computes", engine=str),
@@ -241,6 +243,10 @@ CATALOG: Mapping[str, NoteKind] = {
         limit=float,
         memory=str,
         tokens=int,
+    ),
+    "tokens-same": _kind("the same on all of {count} texts", count=int),
+    "tokens-differ": _kind(
+        "the same on {same} of {count} texts; others: {kinds:and}", same=int, count=int, kinds=list[str]
     ),
     "ops-right": _kind("{right} of {count} ops have their bits and block", right=int, count=int),
     "ops-wrong": _kind(
