@@ -36,8 +36,15 @@ def test_the_same_tokens_pass() -> None:
     tokenizer: Any = make_tokenizer()
     check = same_tokens(Echo(tokenizer, lambda _, ids: ids), tokenizer)  # type: ignore[arg-type]
     assert check.passed
-    # the probes, one special token and the chat template
-    assert check.detail == f"the same on all of {len(PROBES) + 2} texts"
+    # the probes, one special token, the chat template and the start of all of them
+    assert check.detail == f"the same on all of {len(PROBES) + 3} texts"
+
+
+def test_a_start_that_the_exporter_adds_is_told_once() -> None:
+    tokenizer: Any = make_tokenizer()
+    check = same_tokens(Echo(tokenizer, lambda _, ids: [1, 273, *ids]), tokenizer)  # type: ignore[arg-type]
+    assert check.passed
+    assert check.detail.endswith("others: start-of-text")
 
 
 @pytest.mark.parametrize(("name", "passed"), [("zero-width", True), ("byte-order-mark", True), ("chinese", False)])
