@@ -37,6 +37,12 @@ def load_analyzed(run: RunFolder, card: ModelCard, say: Say) -> AnalyzedModel:
     if loaded.card.sha256 != card.sha256:
         msg = f"{card.source} has changed since {run.sensitivity} was made; run 'qplan analyze' with --restart"
         raise StaleArtifactError(msg)
+    if loaded.card.tensors != card.tensors:
+        msg = (
+            f"{run.sensitivity} was made by a version of qplan that saw other tensors in {card.source}, such as a head "
+            "apart from an embedding that equals it; run 'qplan analyze' with --restart"
+        )
+        raise StaleArtifactError(msg)
     return AnalyzedModel(loaded, loaded)
 
 

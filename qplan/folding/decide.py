@@ -141,7 +141,7 @@ def fitted_scales(
         totals += expected_loss(found, loaded, ones, plans, memories)
     for number, found in enumerate(evidence):
         name = found.site.name
-        if name not in scales:
+        if name not in scales and not found.flat:
             scales[name] = fit_scales(found, loaded, plans, totals, memories)
             if draft is not None:
                 draft.add_scale(name, scales[name].tolist())

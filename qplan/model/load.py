@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from qplan.card import ModelCard
 from qplan.errors import InputError
-from qplan.model.discovery import Anatomy, Site, dissect, has_bias
+from qplan.model.discovery import Anatomy, Site, dissect, has_bias, tie_equal_head
 from qplan.model.door import check_folder, check_tokenizer_there
 from qplan.model.embedding_scale import embedding_scale, read_embedding_scale, set_embedding_scale
 from qplan.model.inert import check_own_classes, inert_view
@@ -43,6 +43,8 @@ class LoadedModel:
     """Where each tensor's values are, by tensor name."""
     own_classes: tuple[str, ...] = ()
     """Classes that the folder brings code for, which was left alone."""
+    tied_by_values: bool = False
+    """Whether head and embedding are two matrices in the checkpoint, and one here since they are equal."""
 
     def within(self, context: int) -> LoadedModel:
         """The same model, of which no sequence is longer than ``context`` tokens."""
@@ -134,10 +136,11 @@ def load_model(source: str, *, device: str = "cpu", dtype: DTypeName = "float32"
         model = load_weights(folder, view, getattr(torch, dtype))
     check_finite(model)
     split_experts(model, model.config, architecture)
+    tied = tie_equal_head(model, model.config, architecture)
     anatomy = dissect(model, model.config, architecture)
     card = _card(source, sha256, model, anatomy)
     model = model.to(torch_device).eval().requires_grad_(requires_grad=False)
-    loaded = LoadedModel(model, tokenizer, card, folder, architecture, dict(anatomy.sites), own)
+    loaded = LoadedModel(model, tokenizer, card, folder, architecture, dict(anatomy.sites), own, tied)
     scale = read_embedding_scale(folder)
     if scale is not None:
         set_embedding_scale(loaded.embedding, scale)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,9 @@ class BuiltModel:
     """MNN's ``dynamic_option`` that the model ships with; `speed` and `emulated_nats` are those with it."""
     other_speed: Speed | None = None
     """Speed with the other ``dynamic_option``, where that was measured for comparison."""
+    emulated_stderr_nats: dict[str, float] = field(default_factory=dict)
+    """By memory setting: standard error of the mean difference between torch's loss and the engine's, from the scatter
+    over stretches of text; empty in artifacts of earlier versions."""
 
     def accuracy(self, memory: str, path: str = "prefill", dynamic_option: int | None = None) -> Accuracy | None:
         """Accuracy under a setting, with the model's own ``dynamic_option`` by default; None if it was not run."""
@@ -173,4 +176,5 @@ def built_model(value: Mapping[str, Any]) -> BuiltModel:
         value["emulated_nats"],
         value.get("dynamic_option", 0),
         other,
+        value.get("emulated_stderr_nats", {}),
     )

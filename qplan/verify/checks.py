@@ -28,7 +28,11 @@ LAYERS_OF_EXACT_REL = 24
 """Layers up to which `EXACT_REL` holds as it is; float32 rounding grows with depth."""
 
 EMULATION_TOLERANCE = 0.05
-"""Largest relative difference of the loss in torch and on the engine, for uniform models."""
+"""Largest relative difference of the loss in torch and on the engine, beyond what scatter explains."""
+
+EMULATION_STDERRS = 4.0
+"""Standard errors of that difference that scatter may explain. Where activations lose much, codes at rounding edges
+cascade: SmolLM2-135M as uniform INT8 was 8 % apart on 512 tokens, and nothing was wrong."""
 
 ROUTED_TOLERANCE = 0.25
 """The same for a mixture of experts under memory low: torch and the engine may round a borderline activation
@@ -40,20 +44,20 @@ _FLOOR_NATS = 1e-7
 
 def exact_logits(
     name: str,
-    folder: Path,
+    engine: EngineSession,
     formats: Mapping[str, QuantFormat],
     rounder: Rounder,
     token_ids: list[int],
     *,
     limit: float | None = None,
 ) -> Check:
-    """Whether the engine computes what torch computes with the same stored weights.
+    """Whether the engine, memory normal, computes what torch computes with the same stored weights.
 
     It does not if the exporter translates the architecture wrongly, or the files hold weights other than those planned.
 
     Args:
         name: ``plan``, or the uniform model's.
-        folder: the built model.
+        engine: with the built model, memory normal.
         formats: what it was built with.
         rounder: chose its integers.
         token_ids: one sequence.
@@ -62,8 +66,7 @@ def exact_logits(
     card = rounder.loaded.card
     layers = max((spec.layer or 0 for spec in card.tensors), default=0) + 1
     limit = limit or EXACT_REL * max(1.0, layers / LAYERS_OF_EXACT_REL)
-    with EngineSession(folder, RuntimeConfig("normal"), context=card.context) as engine:
-        error = relative_error(engine.logits(token_ids), stored_logits(rounder, formats, token_ids))
+    error = relative_error(engine.logits(token_ids), stored_logits(rounder, formats, token_ids))
     return Check(
         note("plan-logits") if name == "plan" else note("uniform-logits", uniform=name),
         error <= limit,
@@ -99,7 +102,10 @@ def promised_bytes(plan: Plan, built: BuiltModel) -> tuple[Check, Check]:
 
 
 def emulation(built: BuiltModel, card: ModelCard) -> tuple[Check, ...]:
-    """Whether torch predicts the engine's loss of a uniform model, under each memory setting."""
+    """Whether torch predicts the engine's loss of a built model, under each memory setting.
+
+    The limit follows the scatter that was measured: `EMULATION_STDERRS` standard errors on top of the tolerance.
+    """
     routed = any(spec.role is Role.ROUTER for spec in card.tensors)
     checks = []
     for memory, emulated in built.emulated_nats.items():
@@ -107,10 +113,14 @@ def emulation(built: BuiltModel, card: ModelCard) -> tuple[Check, ...]:
         if run is None:
             continue
         limit = ROUTED_TOLERANCE if routed and memory == "low" else EMULATION_TOLERANCE
+        if run.kl_nats:
+            limit += EMULATION_STDERRS * built.emulated_stderr_nats.get(memory, 0.0) / run.kl_nats
         difference = abs(emulated / run.kl_nats - 1) if run.kl_nats else float(emulated > _FLOOR_NATS)
         checks.append(
             Check(
-                note("emulation", uniform=built.name, memory=memory),
+                note("plan-emulation", memory=memory)
+                if built.name == "plan"
+                else note("emulation", uniform=built.name, memory=memory),
                 difference <= limit or max(emulated, run.kl_nats) < _FLOOR_NATS,
                 note(
                     "losses-apart",

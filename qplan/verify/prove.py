@@ -15,6 +15,7 @@ from qplan.errors import VerificationError
 from qplan.formats import QuantFormat, applies, garbled
 from qplan.mnn.build.skeleton import Skeleton
 from qplan.mnn.build.writer import build_model
+from qplan.mnn.engine.session import EngineSession
 from qplan.mnn.engines import EngineTarget
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import LoadedModel
@@ -38,6 +39,7 @@ from qplan.verify.checks import (
     read_back,
 )
 from qplan.verify.measure import Keep, Trial, measure_model
+from qplan.verify.same_tokens import same_tokens
 
 GATE_TOKENS = 64
 """Tokens on which the engine's logits are compared one by one with torch's."""
@@ -82,6 +84,10 @@ class BuildBench:
             replace=True,
         )
 
+    def engine(self, folder: Path) -> EngineSession:
+        """Start the engine with a built folder and float activations: memory normal."""
+        return EngineSession(folder, RuntimeConfig("normal"), context=self.loaded.card.context)
+
     @property
     def token_ids(self) -> list[int]:
         """The first tokens of the trial, for logit by logit comparisons."""
@@ -118,10 +124,11 @@ def gate(bench: BuildBench) -> tuple[Check, ...]:
     folder = bench.baselines / "gate"
     bench.build(formats, folder, RuntimeConfig("normal"))
     try:
-        checks = [exact_logits("fp16", folder, formats, Rounder(bench.loaded), bench.token_ids)]
-        if checks[0].passed and bench.long_tokens is not None:
-            ids = bench.tokens(bench.long_tokens)
-            checks.append(exact_logits("fp16", folder, formats, Rounder(bench.loaded), ids, limit=RIGHT_REL))
+        with bench.engine(folder) as engine:
+            checks = [exact_logits("fp16", engine, formats, Rounder(bench.loaded), bench.token_ids)]
+            if checks[0].passed and bench.long_tokens is not None:
+                ids = bench.tokens(bench.long_tokens)
+                checks.append(exact_logits("fp16", engine, formats, Rounder(bench.loaded), ids, limit=RIGHT_REL))
     finally:
         shutil.rmtree(folder)
     for check in checks:
@@ -169,14 +176,13 @@ def prove(
     """
     baselines = {name: _baseline(uniform or bench, name, bits) for name, bits in {"fp16": 16, **_UNIFORM}.items()}
     built = _measure_plan(bench, plan, model, rounder, speeds)
-    checks = [
-        *first,
-        exact_logits("plan", model, plan.formats, rounder, bench.token_ids),
-        read_back(model, plan),
-    ]
+    with bench.engine(model) as engine:
+        checks = [*first, exact_logits("plan", engine, plan.formats, rounder, bench.token_ids)]
+        checks.append(same_tokens(engine, bench.loaded.tokenizer))
+    checks.append(read_back(model, plan))
     checks += promised_bytes(plan, built)
-    for name in _UNIFORM:
-        checks += emulation(baselines[name], bench.loaded.card)
+    # a rival's emulation is no promise of the plan's
+    checks += emulation(built, bench.loaded.card)
     rival = _rival(plan, baselines)
     if rival is not None:
         checks += not_worse(built, rival)

@@ -46,6 +46,7 @@ def test_a_plan_keeps_its_promises_on_the_engine(work: Path, budget: str) -> Non
     plan, verification = Plan.read(out / "plan.json"), Verification.read(out / "verification.json")
     assert verification.passed
     assert {check.name.split(":")[0] for check in verification.checks} >= {"fp16", "plan", "llm.mnn read back"}
+    assert {check.promise.code for check in verification.checks} >= {"plan-emulation", "same-tokens"}
     built = verification.model("plan")
     assert built is not None
     assert built.files.total <= plan.budget_bytes

@@ -105,6 +105,17 @@ def test_torch_must_predict_the_engine_within_five_percent(emulated: float, *, k
     assert [check.passed for check in checks] == [True, kept]
 
 
+@pytest.mark.parametrize(("emulated", "kept"), [(4.43e-2, True), (4.95e-2, False)])
+def test_the_limit_follows_the_scatter_that_was_measured(emulated: float, *, kept: bool) -> None:
+    model = built("plan", low=4.09e-2, normal=1e-3, emulated_low=emulated)
+    assert not emulation(model, QWEN)[1].passed
+    scattered = replace(model, emulated_stderr_nats={"low": 1.5e-3, "normal": 0.0})
+    checks = emulation(scattered, QWEN)
+    assert [check.passed for check in checks] == [True, kept]
+    assert checks[1].name == "plan: torch's loss equals the engine's, memory low"
+    assert checks[1].detail.endswith("limit 20%")
+
+
 @pytest.mark.parametrize(("emulated", "kept"), [(1.2e-3, True), (1.3e-3, False)])
 def test_experts_may_be_chosen_otherwise_where_a_code_lies_on_an_edge(emulated: float, *, kept: bool) -> None:
     router = replace(QWEN.tensors[0], name="model.layers.0.mlp.gate", role=Role.ROUTER)
