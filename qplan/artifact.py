@@ -13,9 +13,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from qplan.errors import DamagedArtifactError, InputError, QplanError, StaleArtifactError, StorageError, ToolError
+from qplan.scratch import Scratch, lock, remove_leftovers, sibling_prefix
 
 _TRACKED_PACKAGES = ("qplan", "MNN", "llmexport", "torch", "transformers", "numpy", "scipy")
 
@@ -106,8 +107,8 @@ def atomic_path(path: Path, *, need: int | None = None) -> Iterator[Path]:
     """
     with writing(path, need=need):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-        os.close(handle)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=sibling_prefix(path), suffix=path.suffix)
+        lock(handle)
     temporary = Path(name)
     try:
         with writing(path, need=need, draft=temporary):
@@ -119,6 +120,7 @@ def atomic_path(path: Path, *, need: int | None = None) -> Iterator[Path]:
             temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+        os.close(handle)
 
 
 @contextmanager
@@ -139,14 +141,15 @@ def new_folder(out: Path, *, replace: bool = False) -> Iterator[Path]:
         raise InputError(msg)
     with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-        scratch = tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.")
+        remove_leftovers(out.parent)
+        scratch = Scratch(beside=out)
     with scratch as temporary:
-        draft = Path(temporary) / "draft"
+        draft = temporary / "draft"
         with writing(out, draft=draft):
             draft.mkdir()
             yield draft
             if out.exists():
-                out.rename(Path(temporary) / "replaced")
+                out.rename(temporary / "replaced")
             draft.rename(out)
 
 
@@ -166,6 +169,35 @@ def write_bytes(path: Path, data: bytes) -> None:
         temporary.write_bytes(data)
 
 
+@contextmanager
+def open_regular(path: Path) -> Iterator[tuple[BinaryIO, int]]:
+    """Open a file from a folder that nobody vouches for: a regular one, and nothing that blocks.
+
+    Args:
+        path: the file; a link to one is followed.
+
+    Yields:
+        The open file, and how many bytes it has.
+
+    Raises:
+        InputError: no such file, not a regular file, or unreadable.
+    """
+    try:
+        # a FIFO without a writer would block the open, a device the read
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:  # noqa: PTH123
+            status = os.fstat(stream.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                msg = f"{path} is no regular file"
+                raise InputError(msg)
+            yield stream, status.st_size
+    except FileNotFoundError:
+        msg = f"{path} does not exist"
+        raise InputError(msg) from None
+    except OSError as error:
+        msg = f"{path} cannot be read: {error.strerror}; check the name and its permissions"
+        raise InputError(msg) from None
+
+
 def read_bounded(path: Path, most_bytes: int) -> bytes:
     """Read a file from a folder that nobody vouches for: a regular one of bounded size, and nothing that blocks.
 
@@ -176,23 +208,11 @@ def read_bounded(path: Path, most_bytes: int) -> bytes:
     Raises:
         InputError: no such file, not a regular file, too large, or unreadable.
     """
-    try:
-        # a FIFO without a writer would block the open, a device the read
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as stream:  # noqa: PTH123
-            status = os.fstat(stream.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                msg = f"{path} is no regular file"
-                raise InputError(msg)
-            if status.st_size > most_bytes:
-                msg = f"{path} has {status.st_size:,} bytes, more than the {most_bytes:,} that such a file can need"
-                raise InputError(msg)
-            return stream.read(most_bytes)
-    except FileNotFoundError:
-        msg = f"{path} does not exist"
-        raise InputError(msg) from None
-    except OSError as error:
-        msg = f"{path} cannot be read: {error.strerror}"
-        raise InputError(msg) from None
+    with open_regular(path) as (stream, size):
+        if size > most_bytes:
+            msg = f"{path} has {size:,} bytes, more than the {most_bytes:,} that such a file can need"
+            raise InputError(msg)
+        return stream.read(most_bytes)
 
 
 def parse_json(data: bytes) -> Any:  # noqa: ANN401 - any JSON value
@@ -290,6 +310,10 @@ def check_header(document: Mapping[str, Any], path: Path, kind: str, schema: int
     """
     if document.get("kind") != kind:
         msg = f"{path} holds a {document.get('kind')!r}, expected {kind!r}; was another file put in its place?"
+        raise InputError(msg)
+    inputs = document.get("inputs", {})
+    if not isinstance(inputs, dict) or not all(isinstance(item, str) for item in inputs.values()):
+        msg = f"{path}, inputs: expected hashes by name; restore the file or make it again"
         raise InputError(msg)
     found = document.get("schema")
     if type(found) is not int or found > schema:

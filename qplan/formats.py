@@ -29,7 +29,9 @@ garbage. Measured on MNN's wheel (AVX2, 8 features): 8, 16, 24 are right, 4 and 
 according to their source."""
 
 
-_NAME = re.compile(r"^(?:fp(?P<fp>16|32)|int(?P<bits>\d+)(?:-b(?P<block>\d+))?(?P<sym>-sym)?(?:-s(?P<scale>16|32))?)$")
+_NAME = re.compile(
+    r"(?:fp(?P<fp>16|32)|int(?P<bits>[0-9]{1,9})(?:-b(?P<block>[0-9]{1,9}))?(?P<sym>-sym)?(?:-s(?P<scale>16|32))?)"
+)
 
 
 @dataclass(frozen=True, order=True)
@@ -71,7 +73,7 @@ class QuantFormat:
         Raises:
             InputError: the name follows no such pattern or names an impossible format.
         """
-        match = _NAME.match(name.strip().lower())
+        match = _NAME.fullmatch(name.strip().lower())
         if match is None:
             msg = f"format {name!r} is not understood; write fp16 or int<bits>[-b<block>][-sym][-s32], e.g. int4-b32"
             raise InputError(msg)
@@ -181,6 +183,9 @@ FP32 = QuantFormat(32, 0)
 FP16 = QuantFormat(16, 0)
 INT8 = QuantFormat(8)
 INT4 = QuantFormat(4)
+
+Formats = Mapping[str, QuantFormat]
+"""A format by tensor name: of a whole plan, or of some of its tensors."""
 
 DEFAULT_FORMATS = (FP16, *(QuantFormat(bits, block) for bits in (8, 6, 5, 4, 3, 2) for block in (0, 64)))
 """Formats that are measured by default. Without the widths between 4 and 16, plans lose 1.2 to 1.8 times more, without

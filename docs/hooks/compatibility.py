@@ -9,7 +9,11 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from qplan.compat.settings import setting_rows
 from qplan.compat.table import CompatTable
+from qplan.model.model_settings import CONFIG_KEYS
+from qplan.model.registry import ARCHITECTURES
+from qplan.model.specimen_sizes import SPECIMENS
 
 PAGE = Path(__file__).parents[1] / "reference" / "compatibility.md"
 
@@ -29,11 +33,12 @@ def engines(table: CompatTable) -> Iterator[str]:
 
 def architectures(table: CompatTable) -> Iterator[str]:
     """One line per architecture; outcome and error per exporter and length."""
-    columns = sorted(dict.fromkeys((cell.exporter, cell.tokens) for cell in table.architectures))
+    plain = [cell for cell in table.architectures if not SPECIMENS[cell.architecture].setting]
+    columns = sorted(dict.fromkeys((cell.exporter, cell.tokens) for cell in plain))
     cells = {(cell.architecture, cell.exporter, cell.tokens): cell for cell in table.architectures}
     yield "| architecture | " + " | ".join(f"{exporter}, {tokens} tokens" for exporter, tokens in columns) + " |"
     yield "|---|" + "---|" * len(columns)
-    for name in dict.fromkeys(cell.architecture for cell in table.architectures):
+    for name in dict.fromkeys(cell.architecture for cell in plain):
         shown = []
         for column in columns:
             cell = cells.get((name, *column))
@@ -43,6 +48,28 @@ def architectures(table: CompatTable) -> Iterator[str]:
             outcome = cell.outcome if cell.outcome == "ok" else f"**{cell.outcome}**"
             shown.append(outcome if cell.error is None else f"{outcome}, {cell.error:.0e}")
         yield f"| {name} | " + " | ".join(shown) + " |"
+
+
+def settings(table: CompatTable) -> Iterator[str]:
+    """One line per architecture and setting: what is read, what the exporter makes of it, what `analyze` does."""
+    yield "| model type | setting | read in `config.json` | exporter | 48 tokens | 200 tokens | `qplan analyze` |"
+    yield "|---|---|---|---|---|---|---|"
+    for row in sorted(setting_rows(table), key=lambda row: (row.model_type, row.setting)):
+        errors = " | ".join(
+            cell.outcome if cell.error is None else f"{cell.error:.0e}" for cell in (row.within, row.beyond)
+        )
+        keys = ", ".join(f"`{key}`" for key in CONFIG_KEYS[row.setting])
+        yield f"| {row.model_type} | {row.setting} | {keys} | {row.within.exporter} | {errors} | {_DONE[row.verdict]} |"
+    others = dict.fromkeys(specimen.model_type for specimen in SPECIMENS.values())
+    for model_type in sorted(set(others) - set(ARCHITECTURES)):
+        yield f"| {model_type} | any | `model_type` | | | | **refuses**: not supported |"
+
+
+_DONE: dict[str, str] = {
+    "right": "accepts",
+    "right up to the boundary": "**refuses** beyond the boundary; `--max-context` limits the model to it",
+    "wrong": "**refuses**",
+}
 
 
 def dates(table: CompatTable) -> Iterator[str]:
@@ -57,7 +84,7 @@ def dates(table: CompatTable) -> Iterator[str]:
 
 def rewritten(page: str, table: CompatTable) -> str:
     """The page with its tables made again."""
-    made = {"engines": engines, "architectures": architectures, "dates": dates}
+    made = {"engines": engines, "architectures": architectures, "settings": settings, "dates": dates}
     return _TABLE.sub(lambda match: f"{match[1]}\n{chr(10).join(made[match[2]](table))}\n\n{match[3]}", page)
 
 

@@ -2,6 +2,7 @@
 
 from qplan.calibration.text import Text, check_text, load_text
 from qplan.calibration.token_set import tokenize
+from qplan.calibration.tokenizer import check_chat_template, check_ids
 from qplan.run.calibration import CalibrationSet
 
-__all__ = ["CalibrationSet", "Text", "check_text", "load_text", "tokenize"]
+__all__ = ["CalibrationSet", "Text", "check_chat_template", "check_ids", "check_text", "load_text", "tokenize"]

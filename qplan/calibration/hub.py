@@ -45,6 +45,9 @@ def _parse(source: str) -> tuple[str, str | None, str | None]:
 
 def _choose(name: str, available: Iterable[str], wanted: str | None) -> str:
     splits = [str(split) for split in available]
+    if not splits:
+        msg = f"dataset {name} has no splits; give one that has data"
+        raise InputError(msg)
     if wanted is None:
         return next((split for split in SPLITS if split in splits), splits[0])
     if wanted not in splits:
@@ -56,7 +59,12 @@ def _choose(name: str, available: Iterable[str], wanted: str | None) -> str:
 def _from_disk(name: str, split: str | None) -> tuple[Any, str]:
     import datasets  # noqa: PLC0415 - takes seconds, and a text file needs none of it
 
-    stored = datasets.load_from_disk(name)
+    try:
+        stored = datasets.load_from_disk(name)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        msg = f"{name!r} is a saved dataset that cannot be opened: {first}"
+        raise InputError(msg) from None
     if not isinstance(stored, datasets.DatasetDict):
         return stored, str(stored.split or split or "")
     used = _choose(name, stored, split)
@@ -79,5 +87,14 @@ def _streamed(name: str, config: str | None, split: str | None, known: Iterable[
 
 
 def _records(described: str, loaded: Iterable[dict[str, Any]]) -> Iterator[Record]:
-    for number, values in enumerate(loaded):
-        yield Record(f"dataset {described}, row {number}", values)
+    import pyarrow as pa  # noqa: PLC0415 - with datasets
+    from datasets.exceptions import DatasetsError  # noqa: PLC0415 - takes seconds, and is loaded by now
+
+    number = 0
+    try:
+        for number, values in enumerate(loaded, 1):  # noqa: B007 - also where the next one cannot be read
+            yield Record(f"dataset {described}, row {number - 1}", values)
+    except (OSError, ValueError, OverflowError, TypeError, RuntimeError, pa.ArrowException, DatasetsError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        msg = f"dataset {described} cannot be read after {number} rows: {first}"
+        raise InputError(msg) from None

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from qplan.calibration.chat import render
 from qplan.errors import InputError
 
 FIELDS = ("text", "content", "messages")
@@ -25,28 +26,21 @@ def document(record: Record, tokenizer: Any) -> str:  # noqa: ANN401 - a Hugging
     """The text of a record; chat messages are rendered with the tokenizer's template.
 
     Raises:
-        InputError: no such field, a field that is not text, or messages without a template.
+        RefusedRecordError: the template refuses the messages.
+        InputError: no such field, a field that is null or not text, or messages that cannot be rendered.
     """
     field = next((name for name in FIELDS if record.values.get(name) is not None), None)
     if field is None:
+        null = next((name for name in FIELDS if name in record.values), None)
+        if null is not None:
+            msg = f"{null} is null in {record.place}; give it text, or take the record out"
+            raise InputError(msg)
         msg = f"{record.place} has none of the fields {', '.join(FIELDS)}; it has {', '.join(record.values) or 'none'}"
         raise InputError(msg)
     value = record.values[field]
     if field == "messages":
-        return _chat(record.place, value, tokenizer)
+        return render(record.place, value, record.values.get("tools"), tokenizer)
     if not isinstance(value, str):
         msg = f"{record.place}: field {field!r} holds a {type(value).__name__}, expected text"
         raise InputError(msg)
     return value
-
-
-def _chat(place: str, messages: Any, tokenizer: Any) -> str:  # noqa: ANN401
-    if not getattr(tokenizer, "chat_template", None):
-        msg = f"{place} holds chat messages and the model's tokenizer has no chat template; give plain text instead"
-        raise InputError(msg)
-    if not isinstance(messages, list) or not all(
-        isinstance(m, dict) and {"role", "content"} <= set(m) for m in messages
-    ):
-        msg = f"{place}: 'messages' must be a list of objects with role and content"
-        raise InputError(msg)
-    return str(tokenizer.apply_chat_template(messages, tokenize=False))

@@ -13,9 +13,12 @@ import pyarrow.parquet as pq
 
 from qplan.artifact import sha256_file
 from qplan.calib_sets import MANIFEST, calib_sets
+from qplan.calibration.chat import RefusedRecordError
 from qplan.calibration.hub import read_dataset
 from qplan.calibration.record import Record, document
 from qplan.errors import InputError
+from qplan.notes import Note, note
+from qplan.settings import Say
 
 MAX_CHARACTERS = 20_000_000
 """More text than this is left unread: some five million tokens, far more than a calibration takes."""
@@ -30,15 +33,18 @@ class Text:
     """For people: the name or path as the user gave it."""
     license: str | None
     """The license, if it is known."""
+    notes: tuple[Note, ...] = ()
+    """What was left out or replaced."""
 
 
-def load_text(source: str, tokenizer: Any = None) -> Text:  # noqa: ANN401 - a Hugging Face tokenizer
+def load_text(source: str, tokenizer: Any = None, say: Say | None = None) -> Text:  # noqa: ANN401 - a Hugging Face tokenizer
     """Read a calibration text.
 
     Args:
         source: a name from calib/; a .txt, .jsonl or .parquet file; or a dataset: a local folder or a hub id, with
             ``:config`` and ``:split`` if wanted. Records hold ``text``, ``content`` or chat ``messages``.
         tokenizer: renders chat messages with its template; needed only for them.
+        say: told what was left out or replaced.
 
     Raises:
         InputError: the source is not found, not understood, or empty.
@@ -46,15 +52,18 @@ def load_text(source: str, tokenizer: Any = None) -> Text:  # noqa: ANN401 - a H
     check_text(source)
     path = Path(source).expanduser()
     if path.is_file():
-        text = Text(_capped(_documents(path, tokenizer)), source, None)
+        text = _read(_records(path), tokenizer, source, None)
     elif not path.is_dir() and (folder := calib_sets().get(source)) is not None:
         text = _calib_set(folder)
     else:
         records, described, license_ = read_dataset(source, known=calib_sets())
-        text = Text(_capped(document(record, tokenizer) for record in records), described, license_)
+        text = _read(records, tokenizer, described, license_)
     if not any(part.strip() for part in text.documents):
         msg = f"{source} holds no text; give a source with at least a few thousand tokens"
         raise InputError(msg)
+    for told in text.notes:
+        if say is not None:
+            say(str(told))
     return text
 
 
@@ -68,14 +77,66 @@ def check_text(source: str, option: str = "") -> None:
     Raises:
         InputError: a file that does not exist, or whose extension is not understood.
     """
-    path, given = Path(source).expanduser(), f"{option} {source}".strip()
+    given = f"{option} {source}".strip()
     kinds = ", ".join(_READERS)
-    if path.is_file() and path.suffix.lower() not in _READERS:
+    if not source.strip():
+        msg = f"{given or 'the text'} is empty; give a {kinds} file, a dataset, or one of {', '.join(calib_sets())}"
+        raise InputError(msg)
+    try:
+        path = Path(source).expanduser()
+        is_file, exists = path.is_file(), path.exists()
+    except (OSError, RuntimeError) as error:  # a name that no file system takes, or the home of nobody
+        msg = f"{given:.100} cannot be a file or a dataset: {getattr(error, 'strerror', None) or error}"
+        raise InputError(msg) from None
+    if is_file and path.suffix.lower() not in _READERS:
         msg = f"{given}: extension {path.suffix!r} is not understood; use {kinds} or a dataset folder"
         raise InputError(msg)
-    if not path.exists() and path.suffix.lower() in _READERS:
+    if not exists and path.suffix.lower() in _READERS:
         msg = f"{given} does not exist; give a {kinds} file, a dataset, or one of {', '.join(calib_sets())}"
         raise InputError(msg)
+
+
+def _read(records: Iterable[Record], tokenizer: Any, source: str, license_: str | None) -> Text:  # noqa: ANN401
+    """The documents of records, without those that the model's chat template refuses.
+
+    Raises:
+        InputError: a record that is not understood, or all of them are refused.
+    """
+    refused: list[RefusedRecordError] = []
+    mended = 0
+
+    def documents() -> Iterator[str]:
+        nonlocal mended
+        for record in records:
+            try:
+                found = document(record, tokenizer)
+            except RefusedRecordError as problem:
+                refused.append(problem)
+                continue
+            whole = _without_surrogates(found)
+            mended += whole != found
+            yield whole
+
+    kept = _capped(documents())
+    if refused and not kept:
+        msg = f"none of the {len(refused)} records of {source} can be used. The first: {refused[0]}"
+        raise InputError(msg)
+    notes = []
+    if refused:
+        first = str(refused[0])
+        notes.append(note("records-refused", refused=len(refused), used=len(kept), source=source, first=first))
+    if mended:
+        notes.append(note("surrogates-replaced", records=mended, source=source))
+    return Text(kept, source, license_, tuple(notes))
+
+
+def _without_surrogates(text: str) -> str:
+    """Halves of surrogate pairs, which are no characters and which tokenizers refuse, joined or replaced by U+FFFD."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
 
 
 def _calib_set(folder: Path) -> Text:
@@ -92,9 +153,13 @@ def _calib_set(folder: Path) -> Text:
     return Text(documents, str(manifest["name"]), manifest.get("licence"))
 
 
-def _documents(path: Path, tokenizer: Any) -> Iterator[str]:  # noqa: ANN401
-    for place, record in _READERS[path.suffix.lower()](path):
-        yield document(Record(place, record), tokenizer)
+def _records(path: Path) -> Iterator[Record]:
+    try:
+        for place, record in _READERS[path.suffix.lower()](path):
+            yield Record(place, record)
+    except OSError as error:
+        msg = f"{path} cannot be read: {error.strerror or error}"
+        raise InputError(msg) from None
 
 
 def _read_txt(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -114,7 +179,10 @@ def _read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             place = f"{path}, line {number}"
             try:
                 record = json.loads(line)
-            except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            except RecursionError:
+                msg = f"{place} is not valid JSON: it is nested too deeply"
+                raise InputError(msg) from None
+            except ValueError as error:  # also of UTF-8, and of numbers with thousands of digits
                 msg = f"{place} is not valid JSON: {error}"
                 raise InputError(msg) from None
             if not isinstance(record, dict):
@@ -131,7 +199,7 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 for record in batch.to_pylist():
                     yield f"{path}, row {number}", record
                     number += 1
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, UnicodeDecodeError, OverflowError) as error:
         msg = f"{path} is not a readable Parquet file: {error}"
         raise InputError(msg) from None
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from qplan.artifact import sha256_json
 from qplan.calibration.text import Text
+from qplan.calibration.tokenizer import check_ids
 from qplan.errors import InputError
 from qplan.run.calibration import CalibrationSet, Ids
 
@@ -43,18 +44,13 @@ def tokenize(
         InputError: limits that cannot be met, a text that is too short, or a tokenizer of another model.
     """
     _check_limits(samples, seq_len, context)
+    check_ids(tokenizer, vocabulary)
     ids = _token_ids(text, tokenizer)
     needed = (samples + 1) * seq_len
     if len(ids) < needed:
         msg = (
             f"{text.source} has {len(ids)} tokens; --samples {samples} --seq-len {seq_len} needs {samples * seq_len}, "
             f"and {seq_len} more to hold out; give a longer text or lower --samples or --seq-len"
-        )
-        raise InputError(msg)
-    if int(ids.max()) >= vocabulary:
-        msg = (
-            f"the tokenizer makes id {int(ids.max())}, the model knows ids below {vocabulary}; "
-            "they do not belong together"
         )
         raise InputError(msg)
     windows = ids[: len(ids) // seq_len * seq_len].reshape(-1, seq_len)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from qplan.choosing.context import Formats, PlanningContext
+from qplan.choosing.context import PlanningContext
 from qplan.errors import InfeasibleError
+from qplan.formats import Formats
 from qplan.notes import note
 from qplan.planner.budget import Budget
 from qplan.planner.ceiling import Ceiling

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from qplan.cost.file_bytes import FixedBytes
-from qplan.formats import QuantFormat
+from qplan.formats import Formats, QuantFormat
 from qplan.planner.rules import Rules
 from qplan.planner.uniform import largest_uniform
 from qplan.quantize import Int8Activations
@@ -19,8 +19,6 @@ from qplan.run.table import SensitivityTable
 from qplan.sensitivity.joint import joint_losses
 from qplan.sensitivity.metrics import TokenStats
 from qplan.settings import Memory, Say
-
-Formats = Mapping[str, QuantFormat]
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from qplan.choosing.choose import choose_plan
-from qplan.choosing.context import Formats, PlanningContext
+from qplan.choosing.context import PlanningContext
 from qplan.choosing.repair import repair
 from qplan.choosing.request import EVALUATIONS, PlanRequest
 from qplan.errors import InfeasibleError
+from qplan.formats import Formats
 from qplan.notes import note
 from qplan.planner.ceiling import Ceiling
 from qplan.planner.limits import ResourceLimit

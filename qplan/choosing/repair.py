@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
-from qplan.choosing.context import Formats, PlanningContext
+from qplan.choosing.context import PlanningContext
 from qplan.choosing.request import EVALUATIONS
 from qplan.cost.file_bytes import file_bytes
+from qplan.formats import Formats
 from qplan.notes import note
 from qplan.planner.ceiling import Ceiling
 from qplan.planner.limits import ResourceLimit

@@ -14,7 +14,7 @@ from qplan.planner.budget import Budget
 from qplan.planner.ceiling import Ceiling
 from qplan.planner.limits import Cost, ResourceLimit
 from qplan.planner.rules import Rules
-from qplan.planner.size import Size
+from qplan.planner.size import NUMBER, Size
 from qplan.run.folder import RunFolder
 from qplan.run.plan import Plan
 from qplan.run.profile import DeviceProfile
@@ -31,7 +31,9 @@ _NANOSECONDS = 10**6
 EVALUATIONS = 48
 """Most whole models that a repair measures, see `qplan.choosing.repair`."""
 
-_INCREASE = re.compile(r"^(\d+(?:\.\d*)?|\.\d+)\s*(%?)$")
+_INCREASE = re.compile(rf"({NUMBER})\s*(%?)")
+MOST_NATS, MOST_MS = 1e3, 1e9
+"""Largest limits on the loss and on times: far above every model, and exact in the 64 bits that plans are solved in."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Increase:
         Raises:
             InputError: the text is neither.
         """
-        match = _INCREASE.match(text.strip())
+        match = _INCREASE.fullmatch(text.strip())
         if match is None or float(match[1]) <= 0:
             msg = f"--max-ppl-increase {text!r}: write a perplexity, e.g. 0.5, or a share of FP32's, e.g. 1%"
             raise InputError(msg)
@@ -80,15 +82,16 @@ class PlanRequest:
         """Refuse values that make no sense.
 
         Raises:
-            InputError: a limit is not above 0, or an objective other than the loss comes without a limit on the loss.
+            InputError: a limit is not above 0 or is larger than any model needs, or an objective other than the loss
+                comes without a limit on the loss.
         """
-        for option, value in (
-            ("--max-kl", self.max_kl),
-            ("--max-decode-ms", self.max_decode_ms),
-            ("--max-prefill-ms", self.max_prefill_ms),
+        for option, value, most in (
+            ("--max-kl", self.max_kl, MOST_NATS),
+            ("--max-decode-ms", self.max_decode_ms, MOST_MS),
+            ("--max-prefill-ms", self.max_prefill_ms, MOST_MS),
         ):
-            if value is not None and not (value > 0 and math.isfinite(value)):
-                msg = f"{option} {value:g}: must be above 0 and finite"
+            if value is not None and not 0 < value <= most:
+                msg = f"{option} {value:g}: must be above 0, finite and at most {most:g}"
                 raise InputError(msg)
         if self.objective != "loss" and self.max_kl is None and self.max_ppl_increase is None:
             msg = f"--objective {self.objective} needs a limit on the loss: give --max-kl or --max-ppl-increase"

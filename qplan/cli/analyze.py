@@ -12,6 +12,7 @@ from qplan.cli import completion, panels
 from qplan.cli.console import answer, out, progress_bar, say
 from qplan.cli.documents import analysis_document
 from qplan.cli.modes import with_modes
+from qplan.cli.tidy import tidied
 from qplan.formats import parse_formats
 from qplan.jobs.options import LOGITS_BYTES, MOST_SEQUENCES, AnalyzeOptions
 from qplan.roundings import HELP, ROUNDINGS
@@ -90,6 +91,24 @@ def command(
         int,
         typer.Option(metavar="N", help="Fit rounding to at most this many tokens.", rich_help_panel=panels.WEIGHTS),
     ] = AnalyzeOptions.fit_tokens,
+    max_context: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Limit the built model to sequences of this many tokens, where the exporter is wrong beyond.",
+            show_default="the model's own",
+            rich_help_panel=panels.ENGINE,
+        ),
+    ] = AnalyzeOptions.max_context,
+    llmexport: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="The MNN checkout that emit will export with; the model's settings are judged by it.",
+            show_default="the PyPI package",
+            rich_help_panel=panels.ENGINE,
+        ),
+    ] = AnalyzeOptions.llmexport,
     jobs: Annotated[
         int | None,
         typer.Option(
@@ -160,6 +179,8 @@ def command(
         rounding=rounding,
         fold=fold,
         fit_tokens=fit_tokens,
+        max_context=max_context,
+        llmexport=llmexport,
         jobs=jobs,
         batch_size=batch_size,
         device=device,
@@ -173,7 +194,7 @@ def command(
     from qplan.cli.tables import sensitivity_table  # noqa: PLC0415
     from qplan.jobs.analyze import run_analyze  # noqa: PLC0415
 
-    target = RunFolder(run) if run is not None else RunFolder.for_model(model)
+    target = tidied(RunFolder(run) if run is not None else RunFolder.for_model(model))
     told: list[str] = []
 
     def tell(message: str) -> None:

@@ -72,9 +72,9 @@ def roundings(incomplete: str) -> list[str]:
 
 def targets(incomplete: str) -> list[str]:
     """Targets whose costs are known."""
-    from qplan.cost.target import targets as known  # noqa: PLC0415 - for this key press alone
+    from qplan.cost.target import target_names  # noqa: PLC0415 - for this key press alone
 
-    return _starting(incomplete, sorted(known()))
+    return _starting(incomplete, target_names())
 
 
 def _starting(incomplete: str, found: Iterable[str]) -> list[str]:

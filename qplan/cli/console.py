@@ -5,23 +5,62 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import StrEnum
+from io import TextIOWrapper
 from typing import TextIO
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.segment import Segment
 
-err = Console(stderr=True, highlight=False)
+_VISIBLE = {code: f"\\x{code:02x}" for code in (*range(0x20), 0x7F, *range(0x80, 0xA0)) if chr(code) not in "\t\n"}
+"""Control characters as people can read them, such as ``\\x1b``."""
+
+
+class Terminal(Console):
+    """A console that obeys its own control codes alone: those in names, texts and messages are shown."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        """Render with control characters escaped; all that is printed passes here."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(segment.text.translate(_VISIBLE), segment.style)
+
+    def on_broken_pipe(self) -> None:
+        """End as a program does that nobody reads any more: rich would give the exit code of a bug."""
+        self.quiet = True
+        silence()
+        raise SystemExit(BROKEN_PIPE)
+
+
+BROKEN_PIPE = 128 + 13
+"""Exit code of a program whose reader went away, as of one that SIGPIPE ended."""
+
+
+def silence() -> None:
+    """Send what is still to be written to nowhere: Python flushes when it exits, and would complain."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, OSError, ValueError):
+            os.dup2(nowhere, stream.fileno())
+
+
+# rich takes a width of 0, which some shells export, as it stands and prints nothing: better none, so that it asks
+if os.environ.get("COLUMNS", "").strip("0") == "":
+    os.environ.pop("COLUMNS", None)
+
+err = Terminal(stderr=True, highlight=False)
 """Progress and messages: standard error, so that results can be piped."""
 
-out = Console(highlight=False)
+out = Terminal(highlight=False)
 """Results for people: standard output."""
 
-alarm = Console(stderr=True, highlight=False)
+alarm = Terminal(stderr=True, highlight=False)
 """Errors: never quiet."""
 
 LINE_S = 5.0
@@ -42,8 +81,19 @@ _answer: dict[str, object] = {}
 """What the running command has answered so far."""
 
 
+def let_children_print_utf8() -> None:
+    """Have child processes print UTF-8, whatever the terminal takes: that is how it is read."""
+    os.environ["PYTHONIOENCODING"] = "utf-8:replace"
+
+
 def begin() -> None:
-    """Forget the mode and the answer of an earlier command in this process."""
+    """Forget the mode and the answer of an earlier command in this process.
+
+    Characters that an output's encoding lacks are escaped from here on: they are no reason to end.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     _answer.clear()
     use(Mode.people)
 
@@ -72,12 +122,18 @@ def answer(**document: object) -> None:
 def answer_as_json(code: int, error: Mapping[str, object] | None) -> str:
     """The object of ``--json``: first the keys that all commands have, then the command's own."""
     command = _answer.get("command")
-    return to_json({"command": command, "exit_code": code, "error": error} | _answer)
+    document = {"command": command, "exit_code": code, "error": error} | _answer
+    text = to_json(document)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:  # data must not become question marks
+        return to_json(document, ascii_only=True)
+    return text
 
 
-def to_json(document: Mapping[str, object]) -> str:
+def to_json(document: Mapping[str, object], *, ascii_only: bool = False) -> str:
     """One JSON object; numbers that are not finite become null, which JSON can hold."""
-    return json.dumps(_finite(document), indent=1, ensure_ascii=False, allow_nan=False, default=str)
+    return json.dumps(_finite(document), indent=1, ensure_ascii=ascii_only, allow_nan=False, default=str)
 
 
 def _finite(value: object) -> object:
@@ -91,8 +147,8 @@ def _finite(value: object) -> object:
 
 
 def say(message: str) -> None:
-    """Print a progress line, which is wrapped only in a terminal."""
-    err.print(f"[dim]·[/dim] {message}", markup=True, soft_wrap=not err.is_terminal)
+    """Print a progress line, which is wrapped only in a terminal; names in it are no markup."""
+    err.print(f"[dim]·[/dim] {escape(message)}", markup=True, soft_wrap=not err.is_terminal)
 
 
 def remark(message: str) -> None:

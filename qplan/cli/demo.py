@@ -14,6 +14,7 @@ from qplan.cli.documents import analysis_document
 from qplan.cli.emit import command_line, show
 from qplan.cli.modes import with_modes
 from qplan.cli.report import Lang
+from qplan.cli.tidy import tidied
 from qplan.jobs.options import AnalyzeOptions, EmitOptions
 from qplan.planner.budget import parse_budgets
 from qplan.run.folder import RUNS, RunFolder
@@ -49,7 +50,7 @@ def command(
     from qplan.jobs.emit import run_emit  # noqa: PLC0415
 
     home = Path(qplan.demo.__file__).parent
-    run = RunFolder(folder / "stdlib-3m")
+    run = tidied(RunFolder(folder / "stdlib-3m"))
     analysis = AnalyzeOptions(model=str(home / "stdlib-3m"), samples=SAMPLES, seq_len=SEQ_LEN)
     with progress_bar("measuring") as progress:
         table = run_analyze(analysis, run, say, progress)

@@ -27,7 +27,7 @@ from qplan.cli.rules import (
     rules_of,
     run_given,
 )
-from qplan.cost.target import DEFAULT_TARGET
+from qplan.cost.target import DEFAULT_TARGET, target_names
 from qplan.errors import VerificationError
 from qplan.jobs.options import EmitOptions
 from qplan.mnn.engines import EngineVersion
@@ -128,7 +128,7 @@ def command(
         str,
         typer.Option(
             metavar="TARGET",
-            help="Where it will run: `cpu-x86`, `cpu-arm`, `npu-hexagon`.",
+            help=f"Where it will run: {', '.join(f'`{name}`' for name in target_names())}.",
             autocompletion=completion.targets,
             rich_help_panel=panels.ENGINE,
         ),

@@ -21,11 +21,12 @@ from qplan.cli.rules import (
     run_given,
 )
 from qplan.planner.rules import Rules
+from qplan.run.frontier import POINTS
 
 
 @with_modes("frontier")
 def command(
-    points: Annotated[int, typer.Option(metavar="N", help="How many budgets to solve.")] = 24,
+    points: Annotated[int, typer.Option(metavar="N", help="How many budgets to solve.")] = POINTS,
     logits_bits: LogitsBits = Rules.logits_bits,
     pin: Pins = None,
     min_bits: LeastWidths = None,

@@ -10,7 +10,7 @@ from rich.text import Text
 from qplan.cli.view import table_view
 from qplan.jobs.frontier import Swept
 from qplan.report import notation
-from qplan.report.frontier import KNEE, frontier_rows
+from qplan.report.frontier_rows import KNEE, frontier_rows
 from qplan.report.palette import BITS, text_on
 
 _BAR = 16

@@ -12,6 +12,7 @@ from qplan.cli.console import answer, out, progress_bar, say
 from qplan.cli.documents import ladder_document
 from qplan.cli.modes import with_modes
 from qplan.cli.rules import LlmExport, existing_run
+from qplan.cli.tidy import tidied
 from qplan.cli.view import table_view
 from qplan.errors import InputError, VerificationError
 from qplan.run.folder import RunFolder
@@ -79,7 +80,7 @@ def command(
         qplan ladder Qwen/Qwen2.5-0.5B-Instruct
         qplan ladder models/mine --tolerance int8=0.01 --memory normal
     """
-    home = RunFolder.for_model(model) if run is None else existing_run(run)
+    home = tidied(RunFolder.for_model(model)) if run is None else existing_run(run)
     options = LadderOptions(
         model=model,
         text=text,

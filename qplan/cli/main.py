@@ -30,6 +30,7 @@ from qplan.cli import (
     report,
 )
 from qplan.cli.app import App
+from qplan.cli.signals import InterruptedCommand, interruption, signals_interrupt
 from qplan.errors import QplanError, StorageError
 from qplan.run.damage import RunFolderWarning
 
@@ -97,11 +98,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: words of the command line; None for those of this process.
     """
     typed = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments is None:
+        console.let_children_print_utf8()
     console.begin()
     wants_json = "--json" in typed
     try:
-        with console.remarked(RunFolderWarning), _full_disk_told():
+        with console.remarked(RunFolderWarning), _full_disk_told(), signals_interrupt():
             code = int(app(typed, prog_name="qplan", standalone_mode=False) or 0)
+    except InterruptedCommand as stop:
+        _stop(stop, as_json=wants_json)
+    except (KeyboardInterrupt, typer.Abort) as stop:  # before the command began; typer makes one of the other
+        _stop(interruption(stop.__cause__ or stop), as_json=wants_json)
     except QplanError as error:
         console.alarm.print("[bold red]error:[/bold red]", escape(str(error)), soft_wrap=True)
         _end(error, error.exit_code, as_json=wants_json)
@@ -116,6 +123,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
             _end(error, 1, as_json=True)
         raise
     _end(None, code, as_json=wants_json and not _SHOWS.intersection(typed))
+
+
+def _stop(stop: InterruptedCommand, *, as_json: bool) -> NoReturn:
+    """End with a message, though there may be nobody left to read it."""
+    try:
+        console.alarm.print("[bold red]error:[/bold red]", escape(str(stop)), soft_wrap=True)
+        _end(stop, stop.exit_code, as_json=as_json)
+    except OSError:  # a terminal that was closed; what is buffered for it must not change the exit code
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)
+        os.dup2(nowhere, 2)
+        sys.exit(stop.exit_code)
 
 
 @contextmanager
@@ -136,17 +155,25 @@ def _full_disk_told() -> Iterator[None]:
 
 
 def _end(error: Exception | None, code: int, *, as_json: bool) -> NoReturn:
-    try:
-        if as_json:
-            message = getattr(error, "format_message", error.__str__)()
-            found = None if error is None else {"kind": type(error).__name__, "message": message, "exit_code": code}
-            sys.stdout.write(console.answer_as_json(code, found) + "\n")
-        sys.stdout.flush()
-    except OSError as full:
-        if full.errno not in FULL:
-            raise
-        console.alarm.print(f"[bold red]error:[/bold red] standard output cannot be written: {full.strerror}")
-        # what is left to write would fail again when the interpreter ends
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = code or StorageError.exit_code
+    if as_json:
+        message = getattr(error, "format_message", error.__str__)()
+        found = None if error is None else {"kind": type(error).__name__, "message": message, "exit_code": code}
+        _write(console.answer_as_json(code, found) + "\n")
+    _write("")
     sys.exit(code)
+
+
+def _write(text: str) -> None:
+    """Write to standard output at once, while an error can still be told."""
+    if sys.stdout is None:  # closed by whoever started this
+        return
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError as error:
+        gone = isinstance(error, BrokenPipeError)
+        if not gone:
+            console.alarm.print(f"error: standard output cannot be written: {error.strerror}", markup=False)
+        console.silence()
+        full = error.errno in FULL
+        sys.exit(console.BROKEN_PIPE if gone else StorageError.exit_code if full else _BAD_INPUT)

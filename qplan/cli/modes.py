@@ -11,8 +11,11 @@ from typing import Annotated
 
 import typer
 
+from qplan.artifact import FULL
 from qplan.cli import console, panels
-from qplan.errors import InputError, QplanError
+from qplan.cli.signals import interruption
+from qplan.cli.tidy import tidy_temporary
+from qplan.errors import InputError
 
 Quiet = Annotated[
     bool, typer.Option("--quiet", help="Print errors only; scripts read the exit code.", rich_help_panel=panels.OUTPUT)
@@ -25,12 +28,6 @@ Json = Annotated[
         rich_help_panel=panels.OUTPUT,
     ),
 ]
-
-
-class InterruptedCommand(QplanError):  # noqa: N818 - nothing is wrong
-    """The user pressed Ctrl-C."""
-
-    exit_code = 130
 
 
 def with_modes(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -46,13 +43,15 @@ def with_modes(name: str) -> Callable[[Callable[..., None]], Callable[..., None]
         @functools.wraps(function)
         def command(*args: object, quiet: bool, json_: bool, **options: object) -> None:
             _choose_mode(name, quiet=quiet, json_=json_)
+            tidy_temporary()
             try:
                 # what libraries print must not mix with the object
                 with redirect_stdout(sys.stderr) if json_ else nullcontext():
                     function(*args, **options)
-            except KeyboardInterrupt:
-                msg = "interrupted; run the same command again to resume"
-                raise InterruptedCommand(msg) from None
+            except KeyboardInterrupt as stop:
+                raise interruption(stop) from None
+            except OSError as error:
+                raise _unusable(error) from error
 
         added = [
             inspect.Parameter(option, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation)
@@ -64,6 +63,14 @@ def with_modes(name: str) -> Callable[[Callable[..., None]], Callable[..., None]
         return command
 
     return decorate
+
+
+def _unusable(error: OSError) -> Exception:
+    """What a file or folder that the system refuses means: bad input; other errors, such as a server's, as they are."""
+    if error.filename is None or error.errno in FULL:
+        return error
+    remedy = "check the name and its permissions, or give another"
+    return InputError(f"{error.filename} cannot be used: {error.strerror}; {remedy}")
 
 
 def _choose_mode(name: str, *, quiet: bool, json_: bool) -> None:

@@ -10,6 +10,7 @@ import typer
 
 from qplan.cli import completion, panels
 from qplan.cli.console import say
+from qplan.cli.tidy import tidied
 from qplan.cost.target import DEFAULT_TARGET
 from qplan.errors import InputError
 from qplan.planner.metric import HELP, Metric
@@ -152,7 +153,7 @@ def run_given(run: Path | None) -> RunFolder:
         return existing_run(run)
     latest = RunFolder.latest()
     say(f"using the latest run, {latest.folder}")
-    return latest
+    return tidied(latest)
 
 
 def existing_run(run: Path) -> RunFolder:
@@ -164,4 +165,4 @@ def existing_run(run: Path) -> RunFolder:
     if not run.is_dir():
         msg = f"--run {run} is not a folder; make it with 'qplan analyze MODEL --run {run}'"
         raise InputError(msg)
-    return RunFolder(run)
+    return tidied(RunFolder(run))

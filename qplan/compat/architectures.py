@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +18,7 @@ from qplan.mnn.engine.probe import Outcome, run_probe
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.specimen import save_specimen, token_ids
 from qplan.model.specimen_sizes import SPECIMENS, check_architectures
+from qplan.scratch import Scratch
 from qplan.settings import Say
 from qplan.verify.reference import Logits
 
@@ -45,7 +45,7 @@ def measure_architectures(
     check_architectures(names)
     exporter = find_exporter(llmexport).version
     for name in names:
-        with tempfile.TemporaryDirectory(prefix="qplan-compat-") as temporary:
+        with Scratch("compat") as temporary:
             work = Path(temporary)
             folder, failure = work / "mnn", ""
             try:

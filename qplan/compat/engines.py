@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -24,6 +23,7 @@ from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import LoadedModel, load_model
 from qplan.model.specimen import save_specimen, token_ids
 from qplan.quantize.rounder import Rounder
+from qplan.scratch import Scratch
 from qplan.settings import Say
 from qplan.verify.reference import Logits, stored_logits
 
@@ -102,7 +102,7 @@ def measure_engines(
     homes = [EngineVenv.of(engine, venvs) for engine in engines or released()]
     for home in homes:
         home.make(say)
-    with tempfile.TemporaryDirectory(prefix="qplan-compat-") as temporary:
+    with Scratch("compat") as temporary:
         work = Path(temporary)
         for name in MODELS:
             loaded = load_model(str(save_specimen(name, work / name)))

@@ -74,6 +74,11 @@ def targets() -> dict[str, Target]:
     return {target.name: target for target in map(_parse, found)}
 
 
+def target_names() -> tuple[str, ...]:
+    """Names of all targets, read from the names of their files: help and completion wait for them."""
+    return tuple(entry.name.removesuffix(".json") for entry in _folder_entries())
+
+
 def find_target(name: str) -> Target:
     """Look a target up.
 

@@ -10,13 +10,17 @@ from pathlib import Path
 import pandas as pd
 
 from qplan.card import ModelCard
+from qplan.choosing.request import PlanRequest, parse_objective
 from qplan.choosing.sizes import run_fixed_bytes
 from qplan.cost.file_bytes import FixedBytes
+from qplan.cost.target import DEFAULT_TARGET
 from qplan.explore.frames import checks_frame, frontier_frame, verification_frame
 from qplan.explore.plan import PlanView
 from qplan.explore.saved import under
 from qplan.explore.table import SensitivityView
 from qplan.formats import QuantFormat
+from qplan.planner.rules import Rules
+from qplan.planner.size import Size
 from qplan.run.folder import RunFolder
 from qplan.run.frontier import Frontier, MeasuredModel, find_frontier
 from qplan.run.verified import VerifiedPlan
@@ -103,17 +107,17 @@ class OpenedRun:
         *,
         pins: Mapping[str, str | QuantFormat] | None = None,
         min_bits: Mapping[str, int] | None = None,
-        logits_bits: int = 8,
+        logits_bits: int = Rules.logits_bits,
         groups: Sequence[str] = (),
-        fused: bool = False,
-        metric: str = "kl",
+        fused: bool = Rules.fused,
+        metric: str = Rules.metric,
         memory: str | None = None,
-        objective: str = "loss",
+        objective: str = PlanRequest.objective,
         max_kl: float | None = None,
         max_ram: str | None = None,
         max_decode_ms: float | None = None,
         max_prefill_ms: float | None = None,
-        target: str = "cpu-x86",
+        target: str = DEFAULT_TARGET,
         name: str | None = None,
     ) -> PlanView:
         """Solve for another plan: the same problem, rules and legality as `qplan emit`, in a fraction of a second.
@@ -144,10 +148,7 @@ class OpenedRun:
             InputError: a budget, pattern, format or metric that is not understood; says what there is.
             InfeasibleError: no plan fits; names the nearest value.
         """
-        from qplan.choosing.request import PlanRequest, parse_objective  # noqa: PLC0415 - scipy
         from qplan.explore import solving  # noqa: PLC0415 - scipy
-        from qplan.planner.rules import Rules  # noqa: PLC0415 - scipy
-        from qplan.planner.size import Size  # noqa: PLC0415
 
         table = under(self.table.table, memory)
         rules = Rules.parse(
@@ -187,7 +188,6 @@ class OpenedRun:
         """The best plans at all sizes, and what the engine measured; `frontier` is its frame."""
         from qplan.choosing.measured import measured_models  # noqa: PLC0415 - scipy
         from qplan.planner.frontier import frontier, sweep_of  # noqa: PLC0415 - scipy
-        from qplan.planner.rules import Rules  # noqa: PLC0415 - scipy
 
         table = self.table.table
         found = find_frontier([self.home.frontier], sweep_of(table, Rules(), self.fixed))

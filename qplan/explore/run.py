@@ -15,6 +15,7 @@ from qplan.explore.opened import OpenedRun
 from qplan.explore.run_card import RunCard
 from qplan.explore.saved import checked_format, checked_tensor, find_home, under
 from qplan.explore.table import SensitivityView
+from qplan.planner.problem import HEAD_LEAST_BITS
 from qplan.run.table import SensitivityTable
 from qplan.run.token_losses import TokenLosses
 
@@ -250,7 +251,9 @@ class Run(OpenedRun):
 
         return layers_figure(errors, "Where the error enters: what the head reads at each depth")
 
-    def price_of_logits_rule(self, budgets: Sequence[str | int] | None = None, logits_bits: int = 8) -> pd.DataFrame:
+    def price_of_logits_rule(
+        self, budgets: Sequence[str | int] | None = None, logits_bits: int = HEAD_LEAST_BITS
+    ) -> pd.DataFrame:
         """What the logits rule, which keeps the head wide, costs at several budgets, smallest first.
 
         Args:

@@ -31,15 +31,22 @@ def load_analyzed(run: RunFolder, card: ModelCard, say: Say) -> AnalyzedModel:
     record = fold_of(run, card)
     say(f"loading {card.source if record is None else run.folded}")
     if record is not None:
-        return AnalyzedModel(_load_folded(run, record), _load_original(record))
-    loaded = load_model(card.source)
+        folded, original = load_folded(run, record), _load_original(record)
+        return AnalyzedModel(folded.within(card.context), original.within(card.context))
+    loaded = load_model(card.source).within(card.context)
     if loaded.card.sha256 != card.sha256:
         msg = f"{card.source} has changed since {run.sensitivity} was made; run 'qplan analyze' with --restart"
+        raise StaleArtifactError(msg)
+    if loaded.card.tensors != card.tensors:
+        msg = (
+            f"{run.sensitivity} was made by a version of qplan that saw other tensors in {card.source}, such as a head "
+            "apart from an embedding that equals it; run 'qplan analyze' with --restart"
+        )
         raise StaleArtifactError(msg)
     return AnalyzedModel(loaded, loaded)
 
 
-def _load_folded(run: RunFolder, record: FoldRecord, device: str = "cpu") -> LoadedModel:
+def load_folded(run: RunFolder, record: FoldRecord, device: str = "cpu") -> LoadedModel:
     """The folded model, with the original's name as its source.
 
     Raises:

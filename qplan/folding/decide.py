@@ -12,7 +12,7 @@ from torch import Tensor
 
 from qplan.artifact import new_folder
 from qplan.errors import MeasurementError, StaleArtifactError
-from qplan.folding.analyzed import _load_folded
+from qplan.folding.analyzed import load_folded
 from qplan.folding.evidence import gather_evidence
 from qplan.folding.fit import expected_loss, fit_scales
 from qplan.folding.fold import fold, fold_sites, save_folded
@@ -23,9 +23,9 @@ from qplan.notes import Note
 from qplan.quantize import Int8Activations
 from qplan.quantize.round_all import round_all
 from qplan.quantize.run_rounder import run_rounder
-from qplan.quantize.stored_cache import StoredCache
 from qplan.run.calibration import CalibrationSet
-from qplan.run.fold import FoldRecord, _ratio, inputs_of
+from qplan.run.fold import FoldRecord, fold_ratio, inputs_of
+from qplan.run.fold_draft import FoldDraft
 from qplan.run.folder import RunFolder
 from qplan.sensitivity.joint import joint_losses
 from qplan.settings import DynamicOption, Memory, Progress, Say, memories_of
@@ -79,11 +79,13 @@ def run_fold(
         _check_inputs(run, inputs)
         record = FoldRecord.read(run.fold)
     else:
+        draft = FoldDraft.open(run.fold_draft, inputs, say)
         record = _decide(
             run,
             loaded,
             calibration,
             memory,
+            draft,
             dynamic_option=dynamic_option,
             rounding=rounding,
             batch_size=batch_size,
@@ -92,9 +94,10 @@ def run_fold(
             progress=progress,
         )
         record.write(run.fold, inputs)
+        run.fold_draft.unlink(missing_ok=True)
     if record.folded_sha256 is None:
         return loaded, record.note
-    return _load_folded(run, record, device), record.note
+    return load_folded(run, record, device).within(loaded.card.context), record.note
 
 
 def _check_inputs(run: RunFolder, inputs: Mapping[str, str]) -> None:
@@ -120,21 +123,32 @@ def fitted_scales(
     memory: Memory,
     *,
     batch_size: int = 4,
+    draft: FoldDraft | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Tensor]:
-    """Scales ``[channels]`` by site name, fitted to ``tokens [rows, seq_len]``."""
+    """Scales ``[channels]`` by site name, fitted to ``tokens [rows, seq_len]``; a draft gives and keeps them."""
+    known = {} if draft is None else draft.scales
+    scales = {name: torch.tensor(scale, device=loaded.device) for name, scale in known.items()}
+    sites = fold_sites(loaded)
+    if all(site.name in scales for site in sites):
+        return scales
     plans = list(_uniform(loaded).values())
     memories = memories_of(memory)
-    evidence = gather_evidence(loaded, tokens, fold_sites(loaded), batch_size=batch_size, progress=progress)
+    evidence = gather_evidence(loaded, tokens, sites, batch_size=batch_size, progress=progress)
     totals = torch.zeros(len(memories), len(plans), device=loaded.device)
     for found in evidence:
         ones = torch.ones(found.site.channels, device=loaded.device)
         totals += expected_loss(found, loaded, ones, plans, memories)
-    scales = {}
     for number, found in enumerate(evidence):
-        scales[found.site.name] = fit_scales(found, loaded, plans, totals, memories)
+        name = found.site.name
+        if name not in scales and not found.flat:
+            scales[name] = fit_scales(found, loaded, plans, totals, memories)
+            if draft is not None:
+                draft.add_scale(name, scales[name].tolist())
         if progress is not None:
             progress(number + 1, len(evidence))
+    if draft is not None:
+        draft.write()
     return scales
 
 
@@ -143,6 +157,7 @@ def _decide(
     loaded: LoadedModel,
     calibration: CalibrationSet,
     memory: Memory,
+    draft: FoldDraft,
     *,
     dynamic_option: DynamicOption,
     rounding: str,
@@ -155,23 +170,31 @@ def _decide(
     fit = torch.from_numpy(calibration.fit[:rows])
     judge = torch.from_numpy(calibration.tokens)
     say(f"folding: scales fitted to {fit.numel()} tokens")
-    folded = fold(loaded, fitted_scales(loaded, fit, memory, batch_size=batch_size, progress=progress))
+    if draft.scales:
+        measured = sum(map(len, draft.losses.values()))
+        say(f"folding: going on from {len(draft.scales)} places' scales and {measured} losses in {run.fold_draft}")
+    scales = fitted_scales(loaded, fit, memory, batch_size=batch_size, draft=draft, progress=progress)
+    folded = fold(loaded, scales)
     check_equal(loaded, folded, judge[:1])
-    with new_folder(run.folded, replace=True) as draft:
-        save_folded(folded, draft)
+    with new_folder(run.folded, replace=True) as made:
+        save_folded(folded, made)
     sha256 = sha256_model(run.folded)
     folded = replace(folded, card=replace(folded.card, sha256=sha256))
     activations = Int8Activations("prefill", dynamic_option)
-    losses: dict[str, dict[str, float]] = {}
-    caches: dict[str, StoredCache | None] = {}
     for label, model in (("original", loaded), ("folded", folded)):
+        plans = _uniform(model)
+        missing = [
+            setting
+            for setting in memories_of(memory)
+            if any(_loss_name(name, setting) not in draft.losses.get(label, {}) for name in plans)
+        ]
+        if not missing:
+            continue
         say(f"folding: uniform models, {label}")
         rounder = run_rounder(run, model, calibration, rounding, batch_size=batch_size, progress=progress)
-        losses[label], caches[label] = {}, rounder.cache
-        plans = _uniform(model)
         menu = {spec.name: [plan[spec.name] for plan in plans.values()] for spec in model.card.tensors}
         round_all(rounder, menu, jobs=jobs, progress=progress)
-        for setting in memories_of(memory):
+        for setting in missing:
             found = joint_losses(
                 model,
                 judge,
@@ -182,12 +205,13 @@ def _decide(
                 rounder=rounder,
                 progress=progress,
             )
-            losses[label] |= {f"{name}, memory {setting}": stats.kl_nats for name, stats in found.items()}
-    pays = math.prod(_ratio(losses, name) for name in losses["original"]) < 1
-    rejected = caches["original" if pays else "folded"]
-    for folder in ([] if rejected is None else [rejected.folder]) + ([] if pays else [run.folded]):
+            losses = {_loss_name(name, setting): stats.kl_nats for name, stats in found.items()}
+            draft.add_losses(label, losses, None if rounder.cache is None else rounder.cache.folder)
+    pays = math.prod(fold_ratio(draft.losses, name) for name in draft.losses["original"]) < 1
+    rejected = draft.rounded.get("original" if pays else "folded")
+    for folder in ([] if rejected is None else [run.rounding / rejected]) + ([] if pays else [run.folded]):
         shutil.rmtree(folder, ignore_errors=True)
-    record = FoldRecord(loaded.card.source, loaded.card.sha256, sha256 if pays else None, memory, losses)
+    record = FoldRecord(loaded.card.source, loaded.card.sha256, sha256 if pays else None, memory, draft.losses)
     say(str(record.note))
     return record
 
@@ -207,6 +231,10 @@ def check_equal(original: LoadedModel, folded: LoadedModel, tokens: Tensor) -> f
         )
         raise MeasurementError(msg)
     return error
+
+
+def _loss_name(uniform: str, memory: str) -> str:
+    return f"{uniform}, memory {memory}"
 
 
 def _uniform(loaded: LoadedModel) -> dict[str, dict[str, QuantFormat]]:

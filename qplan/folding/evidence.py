@@ -40,6 +40,11 @@ class Evidence:
     looked_up: Tensor | None = None
     """float32 ``[vocabulary]``: share of tokens that look up each row; None if the reader is not the embedding."""
 
+    @property
+    def flat(self) -> bool:
+        """Whether the loss does not depend on the inputs at all: the readers, or what reads those, are zeros."""
+        return not self.tokens.any()
+
 
 def gather_evidence(
     loaded: LoadedModel,
@@ -152,13 +157,14 @@ def _average(seen: Evidence, tokens: Tensor) -> None:
     """Turn sums over batches into means over tokens.
 
     Raises:
-        MeasurementError: slopes are not finite, or all 0.
+        MeasurementError: slopes are not finite.
     """
     site, count = seen.site, tokens.numel()
-    if not torch.isfinite(seen.tokens).all() or not seen.tokens.any():
-        msg = f"the loss has no finite slope at the input of {site.name}; the logits do not depend on it"
+    if not torch.isfinite(seen.tokens).all():
+        msg = f"the loss has no finite slope at the input of {site.name}"
         raise MeasurementError(msg)
-    seen.tokens /= seen.tokens.mean()
+    if not seen.flat:
+        seen.tokens /= seen.tokens.mean()
     for total in (seen.columns, *seen.rows.values(), *([] if seen.lookups is None else [seen.lookups])):
         total.div_(count)
     if site.tied:

@@ -16,18 +16,15 @@ The source of the channels loses nothing: the grid of a row scales with the row,
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from qplan.folding.evidence import Evidence
-from qplan.formats import QuantFormat
+from qplan.formats import Formats, QuantFormat
 from qplan.model.load import LoadedModel
 from qplan.settings import Memory
-
-Plan = Mapping[str, QuantFormat]
-"""A format for every tensor."""
 
 _STEPS, _RATE = 60, 0.08
 """Steps and learning rate of Adam on log s; 200 steps at 0.04 lower the loss by another thousandth."""
@@ -58,7 +55,7 @@ def smooth_scales(evidence: Evidence, loaded: LoadedModel, alpha: float) -> Tens
 def fit_scales(
     evidence: Evidence,
     loaded: LoadedModel,
-    plans: Sequence[Plan],
+    plans: Sequence[Formats],
     totals: Tensor,
     memories: Sequence[Memory],
     *,
@@ -94,7 +91,7 @@ def expected_loss(
     evidence: Evidence,
     loaded: LoadedModel,
     scale: Tensor,
-    plans: Sequence[Plan],
+    plans: Sequence[Formats],
     memories: Sequence[Memory],
     *,
     generator: torch.Generator | None = None,

@@ -21,10 +21,11 @@ from torch import Tensor, nn
 from qplan.errors import InputError
 from qplan.model.embedding_scale import embedding_scale, set_embedding_scale, write_embedding_scale
 from qplan.model.inert import inert_view
-from qplan.model.load import LoadedModel, without_bars
+from qplan.model.load import LoadedModel
 from qplan.model.mixture import stacked_state
 from qplan.model.registry import FoldKind, FoldRule
 from qplan.model.source import INDEX_FILE
+from qplan.model.stock import without_bars
 
 
 @dataclass(frozen=True)

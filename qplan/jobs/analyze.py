@@ -7,14 +7,15 @@ from dataclasses import replace
 
 import torch
 
-from qplan.calibration import load_text, tokenize
+from qplan.calibration import check_chat_template, check_ids, load_text, tokenize
 from qplan.card import ModelCard
 from qplan.folding.decide import run_fold
 from qplan.jobs.additivity import measure_additivity
 from qplan.jobs.auto import analyze_auto
 from qplan.jobs.checks import check_analyze
+from qplan.jobs.model_context import check_context
 from qplan.jobs.options import LOGITS_BYTES, MOST_SEQUENCES, AnalyzeOptions
-from qplan.model.load import load_model
+from qplan.model.load import LoadedModel, load_model
 from qplan.notes import Note, note
 from qplan.quantize.round_all import default_jobs, round_all
 from qplan.quantize.run_rounder import run_rounder
@@ -38,9 +39,15 @@ def run_analyze(options: AnalyzeOptions, run: RunFolder, say: Say, progress: Pro
         MeasurementError: a measurement is impossible.
     """
     check_analyze(options)
+    context = check_context(options)
+    for told in context.notes:
+        say(str(told))
     say(f"loading {options.model}")
-    loaded = load_model(options.model, device=options.device, dtype=options.dtype)
-    text = load_text(options.calib, loaded.tokenizer)
+    loaded = load_model(options.model, device=options.device, dtype=options.dtype).within(context.tokens)
+    notes = _notes_on(loaded)
+    for told in notes:
+        say(str(told))
+    text = load_text(options.calib, loaded.tokenizer, say)
     calibration = tokenize(
         text,
         loaded.tokenizer,
@@ -52,20 +59,14 @@ def run_analyze(options: AnalyzeOptions, run: RunFolder, say: Say, progress: Pro
         fit_tokens=options.fit_tokens,
     )
     if options.restart:
-        for path in (run.journal, run.sensitivity, run.calibration, run.fold):
-            path.unlink(missing_ok=True)
-        for folder in (run.rounding, run.folded):
-            shutil.rmtree(folder, ignore_errors=True)
+        _discard(run)
     say(
         f"{len(loaded.card.tensors)} tensors, {len(options.formats)} formats, "
         f"{calibration.samples} sequences of {calibration.seq_len} tokens from {calibration.source}"
     )
     jobs = options.jobs or (default_jobs() if options.device == "cpu" else 1)
     batch_size = options.batch_size or sequences_per_pass(loaded.card, calibration.seq_len)
-    notes: tuple[Note, ...] = ()
-    if loaded.own_classes:
-        notes = (note("own-code-not-run", classes=list(loaded.own_classes)),)
-        say(str(notes[0]))
+    notes = (*context.notes, *notes, *text.notes)
     if options.fold == "auto" and options.dtype != "float32":
         notes += (note("folding-not-tried", dtype=options.dtype),)
     elif options.fold == "auto":
@@ -110,6 +111,29 @@ def run_analyze(options: AnalyzeOptions, run: RunFolder, say: Say, progress: Pro
     calibration.write(run.calibration)
     table.write(run.sensitivity)
     return table
+
+
+def _discard(run: RunFolder) -> None:
+    """Delete what an earlier analysis left."""
+    for path in (run.journal, run.sensitivity, run.calibration, run.fold, run.fold_draft):
+        path.unlink(missing_ok=True)
+    for folder in (run.rounding, run.folded):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _notes_on(loaded: LoadedModel) -> tuple[Note, ...]:
+    """What is unusual about a model and its tokenizer.
+
+    Raises:
+        InputError: the tokenizer has tokens that the model lacks, or a chat template that does not parse.
+    """
+    check_ids(loaded.tokenizer, loaded.card.vocabulary)
+    notes = check_chat_template(loaded.tokenizer)
+    if loaded.own_classes:
+        notes += (note("own-code-not-run", classes=list(loaded.own_classes)),)
+    if loaded.tied_by_values:
+        notes += (note("tied-by-values", head=loaded.architecture.head),)
+    return notes
 
 
 def sequences_per_pass(card: ModelCard, seq_len: int) -> int:

@@ -18,7 +18,7 @@ from qplan.cost.file_bytes import FixedBytes
 from qplan.errors import InputError
 from qplan.jobs.options import AnalyzeOptions, EmitOptions, check_least
 from qplan.mnn.build.exporter_source import find_exporter
-from qplan.model.source import check_source
+from qplan.model.door import check_source
 from qplan.planner.rules import Rules
 from qplan.run.calibration import CalibrationSet
 from qplan.run.folder import RunFolder
@@ -30,15 +30,19 @@ from qplan.verify.ladder import LadderOptions
 if TYPE_CHECKING:
     from qplan.choosing.planned import PlannedOn
 
+MOST_POINTS = 1000
+"""Most budgets of a frontier, a few minutes of solving."""
+
 
 def check_analyze(options: AnalyzeOptions) -> None:
-    """Refuse a model or a text that is missing or cannot be used.
+    """Refuse a model, a text or an exporter that is missing or cannot be used.
 
     Raises:
         InputError: about the first such input.
     """
     check_source(options.model)
     check_text(options.calib, "--calib")
+    find_exporter(options.llmexport)
 
 
 def check_ladder(options: LadderOptions) -> None:
@@ -66,9 +70,12 @@ def check_frontier(run: RunFolder, rules: Rules, points: int) -> None:
     """Check rules against a run's table.
 
     Raises:
-        InputError: there are too few points, there is no analysis, or a pattern matches nothing.
+        InputError: there are too few or too many points, there is no analysis, or a pattern matches nothing.
     """
     check_least({"--points": (points, 2)})
+    if points > MOST_POINTS:
+        msg = f"--points {points}: must be at most {MOST_POINTS}; every point is solved by itself"
+        raise InputError(msg)
     rules.check_patterns(SensitivityTable.read(run.sensitivity).model)
 
 

@@ -13,6 +13,7 @@ from qplan.choosing.activations import BlockGain, with_measured_option, with_not
 from qplan.choosing.planned import PlannedOn, edited_plan, engine_of
 from qplan.choosing.retarget import retarget_table
 from qplan.choosing.sizes import fixed_bytes
+from qplan.errors import VerificationError
 from qplan.folding.analyzed import load_analyzed
 from qplan.jobs.checks import check_emit, for_engine_of, given_plan
 from qplan.jobs.emit_job import EmitJob, planned
@@ -36,7 +37,7 @@ from qplan.run.provenance import Provenance
 from qplan.run.table import SensitivityTable
 from qplan.run.verification import Check, Verification
 from qplan.settings import Progress, Say
-from qplan.verify.checks import engine_checks
+from qplan.verify.checks import engine_checks, folder_check
 from qplan.verify.measure import Trial, speeds_by_turns
 from qplan.verify.prove import BuildBench, gate, prove
 from qplan.verify.reference import reference_logits, stored_logits
@@ -102,10 +103,20 @@ def run_emit(options: EmitOptions, run: RunFolder, say: Say, progress: Progress,
     table = retarget_table(SensitivityTable.read(run.sensitivity), options.target)
     calibration = CalibrationSet.read(run.calibration)
     model = load_analyzed(run, table.model, say)
-    judged = _held_out(options, calibration, model.loaded)
+    judged = _held_out(options, calibration, model.loaded, say)
     skeleton = run_skeleton(run, model.loaded, options.llmexport, say, c4=options.target.c4)
     rounder = run_rounder(run, model.loaded, calibration, table.conditions.rounding)
-    job = EmitJob(options, run, table, model, skeleton, rounder, calibration.heldout, say, given)
+    job = EmitJob(
+        options=options,
+        run=run,
+        table=table,
+        model=model,
+        skeleton=skeleton,
+        rounder=rounder,
+        heldout=calibration.heldout,
+        say=say,
+        given=given,
+    )
     if options.build:
         return _plan_and_build(job, judged, progress, command)
     return _plan_only(job, command)
@@ -125,8 +136,16 @@ def _plan_and_build(job: EmitJob, judged: _HeldOut, progress: Progress, command:
     job.say(f"FP32 reference on {judged.rows.size} tokens: {judged.text}")
     with reference_logits(loaded, judged.rows, progress) as reference:
         trial = Trial(reference, threads=options.threads)
-        baselines = job.run.baselines_for(job.engine)
-        bench = BuildBench(loaded, job.skeleton, trial, judged.text, judged.sha256, baselines, job.say, target)
+        bench = BuildBench(
+            loaded=loaded,
+            skeleton=job.skeleton,
+            trial=trial,
+            text=judged.text,
+            text_sha256=judged.sha256,
+            baselines=job.run.baselines_for(job.engine),
+            say=job.say,
+            target=target,
+        )
         first = gate(bench)
         plan, gain = planned(job, given)
         exportable = _write_plan(job, plan)
@@ -153,6 +172,8 @@ def _write_plan(job: EmitJob, plan: Plan) -> _Exportable:
     problems, target = config.problems, job.options.target
     if not target.c4:
         problems += (_WITHOUT_C4.format(target.engine),)
+    if any(known.code == "context-limited" for known in job.table.notes):
+        problems += (_WITHOUT_CONTEXT.format(job.table.model.context),)
     if job.exported is not job.model.loaded:
         problems += (
             f"llmexport gets the unfolded {job.exported.folder.name}: it cannot undo a folded tied head's lookups",
@@ -172,12 +193,16 @@ def _reported(
 
 
 def _prove(
-    job: EmitJob, bench: BuildBench, first: Check, plan: Plan, gain: BlockGain | None
+    job: EmitJob, bench: BuildBench, first: tuple[Check, ...], plan: Plan, gain: BlockGain | None
 ) -> tuple[Plan, Verification]:
     """Build and verify the plan. If ``gain`` is given, the built model's speed decides its ``dynamic_option``."""
     model = PlanFolder(job.folder).model
     bench.say("plan: building")
     bench.build(plan.formats, model, _runtime(plan), job.rounder)
+    sound = folder_check(model, bench.target.engine)
+    if not sound.passed:
+        msg = f"{model} was built, and {sound.promise} finds in it: {sound.found}. It is left there to look at"
+        raise VerificationError(msg)
     speeds = None
     if gain is not None:
         bench.say("plan: speed with activation scales per token and per block")
@@ -191,7 +216,7 @@ def _prove(
         plan,
         job.plan_path,
         model,
-        first=first,
+        first=(*first, sound),
         rounder=job.rounder,
         speeds=speeds,
         uniform=replace(bench, loaded=job.model.original, skeleton=job.uniform_skeleton),
@@ -215,19 +240,24 @@ def _runtime(plan: Plan) -> RuntimeConfig:
     return RuntimeConfig(plan.memory, threads=SHIPPED_THREADS, dynamic_option=plan.dynamic_option)
 
 
+_WITHOUT_CONTEXT = (
+    "llmexport writes no context length: hold every request to {:,} tokens yourself. The built model says so, and "
+    "qplan.Engine holds to it"
+)
+
 _WITHOUT_C4 = (
     "llmexport fuses attention for packed channels, which engine {} crashes on. The built model avoids that; with "
     "llmexport, use an MNN checkout and --disable_transformer_c4"
 )
 
 
-def _held_out(options: EmitOptions, calibration: CalibrationSet, loaded: LoadedModel) -> _HeldOut:
+def _held_out(options: EmitOptions, calibration: CalibrationSet, loaded: LoadedModel, say: Say) -> _HeldOut:
     rows = options.tokens // calibration.seq_len
     if options.text is None:
         heldout = calibration.heldout[:rows]
         return _HeldOut(heldout, note("held-out-windows", source=calibration.source), calibration.heldout_sha256)
     # tokenize holds out one more window, which is not used here
-    text = load_text(options.text, loaded.tokenizer)
+    text = load_text(options.text, loaded.tokenizer, say)
     judged = tokenize(
         text,
         loaded.tokenizer,

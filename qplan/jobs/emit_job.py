@@ -40,7 +40,7 @@ from qplan.run.table import SensitivityTable
 from qplan.settings import Say
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EmitJob:
     """Inputs that every step of an emit needs."""
 
@@ -96,11 +96,16 @@ class EmitJob:
         return run_skeleton(self.run, original, self.options.llmexport, self.say, c4=c4, unfolded=True)
 
 
+_ABOUT_CONTEXT = ("context-limited", "setting-beyond-context", "setting-unmeasured")
+"""Notes of a table that a reader of the plan must know too."""
+
+
 def planned(job: EmitJob, given: Plan | None) -> tuple[Plan, BlockGain | None]:
     """The plan to build, and the gain of ``dynamic_option`` 2 if the built model's speed is to decide on that."""
     options, table, fixed = job.options, job.table, fixed_bytes(job.skeleton)
     plan = given or _chosen(job, fixed)
     plan = replace(plan, sensitivity_sha256=table.sha256, engine=job.engine)
+    plan = plan.noted(*(known for known in table.notes if known.code in _ABOUT_CONTEXT and known not in plan.notes))
     exported = PlanningContext(table, fixed, job.rounder, Rounder(job.exported), job.heldout, job.say)
     plan = with_price_of_nearest(plan, exported)
     if given is not None and options.dynamic_option is None:

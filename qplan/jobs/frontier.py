@@ -8,11 +8,11 @@ from pathlib import Path
 from qplan.artifact import atomic_path, write_text
 from qplan.choosing.measured import measured_models
 from qplan.choosing.sizes import run_fixed_bytes
-from qplan.planner.frontier import POINTS, frontier, sweep_of
+from qplan.planner.frontier import frontier, sweep_of
 from qplan.planner.rules import Rules
 from qplan.report.frontier import frontier_figure, frontier_markdown
 from qplan.run.folder import RunFolder
-from qplan.run.frontier import PLOT_FILE, TABLE_FILE, Frontier, MeasuredModel, write_frontier
+from qplan.run.frontier import PLOT_FILE, POINTS, TABLE_FILE, Frontier, MeasuredModel, write_frontier
 from qplan.run.table import SensitivityTable
 
 

@@ -24,7 +24,10 @@ LOGITS_BYTES = 640 << 20
 MOST_SEQUENCES = 4
 """Most sequences in a pass, unless the user gives their number: gradients hold several copies of the logits."""
 
-_DEVICE = re.compile(r"^(cpu|mps|cuda(:\d+)?)$")
+MOST = 2**31 - 1
+"""Largest count that options take: libraries below hold counts in 32 bits."""
+
+_DEVICE = re.compile(r"cpu|mps|cuda(:[0-9]{1,3})?")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +53,10 @@ class AnalyzeOptions:
     """MNN's setting for int8 activations, emulated in losses under memory low."""
     batch_size: int | None = None
     """Sequences per pass; None for as many as `LOGITS_BYTES` and `MOST_SEQUENCES` allow."""
+    max_context: int | None = None
+    """Longest sequence in tokens that the built model takes; None for the model's own context."""
+    llmexport: Path | None = None
+    """Exporter that emit will use, by whose measured errors the model's settings are judged; None for the package."""
     device: str = "cpu"
     dtype: DTypeName = "float32"
     restart: bool = False
@@ -64,10 +71,11 @@ class AnalyzeOptions:
         least = {"--samples": (self.samples, 1), "--seq-len": (self.seq_len, 2), "--seed": (self.seed, 0)}
         least |= {"--fit-tokens": (self.fit_tokens, 1)}
         least |= {"--jobs": (self.jobs, 1)} if self.jobs is not None else {}
+        least |= {"--max-context": (self.max_context, 2)} if self.max_context is not None else {}
         least |= {"--batch-size": (self.batch_size, 1)} if self.batch_size is not None else {}
         check_least(least)
         check_rounding(self.rounding)
-        if _DEVICE.match(self.device) is None:
+        if _DEVICE.fullmatch(self.device) is None:
             msg = f"--device {self.device!r} is not understood; write cpu, cuda, cuda:1 or mps"
             raise InputError(msg)
         if self.dtype != "float32" and self.mode != "gradient":
@@ -141,14 +149,15 @@ class ProfileOptions:
         """Refuse numbers below 1.
 
         Raises:
-            InputError: about the first; the message gives option, value and limit.
+            InputError: about the first; the message gives option or field, value and limit.
         """
         given = {"--threads": self.threads, "--prompt-tokens": self.prompt_tokens, "--rounds": self.rounds}
+        given |= {"decode_tokens": self.decode_tokens, "repeats": self.repeats}  # callers from Python set these
         check_least({option: (value, 1) for option, value in given.items()})
 
 
 def check_least(least: Mapping[str, tuple[int, int]]) -> None:
-    """Refuse numbers below their limit.
+    """Refuse numbers below their limit, and those that no 32 bits hold.
 
     Args:
         least: value and least allowed value by option.
@@ -157,6 +166,6 @@ def check_least(least: Mapping[str, tuple[int, int]]) -> None:
         InputError: about the first; the message gives option, value and limit.
     """
     for option, (value, limit) in least.items():
-        if value < limit:
-            msg = f"{option} {value}: must be at least {limit}"
+        if not limit <= value <= MOST:
+            msg = f"{option} {value}: must be at least {limit}" + (f" and at most {MOST}" if value > MOST else "")
             raise InputError(msg)

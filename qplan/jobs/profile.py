@@ -21,7 +21,7 @@ from qplan.card import ModelCard
 from qplan.cost.target import DEFAULT_TARGET, Target, find_target
 from qplan.cost.times import Shape, changes_of_shapes
 from qplan.folding.analyzed import load_analyzed
-from qplan.formats import FP16, INT8, QuantFormat
+from qplan.formats import FP16, INT8, Formats, QuantFormat
 from qplan.jobs.options import ProfileOptions
 from qplan.jobs.skeletons import run_skeleton
 from qplan.mnn.build.skeleton import Skeleton
@@ -36,8 +36,6 @@ from qplan.run.table import SensitivityTable
 from qplan.run.times import Times, TimesJournal
 from qplan.settings import Progress, Say
 from qplan.tensors import TensorSpec
-
-Formats = Mapping[str, QuantFormat]
 
 _KEEP_BYTES = 4_000_000_000
 """Most bytes of models on disk at a time for measuring them in turn; above it, each is built, measured and deleted."""

@@ -10,14 +10,22 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from types import TracebackType
+from typing import IO
 
 from qplan.errors import ToolError
 
 TAIL_CHARACTERS = 4000
 """How much of a failed child's output goes into the error."""
 
+MOST_OUTPUT_BYTES = 1 << 20
+"""How much of a child's output is kept: its end."""
+
+_LAUNCH = Path(__file__).with_name("launch.py")
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
@@ -29,11 +37,94 @@ def child_command(script: str, arguments: Sequence[str]) -> list[str]:
     return [sys.executable, "-P", str(Path(__file__).parent / script), *arguments]
 
 
-def kill(process: subprocess.Popen[bytes]) -> None:
-    """Kill a child that was started in its own session, with its own children, and wait for its end."""
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+class Child(subprocess.Popen[bytes]):
+    """A process in a session of its own that ends when this one does, however that ends: see ``launch.py``.
+
+    A forked process holds it as well: there it counts as ended, and nothing is done to it.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        cwd: Path,
+        stdin: int = subprocess.DEVNULL,
+        stdout: int | IO[bytes] = subprocess.PIPE,
+        stderr: int | IO[bytes] = subprocess.STDOUT,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """Start it.
+
+        Args:
+            command: path of the program, and its arguments.
+            cwd: its working folder.
+            stdin: as for `subprocess.Popen`, like the two that follow.
+            stdout: where its output goes.
+            stderr: where its messages go.
+            environment: variables on top of this process's.
+        """
+        self._owner = os.getpid()
+        reading, writing = os.pipe()
+        self._cut = weakref.finalize(self, os.close, writing)
+        _CHILDREN.add(self)
+        try:
+            super().__init__(
+                [sys.executable, "-I", "-S", str(_LAUNCH), str(reading), *command],
+                bufsize=0,  # nothing that a forked process could write once more
+                cwd=cwd,
+                env=os.environ | dict(environment or {}),
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                pass_fds=(reading,),
+                start_new_session=True,
+            )
+        except BaseException:
+            self._cut()
+            raise
+        finally:
+            os.close(reading)
+
+    def end(self) -> None:
+        """Kill it and what it has started, and wait for its end."""
+        self._cut()  # what the watching process waits for
+        if self._owner != os.getpid():
+            return
+        if self.poll() is None:
+            with suppress(ProcessLookupError):  # another thread was faster
+                os.killpg(self.pid, signal.SIGKILL)
+        self.wait()
+
+    def close_streams(self) -> None:
+        """Close this side of its pipes."""
+        for stream in (self.stdin, self.stdout, self.stderr):
+            if stream is not None:
+                stream.close()
+
+    def disown(self) -> None:
+        """In a forked process: let go of what the parent has open, so that the child sees when the parent closes it."""
+        self._cut()
+        self.close_streams()
+        self.returncode = 0
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """End it."""
+        self.end()
+        super().__exit__(exc_type, value, traceback)
+
+
+_CHILDREN: weakref.WeakSet[Child] = weakref.WeakSet()
+
+
+def _disown_all() -> None:
+    for child in list(_CHILDREN):
+        if hasattr(child, "stdin"):  # not if another thread was about to start it
+            child.disown()
+
+
+os.register_at_fork(after_in_child=_disown_all)
 
 
 def run_child(
@@ -62,20 +153,8 @@ def run_child(
     """
     command = child_command(script, arguments)
     shown = shlex.join(command)
-    output = ""
-    with subprocess.Popen(
-        command,
-        cwd=cwd,
-        env=os.environ | dict(environment or {}),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    ) as process:
-        try:
-            output, ended = _read(process, time.monotonic() + timeout_s, progress)
-        finally:
-            kill(process)
+    with Child(command, cwd=cwd, environment=environment) as process:
+        output, ended = _read(process, time.monotonic() + timeout_s, progress)
     if not ended:
         msg = f"{what}: not done after {timeout_s:g} s, killed; allow more time or look at its last output"
         raise ToolError(msg, command=shown, tail=output[-TAIL_CHARACTERS:])
@@ -84,9 +163,7 @@ def run_child(
     return output
 
 
-def _read(
-    process: subprocess.Popen[bytes], deadline: float, progress: Callable[[str], None] | None
-) -> tuple[str, bool]:
+def _read(process: Child, deadline: float, progress: Callable[[str], None] | None) -> tuple[str, bool]:
     """Collect output until the child ends; False if the deadline came first."""
     stream = process.stdout
     if stream is None:
@@ -101,7 +178,9 @@ def _read(
             if not chunk:
                 break
             collected += chunk
+            del collected[:-MOST_OUTPUT_BYTES]
             *lines, line = (line + chunk).replace(b"\r", b"\n").split(b"\n")
+            line = line[-MOST_OUTPUT_BYTES:]
             for text in map(plain_text, lines):
                 if progress is not None and text.strip():
                     progress(text.strip())

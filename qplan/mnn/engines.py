@@ -10,7 +10,7 @@ from qplan.errors import InputError
 from qplan.formats import QuantFormat
 from qplan.mnn.graph.tie import TieForm
 
-_VERSION = re.compile(r"^(\d+)\.(\d+)(?:\.(\d+))?$")
+_VERSION = re.compile(r"([0-9]{1,9})\.([0-9]{1,9})(?:\.([0-9]{1,9}))?")
 
 
 @dataclass(frozen=True, order=True)
@@ -28,7 +28,7 @@ class EngineVersion:
         Raises:
             InputError: not a version.
         """
-        match = _VERSION.match(text.strip())
+        match = _VERSION.fullmatch(text.strip())
         if match is None:
             msg = f"engine version {text!r} is not understood; write it as 3.6.1"
             raise InputError(msg)

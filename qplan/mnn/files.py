@@ -8,6 +8,10 @@ CONFIG_FILE = "config.json"
 LLM_CONFIG_FILE = "llm_config.json"
 """What the model is."""
 
+CONTEXT_KEY = "max_position_embeddings"
+"""Key of ``llm_config.json``: longest sequence in tokens that the model is good for. qplan writes it and `qplan.Engine`
+holds to it; MNN's engine doesn't know it."""
+
 GRAPH_FILE = "llm.mnn"
 GRAPH_JSON_FILE = "llm.mnn.json"
 """The same graph as JSON, which exporters leave beside it; the engine does not read it."""
@@ -15,6 +19,11 @@ GRAPH_JSON_FILE = "llm.mnn.json"
 WEIGHT_FILE = "llm.mnn.weight"
 EMBEDDING_FILE = "embeddings_bf16.bin"
 """The input embedding; only there if it is not tied to the head."""
+
+EXPORT_ARGS_FILE = "export_args.json"
+"""The arguments of an export, with paths of the machine that ran it: not for those who get the model."""
+CHECKSUMS_FILE = "checksums.json"
+"""What qplan leaves beside a model that it builds: sizes and hashes of the files; the engine does not read it."""
 
 TOKENIZER_FILE = "tokenizer.txt"
 """What the engine looks for by default; today's exporter writes another file and names it in the settings."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from qplan.errors import InputError
@@ -62,8 +63,8 @@ def dissect(model: nn.Module, config: Any, architecture: Architecture) -> Anatom
             tensors.append(_spec(name, rule.op_name(index), rule.role, linear, site, layer=index))
             sites[name] = site
     head = _linear(model, architecture.head)
-    embedding = _module(model, architecture.embedding)
-    tied = is_tied(head.weight, _weight(embedding, architecture.embedding))
+    embedding = _embedding(model, architecture.embedding)
+    tied = is_tied(head.weight, embedding)
     site = Site(architecture.head, 0, head.out_features)
     tensors.append(_spec(architecture.head, HEAD_OP, Role.HEAD, head, site, tied=tied))
     sites[architecture.head] = site
@@ -71,9 +72,26 @@ def dissect(model: nn.Module, config: Any, architecture: Architecture) -> Anatom
     return Anatomy(
         tuple(tensors),
         sites,
-        0 if tied else _weight(embedding, architecture.embedding).numel(),
+        0 if tied else embedding.numel(),
         _norm_weights(model, {site.module for site in sites.values()}, architecture.embedding),
     )
+
+
+def tie_equal_head(model: nn.Module, config: Any, architecture: Architecture) -> bool:  # noqa: ANN401 - a HF config
+    """Make head and embedding one matrix where they hold the same values, as MNN's exporter does.
+
+    The exporter compares values and not what the configuration says, so no plan that keeps the two apart can be built.
+
+    Returns:
+        Whether they were two matrices before.
+    """
+    head, weight = _linear(model, architecture.head), _embedding(model, architecture.embedding)
+    if is_tied(head.weight, weight) or head.weight.shape != weight.shape or not torch.equal(head.weight, weight):
+        return False
+    head.weight = weight
+    # a copy of the model is saved and loaded as what it now is
+    config.tie_word_embeddings = True
+    return True
 
 
 def is_tied(first: Tensor, second: Tensor) -> bool:
@@ -133,9 +151,10 @@ def _linear(model: nn.Module, path: str) -> nn.Linear:
     return module
 
 
-def _weight(module: nn.Module, path: str) -> Tensor:
+def _embedding(model: nn.Module, path: str) -> nn.Parameter:
+    module = _module(model, path)
     weight = getattr(module, "weight", None)
-    if not isinstance(weight, Tensor):
+    if not isinstance(weight, nn.Parameter):
         msg = f"{path} is a {type(module).__name__} without a weight, expected an embedding"
         raise InputError(msg)
     return weight

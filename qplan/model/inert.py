@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 from qplan.errors import InputError
 from qplan.model.source import INDEX_FILE, read_config, weight_files
+from qplan.scratch import Scratch
 
 CONFIG_FILE, TOKENIZER_CONFIG_FILE = "config.json", "tokenizer_config.json"
 
@@ -37,6 +37,9 @@ _DATA = (
 )
 """Data besides weights: parsed, never run; templates are rendered in a sandbox by transformers."""
 
+VIEWED = (*_REWRITTEN, *_DATA)
+"""Everything but weights that transformers and the exporter are given."""
+
 _RUNS = frozenset({"auto_map", "custom_generate", "custom_pipelines", "trust_remote_code", "use_kernels"})
 """Keys that name code."""
 
@@ -55,7 +58,7 @@ def inert_view(folder: Path, at: Path | None = None) -> Iterator[Path]:
     Raises:
         InputError: no config, JSON that can't be read, or no weights.
     """
-    with tempfile.TemporaryDirectory(prefix="qplan-model-") as temporary:
+    with Scratch("model") as temporary:
         view = at or Path(temporary) / "model"
         view.mkdir()
         try:

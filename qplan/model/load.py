@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.models.auto import configuration_auto
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-from transformers.utils import logging as transformers_logging
+from transformers import AutoTokenizer
 
 from qplan.card import ModelCard
 from qplan.errors import InputError
-from qplan.model.discovery import Anatomy, Site, dissect, has_bias
+from qplan.model.discovery import Anatomy, Site, dissect, has_bias, tie_equal_head
+from qplan.model.door import check_folder, check_tokenizer_there
 from qplan.model.embedding_scale import embedding_scale, read_embedding_scale, set_embedding_scale
 from qplan.model.inert import check_own_classes, inert_view
 from qplan.model.mixture import split_experts
 from qplan.model.registry import Architecture, architecture_of
 from qplan.model.source import fetch, read_config, sha256_model
+from qplan.model.stock import blamed_on, check_builds, check_class, load_weights, stock_classes
 from qplan.settings import DTypeName
 
-ADAPTER_FILE = "adapter_config.json"
-"""Where peft describes weights that are added to those of another model."""
-
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+_TRIED_TOKENS = 4
 
 
 @dataclass(frozen=True)
@@ -49,6 +43,17 @@ class LoadedModel:
     """Where each tensor's values are, by tensor name."""
     own_classes: tuple[str, ...] = ()
     """Classes that the folder brings code for, which was left alone."""
+    tied_by_values: bool = False
+    """Whether head and embedding are two matrices in the checkpoint, and one here since they are equal."""
+
+    def within(self, context: int) -> LoadedModel:
+        """The same model, of which no sequence is longer than ``context`` tokens."""
+        return replace(self, card=replace(self.card, context=min(context, self.card.context)))
+
+    @property
+    def config(self) -> Any:  # noqa: ANN401 - a PreTrainedConfig
+        """Its config, as transformers completed it."""
+        return self.model.config
 
     @property
     def device(self) -> torch.device:
@@ -116,30 +121,31 @@ def load_model(source: str, *, device: str = "cpu", dtype: DTypeName = "float32"
     """
     torch_device = check_device(device)
     folder = fetch(source)
+    check_folder(folder)
     config = read_config(folder / "config.json")
-    if "quantization_config" in config:
-        msg = f"{source} is already quantized; give the original checkpoint in fp32, bf16 or fp16"
-        raise InputError(msg)
     _check_dtype(source, dtype, config)
     architecture = architecture_of(str(config.get("model_type")))
-    _check_whole(folder, source)
     stock = stock_classes(str(config["model_type"]))
     check_own_classes(folder, stock)
-    _check_class(folder, config, stock["AutoModelForCausalLM"])
-    sha256 = sha256_model(folder)
+    check_class(folder, config, stock["AutoModelForCausalLM"])
     with inert_view(folder) as view:
-        model = _load_weights(folder, view, getattr(torch, dtype))
+        check_builds(folder, view)
         tokenizer = load_tokenizer(folder, view)
-    own = check_own_classes(folder, stock | {"AutoTokenizer": type(tokenizer).__name__})
+        own = check_own_classes(folder, stock | {"AutoTokenizer": type(tokenizer).__name__})
+        sha256 = sha256_model(folder)
+        model = load_weights(folder, view, getattr(torch, dtype))
     check_finite(model)
     split_experts(model, model.config, architecture)
+    tied = tie_equal_head(model, model.config, architecture)
     anatomy = dissect(model, model.config, architecture)
     card = _card(source, sha256, model, anatomy)
     model = model.to(torch_device).eval().requires_grad_(requires_grad=False)
-    loaded = LoadedModel(model, tokenizer, card, folder, architecture, dict(anatomy.sites), own)
+    loaded = LoadedModel(model, tokenizer, card, folder, architecture, dict(anatomy.sites), own, tied)
     scale = read_embedding_scale(folder)
     if scale is not None:
         set_embedding_scale(loaded.embedding, scale)
+    _check_fits_half(loaded)
+    _check_computes(loaded)
     return loaded
 
 
@@ -180,79 +186,40 @@ def check_finite(model: nn.Module) -> None:
             raise InputError(msg)
 
 
-@contextmanager
-def without_bars() -> Iterator[None]:
-    """Hide the progress bars of transformers within the block; afterwards restore the user's setting."""
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
-
-
-def _check_whole(folder: Path, source: str) -> None:
-    """Refuse what is only a part of a model.
+def _check_fits_half(loaded: LoadedModel) -> None:
+    """Refuse matrices beyond fp16, in which MNN keeps them where they are not quantized, and scales where they are.
 
     Raises:
-        InputError: an adapter, beside a base model or alone.
+        InputError: names the matrix with the largest value.
     """
-    adapter = folder / ADAPTER_FILE
-    if adapter.is_file():
-        base = read_config(adapter).get("base_model_name_or_path") or "its base model"
+    limit = torch.finfo(torch.float16).max
+    extremes = {name: loaded.weight(name).aminmax() for name in loaded.sites}
+    largest = {name: float(torch.maximum(-low, high)) for name, (low, high) in extremes.items()}
+    name = max(largest, key=lambda one: largest[one])
+    if largest[name] > limit:
         msg = (
-            f"{source} holds an adapter ({ADAPTER_FILE}) for {base}, which would be left out; merge it (peft's "
-            "merge_and_unload, then save_pretrained), or take the adapter's files out to plan the base model alone"
+            f"{name} holds values up to {largest[name]:.4g}, and MNN stores matrices in fp16, which ends at "
+            f"{limit:,.0f}; divide it by a power of two, and multiply the matrix or norm before or after it by the same"
         )
         raise InputError(msg)
 
 
-def stock_classes(model_type: str) -> dict[str, str]:
-    """Names of transformers' own classes for a model type, by what they are used for."""
-    return {
-        "AutoConfig": str(vars(configuration_auto)["CONFIG_MAPPING_NAMES"][model_type]),
-        "AutoModelForCausalLM": str(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type]),
-    }
-
-
-def _check_class(folder: Path, config: Mapping[str, Any], stock: str) -> None:
-    """Refuse a checkpoint of another class than the causal language model that it would be loaded as.
+def _check_computes(loaded: LoadedModel) -> None:
+    """Refuse a model that transformers builds and cannot run, or whose logits are no numbers.
 
     Raises:
-        InputError: e.g. a classifier, or an embedding model without a head.
+        InputError: what transformers says, or how many logits of a few tokens are NaN or infinite.
     """
-    named = config.get("architectures")
-    if isinstance(named, list) and named and stock not in named:
+    with blamed_on(loaded.folder, "cannot be computed by transformers; does config.json suit the weights?"):
+        logits = loaded.logits(torch.arange(min(_TRIED_TOKENS, loaded.card.vocabulary)).view(1, -1))
+    bad = int((~torch.isfinite(logits)).sum())
+    if bad:
         msg = (
-            f"{folder} is a {named[0]}, and would be loaded as {stock}; qplan plans causal language models that "
-            "transformers itself knows"
+            f"{loaded.folder} computes {bad:,} NaN or infinite logits of {logits.numel():,} on the first tokens of "
+            f"its vocabulary in {str(logits.dtype).removeprefix('torch.')}; the checkpoint is broken, or that type too "
+            "small"
         )
         raise InputError(msg)
-
-
-def _load_weights(folder: Path, view: Path, dtype: torch.dtype) -> Any:  # noqa: ANN401 - a PreTrainedModel
-    try:
-        with without_bars():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                view,
-                dtype=dtype,
-                use_safetensors=True,
-                local_files_only=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-            )
-        model, info = loaded
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        msg = f"{folder} cannot be loaded as a causal language model: {error}"
-        raise InputError(msg) from error
-    # Hugging Face fills what a checkpoint lacks with random numbers and a warning
-    for what in ("missing_keys", "mismatched_keys", "error_msgs"):
-        if info.get(what):
-            names = ", ".join(str(key) for key in sorted(info[what], key=str)[:3])
-            msg = f"{folder}: {what.replace('_', ' ')} in the weight files: {names}; download the model again"
-            raise InputError(msg)
-    return model
 
 
 def load_tokenizer(folder: Path, view: Path) -> Any:  # noqa: ANN401 - a PreTrainedTokenizerBase
@@ -265,15 +232,9 @@ def load_tokenizer(folder: Path, view: Path) -> Any:  # noqa: ANN401 - a PreTrai
     Raises:
         InputError: there is none, or none that transformers can load by itself.
     """
-    # Hugging Face makes an empty tokenizer where the files are not there
-    if not any((view / name).is_file() for name in _TOKENIZER_FILES):
-        msg = f"{folder} has no usable tokenizer: none of {', '.join(_TOKENIZER_FILES)} is there"
-        raise InputError(msg)
-    try:
+    check_tokenizer_there(folder)
+    with blamed_on(folder, "has no usable tokenizer"):
         return AutoTokenizer.from_pretrained(view, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        msg = f"{folder} has no usable tokenizer: {error}"
-        raise InputError(msg) from error
 
 
 def _card(source: str, sha256: str, model: Any, anatomy: Anatomy) -> ModelCard:  # noqa: ANN401

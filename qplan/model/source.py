@@ -8,6 +8,7 @@ from typing import Any
 
 from qplan.artifact import parse_json, read_bounded, sha256_files
 from qplan.errors import InputError
+from qplan.model.headers import refuse_pointer
 
 EMBEDDING_SCALE_FILE = "embedding_scale.npy"
 """File of a model whose tied head is folded, see `qplan.model.embedding_scale`; other models have none."""
@@ -22,26 +23,32 @@ INDEX_FILE = "model.safetensors.index.json"
 """Which file of several holds which tensor."""
 
 
+_WEIGHTS_FILE = "model.safetensors"
+_SHARD = re.compile(r"-\d+-of-\d+\.safetensors$")
 _HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 
 
-def check_source(source: str) -> None:
-    """Refuse what cannot be a model, without loading or fetching anything; a hub id is checked for its form alone.
+def local_folder(source: str) -> Path | None:
+    """The folder that a user's word for a model names; None if it has the form of a hub id.
 
     Raises:
-        InputError: neither a folder nor a hub id, or a folder without a readable ``config.json`` or weights.
+        InputError: neither a folder nor a hub id.
     """
     folder = Path(source).expanduser()
-    if folder.is_dir():
-        read_config(folder / "config.json")
-        weight_files(folder)
-        return
-    if folder.is_file() or source.startswith((".", "/", "~")):
+    try:
+        is_folder, is_file = folder.is_dir(), folder.is_file()
+    except OSError as error:  # above all a name longer than file systems hold
+        msg = f"{source[:80]}{'...' * (len(source) > 80)} cannot name a folder: {error.strerror}"  # noqa: PLR2004
+        raise InputError(msg) from None
+    if is_folder:
+        return folder
+    if is_file or source.startswith((".", "/", "~")):
         msg = f"{source} is not a folder; give the folder that holds config.json, or a hub id such as Qwen/Qwen2.5-0.5B"
         raise InputError(msg)
     if _HUB_ID.match(source) is None:
         msg = f"{source!r} is neither an existing folder nor a hub id (owner/name)"
         raise InputError(msg)
+    return None
 
 
 def fetch(source: str) -> Path:
@@ -57,9 +64,8 @@ def fetch(source: str) -> Path:
         LocalEntryNotFoundError,
     )
 
-    check_source(source)
-    folder = Path(source).expanduser()
-    if folder.is_dir():
+    folder = local_folder(source)
+    if folder is not None:
         return folder.resolve()
     try:
         return Path(snapshot_download(source, allow_patterns=list(_FILES)))
@@ -79,7 +85,8 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
     """The safetensors files of a model, by its index if it has one.
 
     Raises:
-        InputError: no weights, only pickled ones, or the index names a file that is not there.
+        InputError: no weights, only pickled ones, shards without an index, or an index that names a file that is not
+            there.
     """
     index = folder / INDEX_FILE
     if index.is_file():
@@ -99,12 +106,23 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
             raise InputError(msg)
         return tuple(sorted(paths))
     found = tuple(sorted(folder.glob("*.safetensors")))
-    if not found:
-        pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
-        why = "only pickled weights; convert them with save_pretrained" if pickled else "no *.safetensors files"
-        msg = f"{folder} holds {why}"
+    if (folder / _WEIGHTS_FILE) in found:
+        # transformers reads no other then, e.g. not Mistral's consolidated.safetensors
+        return (folder / _WEIGHTS_FILE,)
+    shards = [path.name for path in found if _SHARD.search(path.name)]
+    if shards:
+        msg = f"{folder} holds {shards[0]} without {INDEX_FILE}, which says what is in which; download that as well"
         raise InputError(msg)
-    return found
+    if found:
+        msg = (
+            f"{folder} holds {found[0].name}, and neither {_WEIGHTS_FILE} nor {INDEX_FILE}, where transformers looks "
+            "for weights; rename it if these are the model's"
+        )
+        raise InputError(msg)
+    pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt"))
+    why = "only pickled weights; convert them with save_pretrained" if pickled else "no *.safetensors files"
+    msg = f"{folder} holds {why}"
+    raise InputError(msg)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -117,7 +135,9 @@ def read_config(path: Path) -> dict[str, Any]:
         msg = f"{path.parent} has no {path.name}; give the folder of a Hugging Face causal language model"
         raise InputError(msg)
     try:
-        value = parse_json(read_bounded(path, _MOST_JSON_BYTES))
+        content = read_bounded(path, _MOST_JSON_BYTES)
+        refuse_pointer(path, content)
+        value = parse_json(content)
     except InputError as error:
         msg = f"{path} cannot be used: {error}"
         raise InputError(msg) from None

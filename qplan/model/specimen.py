@@ -55,7 +55,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     letters = torch.randint(0, 26, (400, 4), generator=generator)
     text = " ".join("".join(chr(97 + int(letter)) for letter in row) for row in letters)
     inner.train_from_iterator([text], trainer)
-    special = {"eos_token": "<eos>", "pad_token": "<eos>"}
+    special = {"eos_token": "<eos>", "pad_token": "<eos>", "unk_token": "<eos>"}
     return PreTrainedTokenizerFast(tokenizer_object=inner, **special)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qplan.errors import InputError
+from qplan.model.setting_specimens import setting_specimens
 
 VOCABULARY = 320
 
@@ -44,9 +45,11 @@ class Specimen:
     """transformers' name of the architecture."""
     sizes: dict[str, Any] = field(default_factory=dict)
     """What differs from the usual sizes."""
+    setting: str = ""
+    """The one setting that it was made to measure, as `qplan.compat.settings` names it; none for a plain specimen."""
 
 
-SPECIMENS: dict[str, Specimen] = {
+_PLAIN: dict[str, Specimen] = {
     "llama": Specimen("llama"),
     "llama-tied": Specimen("llama", {"tie_word_embeddings": True}),
     "llama3-rope": Specimen("llama", {"rope_parameters": _LLAMA3_ROPE}),
@@ -106,7 +109,20 @@ SPECIMENS: dict[str, Specimen] = {
     "gpt_oss": Specimen("gpt_oss", {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 16}),
     "qwen3_next": Specimen("qwen3_next", {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}),
 }
-"""Specimens by their name in the compatibility table, in its order."""
+
+
+def setting_name(model_type: str, setting: str) -> str:
+    """Name of the specimen that a setting of an architecture is measured with, e.g. ``llama-rope-linear``."""
+    return f"{model_type}-{setting.strip().replace(' ', '-')}"
+
+
+_BASES = {specimen.model_type: specimen for specimen in reversed(_PLAIN.values())}
+
+SPECIMENS: dict[str, Specimen] = _PLAIN | {
+    setting_name(model_type, setting): Specimen(model_type, _BASES[model_type].sizes | sizes, setting)
+    for model_type, setting, sizes in setting_specimens()
+}
+"""Specimens by their name in the compatibility table, in its order: the plain ones, then one for every setting."""
 
 
 def check_architectures(names: Iterable[str]) -> None:

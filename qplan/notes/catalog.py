@@ -64,6 +64,13 @@ CATALOG: Mapping[str, NoteKind] = {
         experts=list[str],
         others=int,
     ),
+    "tensors-without-loss": _kind(
+        "{count} tensors lose exactly nothing in any format, because they or what reads them are zeros: "
+        "{tensors:more {others}}",
+        count=int,
+        tensors=list[str],
+        others=int,
+    ),
     "too-few-tokens": _kind(
         "rounded to nearest, since fewer than {least_tokens} calibration tokens reach them: "
         "{tokens:(d) more {others}}; give a longer text, or raise --samples and --fit-tokens",
@@ -87,9 +94,48 @@ CATALOG: Mapping[str, NoteKind] = {
         "folding does not pay and is left out; loss of uniform models, folded over original: {ratios:.2f}",
         ratios=dict[str, float],
     ),
+    "records-refused": _kind(
+        "{refused:,} records of {source} are left out, {used:,} are used: {first}",
+        refused=int,
+        used=int,
+        source=str,
+        first=str,
+    ),
+    "surrogates-replaced": _kind(
+        "{records:,} records of {source} held halves of surrogate pairs, which are no characters: replaced by U+FFFD",
+        records=int,
+        source=str,
+    ),
     "own-code-not-run": _kind(
         "the model's folder has code of its own for {classes}, which was not run: the classes are transformers' own",
         classes=list[str],
+    ),
+    "context-limited": _kind(
+        "the model's context is limited to {tokens:,} of its {own_tokens:,} tokens, which the built model says and "
+        "qplan.Engine holds to",
+        tokens=int,
+        own_tokens=int,
+    ),
+    "setting-beyond-context": _kind(
+        "{exporter} drops {setting}, which changes nothing up to {tokens:,} tokens: the built model ends there",
+        exporter=str,
+        setting=str,
+        tokens=int,
+    ),
+    "setting-unmeasured": _kind(
+        "nobody measured whether {exporter} is right about {setting}: 'qplan emit' finds out before it plans",
+        exporter=str,
+        setting=str,
+    ),
+    "chat-template-raises": _kind(
+        "the model's chat template cannot render a single message ({error}): the built model cannot be used for chats "
+        "unless that is mended",
+        error=str,
+    ),
+    "tied-by-values": _kind(
+        "{head} equals the embedding, and MNN's exporter stores equal matrices once: the two are planned as one, tied "
+        "tensor",
+        head=str,
     ),
     "folding-not-tried": _kind(
         "weights are not folded: the gain cannot be measured in {dtype}",
@@ -209,10 +255,12 @@ CATALOG: Mapping[str, NoteKind] = {
     # of a verification: promises
     "plan-logits": _kind("plan: the engine's logits equal torch's with the same stored weights"),
     "uniform-logits": _kind("{uniform}: the engine's logits equal torch's with the same stored weights", uniform=str),
+    "same-tokens": _kind("the built tokenizer makes the tokens that Hugging Face's makes"),
     "read-back": _kind("llm.mnn read back"),
     "fits-budget": _kind("the files fit the budget"),
     "predicted-bytes": _kind("weight and embedding files have the predicted bytes"),
     "emulation": _kind("{uniform}: torch's loss equals the engine's, memory {memory}", uniform=str, memory=str),
+    "plan-emulation": _kind("plan: torch's loss equals the engine's, memory {memory}", memory=str),
     "not-worse": _kind("the plan is not worse than uniform {uniform}, memory {memory}", uniform=str, memory=str),
     "preflight": _kind("qplan check for engine {engine}", engine=str),
     "other-engine": _kind("engine {engine} computes what torch computes", engine=str),
@@ -224,6 +272,10 @@ CATALOG: Mapping[str, NoteKind] = {
         limit=float,
         memory=str,
         tokens=int,
+    ),
+    "tokens-same": _kind("the same on all of {count} texts", count=int),
+    "tokens-differ": _kind(
+        "the same on {same} of {count} texts; others: {kinds:and}", same=int, count=int, kinds=list[str]
     ),
     "ops-right": _kind("{right} of {count} ops have their bits and block", right=int, count=int),
     "ops-wrong": _kind(

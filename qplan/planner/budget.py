@@ -12,14 +12,16 @@ from qplan.card import ModelCard
 from qplan.cost.file_bytes import FixedBytes, file_bytes
 from qplan.errors import InputError
 from qplan.formats import WIDTHS
-from qplan.planner.size import UNITS
+from qplan.planner.size import MOST_BYTES, NUMBER, UNITS
 from qplan.uniform import uniform_formats
 
 _UNDERSTOOD = (
     "write int8, int4 or fp16 (as large as that uniform export), 4.5bpw, 300MB, 1.2GB, 300MiB, or 60% (of uniform fp16)"
 )
-_UNIFORM = re.compile(r"^(fp16|int(\d+))$")
-_AMOUNT = re.compile(r"^(\d+(?:\.\d*)?|\.\d+)\s*(bpw|%|[a-z]*)$")
+_UNIFORM = re.compile(r"fp16|int([0-9]{1,18})")
+_AMOUNT = re.compile(rf"({NUMBER})\s*(bpw|%|[a-z]*)")
+_MOST = {"bpw": 10**3, "%": 10**5}
+"""Largest amount by unit: far above every model, and exact in the 64 bits that plans are solved in."""
 
 
 class BudgetKind(StrEnum):
@@ -56,23 +58,27 @@ class Budget:
                 block 64, the head at 8 bits; ``4.5bpw``; ``300MB``, ``300MiB``, ``123456B``; ``60%``.
 
         Raises:
-            InputError: the text is not understood, or the amount is zero.
+            InputError: the text is not understood, or the amount is zero or larger than any model.
         """
         clean = text.strip().lower()
-        if uniform := _UNIFORM.match(clean):
-            bits = 16 if uniform[1] == "fp16" else int(uniform[2])
+        if uniform := _UNIFORM.fullmatch(clean):
+            bits = int(uniform[1] or 16)
             if bits not in WIDTHS:
                 widths = ", ".join(map(str, WIDTHS))
                 msg = f"budget {text!r}: MNN has no uniform export of {bits} bits, only of {widths}; {_UNDERSTOOD}"
                 raise InputError(msg)
             return cls(text, BudgetKind.UNIFORM, Fraction(bits), "MB")
-        match = _AMOUNT.match(clean)
+        match = _AMOUNT.fullmatch(clean)
         if match is None:
             msg = f"budget {text!r} is not understood; {_UNDERSTOOD}"
             raise InputError(msg)
         amount, unit = Fraction(match[1]), match[2]
         if amount <= 0:
             msg = f"budget {text!r} is zero; {_UNDERSTOOD}"
+            raise InputError(msg)
+        if amount * UNITS.get(unit, 1) > _MOST.get(unit, MOST_BYTES):
+            most = f"{_MOST[unit]:,}{unit}" if unit in _MOST else "10^18 bytes"
+            msg = f"budget {text!r} is above the largest that is understood, {most}; {_UNDERSTOOD}"
             raise InputError(msg)
         if unit == "bpw":
             return cls(text, BudgetKind.BPW, amount, unit)

@@ -17,11 +17,10 @@ from qplan.planner.rules import Rules
 from qplan.planner.solver.program import Solution
 from qplan.planner.solver.solver import solve
 from qplan.planner.uniform import uniform_loss
-from qplan.run.frontier import Frontier, FrontierPoint, Sweep, UniformModel
+from qplan.run.frontier import POINTS, Frontier, FrontierPoint, Sweep, UniformModel
 from qplan.run.table import SensitivityTable
 from qplan.uniform import UNIFORM_NAMES, uniform_formats
 
-POINTS = 24
 POINT_TIME_LIMIT_S = 10.0
 _KNEE = 0.5
 """The least curvature of a knee, as a fraction of the largest."""
@@ -72,12 +71,12 @@ def frontier(
         total = math.fsum(kl[name][fmt.name] for name, fmt in formats.items())
         found.append(
             FrontierPoint(
-                files.total,
-                bits_per_weight(files, card),
-                total,
-                table.predict_joint(total),
-                solution.gap,
-                formats,
+                total_bytes=files.total,
+                bpw=bits_per_weight(files, card),
+                predicted_nats=total,
+                joint_nats=table.predict_joint(total),
+                gap=solution.gap,
+                formats=formats,
                 knee=False,
             )
         )

@@ -179,14 +179,14 @@ def planned_tensors(table: SensitivityTable, formats: Mapping[str, QuantFormat])
     losses = table.kl(table.goal)
     return tuple(
         PlannedTensor(
-            spec.name,
-            spec.op_name,
-            spec.layer,
-            spec.kind,
-            spec.weights,
-            formats[spec.name],
-            record_bytes(spec, formats[spec.name]),
-            losses[spec.name][formats[spec.name].name],
+            name=spec.name,
+            op_name=spec.op_name,
+            layer=spec.layer,
+            kind=spec.kind,
+            weights=spec.weights,
+            format=formats[spec.name],
+            bytes=record_bytes(spec, formats[spec.name]),
+            loss_nats=losses[spec.name][formats[spec.name].name],
         )
         for spec in table.model.tensors
     )
@@ -211,12 +211,12 @@ def _report(solution: Solution, cheapest: Solution | None) -> SolverReport:
     """What was proved: the weaker proof if there were two solves."""
     first = solution if cheapest is None or cheapest.status is Status.OPTIMAL else cheapest
     return SolverReport(
-        first.status.value,
-        solution.objective,
-        solution.bound,
-        max(solution.gap, first.gap),
-        solution.choices,
-        solution.seconds + (0.0 if cheapest is None else cheapest.seconds),
+        status=first.status.value,
+        objective_nats=solution.objective,
+        bound_nats=solution.bound,
+        gap=max(solution.gap, first.gap),
+        choices=solution.choices,
+        seconds=solution.seconds + (0.0 if cheapest is None else cheapest.seconds),
     )
 
 

@@ -15,6 +15,9 @@ from qplan.tensors import TensorGroup
 FILE_BYTES, LOGITS_MEAN, LOGITS_BITS = "file bytes", "logits rule: mean", "logits rule: bits"
 """Names of the program's rows."""
 
+HEAD_LEAST_BITS = 8
+"""Least width of the head and a tied embedding by default."""
+
 ROUTER_FORMAT = FP16
 """Format of routers that are not pinned: they are small, and rounding them sends tokens to other experts."""
 
@@ -151,7 +154,7 @@ def build_problem(
     losses: Mapping[str, Mapping[str, float]],
     limit_bytes: int | None,
     *,
-    logits_bits: int = 8,
+    logits_bits: int = HEAD_LEAST_BITS,
     pins: Mapping[str, QuantFormat] | None = None,
     min_bits: Mapping[str, int] | None = None,
 ) -> Problem:

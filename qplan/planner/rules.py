@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -15,18 +16,20 @@ from qplan.formats import QuantFormat
 from qplan.planner.groups import make_groups
 from qplan.planner.metric import Metric, loss_of
 from qplan.planner.patterns import least_bits, pinned_formats
-from qplan.planner.problem import Problem, build_problem
+from qplan.planner.problem import HEAD_LEAST_BITS, Problem, build_problem
 from qplan.run.plan import GivenRules, LeastBits, Pin, Plan
 
 if TYPE_CHECKING:  # the command line takes its defaults from here, and waits for no pyarrow
     from qplan.run.table import SensitivityTable
+
+_WIDTH = re.compile(r"\s*[0-9]{1,9}\s*")
 
 
 @dataclass(frozen=True)
 class Rules:
     """What the user asks of a plan besides budgets and limits."""
 
-    logits_bits: int = 8
+    logits_bits: int = HEAD_LEAST_BITS
     """Least width of the head and a tied embedding, which also get at least the others' mean width; 0 for no rule."""
     pins: Mapping[str, QuantFormat] = field(default_factory=dict)
     """Format by pattern on tensor names."""
@@ -65,7 +68,7 @@ class Rules:
         *,
         pins: Mapping[str, str | QuantFormat] | None = None,
         min_bits: Mapping[str, str | int] | None = None,
-        logits_bits: int = 8,
+        logits_bits: int = HEAD_LEAST_BITS,
         groups: Iterable[str] = (),
         fused: bool = False,
         metric: str = Metric.kl,
@@ -167,7 +170,7 @@ class Rules:
 
 
 def _bits(pattern: str, bits: str | int) -> int:
-    if isinstance(bits, str) and not bits.isdigit():
+    if isinstance(bits, str) and _WIDTH.fullmatch(bits) is None:
         msg = f"--min-bits {pattern}={bits}: must be a whole number of bits, e.g. 6"
         raise InputError(msg)
     return int(bits)

@@ -19,7 +19,13 @@ UNITS = {
 }
 """Bytes per unit, by the unit's name in lower case."""
 
-_SIZE = re.compile(r"^(\d+(?:\.\d*)?|\.\d+)\s*([a-z]+)$")
+MOST_BYTES = 10**18
+"""Largest size that is understood: exact in the 64 bits that plans are solved in."""
+
+NUMBER = r"[0-9]{1,18}(?:\.[0-9]{0,18})?|\.[0-9]{1,18}"
+"""Regular expression of a number as users write it: ASCII digits, and no more than any sensible amount has."""
+
+_SIZE = re.compile(rf"({NUMBER})\s*([a-z]+)")
 
 
 @dataclass(frozen=True)
@@ -39,10 +45,14 @@ class Size:
             option: the option that it was given with, for the message.
 
         Raises:
-            InputError: the text is not a size above 0.
+            InputError: the text is not a size above 0, or one above `MOST_BYTES`.
         """
-        match = _SIZE.match(text.strip().lower())
-        if match is None or match[2] not in UNITS or float(match[1]) <= 0:
-            msg = f"{option} {text!r} is not understood; write a size above 0, for example 300MB or 1.2GB"
+        match = _SIZE.fullmatch(text.strip().lower())
+        size = 0.0 if match is None else float(match[1]) * UNITS.get(match[2], 0)
+        if not 0 < size <= MOST_BYTES:
+            msg = (
+                f"{option} {text!r} is not understood; write a size above 0 and of at most 10^18 bytes, for example "
+                "300MB or 1.2GB"
+            )
             raise InputError(msg)
-        return cls(text, float(match[1]) * UNITS[match[2]])
+        return cls(text, size)

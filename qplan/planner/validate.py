@@ -15,7 +15,7 @@ from qplan.formats import INT_BITS, QuantFormat
 from qplan.notes import note
 from qplan.planner.planning import planned_tensors, predicted_nats
 from qplan.planner.rules import Rules
-from qplan.run.decode import Source
+from qplan.run.decode import JsonText
 from qplan.run.plan import Plan, PlannedTensor, SolverReport
 from qplan.run.table import SensitivityTable
 from qplan.tensors import TensorSpec
@@ -83,7 +83,7 @@ def recount(
     if tensors == plan.tensors and files == plan.files:
         return plan
     objective = math.fsum(losses[name][fmt.name] for name, fmt in formats.items())
-    unproved = SolverReport(EDITED, objective, 0.0, 1.0, 0, 0.0)
+    unproved = SolverReport(status=EDITED, objective_nats=objective, bound_nats=0.0, gap=1.0, choices=0, seconds=0.0)
     edited = note("edited")
     if edited not in plan.notes:
         plan = plan.noted(edited)
@@ -97,7 +97,7 @@ def _error(path: Path | None, problem: str, index: int, field: str) -> InputErro
     """An error about one tensor of a plan, with its line number if the file is known."""
     if path is None:
         return InputError(f"plan, tensors[{index}].{field}: {problem}")
-    return Source(str(path), path.read_text(encoding="utf-8")).error(problem, "tensors", index, field)
+    return JsonText(str(path), path.read_text(encoding="utf-8")).error(problem, "tensors", index, field)
 
 
 def _defect(tensor: PlannedTensor, specs: Mapping[str, TensorSpec], seen: set[str]) -> tuple[str, str] | None:

@@ -8,19 +8,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from qplan.report import notation
-from qplan.report.frontier_rows import KNEE, FrontierRow, frontier_rows, shares
+from qplan.report.frontier_rows import frontier_rows
 from qplan.run.frontier import Frontier, FrontierPoint, MeasuredModel, UniformModel
 from qplan.run.table import SensitivityTable
-
-__all__ = [
-    "KNEE",
-    "FrontierRow",
-    "MeasuredModel",
-    "frontier_figure",
-    "frontier_markdown",
-    "frontier_rows",
-    "shares",
-]
 
 _PLAN, _UNIFORM, _INK = "#1f6f9f", "#c2571a", "#17191d"
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from qplan.formats import FP32, QuantFormat
 from qplan.report.palette import HEAT_STEPS
-from qplan.run.table import Loss, SensitivityTable
+from qplan.run.measurement import Loss
+from qplan.run.table import SensitivityTable
 from qplan.tensors import TensorSpec
 
 _ORDER = ("q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj", "gate_proj", "up_proj", "gate_up_proj", "down_proj")

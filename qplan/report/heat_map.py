@@ -12,7 +12,7 @@ from qplan.report.grid import Grid, HeatScale, LossTable
 from qplan.report.palette import HEAT_STEPS
 from qplan.report.plan_map import ROOM, label_width, layer_labels
 from qplan.report.words import ENGLISH, Words
-from qplan.run.table import Loss
+from qplan.run.measurement import Loss
 
 NUMBERED_LAYERS = 12
 """Up to this many layers, cells are wide enough to hold their layer's number."""

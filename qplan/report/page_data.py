@@ -15,8 +15,9 @@ from qplan.report.palette import BITS
 from qplan.report.trade_off import nearest_stop
 from qplan.report.words import Words
 from qplan.run.frontier import Frontier
+from qplan.run.measurement import Loss
 from qplan.run.plan import Plan
-from qplan.run.table import Loss, SensitivityTable
+from qplan.run.table import SensitivityTable
 from qplan.tensors import TensorSpec
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from qplan.cost.file_bytes import FileBytes
 from qplan.report import notation
 from qplan.report.notation import quotient
 from qplan.report.summary import Contender, name_of
 from qplan.report.words import ENGLISH, Words
-from qplan.run.plan import FileBytes, Plan
+from qplan.run.plan import Plan
 from qplan.run.verification import Accuracy, Speed
 from qplan.settings import MEMORIES
 

@@ -6,12 +6,13 @@ import math
 from dataclasses import dataclass
 from enum import StrEnum
 
+from qplan.cost.file_bytes import FileBytes
 from qplan.errors import InputError
 from qplan.formats import QuantFormat
 from qplan.report import notation
 from qplan.report.notation import quotient
 from qplan.report.words import ENGLISH, Words
-from qplan.run.plan import FileBytes, Plan
+from qplan.run.plan import Plan
 from qplan.run.verification import BuiltModel, Speed, Verification
 
 PLAN = "plan"

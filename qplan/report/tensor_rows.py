@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from qplan.report import grid
 from qplan.report.grid import HeatScale, LossTable
+from qplan.run.measurement import Loss
 from qplan.run.plan import Plan, PlannedTensor
-from qplan.run.table import Loss
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""JSON to frozen dataclasses, with errors that name the field and the line: people edit them."""
+"""JSON to frozen dataclasses, with errors that name the field and the line: plans are edited, files get damaged."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _JSON = json.JSONDecoder()
 
 
 @dataclass(frozen=True)
-class Source:
+class JsonText:
     """A JSON text that has been parsed, kept to find the lines of values in it."""
 
     name: str
@@ -83,11 +83,11 @@ def decode_artifact(kind: type[T], value: object, path: Path, remedy: str, *step
     """
     with decoding(path, remedy):
         return decode(
-            kind, value, Source(str(path), path.read_text(encoding="utf-8") if text is None else text), *steps
+            kind, value, JsonText(str(path), path.read_text(encoding="utf-8") if text is None else text), *steps
         )
 
 
-def decode(kind: type[T], value: object, source: Source, *path: Step) -> T:
+def decode(kind: type[T], value: object, source: JsonText, *path: Step) -> T:
     """Read a JSON object into a dataclass, fields checked by their annotations.
 
     Raises:
@@ -100,7 +100,7 @@ def decode(kind: type[T], value: object, source: Source, *path: Step) -> T:
 def _value(  # noqa: PLR0911 - one for each kind of annotation
     kind: Any,  # noqa: ANN401 - an annotation
     value: object,
-    source: Source,
+    source: JsonText,
     path: tuple[Step, ...],
 ) -> Any:  # noqa: ANN401 - by annotation
     if kind is QuantFormat:
@@ -125,7 +125,7 @@ def _value(  # noqa: PLR0911 - one for each kind of annotation
     return _scalar(kind, value, source, path)
 
 
-def _object(kind: Any, value: object, source: Source, path: tuple[Step, ...]) -> Any:  # noqa: ANN401 - by annotation
+def _object(kind: Any, value: object, source: JsonText, path: tuple[Step, ...]) -> Any:  # noqa: ANN401 - by annotation
     found = _expect(dict, value, source, path)
     known = {field.name: field for field in fields(kind)}
     for key in found:
@@ -133,43 +133,49 @@ def _object(kind: Any, value: object, source: Source, path: tuple[Step, ...]) ->
             problem = f"unknown field; the fields here are {', '.join(known)}"
             raise source.error(problem, *path, key)
     for name, field in known.items():
-        if name not in found and field.default is MISSING:
+        if name not in found and field.default is MISSING and field.default_factory is MISSING:
             problem = f"the field {name!r} is missing"
             raise source.error(problem, *path)
     hints = get_type_hints(kind)
     return kind(**{key: _value(hints[key], item, source, (*path, key)) for key, item in found.items()})
 
 
-def _one_of(known: Sequence[object], value: object, source: Source, path: tuple[Step, ...]) -> object:
+def _one_of(known: Sequence[object], value: object, source: JsonText, path: tuple[Step, ...]) -> object:
     if type(value) not in (str, int) or value not in known:
         problem = f"expected one of {', '.join(map(str, known))}, found {json.dumps(value)}"
         raise source.error(problem, *path)
     return value
 
 
-def _format(name: str, source: Source, path: tuple[Step, ...]) -> QuantFormat:
+def _format(name: str, source: JsonText, path: tuple[Step, ...]) -> QuantFormat:
     try:
         return QuantFormat.parse(name)
     except InputError as error:
         raise source.error(str(error), *path) from None
 
 
-def _note(value: object, source: Source, path: tuple[Step, ...]) -> Note:
+def _note(value: object, source: JsonText, path: tuple[Step, ...]) -> Note:
     try:
         return Note.of_json(value)
     except ValueError as error:
         raise source.error(str(error), *path) from None
 
 
-def _scalar(kind: type[T], value: object, source: Source, path: tuple[Step, ...]) -> T:
+def _scalar(kind: type[T], value: object, source: JsonText, path: tuple[Step, ...]) -> T:
     if kind is float and type(value) is int:
-        value = float(value)
+        value = float(value) if abs(value) < _LARGEST else math.inf
     found = _expect(kind, value, source, path)
     if isinstance(found, float) and not math.isfinite(found):
         problem = f"{found} is not a number that a plan may hold"
         raise source.error(problem, *path)
+    if isinstance(found, int) and abs(found) > _LARGEST:
+        problem = f"the number is too large; at most {_LARGEST} is read"
+        raise source.error(problem, *path)
     return found
 
+
+_LARGEST = 10**18
+"""Largest whole number, exact in the 64 bits that plans are solved in."""
 
 _KINDS: dict[type, str] = {
     str: "a text",
@@ -181,7 +187,7 @@ _KINDS: dict[type, str] = {
 }
 
 
-def _expect(kind: type[T], value: object, source: Source, path: tuple[Step, ...]) -> T:
+def _expect(kind: type[T], value: object, source: JsonText, path: tuple[Step, ...]) -> T:
     # not isinstance: JSON's true is no whole number
     if type(value) is kind:
         return value

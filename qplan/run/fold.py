@@ -35,7 +35,7 @@ class FoldRecord:
     @property
     def note(self) -> Note:
         """The decision, and the ratios of losses that led to it."""
-        ratios = {name: _ratio(self.losses, name) for name in self.losses["original"]}
+        ratios = {name: fold_ratio(self.losses, name) for name in self.losses["original"]}
         return note("folded" if self.folded_sha256 else "folding-left-out", ratios=ratios)
 
     def write(self, path: Path, inputs: Mapping[str, str]) -> None:
@@ -54,7 +54,7 @@ class FoldRecord:
         """Read what `write` wrote.
 
         Raises:
-            InputError: another kind of file.
+            InputError: another kind of file, or a field is missing, unknown or of another type; names the line.
             StaleArtifactError: written by a newer qplan.
         """
         record = decode_artifact(cls, body_of(read_json(path, KIND, SCHEMA, remedy=_REMEDY)), path, _REMEDY)
@@ -91,6 +91,7 @@ def analyzed_folder(run: RunFolder, card: ModelCard) -> Path:
     return Path(card.source).expanduser() if fold_of(run, card) is None else run.folded
 
 
-def _ratio(losses: Mapping[str, Mapping[str, float]], name: str) -> float:
+def fold_ratio(losses: Mapping[str, Mapping[str, float]], name: str) -> float:
+    """Loss of a uniform model, folded over original; 1 if the original loses nothing."""
     before = losses["original"][name]
     return losses["folded"][name] / before if before else 1.0

@@ -82,6 +82,11 @@ class RunFolder:
         return self.folder / "fold.json"
 
     @property
+    def fold_draft(self) -> Path:
+        """Scales and losses as they are found, until the fold is decided."""
+        return self.folder / "fold.draft.json"
+
+    @property
     def folded(self) -> Path:
         """The folded model, if folding pays off: the Hugging Face folder that all later stages use."""
         return self.folder / "folded"

@@ -5,21 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qplan.artifact import MAKE_AGAIN, decoding, read_json, write_json
 from qplan.errors import DamagedArtifactError
 from qplan.formats import QuantFormat
 from qplan.run.damage import tell_damaged
 from qplan.run.decode import decode_artifact
-from qplan.run.table import SensitivityTable
+
+if TYPE_CHECKING:  # the command line takes its default from here, and waits for no pyarrow
+    from qplan.run.table import SensitivityTable
 
 KIND, SCHEMA = "qplan-frontier", 1
 
 FRONTIER_FILE, TABLE_FILE, PLOT_FILE = "frontier.json", "frontier.md", "frontier.png"
 """Files in a run's frontier folder; a plan's folder has the first one if the plan has rules of its own."""
 
+POINTS = 24
+"""Budgets that a frontier is solved at by default."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class FrontierPoint:
     """The best plan of one size."""
 

@@ -11,25 +11,12 @@ from qplan.cost.file_bytes import FileBytes
 from qplan.errors import InputError
 from qplan.formats import QuantFormat
 from qplan.notes import Note
-from qplan.run.decode import Source, decode
+from qplan.run.decode import JsonText, decode
 from qplan.settings import DYNAMIC_OPTIONS
-
-__all__ = [
-    "FileBytes",
-    "GivenRules",
-    "LeastBits",
-    "LogitsRule",
-    "Pin",
-    "Plan",
-    "PlannedLimit",
-    "PlannedTensor",
-    "SolverReport",
-    "UniformPoint",
-]
 
 KIND, SCHEMA = "qplan-plan", 3
 
-_ENGINE = re.compile(r"\d+\.\d+\.\d+")
+_ENGINE = re.compile(r"[0-9]{1,9}\.[0-9]{1,9}\.[0-9]{1,9}")
 
 _ENGINE_RECORDED = 3
 """First schema with `Plan.engine`."""
@@ -38,7 +25,7 @@ _OF_ENGINE = re.compile(rf"-mnn-({_ENGINE.pattern})$")
 """End of a folder's name that ``emit --engine`` makes; plans of schemas before 3 record their engine nowhere else."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PlannedTensor:
     """One tensor's place in the plan."""
 
@@ -56,7 +43,7 @@ class PlannedTensor:
     """Loss of this format with everything else FP32."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SolverReport:
     """What the solver proved."""
 
@@ -206,7 +193,7 @@ class Plan:
             StaleArtifactError: written by a newer qplan.
         """
         document = read_json(path, KIND, SCHEMA)
-        source = Source(str(path), path.read_text(encoding="utf-8"))
+        source = JsonText(str(path), path.read_text(encoding="utf-8"))
         plan = decode(cls, body_of(document), source)
         if document["schema"] < _ENGINE_RECORDED and (named := _OF_ENGINE.search(path.resolve().parent.name)):
             plan = replace(plan, engine=named[1])

@@ -92,13 +92,15 @@ class DeviceProfile:
         """Refuse a plan that this profile says nothing about.
 
         Raises:
-            InputError: another model or memory setting.
+            InputError: another model or memory setting; says which of the two.
         """
-        if self.model_sha256 != card.sha256 or self.memory != memory:
-            msg = (
-                f"the device profile is of another model or of memory {self.memory}, not {memory}; "
-                "run 'qplan profile' for this run"
-            )
+        found = None
+        if self.model_sha256 != card.sha256:
+            found = f"of another model than {card.source}"
+        elif self.memory != memory:
+            found = f"of memory {self.memory}, not {memory}"
+        if found is not None:
+            msg = f"the device profile is {found}; run 'qplan profile' for this run"
             raise InputError(msg)
 
     def _find(self, spec: TensorSpec, fmt: QuantFormat) -> OpTime:
@@ -123,7 +125,7 @@ class DeviceProfile:
         """Read ``device.json``.
 
         Raises:
-            InputError: there is none, or it is no profile.
+            InputError: there is none, or it is no profile: a field is missing, unknown or of another type.
             StaleArtifactError: written by a newer qplan.
         """
         if not path.is_file():

@@ -29,22 +29,9 @@ from qplan.formats import QuantFormat
 from qplan.notes import Note
 from qplan.run.additivity import JointPoint, predict_joint
 from qplan.run.decode import decode_artifact
-from qplan.run.measurement import COLUMNS, Loss, Measurement, Source, measurement_of, summarize
+from qplan.run.measurement import COLUMNS, Loss, Measurement, measurement_of, summarize
 from qplan.run.metrics import METRICS, values_of
 from qplan.settings import DynamicOption, Memory, Mode, memories_of
-
-__all__ = [
-    "Conditions",
-    "JointPoint",
-    "Loss",
-    "Measurement",
-    "Memory",
-    "Mode",
-    "SensitivityTable",
-    "Source",
-    "memories_of",
-    "summarize",
-]
 
 KIND, SCHEMA = "qplan-sensitivity", 4
 

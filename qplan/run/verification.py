@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from qplan.artifact import body_of, decoding, read_json, write_json
+from qplan.cost.file_bytes import FileBytes
 from qplan.notes import Note
 from qplan.run.decode import decode_artifact
-from qplan.run.plan import FileBytes
 
 KIND, SCHEMA = "qplan-verification", 3
 
@@ -73,6 +73,9 @@ class BuiltModel:
     """MNN's ``dynamic_option`` that the model ships with; `speed` and `emulated_nats` are those with it."""
     other_speed: Speed | None = None
     """Speed with the other ``dynamic_option``, where that was measured for comparison."""
+    emulated_stderr_nats: dict[str, float] = field(default_factory=dict)
+    """By memory setting: standard error of the mean difference between torch's loss and the engine's, from the scatter
+    over stretches of text; empty in artifacts of earlier versions."""
 
     def accuracy(self, memory: str, path: str = "prefill", dynamic_option: int | None = None) -> Accuracy | None:
         """Accuracy under a setting, with the model's own ``dynamic_option`` by default; None if it was not run."""
@@ -148,7 +151,7 @@ class Verification:
         """Read ``verification.json``.
 
         Raises:
-            InputError: not a verification.
+            InputError: not a verification, or a field is missing, unknown or of another type; names the line.
             StaleArtifactError: written by a newer qplan.
         """
         body = body_of(read_json(path, KIND, SCHEMA, remedy=REMEDY))

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -21,10 +22,11 @@ from qplan.quantize.rounder import Rounder
 from qplan.run.calibration import CalibrationSet
 from qplan.run.journal import Journal, Memo
 from qplan.run.measurement import Measurement, Source
-from qplan.run.table import Conditions, Mode, SensitivityTable
+from qplan.run.table import Conditions, SensitivityTable
 from qplan.sensitivity.menu import Menu, resolve_menu
+from qplan.sensitivity.silent import SilentTensors
 from qplan.sensitivity.variants import StoredWeights
-from qplan.settings import DynamicOption, Memory, memories_of
+from qplan.settings import DynamicOption, Memory, Mode, memories_of
 from qplan.tensors import Role
 
 _ROWS_SCHEMA = 3
@@ -64,24 +66,31 @@ class Analysis:
         """Whether storage keeps every weight bit for bit and activations stay floats."""
         return (fmt.is_float or memory == "normal") and self.stored.unchanged(name, fmt)
 
+    @cached_property
+    def silent(self) -> SilentTensors:
+        """Proves losses of exactly 0."""
+        return SilentTensors(self.loaded, self.batches[0][:1], self.stored, self.activations)
+
     def rows(self, entry: Entry, source: Source) -> list[Measurement]:
         """An entry's measurements, batch by batch."""
         return [self.kept.measurements[(*entry, batch, source)] for batch in range(len(self.batches))]
 
     def check_entry(self, name: str, fmt: QuantFormat, memory: Memory, source: Source) -> None:
-        """Accept a loss of exactly 0 over all batches only if nothing was changed.
+        """Accept a loss of exactly 0 over all batches only where it is a fact.
 
         Raises:
-            MeasurementError: a tensor changes without any effect.
+            MeasurementError: a tensor loses nothing, and the whole model says otherwise.
         """
         rows = self.rows((name, fmt.name, memory), source)
         spec = self.loaded.card.tensor(name)
         # a rounded router may make the same choices, and an expert that no token reaches has no output
         idle = spec.role is Role.ROUTER or (spec.role is Role.EXPERT and _unreached(rows))
-        if not any(row.kl_nats for row in rows) and not idle and not self.changes_nothing(name, fmt, memory):
+        if any(row.kl_nats for row in rows) or idle or self.changes_nothing(name, fmt, memory):
+            return
+        if not self.silent.loses_nothing(name, fmt, memory):
             msg = (
-                f"{name} in {fmt}, memory {memory}, changes its values but loses exactly 0 nats over all batches; "
-                "the tensor has no effect on the logits or the measurement is broken"
+                f"{name} in {fmt}, memory {memory}, loses exactly 0 nats over all batches, yet it changes the logits "
+                "of the whole model; the measurement is broken. Try --device cpu, and report it"
             )
             raise MeasurementError(msg)
 
@@ -94,7 +103,7 @@ class Analysis:
         records = [self.kept.references[batch] for batch in sorted(self.kept.references)]
         nll = math.fsum(r.labels * r.nll_nats for r in records) / sum(r.labels for r in records)
         conditions = replace(self.conditions, mode=mode)
-        notes = (*self.menu_notes, *notes, *_notes_on_experts(self.loaded.card, rows))
+        notes = (*self.menu_notes, *notes, *_notes_on_experts(self.loaded.card, rows), *_notes_on_silence(rows))
         table = SensitivityTable(self.loaded.card, conditions, nll, notes, tuple(rows))
         table.check_complete()
         return table
@@ -115,6 +124,18 @@ def _notes_on_experts(card: ModelCard, rows: Sequence[Measurement]) -> Iterator[
     if missed:
         named, others = few(missed, 5)
         yield note("experts-unreached", count=len(missed), experts=named, others=others)
+
+
+def _notes_on_silence(rows: Sequence[Measurement]) -> Iterator[Note]:
+    """Name tensors that lose nothing in any integer format; experts have a note of their own."""
+    loud: dict[str, bool] = {}
+    for row in rows:
+        if not QuantFormat.parse(row.format).is_float:
+            loud[row.tensor] = loud.get(row.tensor, False) or row.kl_nats > 0
+    silent = [name for name, heard in loud.items() if not heard and ".experts." not in name]
+    if silent:
+        named, others = few(silent, 5)
+        yield note("tensors-without-loss", count=len(silent), tensors=named, others=others)
 
 
 @contextmanager

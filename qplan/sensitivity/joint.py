@@ -11,10 +11,8 @@ from qplan.model.load import LoadedModel
 from qplan.quantize import Int8Activations
 from qplan.quantize.rounder import Rounder
 from qplan.sensitivity.metrics import TokenStats, compare, join, reference_of
-from qplan.sensitivity.variants import StoredWeights, apply_formats
+from qplan.sensitivity.variants import PREFILL, StoredWeights, apply_formats
 from qplan.settings import Memory, Progress
-
-_PREFILL = Int8Activations()
 
 
 def joint_losses(
@@ -22,7 +20,7 @@ def joint_losses(
     tokens: Tensor,
     plans: Mapping[str, Mapping[str, QuantFormat]],
     memory: Memory = "low",
-    activations: Int8Activations = _PREFILL,
+    activations: Int8Activations = PREFILL,
     *,
     batch_size: int = 4,
     engine_embedding: bool = False,

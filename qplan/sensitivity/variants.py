@@ -20,7 +20,8 @@ from qplan.quantize import Int8Activations
 from qplan.quantize.rounder import Rounder
 from qplan.settings import Memory
 
-_PREFILL = Int8Activations()
+PREFILL = Int8Activations()
+"""Int8 activations of a prefill with a scale per token: what losses are measured with by default."""
 
 
 @dataclass
@@ -82,7 +83,7 @@ def apply_formats(
     loaded: LoadedModel,
     formats: Mapping[str, QuantFormat],
     memory: Memory,
-    activations: Int8Activations = _PREFILL,
+    activations: Int8Activations = PREFILL,
     *,
     stored: StoredWeights | None = None,
     engine_embedding: bool = False,

@@ -10,7 +10,7 @@ from qplan.formats import QuantFormat
 from qplan.mnn.engine.probe import run_probe
 from qplan.mnn.engine.session import EngineSession
 from qplan.mnn.engine.venv import EngineVenv
-from qplan.mnn.engines import EngineTarget
+from qplan.mnn.engines import EngineTarget, EngineVersion
 from qplan.mnn.graph.binary import read_linears
 from qplan.mnn.preflight import check_folder
 from qplan.mnn.runtime import RuntimeConfig
@@ -28,7 +28,11 @@ LAYERS_OF_EXACT_REL = 24
 """Layers up to which `EXACT_REL` holds as it is; float32 rounding grows with depth."""
 
 EMULATION_TOLERANCE = 0.05
-"""Largest relative difference of the loss in torch and on the engine, for uniform models."""
+"""Largest relative difference of the loss in torch and on the engine, beyond what scatter explains."""
+
+EMULATION_STDERRS = 4.0
+"""Standard errors of that difference that scatter may explain. Where activations lose much, codes at rounding edges
+cascade: SmolLM2-135M as uniform INT8 was 8 % apart on 512 tokens, and nothing was wrong."""
 
 ROUTED_TOLERANCE = 0.25
 """The same for a mixture of experts under memory low: torch and the engine may round a borderline activation
@@ -39,17 +43,30 @@ _FLOOR_NATS = 1e-7
 
 
 def exact_logits(
-    name: str, folder: Path, formats: Mapping[str, QuantFormat], rounder: Rounder, token_ids: list[int]
+    name: str,
+    engine: EngineSession,
+    formats: Mapping[str, QuantFormat],
+    rounder: Rounder,
+    token_ids: list[int],
+    *,
+    limit: float | None = None,
 ) -> Check:
-    """Whether the engine computes what torch computes with the same stored weights.
+    """Whether the engine, memory normal, computes what torch computes with the same stored weights.
 
     It does not if the exporter translates the architecture wrongly, or the files hold weights other than those planned.
+
+    Args:
+        name: ``plan``, or the uniform model's.
+        engine: with the built model, memory normal.
+        formats: what it was built with.
+        rounder: chose its integers.
+        token_ids: one sequence.
+        limit: largest relative error; None for float rounding's on a short sequence of a model of this depth.
     """
     card = rounder.loaded.card
     layers = max((spec.layer or 0 for spec in card.tensors), default=0) + 1
-    limit = EXACT_REL * max(1.0, layers / LAYERS_OF_EXACT_REL)
-    with EngineSession(folder, RuntimeConfig("normal"), context=card.context) as engine:
-        error = relative_error(engine.logits(token_ids), stored_logits(rounder, formats, token_ids))
+    limit = limit or EXACT_REL * max(1.0, layers / LAYERS_OF_EXACT_REL)
+    error = relative_error(engine.logits(token_ids), stored_logits(rounder, formats, token_ids))
     return Check(
         note("plan-logits") if name == "plan" else note("uniform-logits", uniform=name),
         error <= limit,
@@ -85,7 +102,10 @@ def promised_bytes(plan: Plan, built: BuiltModel) -> tuple[Check, Check]:
 
 
 def emulation(built: BuiltModel, card: ModelCard) -> tuple[Check, ...]:
-    """Whether torch predicts the engine's loss of a uniform model, under each memory setting."""
+    """Whether torch predicts the engine's loss of a built model, under each memory setting.
+
+    The limit follows the scatter that was measured: `EMULATION_STDERRS` standard errors on top of the tolerance.
+    """
     routed = any(spec.role is Role.ROUTER for spec in card.tensors)
     checks = []
     for memory, emulated in built.emulated_nats.items():
@@ -93,10 +113,14 @@ def emulation(built: BuiltModel, card: ModelCard) -> tuple[Check, ...]:
         if run is None:
             continue
         limit = ROUTED_TOLERANCE if routed and memory == "low" else EMULATION_TOLERANCE
+        if run.kl_nats:
+            limit += EMULATION_STDERRS * built.emulated_stderr_nats.get(memory, 0.0) / run.kl_nats
         difference = abs(emulated / run.kl_nats - 1) if run.kl_nats else float(emulated > _FLOOR_NATS)
         checks.append(
             Check(
-                note("emulation", uniform=built.name, memory=memory),
+                note("plan-emulation", memory=memory)
+                if built.name == "plan"
+                else note("emulation", uniform=built.name, memory=memory),
                 difference <= limit or max(emulated, run.kl_nats) < _FLOOR_NATS,
                 note(
                     "losses-apart",
@@ -137,8 +161,15 @@ RIGHT_REL = 1e-3
 """Largest relative error of an engine's logits against torch with the same stored weights, memory normal."""
 
 
+def folder_check(model: Path, engine: EngineVersion) -> Check:
+    """Whether `qplan check` accepts a built folder, before an engine gets it."""
+    findings = [f"{finding.code}: {finding.where}: {finding.what}" for finding in check_folder(model, engine).errors]
+    told = note("findings", findings=findings) if findings else note("nothing-found")
+    return Check(note("preflight", engine=str(engine)), not findings, told)
+
+
 def engine_checks(model: Path, target: EngineTarget, token_ids: list[int], expected: Logits) -> tuple[Check, ...]:
-    """Whether the built model is right for the engine: by preflight, and by a run if that very engine is here.
+    """Whether the built model is right for an engine other than the installed one, if that very engine is here.
 
     Args:
         model: the built folder.
@@ -147,9 +178,7 @@ def engine_checks(model: Path, target: EngineTarget, token_ids: list[int], expec
         expected: logits ``[tokens, vocabulary]`` in torch with the same stored weights.
     """
     engine = str(target.engine)
-    findings = [f"{finding.code}: {finding.what}" for finding in check_folder(model, target.engine).errors]
-    told = note("findings", findings=findings) if findings else note("nothing-found")
-    checks = [Check(note("preflight", engine=engine), not findings, told)]
+    checks = []
     home = EngineVenv.of(target.engine)
     if home.python.is_file():
         ran = run_probe(model, token_ids, RuntimeConfig("normal"), python=home.python)

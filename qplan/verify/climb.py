@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from qplan.run.plan import Plan
 from qplan.run.plan_folder import PlanFolder
 from qplan.run.plans import run_of
 from qplan.run.table import SensitivityTable
+from qplan.scratch import Scratch
 from qplan.sensitivity.variants import StoredWeights, apply_formats
 from qplan.settings import Say
 from qplan.uniform import uniform_formats
@@ -72,9 +72,9 @@ def run_ladder(options: LadderOptions, say: Say, progress: Callable[[int, int], 
     limits = tolerances(options.limits)
     say(f"loading {options.model}")
     loaded = load_model(options.model)
-    rows, text = _rows(options, loaded)
+    rows, text = _rows(options, loaded, say)
     steps = _steps(options, loaded, say)
-    with tempfile.TemporaryDirectory(prefix="qplan-ladder-") as temporary:
+    with Scratch("ladder") as temporary:
         work = Path(temporary)
         say(f"FP32 in torch on {rows.size} tokens: {text}")
         with reference_logits(loaded, rows, progress) as reference:
@@ -93,8 +93,8 @@ def run_ladder(options: LadderOptions, say: Say, progress: Callable[[int, int], 
             return Climbed(text, reference.perplexity, tuple(rungs), None)
 
 
-def _rows(options: LadderOptions, loaded: LoadedModel) -> tuple[NDArray[np.int64], str]:
-    text = load_text(options.text, loaded.tokenizer)
+def _rows(options: LadderOptions, loaded: LoadedModel, say: Say) -> tuple[NDArray[np.int64], str]:
+    text = load_text(options.text, loaded.tokenizer, say)
     judged = tokenize(
         text,
         loaded.tokenizer,

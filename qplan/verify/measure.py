@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from torch import Tensor
+
 from qplan.formats import QuantFormat
 from qplan.mnn.build.skeleton import folder_bytes
 from qplan.mnn.engine.session import EngineSession
@@ -20,6 +22,9 @@ from qplan.verify.reference import Reference, accuracy_of, torch_logits
 
 _TURNS = 3
 """How often each ``dynamic_option`` is timed."""
+
+STRETCH = 16
+"""Tokens in a row whose losses are taken together where their scatter is measured."""
 
 Keep = Callable[[Memory, TokenStats], None]
 
@@ -77,6 +82,7 @@ def measure_model(
     loaded = rounder.loaded
     runs: list[EngineRun] = []
     emulated: dict[str, float] = {}
+    scatter: dict[str, float] = {}
     if beside is not None and speeds is None:
         speeds = speeds_by_turns(folder, trial, loaded.card.context)
     timed = dict(speeds or {})
@@ -97,7 +103,9 @@ def measure_model(
                 if option not in timed:
                     timed[option] = _speed(engine, trial, loaded.card.context)
         if option == dynamic_option:
-            emulated[memory] = _emulated(rounder, formats, memory, trial.reference, option)
+            torch_stats = _emulated(rounder, formats, memory, trial.reference, option)
+            emulated[memory] = torch_stats.kl_nats
+            scatter[memory] = mean_stderr((torch_stats.kl - stats.kl).reshape(trial.reference.rows.shape))
     return BuiltModel(
         name,
         folder_bytes(folder),
@@ -106,7 +114,20 @@ def measure_model(
         emulated,
         dynamic_option,
         None if beside is None else timed[beside],
+        scatter,
     )
+
+
+def mean_stderr(differences: Tensor) -> float:
+    """Standard error of the mean of ``differences [rows, seq_len]``, whose neighbors in a row depend on each other.
+
+    An activation on the edge between two int8 codes may be rounded to either by torch and the engine. What follows in
+    the sequence reads the difference, so means of `STRETCH` tokens are compared and not single tokens.
+    """
+    stretch = min(STRETCH, differences.shape[1])
+    usable = differences[:, : differences.shape[1] // stretch * stretch]
+    means = usable.reshape(-1, stretch).mean(1)
+    return float(means.std() / len(means) ** 0.5) if len(means) > 1 else 0.0
 
 
 def speeds_by_turns(folder: Path, trial: Trial, context: int) -> dict[DynamicOption, Speed]:
@@ -146,9 +167,9 @@ def _speed(engine: EngineSession, trial: Trial, context: int) -> Speed:
 
 def _emulated(
     rounder: Rounder, formats: Mapping[str, QuantFormat], memory: Memory, reference: Reference, option: DynamicOption
-) -> float:
-    """Loss in nats that torch computes for the same stored weights, prefill."""
+) -> TokenStats:
+    """Losses that torch computes for the same stored weights, prefill."""
     loaded, stored = rounder.loaded, StoredWeights(rounder.loaded, rounder)
     activations = Int8Activations("prefill", option)
     with apply_formats(loaded, formats, memory, activations, stored=stored, engine_embedding=True):
-        return reference.compare(lambda ids: torch_logits(loaded, ids)).kl_nats
+        return reference.compare(lambda ids: torch_logits(loaded, ids))

@@ -15,9 +15,11 @@ from qplan.errors import VerificationError
 from qplan.formats import QuantFormat, applies, garbled
 from qplan.mnn.build.skeleton import Skeleton
 from qplan.mnn.build.writer import build_model
+from qplan.mnn.engine.session import EngineSession
 from qplan.mnn.engines import EngineTarget
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import LoadedModel
+from qplan.model.model_settings import settings_of
 from qplan.notes import Note
 from qplan.quantize.rounder import Rounder
 from qplan.run.baselines import baseline_path, baseline_token_losses, measured_once
@@ -28,16 +30,27 @@ from qplan.run.verification import BuiltModel, Check, Speed, Verification
 from qplan.sensitivity.metrics import TokenStats
 from qplan.settings import DynamicOption, Memory, Say
 from qplan.uniform import uniform_formats
-from qplan.verify.checks import emulation, exact_logits, not_worse, promised_bytes, read_back
+from qplan.verify.checks import (
+    RIGHT_REL,
+    emulation,
+    exact_logits,
+    not_worse,
+    promised_bytes,
+    read_back,
+)
 from qplan.verify.measure import Keep, Trial, measure_model
+from qplan.verify.same_tokens import same_tokens
 
 GATE_TOKENS = 64
 """Tokens on which the engine's logits are compared one by one with torch's."""
 
+MOST_GATE_BYTES = 2 << 30
+"""Largest array of logits that a long sequence is compared by."""
+
 _UNIFORM = {"int8": 8, "int4": 4}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BuildBench:
     """What every build and every measurement needs."""
 
@@ -59,17 +72,49 @@ class BuildBench:
         """Build a runnable folder, one tensor at a time in memory; rounded to nearest without a rounder."""
         store = (rounder or Rounder(self.loaded)).store
         tensors, tie_form = self.loaded.card.tensors, self.target.tie_form
-        build_model(self.skeleton, tensors, formats, store, out, tie_form=tie_form, runtime=runtime, replace=True)
+        build_model(
+            self.skeleton,
+            tensors,
+            formats,
+            store,
+            out,
+            tie_form=tie_form,
+            runtime=runtime,
+            context=self.loaded.card.context,
+            replace=True,
+        )
+
+    def engine(self, folder: Path) -> EngineSession:
+        """Start the engine with a built folder and float activations: memory normal."""
+        return EngineSession(folder, RuntimeConfig("normal"), context=self.loaded.card.context)
 
     @property
     def token_ids(self) -> list[int]:
         """The first tokens of the trial, for logit by logit comparisons."""
-        ids: list[int] = self.trial.reference.rows[0][:GATE_TOKENS].tolist()
+        return self.tokens(min(GATE_TOKENS, self.trial.reference.rows.shape[1]))
+
+    def tokens(self, count: int) -> list[int]:
+        """The first tokens of the trial, again and again if it has fewer."""
+        ids: list[int] = np.resize(self.trial.reference.rows, count).tolist()
         return ids
 
+    @property
+    def long_tokens(self) -> int | None:
+        """Length of a sequence beyond the model's windows and original context; None if it has none within its context.
 
-def gate(bench: BuildBench) -> Check:
+        An exporter that drops such a setting is right on shorter sequences.
+        """
+        card = self.loaded.card
+        most = min(card.context, MOST_GATE_BYTES // (4 * card.vocabulary))
+        boundaries = [setting.boundary for setting in settings_of(self.loaded.config) if setting.boundary is not None]
+        lengths = [boundary + GATE_TOKENS for boundary in boundaries if boundary < card.context]
+        return min(most, max(lengths)) if lengths else None
+
+
+def gate(bench: BuildBench) -> tuple[Check, ...]:
     """Prove that the exporter translates this architecture right, before anything is planned on it.
+
+    On a short sequence, to float rounding; and on one beyond the model's windows and original context, if it has any.
 
     Raises:
         VerificationError: the engine computes something else than the Hugging Face model.
@@ -79,17 +124,27 @@ def gate(bench: BuildBench) -> Check:
     folder = bench.baselines / "gate"
     bench.build(formats, folder, RuntimeConfig("normal"))
     try:
-        check = exact_logits("fp16", folder, formats, Rounder(bench.loaded), bench.token_ids)
+        with bench.engine(folder) as engine:
+            checks = [exact_logits("fp16", engine, formats, Rounder(bench.loaded), bench.token_ids)]
+            if checks[0].passed and bench.long_tokens is not None:
+                ids = bench.tokens(bench.long_tokens)
+                checks.append(exact_logits("fp16", engine, formats, Rounder(bench.loaded), ids, limit=RIGHT_REL))
     finally:
         shutil.rmtree(folder)
-    if not check.passed:
-        msg = (
-            f"{bench.loaded.card.architecture} as exported by {bench.skeleton.exporter} computes other logits on the "
-            f"engine than the Hugging Face model: {check.found}. The export is wrong for this model; every quantized "
-            "version would be too. Try --llmexport with a newer MNN checkout"
-        )
-        raise VerificationError(msg)
-    return check
+    for check in checks:
+        if not check.passed:
+            raise VerificationError(_wrong_export(bench, check))
+    return tuple(checks)
+
+
+def _wrong_export(bench: BuildBench, check: Check) -> str:
+    settings = [f"{setting.key} {setting.value}" for setting in settings_of(bench.loaded.config)]
+    suspects = f" Its config has {', '.join(settings)}, which the exporter may drop." if settings else ""
+    return (
+        f"{bench.loaded.card.architecture} as exported by {bench.skeleton.exporter} computes other logits on the "
+        f"engine than the Hugging Face model: {check.found}. The export is wrong for this model; every quantized "
+        f"version would be too.{suspects} Try --llmexport with a newer MNN checkout"
+    )
 
 
 def prove(
@@ -98,7 +153,7 @@ def prove(
     plan_path: Path,
     model: Path,
     *,
-    first: Check,
+    first: tuple[Check, ...],
     rounder: Rounder,
     speeds: Mapping[DynamicOption, Speed] | None = None,
     uniform: BuildBench | None = None,
@@ -110,7 +165,7 @@ def prove(
         plan: what was built.
         plan_path: its file, whose hash the verification carries.
         model: the built folder.
-        first: the result of `gate`.
+        first: what was proved before: the results of `gate`, and that `qplan check` accepts the folder.
         rounder: chose the integers that the plan was built with.
         speeds: of the built model with each ``dynamic_option``, if they were measured already.
         uniform: where uniform models are built: from the model before folding; None for ``bench``.
@@ -121,10 +176,13 @@ def prove(
     """
     baselines = {name: _baseline(uniform or bench, name, bits) for name, bits in {"fp16": 16, **_UNIFORM}.items()}
     built = _measure_plan(bench, plan, model, rounder, speeds)
-    checks = [first, exact_logits("plan", model, plan.formats, rounder, bench.token_ids), read_back(model, plan)]
+    with bench.engine(model) as engine:
+        checks = [*first, exact_logits("plan", engine, plan.formats, rounder, bench.token_ids)]
+        checks.append(same_tokens(engine, bench.loaded.tokenizer))
+    checks.append(read_back(model, plan))
     checks += promised_bytes(plan, built)
-    for name in _UNIFORM:
-        checks += emulation(baselines[name], bench.loaded.card)
+    # a rival's emulation is no promise of the plan's
+    checks += emulation(built, bench.loaded.card)
     rival = _rival(plan, baselines)
     if rival is not None:
         checks += not_worse(built, rival)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,6 +17,7 @@ from qplan.formats import QuantFormat
 from qplan.model.load import LoadedModel
 from qplan.quantize.rounder import Rounder
 from qplan.run.verification import Accuracy
+from qplan.scratch import Scratch
 from qplan.sensitivity.metrics import TokenStats, compare, join, reference_of
 from qplan.sensitivity.variants import StoredWeights, apply_formats
 
@@ -66,8 +65,8 @@ def reference_logits(
         StorageError: the temporary folder has no space for them; set ``TMPDIR`` to one that has.
     """
     shape = (*rows.shape, loaded.card.vocabulary)
-    with tempfile.TemporaryDirectory(prefix="qplan-reference-") as folder:
-        path = Path(folder) / "logits.f32"
+    with Scratch("reference") as folder:
+        path = folder / "logits.f32"
         need = math.prod(shape) * np.dtype(np.float32).itemsize
         # a mapped file that finds no space when it is filled would end the process by a signal
         with writing(path, need=need), path.open("wb") as stream:

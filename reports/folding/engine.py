@@ -69,7 +69,16 @@ def on_engine(
                 input_scale=None if scale is None else scale.numpy(),
                 replace=True,
             )
-            bench = BuildBench(loaded, skeleton, Trial(answers), text_note(""), "", work, print, target)
+            bench = BuildBench(
+                loaded=loaded,
+                skeleton=skeleton,
+                trial=Trial(answers),
+                text=text_note(""),
+                text_sha256="",
+                baselines=work,
+                say=print,
+                target=target,
+            )
             built[label] = work / label / "model"
             bench.build(formats, built[label], RuntimeConfig(), rounder)
             losses[label] = {}

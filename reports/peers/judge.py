@@ -11,10 +11,9 @@ import torch
 from qplan.cost.file_bytes import FixedBytes, file_bytes
 from qplan.formats import QuantFormat
 from qplan.quantize.rounder import Rounder
-from qplan.run.table import Mode
 from qplan.sensitivity.joint import joint_losses
 from qplan.sensitivity.metrics import TokenStats
-from qplan.settings import Memory
+from qplan.settings import Memory, Mode
 from reports.peers.plans import Case, Menu, distinct, key_of, own_plan
 from reports.peers.tables import Shelf
 

@@ -33,7 +33,7 @@ from qplan.quantize.rounder import Rounder
 from qplan.quantize.run_rounder import run_rounder
 from qplan.run.calibration import CalibrationSet
 from qplan.run.folder import RunFolder
-from qplan.run.table import Mode
+from qplan.settings import Mode
 from qplan.verify.reference import reference_logits
 from reports.peers.engine import open_skeleton, run_on_engine
 from reports.peers.judge import MEMORIES, Verdict, entries, judge

@@ -12,10 +12,10 @@ from qplan.jobs.auto import analyze_auto
 from qplan.model.load import LoadedModel
 from qplan.quantize.rounder import Rounder
 from qplan.run.calibration import CalibrationSet
-from qplan.run.table import Mode, SensitivityTable
+from qplan.run.table import SensitivityTable
 from qplan.sensitivity import gradient, measured
 from qplan.sensitivity.analysis import open_analysis
-from qplan.settings import Memory
+from qplan.settings import Memory, Mode
 from reports.peers.plans import MENUS, Menu, view
 from reports.sensitivity.cost import Cost, cost_of
 

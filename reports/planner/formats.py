@@ -21,6 +21,7 @@ from qplan.errors import InfeasibleError
 from qplan.formats import QuantFormat, parse_formats
 from qplan.planner.budget import Budget
 from qplan.planner.planning import make_plan
+from qplan.run.folder import RunFolder
 from qplan.run.table import SensitivityTable
 
 BUDGETS = ("int2", "int3", "3.5bpw", "int4", "4.5bpw", "5bpw", "int5", "6bpw", "int6", "int8")
@@ -61,7 +62,7 @@ def restricted(table: SensitivityTable, menu: Sequence[QuantFormat]) -> Sensitiv
 def main(runs: Sequence[Path]) -> None:
     """Solve every budget with every menu."""
     for run in runs:
-        table = SensitivityTable.read(run / "sensitivity.parquet")
+        table = SensitivityTable.read(RunFolder(run).sensitivity)
         fixed = estimate_fixed(table.model)
         print(
             f"\n## {table.model.source.rpartition('/')[2]}, {table.conditions.mode}, "

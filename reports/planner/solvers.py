@@ -37,6 +37,7 @@ from qplan.planner.solver.dominance import Grid, drop_dominated, drop_impossible
 from qplan.planner.solver.program import Program, Row, Status
 from qplan.planner.solver.relaxation import relax
 from qplan.planner.solver.solver import solve
+from qplan.run.folder import RunFolder
 from qplan.run.table import SensitivityTable
 from reports.planner.scaling import TIGHTNESS, state
 
@@ -212,7 +213,7 @@ def opposed(count: int, groups: int) -> Iterator[Case]:
 
 def of_run(run: Path) -> Iterator[Case]:
     """A frontier, a slider, limits on RAM and another loss, smallest plans and repair's moves from one table."""
-    table, rules = SensitivityTable.read(run / "sensitivity.parquet"), Rules()
+    table, rules = SensitivityTable.read(RunFolder(run).sensitivity), Rules()
     card, target = table.model, find_target("cpu-x86")
     problem = rules.problem(card, rules.losses(table), None)
     low = problem.picked_bytes(solve(problem.smallest_program()).picks)

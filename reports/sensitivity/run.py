@@ -38,10 +38,11 @@ from qplan.quantize.rounder import Rounder
 from qplan.quantize.run_rounder import run_rounder
 from qplan.run.calibration import CalibrationSet
 from qplan.run.folder import RunFolder
-from qplan.run.table import Mode, SensitivityTable
+from qplan.run.table import SensitivityTable
 from qplan.sensitivity.analysis import open_analysis
 from qplan.sensitivity.joint import joint_losses
 from qplan.sensitivity.metrics import reference_of
+from qplan.settings import Mode
 from reports.sensitivity.agreement import Agreement, agree, by_format
 from reports.sensitivity.cost import (
     Cost,

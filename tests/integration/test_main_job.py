@@ -46,6 +46,7 @@ def test_a_plan_keeps_its_promises_on_the_engine(work: Path, budget: str) -> Non
     plan, verification = Plan.read(out / "plan.json"), Verification.read(out / "verification.json")
     assert verification.passed
     assert {check.name.split(":")[0] for check in verification.checks} >= {"fp16", "plan", "llm.mnn read back"}
+    assert {check.promise.code for check in verification.checks} >= {"plan-emulation", "same-tokens"}
     built = verification.model("plan")
     assert built is not None
     assert built.files.total <= plan.budget_bytes
@@ -248,7 +249,7 @@ def test_useless_texts_leave_nothing(tied_model_dir: Path, tmp_path: Path, text:
     assert not (tmp_path / "run").exists()
 
 
-def test_an_architecture_that_the_exporter_gets_wrong_is_refused_before_planning(tmp_path: Path) -> None:
+def test_an_export_that_is_wrong_for_reasons_that_no_table_knows_is_refused_before_planning(tmp_path: Path) -> None:
     torch.manual_seed(3)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
@@ -260,18 +261,21 @@ def test_an_architecture_that_the_exporter_gets_wrong_is_refused_before_planning
         max_position_embeddings=256,
         initializer_range=0.2,
         rope_parameters={
-            "rope_type": "llama3",
+            # the exporter takes the ratio of the contexts, 4, for the factor
+            "rope_type": "longrope",
             "rope_theta": 10000.0,
-            "factor": 8.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 32,
+            "factor": 64.0,
+            "short_factor": [1.0] * 8,
+            "long_factor": [4.0] * 8,
+            "original_max_position_embeddings": 64,
         },
     )
-    model = save(LlamaForCausalLM(config), tmp_path / "llama3")
+    model = save(LlamaForCausalLM(config), tmp_path / "longrope")
     (tmp_path / "text.txt").write_text(words(2000))
-    succeed("analyze", str(model), "--calib", "text.txt", "--run", "run", *ANALYZE, folder=tmp_path)
+    limited = ("--max-context", "64", *ANALYZE)
+    succeed("analyze", str(model), "--calib", "text.txt", "--run", "run", *limited, folder=tmp_path)
     done = qplan("emit", "--run", "run", "--tokens", "128", folder=tmp_path)
     assert done.returncode == 7
     assert "computes other logits" in done.stderr
+    assert "rope_parameters.rope_type longrope" in done.stderr
     assert not (tmp_path / "run" / "int8").exists()

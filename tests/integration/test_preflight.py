@@ -8,11 +8,16 @@ import shutil
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from qplan.formats import QuantFormat
+from qplan.mnn.checksums import read_checksums
+from qplan.mnn.engine.session import EngineSession
 from qplan.mnn.engines import EngineVersion
+from qplan.mnn.files import CHECKSUMS_FILE
 from qplan.mnn.preflight import check_folder
+from qplan.mnn.runtime import RuntimeConfig
 from tests.support.command import qplan
 from tests.support.fault_corpus import FAULTS, Fault
 from tests.support.mnn_models import ExportedModel
@@ -56,6 +61,23 @@ def test_the_command_prints_and_exits(corpus: dict[str, Path], good: dict[str, P
     assert old.returncode == 8
     assert all(code in old.stdout for code in ("c4-fusion", "half-scales", "tie-form", "qplan emit --engine 3.5.0"))
     assert qplan("check", str(tmp_path / "nothing"), folder=tmp_path).returncode == 2
+
+
+def test_the_engine_ignores_checksums_and_settings_may_change(
+    good: dict[str, Path], token_ids: list[int], tmp_path: Path
+) -> None:
+    folder = tmp_path / "m"
+    shutil.copytree(good["tied"], folder)
+    assert set(read_checksums(folder)) == {"llm.mnn", "llm.mnn.weight", "tokenizer.mtok"}
+    with EngineSession(folder, RuntimeConfig()) as engine:
+        with_them = engine.logits(token_ids)
+    settings = json.loads((folder / "config.json").read_text()) | {"thread_num": 2}
+    (folder / "config.json").write_text(json.dumps(settings))
+    assert check_folder(folder).findings == ()
+    (folder / CHECKSUMS_FILE).unlink()
+    assert check_folder(folder).findings == ()
+    with EngineSession(folder, RuntimeConfig()) as engine:
+        assert np.array_equal(engine.logits(token_ids), with_them)
 
 
 def test_a_check_is_fast(good: dict[str, Path]) -> None:

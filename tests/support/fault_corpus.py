@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from qplan.mnn.files import GRAPH_FILE, GRAPH_JSON_FILE, WEIGHT_FILE
+from qplan.mnn.checksums import write_checksums
+from qplan.mnn.files import CHECKSUMS_FILE, GRAPH_FILE, GRAPH_JSON_FILE, WEIGHT_FILE
 
 Document = dict[str, Any]
 
@@ -38,14 +39,17 @@ class Fault:
 
 
 def make_corpus(faults: Sequence[Fault], bases: dict[str, Path], out: Path) -> dict[str, Path]:
-    """Make all folders; graphs are written by the converter in one child process."""
+    """Make all folders; graphs are written by the converter in one child process.
+
+    Nobody but qplan leaves checksums, with which every change would be found: they are taken out.
+    """
     made, jobs = {}, []
     for fault in faults:
         folder = out / fault.name
         base = bases[fault.base]
         folder.mkdir(parents=True)
         for path in base.iterdir():
-            if path.name != GRAPH_JSON_FILE:
+            if path.name not in {GRAPH_JSON_FILE, CHECKSUMS_FILE}:
                 shutil.copyfile(path, folder / path.name)
         if fault.edit is not None:
             document = json.loads((base / GRAPH_JSON_FILE).read_text(encoding="utf-8"))
@@ -131,6 +135,37 @@ def _tie(**values: object) -> Callable[[Path], None]:
         path.write_text(json.dumps(found), encoding="utf-8")
 
     return damage
+
+
+def _with_number(name: str, key: str, number: str) -> Callable[[Path], None]:
+    """Write a number into a JSON file that Python would not write."""
+
+    def damage(folder: Path) -> None:
+        _set(name, **{key: "NUMBER"})(folder)
+        path = folder / name
+        path.write_text(path.read_text(encoding="utf-8").replace('"NUMBER"', number), encoding="utf-8")
+
+    return damage
+
+
+def _after_checksums(damage: Callable[[Path], None]) -> Callable[[Path], None]:
+    def checked(folder: Path) -> None:
+        write_checksums(folder)
+        damage(folder)
+
+    return checked
+
+
+def _flip_weight(folder: Path) -> None:
+    """A bit in the middle of some codes: nothing but a checksum tells."""
+    path = folder / WEIGHT_FILE
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+def _cut_by(name: str, count: int) -> Callable[[Path], None]:
+    return lambda folder: os.truncate(folder / name, (folder / name).stat().st_size - count)
 
 
 def _tie_list(*, cut: int = 5) -> Callable[[Path], None]:
@@ -229,6 +264,13 @@ def _scales(name: str) -> Callable[[Document], int]:
     return offset
 
 
+def _norm_external(change: Callable[[list[int]], None]) -> Callable[[Document], None]:
+    def edit(document: Document) -> None:
+        change(next(node for node in document["oplists"] if node["type"] == "LayerNorm")["main"]["external"])
+
+    return edit
+
+
 def _start(name: str) -> Callable[[Document], int]:
     return lambda document: int(linear(document, name)["external"][0])
 
@@ -307,7 +349,31 @@ FAULTS: tuple[Fault, ...] = (
     Fault("weights-named-by-a-number", "bad-setting", "tied", _set("config.json", llm_weight=7)),
     Fault("mask-of-another-type", "mask-type", "untied", _set("llm_config.json", attention_mask="int")),
     Fault("memory-unknown", "unknown-setting", "tied", _set("config.json", memory="tiny"), severity="warning"),
+    Fault("layers-in-words", "bad-setting", "tied", _set("llm_config.json", layer_nums="2"), severity="warning"),
+    Fault("sampler-a-number", "bad-setting", "tied", _set("config.json", sampler_type=9), severity="warning"),
+    Fault("mask-a-number", "mask-type", "untied", _set("llm_config.json", attention_mask=7)),
+    Fault("type-unknown", "unknown-setting", "tied", _set("llm_config.json", attention_type="no"), severity="warning"),
+    Fault("temperature-nan", "bad-json", "tied", _with_number("config.json", "temperature", "NaN")),
+    Fault("temperature-beyond", "bad-json", "tied", _with_number("config.json", "temperature", "1e999")),
+    Fault("whole-number-beyond", "bad-json", "tied", _with_number("config.json", "seed", "9" * 400)),
+    Fault("half-a-surrogate-pair", "bad-json", "tied", _with_number("config.json", "prompt", '"\\ud83d"')),
+    Fault("chunk-of-one", "chunk", "tied", _set("config.json", chunk=1)),
+    Fault("chunk-negative", "chunk", "tied", _set("config.json", chunk=-3)),
+    Fault("chunk-short", "chunk", "tied", _set("config.json", chunk=16), severity="warning"),
+    Fault("attention-mode-garbling", "attention-mode", "tied", _set("config.json", attention_mode=99)),
+    Fault("attention-mode-by-its-old-name", "attention-mode", "tied", _set("config.json", quant_qkv=4)),
+    Fault(
+        "attention-mode-unknown", "unknown-setting", "tied", _set("config.json", attention_mode=-1), severity="warning"
+    ),
+    Fault("top-k-in-words", "bad-setting", "tied", _set("config.json", top_k="many")),
+    Fault("deepstack-of-another-model", "missing-part", "tied", _set("llm_config.json", has_deepstack=True)),
+    Fault("ple-of-another-model", "missing-part", "tied", _set("llm_config.json", ple_embed_file="ple.bin")),
+    Fault("talker-of-another-model", "missing-part", "tied", _set("llm_config.json", has_talker=True)),
+    Fault("mrope-of-another-model", "positions", "tied", _set("llm_config.json", is_mrope=True)),
+    Fault("eagle-without-its-graph", "missing-file", "tied", _set("config.json", speculative_type="eagle")),
     # the graph as a file
+    Fault("graph-cut-by-a-byte", "graph-length", "tied", _cut_by("llm.mnn", 1), severity="warning"),
+    Fault("graph-cut-by-a-word", "bad-graph", "tied", _cut_by("llm.mnn", 4)),
     Fault("graph-empty", "bad-graph", "tied", _write("llm.mnn", "")),
     Fault("graph-cut", "bad-graph", "tied", _cut("llm.mnn", 0.7)),
     Fault("graph-is-json", "bad-graph", "tied", _write("llm.mnn", '{"oplists": []}' * 40)),
@@ -338,6 +404,11 @@ FAULTS: tuple[Fault, ...] = (
     Fault("weights-too-long", "weights-unclaimed", "tied", _append("llm.mnn.weight", 64), severity="warning"),
     Fault("range-into-neighbor", "weights-overlap", "tied", edit=_external(Q, 0, lambda offset: offset - 64)),
     Fault("range-negative", "bad-range", "tied", edit=_external(Q, 0, lambda offset: -offset)),
+    Fault("range-of-nothing", "bad-range", "tied", edit=_external(Q, 1, lambda length: 0)),
+    Fault("range-not-named", "bad-range", "tied", edit=_linear(Q, lambda main: main["external"].clear())),
+    Fault("norm-of-nothing", "bad-range", "tied", edit=_norm_external(lambda ranges: ranges.__setitem__(1, 0))),
+    Fault("norm-of-half", "bad-range", "tied", edit=_norm_external(lambda ranges: ranges.__setitem__(1, 256))),
+    Fault("bias-lost", "weights-unclaimed", "tied", edit=_external(Q, 3, lambda length: 0), severity="warning"),
     Fault("range-beyond", "weights-cut", "tied", edit=_external(Q, 0, lambda offset: offset + (1 << 40))),
     # records
     Fault("weights-of-another-model", "weights-foreign", "tied", _shuffled),
@@ -368,10 +439,17 @@ FAULTS: tuple[Fault, ...] = (
     Fault("tie-offset", "tie-offset", "tied", _tie(weight_offset=lambda offset: offset + 1)),
     Fault("tie-scales-elsewhere", "tie-scales", "tied", _tie(alpha_offset=lambda offset: offset - 2)),
     Fault("tie-scales-of-another-width", "tie-scales", "tied", _tie(alpha_dtype="fp32")),
+    Fault("tie-in-a-file-of-its-own", "missing-file", "tied", _tie(weight_offset=0)),
+    Fault("tie-null", "tie-malformed", "untied", _with_number("llm_config.json", "tie_embeddings", "null")),
     Fault("tie-in-the-old-form", "tie-scales", "tied", _tie_list()),
     Fault("tie-list-cut", "tie-malformed", "tied", _tie_list(cut=3)),
     Fault("tie-a-text", "tie-malformed", "tied", _set("llm_config.json", tie_embeddings="yes")),
     Fault("tie-object-before-3-6", "tie-form", "tied", edit=lambda document: None, engine="3.4.1"),
+    # checksums
+    Fault("weight-flipped", "checksum", "tied", _after_checksums(_flip_weight)),
+    Fault("graph-cut-by-a-byte-since", "checksum", "tied", _after_checksums(_cut_by("llm.mnn", 1))),
+    Fault("tokenizer-gone-on", "checksum", "tied", _after_checksums(_append("tokenizer.mtok", 1))),
+    Fault("checksums-cut", "bad-checksums", "tied", _after_checksums(_cut("checksums.json", 0.5)), severity="warning"),
     # versions
     Fault("c4-before-3-6-1", "c4-fusion", "untied", edit=lambda document: None, engine="3.6.0"),
     # embedding and tokenizer

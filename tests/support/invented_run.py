@@ -8,13 +8,14 @@ import random
 from dataclasses import dataclass
 
 from qplan.card import ModelCard
-from qplan.cost.file_bytes import FixedBytes
+from qplan.cost.file_bytes import FileBytes, FixedBytes
 from qplan.formats import QuantFormat
 from qplan.notes import note
 from qplan.planner.frontier import frontier
 from qplan.run.frontier import Frontier
-from qplan.run.plan import FileBytes, LogitsRule, Plan, PlannedTensor, SolverReport, UniformPoint
-from qplan.run.table import Conditions, Measurement, SensitivityTable
+from qplan.run.measurement import Measurement
+from qplan.run.plan import LogitsRule, Plan, PlannedTensor, SolverReport, UniformPoint
+from qplan.run.table import Conditions, SensitivityTable
 from qplan.run.verification import Accuracy, BuiltModel, Check, EngineRun, Speed, Verification
 from qplan.settings import memories_of
 from qplan.tensors import Role, TensorSpec
@@ -106,14 +107,14 @@ def plan_of(table: SensitivityTable, budget: str = "int8") -> Plan:
     formats = {s: QuantFormat.parse(f).resolve(specs[s].in_features) for s, f in chosen.items()}
     planned = tuple(
         PlannedTensor(
-            s.name,
-            s.op_name,
-            s.layer,
-            s.kind,
-            s.weights,
-            formats[s.name],
-            s.bytes_in(formats[s.name]),
-            losses[s.name][formats[s.name].name].kl_nats,
+            name=s.name,
+            op_name=s.op_name,
+            layer=s.layer,
+            kind=s.kind,
+            weights=s.weights,
+            format=formats[s.name],
+            bytes=s.bytes_in(formats[s.name]),
+            loss_nats=losses[s.name][formats[s.name].name].kl_nats,
         )
         for s in table.model.tensors
     )
@@ -130,7 +131,14 @@ def plan_of(table: SensitivityTable, budget: str = "int8") -> Plan:
         planned,
         predicted,
         files,
-        SolverReport("optimal", predicted, predicted, 0.0, sum(map(len, losses.values())), 0.21),
+        SolverReport(
+            status="optimal",
+            objective_nats=predicted,
+            bound_nats=predicted,
+            gap=0.0,
+            choices=sum(map(len, losses.values())),
+            seconds=0.21,
+        ),
         LogitsRule(8, at_least_mean=True, price_nats=0.04 * predicted, head_format_without="int6"),
         uniform,
         (),

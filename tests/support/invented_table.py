@@ -6,7 +6,8 @@ import math
 
 from qplan.card import ModelCard
 from qplan.formats import QuantFormat
-from qplan.run.table import Conditions, Measurement, SensitivityTable
+from qplan.run.measurement import Measurement
+from qplan.run.table import Conditions, SensitivityTable
 from qplan.tensors import Role, TensorSpec
 
 FORMATS = ("fp16", "int8", "int6", "int4")

@@ -125,7 +125,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
     tokenizer.train_from_iterator([words(400)], trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<eos>", chat_template=CHAT_TEMPLATE
+        tokenizer_object=tokenizer, chat_template=CHAT_TEMPLATE, eos_token="<eos>", pad_token="<eos>", unk_token="<eos>"
     )
 
 

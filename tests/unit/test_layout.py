@@ -17,6 +17,8 @@ SUBJECTS = {
     "test_layout.py": "this",
     "test_notebooks.py": "what git holds of notebooks/",
     "cli/test_commands.py": "every command: help, errors, completion",
+    "cli/test_encodings.py": "terminals that are not UTF-8",
+    "verify/test_gate.py": "the gate before a plan",
     "cli/test_doors.py": "wrong words, refused before anything is loaded",
     "demo/test_model.py": "the embedded model itself",
     "test_golden.py": "what an earlier qplan left",

@@ -13,6 +13,7 @@ from qplan.mnn.build.export_view import export_view
 from qplan.mnn.build.exporter_source import ExportOptions, find_exporter
 from qplan.mnn.build.skeleton import REQUIRED_FILES, Skeleton, write_marker
 from qplan.mnn.child import run_child
+from qplan.mnn.files import EXPORT_ARGS_FILE
 from qplan.mnn.graph.input_scale import scale_input
 from qplan.settings import Say
 
@@ -117,7 +118,7 @@ def export(
         if missing:
             msg = f"{what}: it reported success but did not write {', '.join(missing)}"
             raise ToolError(msg, tail=output[-2000:])
-        (draft / "export_args.json").unlink(missing_ok=True)
+        (draft / EXPORT_ARGS_FILE).unlink(missing_ok=True)
         if input_scale is not None:
             scale_input(draft, input_scale)
         write_marker(draft, exporter.version)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qplan.artifact import read_json, write_json
+from qplan.cost.file_bytes import FileBytes
 from qplan.errors import InputError
 from qplan.formats import FP32, QuantFormat
 from qplan.mnn.files import CONFIG_FILE, EMBEDDING_FILE, GRAPH_FILE, GRAPH_JSON_FILE, LLM_CONFIG_FILE, WEIGHT_FILE
@@ -15,7 +16,6 @@ from qplan.mnn.graph.binary import BinaryGraph, read_binary_graph
 from qplan.mnn.graph.linear import Linear, declaration_bytes
 from qplan.mnn.graph.patch import rebuilt_bytes
 from qplan.mnn.graph.tie import TIE_KEY, read_tie
-from qplan.run.plan import FileBytes
 
 REQUIRED_FILES = (GRAPH_FILE, GRAPH_JSON_FILE, WEIGHT_FILE, LLM_CONFIG_FILE, CONFIG_FILE)
 MARKER, MARKER_KIND, MARKER_SCHEMA = "qplan-export.json", "qplan-mnn-export", 1

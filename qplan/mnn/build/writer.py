@@ -14,7 +14,17 @@ from qplan.errors import ToolError
 from qplan.formats import QuantFormat
 from qplan.mnn.build.skeleton import MARKER, Skeleton
 from qplan.mnn.build.weights import write_weights
-from qplan.mnn.files import CONFIG_FILE, GRAPH_FILE, GRAPH_JSON_FILE, LLM_CONFIG_FILE, WEIGHT_FILE
+from qplan.mnn.checksums import write_checksums
+from qplan.mnn.files import (
+    CHECKSUMS_FILE,
+    CONFIG_FILE,
+    CONTEXT_KEY,
+    EXPORT_ARGS_FILE,
+    GRAPH_FILE,
+    GRAPH_JSON_FILE,
+    LLM_CONFIG_FILE,
+    WEIGHT_FILE,
+)
 from qplan.mnn.graph.binary import read_linears
 from qplan.mnn.graph.converter import json_to_graph
 from qplan.mnn.graph.json_graph import read_document
@@ -26,7 +36,7 @@ from qplan.quantize import StoredTensor
 from qplan.tensors import TensorSpec
 
 _NOT_COPIED = frozenset(
-    {GRAPH_FILE, GRAPH_JSON_FILE, WEIGHT_FILE, CONFIG_FILE, LLM_CONFIG_FILE, MARKER, "export_args.json"}
+    {GRAPH_FILE, GRAPH_JSON_FILE, WEIGHT_FILE, CONFIG_FILE, LLM_CONFIG_FILE, CHECKSUMS_FILE, MARKER, EXPORT_ARGS_FILE}
 )
 
 Store = Callable[[str, QuantFormat], StoredTensor]
@@ -42,6 +52,7 @@ def build_model(
     *,
     tie_form: TieForm = "dict",
     runtime: RuntimeConfig | None = None,
+    context: int | None = None,
     replace: bool = False,
 ) -> tuple[Linear, ...]:
     """Write a runnable folder, and read its graph back to prove that it holds what was asked for.
@@ -57,6 +68,8 @@ def build_model(
         out: folder to make.
         tie_form: how ``llm_config.json`` describes a tied embedding.
         runtime: settings for ``config.json``; None keeps the exporter's (memory low, 4 threads).
+        context: longest sequence in tokens that the model is good for, which ``qplan.Engine`` holds to; None to leave
+            it open.
         replace: replace an existing folder, at the last moment.
 
     Returns:
@@ -73,7 +86,7 @@ def build_model(
         check_tied(skeleton.tied_op, chosen[skeleton.tied_op][1], tie_form)
     with new_folder(out, replace=replace) as draft:
         written = write_weights(skeleton, lambda op_name: store(*chosen[op_name]), draft / WEIGHT_FILE)
-        _write_configs(skeleton.folder, draft, written.tie, tie_form, runtime)
+        _write_configs(skeleton.folder, draft, written.tie, tie_form, runtime=runtime, context=context)
         document = read_document(skeleton.folder / GRAPH_JSON_FILE)
         patch_graph(document, written.formats, written.records, written.moved)
         scratch = draft.with_name(GRAPH_JSON_FILE)
@@ -82,6 +95,7 @@ def build_model(
         ops = read_linears(draft)
         _check_read_back(ops, written.formats)
         _copy_rest(skeleton.folder, draft)
+        write_checksums(draft)
     return ops
 
 
@@ -102,11 +116,19 @@ def _check_read_back(ops: tuple[Linear, ...], formats: Mapping[str, QuantFormat]
 
 
 def _write_configs(
-    source: Path, draft: Path, tie: TieRecord | None, tie_form: TieForm, runtime: RuntimeConfig | None
+    source: Path,
+    draft: Path,
+    tie: TieRecord | None,
+    tie_form: TieForm,
+    *,
+    runtime: RuntimeConfig | None,
+    context: int | None,
 ) -> None:
     model = json.loads((source / LLM_CONFIG_FILE).read_text(encoding="utf-8"))
     if tie is not None:
         model[TIE_KEY] = dataclasses.replace(tie, form=tie_form).to_json()
+    if context is not None:
+        model[CONTEXT_KEY] = context
     settings = json.loads((source / CONFIG_FILE).read_text(encoding="utf-8"))
     if runtime is not None:
         settings |= runtime.to_json()

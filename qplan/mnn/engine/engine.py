@@ -43,7 +43,9 @@ class Engine:
     """An MNN language model in a child process.
 
     The folder is checked before the engine sees it, and so is every request: token ids, lengths, settings. A crash, a
-    hang or a refusal of the engine raises `ToolError` with the engine's last words; the next request starts it again.
+    hang or a refusal of the engine raises `ToolError` with the engine's last words; the next request starts it again,
+    as it does after an interrupt (Ctrl-C, Jupyter's stop button). The process ends with `close`, which any thread may
+    call, when nothing refers to this any more, and with Python, however that ends. A forked process has no engine.
 
     Example:
         >>> with qplan.Engine("model") as engine:
@@ -127,6 +129,9 @@ class Engine:
         session = self._open()
         self._generation += 1
         session.restart()
+        if self._session is not session:  # closed by another thread in the meantime
+            session.close()
+            self._open()
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without a chat template.
@@ -168,10 +173,10 @@ class Engine:
         return self._pieces(ids, most, self._generation)
 
     def close(self) -> None:
-        """End the process."""
-        if self._session is not None:
-            self._session.close()
-            self._session = None
+        """End the process; a request that another thread waits for fails."""
+        session, self._session = self._session, None
+        if session is not None:
+            session.close()
 
     def __enter__(self) -> Self:
         """Return itself, loaded."""
@@ -199,10 +204,14 @@ class Engine:
                 decode.append(step.seconds)
 
     def _open(self) -> EngineSession:
-        if self._session is None:
+        session = self._session
+        if session is None:
             msg = f"the engine of {self.folder} was closed; make a new one"
             raise ToolError(msg)
-        return self._session
+        if session.foreign:
+            msg = f"the engine of {self.folder} belongs to the process that this one was forked from; make a new one"
+            raise ToolError(msg)
+        return session
 
     def _running(self) -> EngineSession:
         """The session, started again if its process is dead."""
@@ -213,6 +222,7 @@ class Engine:
 
     def _ask(self, call: Callable[[EngineSession], Answer], generation: int | None = None) -> Answer:
         """Make one request; one of a generation only if no other request or restart came in between."""
+        self._open()  # before the lock: a forked process may find it locked for ever
         with self._lock:
             session = self._running()
             if generation is not None and generation != self._generation:

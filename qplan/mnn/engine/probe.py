@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,9 +13,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from qplan.mnn.child import kill, plain_text
+from qplan.mnn.child import Child, plain_text
 from qplan.mnn.files import CONFIG_FILE
 from qplan.mnn.runtime import RuntimeConfig
+from qplan.scratch import Scratch
 
 Outcome = Literal["ok", "wrong", "refused", "crash", "hang", "export fails"]
 """``wrong``: logits that are not those of the model, without a message."""
@@ -58,21 +58,17 @@ def run_probe(
     """
     script = Path(__file__).with_name("probe_child.py")
     settings, ids = json.dumps(runtime.to_json()), json.dumps(token_ids)
-    with tempfile.TemporaryDirectory(prefix="qplan-probe-") as work:
-        target = Path(work) / "logits.npy"
+    with Scratch("probe") as work:
+        target = work / "logits.npy"
         config = str((folder / CONFIG_FILE).resolve())
         interpreter = sys.executable if python is None else str(python.absolute())
         command = [interpreter, "-P", str(script), config, settings, ids, str(target)]
-        with (Path(work) / "log").open("w+b") as log:
-            with subprocess.Popen(
-                command, cwd=work, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-            ) as process:
+        with (work / "log").open("w+b") as log:
+            with Child(command, cwd=work, stdout=log, stderr=log) as process:
                 try:
                     process.wait(timeout_s)
                 except subprocess.TimeoutExpired:
                     return ProbeResult("hang", None, f"no end after {timeout_s:g} s")
-                finally:
-                    kill(process)
             log.seek(0)
             words = plain_text(log.read()).replace(f"{folder.resolve()}/", "")  # no paths of this machine in results
         if process.returncode == 0 and target.is_file():

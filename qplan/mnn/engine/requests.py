@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,11 @@ def checked_tokens(token_ids: object, vocabulary: int, context: int | None, more
         then = f" and {more:,} to come" if more else ""
         msg = f"{count:,} tokens{then} exceed the context of {context:,}; use fewer"
         raise InputError(msg)
-    ids: list[Any] = token_ids.tolist() if isinstance(token_ids, np.ndarray) else list(token_ids)
+    ids = token_ids.tolist() if isinstance(token_ids, np.ndarray) else list(islice(token_ids, count + 1))
+    if len(ids) != count:
+        found = "more" if len(ids) > count else f"{len(ids):,}"
+        msg = f"token ids say that they are {count:,}, and are {found}; give a plain list"
+        raise InputError(msg)
     for place, token in enumerate(ids):
         if isinstance(token, bool) or not isinstance(token, (int, np.integer)):
             msg = f"token {place} is {token!r:.80}, expected a whole number from 0 to {vocabulary - 1}"
@@ -59,7 +64,7 @@ def checked_count(name: str, value: object, least: int = 1) -> int:
     Raises:
         InputError: not a whole number, or below ``least``.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or int(value) < least:
         msg = f"{name} {value!r:.80}: must be a whole number from {least}"
         raise InputError(msg)
     return int(value)
@@ -78,7 +83,7 @@ def checked_text(text: object) -> str:
         msg = f"character {text.index(chr(0))} of the text is a NUL, which the engine takes for its end; remove it"
         raise InputError(msg)
     try:
-        size = len(text.encode())
+        size = len(str.encode(text))
     except UnicodeEncodeError as error:
         msg = f"character {error.start} of the text is half of a surrogate pair; give valid Unicode"
         raise InputError(msg) from None

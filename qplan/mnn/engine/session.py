@@ -5,6 +5,7 @@ For qplan's own measurements of folders that it built: checks requests, not fold
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -91,6 +92,7 @@ class EngineSession:
         self.runtime = runtime or RuntimeConfig()
         self.context = context
         self.timeout_s = timeout_s
+        self._owner = os.getpid()
         self._process: EngineProcess | None = None
         self._loaded: dict[str, Any] = {}
         self._used = False
@@ -100,6 +102,11 @@ class EngineSession:
     def alive(self) -> bool:
         """Whether the process still runs."""
         return self._process is not None and self._process.alive
+
+    @property
+    def foreign(self) -> bool:
+        """Whether the process belongs to the process that this one was forked from."""
+        return self._owner != os.getpid()
 
     @property
     def version(self) -> str:
@@ -133,7 +140,7 @@ class EngineSession:
         settings = self.runtime.to_json()
         try:
             self._loaded = self._ask(command="load", config=str(self._config.resolve()), settings=settings)
-        except ToolError:
+        except BaseException:  # also an interrupt: no one would end it
             self.close()
             raise
 
@@ -222,9 +229,9 @@ class EngineSession:
 
     def close(self) -> None:
         """End the process."""
-        if self._process is not None:
-            self._process.close()
-            self._process = None
+        process, self._process = self._process, None
+        if process is not None:
+            process.close()
 
     def __enter__(self) -> Self:
         """Return itself, loaded."""
@@ -257,15 +264,21 @@ class EngineSession:
         ids = self.checked(token_ids)
         self._begin(1 if command == "stepwise" else len(ids))
         process = self._running()
-        path = process.folder / "logits.npy"
-        self._ask(command=command, ids=ids, path=str(path))
-        values: Logits = np.load(path)
-        path.unlink()
-        if values.shape != (len(ids), self.vocabulary):
-            msg = f"the engine gave logits of shape {values.shape} for {len(ids)} tokens of {self.vocabulary}; "
-            msg += "the graph does not give every position's logits, export it again"
-            raise ToolError(msg)
-        return values
+        path = process.folder / "logits.f32"
+        answer = process.request({"command": command, "ids": ids, "path": str(path)}, self.timeout_s)
+        try:
+            shape, expected = answer.get("shape"), [len(ids), self.vocabulary]
+            if shape != expected:
+                msg = f"the engine gave logits of shape {shape!r:.80} for {len(ids)} tokens of {self.vocabulary}; "
+                msg += "the graph does not give every position's logits, export it again"
+                raise ToolError(msg)
+            size = path.stat().st_size
+            if size != 4 * len(ids) * self.vocabulary:
+                msg = f"the engine's logits of shape {shape} came as {size:,} bytes; is the temporary folder full?"
+                raise ToolError(msg)
+            return np.fromfile(path, np.float32).reshape(expected)
+        finally:
+            path.unlink(missing_ok=True)
 
     def _running(self) -> EngineProcess:
         if self._process is None:

@@ -1,7 +1,8 @@
 """Run in a child process: MNN's engine with one model. Argument: file for what the engine prints.
 
-Reads one JSON request a line from standard input and answers with one JSON line on the original standard output.
-Logits travel as ``.npy`` files that the parent names. Not part of the package's import graph: no qplan, no torch.
+Reads one JSON request a line from standard input and answers with one JSON line, with the request's ``id``, on the
+original standard output. Logits travel as files that the parent names: float32, row by row, in the machine's order of
+bytes. Not part of the package's import graph: no qplan, no torch.
 """
 
 import codecs
@@ -69,15 +70,17 @@ class Session:
 
     def logits(self, request: Request) -> Answer:
         """One pass over all tokens."""
-        values = self._forward(request["ids"])
-        np.save(request["path"], values)
-        return {}
+        return self._written(self._forward(request["ids"]), request)
 
     def stepwise(self, request: Request) -> Answer:
         """Token by token through the KV cache: the path that generation takes."""
         rows = [self._forward([token], fresh=step == 0) for step, token in enumerate(request["ids"])]
-        np.save(request["path"], np.concatenate(rows))
-        return {}
+        return self._written(np.concatenate(rows), request)
+
+    @staticmethod
+    def _written(values: "np.ndarray[Any, np.dtype[np.float32]]", request: Request) -> Answer:
+        values.tofile(request["path"])
+        return {"shape": values.shape}
 
     def encode(self, request: Request) -> Answer:
         """Token ids of a text."""
@@ -174,10 +177,12 @@ def main() -> None:
     faulthandler.enable()  # a native crash leaves its Python line as last words
     state: dict[str, Session] = {}
     for line in sys.stdin:
+        request = json.loads(line)
+        reply: Answer = {"id": request["id"]}
         try:
-            reply: Answer = {"ok": answer(state, json.loads(line))}
+            reply["ok"] = answer(state, request)
         except Exception as error:  # noqa: BLE001 - goes to the parent, which raises it
-            reply = {"error": f"{type(error).__name__}: {error}"}
+            reply["error"] = f"{type(error).__name__}: {error}"
         replies.write(json.dumps(reply) + "\n")
         replies.flush()
     # the model must go before the interpreter does, or the engine crashes

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qplan.errors import ToolError
+from qplan.mnn.child import Child, plain_text
 from qplan.mnn.engines import PYTHON_LLM, EngineVersion
 from qplan.settings import Say
 
@@ -86,7 +87,12 @@ def released(*, pip: str = sys.executable) -> tuple[EngineVersion, ...]:
 
 
 def _run(command: list[str], what: str) -> str:
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=1800)
-    if done.returncode:
-        raise ToolError(what, command=" ".join(command), code=done.returncode, tail=done.stderr[-2000:])
-    return done.stdout
+    with Child(command, cwd=Path.cwd(), stderr=subprocess.PIPE) as process:
+        try:
+            output, errors = map(plain_text, process.communicate(timeout=1800))
+        except subprocess.TimeoutExpired:
+            msg = f"{what}: not done after 1800 s, killed; is a package index reachable?"
+            raise ToolError(msg, command=" ".join(command)) from None
+    if process.returncode:
+        raise ToolError(what, command=" ".join(command), code=process.returncode, tail=errors[-2000:])
+    return output

@@ -46,6 +46,8 @@ class GraphNode:
     """Shape of an input."""
     dtype: int = 0
     """Data type of an input: 1 is float, 3 is int."""
+    has_weights: bool = True
+    """Whether the graph says where its weights are, if it is of a kind that has any."""
     packs_channels: bool = False
     """Whether it is an attention that writes the layout of the C4 fusion."""
 
@@ -154,13 +156,14 @@ def _node(op: Table) -> GraphNode:
     externals: tuple[tuple[int, ...], ...] = ()
     convolutions: tuple[Linear, ...] = ()
     dims: tuple[int, ...] = ()
-    dtype, packs = 0, False
+    dtype, packs, weighed = 0, False, True
     if parameter is not None:
         if kind in _EXTERNAL_FIELD:
             found = parameter.int64s(_EXTERNAL_FIELD[kind])
             externals = (found,) if found else ()
         if kind == _CONVOLUTION:
             convolutions = (_linear(name, parameter),)
+            weighed = bool(externals) or _inline_weights(parameter)
         elif kind == _FUSED:
             parts = tuple(parameter.tables(0))
             names = [name] if len(parts) == 1 else [f"{name}[{number}]" for number in range(len(parts))]
@@ -182,8 +185,15 @@ def _node(op: Table) -> GraphNode:
         convolutions=convolutions,
         dims=dims,
         dtype=dtype,
+        has_weights=weighed,
         packs_channels=packs,
     )
+
+
+def _inline_weights(convolution: Table) -> bool:
+    """Whether the graph itself holds a convolution's weights, as floats or as codes."""
+    quant = convolution.table(3)
+    return convolution.length(1) > 0 or (quant is not None and quant.length(0) > 0)
 
 
 def _linear(name: str, parameter: Table) -> Linear:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from pathlib import Path
 
 from qplan.errors import InputError, ToolError
 from qplan.mnn.child import run_child
+from qplan.scratch import Scratch
 
 
 def graph_to_json(graph: Path, target: Path, *, timeout_s: float = 600) -> None:
@@ -44,11 +44,11 @@ def _convert(direction: str, source: Path, target: Path, timeout_s: float) -> st
         raise InputError(msg)
     target.unlink(missing_ok=True)
     # the converter writes a scratch file with a fixed name into its working folder
-    with tempfile.TemporaryDirectory(prefix="qplan-convert-") as work:
+    with Scratch("convert") as work:
         return run_child(
             "graph/converter_child.py",
             [direction, str(source.resolve()), str(target.resolve())],
             what=f"MNN's converter failed on {source}",
-            cwd=Path(work),
+            cwd=work,
             timeout_s=timeout_s,
         )

@@ -131,6 +131,9 @@ def _count(data: bytes, start: int, size: int) -> int:
 
 def _string(data: bytes, start: int) -> str:
     count = _count(data, start, 1)
+    if data[start + 4 + count : start + 5 + count] != b"\0":
+        msg = f"the string at byte {start} has no end: the file is truncated or damaged"
+        raise InputError(msg)
     try:
         return data[start + 4 : start + 4 + count].decode("utf-8")
     except UnicodeDecodeError:

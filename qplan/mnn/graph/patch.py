@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from qplan.mnn.graph.binary import BinaryGraph
 from qplan.mnn.graph.converter import json_to_graph
 from qplan.mnn.graph.json_graph import Node, nodes, read_document
 from qplan.mnn.graph.linear import Record, declaration
+from qplan.scratch import Scratch
 
 
 def patch_graph(
@@ -74,7 +74,7 @@ def rebuilt_bytes(folder: Path, graph: BinaryGraph) -> int:
         {op.name: op.record for op in ops},
         stay,
     )
-    with tempfile.TemporaryDirectory(prefix="qplan-graph-") as work:
+    with Scratch("graph") as work:
         source, target = Path(work) / GRAPH_JSON_FILE, Path(work) / GRAPH_FILE
         source.write_text(json.dumps(document), encoding="utf-8")
         json_to_graph(source, target)

@@ -6,14 +6,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from qplan.errors import InputError
 from qplan.mnn.engines import EngineVersion
-from qplan.mnn.files import CONFIG_FILE, GRAPH_FILE
+from qplan.mnn.files import CONTEXT_KEY
+from qplan.mnn.preflight.checksums import check_checksums
 from qplan.mnn.preflight.embedding import check_embedding, check_tokenizer
+from qplan.mnn.preflight.engine_settings import check_engine_settings
 from qplan.mnn.preflight.finding import Finding
 from qplan.mnn.preflight.inputs import check_inputs
 from qplan.mnn.preflight.model import ModelFolder
 from qplan.mnn.preflight.numbers import check_numbers
+from qplan.mnn.preflight.other_folder import refuse_other_folder
 from qplan.mnn.preflight.ranges import check_ranges
 from qplan.mnn.preflight.records import check_records
 from qplan.mnn.preflight.settings import check_settings
@@ -24,6 +26,7 @@ Check = Callable[[ModelFolder], Iterator[Finding]]
 
 CHECKS: tuple[Check, ...] = (
     check_settings,
+    check_engine_settings,
     check_version,
     check_inputs,
     check_ranges,
@@ -32,6 +35,7 @@ CHECKS: tuple[Check, ...] = (
     check_tie,
     check_embedding,
     check_tokenizer,
+    check_checksums,
 )
 
 
@@ -64,17 +68,15 @@ def check_folder(folder: Path, engine: EngineVersion | None = None, *, full: boo
         full: read all scales instead of samples.
 
     Raises:
-        InputError: no such folder.
+        InputError: no such folder, or one that holds something else than an MNN model.
     """
-    if not folder.is_dir():
-        msg = f"{folder} is not a folder; give the folder of an MNN model, with {CONFIG_FILE} and {GRAPH_FILE}"
-        raise InputError(msg)
+    refuse_other_folder(folder)
     model = ModelFolder.read(folder, engine or EngineVersion.installed())
     for check in CHECKS:
         found = check_numbers(model, full=full) if check is check_numbers else check(model)
         model.findings.extend(found)
     head = model.head()
-    limit = model.whole("max_position_embeddings")
+    limit = model.whole(CONTEXT_KEY)
     return Preflight(
         folder=folder,
         engine=model.engine,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qplan.artifact import parse_json, read_bounded
+from qplan.artifact import read_bounded
 from qplan.errors import InputError
 from qplan.mnn.engines import FEEDS_LOGITS_INDEX, EngineVersion
 from qplan.mnn.files import CONFIG_FILE, EMBEDDING_FILE, GRAPH_FILE, LLM_CONFIG_FILE, TOKENIZER_FILE, WEIGHT_FILE
@@ -16,6 +16,7 @@ from qplan.mnn.graph.binary import BinaryGraph, GraphNode, read_binary_graph
 from qplan.mnn.graph.linear import Linear
 from qplan.mnn.graph.tie import TIE_KEY, TieRecord, read_tie
 from qplan.mnn.preflight.finding import COPY_AGAIN, EXPORT_AGAIN, REFUSED, Finding, error, warning
+from qplan.mnn.preflight.strict_json import parse_strict
 from qplan.mnn.preflight.tokenizer_file import TokenizerFile, read_tokenizer
 
 Settings = dict[str, Any]
@@ -27,7 +28,11 @@ ENGINE_INPUTS = ("input_ids", "attention_mask", "position_ids", "logits_index")
 _MOST_JSON_BYTES = 16 << 20
 """Settings hold a few hundred bytes, and a chat template of some ten thousand."""
 
-_OPTIONAL_INPUTS = {"has_deepstack": "deepstack_embeds", "ple_embed_file": "ple_embeddings"}
+_WORD = 4
+"""Bytes: a flatbuffer's length is a multiple of its largest alignment, which is 4 or 8 in a graph."""
+
+DEEPSTACK, PLE, TALKER = "has_deepstack", "ple_embed_file", "has_talker"
+"""Settings that make the engine feed or ask for more tensors."""
 
 
 @dataclass
@@ -77,7 +82,9 @@ class ModelFolder:
     @property
     def tied(self) -> bool:
         """Whether tokens are looked up in the head's bytes."""
-        return self.settings.get(TIE_KEY) is not None
+        return bool(
+            self.settings.get(TIE_KEY, []) != []
+        )  # the engine takes an empty list for none, and null for a record
 
     @property
     def tie(self) -> TieRecord | None:
@@ -88,11 +95,25 @@ class ModelFolder:
             return None
 
     @property
+    def embedding_apart(self) -> bool:
+        """Whether tokens are looked up in a file of their own: without a record, or with one that starts at byte 0."""
+        tie = self.tie
+        return not self.tied or (tie is not None and tie.weight_offset == 0)
+
+    @property
     def fed_inputs(self) -> tuple[str, ...]:
         """Names of the tensors that the engine feeds."""
-        more = tuple(name for key, name in _OPTIONAL_INPUTS.items() if self.settings.get(key))
         fed = ENGINE_INPUTS if self.engine >= FEEDS_LOGITS_INDEX else ENGINE_INPUTS[:3]
-        return fed + more
+        return fed + tuple(self.optional_inputs.values())
+
+    @property
+    def optional_inputs(self) -> dict[str, str]:
+        """What the engine feeds besides, by the setting that makes it; measured, engine 3.6.1.
+
+        A switch counts if it is ``true`` itself, a file's name as soon as its key is there.
+        """
+        inputs = {DEEPSTACK: "deepstack_embeds"} if self.settings.get(DEEPSTACK) is True else {}
+        return inputs | ({PLE: "ple_embeddings"} if PLE in self.settings else {})
 
     def live_nodes(self) -> tuple[GraphNode, ...]:
         """Ops of the main graph that the logits depend on, in graph order; all of them if there are no logits."""
@@ -137,7 +158,7 @@ class ModelFolder:
             self.findings.append(error("missing-file", name, f"there is no {name}", effect, COPY_AGAIN))
             return {}
         try:
-            found = parse_json(read_bounded(path, _MOST_JSON_BYTES))
+            found = parse_strict(read_bounded(path, _MOST_JSON_BYTES))
         except InputError as problem:
             self.findings.append(error("bad-json", name, str(problem), effect, EXPORT_AGAIN))
             return {}
@@ -167,10 +188,18 @@ class ModelFolder:
             self.findings.append(error("not-a-file", path.name, what, REFUSED, COPY_AGAIN))
         return path.is_file()
 
+    def _graph_length(self, path: Path) -> None:
+        """Graphs are written in whole words; the engine itself does not miss the last bytes, which are padding."""
+        size = path.stat().st_size
+        if size % _WORD:
+            what = f"{size:,} bytes, which is no multiple of {_WORD}: bytes were cut off or added"
+            effect = "it runs; the file is not the one that was written"
+            self.findings.append(warning("graph-length", path.name, what, effect, COPY_AGAIN))
+
     def _files(self) -> None:
         graph = self.path("llm_model", GRAPH_FILE)
         needed = [graph, self.weight_path, self.path("tokenizer_file", TOKENIZER_FILE)]
-        if not self.tied:
+        if self.embedding_apart:
             needed.append(self.path("embedding_file", EMBEDDING_FILE))
         for kind in ("visual", "audio"):
             beside = self.path(f"{kind}_model", f"{kind}.mnn")
@@ -183,6 +212,7 @@ class ModelFolder:
         if graph not in absent:
             try:
                 self.graph = read_binary_graph(graph)
+                self._graph_length(graph)
             except (InputError, RecursionError) as problem:
                 self.findings.append(error("bad-graph", graph.name, str(problem), REFUSED, COPY_AGAIN))
         tokenizer = needed[2]

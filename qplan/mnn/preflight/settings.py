@@ -18,16 +18,20 @@ _WORDS = {
     "attention_mask": ("float", "int", "glm", "glm2"),
     "attention_type": ("full", "sliding", "mix"),
 }
-_SIZES = ("hidden_size", "layer_nums")
-_LIMITS = ("thread_num", "max_new_tokens", "max_all_tokens")
-"""Numbers that the engine replaces by its defaults where they make no sense."""
-_TEXT = ("llm_model", "llm_weight", "tokenizer_file", "embedding_file", "sampler_type", "llm_config", "base_dir")
+_SIZE = "hidden_size"
+_LIMITS = ("layer_nums", "thread_num", "max_new_tokens", "max_all_tokens")
+"""Numbers that the engine does without, or replaces by its defaults where they make no sense."""
+_TEXT = ("llm_model", "llm_weight", "tokenizer_file", "embedding_file", "llm_config", "base_dir")
+_SAMPLER = "sampler_type"
+"""A text too, but the engine takes its default for what is none."""
 _FLOAT, _INT32 = 1, 3
+_CRASH = "a crash (SIGFPE, SIGSEGV)"
 
 
 def check_settings(model: ModelFolder) -> Iterator[Finding]:
     """Types and values of the settings, and sizes that the graph declares too."""
-    yield from _types(model)
+    yield from _numbers(model)
+    yield from _texts(model)
     if model.graph is None:
         return
     inputs = {node.name: node for node in model.graph.nodes if node.type == INPUT}
@@ -35,30 +39,35 @@ def check_settings(model: ModelFolder) -> Iterator[Finding]:
     yield from _mask(model, inputs.get("attention_mask"))
 
 
-def _types(model: ModelFolder) -> Iterator[Finding]:
-    crash = "a crash (SIGFPE, SIGSEGV)"
-    for key in (*_SIZES, *_LIMITS):
+def _numbers(model: ModelFolder) -> Iterator[Finding]:
+    for key in (_SIZE, *_LIMITS):
         if key not in model.settings:
             continue
         value = model.whole(key)
         if value is None or value < 1:
             what = f"{key} is {model.settings[key]!r}, expected a whole number from 1"
-            if key in _SIZES:
-                yield error("bad-setting", key, what, crash, f"correct {key}")
+            if key == _SIZE:
+                yield error("bad-setting", key, what, _CRASH, f"correct {key}")
             else:
                 yield warning("bad-setting", key, what, "the engine silently takes its default", f"correct {key}")
+    if _SIZE not in model.settings and model.settings:
+        what = f"{_SIZE} is missing, and the engine assumes 4096"
+        yield error("bad-setting", _SIZE, what, "a crash or " + GARBAGE, EXPORT_AGAIN)
+
+
+def _texts(model: ModelFolder) -> Iterator[Finding]:
     for key in _TEXT:
         if key in model.settings and not isinstance(model.settings[key], str):
             what = f"{key} is {model.settings[key]!r}, expected a string"
-            yield error("bad-setting", key, what, crash, f"correct {key}")
+            yield error("bad-setting", key, what, _CRASH, f"correct {key}")
+    if not isinstance(model.settings.get(_SAMPLER, ""), str):
+        what = f"{_SAMPLER} is {model.settings[_SAMPLER]!r}, expected a string"
+        yield warning("bad-setting", _SAMPLER, what, "the engine silently takes its default", f"correct {_SAMPLER}")
     for key, words in _WORDS.items():
         value = model.settings.get(key)
         if value is not None and value not in words:
             what = f"{key} is {value!r}; the engine knows {', '.join(words)}"
             yield warning("unknown-setting", key, what, "the engine silently takes its default", f"correct {key}")
-    if "hidden_size" not in model.settings and model.settings:
-        what = "hidden_size is missing, and the engine assumes 4096"
-        yield error("bad-setting", "hidden_size", what, "a crash or " + GARBAGE, EXPORT_AGAIN)
 
 
 def _hidden(model: ModelFolder, node: GraphNode | None) -> Iterator[Finding]:
@@ -71,8 +80,9 @@ def _hidden(model: ModelFolder, node: GraphNode | None) -> Iterator[Finding]:
 
 def _mask(model: ModelFolder, node: GraphNode | None) -> Iterator[Finding]:
     declared = model.settings.get("attention_mask", "int")
-    if node is None or not isinstance(declared, str):
+    if node is None:
         return
+    # the engine takes "int" for what is no string
     expected = _FLOAT if declared == "float" else _INT32
     if node.dtype != expected:
         what = f"attention_mask is {declared!r}, the graph takes type {node.dtype} ({_FLOAT} float, {_INT32} int)"

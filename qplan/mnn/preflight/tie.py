@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from qplan.errors import InputError
 from qplan.formats import TIED_BITS
 from qplan.mnn.engines import HALF_SCALES, TIE_RECORD_OBJECT
-from qplan.mnn.files import LLM_CONFIG_FILE
+from qplan.mnn.files import EMBEDDING_FILE, LLM_CONFIG_FILE
 from qplan.mnn.graph.linear import HALVES, INTEGERS, Linear
 from qplan.mnn.graph.tie import TIE_KEY, TieRecord, read_tie
 from qplan.mnn.preflight.finding import EXPORT_AGAIN, GARBAGE, Finding, error
@@ -26,20 +26,27 @@ def lookup_range(model: ModelFolder) -> tuple[int, int] | None:
 
 def check_tie(model: ModelFolder) -> Iterator[Finding]:
     """Whether the lookup decodes what the head's record holds, in a form that the engine knows."""
+    if not model.tied:
+        return
     try:
         tie = read_tie(model.settings)
     except InputError as problem:
         yield error("tie-malformed", _WHERE, str(problem), GARBAGE, EXPORT_AGAIN)
         return
     if tie is None:
+        what = f"{TIE_KEY} is null, which the engine takes for a record"
+        yield error("tie-malformed", _WHERE, what, "a crash (SIGFPE)", f"take {TIE_KEY} out, or export again")
         return
     yield from _check_form(model, tie)
     if tie.bits not in TIED_BITS:
         what = f"tokens are looked up at {tie.bits} bits; the engine decodes {', '.join(map(str, TIED_BITS))}"
         yield error("tie-width", _WHERE, what, GARBAGE, "build the model with the head at 4, 8 or 16 bits")
         return
+    if tie.weight_offset == 0:
+        yield from _check_apart(model, tie)
+        return
     head = model.head()
-    if head is None or not head.external or tie.weight_offset == 0:  # 0 is a separate file
+    if head is None or not head.external:
         return
     if head.coding not in {INTEGERS, HALVES}:
         yield from _check_halves_beside(model, tie, head)
@@ -54,6 +61,15 @@ def _check_form(model: ModelFolder, tie: TieRecord) -> Iterator[Finding]:
     if tie.scale_bits == 16 and model.engine < HALF_SCALES:
         what = f"its scales have 16 bits; engine {model.engine} reads 32"
         yield error("tie-scales", _WHERE, what, GARBAGE, f"qplan emit --engine {model.engine}")
+
+
+def _check_apart(model: ModelFolder, tie: TieRecord) -> Iterator[Finding]:
+    """A table in a file of its own, which holds codes and then scales; that it is there is checked with all files."""
+    path = model.path("embedding_file", EMBEDDING_FILE)
+    end = tie.alpha_offset + tie.alpha_size
+    if path.is_file() and path.stat().st_size < end:
+        what = f"its scales end at byte {end:,} of {path.name}, which has {path.stat().st_size:,}"
+        yield error("tie-offset", _WHERE, what, GARBAGE, EXPORT_AGAIN)
 
 
 def _check_halves_beside(model: ModelFolder, tie: TieRecord, head: Linear) -> Iterator[Finding]:

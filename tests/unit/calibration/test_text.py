@@ -155,3 +155,42 @@ def test_reading_stops_at_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(text_module, "MAX_CHARACTERS", 5)
     path = _write_lines(tmp_path / "a.jsonl", {"text": "abc"}, {"text": "defg"}, "not read, so not refused")
     assert load_text(str(path)).documents == ("abc", "de")
+
+
+def test_null_text_is_named_with_its_record(tmp_path: Path) -> None:
+    path = _write_lines(tmp_path / "a.jsonl", {"text": "fine"}, {"text": None})
+    with pytest.raises(InputError, match=r"^text is null in .*a\.jsonl, line 2; give it text, or take the record out"):
+        load_text(str(path))
+
+
+def test_halves_of_surrogate_pairs_are_replaced_and_told(tmp_path: Path) -> None:
+    path = _write_lines(tmp_path / "a.jsonl", r'{"text": "a\ud83d b"}', r'{"text": "\ud83d\ude00"}')
+    text = load_text(str(path))
+    assert text.documents == ("a\ufffd b", "\U0001f600")
+    assert [(found.code, found.values["records"]) for found in text.notes] == [("surrogates-replaced", 1)]
+
+
+@pytest.mark.parametrize(
+    "line", ['{"n": ' + "9" * 5000 + ', "text": "a"}', '{"a":' * 100_000 + "1" + "}" * 100_000], ids=["digits", "deep"]
+)
+def test_json_that_python_cannot_hold_is_refused(tmp_path: Path, line: str) -> None:
+    path = _write_lines(tmp_path / "a.jsonl", {"text": "fine"}, line)
+    with pytest.raises(InputError, match="line 2 is not valid JSON"):
+        load_text(str(path))
+
+
+def test_a_number_beyond_floats_beside_a_text_is_no_harm(tmp_path: Path) -> None:
+    path = _write_lines(tmp_path / "a.jsonl", '{"score": 1e999, "text": "a"}')
+    assert load_text(str(path)).documents == ("a",)
+
+
+@pytest.mark.parametrize("source", ["", " ", "x" * 300 + ".txt", "~nobody-of-this-name/a.txt", "a\0b.txt"])
+def test_names_that_no_file_can_have_are_refused(source: str) -> None:
+    with pytest.raises(InputError):
+        load_text(source)
+
+
+def test_a_dataset_that_breaks_off_is_refused_with_its_row(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text('{"text": "a"}\n{"text": ', encoding="utf-8")
+    with pytest.raises(InputError, match="cannot be"):
+        load_text(str(tmp_path))

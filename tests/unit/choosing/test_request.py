@@ -12,8 +12,8 @@ from qplan.choosing.request import Increase, PlanRequest, largest_sum
 from qplan.errors import InputError
 from qplan.planner.budget import parse_budgets
 from qplan.planner.size import Size
+from qplan.run.additivity import JointPoint
 from qplan.run.folder import RunFolder
-from qplan.run.table import JointPoint
 from tests.support.invented_table import make_table
 
 

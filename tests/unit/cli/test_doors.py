@@ -65,6 +65,19 @@ REFUSALS = (
         "InfeasibleError",
     ),
     Refusal("emit --max-kl 0", ("--max-kl 0", "above 0")),
+    Refusal("emit --budget ٣MB", ("'٣MB'", "not understood", "300MB")),
+    Refusal("emit --budget int" + "9" * 5000, ("not understood", "300MB")),
+    Refusal("emit --budget " + "9" * 17 + "GB", ("above the largest", "10^18 bytes", "300MB")),
+    Refusal("emit --max-ram " + "9" * 18 + "GB", ("--max-ram", "at most 10^18 bytes")),
+    Refusal("emit --max-kl 1e308", ("--max-kl 1e+308", "at most 1000")),
+    Refusal("emit --max-decode-ms 1e300", ("--max-decode-ms 1e+300", "at most 1e+09")),
+    Refusal("emit --min-bits *.q_proj=³", ("--min-bits *.q_proj=³", "whole number")),
+    Refusal("emit --pin *.q_proj=int4-b" + "9" * 5000, ("not understood", "int4-b32")),
+    Refusal("emit --engine " + "9" * 5000 + ".0", ("not understood", "3.6.1")),
+    Refusal("emit --run " + "x" * 300, ("x" * 300, "File name too long", "give another")),
+    Refusal("emit --threads " + "9" * 30, ("--threads 9", "at most 2147483647")),
+    Refusal("compat --table empty", ("empty", "Is a directory", "check the name")),
+    Refusal("frontier --points 1001", ("--points 1001", "at most 1000")),
     Refusal("emit --max-kl inf", ("--max-kl inf", "finite")),
     Refusal("emit --max-kl 1e-12 --budget int4", ("KL <=", "nearest"), "InfeasibleError"),
     Refusal("emit --max-ppl-increase 1%%", ("--max-ppl-increase '1%%'", "1%")),
@@ -167,7 +180,7 @@ def answers(work: Path) -> dict[str, dict[str, Any]]:
     return answered([refusal.line for refusal in REFUSALS], work)
 
 
-@pytest.mark.parametrize("refusal", REFUSALS, ids=lambda refusal: refusal.line)
+@pytest.mark.parametrize("refusal", REFUSALS, ids=lambda refusal: refusal.line[:60])
 def test_a_wrong_word_is_refused_without_torch(refusal: Refusal, answers: dict[str, dict[str, Any]]) -> None:
     error = answers[refusal.line]["error"]
     for word in refusal.words:

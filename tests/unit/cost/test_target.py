@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from qplan.cost.file_bytes import FixedBytes
-from qplan.cost.target import find_target, targets
+from qplan.cost.target import find_target, target_names, targets
 from qplan.errors import InputError
 from qplan.formats import FP16, INT4, INT8, QuantFormat
 from qplan.planner.budget import Budget
@@ -21,6 +23,7 @@ HEAD = TensorSpec("lm_head", "/lm", None, "lm_head", Role.HEAD, 1000, 1024, bias
 
 def test_every_target_says_where_it_is_from_and_whether_it_was_run() -> None:
     assert [name for name, target in targets().items() if target.measured] == ["cpu-x86"]
+    assert target_names() == tuple(targets())
     for target in targets().values():
         assert target.source
         assert set(target.ram_bits) == set(target.widths)
@@ -78,8 +81,10 @@ def test_a_profile_adds_times_up(tmp_path_factory: pytest.TempPathFactory) -> No
     assert decode == pytest.approx(2 - 0.25 * counts[0] + counts[1])
     with pytest.raises(InputError, match="no int4-b32 of shape"):
         profile.decode_ms(card.tensors[0], QuantFormat(4, 32))
-    with pytest.raises(InputError, match="another model or of memory low, not normal"):
+    with pytest.raises(InputError, match="the device profile is of memory low, not normal"):
         profile.check_model(card, "normal")
+    with pytest.raises(InputError, match=f"of another model than {card.source}; run 'qplan profile'"):
+        profile.check_model(replace(card, sha256="other"), "low")
     with pytest.raises(InputError, match="run 'qplan profile' first"):
         DeviceProfile.read(path.with_name("none.json"))
 

@@ -17,7 +17,7 @@ import qplan.errors
 from qplan.artifact import SEAL
 from qplan.calibration import Text, tokenize
 from qplan.cli.main import app
-from qplan.cli.modes import InterruptedCommand
+from qplan.cli.signals import HungUpCommand, InterruptedCommand, TerminatedCommand
 from qplan.cost.file_bytes import estimate_fixed
 from qplan.formats import FP16, QuantFormat
 from qplan.jobs.frontier import run_frontier
@@ -25,12 +25,12 @@ from qplan.notes import note
 from qplan.planner.budget import Budget
 from qplan.planner.planning import make_plan
 from qplan.planner.rules import Rules
+from qplan.run.additivity import JointPoint
 from qplan.run.fold import FoldRecord
 from qplan.run.folder import RunFolder
 from qplan.run.journal import Journal, ReferenceRecord
 from qplan.run.plan import GivenRules, LeastBits, Pin, PlannedLimit
 from qplan.run.profile import DeviceProfile, OpTime, TimedModel
-from qplan.run.table import JointPoint
 from tests.support.commands import commands
 from tests.support.documented import DOCS, assert_documented, keys, rows, sections
 from tests.support.invented_run import small_run
@@ -92,7 +92,8 @@ def test_exit_codes() -> None:
     documented = {cells[1].strip("`"): int(cells[0]) for cells in rows(table) if cells[1]}
     errors = [kind for kind in vars(qplan.errors).values() if isinstance(kind, type)]
     expected = {kind.__name__: kind.exit_code for kind in errors if issubclass(kind, qplan.errors.QplanError)}
-    expected[InterruptedCommand.__name__] = InterruptedCommand.exit_code
+    for stop in (InterruptedCommand, TerminatedCommand, HungUpCommand):
+        expected[stop.__name__] = stop.exit_code
     del expected["QplanError"]
     assert documented == expected
 

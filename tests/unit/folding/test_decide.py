@@ -17,6 +17,7 @@ from qplan.folding.decide import check_equal, fitted_scales, run_fold
 from qplan.folding.evidence import gather_evidence
 from qplan.folding.fold import fold, fold_sites, save_folded
 from qplan.model.load import LoadedModel, load_model
+from qplan.model.replace import with_weights
 from qplan.notes import Note
 from qplan.run.calibration import CalibrationSet
 from qplan.run.fold import FoldRecord, fold_of
@@ -63,6 +64,15 @@ def _square_roots(loaded: LoadedModel, *_: object, **__: object) -> dict[str, Te
     scale = torch.ones(64)
     scale[7] = 50
     return {site.name: scale for site in fold_sites(loaded) if site.channels == 64 and not site.tied}
+
+
+def test_scales_before_zeros_stay_where_they_are(qwen2: LoadedModel, tokens: CalibrationSet) -> None:
+    inside = "model.layers.1."
+    dead = [inside + name for name in ("self_attn.o_proj", "mlp.down_proj")]
+    with with_weights(qwen2, {name: torch.zeros_like(qwen2.weight(name)) for name in dead}):
+        scales = fitted_scales(qwen2, torch.from_numpy(tokens.tokens[:1]), "low")
+    assert set(scales) == {site.name for site in fold_sites(qwen2) if not site.name.startswith(inside)}
+    assert all(torch.isfinite(scale).all() for scale in scales.values())
 
 
 def test_a_fold_that_pays_is_kept_and_found_again(

@@ -87,13 +87,32 @@ def test_a_given_plan_keeps_its_folder_and_another_engine_gets_its_own(
 ) -> None:
     planned = given(run, place, made_for)
     options = EmitOptions(plan=planned.path, engine=version(engine))
-    job = EmitJob(options, run, planned.measured, LOADED, LOADED, LOADED, LOADED, print, planned)
+    job = EmitJob(
+        options=options,
+        run=run,
+        table=planned.measured,
+        model=LOADED,
+        skeleton=LOADED,
+        rounder=LOADED,
+        heldout=LOADED,
+        say=print,
+        given=planned,
+    )
     assert job.folder.resolve() == (run.folder / expected).resolve()
     assert job.engine == engine
 
 
 def test_a_plan_that_is_made_has_a_folder_by_budget_and_engine(run: RunFolder) -> None:
     options = EmitOptions(engine=version("3.5"))
-    job = EmitJob(options, run, make_table(), LOADED, LOADED, LOADED, LOADED, print)
+    job = EmitJob(
+        options=options,
+        run=run,
+        table=make_table(),
+        model=LOADED,
+        skeleton=LOADED,
+        rounder=LOADED,
+        heldout=LOADED,
+        say=print,
+    )
     assert job.folder == run.folder / "int8-mnn-3.5.0"
     assert job.engine == "3.5.0"

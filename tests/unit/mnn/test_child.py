@@ -1,5 +1,8 @@
 """Child processes: output, failure, signals and time."""
 
+import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -7,6 +10,7 @@ import pytest
 
 from qplan.errors import ToolError
 from qplan.mnn import child
+from tests.support.wait import group_runs, runs, until
 
 
 @pytest.fixture
@@ -60,3 +64,66 @@ def test_a_hang_is_killed(script: Path, tmp_path: Path, text: str) -> None:
     script.write_text(text)
     with pytest.raises(ToolError, match=r"not done after 0\.5 s, killed"):
         run(tmp_path, timeout_s=0.5)
+
+
+PARENT = """
+import sys, threading
+from pathlib import Path
+from qplan.mnn.child import Child
+sleeper = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])"
+found = []
+# a thread that ends: children belong to the process
+thread = threading.Thread(target=lambda: found.append(Child([sys.executable, "-c", sleeper], cwd=Path.cwd())))
+thread.start(); thread.join()
+print(found[0].pid, flush=True)
+if sys.argv[1] == "ends":
+    sys.exit(0)
+found[0].wait()
+"""
+
+
+@pytest.mark.parametrize("how", ["ends", "SIGKILL", "SIGTERM", "SIGSEGV"])
+def test_a_child_and_its_own_children_end_with_qplan(how: str) -> None:
+    with subprocess.Popen([sys.executable, "-c", PARENT, how], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        group = int(parent.stdout.readline())
+        if how != "ends":
+            until(lambda: group_runs(group))
+            assert runs(group)
+            parent.send_signal(getattr(signal, how))
+        parent.wait(60)
+    until(lambda: not group_runs(group))
+
+
+def test_what_a_child_has_started_ends_with_it(script: Path, tmp_path: Path) -> None:
+    script.write_text(
+        "import os, subprocess, sys\n"
+        "sleeper, nowhere = [sys.executable, '-c', 'import time; time.sleep(60)'], subprocess.DEVNULL\n"
+        "subprocess.Popen(sleeper, stdout=nowhere, stderr=nowhere)\n"
+        "print(os.getpid())"
+    )
+    group = int(run(tmp_path))
+    until(lambda: not group_runs(group))
+
+
+def test_a_forked_process_leaves_the_child_alone(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "import sys; sys.stdin.read(); print('done')"]
+    with child.Child(command, cwd=tmp_path, stdin=subprocess.PIPE) as process:
+        forked = os.fork()
+        if forked == 0:
+            process.end()
+            os._exit(process.poll() or 0)
+        assert os.waitpid(forked, 0)[1] == 0
+        assert process.poll() is None
+        assert process.stdin is not None
+        process.stdin.close()
+        assert process.stdout is not None
+        assert process.stdout.read() == b"done\n"
+        assert process.wait(60) == 0
+
+
+def test_only_the_end_of_an_endless_output_is_kept(script: Path, tmp_path: Path) -> None:
+    script.write_text(f"import sys; sys.stdout.write('x' * {2 * child.MOST_OUTPUT_BYTES}); print('end')")
+    output = run(tmp_path)
+    assert len(output) == child.MOST_OUTPUT_BYTES
+    assert output.endswith("xend\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,10 +11,12 @@ import torch
 from torch import nn
 
 from qplan.errors import InputError
-from qplan.model.discovery import Anatomy, dissect
+from qplan.folding.fold import fold, save_folded
+from qplan.model.discovery import Anatomy, dissect, tie_equal_head
+from qplan.model.load import load_model
 from qplan.model.registry import architecture_of
 from qplan.tensors import Role
-from tests.support.tiny_models import EVERY_BUILDER
+from tests.support.tiny_models import EVERY_BUILDER, make_tokenizer
 
 
 def made(name: str) -> Any:
@@ -74,3 +77,47 @@ def test_a_promised_module_that_is_absent_or_something_else_is_named() -> None:
     other = replace(architecture_of("llama"), final_norm="model.norm", head="model.head")
     with pytest.raises(InputError, match=r"no module 'model\.head'"):
         dissect(made("llama"), made("llama").config, other)
+
+
+def _tied_by_values(model: Any) -> bool:
+    return tie_equal_head(model, model.config, architecture_of(model.config.model_type))
+
+
+def test_an_untied_head_that_equals_the_embedding_is_tied() -> None:
+    model = made("llama")
+    with torch.no_grad():
+        model.lm_head.weight.copy_(model.model.embed_tokens.weight)
+    untied = dissected(model)
+    assert not untied.tensors[-1].tied
+    assert _tied_by_values(model)
+    tied = dissected(model)
+    assert tied.tensors[-1].tied
+    assert (tied.embedding_weights, untied.embedding_weights) == (0, model.lm_head.weight.numel())
+    # now they are one: nothing is left to tie
+    assert not _tied_by_values(model)
+
+
+def test_a_head_that_differs_in_one_value_stays_apart() -> None:
+    model = made("llama")
+    with torch.no_grad():
+        model.lm_head.weight.copy_(model.model.embed_tokens.weight)
+        model.lm_head.weight[-1, -1] *= 1.0001
+    assert not _tied_by_values(model)
+    assert not dissected(model).tensors[-1].tied
+
+
+def test_a_saved_copy_of_a_model_that_was_tied_loads_as_tied(tmp_path: Path) -> None:
+    model = made("llama")
+    with torch.no_grad():
+        model.lm_head.weight.copy_(model.model.embed_tokens.weight)
+    model.save_pretrained(tmp_path / "equal")
+    make_tokenizer().save_pretrained(tmp_path / "equal")
+    loaded = load_model(str(tmp_path / "equal"))
+    assert loaded.tied_by_values
+    scales = {"lm_head": torch.linspace(0.5, 2, loaded.head.in_features)}
+    save_folded(fold(loaded, scales), tmp_path / "folded")
+    again = load_model(str(tmp_path / "folded"))
+    assert again.card.tensors == loaded.card.tensors
+    assert not again.tied_by_values
+    tokens = torch.arange(12)[None]
+    torch.testing.assert_close(again.logits(tokens), loaded.logits(tokens), rtol=1e-4, atol=1e-4)

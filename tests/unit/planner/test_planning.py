@@ -18,7 +18,9 @@ from qplan.planner.planning import make_plan
 from qplan.planner.problem import Problem, build_problem
 from qplan.planner.rules import Rules
 from qplan.planner.solver.solver import solve
-from qplan.run.table import JointPoint, Loss, SensitivityTable
+from qplan.run.additivity import JointPoint
+from qplan.run.measurement import Loss
+from qplan.run.table import SensitivityTable
 from qplan.tensors import TensorGroup
 from tests.support.invented_table import make_table
 

@@ -17,7 +17,7 @@ from qplan.notes import note
 from qplan.planner.budget import Budget
 from qplan.planner.planning import make_plan
 from qplan.planner.validate import recount, validate_plan
-from qplan.run.decode import Source
+from qplan.run.decode import JsonText
 from qplan.run.plan import Plan
 from qplan.run.table import SensitivityTable
 
@@ -150,7 +150,7 @@ JSON = st.recursive(
 @given(JSON, st.sampled_from([None, 1, 4]))
 def test_lines_of_any_value(value: object, indent: int | None) -> None:
     text = json.dumps(value, indent=indent, ensure_ascii=False)
-    source = Source("x", text)
+    source = JsonText("x", text)
 
     def walk(value: object, path: tuple[str | int, ...]) -> None:
         line = source.line(*path)

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from qplan.artifact import SEAL
+from qplan.cost.file_bytes import FileBytes
 from qplan.errors import InputError
 from qplan.notes import note, text_note
 from qplan.run.baselines import measured_once
-from qplan.run.plan import FileBytes
 from qplan.run.verification import Accuracy, BuiltModel, Check, EngineRun, Speed, Verification
 from qplan.tensors import Role
 from qplan.verify.checks import emulation, not_worse
@@ -106,6 +106,17 @@ def test_losses_of_float_rounding_are_equal() -> None:
 def test_torch_must_predict_the_engine_within_five_percent(emulated: float, *, kept: bool) -> None:
     checks = emulation(built("int8", low=1e-3, normal=1e-4, emulated_low=emulated), QWEN)
     assert [check.passed for check in checks] == [True, kept]
+
+
+@pytest.mark.parametrize(("emulated", "kept"), [(4.43e-2, True), (4.95e-2, False)])
+def test_the_limit_follows_the_scatter_that_was_measured(emulated: float, *, kept: bool) -> None:
+    model = built("plan", low=4.09e-2, normal=1e-3, emulated_low=emulated)
+    assert not emulation(model, QWEN)[1].passed
+    scattered = replace(model, emulated_stderr_nats={"low": 1.5e-3, "normal": 0.0})
+    checks = emulation(scattered, QWEN)
+    assert [check.passed for check in checks] == [True, kept]
+    assert checks[1].name == "plan: torch's loss equals the engine's, memory low"
+    assert checks[1].detail.endswith("limit 20%")
 
 
 @pytest.mark.parametrize(("emulated", "kept"), [(1.2e-3, True), (1.3e-3, False)])

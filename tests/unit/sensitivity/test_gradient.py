@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from qplan.model.backward import sampled_backward
 from qplan.model.load import LoadedModel, load_model
 from qplan.model.mixture import RoutedLinear
 from qplan.model.replace import with_forward, with_weights
+from qplan.notes import note
 from qplan.quantize import Int8Activations
 from qplan.run.calibration import CalibrationSet
 from qplan.run.table import SensitivityTable
@@ -201,11 +203,26 @@ def test_nothing_changed_loses_nothing(qwen2: LoadedModel, calibration: Calibrat
     assert all(row.kl_nats == 0 and row.sqnr_db == math.inf for row in table.measurements)
 
 
-def test_a_zero_loss_of_a_changed_tensor_is_refused(qwen2: LoadedModel, calibration: CalibrationSet) -> None:
+def test_what_a_matrix_of_zeros_hides_loses_nothing(qwen2: LoadedModel, calibration: CalibrationSet) -> None:
     dead = "model.layers.1.mlp.down_proj"
+    with with_weights(qwen2, {dead: torch.zeros_like(qwen2.weight(dead))}):
+        table = estimated_table(qwen2, calibration, (INT8,))
+    hidden = [f"model.layers.1.mlp.{name}_proj" for name in ("gate", "up", "down")]
+    assert {row.tensor for row in table.measurements if row.kl_nats == 0} == set(hidden)
+    assert note("tensors-without-loss", count=3, tensors=hidden, others=0) in table.notes
+
+
+def test_a_zero_loss_that_the_whole_model_denies_is_refused(qwen2: LoadedModel, calibration: CalibrationSet) -> None:
+    mlp: Any = qwen2.model.get_submodule("model.layers.1.mlp")
+    plain = mlp.forward
+
+    def without_gradient(x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = plain(x)
+        return y + (y.detach() - y)
+
     with (
-        with_weights(qwen2, {dead: torch.zeros_like(qwen2.weight(dead))}),
-        pytest.raises(MeasurementError, match=r"gate_proj in int8, memory low, changes its values but loses exactly 0"),
+        with_forward(mlp, without_gradient),
+        pytest.raises(MeasurementError, match=r"gate_proj in int8, .* loses exactly 0 .* measurement is broken"),
     ):
         estimated_table(qwen2, calibration, (INT8,))
 

@@ -10,18 +10,21 @@ import pytest
 import torch
 from torch import nn
 
+from qplan.cost.file_bytes import estimate_fixed
 from qplan.errors import InputError, MeasurementError
 from qplan.formats import FP16, INT4, INT8, QuantFormat, parse_formats
 from qplan.model.load import LoadedModel
 from qplan.model.replace import with_forward, with_weights
 from qplan.notes import text_note
+from qplan.planner.budget import parse_budgets
+from qplan.planner.planning import make_plan
 from qplan.quantize import Int8Activations
 from qplan.run.calibration import CalibrationSet
 from qplan.run.table import SensitivityTable
 from qplan.sensitivity.joint import joint_losses
 from qplan.sensitivity.menu import resolve_menu
 from qplan.sensitivity.metrics import compare, reference_of
-from qplan.sensitivity.replay import ReferencePass
+from qplan.sensitivity.replay import LayerPass, ReferencePass
 from qplan.sensitivity.variants import StoredWeights, apply_formats
 from qplan.settings import Memory
 from tests.support.whole_tables import compare_logits, measured_table
@@ -138,15 +141,24 @@ def test_weights_that_are_halves_lose_nothing_as_fp16(qwen2: LoadedModel, calibr
     assert all(m.kl_nats == 0 and m.sqnr_db == math.inf for m in table.measurements)
 
 
-def test_a_zero_loss_of_a_changed_tensor_is_refused(qwen2: LoadedModel, calibration: CalibrationSet) -> None:
-    dead = "model.layers.1.mlp.down_proj"
-    with (
-        with_weights(qwen2, {dead: torch.zeros_like(qwen2.weight(dead))}),
-        pytest.raises(
-            MeasurementError,
-            match=r"layers\.1\.mlp\.gate_proj in int8, memory low, changes its values but loses exactly 0",
-        ),
-    ):
+def test_an_inserted_layer_that_adds_nothing_yet_loses_nothing(qwen2: LoadedModel, calibration: CalibrationSet) -> None:
+    inside = "model.layers.1."
+    dead = [inside + name for name in ("self_attn.o_proj", "mlp.down_proj")]
+    with with_weights(qwen2, {name: torch.zeros_like(qwen2.weight(name)) for name in dead}):
+        table = measured_table(qwen2, calibration, (INT8,))
+    silent = {m.tensor for m in table.measurements if m.kl_nats == 0}
+    assert silent == {spec.name for spec in qwen2.card.tensors if spec.name.startswith(inside)}
+    (told,) = [told for told in table.notes if told.code == "tensors-without-loss"]
+    assert "7 tensors lose exactly nothing" in str(told)
+    plan = make_plan(table, parse_budgets(["16bpw"]), estimate_fixed(qwen2.card))
+    assert set(plan.formats) == {spec.name for spec in qwen2.card.tensors}
+
+
+def test_a_zero_loss_that_the_whole_model_denies_is_refused(
+    qwen2: LoadedModel, calibration: CalibrationSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LayerPass, "replay", lambda here, _linear, outputs: [here.end] * len(outputs))
+    with pytest.raises(MeasurementError, match=r"q_proj in int8, memory low, loses exactly 0 .* measurement is broken"):
         measured_table(qwen2, calibration, (INT8,))
 
 

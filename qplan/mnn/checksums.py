@@ -1,0 +1,65 @@
+"""``checksums.json``: sizes and hashes of a built model's files, so that damage on the way to a device is found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from qplan.artifact import check_header, parse_json, read_bounded, sha256_file, write_json
+from qplan.errors import InputError
+from qplan.mnn.files import CHECKSUMS_FILE, CONFIG_FILE, LLM_CONFIG_FILE
+
+KIND, SCHEMA = "checksums", 1
+
+_LEFT_OUT = frozenset({CHECKSUMS_FILE, CONFIG_FILE, LLM_CONFIG_FILE})
+"""Settings, which people change: threads, sampling, prompts."""
+
+_MOST_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Checksum:
+    """What a file was when the model was built."""
+
+    bytes: int
+    sha256: str
+
+
+def write_checksums(folder: Path) -> None:
+    """Note sizes and hashes of a model's files beside them."""
+    files = {
+        path.name: {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        for path in sorted(folder.iterdir())
+        if path.is_file() and path.name not in _LEFT_OUT
+    }
+    write_json(folder / CHECKSUMS_FILE, KIND, SCHEMA, {}, {"files": files})
+
+
+def read_checksums(folder: Path) -> dict[str, Checksum]:
+    """Checksums by file name; nobody vouches for the folder.
+
+    Raises:
+        InputError: not such a file, or it names files outside the folder.
+        StaleArtifactError: written by a newer qplan.
+    """
+    path = folder / CHECKSUMS_FILE
+    document = parse_json(read_bounded(path, _MOST_BYTES))
+    if not isinstance(document, dict):
+        msg = f"{path} holds a JSON {type(document).__name__}, expected an object"
+        raise InputError(msg)
+    check_header(document, path, KIND, SCHEMA)
+    files = document.get("files")
+    if not isinstance(files, dict):
+        msg = f"{path} has no object 'files'"
+        raise InputError(msg)
+    return {name: _checksum(name, value) for name, value in files.items()}
+
+
+def _checksum(name: str, value: object) -> Checksum:
+    fields = value if isinstance(value, dict) else {}
+    size, digest = fields.get("bytes"), fields.get("sha256")
+    plain = name not in {"", ".", ".."} and not set(name) & {"/", "\\", "\0"}
+    if not plain or not isinstance(size, int) or isinstance(size, bool) or not isinstance(digest, str):
+        msg = f"its entry for {name[:80]!r} is not a file of the folder with 'bytes' and 'sha256'"
+        raise InputError(msg)
+    return Checksum(size, digest)
