@@ -18,7 +18,7 @@ from qplan.run.plan import Plan
 from qplan.run.table import SensitivityTable
 from qplan.tensors import short_name
 
-ANY_NATS = 1e6
+ANY_NATS = 1e3
 """A limit on the loss that every plan keeps, to ask for the smallest plan of all."""
 
 

@@ -63,7 +63,7 @@ def test_changed_ids_and_newer_files_are_refused(tmp_path: Path, qwen2: LoadedMo
     _cut(qwen2).write(path)
     value = json.loads(path.read_text())
     path.write_text(json.dumps(value | {"tokens": value["heldout"]}))
-    with pytest.raises(InputError, match="do not match their sha256"):
+    with pytest.raises(InputError, match="does not match its sha256"):
         CalibrationSet.read(path)
     path.write_text(json.dumps(value | {"schema": 99}))
     with pytest.raises(StaleArtifactError):

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from qplan.errors import StorageError
 from qplan.cli import console
-from qplan.errors import StorageError
 from qplan.cli.console import Terminal
+from qplan.errors import StorageError
 
 
 def test_control_characters_are_shown_and_not_obeyed() -> None:
@@ -33,8 +32,7 @@ def test_markup_in_a_progress_line_is_text(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
 def test_a_full_disk_is_told_and_is_no_bug() -> None:
-    code = "from qplan.errors import StorageError
-from qplan.cli.main import main; main(['emit', '--budget', 'int44', '--json'])"
+    code = "from qplan.cli.main import main; main(['emit', '--budget', 'int44', '--json'])"
     with Path("/dev/full").open("w") as full:
         done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode == StorageError.exit_code

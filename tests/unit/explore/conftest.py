@@ -48,7 +48,9 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def weights(home: RunFolder, sha256: str) -> None:
     """The weights of one tensor, folded, with the integers and moments of its input."""
     home.folded.mkdir()
-    FoldRecord("tiny", "0" * 64, sha256, "low", {}).write(home.fold, {})
+    FoldRecord("tiny", "0" * 64, sha256, "low", {"original": {"int8": 2e-3}, "folded": {"int8": 1e-3}}).write(
+        home.fold, {}
+    )
     weight = torch.randn(64, 192, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
     save_file({f"{SPECIMEN}.weight": weight}, home.folded / "model.safetensors")
     stored = rtn(weight.float(), QuantFormat.parse("int4"))
