@@ -104,8 +104,14 @@ def test_one_converter_makes_a_build_and_none_reads_it_back(
 def test_built_folder_holds_only_what_ships(untied_model: ExportedModel, tmp_path: Path) -> None:
     untied_model.build(untied_model.tensors(untied_model.formats(INT8)), tmp_path / "m")
     assert {path.name for path in (tmp_path / "m").iterdir()} == {
-        "config.json", "llm_config.json", "llm.mnn", "llm.mnn.weight", "tokenizer.mtok", "embeddings_bf16.bin"
-    }  # fmt: skip
+        "checksums.json",
+        "config.json",
+        "llm_config.json",
+        "llm.mnn",
+        "llm.mnn.weight",
+        "tokenizer.mtok",
+        "embeddings_bf16.bin",
+    }
 
 
 @pytest.mark.parametrize("bits", [2, 3, 5, 6])

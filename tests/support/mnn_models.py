@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
+    AutoTokenizer,
     PreTrainedTokenizerFast,
 )
 
@@ -121,9 +122,14 @@ def save(model: Any, folder: Path) -> Path:
         vocab_size=VOCABULARY, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(TEXT, trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>")
+    end = "<|endoftext|>"
+    # a class of transformers' own would add a token for what is unknown, which the model lacks
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=end, pad_token=end, unk_token=end)
     fast.save_pretrained(folder)
     model.save_pretrained(folder)
+    if model.config.model_type == "qwen2":
+        # transformers splits texts as its class for Qwen2 does, whatever the file says: make the file say it too
+        AutoTokenizer.from_pretrained(folder).save_pretrained(folder)
     return folder
 
 
