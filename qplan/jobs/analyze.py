@@ -14,6 +14,7 @@ from qplan.jobs.additivity import measure_additivity
 from qplan.jobs.auto import analyze_auto
 from qplan.jobs.checks import check_analyze
 from qplan.jobs.model_context import check_context
+from qplan.jobs.one_pass import analyze_in_one_pass
 from qplan.jobs.options import LOGITS_BYTES, MOST_SEQUENCES, AnalyzeOptions
 from qplan.model.load import LoadedModel, load_model
 from qplan.notes import Note, note
@@ -67,6 +68,14 @@ def run_analyze(options: AnalyzeOptions, run: RunFolder, say: Say, progress: Pro
     jobs = options.jobs or (default_jobs() if options.device == "cpu" else 1)
     batch_size = options.batch_size or sequences_per_pass(loaded.card, calibration.seq_len)
     notes = (*context.notes, *notes, *text.notes)
+    if options.drawn is not None:
+        table = analyze_in_one_pass(
+            options, run, loaded, calibration, batch_size=batch_size, drawn=options.drawn, say=say, progress=progress
+        )
+        table = replace(table, notes=(*table.notes, *notes))
+        calibration.write(run.calibration)
+        table.write(run.sensitivity)
+        return table
     if options.fold == "auto" and options.dtype != "float32":
         notes += (note("folding-not-tried", dtype=options.dtype),)
     elif options.fold == "auto":

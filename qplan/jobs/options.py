@@ -57,6 +57,8 @@ class AnalyzeOptions:
     """Longest sequence in tokens that the built model takes; None for the model's own context."""
     llmexport: Path | None = None
     """Exporter that emit will use, by whose measured errors the model's settings are judged; None for the package."""
+    drawn: int | None = None
+    """Output features of every tensor that losses are estimated from; None for all."""
     device: str = "cpu"
     dtype: DTypeName = "float32"
     restart: bool = False

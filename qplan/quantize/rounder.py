@@ -99,9 +99,24 @@ class Rounder:
             return rtn(weight, fmt)
         with one_thread():
             curvature, judge = self._prepared.of(self.moments, self.judge, name, weight.device)
-            if judge is None:
-                return round_with(self.rounding, weight, fmt, curvature)
-            return best_rows(weight, [round_with(how, weight, fmt, curvature) for how in CANDIDATES], judge)
+            return round_rows(weight, fmt, self.rounding, curvature, judge)
+
+
+def round_rows(
+    weight: Tensor, fmt: QuantFormat, rounding: str, curvature: Curvature | None, judge: Tensor | None
+) -> StoredTensor:
+    """Store ``weight [out, in]``, any rows of a matrix, in a format.
+
+    Args:
+        weight: the rows.
+        fmt: any format; floats are stored as they are.
+        rounding: one of `qplan.roundings.ROUNDINGS`.
+        curvature: of the inputs that it is fitted to; needed unless the rounding fits to nothing.
+        judge: moments ``[in, in]`` of other tokens, by which ``auto`` chooses.
+    """
+    if fmt.is_float or rounding != "auto" or judge is None:
+        return round_with("rtn" if fmt.is_float else rounding, weight, fmt, curvature)
+    return best_rows(weight, [round_with(how, weight, fmt, curvature) for how in CANDIDATES], judge)
 
 
 @contextmanager
