@@ -12,6 +12,8 @@ from qplan.notes import Note, few, note
 _GREETING = ({"role": "user", "content": "Hello"},)
 """The plainest conversation: a template that cannot render it renders none."""
 
+_WORD = "word"
+
 _SHOWN_CHARACTERS = 200
 
 
@@ -33,6 +35,17 @@ def check_ids(tokenizer: Any, vocabulary: int) -> None:  # noqa: ANN401 - a Hugg
         f"add rows to the model: resize_token_embeddings({beyond[-1][0] + 1})"
     )
     raise InputError(msg)
+
+
+def start_of_text(tokenizer: Any) -> list[int]:  # noqa: ANN401
+    """Special tokens that a tokenizer puts before every text unless it is told not to; none for most."""
+    plain, whole = (
+        [int(token) for token in tokenizer(_WORD, add_special_tokens=special, verbose=False)["input_ids"]]
+        for special in (False, True)
+    )
+    count = len(plain)
+    places = (place for place in range(len(whole) - count + 1) if whole[place : place + count] == plain)
+    return whole[: next(places, 0)]
 
 
 def check_chat_template(tokenizer: Any) -> tuple[Note, ...]:  # noqa: ANN401

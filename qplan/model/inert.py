@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from qplan.errors import InputError
-from qplan.model.source import INDEX_FILE, read_config, weight_files
+from qplan.model.source import INDEX_FILE, WEIGHTS_FILE, read_config, weight_files
 from qplan.scratch import Scratch
 
 CONFIG_FILE, TOKENIZER_CONFIG_FILE = "config.json", "tokenizer_config.json"
@@ -33,12 +33,11 @@ _DATA = (
     "added_tokens.json",
     "special_tokens_map.json",
     "chat_template.jinja",
-    INDEX_FILE,
 )
 """Data besides weights: parsed, never run; templates are rendered in a sandbox by transformers."""
 
 VIEWED = (*_REWRITTEN, *_DATA)
-"""Everything but weights that transformers and the exporter are given."""
+"""Everything but weights and their index that transformers and the exporter are given."""
 
 _RUNS = frozenset({"auto_map", "custom_generate", "custom_pipelines", "trust_remote_code", "use_kernels"})
 """Keys that name code."""
@@ -67,9 +66,14 @@ def inert_view(folder: Path, at: Path | None = None) -> Iterator[Path]:
                 if name == CONFIG_FILE or path.is_file():
                     text = json.dumps(without_code(read_config(path)), indent=1, ensure_ascii=False)
                     (view / name).write_text(text, encoding="utf-8")
-            for path in (*(folder / name for name in _DATA), *weight_files(folder)):
+            weights = weight_files(folder)
+            for path in (*(folder / name for name in _DATA), *weights):
                 if path.is_file():
                     (view / path.name).symlink_to(path.resolve())
+            if weights != (folder / WEIGHTS_FILE,):
+                # transformers wants metadata there, which other tools leave out
+                index = read_config(folder / INDEX_FILE) | {"metadata": {}}
+                (view / INDEX_FILE).write_text(json.dumps(index), encoding="utf-8")
             yield view
         finally:
             shutil.rmtree(view)

@@ -23,6 +23,8 @@ from qplan.model.stock import blamed_on, check_builds, check_class, load_weights
 from qplan.settings import DTypeName
 
 _TRIED_TOKENS = 4
+_WORDS = "the quick brown fox"
+_AGAIN = "are its files whole? Download them again"
 
 
 @dataclass(frozen=True)
@@ -220,6 +222,12 @@ def _check_computes(loaded: LoadedModel) -> None:
             "small"
         )
         raise InputError(msg)
+    if bool((logits == logits[..., :1]).all()):
+        msg = (
+            f"{loaded.folder} computes the same logit for every token of its vocabulary; its weights were never filled "
+            "in, or are zeros where nothing else gets through; save or download the model again"
+        )
+        raise InputError(msg)
 
 
 def load_tokenizer(folder: Path, view: Path) -> Any:  # noqa: ANN401 - a PreTrainedTokenizerBase
@@ -234,7 +242,12 @@ def load_tokenizer(folder: Path, view: Path) -> Any:  # noqa: ANN401 - a PreTrai
     """
     check_tokenizer_there(folder)
     with blamed_on(folder, "has no usable tokenizer"):
-        return AutoTokenizer.from_pretrained(view, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(view, local_files_only=True, trust_remote_code=False)
+        empty = not tokenizer(_WORDS, add_special_tokens=False)["input_ids"]
+    if empty:
+        msg = f"{folder} has no usable tokenizer: {type(tokenizer).__name__} makes no tokens of {_WORDS!r}; {_AGAIN}"
+        raise InputError(msg)
+    return tokenizer
 
 
 def _card(source: str, sha256: str, model: Any, anatomy: Anatomy) -> ModelCard:  # noqa: ANN401
