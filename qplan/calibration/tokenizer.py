@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from jinja2 import TemplateSyntaxError
@@ -55,10 +56,19 @@ def check_chat_template(tokenizer: Any) -> tuple[Note, ...]:  # noqa: ANN401
         A note if it raises; none if it works or there is no template.
 
     Raises:
-        InputError: the template does not parse: the engine would render chats without any.
+        InputError: the template is no text or does not parse: the engine would render chats without any.
     """
-    if not getattr(tokenizer, "chat_template", None):
+    template = getattr(tokenizer, "chat_template", None)
+    if not template:
         return ()
+    texts = template.values() if isinstance(template, Mapping) else [template]
+    if not all(isinstance(text, str) for text in texts):
+        msg = (
+            f"the model's chat template is {str(template)[:_SHOWN_CHARACTERS]!r} (a {type(template).__name__}); expected "
+            "a text, or a list of objects with name and template; mend chat_template in tokenizer_config.json, or take "
+            "it out for a model that only continues text"
+        )
+        raise InputError(msg)
     try:
         tokenizer.apply_chat_template(list(_GREETING), tokenize=False, add_generation_prompt=True)
     except TemplateSyntaxError as error:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from qplan.errors import InputError
 from qplan.model.config_fit import check_fits
-from qplan.model.config_values import check_agreement, check_values
+from qplan.model.config_values import check_agreement, check_generation, check_values
 from qplan.model.headers import TensorHeader, check_no_pointer, read_headers
-from qplan.model.inert import CONFIG_FILE, VIEWED
+from qplan.model.inert import CONFIG_FILE, GENERATION_CONFIG_FILE, VIEWED
 from qplan.model.quantized import check_unquantized
 from qplan.model.registry import architecture_of
 from qplan.model.source import local_folder, read_config, weight_files
@@ -52,6 +52,9 @@ def check_folder(folder: Path) -> None:
         if (folder / name).is_file():
             check_no_pointer(folder / name)
     check_values(path, config)
+    generation = folder / GENERATION_CONFIG_FILE
+    if generation.is_file():
+        check_generation(generation, read_config(generation))
     # the configuration may name a quantization whose layout is no safetensors file's
     check_unquantized(folder, config, {})
     if config.get("model_type") is None:

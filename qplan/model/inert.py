@@ -20,8 +20,9 @@ from qplan.model.source import INDEX_FILE, WEIGHTS_FILE, read_config, weight_fil
 from qplan.scratch import Scratch
 
 CONFIG_FILE, TOKENIZER_CONFIG_FILE = "config.json", "tokenizer_config.json"
+GENERATION_CONFIG_FILE = "generation_config.json"
 
-_REWRITTEN = (CONFIG_FILE, TOKENIZER_CONFIG_FILE, "generation_config.json")
+_REWRITTEN = (CONFIG_FILE, TOKENIZER_CONFIG_FILE, GENERATION_CONFIG_FILE)
 """JSON that libraries take class names, kernels and switches from."""
 
 _DATA = (

@@ -12,7 +12,7 @@ from qplan.errors import InputError, ToolError
 from qplan.mnn.build.export_view import export_view
 from qplan.mnn.build.exporter_source import ExportOptions, find_exporter
 from qplan.mnn.build.skeleton import REQUIRED_FILES, Skeleton, write_marker
-from qplan.mnn.build.text_start import settle_text_start
+from qplan.mnn.build.tokenizer_ids import settle_ids
 from qplan.mnn.child import run_child
 from qplan.mnn.files import EXPORT_ARGS_FILE
 from qplan.mnn.graph.input_scale import scale_input
@@ -115,7 +115,7 @@ def export(
                 environment=environment,
                 progress=None if progress is None else _without_frames(progress),
             )
-            settle_text_start(draft, view)
+            settle_ids(draft, view)
         missing = [name for name in REQUIRED_FILES if not (draft / name).is_file()]
         if missing:
             msg = f"{what}: it reported success but did not write {', '.join(missing)}"

@@ -121,6 +121,13 @@ QUANTIZED: dict[str, tuple[Callable[[Tensor], dict[str, Tensor]], str]] = {
     "fp8 in blocks": (lambda w: {".weight": w.to(torch.float8_e4m3fn), ".weight_scale_inv": w}, "FP8 in blocks"),
     "fp8": (lambda w: {".weight": w.to(torch.float8_e4m3fn)}, r"q_proj\.weight is stored as F8_E4M3"),
     "int8": (lambda w: {".weight": w.to(torch.int8)}, r"q_proj\.weight is stored as I8"),
+    "awq": (lambda w: {".qweight": w.int(), ".scales": w, ".qzeros": w.int()}, "GPTQ or AWQ, by the tensor"),
+    "hqq": (lambda w: {".W_q": w.to(torch.uint8), ".scale": w, ".zero": w}, "HQQ, by the tensor"),
+    "exl2": (lambda w: {".q_weight": w.int(), ".q_scale": w.int(), ".q_groups": w.int()}, "EXL2 or EXL3, by the"),
+    "exl3": (lambda w: {".trellis": w.int(), ".suh": w, ".svh": w}, "EXL2 or EXL3, by the tensor"),
+    "aqlm": (lambda w: {".codes": w.int(), ".codebooks": w, ".scales": w}, "AQLM, by the tensor"),
+    "quip": (lambda w: {".Qidxs": w.int(), ".SU": w, ".SV": w}, "QuIP#, by the tensor"),
+    "mxfp4": (lambda w: {"_blocks": w.to(torch.uint8), "_scales": w.to(torch.uint8)}, "MXFP4, by the tensor"),
 }
 
 
@@ -143,6 +150,14 @@ def test_quantized_weights_are_known_without_a_word_in_the_config(folder: Path, 
         ({"quantization_config": {"quant_method": "awq"}}, "awq, by quantization_config in config.json"),
         ({"quantization_config": "yes"}, "quantization_config in config.json"),
         ({"compression_config": {"format": "x"}}, "compression_config in config.json"),
+        *(
+            ({"quantization_config": {"quant_method": method}}, f"{method}, by quantization_config in config.json")
+            for method in ("gptq", "bitsandbytes", "compressed-tensors", "torchao", "fp8")
+        ),
+        (
+            {"quantization": {"bits": 4}, "quantization_config": {"group_size": 64, "bits": 4}},
+            "quantization_config in config.json",
+        ),
     ],
 )
 def test_a_config_that_names_a_quantization_is_believed(folder: Path, keys: dict[str, Any], message: str) -> None:
@@ -156,6 +171,25 @@ def test_a_config_that_names_a_quantization_is_believed(folder: Path, keys: dict
 def test_modelopts_own_file_is_believed(folder: Path) -> None:
     change(folder, "hf_quant_config.json", quantization={"quant_algo": "NVFP4"})
     with pytest.raises(InputError, match=r"already quantized \(NVFP4, by hf_quant_config\.json\)"):
+        check_folder(folder)
+
+
+@pytest.mark.parametrize("without", [(WEIGHTS,), (WEIGHTS, "config.json", "tokenizer.json")])
+def test_a_gguf_file_is_no_checkpoint(folder: Path, without: tuple[str, ...]) -> None:
+    (folder / "tiny-Q4_K_M.gguf").write_bytes(b"GGUF" + bytes(100))
+    check_folder(folder)
+    for name in without:
+        (folder / name).unlink()
+    with pytest.raises(InputError, match=r"a model for llama\.cpp \(tiny-Q4_K_M\.gguf\), .*; give the original"):
+        check_folder(folder)
+    with pytest.raises(InputError, match=r"tiny-Q4_K_M\.gguf is not a folder; give the folder that holds config\.json"):
+        check_source(str(folder / "tiny-Q4_K_M.gguf"))
+
+
+def test_a_byte_order_mark_is_named(folder: Path) -> None:
+    path = folder / "config.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    with pytest.raises(InputError, match=r"config\.json cannot be used: it begins with a byte order mark"):
         check_folder(folder)
 
 
@@ -184,6 +218,13 @@ def test_an_adapter_alone_is_to_be_merged(folder: Path) -> None:
         check_folder(folder)
 
 
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"])
+def test_an_adapter_beside_its_base_is_not_left_out_in_silence(folder: Path, name: str) -> None:
+    (folder / name).write_text("{}")
+    with pytest.raises(InputError, match=rf"adapter \({name}\) .*, which would be left out; merge it .*, or take"):
+        check_folder(folder)
+
+
 def test_an_adapter_without_its_config_is_known_by_its_tensors(folder: Path) -> None:
     tensors = load_file(folder / WEIGHTS)
     store(folder, tensors | {"model.layers.0.self_attn.q_proj.lora_A.weight": torch.zeros(8, 64)})
@@ -209,6 +250,39 @@ def test_weights_of_another_name_are_not_what_transformers_reads(folder: Path) -
         check_folder(folder)
     shutil.copy(folder / "consolidated.safetensors", folder / WEIGHTS)
     assert [path.name for path in weight_files(folder)] == [WEIGHTS]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is not JSON"),
+        ("[]", "holds a JSON list"),
+        ('{"eos_token_id": "</s>"}', r'eos_token_id is "</s>"; expected a token id, a list of them, or null'),
+        ('{"eos_token_id": [0, NaN]}', r"eos_token_id is \[0, NaN\]; expected a token id"),
+        (POINTER, "Git LFS pointer"),
+    ],
+)
+def test_a_generation_config_that_cannot_be_meant_is_named(folder: Path, content: str, message: str) -> None:
+    (folder / "generation_config.json").write_text(content)
+    with pytest.raises(InputError, match=rf"generation_config\.json.* {message}"):
+        check_folder(folder)
+
+
+def test_a_vocabulary_needs_its_merges(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.json").write_text("{}")
+    with pytest.raises(InputError, match=r"no usable tokenizer: vocab\.json without merges\.txt"):
+        check_folder(folder)
+    (folder / "merges.txt").write_text("")
+    check_folder(folder)
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, lambda path: path.symlink_to("../../blobs/gone")])
+def test_weights_that_are_no_file_are_named(folder: Path, make: Callable[[Path], None]) -> None:
+    (folder / WEIGHTS).unlink()
+    make(folder / WEIGHTS)
+    with pytest.raises(InputError, match=r"model\.safetensors (cannot be read|does not exist)"):
+        check_folder(folder)
 
 
 def test_a_name_longer_than_file_systems_hold_is_refused() -> None:
@@ -241,6 +315,19 @@ def test_a_matrix_beyond_fp16_is_named_with_its_largest_value(folder: Path) -> N
     tensors["model.layers.1.mlp.up_proj.weight"][3, 2] = -98765.0
     store(folder, tensors)
     with pytest.raises(InputError, match=r"layers\.1\.mlp\.up_proj holds values up to 9\.876e\+04, .* ends at 65,504"):
+        load_model(str(folder))
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod."])
+def test_weights_of_a_wrapped_model_are_to_be_unwrapped(folder: Path, prefix: str) -> None:
+    store(folder, {prefix + key: one for key, one in load_file(folder / WEIGHTS).items()})
+    with pytest.raises(InputError, match=rf"they hold {prefix}\S+ and \d+ more instead: save the model again, unwrapp"):
+        load_model(str(folder))
+
+
+def test_weights_that_were_never_filled_in_are_no_model(folder: Path) -> None:
+    store(folder, {key: torch.zeros_like(one) for key, one in load_file(folder / WEIGHTS).items()})
+    with pytest.raises(InputError, match="computes the same logit for every token of its vocabulary"):
         load_model(str(folder))
 
 
