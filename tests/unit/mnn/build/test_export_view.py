@@ -1,0 +1,104 @@
+"""What llmexport is given: a ``tokenizer.json`` and one chat template, whatever the model's folder has."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sentencepiece
+from transformers import AutoTokenizer
+
+from qplan.errors import InputError
+from qplan.mnn.build.export_view import export_view
+from qplan.model.load import load_model
+from tests.support.tiny_models import words
+
+TEXT = "The quick brown fox, 42 naïve cafés: 你好"
+
+
+@pytest.fixture
+def folder(model_folders: dict[str, Path], tmp_path: Path) -> Path:
+    """A copy of the tiny Qwen2."""
+    return Path(shutil.copytree(model_folders["qwen2"], tmp_path / "model"))
+
+
+def in_view(folder: Path) -> Any:
+    """The tokenizer that the exporter finds."""
+    with export_view(folder, folder.parent / "view") as view:
+        assert (view / "tokenizer.json").is_file()
+        return AutoTokenizer.from_pretrained(view, use_fast=False)
+
+
+def settings(folder: Path, **keys: Any) -> None:
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | keys))
+
+
+def sentencepiece_only(folder: Path, size: int) -> None:
+    """Leave a ``tokenizer.model`` alone, as Llama 2 came."""
+    text = folder.parent / "words.txt"
+    text.write_text(words(4000).replace(" ", "\n"))
+    trainer = sentencepiece.SentencePieceTrainer
+    trainer.train(
+        input=str(text),
+        model_prefix=str(folder / "tokenizer"),
+        vocab_size=size,
+        model_type="bpe",
+        byte_fallback=True,
+        character_coverage=1.0,
+        minloglevel=2,
+    )
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "tokenizer.vocab"):
+        (folder / name).unlink()
+    special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "add_bos_token": True, "legacy": False}
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer"} | special))
+
+
+@pytest.mark.parametrize("size", [290, 313])
+def test_sentencepiece_alone_becomes_a_tokenizer_json(
+    model_folders: dict[str, Path], tmp_path: Path, size: int
+) -> None:
+    folder = Path(shutil.copytree(model_folders["llama"], tmp_path / "model"))
+    sentencepiece_only(folder, size)
+    own = load_model(str(folder)).tokenizer
+    assert own("fox")["input_ids"][0] == own.bos_token_id
+    assert in_view(folder)(TEXT)["input_ids"] == own(TEXT)["input_ids"]
+
+
+def test_vocabulary_and_merges_become_a_tokenizer_json(folder: Path) -> None:
+    whole = json.loads((folder / "tokenizer.json").read_text())["model"]
+    (folder / "vocab.json").write_text(json.dumps(whole["vocab"]))
+    merges = [one if isinstance(one, str) else " ".join(one) for one in whole["merges"]]
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]))
+    settings(folder, tokenizer_class="Qwen2Tokenizer", unk_token="<eos>")
+    before = load_model(str(folder)).tokenizer(TEXT)["input_ids"]
+    (folder / "tokenizer.json").unlink()
+    own = load_model(str(folder)).tokenizer
+    assert own(TEXT)["input_ids"] == before
+    assert in_view(folder)(TEXT)["input_ids"] == before
+
+
+@pytest.mark.parametrize(
+    ("templates", "expected"),
+    [
+        ([{"name": "tool_use", "template": "x"}, {"name": "default", "template": "{{ 1 }}"}], "{{ 1 }}"),
+        ([{"name": "tool_use", "template": "x"}], None),
+        ("{{ 2 }}", "{{ 2 }}"),
+    ],
+)
+def test_of_several_templates_the_default_one_is_exported(
+    folder: Path, templates: object, expected: str | None
+) -> None:
+    (folder / "chat_template.jinja").unlink()
+    settings(folder, chat_template=templates)
+    assert in_view(folder).chat_template == expected
+
+
+def test_a_tokenizer_that_transformers_cannot_load_is_refused(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer.model").write_bytes(b"")
+    with pytest.raises(InputError, match="no usable tokenizer"):
+        in_view(folder)
