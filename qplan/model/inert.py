@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from qplan.errors import InputError
+from qplan.model.headers import read_headers
+from qplan.model.registry import ARCHITECTURES
 from qplan.model.source import INDEX_FILE, WEIGHTS_FILE, read_config, weight_files
 from qplan.scratch import Scratch
 
@@ -40,6 +42,9 @@ _DATA = (
 VIEWED = (*_REWRITTEN, *_DATA)
 """Everything but weights and their index that transformers and the exporter are given."""
 
+_TIE_KEY = "tie_word_embeddings"
+"""Whether head and embedding are one matrix; classes have defaults of their own."""
+
 _RUNS = frozenset({"auto_map", "custom_generate", "custom_pipelines", "trust_remote_code", "use_kernels"})
 """Keys that name code."""
 
@@ -61,13 +66,16 @@ def inert_view(folder: Path, at: Path | None = None) -> Iterator[Path]:
     with Scratch("model") as temporary:
         view = at or Path(temporary) / "model"
         view.mkdir()
+        weights = weight_files(folder)
         try:
             for name in _REWRITTEN:
                 path = folder / name
                 if name == CONFIG_FILE or path.is_file():
-                    text = json.dumps(without_code(read_config(path)), indent=1, ensure_ascii=False)
+                    value = without_code(read_config(path))
+                    if name == CONFIG_FILE and _has_no_head(value, weights):
+                        value = {_TIE_KEY: True} | value
+                    text = json.dumps(value, indent=1, ensure_ascii=False)
                     (view / name).write_text(text, encoding="utf-8")
-            weights = weight_files(folder)
             for path in (*(folder / name for name in _DATA), *weights):
                 if path.is_file():
                     (view / path.name).symlink_to(path.resolve())
@@ -85,6 +93,12 @@ def without_code(value: Any) -> Any:  # noqa: ANN401 - any JSON value
     if isinstance(value, dict):
         return {key: without_code(inner) for key, inner in value.items() if not _names_code(key)}
     return [without_code(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _has_no_head(config: Mapping[str, Any], weights: Iterable[Path]) -> bool:
+    """Whether a checkpoint can only be meant as tied, if its configuration doesn't say."""
+    architecture = ARCHITECTURES.get(str(config.get("model_type")))
+    return architecture is not None and f"{architecture.head}.weight" not in read_headers(weights)
 
 
 def own_classes(folder: Path) -> dict[str, str]:

@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 
 from qplan.card import ModelCard
 from qplan.errors import InputError
+from qplan.formats import LARGEST_PLAUSIBLE
 from qplan.model.discovery import Anatomy, Site, dissect, has_bias, tie_equal_head
 from qplan.model.door import check_folder, check_tokenizer_there
 from qplan.model.embedding_scale import embedding_scale, read_embedding_scale, set_embedding_scale
@@ -147,6 +148,7 @@ def load_model(source: str, *, device: str = "cpu", dtype: DTypeName = "float32"
     if scale is not None:
         set_embedding_scale(loaded.embedding, scale)
     _check_fits_half(loaded)
+    _check_vectors(loaded)
     _check_computes(loaded)
     return loaded
 
@@ -204,6 +206,22 @@ def _check_fits_half(loaded: LoadedModel) -> None:
             f"{limit:,.0f}; divide it by a power of two, and multiply the matrix or norm before or after it by the same"
         )
         raise InputError(msg)
+
+
+def _check_vectors(loaded: LoadedModel) -> None:
+    """Refuse norms and biases that `qplan check` takes for damage in the built model.
+
+    Raises:
+        InputError: names the first such vector.
+    """
+    for name, parameter in loaded.model.named_parameters():
+        largest = float(parameter.abs().max()) if parameter.dim() == 1 else 0.0
+        if largest >= LARGEST_PLAUSIBLE:
+            msg = (
+                f"{name} holds values up to {largest:.4g}; from {LARGEST_PLAUSIBLE:,.0f} on, norms and biases count as "
+                "damaged. Download the model again, or divide them and the matrix around them by a power of two"
+            )
+            raise InputError(msg)
 
 
 def _check_computes(loaded: LoadedModel) -> None:

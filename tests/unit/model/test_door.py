@@ -252,6 +252,15 @@ def test_a_matrix_beyond_fp16_is_named_with_its_largest_value(folder: Path) -> N
         load_model(str(folder))
 
 
+@pytest.mark.parametrize("name", ["model.layers.1.self_attn.k_proj.bias", "model.norm.weight"])
+def test_a_norm_or_bias_that_check_would_take_for_damage_is_named(folder: Path, name: str) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    tensors[name][3] = -1e6
+    store(folder, tensors)
+    with pytest.raises(InputError, match=rf"{name} holds values up to 1e\+06; from 1,000,000 on"):
+        load_model(str(folder))
+
+
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod."])
 def test_weights_of_a_wrapped_model_are_to_be_unwrapped(folder: Path, prefix: str) -> None:
     store(folder, {prefix + key: one for key, one in load_file(folder / WEIGHTS).items()})
@@ -267,10 +276,13 @@ def test_weights_that_were_never_filled_in_are_no_model(folder: Path) -> None:
 
 def test_a_model_without_finite_logits_is_refused(folder: Path) -> None:
     tensors = load_file(folder / WEIGHTS)
-    tensors["model.norm.weight"][:] = 3e38
-    store(folder, tensors)
+    for name in tensors:
+        tensors[name][:] = 6e4
+    # products of a few such grow beyond half precision, which a checkpoint in it computes in
+    store(folder, {key: one.half() for key, one in tensors.items()})
+    change(folder, dtype="float16")
     with pytest.raises(InputError, match="NaN or infinite logits of"):
-        load_model(str(folder))
+        load_model(str(folder), dtype="float16")
 
 
 def test_whatever_transformers_raises_is_about_the_folder(folder: Path) -> None:

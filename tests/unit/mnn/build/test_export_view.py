@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sentencepiece
 from transformers import AutoTokenizer
 
 from qplan.errors import InputError
 from qplan.mnn.build.export_view import export_view
 from qplan.model.load import load_model
-from tests.support.tiny_models import words
+from tests.support.sentencepiece_files import save_sentencepiece
 
 TEXT = "The quick brown fox, 42 naïve cafés: 你好"
 
@@ -37,32 +36,12 @@ def settings(folder: Path, **keys: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | keys))
 
 
-def sentencepiece_only(folder: Path, size: int) -> None:
-    """Leave a ``tokenizer.model`` alone, as Llama 2 came."""
-    text = folder.parent / "words.txt"
-    text.write_text(words(4000).replace(" ", "\n"))
-    trainer = sentencepiece.SentencePieceTrainer
-    trainer.train(
-        input=str(text),
-        model_prefix=str(folder / "tokenizer"),
-        vocab_size=size,
-        model_type="bpe",
-        byte_fallback=True,
-        character_coverage=1.0,
-        minloglevel=2,
-    )
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "tokenizer.vocab"):
-        (folder / name).unlink()
-    special = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "add_bos_token": True, "legacy": False}
-    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer"} | special))
-
-
 @pytest.mark.parametrize("size", [290, 313])
 def test_sentencepiece_alone_becomes_a_tokenizer_json(
     model_folders: dict[str, Path], tmp_path: Path, size: int
 ) -> None:
     folder = Path(shutil.copytree(model_folders["llama"], tmp_path / "model"))
-    sentencepiece_only(folder, size)
+    save_sentencepiece(folder, size)
     own = load_model(str(folder)).tokenizer
     assert own("fox")["input_ids"][0] == own.bos_token_id
     assert in_view(folder)(TEXT)["input_ids"] == own(TEXT)["input_ids"]
