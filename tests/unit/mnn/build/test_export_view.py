@@ -47,6 +47,21 @@ def test_sentencepiece_alone_becomes_a_tokenizer_json(
     assert in_view(folder)(TEXT)["input_ids"] == own(TEXT)["input_ids"]
 
 
+def test_ids_that_a_vocabulary_leaves_out_are_filled_up(folder: Path) -> None:
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text())
+    # a byte that no UTF-8 text has
+    left_out = content["model"]["vocab"].pop("\u00f9")
+    path.write_text(json.dumps(content))
+    before = load_model(str(folder)).tokenizer(TEXT)["input_ids"]
+    assert in_view(folder)(TEXT)["input_ids"] == before
+    with export_view(folder, folder.parent / "view") as view:
+        tokens = json.loads((view / "tokenizer.json").read_text())["model"]["vocab"]
+    assert sorted(tokens.values()) == list(range(len(tokens)))
+    assert left_out in tokens.values()
+    assert json.loads(path.read_text()) == content
+
+
 def test_vocabulary_and_merges_become_a_tokenizer_json(folder: Path) -> None:
     whole = json.loads((folder / "tokenizer.json").read_text())["model"]
     (folder / "vocab.json").write_text(json.dumps(whole["vocab"]))
