@@ -64,8 +64,8 @@ def check_chat_template(tokenizer: Any) -> tuple[Note, ...]:  # noqa: ANN401
     texts = template.values() if isinstance(template, Mapping) else [template]
     if not all(isinstance(text, str) for text in texts):
         msg = (
-            f"the model's chat template is {template!r:.80}, of type {type(template).__name__}; expected a text, or a list "
-            "of objects with name and template; mend chat_template in tokenizer_config.json, or take it out for a "
+            f"the model's chat template is {template!r:.80}, of type {type(template).__name__}; expected a text, or a "
+            "list of objects with name and template; mend chat_template in tokenizer_config.json, or take it out for a "
             "model that only continues text"
         )
         raise InputError(msg)
