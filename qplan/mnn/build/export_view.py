@@ -67,8 +67,10 @@ def _settle_template(view: Path) -> None:
     path = view / TOKENIZER_CONFIG_FILE
     config = read_config(path) if path.is_file() else {}
     templates = config.get("chat_template")
-    if isinstance(templates, list):
-        named = {one.get("name"): one.get("template") for one in templates if isinstance(one, dict)}
+    if isinstance(templates, list | dict):
+        # a list of objects in files that transformers writes, names to texts in those of people
+        pairs = ((one.get("name"), one.get("template")) for one in templates if isinstance(one, dict))
+        named = templates if isinstance(templates, dict) else dict(pairs)
         config["chat_template"] = named.get("default")
         if config["chat_template"] is None:
             del config["chat_template"]

@@ -80,6 +80,7 @@ def test_vocabulary_and_merges_become_a_tokenizer_json(folder: Path) -> None:
     [
         ([{"name": "tool_use", "template": "x"}, {"name": "default", "template": "{{ 1 }}"}], "{{ 1 }}"),
         ([{"name": "tool_use", "template": "x"}], None),
+        ({"tool_use": "x", "default": "{{ 1 }}"}, "{{ 1 }}"),
         ("{{ 2 }}", "{{ 2 }}"),
     ],
 )
