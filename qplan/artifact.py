@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import hashlib
 import json
@@ -219,8 +220,12 @@ def parse_json(data: bytes) -> Any:  # noqa: ANN401 - any JSON value
     """A JSON value from bytes that nobody vouches for.
 
     Raises:
-        InputError: not JSON in UTF-8, nested too deeply, or a number with more digits than Python reads.
+        InputError: not JSON in UTF-8, a byte order mark before it, nested too deeply, or a number with more digits than
+            Python reads.
     """
+    if data.startswith(codecs.BOM_UTF8):
+        msg = "it begins with a byte order mark, which JSON has none of; save it as UTF-8 without one"
+        raise InputError(msg)
     try:
         return json.loads(data.decode("utf-8"))
     except RecursionError:

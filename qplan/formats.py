@@ -23,6 +23,9 @@ TIED_BITS = (4, 8, 16)
 SMALLEST_BLOCK = 4
 """Fewest weights that may share a scale: the smallest block that was measured on the engine."""
 
+LARGEST_PLAUSIBLE = 1e6
+"""Scales, zero points, biases and norm weights reach no further, unless bits flipped."""
+
 ACTIVATION_LANES = 16
 """Features that a kernel packs together. Under ``dynamic_option: 2`` blocks that are not a multiple of it silently give
 garbage. Measured on MNN's wheel (AVX2, 8 features): 8, 16, 24 are right, 4 and 12 are not; AVX512 builds pack 16,

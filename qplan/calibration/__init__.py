@@ -2,7 +2,16 @@
 
 from qplan.calibration.text import Text, check_text, load_text
 from qplan.calibration.token_set import tokenize
-from qplan.calibration.tokenizer import check_chat_template, check_ids
+from qplan.calibration.tokenizer import check_chat_template, check_ids, start_of_text
 from qplan.run.calibration import CalibrationSet
 
-__all__ = ["CalibrationSet", "Text", "check_chat_template", "check_ids", "check_text", "load_text", "tokenize"]
+__all__ = [
+    "CalibrationSet",
+    "Text",
+    "check_chat_template",
+    "check_ids",
+    "check_text",
+    "load_text",
+    "start_of_text",
+    "tokenize",
+]

@@ -22,8 +22,9 @@ _MOST_JSON_BYTES = 256 << 20
 INDEX_FILE = "model.safetensors.index.json"
 """Which file of several holds which tensor."""
 
+WEIGHTS_FILE = "model.safetensors"
+"""All of them in one."""
 
-_WEIGHTS_FILE = "model.safetensors"
 _SHARD = re.compile(r"-\d+-of-\d+\.safetensors$")
 _HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 
@@ -82,12 +83,16 @@ def fetch(source: str) -> Path:
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
-    """The safetensors files of a model, by its index if it has one.
+    """The safetensors files of a model that transformers reads: one by its plain name, else those of the index.
 
     Raises:
         InputError: no weights, only pickled ones, shards without an index, or an index that names a file that is not
             there.
     """
+    whole = folder / WEIGHTS_FILE
+    if whole.exists() or whole.is_symlink():
+        # transformers reads no other then: neither Mistral's consolidated.safetensors, nor shards of an earlier model
+        return (whole,)
     index = folder / INDEX_FILE
     if index.is_file():
         named = read_config(index).get("weight_map")
@@ -106,16 +111,13 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
             raise InputError(msg)
         return tuple(sorted(paths))
     found = tuple(sorted(folder.glob("*.safetensors")))
-    if (folder / _WEIGHTS_FILE) in found:
-        # transformers reads no other then, e.g. not Mistral's consolidated.safetensors
-        return (folder / _WEIGHTS_FILE,)
     shards = [path.name for path in found if _SHARD.search(path.name)]
     if shards:
         msg = f"{folder} holds {shards[0]} without {INDEX_FILE}, which says what is in which; download that as well"
         raise InputError(msg)
     if found:
         msg = (
-            f"{folder} holds {found[0].name}, and neither {_WEIGHTS_FILE} nor {INDEX_FILE}, where transformers looks "
+            f"{folder} holds {found[0].name}, and neither {WEIGHTS_FILE} nor {INDEX_FILE}, where transformers looks "
             "for weights; rename it if these are the model's"
         )
         raise InputError(msg)

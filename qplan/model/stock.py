@@ -115,16 +115,22 @@ def load_weights(folder: Path, view: Path, dtype: torch.dtype) -> Any:  # noqa: 
             output_loading_info=True,
         )
     model, info = loaded
+    unexpected = sorted(str(key) for key in info.get("unexpected_keys") or ())
+    more = f" and {len(unexpected) - 1:,} more" if unexpected[1:] else ""
     # Hugging Face fills what a checkpoint lacks with random numbers and a warning
     for what in ("missing_keys", "mismatched_keys", "error_msgs"):
         if info.get(what):
             names = ", ".join(str(key) for key in sorted(info[what], key=str)[:3])
-            msg = f"{folder}: {what.replace('_', ' ')} in the weight files: {names}; download the model again"
+            remedy = "download the model again"
+            if what == "missing_keys" and unexpected:
+                remedy = (
+                    f"they hold {unexpected[0]}{more} instead: save the model again, unwrapped (of DataParallel, "
+                    f"DeepSpeed or torch.compile), by save_pretrained of a {type(model).__name__}"
+                )
+            msg = f"{folder}: {what.replace('_', ' ')} in the weight files: {names}; {remedy}"
             raise InputError(msg)
     # and leaves out what it has no use for: scales of quantized weights, a classifier's head, half an adapter
-    unexpected = sorted(str(key) for key in info.get("unexpected_keys") or ())
     if unexpected:
-        more = f" and {len(unexpected) - 1:,} more" if unexpected[1:] else ""
         msg = (
             f"{folder}: the weight files hold {unexpected[0]}{more}, which a {type(model).__name__} has no use for: "
             "they are another class's or quantized; give a checkpoint that save_pretrained wrote from that class"

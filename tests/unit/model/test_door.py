@@ -108,54 +108,22 @@ def test_a_layer_that_is_missing_in_the_middle_is_named(folder: Path) -> None:
         check_folder(folder)
 
 
-QUANTIZED: dict[str, tuple[Callable[[Tensor], dict[str, Tensor]], str]] = {
-    "gptq": (lambda w: {".qweight": w.int(), ".scales": w, ".g_idx": w.int()}, "GPTQ or AWQ, by the tensor"),
-    "mlx": (lambda w: {".weight": w.int(), ".scales": w, ".biases": w}, "mlx, by the tensor"),
-    "bitsandbytes": (lambda w: {".weight": w.to(torch.uint8), ".weight.absmax": w}, "bitsandbytes, by the tensor"),
-    "llm.int8": (lambda w: {".weight": w.to(torch.int8), ".SCB": w}, "bitsandbytes, by the tensor"),
-    "packed": (lambda w: {".weight_packed": w.int(), ".weight_scale": w}, "compressed-tensors, by the tensor"),
-    "modelopt": (
-        lambda w: {".weight": w.to(torch.float8_e4m3fn), ".weight_scale": w, ".input_scale": w},
-        "ModelOpt or compressed-tensors, by the tensor",
-    ),
-    "fp8 in blocks": (lambda w: {".weight": w.to(torch.float8_e4m3fn), ".weight_scale_inv": w}, "FP8 in blocks"),
-    "fp8": (lambda w: {".weight": w.to(torch.float8_e4m3fn)}, r"q_proj\.weight is stored as F8_E4M3"),
-    "int8": (lambda w: {".weight": w.to(torch.int8)}, r"q_proj\.weight is stored as I8"),
-}
-
-
-@pytest.mark.parametrize("kind", QUANTIZED)
-def test_quantized_weights_are_known_without_a_word_in_the_config(folder: Path, kind: str) -> None:
-    stored, message = QUANTIZED[kind]
-    tensors: dict[str, Tensor] = {}
-    for key, one in load_file(folder / WEIGHTS).items():
-        base = key.removesuffix(".weight")
-        tensors |= {base + end: part.clone() for end, part in stored(one).items()} if "q_proj.w" in key else {key: one}
-    store(folder, tensors)
-    with pytest.raises(InputError, match=rf"is already quantized \(.*{message}.*; give the original checkpoint"):
-        check_folder(folder)
-
-
-@pytest.mark.parametrize(
-    ("keys", "message"),
-    [
-        ({"quantization": {"group_size": 64, "bits": 4}}, "mlx, by quantization in config.json"),
-        ({"quantization_config": {"quant_method": "awq"}}, "awq, by quantization_config in config.json"),
-        ({"quantization_config": "yes"}, "quantization_config in config.json"),
-        ({"compression_config": {"format": "x"}}, "compression_config in config.json"),
-    ],
-)
-def test_a_config_that_names_a_quantization_is_believed(folder: Path, keys: dict[str, Any], message: str) -> None:
-    change(folder, **keys)
-    with pytest.raises(InputError, match=rf"already quantized \({message}\)"):
-        check_folder(folder)
-    change(folder, **dict.fromkeys(keys))
+@pytest.mark.parametrize("without", [(WEIGHTS,), (WEIGHTS, "config.json", "tokenizer.json")])
+def test_a_gguf_file_is_no_checkpoint(folder: Path, without: tuple[str, ...]) -> None:
+    (folder / "tiny-Q4_K_M.gguf").write_bytes(b"GGUF" + bytes(100))
     check_folder(folder)
+    for name in without:
+        (folder / name).unlink()
+    with pytest.raises(InputError, match=r"a model for llama\.cpp \(tiny-Q4_K_M\.gguf\), .*; give the original"):
+        check_folder(folder)
+    with pytest.raises(InputError, match=r"tiny-Q4_K_M\.gguf is not a folder; give the folder that holds config\.json"):
+        check_source(str(folder / "tiny-Q4_K_M.gguf"))
 
 
-def test_modelopts_own_file_is_believed(folder: Path) -> None:
-    change(folder, "hf_quant_config.json", quantization={"quant_algo": "NVFP4"})
-    with pytest.raises(InputError, match=r"already quantized \(NVFP4, by hf_quant_config\.json\)"):
+def test_a_byte_order_mark_is_named(folder: Path) -> None:
+    path = folder / "config.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    with pytest.raises(InputError, match=r"config\.json cannot be used: it begins with a byte order mark"):
         check_folder(folder)
 
 
@@ -184,6 +152,13 @@ def test_an_adapter_alone_is_to_be_merged(folder: Path) -> None:
         check_folder(folder)
 
 
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"])
+def test_an_adapter_beside_its_base_is_not_left_out_in_silence(folder: Path, name: str) -> None:
+    (folder / name).write_text("{}")
+    with pytest.raises(InputError, match=rf"adapter \({name}\) .*, which would be left out; merge it .*, or take"):
+        check_folder(folder)
+
+
 def test_an_adapter_without_its_config_is_known_by_its_tensors(folder: Path) -> None:
     tensors = load_file(folder / WEIGHTS)
     store(folder, tensors | {"model.layers.0.self_attn.q_proj.lora_A.weight": torch.zeros(8, 64)})
@@ -209,6 +184,39 @@ def test_weights_of_another_name_are_not_what_transformers_reads(folder: Path) -
         check_folder(folder)
     shutil.copy(folder / "consolidated.safetensors", folder / WEIGHTS)
     assert [path.name for path in weight_files(folder)] == [WEIGHTS]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is not JSON"),
+        ("[]", "holds a JSON list"),
+        ('{"eos_token_id": "</s>"}', r'eos_token_id is "</s>"; expected a token id, a list of them, or null'),
+        ('{"eos_token_id": [0, NaN]}', r"eos_token_id is \[0, NaN\]; expected a token id"),
+        (POINTER, "Git LFS pointer"),
+    ],
+)
+def test_a_generation_config_that_cannot_be_meant_is_named(folder: Path, content: str, message: str) -> None:
+    (folder / "generation_config.json").write_text(content)
+    with pytest.raises(InputError, match=rf"generation_config\.json.* {message}"):
+        check_folder(folder)
+
+
+def test_a_vocabulary_needs_its_merges(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.json").write_text("{}")
+    with pytest.raises(InputError, match=r"no usable tokenizer: vocab\.json without merges\.txt"):
+        check_folder(folder)
+    (folder / "merges.txt").write_text("")
+    check_folder(folder)
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, lambda path: path.symlink_to("../../blobs/gone")])
+def test_weights_that_are_no_file_are_named(folder: Path, make: Callable[[Path], None]) -> None:
+    (folder / WEIGHTS).unlink()
+    make(folder / WEIGHTS)
+    with pytest.raises(InputError, match=r"model\.safetensors (cannot be read|does not exist)"):
+        check_folder(folder)
 
 
 def test_a_name_longer_than_file_systems_hold_is_refused() -> None:
@@ -244,12 +252,37 @@ def test_a_matrix_beyond_fp16_is_named_with_its_largest_value(folder: Path) -> N
         load_model(str(folder))
 
 
+@pytest.mark.parametrize("name", ["model.layers.1.self_attn.k_proj.bias", "model.norm.weight"])
+def test_a_norm_or_bias_that_check_would_take_for_damage_is_named(folder: Path, name: str) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    tensors[name][3] = -1e6
+    store(folder, tensors)
+    with pytest.raises(InputError, match=rf"{name} holds values up to 1e\+06; from 1,000,000 on"):
+        load_model(str(folder))
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod."])
+def test_weights_of_a_wrapped_model_are_to_be_unwrapped(folder: Path, prefix: str) -> None:
+    store(folder, {prefix + key: one for key, one in load_file(folder / WEIGHTS).items()})
+    with pytest.raises(InputError, match=rf"they hold {prefix}\S+ and \d+ more instead: save the model again, unwrapp"):
+        load_model(str(folder))
+
+
+def test_weights_that_were_never_filled_in_are_no_model(folder: Path) -> None:
+    store(folder, {key: torch.zeros_like(one) for key, one in load_file(folder / WEIGHTS).items()})
+    with pytest.raises(InputError, match="computes the same logit for every token of its vocabulary"):
+        load_model(str(folder))
+
+
 def test_a_model_without_finite_logits_is_refused(folder: Path) -> None:
     tensors = load_file(folder / WEIGHTS)
-    tensors["model.norm.weight"][:] = 3e38
-    store(folder, tensors)
+    for name in tensors:
+        tensors[name][:] = 6e4
+    # products of a few such grow beyond half precision, which a checkpoint in it computes in
+    store(folder, {key: one.half() for key, one in tensors.items()})
+    change(folder, dtype="float16")
     with pytest.raises(InputError, match="NaN or infinite logits of"):
-        load_model(str(folder))
+        load_model(str(folder), dtype="float16")
 
 
 def test_whatever_transformers_raises_is_about_the_folder(folder: Path) -> None:

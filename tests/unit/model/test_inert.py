@@ -107,6 +107,7 @@ def test_keys_that_name_code_are_dropped_at_any_depth() -> None:
 
 @pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "sub/model.safetensors", "model.bin"])
 def test_an_index_names_safetensors_in_its_own_folder_only(folder: Path, name: str) -> None:
+    (folder / "model.safetensors").rename(folder.parent / "model.safetensors")
     change(folder / "model.safetensors.index.json", weight_map={"lm_head.weight": name})
     with pytest.raises(InputError, match="no safetensors file in its folder"):
         weight_files(folder)

@@ -156,6 +156,7 @@ def test_pickled_weights_are_refused(tmp_path: Path, model_folders: dict[str, Pa
 
 def test_a_shard_that_is_not_there_is_named(tmp_path: Path, model_folders: dict[str, Path]) -> None:
     folder = _copy(model_folders["qwen2"], tmp_path)
+    (folder / "model.safetensors").unlink()
     index = {"weight_map": {"model.norm.weight": "model-00001-of-00001.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(InputError, match="model-00001-of-00001"):
