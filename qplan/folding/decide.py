@@ -191,8 +191,8 @@ def _decide(
         if not missing:
             continue
         say(f"folding: uniform models, {label}")
-        rounder = run_rounder(run, model, calibration, rounding, batch_size=batch_size, progress=progress)
         menu = {spec.name: [plan[spec.name] for plan in plans.values()] for spec in model.card.tensors}
+        rounder = run_rounder(run, model, calibration, rounding, menu=menu, batch_size=batch_size, progress=progress)
         round_all(rounder, menu, jobs=jobs, progress=progress)
         for setting in missing:
             found = joint_losses(
