@@ -7,12 +7,12 @@ from pathlib import Path
 
 from qplan.artifact import check_header, parse_json, read_bounded, sha256_file, write_json
 from qplan.errors import InputError
-from qplan.mnn.files import CHECKSUMS_FILE, CONFIG_FILE, LLM_CONFIG_FILE
+from qplan.mnn.files import CHECKSUMS_FILE, CONFIG_FILE
 
 KIND, SCHEMA = "checksums", 1
 
-_LEFT_OUT = frozenset({CHECKSUMS_FILE, CONFIG_FILE, LLM_CONFIG_FILE})
-"""Settings, which people change: threads, sampling, prompts."""
+_LEFT_OUT = frozenset({CHECKSUMS_FILE, CONFIG_FILE})
+"""``config.json`` is for people to change: threads, sampling, prompts."""
 
 _MOST_BYTES = 1 << 20
 

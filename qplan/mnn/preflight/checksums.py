@@ -8,7 +8,7 @@ from pathlib import Path
 from qplan.artifact import sha256_file
 from qplan.errors import InputError, StaleArtifactError
 from qplan.mnn.checksums import Checksum, read_checksums
-from qplan.mnn.files import CHECKSUMS_FILE
+from qplan.mnn.files import CHECKSUMS_FILE, LLM_CONFIG_FILE
 from qplan.mnn.preflight.finding import COPY_AGAIN, GARBAGE, Finding, error, warning
 from qplan.mnn.preflight.model import ModelFolder
 
@@ -37,6 +37,9 @@ def check_checksums(model: ModelFolder) -> Iterator[Finding]:
             what = f"{CHECKSUMS_FILE} lists {name}, which is not there"
             yield warning("checksum", name, what, "none, unless the settings name it", COPY_AGAIN)
         elif what := _difference(path, checksum, read=not wrong_already):
+            if name == LLM_CONFIG_FILE:  # what is wrong in it has findings of its own, and people do change it
+                yield warning("checksum", name, what, "the model behaves otherwise than it was proved", _REMEDY)
+                continue
             yield error("checksum", name, what, f"a crash, or {GARBAGE}", _REMEDY)
 
 
