@@ -449,6 +449,13 @@ FAULTS: tuple[Fault, ...] = (
     Fault("weight-flipped", "checksum", "tied", _after_checksums(_flip_weight)),
     Fault("graph-cut-by-a-byte-since", "checksum", "tied", _after_checksums(_cut_by("llm.mnn", 1))),
     Fault("tokenizer-gone-on", "checksum", "tied", _after_checksums(_append("tokenizer.mtok", 1))),
+    Fault(
+        "llm-config-changed-since",
+        "checksum",
+        "tied",
+        _after_checksums(_set("llm_config.json", jinja={"chat_template": "{{ messages }}"})),
+        severity="warning",
+    ),
     Fault("checksums-cut", "bad-checksums", "tied", _after_checksums(_cut("checksums.json", 0.5)), severity="warning"),
     # versions
     Fault("c4-before-3-6-1", "c4-fusion", "untied", edit=lambda document: None, engine="3.6.0"),

@@ -256,6 +256,20 @@ def test_zeroed_integers_and_moments_are_told_and_made_again(tmp_path: Path) -> 
         moments.read("t")
 
 
+def test_a_damaged_export_is_told_and_made_again(tmp_path: Path) -> None:
+    folder, path = tmp_path / "skeleton", tmp_path / "skeleton.json"
+    folder.mkdir()
+    for name in ("llm.mnn", "tokenizer.mtok"):
+        (folder / name).write_bytes(bytes(range(200)))
+    record = SkeletonRecord.of(folder, "model", "llmexport 0.0.5")
+    record.write(path)
+    assert SkeletonRecord.kept(path) == record
+    for damage in (bytes(range(199)) + b"x", None):
+        (folder / "tokenizer.mtok").unlink() if damage is None else (folder / "tokenizer.mtok").write_bytes(damage)
+        with pytest.warns(DamagedCacheWarning, match=r"tokenizer\.mtok.*it is made again"):
+            assert SkeletonRecord.kept(path) is None
+
+
 def test_a_damaged_baseline_is_measured_again(tmp_path: Path) -> None:
     model = Verification.read(GOLDEN / "int8" / "verification.json").models[0]
     path, asked = tmp_path / "int8.json", []
