@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -21,12 +18,10 @@ from typing import IO
 from safetensors.numpy import load_file, save_file
 
 import qplan
+from reports.faults.processes import left_alive
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 600
-
-_SUBREAPER = 36
-"""``PR_SET_CHILD_SUBREAPER``."""
 
 ANALYZE = "--samples 2 --seq-len 64 --fit-tokens 256 --formats int8,int4 --mode measured --jobs 1"
 EMIT = "--budget int8 --repair 1 --tokens 64 --dynamic-option 0"
@@ -163,79 +158,6 @@ class Bench:
             document["solver"].pop("seconds", None)
             found["int8/plan.json"] = _sha256(json.dumps(document).encode())
         return found
-
-
-def adopt_orphans() -> None:
-    """Have the system give this process the children of those that end before them, so that `descendants` sees them."""
-    ctypes.CDLL(None, use_errno=True).prctl(_SUBREAPER, 1, 0, 0, 0)
-
-
-def descendants() -> dict[int, str]:
-    """Command lines of the processes below this one, by number; ended ones are left out."""
-    parents, states = {}, {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        except OSError:
-            continue
-        parents[int(path.parent.name)], states[int(path.parent.name)] = int(fields[1]), fields[0]
-    found, below = {}, {os.getpid()}
-    while new := {process for process, parent in parents.items() if parent in below} - below:
-        below |= new
-    for process in below - {os.getpid()}:
-        try:
-            line = (Path("/proc") / str(process) / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if states[process] not in {"Z", "X"}:
-            found[process] = line.replace(b"\0", b" ").decode(errors="replace")
-    return found
-
-
-def left_alive() -> list[str]:
-    """Command lines of the processes below this one that are there two seconds later; they are ended then."""
-    deadline = time.monotonic() + 2
-    while (left := descendants()) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    for process in left:
-        with suppress(ProcessLookupError):
-            os.kill(process, signal.SIGKILL)
-    return list(left.values())
-
-
-@contextmanager
-def small_disk(folder: Path, free: int, fill: Sequence[Path] = ()) -> Iterator[None]:
-    """Mount a memory disk on a folder with so many bytes free beside what it is filled with; needs root."""
-    size = 4096 * 64 + sum(path.stat().st_size + 8192 for top in fill for path in top.rglob("*"))
-    folder.mkdir(parents=True, exist_ok=True)
-    _mount("-t", "tmpfs", "-o", f"size={2 * size}", "none", str(folder))
-    try:
-        for top in fill:
-            shutil.copytree(top, folder, dirs_exist_ok=True)
-        status = os.statvfs(folder)
-        used = (status.f_blocks - status.f_bfree) * status.f_frsize
-        resize(folder, used + free)
-        yield
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def resize(folder: Path, size: int) -> None:
-    """Change the size of a memory disk."""
-    _mount("-o", f"remount,size={size}", str(folder))
-
-
-def _mount(*arguments: str) -> None:
-    subprocess.run(["mount", *arguments], check=True, capture_output=True)
-
-
-def can_mount(folder: Path) -> bool:
-    """Whether memory disks can be mounted here."""
-    try:
-        with small_disk(folder, 4096):
-            return True
-    except (OSError, subprocess.CalledProcessError):
-        return False
 
 
 def small_model(out: Path) -> Path:

@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 from qplan.errors import QplanError
 from qplan.mnn.preflight import check_folder
 from qplan.run.safetensors_file import SafetensorsFile
-from reports.faults.bench import Bench, Ended, calm, can_mount, differing, resize, small_disk
+from reports.faults.bench import Bench, Ended, calm, differing
+from reports.faults.memory_disk import can_mount, resize, small_disk
 
 SIZES = {"4 kB": 4 << 10, "16 kB": 16 << 10, "64 kB": 64 << 10, "256 kB": 256 << 10, "1 MB": 1 << 20, "4 MB": 4 << 20}
 COMMANDS = ("analyze", "emit", "profile", "report")

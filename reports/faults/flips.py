@@ -40,8 +40,9 @@ def flips(home: Path, done: Callable[[dict[str, Any]], None], *, quick: bool) ->
         done: called with every row.
         quick: a sixth of the damages.
     """
+    done_run = calm(home)[0]["report"]
     bench = Bench.new(home / "bench")
-    shutil.copytree(calm(home)[0]["report"], bench.run)
+    shutil.copytree(done_run, bench.run)
     tries = TRIES // 6 if quick else TRIES
     for name, read in readers(bench.run).items():
         row = _artifact(bench.run / name, read, tries)

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from reports.faults.bench import ROOT, calm, left_alive
+from reports.faults.bench import ROOT, calm
+from reports.faults.processes import left_alive
 
 LIMIT_S = 300
 

@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from reports.faults.bench import LIMIT_S, Bench, Running, calm, descendants, differing
+from reports.faults.bench import LIMIT_S, Bench, Running, calm, differing
+from reports.faults.processes import descendants
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 CODES = {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129}

@@ -17,12 +17,12 @@ from typing import Any
 
 from qplan.artifact import versions
 from reports.faults import page
-from reports.faults.bench import adopt_orphans
 from reports.faults.disks import disks
 from reports.faults.flips import flips
 from reports.faults.folders import folders
 from reports.faults.interrupts import interrupts
 from reports.faults.kills import kills
+from reports.faults.processes import adopt_orphans
 
 HOME = Path(__file__).parent
 PARTS = {"flips": flips, "folders": folders, "interrupts": interrupts, "kills": kills, "disks": disks}
