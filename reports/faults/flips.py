@@ -16,10 +16,13 @@ from qplan.errors import QplanError
 from qplan.mnn.preflight import check_folder
 from qplan.run.damage import DamagedCacheWarning
 from reports.faults.bench import Bench, calm
-from reports.faults.readers import CACHES, readers
+from reports.faults.readers import CACHES, MadeAgain, Rest, readers
 
 TRIES = 60
 """Damages of every file."""
+
+SOUND = {"refused", "made again", "harmless", "resumed"}
+"""Outcomes that mislead nobody."""
 
 KINDS = ("a bit", "a cut", "40 zeros", "a digit", "8 random bytes")
 
@@ -84,7 +87,7 @@ def _artifact(path: Path, read: Callable[[], object], tries: int) -> dict[str, A
         path.write_bytes(damage.data)
         outcome = _outcome(read, expected)
         outcomes[outcome] += 1
-        silent[damage.kind] += outcome not in {"refused", "made again", "harmless"}
+        silent[damage.kind] += outcome not in SOUND
     path.write_bytes(whole)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     return {"tries": sum(outcomes.values()), "outcomes": dict(outcomes), "silent": dict(+silent)}
@@ -94,14 +97,16 @@ def _outcome(read: Callable[[], object], expected: object) -> str:
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         try:
-            found = read()
+            outcome = "harmless" if (found := read()) == expected else "SILENT"
+            if outcome == "SILENT" and isinstance(found, Rest) and found.is_part_of(expected):
+                outcome = "resumed"
+        except MadeAgain:
+            outcome = "made again"
         except QplanError:
-            return "refused"
+            outcome = "refused"
         except Exception as error:  # noqa: BLE001 - what the table is about
-            return f"raised {type(error).__name__}"
-    if any(issubclass(warning.category, DamagedCacheWarning) for warning in told):
-        return "made again"
-    return "harmless" if found == expected else "SILENT"
+            outcome = f"raised {type(error).__name__}"
+    return "made again" if any(issubclass(each.category, DamagedCacheWarning) for each in told) else outcome
 
 
 def _built(model: Path, path: Path, tries: int) -> dict[str, Any]:

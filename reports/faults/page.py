@@ -19,7 +19,7 @@ def main() -> None:
         "# Faults survived",
         "",
         f"Written by `python -m reports.faults.run` with MNN {results['versions']['MNN']}, from `results.json`. The",
-        "model is the embedded one with its first layer alone; quick settings (`bench.py`) let each command end in seconds.",
+        "model is the embedded one with its first layer alone; quick settings (`bench.py`) end in seconds.",
         "",
     ]
     lines += _kills(results.get("kills", []))
@@ -120,9 +120,10 @@ def _flips(rows: list[Row]) -> list[str]:
     lines = [
         f"## {sum(total.values()):,} damaged files",
         "",
-        "One bit, a cut, 40 zeroed bytes, a digit or 8 random bytes, in turn, in every kind of file of a run folder and",
-        f"in every file of a built model: {shown}; {total['SILENT']} silent.",
-        "*Made again*: told, and made again from its inputs. *Harmless*: the answer is the same to the bit, as where a",
+        "One bit, a cut, 40 zeroed bytes, a digit or 8 random bytes, in turn, in every kind of file of a run folder",
+        f"and in every file of a built model: {shown}; {total['SILENT']} silent.",
+        "*Made again*: told, and made again from its inputs. *Resumed*: a cut journal is what a killed command leaves.",
+        "*Harmless*: the answer is the same to the bit, as where a",
         "space was damaged. *Error* and *warning* are findings of `qplan check`. *Taken*: people may change",
         "`config.json` of a built model, and the engine takes the changed value.",
         "",
@@ -166,8 +167,8 @@ def _interrupts(rows: list[Row]) -> list[str]:
     lines = [
         "## Interrupted requests",
         "",
-        "*Hit*: the fault came while the request ran, and raised. *Wrong*: the next answer was not its own, to the bit,",
-        "or a process was left.",
+        "*Hit*: the fault came while the request ran, and raised. *Wrong*: the next answer was not its own, to the",
+        "bit, or a process was left.",
         "",
         "| case | tries | hit | wrong | processes left |",
         "|---|---|---|---|---|",

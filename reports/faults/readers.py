@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from qplan.choosing.planned import planned_on
 from qplan.errors import QplanError
@@ -46,6 +48,21 @@ CACHES = (
 Read = Callable[[], object]
 
 
+class MadeAgain(QplanError):  # noqa: N818 - nothing is wrong
+    """A damaged file was left out, which was told."""
+
+
+@dataclass(frozen=True)
+class Rest:
+    """Entries of a file that grows line by line: a part of them is what a killed command leaves."""
+
+    entries: dict[Any, object]
+
+    def is_part_of(self, whole: object) -> bool:
+        """Whether all of them are entries of another file."""
+        return isinstance(whole, Rest) and self.entries.items() <= whole.entries.items()
+
+
 def readers(home: Path) -> dict[str, Read]:
     """By name of the file, what reads it; of many alike, one."""
     run, plan = RunFolder(home), PlanFolder(home / "int8")
@@ -81,7 +98,7 @@ def _journal(run: RunFolder) -> Read:
 
     def read() -> object:
         with Journal(run.journal, fingerprint) as journal:
-            return dict(journal.measurements), dict(journal.references)
+            return Rest(dict(journal.measurements) | dict(journal.references))
 
     return read
 
@@ -106,7 +123,7 @@ def _baseline(run: RunFolder) -> Read:
     formats = {name: QuantFormat.parse(fmt) for name, fmt in names.items()}
 
     def measure() -> BuiltModel:
-        raise QplanError  # other inputs: it would be measured again, without being believed
+        raise MadeAgain
 
     return lambda: measured_once(path, inputs, formats, measure)
 
@@ -124,7 +141,9 @@ def _moments(home: Path, folder: Path) -> dict[str, Read]:
 
     def read() -> object:
         found = StoredMoments.open(folder, inputs)
-        return None if found is None else (found.key_of, found.tokens, found.read(matrix.stem).tobytes())
+        if found is None or not found.are_whole([matrix.stem]):
+            return None
+        return found.key_of, found.tokens, found.read(matrix.stem).tobytes()
 
     return {str(path.relative_to(home)): read for path in (index, matrix)}
 
@@ -156,7 +175,7 @@ def _draft(run: RunFolder) -> object:
     told: list[str] = []
     found = FoldDraft.open(run.fold_draft, {"model": "m"}, told.append)
     if told:
-        raise QplanError(told[0])  # told, and made again
+        raise MadeAgain(told[0])
     return found.scales, found.losses, found.rounded
 
 
