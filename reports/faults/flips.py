@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from qplan.errors import QplanError
+from qplan.mnn.files import CONFIG_FILE
 from qplan.mnn.preflight import check_folder
 from qplan.run.damage import DamagedCacheWarning
 from reports.faults.bench import Bench, calm
@@ -109,6 +111,13 @@ def _outcome(read: Callable[[], object], expected: object) -> str:
     return "made again" if any(issubclass(each.category, DamagedCacheWarning) for each in told) else outcome
 
 
+def _unseen(path: Path, whole: bytes) -> str:
+    """What a change is that has no finding."""
+    if path.name == CONFIG_FILE and json.loads(path.read_bytes()).keys() == json.loads(whole).keys():
+        return "taken"
+    return "SILENT"
+
+
 def _built(model: Path, path: Path, tries: int) -> dict[str, Any]:
     """How damages of one file of a built model end in `qplan check`."""
     whole = path.read_bytes()
@@ -119,7 +128,7 @@ def _built(model: Path, path: Path, tries: int) -> dict[str, Any]:
         try:
             findings = check_folder(model).findings
             severities = {finding.severity for finding in findings}
-            outcome = "error" if "error" in severities else "warning" if severities else "SILENT"
+            outcome = "error" if "error" in severities else "warning" if severities else _unseen(path, whole)
         except QplanError:
             outcome = "refused"
         outcomes[outcome] += 1

@@ -39,9 +39,9 @@ with open_engine() as engine:
         started = time.perf_counter(); engine.logits(long); took.append(time.perf_counter() - started)
     hit = wrong = slow = 0
     for number in range(tries):
-        timer = threading.Timer(chance.random() * min(took), os.kill, (os.getpid(), signal.SIGINT))
-        timer.start()
+        timer = threading.Timer(0.005 + chance.random() * min(took), os.kill, (os.getpid(), signal.SIGINT))
         try:
+            timer.start()
             engine.logits(long)
             timer.join(); time.sleep(0.02)
         except KeyboardInterrupt:
@@ -56,8 +56,9 @@ with open_engine() as engine:
     expected = list(engine.generate(short, 12))
     hit = wrong = 0
     for number in range(tries):
-        threading.Timer(chance.random() * 0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
+        timer = threading.Timer(0.005 + chance.random() * 0.05, os.kill, (os.getpid(), signal.SIGINT))
         try:
+            timer.start()
             list(engine.generate(long[:64], 60)); time.sleep(0.1)
         except KeyboardInterrupt:
             hit += 1

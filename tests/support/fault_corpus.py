@@ -156,6 +156,14 @@ def _after_checksums(damage: Callable[[Path], None]) -> Callable[[Path], None]:
     return checked
 
 
+def _with_text(name: str, old: str, new: str) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        path = folder / name
+        path.write_text(path.read_text(encoding="utf-8").replace(old, new, 1), encoding="utf-8")
+
+    return damage
+
+
 def _flip_weight(folder: Path) -> None:
     """A bit in the middle of some codes: nothing but a checksum tells."""
     path = folder / WEIGHT_FILE
@@ -454,6 +462,20 @@ FAULTS: tuple[Fault, ...] = (
         "checksum",
         "tied",
         _after_checksums(_set("llm_config.json", jinja={"chat_template": "{{ messages }}"})),
+        severity="warning",
+    ),
+    Fault(
+        "setting-renamed-since",
+        "missing-setting",
+        "tied",
+        _after_checksums(_with_text("config.json", '"thread_num"', '"thread_nul"')),
+        severity="warning",
+    ),
+    Fault(
+        "checksums-changed",
+        "bad-checksums",
+        "tied",
+        _after_checksums(_with_text("checksums.json", '"bytes": ', '"bytes": 1')),
         severity="warning",
     ),
     Fault("checksums-cut", "bad-checksums", "tied", _after_checksums(_cut("checksums.json", 0.5)), severity="warning"),
