@@ -24,6 +24,8 @@ _LEFT_OUT = frozenset({CHECKSUMS_FILE, CONFIG_FILE})
 """``config.json`` is for people to change: threads, sampling, prompts."""
 
 _MOST_BYTES = 1 << 20
+_MOST_NAME_BYTES = 255
+"""What file systems take."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,11 @@ def read_checksums(folder: Path) -> Checksums:
 def _checksum(name: str, value: object) -> Checksum:
     fields = value if isinstance(value, dict) else {}
     size, digest = fields.get("bytes"), fields.get("sha256")
-    plain = name not in {"", ".", ".."} and not set(name) & {"/", "\\", "\0"}
+    plain = (
+        name not in {"", ".", ".."}
+        and not set(name) & {"/", "\\", "\0"}
+        and len(name.encode("utf-8", "surrogatepass")) <= _MOST_NAME_BYTES
+    )
     if not plain or not isinstance(size, int) or isinstance(size, bool) or not isinstance(digest, str):
         msg = f"its entry for {name[:80]!r} is not a file of the folder with 'bytes' and 'sha256'"
         raise InputError(msg)
