@@ -12,9 +12,9 @@ HOME = Path(__file__).parent
 Row = dict[str, Any]
 
 
-def main() -> None:
-    """Write the page."""
-    results: dict[str, Any] = json.loads((HOME / "results.json").read_text(encoding="utf-8"))
+def main(path: Path = HOME / "results.json") -> None:
+    """Write the page beside the results."""
+    results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     lines = [
         "# Faults survived",
         "",
@@ -27,7 +27,7 @@ def main() -> None:
     lines += _flips(results.get("flips", []))
     lines += _folders(results.get("folders", []))
     lines += _interrupts(results.get("interrupts", []))
-    (HOME / "README.md").write_text("\n".join(lines), encoding="utf-8")
+    path.with_name("README.md").write_text("\n".join(lines), encoding="utf-8")
 
 
 def _kills(rows: list[Row]) -> list[str]:

@@ -53,7 +53,7 @@ def main() -> None:
                 path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
             PARTS[part](work, done, quick=arguments.quick)
-    page.main()
+    page.main(path)
 
 
 if __name__ == "__main__":
