@@ -8,7 +8,7 @@ import shutil
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -82,28 +82,29 @@ STAGES = {
 
 
 def kills(home: Path, done: Callable[[dict[str, object]], None], *, quick: bool) -> None:
-    """Run every command once for each signal, hit at every stage and started again.
+    """Run every command, hit at every stage and started again: four times, so that every stage gets every signal.
 
     Args:
         home: folder for it all.
         done: called with every row.
-        quick: analyze alone, and SIGKILL alone.
+        quick: once; signals take turns from stage to stage.
     """
     before, expected = calm(home)
-    for command in ("analyze",) if quick else tuple(STAGES):
-        for number in SIGNALS[:1] if quick else SIGNALS:
+    for turn in range(1 if quick else len(SIGNALS)):
+        for command in STAGES:
             bench = Bench.new(home / "bench")
             shutil.copytree(before[command], bench.run)
-            for row in _series(bench, command, number, expected[command]):
+            for row in _series(bench, command, turn, expected[command]):
                 done(row)
 
 
-def _series(bench: Bench, command: str, number: signal.Signals, expected: dict[str, str]) -> list[dict[str, Any]]:
+def _series(bench: Bench, command: str, turn: int, expected: dict[str, str]) -> Iterator[dict[str, Any]]:
     """One command, hit at each stage in turn; after the last hit it ends in peace."""
     rows: list[dict[str, Any]] = []
     kept: dict[str, int] = {}
     measured: list[bytes] = []
-    for stage in (*STAGES[command], None):
+    for place, stage in enumerate((*STAGES[command], None), turn):
+        number = SIGNALS[place % len(SIGNALS)]
         running = bench.start(command)
         hit = stage is not None and _hit(running, stage, number, bench.run)
         ended = running.end()
@@ -130,8 +131,9 @@ def _series(bench: Bench, command: str, number: signal.Signals, expected: dict[s
             }
         )
         kept, measured = found, bench.measured()
-    rows[-1]["differs"] = differing(bench.results(), expected)
-    return rows
+        if len(rows) > 1:
+            yield rows[-2]
+    yield rows[-1] | {"differs": differing(bench.results(), expected)}
 
 
 def _hit(running: Running, stage: Stage, number: signal.Signals, run: Path) -> bool:
