@@ -19,7 +19,7 @@ from reports.faults.bench import Bench, Ended, calm, differing
 from reports.faults.memory_disk import can_mount, resize, small_disk
 
 SIZES = {"4 kB": 4 << 10, "16 kB": 16 << 10, "64 kB": 64 << 10, "256 kB": 256 << 10, "1 MB": 1 << 20, "4 MB": 4 << 20}
-COMMANDS = ("analyze", "emit", "profile", "report")
+COMMANDS = ("report", "analyze", "emit", "profile")
 ROOM = 512 << 20
 
 
@@ -37,7 +37,7 @@ def disks(home: Path, done: Callable[[dict[str, Any]], None], *, quick: bool) ->
     if not can_mount(home / "mount"):
         done({"part": "disks", "skipped": "memory disks cannot be mounted here: run it as root, outside a container"})
         return
-    for command in ("analyze", "report") if quick else COMMANDS:
+    for command in ("report", "analyze") if quick else COMMANDS:
         for label, size in list(SIZES.items())[:: 2 if quick else 1]:
             for place in ("run folder", "temporary folder"):
                 row = _full(Case(command, before[command], expected[command]), home / "bench", place, size)
