@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from qplan.artifact import temporary_folder
 from qplan.errors import InputError
 from qplan.model.source import INDEX_FILE, read_config, weight_files
-from qplan.scratch import Scratch
 
 CONFIG_FILE, TOKENIZER_CONFIG_FILE = "config.json", "tokenizer_config.json"
 
@@ -58,7 +58,7 @@ def inert_view(folder: Path, at: Path | None = None) -> Iterator[Path]:
     Raises:
         InputError: no config, JSON that can't be read, or no weights.
     """
-    with Scratch("model") as temporary:
+    with temporary_folder("model") as temporary:
         view = at or Path(temporary) / "model"
         view.mkdir()
         try:
