@@ -151,10 +151,10 @@ def _hit(running: Running, stage: Stage, number: signal.Signals, run: Path) -> b
 
 
 _KINDS = {
+    r"(skeleton|unfolded)": "exports",
     r"rounding/(fit|judge)": "moments",
     r"rounding/tensors": "rounded tensors",
     r"folded/": "folded model",
-    r"(skeleton|unfolded)": "exports",
     r"baselines": "baselines",
     r"profile/": "times",
     r"int8/": "plan and model",
