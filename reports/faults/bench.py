@@ -29,6 +29,7 @@ PROFILE = "--rounds 1 --prompt-tokens 16"
 LADDER = "--tokens 64 --seq-len 32"
 
 _PROGRAM = "import sys; from qplan.cli.main import main; sys.argv[0] = 'qplan'; main()"
+_UUID = re.compile(rb"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _LEFT = re.compile(r"\..*\.qplan-|^qplan-[a-z]+-\d|^\.lock$")
 
 
@@ -149,9 +150,13 @@ class Bench:
         return path.read_bytes().splitlines() if path.is_file() else []
 
     def results(self) -> dict[str, str]:
-        """Hashes of the table, the plan and the model's files, as far as they are there."""
-        paths = [self.run / "sensitivity.parquet", *sorted(self.run.glob("int8/model/*"))]
-        found = {str(path.relative_to(self.run)): _sha256(path.read_bytes()) for path in paths if path.is_file()}
+        """Hashes of the table, the plan and the model's files, as far as they are there.
+
+        MNN's converter writes a random identifier into every export: it is taken out, and so are its checksums.
+        """
+        paths = [*self.run.glob("sensitivity.parquet"), *sorted(self.run.glob("int8/model/*"))]
+        contents = {path: _UUID.sub(b"", path.read_bytes()) for path in paths if path.name != "checksums.json"}
+        found = {str(path.relative_to(self.run)): _sha256(data) for path, data in contents.items()}
         plan = self.run / "int8" / "plan.json"
         if plan.is_file():
             document = json.loads(plan.read_text(encoding="utf-8"))
