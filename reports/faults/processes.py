@@ -48,7 +48,7 @@ def left_alive() -> list[str]:
     for process in left:
         with suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)
-    for process in Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="ascii").split():
+    for child in Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="ascii").split():
         with suppress(ChildProcessError):  # adopted and ended: nobody else waits for it
-            os.waitpid(int(process), os.WNOHANG)
+            os.waitpid(int(child), os.WNOHANG)
     return list(left.values())
