@@ -50,6 +50,7 @@ def _kills(rows: list[Row]) -> list[str]:
         f"{left} commands left unfinished files behind; SIGKILL leaves some, which the next command removes.",
         f"Of {len(ends)} commands that were hit at all stages and then ended, {same} left table, plan and model with",
         "the bytes of an undisturbed one, apart from the random identifier that MNN's converter writes into a graph.",
+        *(f"Others: {row['command']} left another {', '.join(row['differs'])}." for row in ends if row["differs"]),
         "",
         "| command | stage | codes by SIGKILL, SIGTERM, SIGINT, SIGHUP | alive | left over | the next did not repeat |",
         "|---|---|---|---|---|---|",
