@@ -22,6 +22,7 @@ def main(path: Path = HOME / "results.json") -> None:
         "model is the embedded one with its first layer alone; quick settings (`bench.py`) end in seconds.",
         "",
     ]
+    lines += [line for remark in results.get("remarks", []) for line in (remark, "")]
     lines += _kills(results.get("kills", []))
     lines += _disks(results.get("disks", []))
     lines += _flips(results.get("flips", []))
@@ -50,6 +51,7 @@ def _kills(rows: list[Row]) -> list[str]:
         f"{left} commands left unfinished files behind; SIGKILL leaves some, which the next command removes.",
         f"Of {len(ends)} commands that were hit at all stages and then ended, {same} left table, plan and model with",
         "the bytes of an undisturbed one, apart from the random identifier that MNN's converter writes into a graph.",
+        "A dash is a signal that was not tried at that stage: `--quick` gives each stage one.",
         *(f"Others: {row['command']} left another {', '.join(row['differs'])}." for row in ends if row["differs"]),
         "",
         "| command | stage | codes by SIGKILL, SIGTERM, SIGINT, SIGHUP | alive | left over | the next did not repeat |",
