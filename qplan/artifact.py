@@ -154,6 +154,37 @@ def new_folder(out: Path, *, replace: bool = False) -> Iterator[Path]:
             draft.rename(out)
 
 
+@contextmanager
+def temporary_folder(purpose: str) -> Iterator[Path]:
+    """Yield a temporary folder; a block that fails because there is no space for it, in a child too, says so.
+
+    Args:
+        purpose: a word of small letters for its name.
+
+    Raises:
+        StorageError: the disk is full.
+    """
+    with Scratch(purpose) as folder, needing_room(folder):
+        yield folder
+
+
+@contextmanager
+def needing_room(folder: Path) -> Iterator[None]:
+    """Put a failure of the block down to the disk of a temporary folder if that is full.
+
+    Raises:
+        StorageError: it is.
+    """
+    try:
+        yield
+    except Exception as error:
+        told_already = isinstance(error, QplanError) and not isinstance(error, ToolError)
+        if told_already or (free := _free(folder)) >= _NEXT_TO_NOTHING:
+            raise
+        msg = f"{folder.parent} is full: {free:,} bytes free for temporary files; free space there, or set TMPDIR to "
+        raise StorageError(msg + "another folder") from error
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
     write_bytes(path, text.encode())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -149,7 +150,7 @@ def _full_disk_told() -> Iterator[None]:
     except OSError as error:
         if error.errno not in FULL:
             raise
-        where = "standard output, or a file in the temporary folder" if error.filename is None else error.filename
+        where = error.filename or f"standard output, or a file in the temporary folder {tempfile.gettempdir()},"
         msg = f"{where} cannot be written: {error.strerror}; free space there, write elsewhere, or set TMPDIR"
         raise StorageError(msg) from error
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from qplan.card import ModelCard
 from qplan.errors import StaleArtifactError
 from qplan.model.load import LoadedModel, load_model
+from qplan.model.source import sha256_beside_model
 from qplan.run.fold import FoldRecord, fold_of
 from qplan.run.folder import RunFolder
 from qplan.settings import Say
@@ -50,10 +51,11 @@ def load_folded(run: RunFolder, record: FoldRecord, device: str = "cpu") -> Load
     """The folded model, with the original's name as its source.
 
     Raises:
-        StaleArtifactError: its weights have changed.
+        StaleArtifactError: its weights or its tokenizer have changed.
     """
     folded = load_model(str(run.folded), device=device)
-    if folded.card.sha256 != record.folded_sha256:
+    beside = record.tokenizer_sha256
+    if folded.card.sha256 != record.folded_sha256 or beside not in {None, sha256_beside_model(run.folded)}:
         msg = f"{run.folded} has changed since it was made; run 'qplan analyze' with --restart"
         raise StaleArtifactError(msg)
     return replace(folded, card=replace(folded.card, source=record.original))

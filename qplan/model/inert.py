@@ -15,11 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from qplan.artifact import temporary_folder
 from qplan.errors import InputError
 from qplan.model.headers import read_headers
 from qplan.model.registry import ARCHITECTURES
 from qplan.model.source import INDEX_FILE, WEIGHTS_FILE, read_config, weight_files
-from qplan.scratch import Scratch
 
 CONFIG_FILE, TOKENIZER_CONFIG_FILE = "config.json", "tokenizer_config.json"
 GENERATION_CONFIG_FILE = "generation_config.json"
@@ -63,7 +63,7 @@ def inert_view(folder: Path, at: Path | None = None) -> Iterator[Path]:
     Raises:
         InputError: no config, JSON that can't be read, or no weights.
     """
-    with Scratch("model") as temporary:
+    with temporary_folder("model") as temporary:
         view = at or Path(temporary) / "model"
         view.mkdir()
         weights = weight_files(folder)

@@ -153,3 +153,10 @@ def sha256_model(folder: Path) -> str:
     """Hash of the configuration and the weight files' content; the path does not enter."""
     scale = folder / EMBEDDING_SCALE_FILE
     return sha256_files((folder / "config.json", *weight_files(folder), *((scale,) if scale.is_file() else ())))
+
+
+def sha256_beside_model(folder: Path) -> str:
+    """Hash of the files that `sha256_model` leaves out: tokenizer, chat template, generation settings."""
+    weights = weight_files(folder)
+    paths = [path for path in folder.iterdir() if path.is_file() and path not in weights]
+    return sha256_files(path for path in paths if path.name not in {"config.json", EMBEDDING_SCALE_FILE})

@@ -31,6 +31,8 @@ class FoldRecord:
     losses: Mapping[str, Mapping[str, float]]
     """Emulated joint loss in nats per token on the calibration tokens, rounded as the run rounds: by candidate
     (``original``, ``folded``) and uniform model, such as ``int8, memory low``."""
+    tokenizer_sha256: str | None = None
+    """Hash of the folded model's other files, tokenizer and templates; None without one, and in earlier versions."""
 
     @property
     def note(self) -> Note:
@@ -46,6 +48,7 @@ class FoldRecord:
             "folded_sha256": self.folded_sha256,
             "memory": self.memory,
             "losses": self.losses,
+            "tokenizer_sha256": self.tokenizer_sha256,
         }
         write_json(path, KIND, SCHEMA, inputs, body)
 

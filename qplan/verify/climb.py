@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from qplan.artifact import temporary_folder
 from qplan.calibration import load_text, tokenize
 from qplan.errors import InputError, StaleArtifactError
 from qplan.folding.analyzed import load_analyzed
@@ -26,7 +27,6 @@ from qplan.run.plan import Plan
 from qplan.run.plan_folder import PlanFolder
 from qplan.run.plans import run_of
 from qplan.run.table import SensitivityTable
-from qplan.scratch import Scratch
 from qplan.sensitivity.variants import StoredWeights, apply_formats
 from qplan.settings import Say
 from qplan.uniform import uniform_formats
@@ -74,7 +74,7 @@ def run_ladder(options: LadderOptions, say: Say, progress: Callable[[int, int], 
     loaded = load_model(options.model)
     rows, text = _rows(options, loaded, say)
     steps = _steps(options, loaded, say)
-    with Scratch("ladder") as temporary:
+    with temporary_folder("ladder") as temporary:
         work = Path(temporary)
         say(f"FP32 in torch on {rows.size} tokens: {text}")
         with reference_logits(loaded, rows, progress) as reference:

@@ -12,12 +12,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from qplan.artifact import writing
+from qplan.artifact import temporary_folder, writing
 from qplan.formats import QuantFormat
 from qplan.model.load import LoadedModel
 from qplan.quantize.rounder import Rounder
 from qplan.run.verification import Accuracy
-from qplan.scratch import Scratch
 from qplan.sensitivity.metrics import TokenStats, compare, join, reference_of
 from qplan.sensitivity.variants import StoredWeights, apply_formats
 
@@ -65,7 +64,7 @@ def reference_logits(
         StorageError: the temporary folder has no space for them; set ``TMPDIR`` to one that has.
     """
     shape = (*rows.shape, loaded.card.vocabulary)
-    with Scratch("reference") as folder:
+    with temporary_folder("reference") as folder:
         path = folder / "logits.f32"
         need = math.prod(shape) * np.dtype(np.float32).itemsize
         # a mapped file that finds no space when it is filled would end the process by a signal

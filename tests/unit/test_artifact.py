@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from qplan.artifact import atomic_path, read_json, sha256_bytes, sha256_files, write_json
-from qplan.errors import InputError, StaleArtifactError
+from qplan.artifact import atomic_path, read_json, sha256_bytes, sha256_files, temporary_folder, write_json
+from qplan.errors import InputError, StaleArtifactError, StorageError, ToolError
 
 
 def test_a_document_reads_back_with_its_header(tmp_path: Path) -> None:
@@ -67,3 +67,18 @@ def test_written_files_are_plain_utf8(tmp_path: Path) -> None:
     write_json(path, "thing", 1, {}, {"name": "模型"})
     assert "模型" in path.read_text(encoding="utf-8")
     assert json.loads(path.read_text(encoding="utf-8"))["name"] == "模型"
+
+
+@pytest.mark.parametrize(("free", "told"), [(100, StorageError), (1 << 20, ToolError)])
+def test_what_failed_beside_a_full_temporary_folder_is_put_down_to_it(
+    monkeypatch: pytest.MonkeyPatch, free: int, told: type[Exception]
+) -> None:
+    monkeypatch.setattr("qplan.artifact._free", lambda _: free)
+    with pytest.raises(told) as caught, temporary_folder("test") as folder:
+        msg = "the converter failed"
+        raise ToolError(msg)
+    assert ("TMPDIR" in str(caught.value)) == (told is StorageError)
+    assert not folder.exists()
+    with pytest.raises(InputError), temporary_folder("test"):
+        msg = "another matter"
+        raise InputError(msg)
