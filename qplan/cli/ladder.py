@@ -13,7 +13,7 @@ from qplan.cli.documents import ladder_document
 from qplan.cli.modes import with_modes
 from qplan.cli.rules import LlmExport, existing_run
 from qplan.cli.tidy import tidied
-from qplan.cli.view import table_view
+from qplan.cli.view import mark, table_view
 from qplan.errors import InputError, VerificationError
 from qplan.run.folder import RunFolder
 from qplan.run.plans import newest_built_plan
@@ -126,7 +126,7 @@ def show(climbed: Climbed) -> None:
             f"{rung.limit_nats:.0e}",
             f"{rung.top1:.4f}",
             f"{rung.perplexity:.2f}",
-            "[green]✓[/green]" if rung.holds else "[bold red]✗[/bold red]",
+            mark(holds=rung.holds),
         )
     out.print(view)
     if climbed.broke is None:
