@@ -30,7 +30,7 @@ from qplan.cli.rules import (
 )
 from qplan.cli.view import mark
 from qplan.cost.target import DEFAULT_TARGET, target_names
-from qplan.errors import VerificationError
+from qplan.errors import InputError, VerificationError
 from qplan.jobs.options import EmitOptions
 from qplan.mnn.engines import EngineVersion
 from qplan.planner.budget import parse_budgets
@@ -183,6 +183,9 @@ def command(
         qplan emit --max-kl 0.01 --objective smallest
     """
     budgets = parse_budgets(budget or ())
+    if plan is not None and budgets == PlanRequest.budgets:  # typed, though it is what would be taken anyway
+        msg = f"--plan {plan} --budget {budgets[0].text}: a given plan is built as it is; leave one of them out"
+        raise InputError(msg)
     if not budgets and objective == "loss" and (max_decode_ms, max_prefill_ms, max_ram) == (None,) * 3:
         budgets = PlanRequest.budgets
     wanted = PlanRequest(

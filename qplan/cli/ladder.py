@@ -14,6 +14,7 @@ from qplan.cli.modes import with_modes
 from qplan.cli.rules import LlmExport, existing_run
 from qplan.cli.tidy import tidied
 from qplan.cli.view import mark, table_view
+from qplan.cli.words import is_plain
 from qplan.errors import InputError, VerificationError
 from qplan.run.folder import RunFolder
 from qplan.run.plans import newest_built_plan
@@ -145,7 +146,8 @@ def show(climbed: Climbed) -> None:
 def _limit(text: str) -> tuple[str, float]:
     name, _, value = text.partition("=")
     try:
-        return name, float(value)
+        limit = float(value if is_plain(value) else "")
     except ValueError:
         msg = f"--tolerance {text!r}: write RUNG=NATS, e.g. int8=0.01"
         raise InputError(msg) from None
+    return name, limit

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from qplan.artifact import body_of, decoding, read_json, write_json
 from qplan.card import ModelCard
+from qplan.errors import InputError
 from qplan.notes import Note, note
 from qplan.run.decode import decode_artifact
 from qplan.run.folder import RunFolder
@@ -81,6 +82,22 @@ def fold_of(run: RunFolder, card: ModelCard) -> FoldRecord | None:
         return None
     record = FoldRecord.read(run.fold)
     return record if record.folded_sha256 == card.sha256 else None
+
+
+def check_model_there(run: RunFolder, card: ModelCard) -> None:
+    """Refuse a run whose model is no longer where it was analyzed. Hub ids are left to who fetches them.
+
+    Raises:
+        InputError: names the run and the folder.
+    """
+    record = fold_of(run, card)
+    folder = Path(card.source if record is None else record.original).expanduser()
+    if folder.is_absolute() and not folder.is_dir():
+        msg = (
+            f"{run.folder} was made from the model in {folder}, which is not there any more; move it back, or run "
+            f"'qplan analyze' on it where it is now, with --run {run.folder} --restart"
+        )
+        raise InputError(msg)
 
 
 def analyzed_folder(run: RunFolder, card: ModelCard) -> Path:
