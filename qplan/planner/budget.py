@@ -163,6 +163,8 @@ def parse_budgets(texts: Iterable[str]) -> tuple[Budget, ...]:
     """Read budgets that must all hold, from texts of one budget or several separated by commas.
 
     Raises:
-        InputError: a budget is not understood, or there is none between two commas.
+        InputError: a budget is not understood, or a text holds none.
     """
-    return tuple(Budget.parse(part.strip()) for text in texts for part in text.split(","))
+    return tuple(
+        Budget.parse(part.strip()) for text in texts for part in ([p for p in text.split(",") if p.strip()] or [text])
+    )
