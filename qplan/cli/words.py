@@ -32,4 +32,4 @@ def check_words(parameter: TyperOption | TyperArgument) -> None:
             raise typer.BadParameter(msg, ctx=context, param=parameter)
         return found
 
-    parameter.process_value = process_value  # type: ignore[method-assign]
+    parameter.process_value = process_value  # type: ignore[method-assign, assignment]

@@ -123,6 +123,10 @@ REFUSALS = (
     Refusal("emit --repair -1", ("--repair -1", "at least 0")),
     Refusal("emit --run nothing", ("--run nothing", "qplan analyze")),
     Refusal("analyze M --calib nofile.txt", ("--calib nofile.txt", "does not exist", "python-stdlib")),
+    Refusal("analyze M --calib gbk.txt", ("gbk.txt is not UTF-8", "convert it")),
+    Refusal("analyze M --calib empty.txt", ("empty.txt holds no text", "few thousand tokens")),
+    Refusal("emit --text alpaca.jsonl", ("line 1 has none of the fields", "it has instruction")),
+    Refusal("ladder M --text empty.txt", ("empty.txt holds no text", "few thousand tokens")),
     Refusal("analyze ./M --calib nofile.txt", ("./M is not a folder", "config.json")),
     Refusal("analyze empty --calib nofile.txt", ("empty has no config.json", "Hugging Face")),
     Refusal("analyze a/b/c", ("'a/b/c'", "hub id")),
@@ -172,6 +176,9 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
         make_plan(table, Budget.parse(budget), estimate_fixed(table.model)).write(run.budget(budget) / "plan.json")
     (folder / "empty").mkdir()
     (folder / "words.csv").touch()
+    (folder / "empty.txt").touch()
+    (folder / "gbk.txt").write_bytes("今天天气很好。".encode("gbk"))
+    (folder / "alpaca.jsonl").write_text('{"instruction": "add", "output": "a + b"}')
     plan = make_plan(table, Budget.parse("int8"), estimate_fixed(table.model))
     replace(plan, sensitivity_sha256="0" * 64).write(folder / "other.json")
     return folder
