@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,9 +94,10 @@ def check_model_there(run: RunFolder, card: ModelCard) -> None:
     record = fold_of(run, card)
     folder = Path(card.source if record is None else record.original).expanduser()
     if folder.is_absolute() and not folder.is_dir():
+        again = f"--run {shlex.quote(str(run.folder))}"
         msg = (
-            f"{run.folder} was made from the model in {folder}, which is not there any more; move it back, or run "
-            f"'qplan analyze' on it where it is now, with --run {run.folder} --restart"
+            f"{run.folder} was made from the model in {folder}, which is not there any more; move it back, or run the "
+            f"same 'qplan analyze' with where it is now and {again}: measurements are kept, plans are made again"
         )
         raise InputError(msg)
 
