@@ -6,6 +6,7 @@ from typing import Any
 
 from jinja2 import TemplateSyntaxError
 
+from qplan.calibration.bounded import check_ends
 from qplan.errors import InputError
 from qplan.notes import Note, few, note
 
@@ -42,10 +43,13 @@ def check_chat_template(tokenizer: Any) -> tuple[Note, ...]:  # noqa: ANN401
         A note if it raises; none if it works or there is no template.
 
     Raises:
-        InputError: the template does not parse: the engine would render chats without any.
+        InputError: the template does not parse, so that the engine would render chats without any, or does not end.
     """
-    if not getattr(tokenizer, "chat_template", None):
+    template = getattr(tokenizer, "chat_template", None)
+    if not template:
         return ()
+    for one in template.values() if isinstance(template, dict) else (template,):
+        check_ends(str(one), list(_GREETING))
     try:
         tokenizer.apply_chat_template(list(_GREETING), tokenize=False, add_generation_prompt=True)
     except TemplateSyntaxError as error:
