@@ -116,10 +116,11 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_command_in_any_terminal(run_folder: Path) -> None:
-    lines = [line.format(name=NAME).split() for line in (*COMMANDS, *(f"{name} --help" for name in commands()))]
+    lines = [[encoding, *line.format(name=NAME).split()] for encoding in ENCODINGS for line in COMMANDS]
+    lines += [[ENCODINGS[0], *name.split(), "--help"] for name in commands()]
     done = subprocess.run(
         [sys.executable, "-c", _MANY],
-        input="".join(json.dumps([encoding, *line]) + "\n" for encoding in ENCODINGS for line in lines).encode(),
+        input="".join(json.dumps(line) + "\n" for line in lines).encode(),
         cwd=run_folder,
         env={**os.environ, "COLUMNS": "0"},
         capture_output=True,
@@ -130,6 +131,6 @@ def test_every_command_in_any_terminal(run_folder: Path) -> None:
     assert b"Traceback" not in done.stderr
     assert b"Warning" not in done.stderr
     codes = [int(line.split()[1]) for line in done.stderr.splitlines() if line.startswith(b"code ")]
-    assert codes == [*COMMANDS.values(), *[0] * len(commands())] * len(ENCODINGS), done.stderr
+    assert codes == [*COMMANDS.values()] * len(ENCODINGS) + [0] * len(commands()), done.stderr
     for encoding in ENCODINGS:
         assert f"{NAME}/int8/report.html".encode(encoding, "backslashreplace") in done.stdout
