@@ -33,7 +33,7 @@ according to their source."""
 
 
 _NAME = re.compile(
-    r"(?:fp(?P<fp>16|32)|int(?P<bits>[0-9]{1,9})(?:-b(?P<block>[0-9]{1,9}))?(?P<sym>-sym)?(?:-s(?P<scale>16|32))?)"
+    r"(?:fp(?P<fp>16|32)|int(?P<bits>[1-9][0-9]{0,8})(?:-b(?P<block>0|[1-9][0-9]{0,8}))?(?P<sym>-sym)?(?:-s(?P<scale>16|32))?)"
 )
 
 
@@ -199,11 +199,12 @@ def parse_formats(text: str) -> tuple[QuantFormat, ...]:
     """Read a comma-separated list of formats, widest first, without repeats.
 
     Raises:
-        InputError: an empty list, an unknown format, or the reference fp32 among them.
+        InputError: nothing between two commas, an unknown format, or the reference fp32 among them.
     """
-    names = [part for part in text.split(",") if part.strip()]
-    if not names:
-        msg = "no formats given; write for example --formats fp16,int8,int4"
+    names = text.split(",")
+    if not all(name.strip() for name in names):
+        what = "leaves a format out" if text.strip(", ") else "names no format"
+        msg = f"--formats {text!r} {what}; write for example --formats fp16,int8,int4"
         raise InputError(msg)
     formats = {QuantFormat.parse(name) for name in names}
     if FP32 in formats:

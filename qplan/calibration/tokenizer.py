@@ -7,6 +7,7 @@ from typing import Any
 
 from jinja2 import TemplateSyntaxError
 
+from qplan.calibration.bounded import check_ends
 from qplan.errors import InputError
 from qplan.notes import Note, few, note
 
@@ -56,12 +57,13 @@ def check_chat_template(tokenizer: Any) -> tuple[Note, ...]:  # noqa: ANN401
         A note if it raises; none if it works or there is no template.
 
     Raises:
-        InputError: the template is no text or does not parse: the engine would render chats without any.
+        InputError: the template is no text, does not parse, so that the engine would render chats without any, or does
+            not end.
     """
     template = getattr(tokenizer, "chat_template", None)
     if not template:
         return ()
-    texts = template.values() if isinstance(template, Mapping) else [template]
+    texts = list(template.values()) if isinstance(template, Mapping) else [template]
     if not all(isinstance(text, str) for text in texts):
         msg = (
             f"the model's chat template is {template!r:.80}, of type {type(template).__name__}; expected a text, or a "
@@ -69,6 +71,8 @@ def check_chat_template(tokenizer: Any) -> tuple[Note, ...]:  # noqa: ANN401
             "model that only continues text"
         )
         raise InputError(msg)
+    for one in texts:
+        check_ends(one, list(_GREETING))
     try:
         tokenizer.apply_chat_template(list(_GREETING), tokenize=False, add_generation_prompt=True)
     except TemplateSyntaxError as error:

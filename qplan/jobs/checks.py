@@ -21,6 +21,7 @@ from qplan.mnn.build.exporter_source import find_exporter
 from qplan.model.door import check_source
 from qplan.planner.rules import Rules
 from qplan.run.calibration import CalibrationSet
+from qplan.run.fold import check_model_there
 from qplan.run.folder import RunFolder
 from qplan.run.plan import Plan
 from qplan.run.plans import FoundPlan
@@ -60,9 +61,9 @@ def check_profile(run: RunFolder, llmexport: Path | None) -> None:
     """Refuse a run without a table, or a missing exporter.
 
     Raises:
-        InputError: about the first of these.
+        InputError: about the first of these, or that the model is gone.
     """
-    SensitivityTable.read(run.sensitivity)
+    check_model_there(run, SensitivityTable.read(run.sensitivity).model)
     find_exporter(llmexport)
 
 
@@ -98,6 +99,7 @@ def check_emit(options: EmitOptions, run: RunFolder) -> None:
     find_exporter(options.llmexport)
     target = options.target
     table = retarget_table(SensitivityTable.read(run.sensitivity), target)
+    check_model_there(run, table.model)
     if options.dynamic_option == 2 and table.goal != "low":
         msg = f"--dynamic-option 2 has no effect under memory {table.goal}, which {run.folder} is for; leave it out"
         raise InputError(msg)

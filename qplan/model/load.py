@@ -19,7 +19,7 @@ from qplan.model.embedding_scale import embedding_scale, read_embedding_scale, s
 from qplan.model.inert import check_own_classes, inert_view
 from qplan.model.mixture import split_experts
 from qplan.model.registry import Architecture, architecture_of
-from qplan.model.source import fetch, read_config, sha256_model
+from qplan.model.source import fetch, lasting, read_config, sha256_model
 from qplan.model.stock import blamed_on, check_builds, check_class, load_weights, stock_classes
 from qplan.settings import DTypeName
 
@@ -141,7 +141,7 @@ def load_model(source: str, *, device: str = "cpu", dtype: DTypeName = "float32"
     split_experts(model, model.config, architecture)
     tied = tie_equal_head(model, model.config, architecture)
     anatomy = dissect(model, model.config, architecture)
-    card = _card(source, sha256, model, anatomy)
+    card = _card(lasting(source), sha256, model, anatomy)
     model = model.to(torch_device).eval().requires_grad_(requires_grad=False)
     loaded = LoadedModel(model, tokenizer, card, folder, architecture, dict(anatomy.sites), own, tied)
     scale = read_embedding_scale(folder)

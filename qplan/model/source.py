@@ -35,6 +35,9 @@ def local_folder(source: str) -> Path | None:
     Raises:
         InputError: neither a folder nor a hub id.
     """
+    if not source.strip():
+        msg = "the model has no name; give the folder that holds config.json, or a hub id such as Qwen/Qwen2.5-0.5B"
+        raise InputError(msg)
     folder = Path(source).expanduser()
     try:
         is_folder, is_file = folder.is_dir(), folder.is_file()
@@ -50,6 +53,19 @@ def local_folder(source: str) -> Path | None:
         msg = f"{source!r} is neither an existing folder nor a hub id (owner/name)"
         raise InputError(msg)
     return None
+
+
+def lasting(source: str) -> str:
+    """A user's word for a model as it holds in any working folder: a folder's absolute path, or the hub id.
+
+    Raises:
+        InputError: neither a folder nor a hub id.
+    """
+    folder = local_folder(source)
+    if folder is None:
+        return source
+    # a link that people named, such as models/current, keeps its name
+    return str(folder.parent.resolve() / folder.name if folder.name not in ("", "..") else folder.resolve())
 
 
 def fetch(source: str) -> Path:

@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.activations import ACT2FN
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.auto import configuration_auto
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
 from qplan.errors import InputError
 from qplan.model.config_values import refused
+from qplan.model.source import read_config
 
 _MOST_QUOTED = 1000
 """Characters of a library's message that are passed on."""
@@ -90,8 +92,19 @@ def check_builds(folder: Path, view: Path) -> None:
     if activation is not None and activation not in ACT2FN:
         near = ", ".join(get_close_matches(str(activation), list(ACT2FN), cutoff=0.4)) or ", ".join(sorted(ACT2FN))
         raise refused(folder / "config.json", key, activation, f"an activation of transformers': {near}")
+    _check_rotation(folder, config)
     with blamed_on(folder, "has a config.json that transformers cannot build a model from"), torch.device("meta"):
         AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+
+
+def _check_rotation(folder: Path, config: Any) -> None:  # noqa: ANN401 - a PreTrainedConfig
+    rotation = getattr(config, "rope_parameters", None)
+    kind = rotation.get("rope_type", "default") if isinstance(rotation, Mapping) else "default"
+    known = sorted({"default", *ROPE_INIT_FUNCTIONS})
+    if kind not in known:
+        path = folder / "config.json"
+        key = "rope_scaling" if read_config(path).get("rope_scaling") else "rope_parameters"
+        raise refused(path, f"{key}.rope_type", kind, f"a rotation of transformers': {', '.join(known)}")
 
 
 def load_weights(folder: Path, view: Path, dtype: torch.dtype) -> Any:  # noqa: ANN401 - a PreTrainedModel

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from qplan.artifact import body_of, decoding, read_json, write_json
 from qplan.card import ModelCard
+from qplan.errors import InputError
 from qplan.notes import Note, note
 from qplan.run.decode import decode_artifact
 from qplan.run.folder import RunFolder
@@ -84,6 +86,23 @@ def fold_of(run: RunFolder, card: ModelCard) -> FoldRecord | None:
         return None
     record = FoldRecord.read(run.fold)
     return record if record.folded_sha256 == card.sha256 else None
+
+
+def check_model_there(run: RunFolder, card: ModelCard) -> None:
+    """Refuse a run whose model is no longer where it was analyzed. Hub ids are left to who fetches them.
+
+    Raises:
+        InputError: names the run and the folder.
+    """
+    record = fold_of(run, card)
+    folder = Path(card.source if record is None else record.original).expanduser()
+    if folder.is_absolute() and not folder.is_dir():
+        again = f"--run {shlex.quote(str(run.folder))}"
+        msg = (
+            f"{run.folder} was made from the model in {folder}, which is not there any more; move it back, or run the "
+            f"same 'qplan analyze' with where it is now and {again}: measurements are kept, plans are made again"
+        )
+        raise InputError(msg)
 
 
 def analyzed_folder(run: RunFolder, card: ModelCard) -> Path:

@@ -92,6 +92,29 @@ def test_a_value_that_cannot_be_meant_is_named_with_what_fits(
         check_folder(folder)
 
 
+UNSUPPORTED = (
+    *("qwen2_moe", "mixtral", "olmoe", "deepseek_v3", "deepseek_v2", "gemma3_text", "gemma3", "qwen2_vl", "qwen2_5_vl"),
+    *("glm4", "glm", "chatglm", "internlm2", "baichuan", "smollm3", "granite", "olmo2", "qwen3_5", "qwen3_5_text"),
+    *("gpt2", "falcon", "bloom", "minicpm", "lfm2", "phimoe", "llama4", "gpt_oss", "mamba"),
+)
+
+
+@pytest.mark.parametrize("model_type", UNSUPPORTED)
+def test_a_model_type_that_is_not_supported_is_named_with_those_that_are(folder: Path, model_type: str) -> None:
+    auto_map = {"AutoModelForCausalLM": "modeling_x.X"}
+    change(folder, model_type=model_type, architectures=["X"], auto_map=auto_map)
+    with pytest.raises(InputError, match=rf"model type '{model_type}' is not supported; supported are .*llama.*qwen2"):
+        check_source(str(folder))
+
+
+def test_a_config_without_a_model_type_says_so(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    del config["model_type"]
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(InputError, match="has no model_type; give the folder of"):
+        check_source(str(folder))
+
+
 def test_key_heads_must_divide_heads(model_folders: dict[str, Path], tmp_path: Path) -> None:
     phi3 = Path(shutil.copytree(model_folders["phi3"], tmp_path / "phi3"))
     change(phi3, num_key_value_heads=3)
@@ -235,6 +258,13 @@ def test_the_door_needs_no_torch(folder: Path) -> None:
 def test_an_unknown_activation_is_named_before_weights_are_read(folder: Path) -> None:
     change(folder, hidden_act="swishglu")
     with pytest.raises(InputError, match='hidden_act is "swishglu"; expected an activation of transformers\': swish'):
+        load_model(str(folder))
+
+
+@pytest.mark.parametrize("kind", ["acme", "mrope"])
+def test_an_unknown_rotation_is_named_before_weights_are_read(folder: Path, kind: str) -> None:
+    change(folder, rope_scaling={"type": kind, "factor": 2.0})
+    with pytest.raises(InputError, match=rf'rope_scaling\.rope_type is "{kind}"; expected .*: default, dynam'):
         load_model(str(folder))
 
 
