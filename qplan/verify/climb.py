@@ -30,7 +30,7 @@ from qplan.run.table import SensitivityTable
 from qplan.sensitivity.variants import StoredWeights, apply_formats
 from qplan.settings import Say
 from qplan.uniform import uniform_formats
-from qplan.verify.checks import EXACT_REL, LAYERS_OF_EXACT_REL
+from qplan.verify.checks import exact_limit
 from qplan.verify.ladder import Break, LadderOptions, Rung, first_layer_beyond, tolerances
 from qplan.verify.layers import engine_lens, kl_between
 from qplan.verify.lens import lens_logits
@@ -154,7 +154,7 @@ class _RungBench:
         return Rung(
             name=step.name,
             exact_error=exact,
-            exact_limit=EXACT_REL * max(1.0, len(self.loaded.layers) / LAYERS_OF_EXACT_REL),
+            exact_limit=exact_limit(step.rounder.loaded, self.ids, exact),
             kl_nats=stats.kl_nats,
             limit_nats=limit_nats,
             top1=stats.top1,
