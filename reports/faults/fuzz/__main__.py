@@ -31,7 +31,7 @@ from reports.faults.fuzz.cases import Case, cases
 from reports.faults.fuzz.judge import Judge, Verdict
 
 HOME = Path(__file__).parents[1]
-BLOCK = 250
+BLOCK = 500
 """Cases of one seed and process."""
 
 
@@ -46,19 +46,18 @@ def main() -> None:
     if arguments.block is not None:
         run_block(Bench(arguments.block), arguments.seed, arguments.cases)
         return
-    began = time.monotonic()
-    rows: list[dict[str, Any]] = []
+    began, rows = time.monotonic(), []
     with tempfile.TemporaryDirectory(prefix="fuzz-") as temporary:
         bench = Path(temporary) / "bench"
         bench.mkdir()
         Bench.make(bench)
         for block, first in enumerate(range(0, arguments.cases, BLOCK)):
-            count = min(BLOCK, arguments.cases - first)
-            rows += in_child(bench, arguments.seed + block, count)
-            print(f"{first + count} cases, {time.monotonic() - began:.0f} s, {sum(bool(r['faults']) for r in rows)} faults", flush=True)
-    results = counted(rows) | {"seconds": round(time.monotonic() - began), "seed": arguments.seed, "versions": versions()}
-    (arguments.out / "fuzz.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    (arguments.out / "fuzz.md").write_text(page.page(results), encoding="utf-8")
+            rows += in_child(bench, arguments.seed + block, min(BLOCK, arguments.cases - first))
+            results = counted(rows) | {"seconds": round(time.monotonic() - began), "seed": arguments.seed}
+            # after every block: whoever stops it has what was tried so far
+            (arguments.out / "fuzz.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+            (arguments.out / "fuzz.md").write_text(page.page(results), encoding="utf-8")
+            print(f"{len(rows)} cases, {results['seconds']} s, {len(results['faults'])} faults", flush=True)
 
 
 def in_child(bench: Path, first_seed: int, count: int) -> list[dict[str, Any]]:
@@ -76,7 +75,16 @@ def in_child(bench: Path, first_seed: int, count: int) -> list[dict[str, Any]]:
                 rows.append(found | {"seed": first_seed})
     if code:
         kind = last.partition("]")[0].strip("[")
-        rows.append({"kind": kind, "command": "", "code": code, "faults": ["the process died"], "case": last, "seed": first_seed})
+        rows.append(
+            {
+                "kind": kind,
+                "command": "",
+                "code": code,
+                "faults": ["the process died"],
+                "case": last,
+                "seed": first_seed,
+            }
+        )
     for row in rows:
         if row["faults"]:
             print(json.dumps(row, ensure_ascii=True), flush=True)
@@ -95,7 +103,11 @@ def run_block(bench: Bench, first_seed: int, count: int) -> None:
 
         @seed(first_seed)
         @settings(
-            max_examples=count, database=None, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
+            max_examples=count,
+            database=None,
+            deadline=None,
+            phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
         )
         @given(cases(bench))
         def one(case: Case) -> None:
@@ -122,6 +134,7 @@ def counted(rows: list[dict[str, Any]]) -> dict[str, Any]:
         codes.setdefault(row["kind"], Counter())[str(row["code"])] += 1
     return {
         "cases": len(rows),
+        "versions": versions(),
         "codes": {kind: dict(sorted(found.items())) for kind, found in sorted(codes.items())},
         "slowest_s": max(row.get("seconds", 0.0) for row in rows),
         "faults": [row for row in rows if row["faults"]],

@@ -36,8 +36,8 @@ EDITED = frozenset({PLAN_FILE})
 class Bench:
     """Where the whole folders lie.
 
-    ``golden`` is a run without its model, ``small`` one with model, rounding and skeleton, ``hf`` a Hugging Face folder,
-    ``mnn`` a model folder with checksums; there are texts beside them.
+    ``golden`` is a run without its model, ``small`` one with model, rounding and skeleton, ``hf`` a Hugging Face
+    folder, ``mnn`` a model folder with checksums; there are texts beside them.
     """
 
     folder: Path
@@ -52,7 +52,6 @@ class Bench:
         bench = cls(folder)
         bench.must("analyze", "hf", *ANALYSIS, "--run", "small")
         bench.must("emit", *PLANNING, "--budget", "int4", "--run", "small")
-        bench.must("emit", *PLANNING, "--budget", "int8", "--run", "small")
         shutil.copytree(folder / "small" / "skeleton", folder / "mnn")
         write_checksums(folder / "mnn")
         return bench

@@ -1,22 +1,18 @@
-"""Ways to damage a file: bytes, JSON values, tables, arrays, and what is no file at all."""
+"""Ways to damage a file: its bytes, what it holds, and what is no file at all."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from hypothesis import strategies as st
-from safetensors.numpy import load_file, save_file
 
-from reports.faults.fuzz.values import JSON, LONG_NUMBER, NUMBERS, TEXTS
+from reports.faults.fuzz.array_damage import arrays, columns, headers, metadata_values
+from reports.faults.fuzz.json_damage import raw_json, values
+from reports.faults.fuzz.way import Change, Way
 
 
 @dataclass(frozen=True)
@@ -26,8 +22,7 @@ class Damage:
     file: str
     """Relative to the folder of the case."""
     how: str
-    apply: Callable[[Path], None]
-    """Changes the file at a path."""
+    apply: Change
 
 
 def damages(file: str) -> st.SearchStrategy[Damage]:
@@ -38,16 +33,12 @@ def damages(file: str) -> st.SearchStrategy[Damage]:
     """
     ways = [_bits, _cuts, _zeros, _inserts, _kinds]
     if file.endswith((".json", ".jsonl")):
-        ways = [_bits, _cuts, _zeros, _inserts, _kinds, *[_values] * 5, _raw_json]
+        ways = [_bits, _cuts, _zeros, _inserts, _kinds, *[values] * 5, raw_json]
     elif file.endswith(".parquet"):
-        ways += [_columns, _metadata]
+        ways += [columns, metadata_values]
     elif file.endswith(".safetensors"):
-        ways += [_arrays, _headers]
+        ways += [arrays, headers]
     return st.sampled_from(ways).flatmap(lambda way: way()).map(lambda found: Damage(file, *found))
-
-
-Way = tuple[str, Callable[[Path], None]]
-"""What is done, and a function that does it."""
 
 
 def _on_bytes(how: str, change: Callable[[bytearray], None]) -> Way:
@@ -104,7 +95,7 @@ def _inserts() -> st.SearchStrategy[Way]:
 
 
 def _kinds() -> st.SearchStrategy[Way]:
-    def replace(make: Callable[[Path], None]) -> Callable[[Path], None]:
+    def replace(make: Change) -> Change:
         def apply(path: Path) -> None:
             path.unlink()
             make(path)
@@ -123,11 +114,11 @@ def _git_lfs(path: Path) -> None:
     path.write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 531504\n")
 
 
-_KINDS: dict[str, Callable[[Path], None]] = {
-    "removed": lambda path: None,
-    "empty": lambda path: path.write_bytes(b"") and None,
+_KINDS: dict[str, Change] = {
+    "removed": lambda _: None,
+    "empty": lambda path: path.write_bytes(b""),
     "a folder": lambda path: path.mkdir(),
-    "a FIFO": lambda path: os.mkfifo(path),
+    "a FIFO": os.mkfifo,
     "a link to itself": lambda path: path.symlink_to(path.name),
     "a link to nothing": lambda path: path.symlink_to("nothing"),
     "a link to /dev/zero": lambda path: path.symlink_to("/dev/zero"),
@@ -135,165 +126,7 @@ _KINDS: dict[str, Callable[[Path], None]] = {
     "a link to its folder": lambda path: path.symlink_to("."),
     "a sparse file of 10 GB": _sparse,
     "a Git LFS pointer": _git_lfs,
-    "another file": lambda path: shutil.copyfile(__file__, path) and None,
-    "[] nested 100,000 times": lambda path: path.write_text("[" * 100_000 + "]" * 100_000) and None,
-    "unreadable": lambda path: (path.touch(), path.chmod(0))[0],
+    "another file": lambda path: shutil.copyfile(__file__, path),
+    "[] nested 100,000 times": lambda path: path.write_text("[" * 100_000 + "]" * 100_000),
+    "unreadable": lambda path: path.touch(mode=0),
 }
-
-
-def _raw_json() -> st.SearchStrategy[Way]:
-    """Texts that take the place of a whole file, or of a number in it."""
-
-    def number(path: Path) -> None:
-        text = path.read_text(encoding="utf-8")
-        at = next((i for i, c in enumerate(text) if c.isdigit() and text[i - 1] in " :["), None)
-        if at is not None:
-            path.write_text(text[:at] + LONG_NUMBER + text[at:])
-
-    whole = st.one_of(JSON, st.just([]), st.just({})).map(
-        lambda value: (f"all of it {_short(value)}", lambda path: path.write_text(json.dumps(value)) and None)
-    )
-    return st.one_of(whole, st.just(("a number of 5,000 digits", number)))
-
-
-def _values() -> st.SearchStrategy[Way]:
-    """A value somewhere in the file replaced, removed, or added; in a jsonl, in one of its lines."""
-
-    def change(steps: list[int], action: str, value: Any) -> Way:
-        def apply(path: Path) -> None:
-            try:
-                lines = path.read_text(encoding="utf-8").splitlines() if path.suffix == ".jsonl" else [path.read_text()]
-                at = steps[-1] % len(lines)
-                document = json.loads(lines[at])
-                lines[at] = json.dumps(_changed(document, steps, action, value), ensure_ascii=False)
-                path.write_text("\n".join(lines) + "\n", encoding="utf-8", errors="surrogatepass")
-            except (OSError, ValueError, ZeroDivisionError):  # damaged before
-                return
-
-        return f"value {steps} {action} {_short(value) if action != 'removed' else ''}", apply
-
-    actions = st.sampled_from(["replaced", "replaced", "replaced", "removed", "added"])
-    return st.builds(change, st.lists(st.integers(0, 60), min_size=1, max_size=6), actions, JSON)
-
-
-def _changed(document: Any, steps: list[int], action: str, value: Any) -> Any:
-    """Walk down by the steps, each modulo what there is, and act on the last place."""
-    if not isinstance(document, dict | list) or not document:
-        return value
-    holder: Any = document
-    for depth, step in enumerate(steps):
-        keys = list(holder) if isinstance(holder, dict) else list(range(len(holder)))
-        key = keys[step % len(keys)]
-        below = holder[key]
-        if isinstance(below, dict | list) and below and depth < len(steps) - 1:
-            holder = below
-            continue
-        if action == "removed":
-            del holder[key]
-        elif action == "added" and isinstance(holder, dict):
-            holder[str(value)[:20]] = value
-        elif action == "added":
-            holder.append(value)
-        else:
-            holder[key] = value
-        break
-    return document
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=True)
-    return text if len(text) < 40 else text[:37] + "..."
-
-
-def _columns() -> st.SearchStrategy[Way]:
-    """A column of a table removed, retyped, or a value in it changed; rows removed or doubled."""
-
-    def change(column: int, row: int, action: str, value: Any) -> Way:
-        def apply(path: Path) -> None:
-            table = pq.read_table(path)
-            name = table.column_names[column % table.num_columns]
-            at = row % max(1, table.num_rows)
-            if action == "removed":
-                table = table.drop_columns([name])
-            elif action == "row":
-                table = pa.concat_tables([table.slice(0, at), table.slice(at + 1)])
-            elif action == "twice":
-                table = pa.concat_tables([table, table.slice(at, 1)])
-            elif action == "null":
-                table = table.set_column(table.column_names.index(name), name, pa.nulls(table.num_rows))
-            elif action == "text":
-                texts = [str(item) for item in table[name].to_pylist()]
-                table = table.set_column(table.column_names.index(name), name, pa.array(texts))
-            else:
-                values = table[name].to_pylist()
-                values[at] = value if isinstance(values[at], float) else values[at - 1]
-                table = table.set_column(table.column_names.index(name), name, pa.array(values))
-            pq.write_table(table, path)
-
-        return f"column {column} {action} {value if action == 'value' else ''} row {row}", apply
-
-    actions = st.sampled_from(["removed", "row", "twice", "null", "text", "value", "value"])
-    return st.builds(change, st.integers(0, 20), st.integers(0, 5000), actions, st.floats())
-
-
-def _metadata() -> st.SearchStrategy[Way]:
-    """What a table says about itself, changed."""
-
-    def change(steps: list[int], action: str, value: Any) -> Way:
-        def apply(path: Path) -> None:
-            table = pq.read_table(path)
-            metadata = json.loads(table.schema.metadata[b"qplan"])
-            text = json.dumps(_changed(metadata, steps, action, value))
-            pq.write_table(table.replace_schema_metadata({"qplan": text}), path)
-
-        return f"metadata {steps} {action} {_short(value)}", apply
-
-    actions = st.sampled_from(["replaced", "replaced", "removed", "added"])
-    return st.builds(change, st.lists(st.integers(0, 60), min_size=1, max_size=5), actions, JSON)
-
-
-def _arrays() -> st.SearchStrategy[Way]:
-    """An array of a safetensors file removed, emptied, retyped, reshaped, or with a value that is no number."""
-
-    def change(which: int, action: str, value: float) -> Way:
-        def apply(path: Path) -> None:
-            arrays = load_file(path)
-            name = sorted(arrays)[which % len(arrays)]
-            array = arrays[name].copy()
-            if action == "removed":
-                del arrays[name]
-            elif action == "renamed":
-                arrays[f"{name}.other"] = arrays.pop(name)
-            elif action == "flat":
-                arrays[name] = array.reshape(-1)
-            elif action == "narrow":
-                arrays[name] = np.ascontiguousarray(array[: max(1, len(array) // 2)])
-            elif action == "float64":
-                arrays[name] = array.astype(np.float64)
-            else:
-                with np.errstate(all="ignore"):
-                    array.reshape(-1)[:1] = np.asarray(value).astype(array.dtype)
-                arrays[name] = array
-            save_file(arrays, path)
-
-        return f"array {which} {action} {value if action == 'value' else ''}", apply
-
-    actions = st.sampled_from(["removed", "renamed", "flat", "narrow", "float64", "value", "value"])
-    return st.builds(change, st.integers(0, 40), actions, st.sampled_from([np.nan, np.inf, -1e30, 1e30, 0.0, 65504.0]))
-
-
-def _headers() -> st.SearchStrategy[Way]:
-    """The header of a safetensors file, changed: offsets, shapes, types, names, its length."""
-
-    def change(steps: list[int], action: str, value: Any, size: int | None) -> Way:
-        def apply(path: Path) -> None:
-            data = path.read_bytes()
-            length = int.from_bytes(data[:8], "little")
-            header = json.dumps(_changed(json.loads(data[8 : 8 + length]), steps, action, value)).encode()
-            path.write_bytes((len(header) if size is None else size).to_bytes(8, "little") + header + data[8 + length :])
-
-        return f"header {steps} {action} {_short(value)} of size {size}", apply
-
-    actions = st.sampled_from(["replaced", "replaced", "removed", "added"])
-    sizes = st.sampled_from([None, None, None, 0, 1, 1 << 40, (1 << 64) - 1])
-    return st.builds(change, st.lists(st.integers(0, 60), min_size=1, max_size=3), actions, JSON, sizes)

@@ -6,13 +6,14 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from qplan import errors
+from qplan.artifact import sha256_json
 from qplan.errors import QplanError
 from reports.faults.fuzz.bench import Bench
 from reports.faults.fuzz.cases import Case, hostile_names
 from reports.faults.fuzz.runner import BUG, HANGS, Outcome, run
+from reports.faults.fuzz.way import Change
 
 FORESEEN = {0} | {
     kind.exit_code for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, QplanError)
@@ -24,6 +25,9 @@ _TOLD = "note: "
 
 _REL = 1e-9
 """Numbers of two passes over the same data may differ by this much."""
+
+_MOST_BYTES = 1 << 26
+"""More than any file of the whole folders has."""
 
 Answer = dict[str, object]
 """What a command says, flattened: leaves of its JSON object, and the report that it writes, by path."""
@@ -66,19 +70,30 @@ class Judge:
 
     def _whole_answer(self, case: Case) -> Answer:
         """What the line says of whole folders, without what differs from one time to the next."""
-        if case.line not in self._answers:
+        if case.line in self._answers:
+            return self._answers[case.line]
+        kept = self.bench.folder / f"answer-{sha256_json(case.line)[:16]}.json"
+        if not kept.is_file():
             found = []
             for _ in range(2):
                 self.count += 1
                 with self.bench.copy(self.work / str(self.count) / "in", case.bases) as folder:
                     found.append(_answer(run(case.line, folder), folder))
             first, second = found
-            self._answers[case.line] = {key: value for key, value in first.items() if second.get(key) == value}
+            same = {key: value for key, value in first.items() if second.get(key) == value}
+            kept.write_text(json.dumps(same), encoding="utf-8")
+        self._answers[case.line] = json.loads(kept.read_text(encoding="utf-8"))
         return self._answers[case.line]
 
 
-def _apply(change: Any, path: Path) -> None:
-    """Change a file; one that is gone, or whose form an earlier damage broke, stays as it is."""
+def _apply(change: Change, path: Path) -> None:
+    """Change a file; what an earlier damage removed, or made no file or no such file, stays as it is."""
+    if (
+        path.is_symlink()
+        or (path.exists() and not path.is_file())
+        or (path.exists() and path.stat().st_size > _MOST_BYTES)
+    ):
+        return
     try:
         change(path)
     except Exception:  # noqa: BLE001 - libraries say in many ways that they cannot read it

@@ -22,7 +22,7 @@ BASES: dict[str, tuple[tuple[str, ...], ...]] = {
     "explain": (("int8", "--run", "golden"), ("int4", "0.mlp.down_proj", "--run", "small")),
     "frontier": (("--run", "golden", "--points", "3"), ("--run", "small", "--points", "3")),
     "ladder": (("absent",), ("hf", "--text", "short.txt"), ("hf", "--text", "short.txt", "--run", "golden")),
-    "plan diff": (("int4", "int8", "--run", "golden"), ("int4", "int8", "--run", "small")),
+    "plan diff": (("int4", "int8", "--run", "golden"), ("int4", "int4", "--run", "small")),
     "profile": (("--run", "golden"),),
     "report": (("int8", "--run", "golden"), ("--run", "small")),
 }
@@ -30,7 +30,9 @@ BASES: dict[str, tuple[tuple[str, ...], ...]] = {
 
 _VALUES: dict[str, st.SearchStrategy[str]] = {
     "--budget": st.one_of(SIZES, FORMATS, st.lists(SIZES, max_size=3).map(",".join)),
-    "--engine": st.sampled_from(["3.5.0", "3.6.1", "1", "3", "3.5", "3.5.0.0", "99.0.0", "-1.0.0", "3.x", "", "३.५.०"]),
+    "--engine": st.sampled_from(
+        ["3.5.0", "3.6.1", "1", "3", "3.5", "3.5.0.0", "99.0.0", "-1.0.0", "3.x", "", "\u0969.5.0"]
+    ),
     "--fold": st.sampled_from(["off", "on", "AUTO", ""]),
     "--formats": st.one_of(FORMATS, st.lists(FORMATS, max_size=4).map(",".join)),
     "--group": PATTERNS,
@@ -55,7 +57,7 @@ def lines() -> st.SearchStrategy[tuple[str, ...]]:
     return st.one_of(*each, st.lists(TEXTS.filter(lambda word: word not in _NEVER), max_size=3).map(tuple))
 
 
-def _line(name: str, command: Any) -> st.SearchStrategy[tuple[str, ...]]:
+def _line(name: str, command: Any) -> st.SearchStrategy[tuple[str, ...]]:  # noqa: ANN401 - typer's own
     """Lines of a command: a base, its options with values, or its arguments replaced."""
     options = [p for p in command.params if p.param_type_name == "option" and not _NEVER & set(p.opts)]
     added = st.lists(st.sampled_from(options).flatmap(_option), min_size=1, max_size=4)
@@ -69,7 +71,7 @@ def _line(name: str, command: Any) -> st.SearchStrategy[tuple[str, ...]]:
     return st.builds(compose, st.sampled_from(BASES[name]), added, replaced)
 
 
-def _option(option: Any) -> st.SearchStrategy[tuple[str, ...]]:
+def _option(option: Any) -> st.SearchStrategy[tuple[str, ...]]:  # noqa: ANN401 - typer's own
     """An option with a value, or one without where a value belongs."""
     name = max(option.opts, key=len)
     if option.is_flag:
@@ -91,7 +93,7 @@ def _option(option: Any) -> st.SearchStrategy[tuple[str, ...]]:
     return values.map(lambda value: (name, value)) | values.map(lambda value: (f"{name}={value}",))
 
 
-def _choices(kind: Any) -> list[str]:
+def _choices(kind: Any) -> list[str]:  # noqa: ANN401 - typer's own
     """Values of a literal or an enumeration; none of other types."""
     if isinstance(kind, type) and issubclass(kind, Enum):
         return [str(member.value) for member in kind]

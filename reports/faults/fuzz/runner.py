@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import NoReturn
 from unittest import mock
 
 from qplan.cli.main import main
@@ -60,11 +60,11 @@ def run(line: Sequence[str], folder: Path, environment: Mapping[str, str] | None
         environment: variables that are set besides.
     """
     code: object = 0
-    out, err = (TextIOWrapper(BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
+    printed, complained = BytesIO(), BytesIO()
     began = time.perf_counter()
     with (
-        redirect_stdout(out),
-        redirect_stderr(err),
+        redirect_stdout(TextIOWrapper(printed, encoding="utf-8", write_through=True)) as out,
+        redirect_stderr(TextIOWrapper(complained, encoding="utf-8", write_through=True)) as err,
         mock.patch.dict(os.environ, {"COLUMNS": "80", "HF_HUB_OFFLINE": "1"} | dict(environment or {})),
         mock.patch.object(sys, "argv", ["qplan", *line]),
         warnings.catch_warnings(),
@@ -80,12 +80,13 @@ def run(line: Sequence[str], folder: Path, environment: Mapping[str, str] | None
         except Hang:
             code = HANGS
             traceback.print_exc()
-        except BaseException:
+        except BaseException:  # noqa: BLE001 - the exception that this looks for
             code = BUG
             traceback.print_exc()
     seconds = time.perf_counter() - began
-    texts = [stream.buffer.getvalue().decode(errors="replace") for stream in (out, err)]  # type: ignore[attr-defined]
-    return Outcome(code if isinstance(code, int) else BUG, *texts, seconds)
+    shown, told = (stream.getvalue().decode(errors="replace") for stream in (printed, complained))
+    del out, err  # closing them closes what they wrote to
+    return Outcome(code if isinstance(code, int) else BUG, shown, told, seconds)
 
 
 @contextmanager
@@ -99,7 +100,7 @@ def limited() -> Iterator[None]:
         yield
         return
 
-    def stop(number: int, frame: FrameType | None) -> NoReturn:
+    def stop(_number: int, _frame: FrameType | None) -> NoReturn:
         raise Hang
 
     before = signal.signal(signal.SIGALRM, stop)
@@ -115,7 +116,7 @@ def limited() -> Iterator[None]:
 def long_jobs_stop(command: str) -> Iterator[None]:
     """Stop the jobs that take minutes whatever their options where they begin: demo, and measuring compatibility."""
 
-    def stop(*_: Any, **__: Any) -> NoReturn:
+    def stop(*_: object, **__: object) -> NoReturn:
         msg = "it would begin here"
         raise Stopped(msg)
 

@@ -56,15 +56,29 @@ def texts() -> st.SearchStrategy[bytes]:
         records.map(lambda found: json.dumps(found).encode()),
         st.binary(max_size=200),
         WORDS.map(lambda word: (_LONG + word).encode("utf-8", "surrogatepass")),
-        st.sampled_from([b"", b"\0" * 5000, b"\xff\xfe" + _LONG.encode("utf-16-le"), "中文文本".encode("gbk") * 300, b" " * 5000]),
+        st.sampled_from(
+            [b"", b"\0" * 5000, b"\xff\xfe" + _LONG.encode("utf-16-le"), "中文文本".encode("gbk") * 300, b" " * 5000]
+        ),
     )
 
 
 _TEMPLATES = (
     *("{{ raise_exception('no') }}", "{% for m in messages %}", "{{ messages[0]['role'] / 0 }}", "{{ x.y.z }}", "{{"),
     *("{{ 9 ** 99999 }}", "{% for i in range(10 ** 9) %}x{% endfor %}", "{{ messages | tojson }}", "{% include 'x' %}"),
-    *("{{ ''.__class__.__mro__ }}", "{{ cycler.__init__.__globals__ }}", "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}"),
-    *("", " ", "\0", "\ufeff{{ messages }}", "plain", "{% generation %}{% endgeneration %}", "{{ strftime_now('%Y') }}"),
+    *(
+        "{{ ''.__class__.__mro__ }}",
+        "{{ cycler.__init__.__globals__ }}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    ),
+    *(
+        "",
+        " ",
+        "\0",
+        "\ufeff{{ messages }}",
+        "plain",
+        "{% generation %}{% endgeneration %}",
+        "{{ strftime_now('%Y') }}",
+    ),
 )
 
 
