@@ -20,6 +20,7 @@ from qplan.model.source import INDEX_FILE, read_config, weight_files
 from qplan.scratch import Scratch
 
 CONFIG_FILE, TOKENIZER_CONFIG_FILE = "config.json", "tokenizer_config.json"
+TEMPLATE_FILE = "chat_template.jinja"
 
 _REWRITTEN = (CONFIG_FILE, TOKENIZER_CONFIG_FILE, "generation_config.json")
 """JSON that libraries take class names, kernels and switches from."""
@@ -32,7 +33,7 @@ _DATA = (
     "merges.txt",
     "added_tokens.json",
     "special_tokens_map.json",
-    "chat_template.jinja",
+    TEMPLATE_FILE,
     INDEX_FILE,
 )
 """Data besides weights: parsed, never run; templates are rendered in a sandbox by transformers."""

@@ -10,8 +10,10 @@ block of seed N alone, and prints what fails.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -32,6 +34,9 @@ from reports.faults.fuzz.judge import Judge, Verdict
 
 HOME = Path(__file__).parents[1]
 BLOCK = 500
+_MOST_BYTES = 8 << 30
+"""Address space of a block: what reads a hostile file whole then fails at once, without hurting the machine."""
+
 """Cases of one seed and process."""
 
 
@@ -51,13 +56,15 @@ def main() -> None:
         bench = Path(temporary) / "bench"
         bench.mkdir()
         Bench.make(bench)
-        for block, first in enumerate(range(0, arguments.cases, BLOCK)):
-            rows += in_child(bench, arguments.seed + block, min(BLOCK, arguments.cases - first))
+        for block in itertools.count(arguments.seed):
+            rows += in_child(bench, block, min(BLOCK, arguments.cases - len(rows)))
             results = counted(rows) | {"seconds": round(time.monotonic() - began), "seed": arguments.seed}
             # after every block: whoever stops it has what was tried so far
             (arguments.out / "fuzz.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
             (arguments.out / "fuzz.md").write_text(page.page(results), encoding="utf-8")
             print(f"{len(rows)} cases, {results['seconds']} s, {len(results['faults'])} faults", flush=True)
+            if len(rows) >= arguments.cases:
+                return
 
 
 def in_child(bench: Path, first_seed: int, count: int) -> list[dict[str, Any]]:
@@ -93,6 +100,7 @@ def in_child(bench: Path, first_seed: int, count: int) -> list[dict[str, Any]]:
 
 def run_block(bench: Bench, first_seed: int, count: int) -> None:
     """Run a block and print a JSON line before every case, and one after it."""
+    resource.setrlimit(resource.RLIMIT_AS, (_MOST_BYTES, _MOST_BYTES))
     with tempfile.TemporaryDirectory(prefix="fuzz-") as temporary:
         judge = Judge(bench, Path(temporary))
         stdout = os.fdopen(os.dup(1), "w")
