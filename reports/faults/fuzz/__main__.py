@@ -51,7 +51,8 @@ def main() -> None:
     if arguments.block is not None:
         run_block(Bench(arguments.block), arguments.seed, arguments.cases)
         return
-    began, rows = time.monotonic(), []
+    began = time.monotonic()
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="fuzz-") as temporary:
         bench = Path(temporary) / "bench"
         bench.mkdir()
