@@ -234,7 +234,9 @@ def load_tokenizer(folder: Path, view: Path) -> Any:  # noqa: ANN401 - a PreTrai
     """
     check_tokenizer_there(folder)
     with blamed_on(folder, "has no usable tokenizer"):
-        return AutoTokenizer.from_pretrained(view, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(view, local_files_only=True, trust_remote_code=False)
+        tokenizer("text", add_special_tokens=False)  # settings of wrong types are met in use alone
+        return tokenizer
 
 
 def _card(source: str, sha256: str, model: Any, anatomy: Anatomy) -> ModelCard:  # noqa: ANN401
