@@ -9,7 +9,7 @@ from pathlib import Path
 from hypothesis import strategies as st
 
 from reports.faults.fuzz.bench import ANALYSIS, EDITED, PLANNING, Bench
-from reports.faults.fuzz.damage import Damage, damages
+from reports.faults.fuzz.damage import ABSENT, Damage, damages
 from reports.faults.fuzz.lines import lines
 from reports.faults.fuzz.texts import templates, texts
 from reports.faults.fuzz.way import Change
@@ -107,7 +107,8 @@ def artifacts(bench: Bench) -> st.SearchStrategy[Case]:
 
         def make(reader: tuple[str, ...], done: list[Damage]) -> Case:
             run = () if reader[0] == "ladder" else ("--run", base)
-            same = len(done) == 1 and Path(done[0].file).name not in EDITED
+            whole = Path(done[0].file).name not in EDITED and done[0].how not in ABSENT
+            same = len(done) == 1 and whole
             bases = (base, "hf") if base == "small" else (base,)
             return Case(ARTIFACTS, (*reader, *run, "--json"), bases, tuple(done), same)
 

@@ -130,3 +130,6 @@ _KINDS: dict[str, Change] = {
     "[] nested 100,000 times": lambda path: path.write_text("[" * 100_000 + "]" * 100_000),
     "unreadable": lambda path: path.touch(mode=0),
 }
+
+ABSENT = frozenset(how for how in _KINDS if how.startswith(("removed", "a folder", "a link to")) or how == "a FIFO")
+"""Where a file is no file any more: a run without it has other answers, e.g. that nothing was verified."""
