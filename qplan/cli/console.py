@@ -56,9 +56,18 @@ def silence() -> None:
             os.dup2(nowhere, stream.fileno())
 
 
-# rich takes a width of 0, which some shells export, as it stands and prints nothing: better none, so that it asks
-if os.environ.get("COLUMNS", "").strip("0") == "":
-    os.environ.pop("COLUMNS", None)
+_WIDTHS = range(20, 10_001)
+"""Columns that a terminal may have: narrower ones hold no sentence, wider ones only fill memory."""
+
+
+def _forget_odd_width() -> None:
+    """Let rich ask the terminal where COLUMNS is no width: it takes 0, which some shells export, as it stands."""
+    text = os.environ.get("COLUMNS", "")
+    if not (text.isascii() and text.isdigit() and len(text) < 9 and int(text) in _WIDTHS):
+        os.environ.pop("COLUMNS", None)
+
+
+_forget_odd_width()
 
 err = Terminal(stderr=True)
 """Progress and messages: standard error, so that results can be piped."""
@@ -97,6 +106,7 @@ def begin() -> None:
 
     Characters that an output's encoding lacks are escaped from here on: they are no reason to end.
     """
+    _forget_odd_width()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

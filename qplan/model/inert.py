@@ -23,6 +23,7 @@ from qplan.model.source import INDEX_FILE, WEIGHTS_FILE, read_config, weight_fil
 
 CONFIG_FILE, TOKENIZER_CONFIG_FILE = "config.json", "tokenizer_config.json"
 GENERATION_CONFIG_FILE = "generation_config.json"
+TEMPLATE_FILE = "chat_template.jinja"
 
 _REWRITTEN = (CONFIG_FILE, TOKENIZER_CONFIG_FILE, GENERATION_CONFIG_FILE)
 """JSON that libraries take class names, kernels and switches from."""
@@ -35,7 +36,7 @@ _DATA = (
     "merges.txt",
     "added_tokens.json",
     "special_tokens_map.json",
-    "chat_template.jinja",
+    TEMPLATE_FILE,
 )
 """Data besides weights: parsed, never run; templates are rendered in a sandbox by transformers."""
 

@@ -16,7 +16,7 @@ EMBEDDING_SCALE_FILE = "embedding_scale.npy"
 _FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
 """Configuration, weights and tokenizer; no pickles."""
 
-_MOST_JSON_BYTES = 256 << 20
+MOST_JSON_BYTES = 256 << 20
 """The index of the largest checkpoints has some ten million."""
 
 INDEX_FILE = "model.safetensors.index.json"
@@ -153,7 +153,7 @@ def read_config(path: Path) -> dict[str, Any]:
         msg = f"{path.parent} has no {path.name}; give the folder of a Hugging Face causal language model"
         raise InputError(msg)
     try:
-        content = read_bounded(path, _MOST_JSON_BYTES)
+        content = read_bounded(path, MOST_JSON_BYTES)
         refuse_pointer(path, content)
         value = parse_json(content)
     except InputError as error:

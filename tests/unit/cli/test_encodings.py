@@ -94,9 +94,12 @@ def test_json_keeps_names_in_any_encoding(folder: Path) -> None:
     assert json.loads(done.stdout)["model"] == NAME
 
 
-def test_a_width_of_nothing_is_no_width(folder: Path) -> None:
-    done = run(folder, "check", "--help", COLUMNS="0")
+@pytest.mark.parametrize("columns", ["0", "1", "1000000000000"])
+def test_a_width_that_holds_no_sentence_is_no_width(folder: Path, columns: str) -> None:
+    done = run(folder, "check", "--help", COLUMNS=columns)
     assert (done.returncode, b"Folder of an MNN model" in done.stdout) == (0, True)
+    refused = run(folder, "check", "--engines", COLUMNS=columns)
+    assert (refused.returncode, b"No such option" in refused.stderr) == (2, True)
 
 
 @pytest.fixture(scope="module")

@@ -157,6 +157,21 @@ def test_a_git_lfs_pointer_says_what_to_run(folder: Path, name: str) -> None:
         check_folder(folder)
 
 
+@pytest.mark.parametrize("name", ["chat_template.jinja", "tokenizer.json", "vocab.txt"])
+def test_a_file_larger_than_any_of_its_kind_is_not_read(folder: Path, name: str) -> None:
+    with (folder / name).open("wb") as stream:
+        stream.truncate(10_000_000_000)
+    with pytest.raises(InputError, match=rf"{name} has 10,000,000,000 bytes, more than"):
+        check_folder(folder)
+
+
+def test_a_tokenizer_that_fails_in_use_is_refused(folder: Path) -> None:
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": {}}))
+    with pytest.raises(InputError, match="has no usable tokenizer: TypeError"):
+        load_model(str(folder))
+
+
 def test_a_cut_download_says_after_how_much(folder: Path) -> None:
     content = (folder / WEIGHTS).read_bytes()
     (folder / WEIGHTS).write_bytes(content[:100_000])
