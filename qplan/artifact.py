@@ -247,6 +247,22 @@ def read_bounded(path: Path, most_bytes: int) -> bytes:
         return stream.read(most_bytes)
 
 
+def is_there(path: Path) -> bool:
+    """Whether an artifact is there.
+
+    Raises:
+        InputError: something else is: a folder, a link to nothing, a FIFO, a device.
+    """
+    if path.is_file():
+        return True
+    if os.path.lexists(path):
+        other = "no regular file" if path.exists() else "a link to nothing"
+        kind = "a folder" if path.is_dir() else other
+        msg = f"{path} is {kind}, where a file of qplan belongs; move it away"
+        raise InputError(msg)
+    return False
+
+
 def parse_json(data: bytes) -> Any:  # noqa: ANN401 - any JSON value
     """A JSON value from bytes that nobody vouches for.
 

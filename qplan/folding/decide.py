@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from qplan.artifact import new_folder
+from qplan.artifact import is_there, new_folder
 from qplan.errors import MeasurementError, StaleArtifactError
 from qplan.folding.analyzed import load_folded
 from qplan.folding.evidence import gather_evidence
@@ -75,7 +75,7 @@ def run_fold(
         "dynamic_option": str(dynamic_option),
         "rounding": rounding,
     }
-    if run.fold.is_file():
+    if is_there(run.fold):
         _check_inputs(run, inputs)
         record = FoldRecord.read(run.fold)
     else:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qplan.artifact import is_there
 from qplan.calibration import check_text
 from qplan.choosing.request import PlanRequest
 from qplan.choosing.retarget import computable, retarget_rules, retarget_table
@@ -126,7 +127,7 @@ def given_plan(options: EmitOptions, run: RunFolder) -> PlannedOn | None:
     """
     if options.plan is None:
         return None
-    if not options.plan.is_file():
+    if not is_there(options.plan):
         msg = f"--plan {options.plan} does not exist; give a plan.json that 'qplan emit' wrote"
         raise InputError(msg)
     from qplan.choosing.planned import planned_on  # noqa: PLC0415 - the solver takes longer than all else here
@@ -144,7 +145,7 @@ def for_engine_of(given: PlannedOn, options: EmitOptions) -> EmitOptions:
 def _check_request(request: PlanRequest, table: SensitivityTable, run: RunFolder, fixed: FixedBytes) -> None:
     request.rules.check_patterns(table.model)
     for option, value in (("--max-decode-ms", request.max_decode_ms), ("--max-prefill-ms", request.max_prefill_ms)):
-        if value is not None and not run.device.is_file():
+        if value is not None and not is_there(run.device):
             msg = (
                 f"{option} {value:g} needs this machine's times, and {run.device} does not exist; run "
                 f"'qplan profile --run {run.folder}' first"

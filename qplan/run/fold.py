@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from qplan.artifact import body_of, decoding, read_json, write_json
+from qplan.artifact import body_of, decoding, is_there, read_json, write_json
 from qplan.card import ModelCard
 from qplan.errors import InputError
 from qplan.notes import Note, note
@@ -82,7 +82,7 @@ def inputs_of(path: Path) -> dict[str, str]:
 
 def fold_of(run: RunFolder, card: ModelCard) -> FoldRecord | None:
     """How the model of a finished analysis was folded; None if it is as the user gave it."""
-    if not run.fold.is_file():
+    if not is_there(run.fold):
         return None
     record = FoldRecord.read(run.fold)
     return record if record.folded_sha256 == card.sha256 else None

@@ -10,7 +10,7 @@ from typing import Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from qplan.artifact import decoding, read_json, write_json
+from qplan.artifact import decoding, is_there, read_json, write_json
 from qplan.errors import DamagedArtifactError
 from qplan.run.damage import tell_damaged
 from qplan.run.decode import decode_artifact
@@ -53,7 +53,7 @@ class StoredMoments:
             StaleArtifactError: written by a newer qplan.
         """
         index = folder / INDEX_FILE
-        if not index.is_file():
+        if not is_there(index):
             return None
         try:
             found = _Index.read(index)
@@ -94,7 +94,7 @@ class StoredMoments:
             DamagedArtifactError: it is missing, or not what was written.
         """
         file = SafetensorsFile(_file(self.folder, key))
-        if not file.path.is_file():
+        if not is_there(file.path):
             msg = f"{file.path} is missing; remove {self.folder} to have it made again"
             raise DamagedArtifactError(msg)
         file.check()

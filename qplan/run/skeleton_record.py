@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Self
 
-from qplan.artifact import MAKE_AGAIN, damaged, decoding, read_json, sha256_file, write_json
+from qplan.artifact import MAKE_AGAIN, damaged, decoding, is_there, read_json, sha256_file, write_json
 from qplan.errors import DamagedArtifactError
 from qplan.run.damage import tell_damaged
 
@@ -59,7 +59,7 @@ class SkeletonRecord:
         Raises:
             StaleArtifactError: written by a newer qplan.
         """
-        if not path.is_file():
+        if not is_there(path):
             return None
         try:
             found = cls.read(path)
@@ -76,7 +76,7 @@ class SkeletonRecord:
             DamagedArtifactError: they are not.
         """
         for path in (folder / name for name in self.files):
-            status = path.stat() if path.is_file() else None
+            status = path.stat() if is_there(path) else None
             known = status and _sha256_once(path, status.st_size, status.st_mtime_ns, status.st_ino)
             if known != self.files[path.name]:
                 raise damaged(path, MAKE_AGAIN)

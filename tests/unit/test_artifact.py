@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
-from qplan.artifact import atomic_path, read_json, sha256_bytes, sha256_files, temporary_folder, write_json
+from qplan.artifact import atomic_path, is_there, read_json, sha256_bytes, sha256_files, temporary_folder, write_json
 from qplan.errors import InputError, StaleArtifactError, StorageError, ToolError
 
 
@@ -82,3 +83,26 @@ def test_what_failed_beside_a_full_temporary_folder_is_put_down_to_it(
     with pytest.raises(InputError), temporary_folder("test"):
         msg = "another matter"
         raise InputError(msg)
+
+
+def test_something_else_in_the_place_of_an_artifact_is_told(tmp_path: Path) -> None:
+    assert not is_there(tmp_path / "nothing")
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("file")
+    assert is_there(tmp_path / "file")
+    assert is_there(tmp_path / "link")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "device").symlink_to("/dev/null")
+    os.mkfifo(tmp_path / "fifo")
+    kinds = {
+        "folder": "a folder",
+        "dangling": "a link to nothing",
+        "loop": "a link to nothing",
+        "device": "no regular file",
+        "fifo": "no regular file",
+    }
+    for name, kind in kinds.items():
+        with pytest.raises(InputError, match=f"{name} is {kind}, where a file of qplan belongs"):
+            is_there(tmp_path / name)
