@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import hashlib
 import json
@@ -153,6 +154,37 @@ def new_folder(out: Path, *, replace: bool = False) -> Iterator[Path]:
             draft.rename(out)
 
 
+@contextmanager
+def temporary_folder(purpose: str) -> Iterator[Path]:
+    """Yield a temporary folder; a block that fails because there is no space for it, in a child too, says so.
+
+    Args:
+        purpose: a word of small letters for its name.
+
+    Raises:
+        StorageError: the disk is full.
+    """
+    with Scratch(purpose) as folder, needing_room(folder):
+        yield folder
+
+
+@contextmanager
+def needing_room(folder: Path) -> Iterator[None]:
+    """Put a failure of the block down to the disk of a temporary folder if that is full.
+
+    Raises:
+        StorageError: it is.
+    """
+    try:
+        yield
+    except Exception as error:
+        told_already = isinstance(error, QplanError) and not isinstance(error, ToolError)
+        if told_already or (free := _free(folder)) >= _NEXT_TO_NOTHING:
+            raise
+        msg = f"{folder.parent} is full: {free:,} bytes free for temporary files; free space there, or set TMPDIR to "
+        raise StorageError(msg + "another folder") from error
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
     write_bytes(path, text.encode())
@@ -215,12 +247,32 @@ def read_bounded(path: Path, most_bytes: int) -> bytes:
         return stream.read(most_bytes)
 
 
+def is_there(path: Path) -> bool:
+    """Whether an artifact is there.
+
+    Raises:
+        InputError: something else is: a folder, a link to nothing, a FIFO, a device.
+    """
+    if path.is_file():
+        return True
+    if os.path.lexists(path):
+        other = "no regular file" if path.exists() else "a link to nothing"
+        kind = "a folder" if path.is_dir() else other
+        msg = f"{path} is {kind}, where a file of qplan belongs; move it away"
+        raise InputError(msg)
+    return False
+
+
 def parse_json(data: bytes) -> Any:  # noqa: ANN401 - any JSON value
     """A JSON value from bytes that nobody vouches for.
 
     Raises:
-        InputError: not JSON in UTF-8, nested too deeply, or a number with more digits than Python reads.
+        InputError: not JSON in UTF-8, a byte order mark before it, nested too deeply, or a number with more digits than
+            Python reads.
     """
+    if data.startswith(codecs.BOM_UTF8):
+        msg = "it begins with a byte order mark, which JSON has none of; save it as UTF-8 without one"
+        raise InputError(msg)
     try:
         return json.loads(data.decode("utf-8"))
     except RecursionError:

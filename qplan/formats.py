@@ -23,6 +23,9 @@ TIED_BITS = (4, 8, 16)
 SMALLEST_BLOCK = 4
 """Fewest weights that may share a scale: the smallest block that was measured on the engine."""
 
+LARGEST_PLAUSIBLE = 1e6
+"""Scales, zero points, biases and norm weights reach no further, unless bits flipped."""
+
 ACTIVATION_LANES = 16
 """Features that a kernel packs together. Under ``dynamic_option: 2`` blocks that are not a multiple of it silently give
 garbage. Measured on MNN's wheel (AVX2, 8 features): 8, 16, 24 are right, 4 and 12 are not; AVX512 builds pack 16,
@@ -30,7 +33,7 @@ according to their source."""
 
 
 _NAME = re.compile(
-    r"(?:fp(?P<fp>16|32)|int(?P<bits>[0-9]{1,9})(?:-b(?P<block>[0-9]{1,9}))?(?P<sym>-sym)?(?:-s(?P<scale>16|32))?)"
+    r"(?:fp(?P<fp>16|32)|int(?P<bits>[1-9][0-9]{0,8})(?:-b(?P<block>0|[1-9][0-9]{0,8}))?(?P<sym>-sym)?(?:-s(?P<scale>16|32))?)"
 )
 
 
@@ -196,11 +199,12 @@ def parse_formats(text: str) -> tuple[QuantFormat, ...]:
     """Read a comma-separated list of formats, widest first, without repeats.
 
     Raises:
-        InputError: an empty list, an unknown format, or the reference fp32 among them.
+        InputError: nothing between two commas, an unknown format, or the reference fp32 among them.
     """
-    names = [part for part in text.split(",") if part.strip()]
-    if not names:
-        msg = "no formats given; write for example --formats fp16,int8,int4"
+    names = text.split(",")
+    if not all(name.strip() for name in names):
+        what = "leaves a format out" if text.strip(", ") else "names no format"
+        msg = f"--formats {text!r} {what}; write for example --formats fp16,int8,int4"
         raise InputError(msg)
     formats = {QuantFormat.parse(name) for name in names}
     if FP32 in formats:

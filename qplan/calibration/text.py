@@ -8,20 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from qplan.artifact import sha256_file
 from qplan.calib_sets import MANIFEST, calib_sets
+from qplan.calibration import files
 from qplan.calibration.chat import RefusedRecordError
+from qplan.calibration.door import check_text, refuse_empty
+from qplan.calibration.files import records_of
 from qplan.calibration.hub import read_dataset
 from qplan.calibration.record import Record, document
 from qplan.errors import InputError
 from qplan.notes import Note, note
 from qplan.settings import Say
-
-MAX_CHARACTERS = 20_000_000
-"""More text than this is left unread: some five million tokens, far more than a calibration takes."""
 
 
 @dataclass(frozen=True)
@@ -52,48 +49,18 @@ def load_text(source: str, tokenizer: Any = None, say: Say | None = None) -> Tex
     check_text(source)
     path = Path(source).expanduser()
     if path.is_file():
-        text = _read(_records(path), tokenizer, source, None)
+        text = _read(records_of(path), tokenizer, source, None)
     elif not path.is_dir() and (folder := calib_sets().get(source)) is not None:
         text = _calib_set(folder)
     else:
         records, described, license_ = read_dataset(source, known=calib_sets())
         text = _read(records, tokenizer, described, license_)
     if not any(part.strip() for part in text.documents):
-        msg = f"{source} holds no text; give a source with at least a few thousand tokens"
-        raise InputError(msg)
+        refuse_empty(source)
     for told in text.notes:
         if say is not None:
             say(str(told))
     return text
-
-
-def check_text(source: str, option: str = "") -> None:
-    """Refuse a text that is clearly missing or unusable, without reading it.
-
-    Args:
-        source: as for `load_text`.
-        option: the option that it was given with, for the message.
-
-    Raises:
-        InputError: a file that does not exist, or whose extension is not understood.
-    """
-    given = f"{option} {source}".strip()
-    kinds = ", ".join(_READERS)
-    if not source.strip():
-        msg = f"{given or 'the text'} is empty; give a {kinds} file, a dataset, or one of {', '.join(calib_sets())}"
-        raise InputError(msg)
-    try:
-        path = Path(source).expanduser()
-        is_file, exists = path.is_file(), path.exists()
-    except (OSError, RuntimeError) as error:  # a name that no file system takes, or the home of nobody
-        msg = f"{given:.100} cannot be a file or a dataset: {getattr(error, 'strerror', None) or error}"
-        raise InputError(msg) from None
-    if is_file and path.suffix.lower() not in _READERS:
-        msg = f"{given}: extension {path.suffix!r} is not understood; use {kinds} or a dataset folder"
-        raise InputError(msg)
-    if not exists and path.suffix.lower() in _READERS:
-        msg = f"{given} does not exist; give a {kinds} file, a dataset, or one of {', '.join(calib_sets())}"
-        raise InputError(msg)
 
 
 def _read(records: Iterable[Record], tokenizer: Any, source: str, license_: str | None) -> Text:  # noqa: ANN401
@@ -153,66 +120,12 @@ def _calib_set(folder: Path) -> Text:
     return Text(documents, str(manifest["name"]), manifest.get("licence"))
 
 
-def _records(path: Path) -> Iterator[Record]:
-    try:
-        for place, record in _READERS[path.suffix.lower()](path):
-            yield Record(place, record)
-    except OSError as error:
-        msg = f"{path} cannot be read: {error.strerror or error}"
-        raise InputError(msg) from None
-
-
-def _read_txt(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    try:
-        with path.open(encoding="utf-8", newline="") as stream:
-            yield str(path), {"text": stream.read(MAX_CHARACTERS)}
-    except UnicodeDecodeError as error:
-        msg = f"{path} is not UTF-8 text: {error.reason} at byte {error.start}; convert it"
-        raise InputError(msg) from None
-
-
-def _read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    with path.open("rb") as stream:
-        for number, line in enumerate(stream, 1):
-            if not line.strip():
-                continue
-            place = f"{path}, line {number}"
-            try:
-                record = json.loads(line)
-            except RecursionError:
-                msg = f"{place} is not valid JSON: it is nested too deeply"
-                raise InputError(msg) from None
-            except ValueError as error:  # also of UTF-8, and of numbers with thousands of digits
-                msg = f"{place} is not valid JSON: {error}"
-                raise InputError(msg) from None
-            if not isinstance(record, dict):
-                msg = f'{place} holds a JSON {type(record).__name__}, expected an object such as {{"text": "..."}}'
-                raise InputError(msg)
-            yield place, record
-
-
-def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    try:
-        with pq.ParquetFile(path) as parquet:
-            number = 0
-            for batch in parquet.iter_batches(batch_size=256):
-                for record in batch.to_pylist():
-                    yield f"{path}, row {number}", record
-                    number += 1
-    except (pa.ArrowException, UnicodeDecodeError, OverflowError) as error:
-        msg = f"{path} is not a readable Parquet file: {error}"
-        raise InputError(msg) from None
-
-
-_READERS = {".txt": _read_txt, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
-
-
 def _capped(documents: Iterable[str]) -> tuple[str, ...]:
     kept: list[str] = []
     total = 0
     for text in documents:
-        kept.append(text[: MAX_CHARACTERS - total])
+        kept.append(text[: files.MAX_CHARACTERS - total])
         total += len(kept[-1])
-        if total >= MAX_CHARACTERS:
+        if total >= files.MAX_CHARACTERS:
             break
     return tuple(kept)

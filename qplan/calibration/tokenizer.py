@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from jinja2 import TemplateSyntaxError
 
+from qplan.calibration.bounded import check_ends
 from qplan.errors import InputError
 from qplan.notes import Note, few, note
 
 _GREETING = ({"role": "user", "content": "Hello"},)
 """The plainest conversation: a template that cannot render it renders none."""
+
+_WORD = "word"
 
 _SHOWN_CHARACTERS = 200
 
@@ -35,6 +39,17 @@ def check_ids(tokenizer: Any, vocabulary: int) -> None:  # noqa: ANN401 - a Hugg
     raise InputError(msg)
 
 
+def start_of_text(tokenizer: Any) -> list[int]:  # noqa: ANN401
+    """Special tokens that a tokenizer puts before every text unless it is told not to; none for most."""
+    plain, whole = (
+        [int(token) for token in tokenizer(_WORD, add_special_tokens=special, verbose=False)["input_ids"]]
+        for special in (False, True)
+    )
+    count = len(plain)
+    places = (place for place in range(len(whole) - count + 1) if whole[place : place + count] == plain)
+    return whole[: next(places, 0)]
+
+
 def check_chat_template(tokenizer: Any) -> tuple[Note, ...]:  # noqa: ANN401
     """Try the chat template, which is built into the model, on a greeting.
 
@@ -42,10 +57,22 @@ def check_chat_template(tokenizer: Any) -> tuple[Note, ...]:  # noqa: ANN401
         A note if it raises; none if it works or there is no template.
 
     Raises:
-        InputError: the template does not parse: the engine would render chats without any.
+        InputError: the template is no text, does not parse, so that the engine would render chats without any, or does
+            not end.
     """
-    if not getattr(tokenizer, "chat_template", None):
+    template = getattr(tokenizer, "chat_template", None)
+    if not template:
         return ()
+    texts = list(template.values()) if isinstance(template, Mapping) else [template]
+    if not all(isinstance(text, str) for text in texts):
+        msg = (
+            f"the model's chat template is {template!r:.80}, of type {type(template).__name__}; expected a text, or a "
+            "list of objects with name and template; mend chat_template in tokenizer_config.json, or take it out for a "
+            "model that only continues text"
+        )
+        raise InputError(msg)
+    for one in texts:
+        check_ends(one, list(_GREETING))
     try:
         tokenizer.apply_chat_template(list(_GREETING), tokenize=False, add_generation_prompt=True)
     except TemplateSyntaxError as error:

@@ -97,6 +97,15 @@ class PlanRequest:
             msg = f"--objective {self.objective} needs a limit on the loss: give --max-kl or --max-ppl-increase"
             raise InputError(msg)
 
+    def asked(self) -> tuple[str, ...]:
+        """Options of everything that is asked for beyond the defaults, but for the hardware."""
+        plain = PlanRequest()
+        options = {"--budget": "budgets", "--objective": "objective", "--max-kl": "max_kl"}
+        options |= {"--max-ppl-increase": "max_ppl_increase", "--max-ram": "max_ram"}
+        options |= {"--max-decode-ms": "max_decode_ms", "--max-prefill-ms": "max_prefill_ms"}
+        own = [option for option, name in options.items() if getattr(self, name) != getattr(plain, name)]
+        return (*own, *self.rules.asked())
+
     @property
     def label(self) -> str:
         """A name for the folder of its plan, e.g. ``int8`` or ``smallest-max-kl-0.001``."""

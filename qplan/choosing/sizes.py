@@ -41,4 +41,4 @@ def run_fixed_bytes(run: RunFolder, card: ModelCard, *, c4: bool = True) -> Fixe
 def unfolded_fixed_bytes(run: RunFolder) -> FixedBytes | None:
     """Fixed bytes of the model before folding, which uniform exports are made from; None if it was not exported."""
     folder, path = run.skeleton_for(unfolded=True)
-    return fixed_bytes(Skeleton.open(folder)) if folder.is_dir() and path.is_file() else None
+    return fixed_bytes(Skeleton.open(folder)) if folder.is_dir() and SkeletonRecord.kept(path) else None

@@ -209,4 +209,4 @@ def command(
     answer(**analysis_document(table, target.sensitivity))
     out.print(sensitivity_table(table))
     next_command = shlex.join(["qplan", "emit", "--budget", "int8", "--run", str(target.folder)])
-    out.print(f"wrote {target.sensitivity}\nnext:  {next_command}", markup=False, soft_wrap=True)
+    out.print(f"wrote {target.sensitivity}\nnext:  {next_command}", soft_wrap=True)

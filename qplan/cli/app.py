@@ -11,6 +11,7 @@ from rich.markup import escape
 from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
 from qplan.cli import panels
+from qplan.cli.words import check_words
 
 
 class HelpfulCommand(TyperCommand):
@@ -44,11 +45,12 @@ _OUTPUT = ("help", "install_completion", "show_completion")
 
 
 def _restyle(command: TyperCommand | TyperGroup) -> None:
-    """Color the code in help texts."""
+    """Color the code in help texts, and have words checked."""
     command.help = _styled(command.help)
     for parameter in command.params:
         if isinstance(parameter, TyperOption | TyperArgument):
             parameter.help = _styled(parameter.help)
+            check_words(parameter)
 
 
 def _shown(parameters: list[Any]) -> list[Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
+from rich.text import Text
 
 from qplan.cli.console import answer, out
 from qplan.cli.modes import with_modes
@@ -55,8 +55,11 @@ def show(result: Preflight) -> None:
     """Print findings for people."""
     for finding in result.findings:
         color = "bold red" if finding.severity == "error" else "yellow"
-        out.print(f"[{color}]{finding.severity}[/{color}] {finding.code}: {escape(finding.where)}", soft_wrap=True)
+        out.print(
+            Text.assemble((finding.severity, color), f" {finding.code}: {finding.where}"),
+            soft_wrap=True,
+        )
         for label, text in (("what", finding.what), ("engine", finding.effect), ("remedy", finding.remedy)):
-            out.print(f"  [dim]{label + ':':8}[/dim]{escape(text)}", soft_wrap=True)
+            out.print(Text.assemble("  ", (f"{label + ':':8}", "dim"), text), soft_wrap=True)
     if not result.findings:
-        out.print(f"nothing found: {result.folder} for engine {result.engine}", markup=False, soft_wrap=True)
+        out.print(f"nothing found: {result.folder} for engine {result.engine}", soft_wrap=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from qplan.cli import panels
 from qplan.cli.app import App
@@ -24,9 +25,9 @@ if TYPE_CHECKING:
 app = App(invoke_without_command=True)
 
 _MARKS = {
-    "ok": "[green]ok[/green]",
-    "wrong": "[bold red]wrong[/bold red]",
-    "export fails": "[yellow]no export[/yellow]",
+    "ok": Text("ok", "green"),
+    "wrong": Text("wrong", "bold red"),
+    "export fails": Text("no export", "yellow"),
 }
 
 
@@ -116,7 +117,7 @@ def measure(
     after.write(table)
     answer(file=str(table), **asdict(after))
     out.print(_architectures(after) if architectures else _engines(after))
-    out.print(f"wrote {table}", markup=False, soft_wrap=True)
+    out.print(f"wrote {table}", soft_wrap=True)
 
 
 def _engines(found: CompatTable) -> Table:
@@ -134,7 +135,7 @@ def _engines(found: CompatTable) -> Table:
     for (exporter, options, converter), by_engine in found.rows().items():
         cells = [by_engine.get(engine) for engine in found.engines]
         if exporter != last:
-            view.add_row(f"[bold]{exporter}[/bold]")
+            view.add_row(exporter, style="bold")
         view.add_row(f"  {options}", converter, *("-" if cell is None else _mark(cell.outcome) for cell in cells))
         last = exporter
     return view
@@ -156,12 +157,12 @@ def _architectures(found: CompatTable) -> Table:
         view.add_row(
             name,
             *(
-                "-" if cell is None else f"{_mark(cell.outcome)}{'' if cell.error is None else f' {cell.error:.0e}'}"
+                "-" if cell is None else _mark(cell.outcome) + ("" if cell.error is None else f" {cell.error:.0e}")
                 for cell in row
             ),
         )
     return view
 
 
-def _mark(outcome: str) -> str:
-    return _MARKS.get(outcome, f"[bold red]{outcome}[/bold red]")
+def _mark(outcome: str) -> Text:
+    return _MARKS.get(outcome, Text(outcome, "bold red"))

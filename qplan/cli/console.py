@@ -12,24 +12,30 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from enum import StrEnum
 from io import TextIOWrapper
-from typing import TextIO
+from typing import Any, TextIO
 
 from rich.console import Console, ConsoleOptions, RenderableType
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.segment import Segment
+from rich.text import Text
 
-_VISIBLE = {code: f"\\x{code:02x}" for code in (*range(0x20), 0x7F, *range(0x80, 0xA0)) if chr(code) not in "\t\n"}
-"""Control characters as people can read them, such as ``\\x1b``."""
+from qplan.report.literal import visible
 
 
 class Terminal(Console):
-    """A console that obeys its own control codes alone: those in names, texts and messages are shown."""
+    """A console to which every ``str`` is data: markup, emoji codes and control codes in it are shown, never obeyed.
+
+    Only a rich ``Text`` brings a style.
+    """
+
+    def __init__(self, **settings: Any) -> None:  # noqa: ANN401 - rich's own
+        """Take rich's settings, but for those that would make more of a ``str``."""
+        super().__init__(markup=False, emoji=False, highlight=False, **settings)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
         """Render with control characters escaped; all that is printed passes here."""
         for segment in super().render(renderable, options):
-            yield segment if segment.control else Segment(segment.text.translate(_VISIBLE), segment.style)
+            yield segment if segment.control else Segment(visible(segment.text), segment.style)
 
     def on_broken_pipe(self) -> None:
         """End as a program does that nobody reads any more: rich would give the exit code of a bug."""
@@ -50,17 +56,26 @@ def silence() -> None:
             os.dup2(nowhere, stream.fileno())
 
 
-# rich takes a width of 0, which some shells export, as it stands and prints nothing: better none, so that it asks
-if os.environ.get("COLUMNS", "").strip("0") == "":
-    os.environ.pop("COLUMNS", None)
+_WIDTHS = range(20, 10_001)
+"""Columns that a terminal may have: narrower ones hold no sentence, wider ones only fill memory."""
 
-err = Terminal(stderr=True, highlight=False)
+
+def _forget_odd_width() -> None:
+    """Let rich ask the terminal where COLUMNS is no width: it takes 0, which some shells export, as it stands."""
+    text = os.environ.get("COLUMNS", "")
+    if not (text.isascii() and text.isdigit() and len(text) < 9 and int(text) in _WIDTHS):
+        os.environ.pop("COLUMNS", None)
+
+
+_forget_odd_width()
+
+err = Terminal(stderr=True)
 """Progress and messages: standard error, so that results can be piped."""
 
-out = Terminal(highlight=False)
+out = Terminal()
 """Results for people: standard output."""
 
-alarm = Terminal(stderr=True, highlight=False)
+alarm = Terminal(stderr=True)
 """Errors: never quiet."""
 
 LINE_S = 5.0
@@ -91,6 +106,7 @@ def begin() -> None:
 
     Characters that an output's encoding lacks are escaped from here on: they are no reason to end.
     """
+    _forget_odd_width()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -147,13 +163,18 @@ def _finite(value: object) -> object:
 
 
 def say(message: str) -> None:
-    """Print a progress line, which is wrapped only in a terminal; names in it are no markup."""
-    err.print(f"[dim]·[/dim] {escape(message)}", markup=True, soft_wrap=not err.is_terminal)
+    """Print a progress line, which is wrapped only in a terminal."""
+    err.print(Text.assemble(("·", "dim"), f" {message}"), soft_wrap=not err.is_terminal)
 
 
 def remark(message: str) -> None:
-    """Print a note on the results, as plain text: it may come from another program."""
-    err.print(f"note: {message}", markup=False, soft_wrap=not err.is_terminal)
+    """Print a note on the results."""
+    err.print(f"note: {message}", soft_wrap=not err.is_terminal)
+
+
+def error(message: str) -> None:
+    """Print an error, in any mode."""
+    alarm.print(Text.assemble(("error:", "bold red"), f" {message}"), soft_wrap=True)
 
 
 @contextmanager
@@ -224,6 +245,6 @@ def _lines(label: str) -> Callable[[int, int], None]:
             shown, told = tenth, now
             spent = now - began
             left = f", about {spent * (total - completed) / completed:.0f} s left" if completed < total else ""
-            err.print(f"{label}: {completed} of {total}, {spent:.0f} s{left}", markup=False, soft_wrap=True)
+            err.print(f"{label}: {completed} of {total}, {spent:.0f} s{left}", soft_wrap=True)
 
     return tell

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rich.table import Table
+from rich.text import Text
 
 from qplan.cli.view import table_view
 from qplan.planner.diff import PlanDiff
@@ -28,7 +29,7 @@ def changes_table(changes: PlanDiff, after: Plan, *, most: int | None) -> Table:
                 change.before.name,
                 change.after.name,
                 f"{change.bytes:+,}",
-                f"[{style}]{'+' if change.loss_nats > 0 else ''}{notation.loss(change.loss_nats)}[/{style}]",
+                Text(f"{'+' if change.loss_nats > 0 else ''}{notation.loss(change.loss_nats)}", style),
             )
     return view
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+from rich.text import Text
 
 from qplan.choosing.request import Increase, PlanRequest
 from qplan.cli import completion, panels
@@ -27,8 +28,9 @@ from qplan.cli.rules import (
     rules_of,
     run_given,
 )
+from qplan.cli.view import mark
 from qplan.cost.target import DEFAULT_TARGET, target_names
-from qplan.errors import VerificationError
+from qplan.errors import InputError, VerificationError
 from qplan.jobs.options import EmitOptions
 from qplan.mnn.engines import EngineVersion
 from qplan.planner.budget import parse_budgets
@@ -181,6 +183,9 @@ def command(
         qplan emit --max-kl 0.01 --objective smallest
     """
     budgets = parse_budgets(budget or ())
+    if plan is not None and budgets == PlanRequest.budgets:  # typed, though it is what would be taken anyway
+        msg = f"--plan {plan} --budget {budgets[0].text}: a given plan is built as it is; leave one of them out"
+        raise InputError(msg)
     if not budgets and objective == "loss" and (max_decode_ms, max_prefill_ms, max_ram) == (None,) * 3:
         budgets = PlanRequest.budgets
     wanted = PlanRequest(
@@ -238,18 +243,17 @@ def show(emitted: Emitted) -> None:
     answer(**emit_document(emitted))
     out.print(plan_table(emitted.plan))
     for limit in emitted.plan.limits:
-        out.print(f"{limit.name}: {limit.predicted:.4g} of {limit.limit:.4g} {limit.unit}", markup=False)
+        out.print(f"{limit.name}: {limit.predicted:.4g} of {limit.limit:.4g} {limit.unit}")
     if emitted.verification is not None:
         out.print(verification_table(emitted.verification))
         for check in emitted.verification.checks:
-            mark = "[green]✓[/green]" if check.passed else "[bold red]✗[/bold red]"
-            out.print(f"{mark} {check.name}: [dim]{check.detail}[/dim]")
-    out.print(f"\nthe same plan with llmexport:\n  {emitted.export_command}", markup=False, soft_wrap=True)
+            out.print(Text.assemble(mark(holds=check.passed), f" {check.name}: ", (check.detail, "dim")))
+    out.print(f"\nthe same plan with llmexport:\n  {emitted.export_command}", soft_wrap=True)
     for problem in emitted.export_problems:
         remark(problem)
     if emitted.verification is not None:
-        out.print(f"model:  {files.model}", markup=False, soft_wrap=True)
-    out.print(f"report: {files.report}", markup=False, soft_wrap=True)
+        out.print(f"model:  {files.model}", soft_wrap=True)
+    out.print(f"report: {files.report}", soft_wrap=True)
     if emitted.verification is not None and not emitted.verification.passed:
         failed = [check.name for check in emitted.verification.checks if not check.passed]
         kept = "1 promise was" if len(failed) == 1 else f"{len(failed)} promises were"

@@ -60,13 +60,11 @@ def command(
     else:
         for explanation in explanations:
             out.print(details(explanation))
-            out.print(explanation.sentence, markup=False)
+            out.print(explanation.sentence)
             if len(explanation.members) > 1:
-                out.print(f"It shares its format with {_some(explanation.members)}.", markup=False)
+                out.print(f"It shares its format with {_some(explanation.members)}.")
     for name, worth in explanations[0].other_prices.items():
-        out.print(
-            f"A limit other than the budget binds: {name} more is worth {notation.loss(worth)} nats.", markup=False
-        )
+        out.print(f"A limit other than the budget binds: {name} more is worth {notation.loss(worth)} nats.")
 
 
 def _some(names: Sequence[str]) -> str:

@@ -54,4 +54,4 @@ def command(
     answer(**frontier_document(swept))
     out.print(frontier_table(swept))
     for path in swept.files:
-        out.print(f"{path}", markup=False, soft_wrap=True)
+        out.print(f"{path}", soft_wrap=True)

@@ -13,7 +13,8 @@ from qplan.cli.documents import ladder_document
 from qplan.cli.modes import with_modes
 from qplan.cli.rules import LlmExport, existing_run
 from qplan.cli.tidy import tidied
-from qplan.cli.view import table_view
+from qplan.cli.view import mark, table_view
+from qplan.cli.words import is_plain
 from qplan.errors import InputError, VerificationError
 from qplan.run.folder import RunFolder
 from qplan.run.plans import newest_built_plan
@@ -126,7 +127,7 @@ def show(climbed: Climbed) -> None:
             f"{rung.limit_nats:.0e}",
             f"{rung.top1:.4f}",
             f"{rung.perplexity:.2f}",
-            "[green]✓[/green]" if rung.holds else "[bold red]✗[/bold red]",
+            mark(holds=rung.holds),
         )
     out.print(view)
     if climbed.broke is None:
@@ -145,7 +146,8 @@ def show(climbed: Climbed) -> None:
 def _limit(text: str) -> tuple[str, float]:
     name, _, value = text.partition("=")
     try:
-        return name, float(value)
+        limit = float(value if is_plain(value) else "")
     except ValueError:
         msg = f"--tolerance {text!r}: write RUNG=NATS, e.g. int8=0.01"
         raise InputError(msg) from None
+    return name, limit

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import typer
-from rich.markup import escape
 
 from qplan import __version__
 from qplan.artifact import FULL
@@ -110,12 +110,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (KeyboardInterrupt, typer.Abort) as stop:  # before the command began; typer makes one of the other
         _stop(interruption(stop.__cause__ or stop), as_json=wants_json)
     except QplanError as error:
-        console.alarm.print("[bold red]error:[/bold red]", escape(str(error)), soft_wrap=True)
+        console.error(str(error))
         _end(error, error.exit_code, as_json=wants_json)
     except _UsageError as error:
-        from typer.rich_utils import rich_format_error  # noqa: PLC0415 - slow, and rarely needed
-
-        rich_format_error(error)
+        if error.ctx is not None:
+            usage, path = error.ctx.get_usage(), error.ctx.command_path
+            console.alarm.print(f"{usage}\nHelp:  {path} --help", soft_wrap=True)
+        console.error(error.format_message())
         _end(error, _BAD_INPUT, as_json=wants_json)
     except Exception as error:
         if wants_json:  # a bug: scripts get their object, people the traceback
@@ -128,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _stop(stop: InterruptedCommand, *, as_json: bool) -> NoReturn:
     """End with a message, though there may be nobody left to read it."""
     try:
-        console.alarm.print("[bold red]error:[/bold red]", escape(str(stop)), soft_wrap=True)
+        console.error(str(stop))
         _end(stop, stop.exit_code, as_json=as_json)
     except OSError:  # a terminal that was closed; what is buffered for it must not change the exit code
         nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -149,7 +150,7 @@ def _full_disk_told() -> Iterator[None]:
     except OSError as error:
         if error.errno not in FULL:
             raise
-        where = "standard output, or a file in the temporary folder" if error.filename is None else error.filename
+        where = error.filename or f"standard output, or a file in the temporary folder {tempfile.gettempdir()},"
         msg = f"{where} cannot be written: {error.strerror}; free space there, write elsewhere, or set TMPDIR"
         raise StorageError(msg) from error
 
@@ -173,7 +174,7 @@ def _write(text: str) -> None:
     except OSError as error:
         gone = isinstance(error, BrokenPipeError)
         if not gone:
-            console.alarm.print(f"error: standard output cannot be written: {error.strerror}", markup=False)
+            console.error(f"standard output cannot be written: {error.strerror}")
         console.silence()
         full = error.errno in FULL
         sys.exit(console.BROKEN_PIPE if gone else StorageError.exit_code if full else _BAD_INPUT)

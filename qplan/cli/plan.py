@@ -57,4 +57,4 @@ def diff_command(
         out.print(changes_table(changes, new, most=None if every else _ROWS))
     out.print(totals_table(changes, old, new, (before, after)))
     if not changes.comparable:
-        out.print("[yellow]the two plans' losses come from different analyses: their difference mixes both[/yellow]")
+        out.print("the two plans' losses come from different analyses: their difference mixes both", style="yellow")

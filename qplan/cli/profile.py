@@ -60,7 +60,7 @@ def command(
     answer(**profile_document(measured, home.device))
     out.print(_table(measured))
     next_command = shlex.join(["qplan", "emit", "--max-decode-ms", "MS", "--run", str(home.folder)])
-    out.print(f"wrote {home.device}\nnext:  {next_command}", markup=False, soft_wrap=True)
+    out.print(f"wrote {home.device}\nnext:  {next_command}", soft_wrap=True)
 
 
 def _table(profile: DeviceProfile) -> Table:

@@ -50,4 +50,4 @@ def command(
     reported = run_report(plan, home, lang, say)
     answer(language=lang.value, html=str(reported.page), markdown=str(reported.short))
     for path in (reported.page, reported.short):
-        out.print(f"{path}", markup=False, soft_wrap=True)
+        out.print(f"{path}", soft_wrap=True)

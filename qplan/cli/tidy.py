@@ -5,8 +5,6 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from rich.markup import escape
-
 from qplan.cli.console import say
 from qplan.run.folder import RunFolder
 from qplan.scratch import remove_leftovers
@@ -26,4 +24,4 @@ def tidy_temporary() -> None:
 def _tidy(folder: Path, *, deep: bool) -> None:
     removed = remove_leftovers(folder, deep=deep)
     if removed:
-        say(f"removed {removed} temporary file(s) and folder(s) of killed commands from {escape(str(folder))}")
+        say(f"removed {removed} temporary file(s) and folder(s) of killed commands from {folder}")

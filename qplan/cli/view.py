@@ -28,6 +28,11 @@ class View(Table):
             yield Text(self.note, style="dim")
 
 
+def mark(*, holds: bool) -> Text:
+    """A tick for what holds, a cross for what does not."""
+    return Text("✓", "green") if holds else Text("✗", "bold red")
+
+
 def table_view(
     columns: Sequence[str], *, left: Collection[str] = (), heading: str = "", note: str = "", gap: int = 2
 ) -> View:

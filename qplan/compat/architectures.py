@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
+from qplan.artifact import temporary_folder
 from qplan.compat.table import ArchitectureCell, shown_error, today
 from qplan.errors import QplanError
 from qplan.mnn.build.exporter import export
@@ -18,7 +19,6 @@ from qplan.mnn.engine.probe import Outcome, run_probe
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.specimen import save_specimen, token_ids
 from qplan.model.specimen_sizes import SPECIMENS, check_architectures
-from qplan.scratch import Scratch
 from qplan.settings import Say
 from qplan.verify.reference import Logits
 
@@ -45,7 +45,7 @@ def measure_architectures(
     check_architectures(names)
     exporter = find_exporter(llmexport).version
     for name in names:
-        with Scratch("compat") as temporary:
+        with temporary_folder("compat") as temporary:
             work = Path(temporary)
             folder, failure = work / "mnn", ""
             try:

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 
+from qplan.artifact import temporary_folder
 from qplan.compat.table import Cell, shown_error, today
 from qplan.errors import ToolError
 from qplan.formats import FP16, QuantFormat
@@ -23,7 +24,6 @@ from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import LoadedModel, load_model
 from qplan.model.specimen import save_specimen, token_ids
 from qplan.quantize.rounder import Rounder
-from qplan.scratch import Scratch
 from qplan.settings import Say
 from qplan.verify.reference import Logits, stored_logits
 
@@ -102,7 +102,7 @@ def measure_engines(
     homes = [EngineVenv.of(engine, venvs) for engine in engines or released()]
     for home in homes:
         home.make(say)
-    with Scratch("compat") as temporary:
+    with temporary_folder("compat") as temporary:
         work = Path(temporary)
         for name in MODELS:
             loaded = load_model(str(save_specimen(name, work / name)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from qplan.artifact import is_there
 from qplan.errors import InputError
 from qplan.explore.plan import PlanView
 from qplan.run.baselines import kept_token_losses
@@ -38,7 +39,7 @@ def plan_tokens(view: PlanView) -> TokenLosses:
     if view.verification is None:
         msg = f"{path.parent} was not built from this plan: it was made or edited since; {remedy}"
         raise InputError(msg)
-    if not path.is_file():
+    if not is_there(path):
         msg = f"{path} does not exist: an older qplan built this plan; {remedy}"
         raise InputError(msg)
     found = TokenLosses.read(path)

@@ -11,6 +11,7 @@ import pandas as pd
 from qplan.explore import html
 from qplan.formats import QuantFormat
 from qplan.report import notation
+from qplan.report.literal import markdown
 
 if TYPE_CHECKING:
     from qplan.planner.explain import Alternative, Explanation
@@ -75,13 +76,13 @@ class Explained:
 
     def __repr__(self) -> str:
         """Show why, and what the alternatives cost."""
-        return f"{self.sentence}\n{html.text_table(*self._rows())}"
+        return html.text_card(self.sentence, (), html.text_table(*self._rows()))
 
     def _repr_html_(self) -> str:
         return html.card(self.explanation.tensor, [self.sentence], html.rows_table(*self._rows()))
 
     def _repr_markdown_(self) -> str:
-        return f"{notation.markdown(self.sentence)}\n\n{html.markdown_table(*self._rows())}"
+        return f"{markdown(self.sentence)}\n\n{html.markdown_table(*self._rows())}"
 
 
 def per_mb(option: Alternative, planned: QuantFormat) -> float:

@@ -9,6 +9,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from qplan.report import notation
+from qplan.report.literal import markdown, markdown_code, visible
 from qplan.report.palette import BITS, text_on
 
 _BITS_STYLE = "".join(
@@ -49,6 +50,16 @@ def card(title: str, lines: Iterable[str], *blocks: Markup) -> str:
     return str(Markup('<div class="qplan">{}{}</div>').format(_STYLE, Markup("").join(parts)))
 
 
+def text_card(title: str, lines: Iterable[str], *blocks: str) -> str:
+    """`card` for a terminal; blocks are text too."""
+    return visible("\n".join([title, *lines, *blocks]))
+
+
+def markdown_card(title: str, lines: Iterable[str], *blocks: str) -> str:
+    """`card` for Markdown; blocks are Markdown already."""
+    return "\n\n".join([f"**{markdown(title)}**", "; ".join(map(markdown, lines)), *blocks])
+
+
 def rows_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Markup:
     """A table; the first column is text, the others are numbers."""
     cells = Markup("").join(Markup("<th>{}</th>").format(name) for name in head)
@@ -73,7 +84,7 @@ def text_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """`rows_table` for Markdown."""
-    return _markdown_lines(head, ([notation.markdown(cell) for cell in row] for row in rows))
+    return _markdown_lines(head, ([markdown(cell) for cell in row] for row in rows))
 
 
 def _markdown_lines(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -87,7 +98,7 @@ def frame_markdown(frame: pd.DataFrame) -> str:
     named = frame.reset_index() if frame.index.names != [None] else frame
     floats = pd.get_option("display.float_format") or "{:.4g}".format
     rows = [[_cell(value, floats) for value in row] for row in named.head(most).itertuples(index=False)]
-    table = _markdown_lines([str(column) for column in named.columns], rows)
+    table = _markdown_lines([markdown(column) for column in named.columns], rows)
     return table if len(named) <= most else f"{table}\n\n{most} of {len(named):,} rows"
 
 
@@ -97,5 +108,5 @@ def _cell(value: object, floats: Callable[[float], str]) -> str:
     if isinstance(value, float):
         return floats(value)
     if isinstance(value, str):
-        return notation.markdown_code(repr(value)) if value != value.strip() else notation.markdown(value)
+        return markdown_code(repr(value), in_table=True) if value != value.strip() else markdown(value)
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -14,6 +14,7 @@ from qplan.explore.style import INK, ROLES, SOFT, log_nats, quiet
 from qplan.formats import QuantFormat
 from qplan.report import figures
 from qplan.report.grid import loss_table
+from qplan.report.literal import figure_text
 from qplan.report.palette import BITS
 from qplan.run.table import SensitivityTable
 from qplan.tensors import short_name
@@ -67,7 +68,7 @@ def ranking(table: SensitivityTable, fmt: str, top: int = 20) -> Figure:
                 label=f"{role}, {source}",
                 zorder=3,
             )
-    axes.set_yticks(range(len(rows)), [short_name(name) for name in rows["tensor"]], fontsize=8.5)
+    axes.set_yticks(range(len(rows)), [figure_text(short_name(name)) for name in rows["tensor"]], fontsize=8.5)
     axes.set_ylim(-0.7, len(rows) - 0.3)
     axes.set_xlabel(f"loss in {fmt} at memory {table.goal}, nats/token, with 95 % interval")
     log_nats(axes, "x")

@@ -16,6 +16,7 @@ from qplan.explore.frames import plan_frame
 from qplan.planner.patterns import matching
 from qplan.report import notation, plan_map
 from qplan.report.grid import grid_of
+from qplan.report.literal import figure_text
 from qplan.run.folder import RunFolder
 from qplan.run.plan import Plan
 from qplan.run.table import SensitivityTable
@@ -214,7 +215,7 @@ class PlanView:
         changed = self.diff(other)
         nats = dict(zip(changed["tensor"], changed["loss_nats"], strict=True))
         figure = diff_maps(self.table, self.plan, other.plan, nats)
-        figure.suptitle(f"{self.name} → {other.name}", x=0.01, ha="left", fontsize=12)
+        figure.suptitle(figure_text(f"{self.name} → {other.name}"), x=0.01, ha="left", fontsize=12)
         return figure
 
     def _title(self) -> tuple[str, list[str]]:
@@ -241,7 +242,7 @@ class PlanView:
     def __repr__(self) -> str:
         """Show what the plan promises, and draw it in characters."""
         title, lines = self._title()
-        return "\n".join([title, *lines, "", plan_map.as_text(self.plan, grid_of(self.table.model.tensors))])
+        return html.text_card(title, [*lines, ""], plan_map.as_text(self.plan, grid_of(self.table.model.tensors)))
 
     def _repr_html_(self) -> str:
         title, lines = self._title()
@@ -250,4 +251,4 @@ class PlanView:
     def _repr_markdown_(self) -> str:
         title, lines = self._title()
         drawn = plan_map.as_text(self.plan, grid_of(self.table.model.tensors))
-        return "\n\n".join([f"**{title}**", "; ".join(lines), f"```text\n{drawn}\n```"])
+        return html.markdown_card(title, lines, f"```text\n{drawn}\n```")

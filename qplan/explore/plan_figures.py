@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from qplan.explore.style import INK, PLAN, SOFT, THIRD, UNIFORM, log_nats, quiet
 from qplan.report import figures
 from qplan.report.grid import grid_of
+from qplan.report.literal import figure_text
 from qplan.run.plan import Plan
 from qplan.run.table import SensitivityTable
 
@@ -113,7 +114,7 @@ def predictions(frame: pd.DataFrame) -> Figure:
     log_nats(axes, "y")
     for row in shown[shown["model"] == "plan"].itertuples():
         place = (row.predicted_nats, row.measured_nats)
-        axes.annotate(str(row.budget), place, (9, -11), textcoords="offset points", fontsize=9, color=INK)
+        axes.annotate(figure_text(str(row.budget)), place, (9, -11), textcoords="offset points", fontsize=9, color=INK)
     axes.set_xlabel("expected KL to FP32, nats/token")
     axes.set_ylabel("measured on the engine, nats/token")
     axes.set_title("What was expected against what the engine does", loc="left")
@@ -135,12 +136,20 @@ def layers_figure(frame: pd.DataFrame, title: str) -> Figure:
     looks = itertools.cycle(itertools.product(("-", "--", ":", "-."), (PLAN, UNIFORM, THIRD, INK)))
     models = list(frame.groupby("model", sort=False))
     for (name, own), (style, color) in zip(models, looks, strict=False):
-        axes.plot(own["layers"], own["kl_nats"], marker="o", linestyle=style, color=color, label=str(name), zorder=3)
+        axes.plot(
+            own["layers"],
+            own["kl_nats"],
+            marker="o",
+            linestyle=style,
+            color=color,
+            label=figure_text(str(name)),
+            zorder=3,
+        )
     log_nats(axes, "y")
     axes.set_xticks(sorted(frame["layers"].unique()))
     axes.set_xlabel("layers that ran before the head")
     axes.set_ylabel("KL to FP32 at that depth, nats/token")
-    axes.set_title(title, loc="left")
+    axes.set_title(figure_text(title), loc="left")
     quiet(axes)
     if len(models) > 1:
         axes.legend(frameon=False)

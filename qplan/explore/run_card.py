@@ -42,7 +42,7 @@ class RunCard:
     @property
     def text(self) -> str:
         """The card for a terminal."""
-        return "\n".join([self.title, *self.lines, *([html.text_table(_HEAD, self.rows)] if self.rows else [])])
+        return html.text_card(self.title, self.lines, *([html.text_table(_HEAD, self.rows)] if self.rows else []))
 
     @property
     def html(self) -> str:
@@ -53,7 +53,7 @@ class RunCard:
     def markdown(self) -> str:
         """The card as Markdown."""
         table = [html.markdown_table(_HEAD, self.rows)] if self.rows else []
-        return "\n\n".join([f"**{self.title}**", "; ".join(self.lines), *table])
+        return html.markdown_card(self.title, self.lines, *table)
 
 
 def _row(run: OpenedRun, name: str) -> tuple[str, ...]:

@@ -119,7 +119,7 @@ class SensitivityView:
     def __repr__(self) -> str:
         """Show what was measured and what formats cost."""
         title, lines = self._title()
-        return "\n".join([title, *lines, html.text_table(*self._rows())])
+        return html.text_card(title, lines, html.text_table(*self._rows()))
 
     def _repr_html_(self) -> str:
         title, lines = self._title()
@@ -127,4 +127,4 @@ class SensitivityView:
 
     def _repr_markdown_(self) -> str:
         title, lines = self._title()
-        return "\n\n".join([f"**{title}**", "; ".join(lines), html.markdown_table(*self._rows())])
+        return html.markdown_card(title, lines, html.markdown_table(*self._rows()))

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from qplan.explore.stored import StoredGrid, Weights
 from qplan.explore.style import INK, PLAN, SOFT, UNIFORM, log_plain, quiet
 from qplan.report import notation
+from qplan.report.literal import figure_text
 from qplan.tensors import short_name
 
 _BINS = 121
@@ -39,7 +40,8 @@ def weight_histogram(tensor: str, weight: Weights, grid: StoredGrid) -> Figure:
     places = (("finest", 0), ("middle", len(order) // 2), ("coarsest", len(order) - 1))
     found = [(f"{name} {unit}, step {flat[i]:.2g}", integers * flat[i] + zeros[i]) for name, i in _at(order, places)]
     _rugs(rug, found, f"weight, with the grids of three {unit}s" + _each(stride))
-    left.set_title(f"{short_name(tensor)}: {weight.shape[0]} x {weight.shape[1]} weights", loc="left", fontsize=11)
+    name = figure_text(short_name(tensor))
+    left.set_title(f"{name}: {weight.shape[0]} x {weight.shape[1]} weights", loc="left", fontsize=11)
     steps = grid.steps(weight).ravel()
     edges = np.linspace(levels[0] - 1.5, levels[-1] + 1.5, _BINS)
     right.hist(np.clip(steps, edges[0], edges[-1]), bins=list(edges), color=PLAN, zorder=2)
@@ -75,7 +77,7 @@ def activation_histogram(tensor: str, inputs: NDArray[np.float32]) -> Figure:
     places = (("smallest", 0), ("middle", len(order) // 2), ("largest", len(order) - 1))
     grids = [(f"{name} token, step {s:.2g}", np.arange(-127, 128, _EIGHTH) * s) for name, s in _at(order, places)]
     _rugs(rug, grids, "activation, with the int8 grids of three tokens" + _each(_EIGHTH))
-    title = f"{short_name(tensor)}: inputs of {len(inputs):,} tokens, {inputs.shape[1]} features"
+    title = f"{figure_text(short_name(tensor))}: inputs of {len(inputs):,} tokens, {inputs.shape[1]} features"
     left.set_title(title, loc="left", fontsize=11)
     steps = (inputs[kept] / scale[kept, None]).ravel()
     right.hist(steps, bins=list(np.arange(-127.5, 128.5)), color=PLAN, zorder=2)
@@ -113,7 +115,7 @@ def channel_profile(tensor: str, rms: NDArray[np.float64]) -> Figure:
     log_plain(axes)
     axes.set_xlabel("input feature, by size")
     axes.set_ylabel("rms, activation units")
-    axes.set_title(f"{short_name(tensor)}: size of its input features", loc="left")
+    axes.set_title(f"{figure_text(short_name(tensor))}: size of its input features", loc="left")
     quiet(axes)
     return figure
 

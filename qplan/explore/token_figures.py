@@ -12,6 +12,7 @@ from qplan.explore.built import plan_tokens, uniform_tokens
 from qplan.explore.plan import PlanView
 from qplan.explore.style import INK, PLAN, THIRD, UNIFORM, log_nats, quiet
 from qplan.report import notation
+from qplan.report.literal import figure_text
 from qplan.run.token_losses import Losses, TokenLosses
 
 
@@ -84,6 +85,6 @@ def _figure(own: TokenLosses, others: Mapping[str, Losses], memory: str, *, row:
 
 
 def _visible(text: str) -> str:
-    """A token as a label: blanks and line ends visible, dollars escaped so that matplotlib reads no math."""
-    shown = text.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "·").replace("$", r"\$")
-    return shown if len(shown) <= 14 else shown[:13] + "…"
+    """A token as a label: blanks and line ends visible."""
+    shown = text.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "·")
+    return figure_text(shown if len(shown) <= 14 else shown[:13] + "…")

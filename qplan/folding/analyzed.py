@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from qplan.card import ModelCard
-from qplan.errors import StaleArtifactError
+from qplan.errors import InputError, StaleArtifactError
 from qplan.model.load import LoadedModel, load_model
-from qplan.run.fold import FoldRecord, fold_of
+from qplan.model.source import sha256_beside_model
+from qplan.run.fold import FoldRecord, check_model_there, fold_of
 from qplan.run.folder import RunFolder
 from qplan.settings import Say
 
@@ -26,14 +28,16 @@ def load_analyzed(run: RunFolder, card: ModelCard, say: Say) -> AnalyzedModel:
     """Load the model that a run's table was measured on.
 
     Raises:
+        InputError: it is not there any more, or no usable model.
         StaleArtifactError: the model or its folded copy has changed.
     """
+    check_model_there(run, card)
     record = fold_of(run, card)
     say(f"loading {card.source if record is None else run.folded}")
     if record is not None:
-        folded, original = load_folded(run, record), _load_original(record)
+        folded, original = load_folded(run, record), _load_original(record, run)
         return AnalyzedModel(folded.within(card.context), original.within(card.context))
-    loaded = load_model(card.source).within(card.context)
+    loaded = _load_given(card.source, run).within(card.context)
     if loaded.card.sha256 != card.sha256:
         msg = f"{card.source} has changed since {run.sensitivity} was made; run 'qplan analyze' with --restart"
         raise StaleArtifactError(msg)
@@ -50,23 +54,39 @@ def load_folded(run: RunFolder, record: FoldRecord, device: str = "cpu") -> Load
     """The folded model, with the original's name as its source.
 
     Raises:
-        StaleArtifactError: its weights have changed.
+        StaleArtifactError: its weights or its tokenizer have changed.
     """
     folded = load_model(str(run.folded), device=device)
-    if folded.card.sha256 != record.folded_sha256:
+    beside = record.tokenizer_sha256
+    if folded.card.sha256 != record.folded_sha256 or beside not in {None, sha256_beside_model(run.folded)}:
         msg = f"{run.folded} has changed since it was made; run 'qplan analyze' with --restart"
         raise StaleArtifactError(msg)
     return replace(folded, card=replace(folded.card, source=record.original))
 
 
-def _load_original(record: FoldRecord) -> LoadedModel:
+def _load_original(record: FoldRecord, run: RunFolder) -> LoadedModel:
     """The model before folding.
 
     Raises:
         StaleArtifactError: its weights have changed.
     """
-    original = load_model(record.original)
+    original = _load_given(record.original, run)
     if original.card.sha256 != record.original_sha256:
         msg = f"{record.original} has changed since its weights were folded; run 'qplan analyze' with --restart"
         raise StaleArtifactError(msg)
     return original
+
+
+def _load_given(source: str, run: RunFolder) -> LoadedModel:
+    """The model that a run was made from, as its artifacts name it.
+
+    Raises:
+        InputError: it cannot be loaded. Runs of older versions may name it from another working folder.
+    """
+    try:
+        return load_model(source)
+    except InputError as error:
+        if Path(source).expanduser().is_dir():
+            raise
+        msg = f"{run.folder} was made from {source}: {error}. If that was a folder, run this where 'qplan analyze' ran"
+        raise InputError(msg) from None

@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from qplan.artifact import new_folder
+from qplan.artifact import is_there, new_folder
 from qplan.errors import MeasurementError, StaleArtifactError
 from qplan.folding.analyzed import load_folded
 from qplan.folding.evidence import gather_evidence
@@ -18,7 +18,7 @@ from qplan.folding.fit import expected_loss, fit_scales
 from qplan.folding.fold import fold, fold_sites, save_folded
 from qplan.formats import QuantFormat
 from qplan.model.load import LoadedModel
-from qplan.model.source import sha256_model
+from qplan.model.source import sha256_beside_model, sha256_model
 from qplan.notes import Note
 from qplan.quantize import Int8Activations
 from qplan.quantize.round_all import round_all
@@ -75,7 +75,7 @@ def run_fold(
         "dynamic_option": str(dynamic_option),
         "rounding": rounding,
     }
-    if run.fold.is_file():
+    if is_there(run.fold):
         _check_inputs(run, inputs)
         record = FoldRecord.read(run.fold)
     else:
@@ -191,8 +191,8 @@ def _decide(
         if not missing:
             continue
         say(f"folding: uniform models, {label}")
-        rounder = run_rounder(run, model, calibration, rounding, batch_size=batch_size, progress=progress)
         menu = {spec.name: [plan[spec.name] for plan in plans.values()] for spec in model.card.tensors}
+        rounder = run_rounder(run, model, calibration, rounding, menu=menu, batch_size=batch_size, progress=progress)
         round_all(rounder, menu, jobs=jobs, progress=progress)
         for setting in missing:
             found = joint_losses(
@@ -208,10 +208,18 @@ def _decide(
             losses = {_loss_name(name, setting): stats.kl_nats for name, stats in found.items()}
             draft.add_losses(label, losses, None if rounder.cache is None else rounder.cache.folder)
     pays = math.prod(fold_ratio(draft.losses, name) for name in draft.losses["original"]) < 1
+    beside = sha256_beside_model(run.folded)
     rejected = draft.rounded.get("original" if pays else "folded")
     for folder in ([] if rejected is None else [run.rounding / rejected]) + ([] if pays else [run.folded]):
         shutil.rmtree(folder, ignore_errors=True)
-    record = FoldRecord(loaded.card.source, loaded.card.sha256, sha256 if pays else None, memory, draft.losses)
+    record = FoldRecord(
+        loaded.card.source,
+        loaded.card.sha256,
+        sha256 if pays else None,
+        memory,
+        draft.losses,
+        beside if pays else None,
+    )
     say(str(record.note))
     return record
 

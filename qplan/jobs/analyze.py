@@ -27,6 +27,7 @@ from qplan.run.table import SensitivityTable
 from qplan.sensitivity.analysis import Analysis, open_analysis
 from qplan.sensitivity.gradient import estimate
 from qplan.sensitivity.measured import measure
+from qplan.sensitivity.menu import resolve_menu
 from qplan.settings import Mode, Progress, Say
 
 
@@ -95,7 +96,15 @@ def run_analyze(options: AnalyzeOptions, run: RunFolder, say: Say, progress: Pro
         notes += (decided,)
     if needs_tokens(options.rounding):
         say(f"second moments of all inputs, {calibration.fit.size} tokens for fitting the rounding")
-    rounder = run_rounder(run, loaded, calibration, options.rounding, batch_size=batch_size, progress=progress)
+    rounder = run_rounder(
+        run,
+        loaded,
+        calibration,
+        options.rounding,
+        menu=resolve_menu(loaded.card, options.formats, options.dynamic_option)[0],
+        batch_size=batch_size,
+        progress=progress,
+    )
     opened = open_analysis(
         loaded,
         calibration,

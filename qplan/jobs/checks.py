@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qplan.artifact import is_there
 from qplan.calibration import check_text
 from qplan.choosing.request import PlanRequest
 from qplan.choosing.retarget import computable, retarget_rules, retarget_table
@@ -21,6 +22,7 @@ from qplan.mnn.build.exporter_source import find_exporter
 from qplan.model.door import check_source
 from qplan.planner.rules import Rules
 from qplan.run.calibration import CalibrationSet
+from qplan.run.fold import check_model_there
 from qplan.run.folder import RunFolder
 from qplan.run.plan import Plan
 from qplan.run.plans import FoundPlan
@@ -60,9 +62,9 @@ def check_profile(run: RunFolder, llmexport: Path | None) -> None:
     """Refuse a run without a table, or a missing exporter.
 
     Raises:
-        InputError: about the first of these.
+        InputError: about the first of these, or that the model is gone.
     """
-    SensitivityTable.read(run.sensitivity)
+    check_model_there(run, SensitivityTable.read(run.sensitivity).model)
     find_exporter(llmexport)
 
 
@@ -98,6 +100,7 @@ def check_emit(options: EmitOptions, run: RunFolder) -> None:
     find_exporter(options.llmexport)
     target = options.target
     table = retarget_table(SensitivityTable.read(run.sensitivity), target)
+    check_model_there(run, table.model)
     if options.dynamic_option == 2 and table.goal != "low":
         msg = f"--dynamic-option 2 has no effect under memory {table.goal}, which {run.folder} is for; leave it out"
         raise InputError(msg)
@@ -124,7 +127,7 @@ def given_plan(options: EmitOptions, run: RunFolder) -> PlannedOn | None:
     """
     if options.plan is None:
         return None
-    if not options.plan.is_file():
+    if not is_there(options.plan):
         msg = f"--plan {options.plan} does not exist; give a plan.json that 'qplan emit' wrote"
         raise InputError(msg)
     from qplan.choosing.planned import planned_on  # noqa: PLC0415 - the solver takes longer than all else here
@@ -142,7 +145,7 @@ def for_engine_of(given: PlannedOn, options: EmitOptions) -> EmitOptions:
 def _check_request(request: PlanRequest, table: SensitivityTable, run: RunFolder, fixed: FixedBytes) -> None:
     request.rules.check_patterns(table.model)
     for option, value in (("--max-decode-ms", request.max_decode_ms), ("--max-prefill-ms", request.max_prefill_ms)):
-        if value is not None and not run.device.is_file():
+        if value is not None and not is_there(run.device):
             msg = (
                 f"{option} {value:g} needs this machine's times, and {run.device} does not exist; run "
                 f"'qplan profile --run {run.folder}' first"

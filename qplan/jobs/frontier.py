@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +43,8 @@ def run_frontier(run: RunFolder, rules: Rules, points: int = POINTS) -> Swept:
     numbers = write_frontier(folder, table, swept, sweep_of(table, rules, fixed), measured)
     text, plot = folder / TABLE_FILE, folder / PLOT_FILE
     write_text(text, frontier_markdown(table, swept))
-    with atomic_path(plot) as temporary:
+    with atomic_path(plot) as temporary, warnings.catch_warnings():
+        # a name in a script that the font lacks is drawn as boxes
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         frontier_figure(table, swept, measured).savefig(temporary, format="png", dpi=160)
     return Swept((plot, text, numbers), table, swept, measured)

@@ -117,7 +117,7 @@ class EmitOptions:
     """Language of the report."""
 
     def __post_init__(self) -> None:
-        """Refuse numbers out of range, and engines that no model can be built for.
+        """Refuse numbers out of range, engines that no model can be built for, and requests beside a given plan.
 
         Raises:
             InputError: about the first; the message gives option, value and limit.
@@ -125,6 +125,13 @@ class EmitOptions:
         check_least({"--tokens": (self.tokens, 2), "--threads": (self.threads, 1), "--repair": (self.evaluations, 0)})
         if self.engine is not None:
             EngineTarget.of(self.engine)
+        unheard = self.wanted.asked() if self.plan is not None else ()
+        if unheard:
+            msg = (
+                f"--plan {self.plan} {' '.join(unheard)}: a given plan is built as it is; leave one of them out, or "
+                "edit the plan"
+            )
+            raise InputError(msg)
 
     @property
     def target(self) -> EngineTarget:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from qplan.artifact import sha256_file
+from qplan.artifact import is_there, sha256_file
 from qplan.choosing.planned import PlannedOn, planned_on
 from qplan.errors import StaleArtifactError
 from qplan.planner.frontier import frontier, sweep_of
@@ -97,7 +97,7 @@ def plan_frontier(planned: PlannedOn, say: Say) -> Frontier:
 
 def _verification_of(found: FoundPlan, folder: PlanFolder) -> Verification | None:
     path = folder.verification
-    if not path.is_file():
+    if not is_there(path):
         return None
     verification = Verification.read(path)
     if verification.plan_sha256 != sha256_file(found.path):

@@ -36,13 +36,14 @@ def run_skeleton(
         ToolError: the exporter failed.
     """
     exporter = find_exporter(llmexport).version
-    made_from = SkeletonRecord(loaded.card.sha256, exporter)
+    made_from = (loaded.card.sha256, exporter)
     folder, record = run.skeleton_for(c4=c4, unfolded=unfolded)
-    if folder.is_dir() and SkeletonRecord.kept(record) == made_from:
+    kept = SkeletonRecord.kept(record)
+    if kept is not None and (kept.model, kept.exporter) == made_from and folder.is_dir():
         return Skeleton.open(folder)
     record.unlink(missing_ok=True)
     say(f"exporting the graph with {exporter}")
     scale = None if loaded.embedding_scale is None else loaded.embedding_scale.cpu().numpy()
     skeleton = export_skeleton(loaded.folder, folder, llmexport=llmexport, replace=True, c4=c4, input_scale=scale)
-    made_from.write(record)
+    SkeletonRecord.of(folder, *made_from).write(record)
     return skeleton

@@ -5,16 +5,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from qplan.artifact import check_header, parse_json, read_bounded, sha256_file, write_json
+from qplan.artifact import (
+    SEAL,
+    check_header,
+    damaged,
+    parse_json,
+    read_bounded,
+    sha256_file,
+    sha256_json,
+    write_json,
+)
 from qplan.errors import InputError
-from qplan.mnn.files import CHECKSUMS_FILE, CONFIG_FILE, LLM_CONFIG_FILE
+from qplan.mnn.files import CHECKSUMS_FILE, CONFIG_FILE
 
 KIND, SCHEMA = "checksums", 1
 
-_LEFT_OUT = frozenset({CHECKSUMS_FILE, CONFIG_FILE, LLM_CONFIG_FILE})
-"""Settings, which people change: threads, sampling, prompts."""
+_LEFT_OUT = frozenset({CHECKSUMS_FILE, CONFIG_FILE})
+"""``config.json`` is for people to change: threads, sampling, prompts."""
 
 _MOST_BYTES = 1 << 20
+_MOST_NAME_BYTES = 255
+"""What file systems take."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +36,16 @@ class Checksum:
     sha256: str
 
 
+@dataclass(frozen=True)
+class Checksums:
+    """What a model was when it was built."""
+
+    files: dict[str, Checksum]
+    """By file name."""
+    settings: tuple[str, ...]
+    """Keys of ``config.json``; people change their values. Models of earlier versions list none."""
+
+
 def write_checksums(folder: Path) -> None:
     """Note sizes and hashes of a model's files beside them."""
     files = {
@@ -32,14 +53,15 @@ def write_checksums(folder: Path) -> None:
         for path in sorted(folder.iterdir())
         if path.is_file() and path.name not in _LEFT_OUT
     }
-    write_json(folder / CHECKSUMS_FILE, KIND, SCHEMA, {}, {"files": files})
+    settings = list(parse_json(read_bounded(folder / CONFIG_FILE, _MOST_BYTES)))
+    write_json(folder / CHECKSUMS_FILE, KIND, SCHEMA, {}, {"files": files, "settings": settings})
 
 
-def read_checksums(folder: Path) -> dict[str, Checksum]:
-    """Checksums by file name; nobody vouches for the folder.
+def read_checksums(folder: Path) -> Checksums:
+    """What `write_checksums` wrote; nobody vouches for the folder.
 
     Raises:
-        InputError: not such a file, or it names files outside the folder.
+        InputError: not such a file, one that was changed, or it names files outside the folder.
         StaleArtifactError: written by a newer qplan.
     """
     path = folder / CHECKSUMS_FILE
@@ -52,13 +74,23 @@ def read_checksums(folder: Path) -> dict[str, Checksum]:
     if not isinstance(files, dict):
         msg = f"{path} has no object 'files'"
         raise InputError(msg)
-    return {name: _checksum(name, value) for name, value in files.items()}
+    if SEAL in document and document[SEAL] != sha256_json({k: v for k, v in document.items() if k != SEAL}):
+        raise damaged(path, "copy the model again")
+    settings = document.get("settings", [])
+    if not isinstance(settings, list) or not all(isinstance(key, str) for key in settings):
+        msg = f"{path}: 'settings' is not a list of texts"
+        raise InputError(msg)
+    return Checksums({name: _checksum(name, value) for name, value in files.items()}, tuple(settings))
 
 
 def _checksum(name: str, value: object) -> Checksum:
     fields = value if isinstance(value, dict) else {}
     size, digest = fields.get("bytes"), fields.get("sha256")
-    plain = name not in {"", ".", ".."} and not set(name) & {"/", "\\", "\0"}
+    plain = (
+        name not in {"", ".", ".."}
+        and not set(name) & {"/", "\\", "\0"}
+        and len(name.encode("utf-8", "surrogatepass")) <= _MOST_NAME_BYTES
+    )
     if not plain or not isinstance(size, int) or isinstance(size, bool) or not isinstance(digest, str):
         msg = f"its entry for {name[:80]!r} is not a file of the folder with 'bytes' and 'sha256'"
         raise InputError(msg)

@@ -120,6 +120,19 @@ def check_values(path: Path, config: Mapping[str, Any]) -> None:
         _check(path, config.get(key) or {}, _ROPE_KINDS, f"{key}.")
 
 
+def check_generation(path: Path, config: Mapping[str, Any]) -> None:
+    """Refuse tokens that begin or end an answer and are none.
+
+    Args:
+        path: the ``generation_config.json``, for messages.
+        config: what it holds.
+
+    Raises:
+        InputError: names the first such key, its value and what fits.
+    """
+    _check(path, config, {key: _KINDS[key] for key in ("bos_token_id", "pad_token_id", "eos_token_id")})
+
+
 def check_agreement(path: Path, config: Mapping[str, Any]) -> None:
     """Refuse values that are at odds with each other.
 

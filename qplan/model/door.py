@@ -9,21 +9,25 @@ from pathlib import Path
 
 from qplan.errors import InputError
 from qplan.model.config_fit import check_fits
-from qplan.model.config_values import check_agreement, check_values
+from qplan.model.config_values import check_agreement, check_generation, check_values
 from qplan.model.headers import TensorHeader, check_no_pointer, read_headers
-from qplan.model.inert import CONFIG_FILE, VIEWED
+from qplan.model.inert import CONFIG_FILE, GENERATION_CONFIG_FILE, TEMPLATE_FILE, VIEWED
 from qplan.model.quantized import check_unquantized
 from qplan.model.registry import architecture_of
-from qplan.model.source import local_folder, read_config, weight_files
+from qplan.model.source import MOST_JSON_BYTES, local_folder, read_config, weight_files
 
 ADAPTER_FILE = "adapter_config.json"
 """Where peft describes weights that are added to those of another model."""
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+_VOCABULARY_FILE, _MERGES_FILE = "vocab.json", "merges.txt"
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", _VOCABULARY_FILE, "vocab.txt")
 _ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _ADAPTER_TENSORS = (".lora_A.", ".lora_B.", ".lora_embedding_A", ".lora_embedding_B", ".lora_magnitude_vector")
 _EMBEDDER_FILES = ("config_sentence_transformers.json", "1_Pooling")
 """What sentence-transformers adds to a model that it makes vectors with."""
+
+_MOST_TEMPLATE_BYTES = 1 << 20
+"""The longest chat templates have some ten thousand."""
 
 
 def check_source(source: str) -> None:
@@ -50,7 +54,11 @@ def check_folder(folder: Path) -> None:
     for name in VIEWED:
         if (folder / name).is_file():
             check_no_pointer(folder / name)
+            _check_size(folder / name)
     check_values(path, config)
+    generation = folder / GENERATION_CONFIG_FILE
+    if generation.is_file():
+        check_generation(generation, read_config(generation))
     # the configuration may name a quantization whose layout is no safetensors file's
     check_unquantized(folder, config, {})
     if config.get("model_type") is None:
@@ -69,14 +77,34 @@ def check_tokenizer_there(folder: Path) -> None:
     """Refuse a folder without a tokenizer's files: Hugging Face makes an empty tokenizer then.
 
     Raises:
-        InputError: names the files of which one is needed.
+        InputError: names the files of which one is needed, or what is needed beside one.
     """
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         msg = f"{folder} has no usable tokenizer: none of {', '.join(_TOKENIZER_FILES)} is there"
         raise InputError(msg)
+    others = [name for name in _TOKENIZER_FILES if name != _VOCABULARY_FILE and (folder / name).is_file()]
+    if not others and not (folder / _MERGES_FILE).is_file():
+        msg = f"{folder} has no usable tokenizer: {_VOCABULARY_FILE} without {_MERGES_FILE}; download that as well"
+        raise InputError(msg)
+
+
+def _check_size(path: Path) -> None:
+    """Refuse a file that libraries would read whole into memory, and that no model needs as large."""
+    most = _MOST_TEMPLATE_BYTES if path.name == TEMPLATE_FILE else MOST_JSON_BYTES
+    size = path.stat().st_size
+    if size > most:
+        msg = f"{path} has {size:,} bytes, more than the {most:,} that such a file can need; download the model again"
+        raise InputError(msg)
 
 
 def _check_whole_model(folder: Path) -> None:
+    gguf = next(iter(sorted(folder.glob("*.gguf"))), None)
+    if gguf is not None and not any(folder.glob("*.safetensors")):
+        msg = (
+            f"{folder} holds a model for llama.cpp ({gguf.name}), as a rule already quantized; give the original "
+            "checkpoint, a Hugging Face folder"
+        )
+        raise InputError(msg)
     adapter = folder / ADAPTER_FILE
     weights = next((name for name in _ADAPTER_WEIGHTS if (folder / name).exists()), None)
     if adapter.is_file() or weights:

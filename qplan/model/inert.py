@@ -10,18 +10,22 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from qplan.artifact import temporary_folder
 from qplan.errors import InputError
-from qplan.model.source import INDEX_FILE, read_config, weight_files
-from qplan.scratch import Scratch
+from qplan.model.headers import read_headers
+from qplan.model.registry import ARCHITECTURES
+from qplan.model.source import INDEX_FILE, WEIGHTS_FILE, read_config, weight_files
 
 CONFIG_FILE, TOKENIZER_CONFIG_FILE = "config.json", "tokenizer_config.json"
+GENERATION_CONFIG_FILE = "generation_config.json"
+TEMPLATE_FILE = "chat_template.jinja"
 
-_REWRITTEN = (CONFIG_FILE, TOKENIZER_CONFIG_FILE, "generation_config.json")
+_REWRITTEN = (CONFIG_FILE, TOKENIZER_CONFIG_FILE, GENERATION_CONFIG_FILE)
 """JSON that libraries take class names, kernels and switches from."""
 
 _DATA = (
@@ -32,13 +36,15 @@ _DATA = (
     "merges.txt",
     "added_tokens.json",
     "special_tokens_map.json",
-    "chat_template.jinja",
-    INDEX_FILE,
+    TEMPLATE_FILE,
 )
 """Data besides weights: parsed, never run; templates are rendered in a sandbox by transformers."""
 
 VIEWED = (*_REWRITTEN, *_DATA)
-"""Everything but weights that transformers and the exporter are given."""
+"""Everything but weights and their index that transformers and the exporter are given."""
+
+_TIE_KEY = "tie_word_embeddings"
+"""Whether head and embedding are one matrix; classes have defaults of their own."""
 
 _RUNS = frozenset({"auto_map", "custom_generate", "custom_pipelines", "trust_remote_code", "use_kernels"})
 """Keys that name code."""
@@ -58,18 +64,26 @@ def inert_view(folder: Path, at: Path | None = None) -> Iterator[Path]:
     Raises:
         InputError: no config, JSON that can't be read, or no weights.
     """
-    with Scratch("model") as temporary:
+    with temporary_folder("model") as temporary:
         view = at or Path(temporary) / "model"
         view.mkdir()
+        weights = weight_files(folder)
         try:
             for name in _REWRITTEN:
                 path = folder / name
                 if name == CONFIG_FILE or path.is_file():
-                    text = json.dumps(without_code(read_config(path)), indent=1, ensure_ascii=False)
+                    value = without_code(read_config(path))
+                    if name == CONFIG_FILE and _has_no_head(value, weights):
+                        value = {_TIE_KEY: True} | value
+                    text = json.dumps(value, indent=1, ensure_ascii=False)
                     (view / name).write_text(text, encoding="utf-8")
-            for path in (*(folder / name for name in _DATA), *weight_files(folder)):
+            for path in (*(folder / name for name in _DATA), *weights):
                 if path.is_file():
                     (view / path.name).symlink_to(path.resolve())
+            if weights != (folder / WEIGHTS_FILE,):
+                # transformers wants metadata there, which other tools leave out
+                index = read_config(folder / INDEX_FILE) | {"metadata": {}}
+                (view / INDEX_FILE).write_text(json.dumps(index), encoding="utf-8")
             yield view
         finally:
             shutil.rmtree(view)
@@ -80,6 +94,12 @@ def without_code(value: Any) -> Any:  # noqa: ANN401 - any JSON value
     if isinstance(value, dict):
         return {key: without_code(inner) for key, inner in value.items() if not _names_code(key)}
     return [without_code(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _has_no_head(config: Mapping[str, Any], weights: Iterable[Path]) -> bool:
+    """Whether a checkpoint can only be meant as tied, if its configuration doesn't say."""
+    architecture = ARCHITECTURES.get(str(config.get("model_type")))
+    return architecture is not None and f"{architecture.head}.weight" not in read_headers(weights)
 
 
 def own_classes(folder: Path) -> dict[str, str]:

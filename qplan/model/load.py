@@ -12,17 +12,20 @@ from transformers import AutoTokenizer
 
 from qplan.card import ModelCard
 from qplan.errors import InputError
+from qplan.formats import LARGEST_PLAUSIBLE
 from qplan.model.discovery import Anatomy, Site, dissect, has_bias, tie_equal_head
 from qplan.model.door import check_folder, check_tokenizer_there
 from qplan.model.embedding_scale import embedding_scale, read_embedding_scale, set_embedding_scale
 from qplan.model.inert import check_own_classes, inert_view
 from qplan.model.mixture import split_experts
 from qplan.model.registry import Architecture, architecture_of
-from qplan.model.source import fetch, read_config, sha256_model
+from qplan.model.source import fetch, lasting, read_config, sha256_model
 from qplan.model.stock import blamed_on, check_builds, check_class, load_weights, stock_classes
 from qplan.settings import DTypeName
 
 _TRIED_TOKENS = 4
+_WORDS = "the quick brown fox"
+_AGAIN = "are its files whole? Download them again"
 
 
 @dataclass(frozen=True)
@@ -138,13 +141,14 @@ def load_model(source: str, *, device: str = "cpu", dtype: DTypeName = "float32"
     split_experts(model, model.config, architecture)
     tied = tie_equal_head(model, model.config, architecture)
     anatomy = dissect(model, model.config, architecture)
-    card = _card(source, sha256, model, anatomy)
+    card = _card(lasting(source), sha256, model, anatomy)
     model = model.to(torch_device).eval().requires_grad_(requires_grad=False)
     loaded = LoadedModel(model, tokenizer, card, folder, architecture, dict(anatomy.sites), own, tied)
     scale = read_embedding_scale(folder)
     if scale is not None:
         set_embedding_scale(loaded.embedding, scale)
     _check_fits_half(loaded)
+    _check_vectors(loaded)
     _check_computes(loaded)
     return loaded
 
@@ -204,6 +208,22 @@ def _check_fits_half(loaded: LoadedModel) -> None:
         raise InputError(msg)
 
 
+def _check_vectors(loaded: LoadedModel) -> None:
+    """Refuse norms and biases that `qplan check` takes for damage in the built model.
+
+    Raises:
+        InputError: names the first such vector.
+    """
+    for name, parameter in loaded.model.named_parameters():
+        largest = float(parameter.abs().max()) if parameter.dim() == 1 else 0.0
+        if largest >= LARGEST_PLAUSIBLE:
+            msg = (
+                f"{name} holds values up to {largest:.4g}; from {LARGEST_PLAUSIBLE:,.0f} on, norms and biases count as "
+                "damaged. Download the model again, or divide them and the matrix around them by a power of two"
+            )
+            raise InputError(msg)
+
+
 def _check_computes(loaded: LoadedModel) -> None:
     """Refuse a model that transformers builds and cannot run, or whose logits are no numbers.
 
@@ -220,6 +240,12 @@ def _check_computes(loaded: LoadedModel) -> None:
             "small"
         )
         raise InputError(msg)
+    if bool((logits == logits[..., :1]).all()):
+        msg = (
+            f"{loaded.folder} computes the same logit for every token of its vocabulary; its weights were never filled "
+            "in, or are zeros where nothing else gets through; save or download the model again"
+        )
+        raise InputError(msg)
 
 
 def load_tokenizer(folder: Path, view: Path) -> Any:  # noqa: ANN401 - a PreTrainedTokenizerBase
@@ -234,7 +260,12 @@ def load_tokenizer(folder: Path, view: Path) -> Any:  # noqa: ANN401 - a PreTrai
     """
     check_tokenizer_there(folder)
     with blamed_on(folder, "has no usable tokenizer"):
-        return AutoTokenizer.from_pretrained(view, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(view, local_files_only=True, trust_remote_code=False)
+        empty = not tokenizer(_WORDS, add_special_tokens=False)["input_ids"]
+    if empty:
+        msg = f"{folder} has no usable tokenizer: {type(tokenizer).__name__} makes no tokens of {_WORDS!r}; {_AGAIN}"
+        raise InputError(msg)
+    return tokenizer
 
 
 def _card(source: str, sha256: str, model: Any, anatomy: Anatomy) -> ModelCard:  # noqa: ANN401

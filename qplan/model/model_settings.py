@@ -93,7 +93,7 @@ def _rotation(config: Any) -> Iterator[ModelSetting]:  # noqa: ANN401
     if not isinstance(rotation, Mapping):
         return
     kind = str(rotation.get("rope_type", "default"))
-    if kind == "default":
+    if kind == "default" or (kind == "linear" and rotation.get("factor") == 1):
         return
     shown = ", ".join(f"{key} {rotation[key]:g}" for key in ("factor",) if isinstance(rotation.get(key), int | float))
     boundary = None

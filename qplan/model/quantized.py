@@ -22,6 +22,11 @@ _CONFIG_FILES = ("hf_quant_config.json", "quantize_config.json", "quant_config.j
 
 _TRACES = (
     (r"qweight|qzeros|g_idx", "GPTQ or AWQ"),
+    (r"q_weight|q_invperm|q_groups|q_scale_max|trellis|suh|svh", "EXL2 or EXL3"),
+    (r"W_q", "HQQ"),
+    (r"codebooks|codes", "AQLM"),
+    (r"Qidxs|SU|SV", "QuIP#"),
+    (r"\w+_blocks|blocks", "MXFP4"),
     (r"weight_packed|weight_shape", "compressed-tensors"),
     (
         r"absmax|nested_absmax|quant_map|nested_quant_map|quant_state|bitsandbytes__\w+|SCB|weight_format",

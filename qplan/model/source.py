@@ -16,14 +16,15 @@ EMBEDDING_SCALE_FILE = "embedding_scale.npy"
 _FILES = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
 """Configuration, weights and tokenizer; no pickles."""
 
-_MOST_JSON_BYTES = 256 << 20
+MOST_JSON_BYTES = 256 << 20
 """The index of the largest checkpoints has some ten million."""
 
 INDEX_FILE = "model.safetensors.index.json"
 """Which file of several holds which tensor."""
 
+WEIGHTS_FILE = "model.safetensors"
+"""All of them in one."""
 
-_WEIGHTS_FILE = "model.safetensors"
 _SHARD = re.compile(r"-\d+-of-\d+\.safetensors$")
 _HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 
@@ -34,6 +35,9 @@ def local_folder(source: str) -> Path | None:
     Raises:
         InputError: neither a folder nor a hub id.
     """
+    if not source.strip():
+        msg = "the model has no name; give the folder that holds config.json, or a hub id such as Qwen/Qwen2.5-0.5B"
+        raise InputError(msg)
     folder = Path(source).expanduser()
     try:
         is_folder, is_file = folder.is_dir(), folder.is_file()
@@ -49,6 +53,19 @@ def local_folder(source: str) -> Path | None:
         msg = f"{source!r} is neither an existing folder nor a hub id (owner/name)"
         raise InputError(msg)
     return None
+
+
+def lasting(source: str) -> str:
+    """A user's word for a model as it holds in any working folder: a folder's absolute path, or the hub id.
+
+    Raises:
+        InputError: neither a folder nor a hub id.
+    """
+    folder = local_folder(source)
+    if folder is None:
+        return source
+    # a link that people named, such as models/current, keeps its name
+    return str(folder.parent.resolve() / folder.name if folder.name not in ("", "..") else folder.resolve())
 
 
 def fetch(source: str) -> Path:
@@ -82,12 +99,16 @@ def fetch(source: str) -> Path:
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
-    """The safetensors files of a model, by its index if it has one.
+    """The safetensors files of a model that transformers reads: one by its plain name, else those of the index.
 
     Raises:
         InputError: no weights, only pickled ones, shards without an index, or an index that names a file that is not
             there.
     """
+    whole = folder / WEIGHTS_FILE
+    if whole.exists() or whole.is_symlink():
+        # transformers reads no other then: neither Mistral's consolidated.safetensors, nor shards of an earlier model
+        return (whole,)
     index = folder / INDEX_FILE
     if index.is_file():
         named = read_config(index).get("weight_map")
@@ -106,16 +127,13 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
             raise InputError(msg)
         return tuple(sorted(paths))
     found = tuple(sorted(folder.glob("*.safetensors")))
-    if (folder / _WEIGHTS_FILE) in found:
-        # transformers reads no other then, e.g. not Mistral's consolidated.safetensors
-        return (folder / _WEIGHTS_FILE,)
     shards = [path.name for path in found if _SHARD.search(path.name)]
     if shards:
         msg = f"{folder} holds {shards[0]} without {INDEX_FILE}, which says what is in which; download that as well"
         raise InputError(msg)
     if found:
         msg = (
-            f"{folder} holds {found[0].name}, and neither {_WEIGHTS_FILE} nor {INDEX_FILE}, where transformers looks "
+            f"{folder} holds {found[0].name}, and neither {WEIGHTS_FILE} nor {INDEX_FILE}, where transformers looks "
             "for weights; rename it if these are the model's"
         )
         raise InputError(msg)
@@ -135,7 +153,7 @@ def read_config(path: Path) -> dict[str, Any]:
         msg = f"{path.parent} has no {path.name}; give the folder of a Hugging Face causal language model"
         raise InputError(msg)
     try:
-        content = read_bounded(path, _MOST_JSON_BYTES)
+        content = read_bounded(path, MOST_JSON_BYTES)
         refuse_pointer(path, content)
         value = parse_json(content)
     except InputError as error:
@@ -151,3 +169,10 @@ def sha256_model(folder: Path) -> str:
     """Hash of the configuration and the weight files' content; the path does not enter."""
     scale = folder / EMBEDDING_SCALE_FILE
     return sha256_files((folder / "config.json", *weight_files(folder), *((scale,) if scale.is_file() else ())))
+
+
+def sha256_beside_model(folder: Path) -> str:
+    """Hash of the files that `sha256_model` leaves out: tokenizer, chat template, generation settings."""
+    weights = weight_files(folder)
+    paths = [path for path in folder.iterdir() if path.is_file() and path not in weights]
+    return sha256_files(path for path in paths if path.name not in {"config.json", EMBEDDING_SCALE_FILE})

@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.activations import ACT2FN
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.auto import configuration_auto
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
 from qplan.errors import InputError
 from qplan.model.config_values import refused
+from qplan.model.source import read_config
 
 _MOST_QUOTED = 1000
 """Characters of a library's message that are passed on."""
@@ -90,8 +92,19 @@ def check_builds(folder: Path, view: Path) -> None:
     if activation is not None and activation not in ACT2FN:
         near = ", ".join(get_close_matches(str(activation), list(ACT2FN), cutoff=0.4)) or ", ".join(sorted(ACT2FN))
         raise refused(folder / "config.json", key, activation, f"an activation of transformers': {near}")
+    _check_rotation(folder, config)
     with blamed_on(folder, "has a config.json that transformers cannot build a model from"), torch.device("meta"):
         AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+
+
+def _check_rotation(folder: Path, config: Any) -> None:  # noqa: ANN401 - a PreTrainedConfig
+    rotation = getattr(config, "rope_parameters", None)
+    kind = rotation.get("rope_type", "default") if isinstance(rotation, Mapping) else "default"
+    known = sorted({"default", *ROPE_INIT_FUNCTIONS})
+    if kind not in known:
+        path = folder / "config.json"
+        key = "rope_scaling" if read_config(path).get("rope_scaling") else "rope_parameters"
+        raise refused(path, f"{key}.rope_type", kind, f"a rotation of transformers': {', '.join(known)}")
 
 
 def load_weights(folder: Path, view: Path, dtype: torch.dtype) -> Any:  # noqa: ANN401 - a PreTrainedModel
@@ -115,16 +128,22 @@ def load_weights(folder: Path, view: Path, dtype: torch.dtype) -> Any:  # noqa: 
             output_loading_info=True,
         )
     model, info = loaded
+    unexpected = sorted(str(key) for key in info.get("unexpected_keys") or ())
+    more = f" and {len(unexpected) - 1:,} more" if unexpected[1:] else ""
     # Hugging Face fills what a checkpoint lacks with random numbers and a warning
     for what in ("missing_keys", "mismatched_keys", "error_msgs"):
         if info.get(what):
             names = ", ".join(str(key) for key in sorted(info[what], key=str)[:3])
-            msg = f"{folder}: {what.replace('_', ' ')} in the weight files: {names}; download the model again"
+            remedy = "download the model again"
+            if what == "missing_keys" and unexpected:
+                remedy = (
+                    f"they hold {unexpected[0]}{more} instead: save the model again, unwrapped (of DataParallel, "
+                    f"DeepSpeed or torch.compile), by save_pretrained of a {type(model).__name__}"
+                )
+            msg = f"{folder}: {what.replace('_', ' ')} in the weight files: {names}; {remedy}"
             raise InputError(msg)
     # and leaves out what it has no use for: scales of quantized weights, a classifier's head, half an adapter
-    unexpected = sorted(str(key) for key in info.get("unexpected_keys") or ())
     if unexpected:
-        more = f" and {len(unexpected) - 1:,} more" if unexpected[1:] else ""
         msg = (
             f"{folder}: the weight files hold {unexpected[0]}{more}, which a {type(model).__name__} has no use for: "
             "they are another class's or quantized; give a checkpoint that save_pretrained wrote from that class"

@@ -18,7 +18,7 @@ from qplan.uniform import uniform_formats
 _UNDERSTOOD = (
     "write int8, int4 or fp16 (as large as that uniform export), 4.5bpw, 300MB, 1.2GB, 300MiB, or 60% (of uniform fp16)"
 )
-_UNIFORM = re.compile(r"fp16|int([0-9]{1,18})")
+_UNIFORM = re.compile(r"fp16|int([1-9][0-9]{0,17})")
 _AMOUNT = re.compile(rf"({NUMBER})\s*(bpw|%|[a-z]*)")
 _MOST = {"bpw": 10**3, "%": 10**5}
 """Largest amount by unit: far above every model, and exact in the 64 bits that plans are solved in."""

@@ -62,6 +62,13 @@ class Rules:
                 msg = f"--min-bits {pattern}={bits}: must be at least 1, e.g. 6"
                 raise InputError(msg)
 
+    def asked(self) -> tuple[str, ...]:
+        """Options of the rules that are not the defaults, but for the hardware."""
+        plain = Rules(target=self.target)
+        options = {"--logits-bits": "logits_bits", "--pin": "pins", "--min-bits": "min_bits"}
+        options |= {"--group": "group_patterns", "--group-fused": "fused", "--metric": "metric"}
+        return tuple(option for option, name in options.items() if getattr(self, name) != getattr(plain, name))
+
     @classmethod
     def parse(
         cls,

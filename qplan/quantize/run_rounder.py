@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from numpy.typing import NDArray
 
+from qplan.formats import QuantFormat
 from qplan.model.load import LoadedModel
 from qplan.quantize.moments import Moments, gather_moments
 from qplan.quantize.rounder import Rounder
@@ -24,6 +26,7 @@ def run_rounder(
     calibration: CalibrationSet,
     rounding: str,
     *,
+    menu: Mapping[str, Sequence[QuantFormat]] | None = None,
     batch_size: int = 4,
     progress: Progress | None = None,
 ) -> Rounder:
@@ -36,6 +39,8 @@ def run_rounder(
         loaded: the model.
         calibration: the tokens.
         rounding: one of `qplan.roundings.ROUNDINGS`.
+        menu: formats that tensors will be rounded to, by name. Where the run does not keep one yet, the tensor's
+            moments are proved to be whole now, and gathered again if they are not; others when they are read.
         batch_size: sequences per pass.
         progress: called after each pass.
 
@@ -47,16 +52,26 @@ def run_rounder(
     if rounding == "rtn":
         return Rounder(loaded, "rtn")
 
+    inputs = {"model": loaded.card.sha256, "rounding": rounding}
+    inputs |= {"fit": calibration.fit_sha256} if needs_tokens(rounding) else {}
+    inputs |= {"judge": calibration.sha256} if rounding == "auto" else {}
+    rounded = StoredCache.of(run, inputs)
+    pending = [
+        name
+        for name, formats in (menu or {}).items()
+        if not all(fmt.is_float or rounded.holds(name, fmt) for fmt in formats)
+    ]
+
     def moments(part: Part, tokens: NDArray[Any], sha256: str) -> Moments:
         folder = moments_folder(run, part, sha256)
-        inputs = {"model": loaded.card.sha256, "tokens": sha256}
-        return Moments.open(folder, inputs) or gather_moments(
-            loaded, torch.from_numpy(tokens), folder, inputs=inputs, batch_size=batch_size, progress=progress
+        depends = {"model": loaded.card.sha256, "tokens": sha256}
+        kept = Moments.open(folder, depends)
+        if kept is not None and kept.are_whole(pending):
+            return kept
+        return gather_moments(
+            loaded, torch.from_numpy(tokens), folder, inputs=depends, batch_size=batch_size, progress=progress
         )
 
     fit = moments("fit", calibration.fit, calibration.fit_sha256) if needs_tokens(rounding) else None
     judge = moments("judge", calibration.tokens, calibration.sha256) if rounding == "auto" else None
-    inputs = {"model": loaded.card.sha256, "rounding": rounding}
-    inputs |= {"fit": calibration.fit_sha256} if fit is not None else {}
-    inputs |= {"judge": calibration.sha256} if judge is not None else {}
-    return Rounder(loaded, rounding, fit, judge, StoredCache.of(run, inputs))
+    return Rounder(loaded, rounding, fit, judge, rounded)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from qplan.errors import InputError
 from qplan.report import notation
 from qplan.report.grid import Grid, LossTable, grid_of, heat_scale, loss_table
+from qplan.report.literal import figure_text
 from qplan.report.palette import BITS, HEAT_LIGHT, text_on
 from qplan.report.plan_map import mean_bits
 from qplan.run.plan import Plan, PlannedTensor
@@ -34,7 +35,8 @@ def plan_map(table: SensitivityTable, plan: Plan) -> Figure:
     draw_plan(axes, grid, plan)
     legend_of_bits(figure, grid, (plan,))
     axes.set_title(
-        f"{plan.budget}: {plan.mean_bits:.2f} bits on average, {notation.size(plan.files.total)}", loc="left"
+        figure_text(f"{plan.budget}: {plan.mean_bits:.2f} bits on average, {notation.size(plan.files.total)}"),
+        loc="left",
     )
     return figure
 
@@ -135,7 +137,8 @@ def grid_axes(grid: Grid, rows: int, down: int = 1, across: int = 1) -> tuple[Fi
     every: list[Axes] = list(figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).flat)
     stride = next(s for s in (1, 2, 5, 10, 20, 50) if s * (size[0] - _LABELS_IN) / across / columns >= 0.3 or s == 50)
     for index, axes in enumerate(every):
-        axes.set_yticks(range(rows), [*grid.kinds, *(name.rpartition(".")[2] for name in grid.apart)])
+        kinds = (*grid.kinds, *(name.rpartition(".")[2] for name in grid.apart))
+        axes.set_yticks(range(rows), [figure_text(kind) for kind in kinds])
         axes.set_xticks(range(0, len(grid.layers), stride), [str(layer) for layer in grid.layers[::stride]])
         if index // across == down - 1:
             axes.set_xlabel("layer")

@@ -9,6 +9,7 @@ from matplotlib.ticker import FuncFormatter
 
 from qplan.report import notation
 from qplan.report.frontier_rows import frontier_rows
+from qplan.report.literal import figure_text, markdown
 from qplan.run.frontier import Frontier, FrontierPoint, MeasuredModel, UniformModel
 from qplan.run.table import SensitivityTable
 
@@ -18,7 +19,7 @@ _PLAN, _UNIFORM, _INK = "#1f6f9f", "#c2571a", "#17191d"
 def frontier_markdown(table: SensitivityTable, frontier: Frontier) -> str:
     """The frontier's table in Markdown, for a pull request."""
     lines = [
-        f"# Frontier of {notation.markdown(table.model.source.rstrip('/').rpartition('/')[2])}",
+        f"# Frontier of {markdown(notation.model_name(table.model.source))}",
         "",
         (
             f"Predicted KL to FP32 in nats per token, memory {table.goal}; {len(frontier.points)} plans solved in "
@@ -124,7 +125,7 @@ def frontier_figure(table: SensitivityTable, frontier: Frontier, measured: Seque
     axes.set_xlabel("files that ship, MB")
     axes.set_ylabel(f"KL to FP32 at memory {table.goal}, nats/token")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda nats, _: notation.tick(nats)))
-    axes.set_title(f"{table.model.source.rstrip('/').rpartition('/')[2]}: what bytes buy", loc="left")
+    axes.set_title(figure_text(f"{notation.model_name(table.model.source)}: what bytes buy"), loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(visible=True, color="#e3e0da", linewidth=0.8)
     axes.set_axisbelow(True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 
 MISSING = "\N{EN DASH}"
 """Stands for a number that was not measured."""
@@ -11,7 +10,6 @@ MISSING = "\N{EN DASH}"
 TIMES = "\N{MULTIPLICATION SIGN}"
 
 _PREFIXES = ("B", "kB", "MB", "GB", "TB")
-_MARKDOWN_MARKS = re.compile(r"([\\`*\[\]<>|~#])|(?<![A-Za-z0-9])(_)|(_)(?![A-Za-z0-9])")
 
 
 def significant(value: float, digits: int = 3) -> str:
@@ -126,16 +124,3 @@ def number(value: float) -> str:
 def model_name(source: str) -> str:
     """The last part of a model's folder or hub id."""
     return source.rstrip("/").rpartition("/")[2]
-
-
-def markdown(text: object) -> str:
-    """Escape a text so that Markdown shows it as it is, even in a table's cell."""
-    return _MARKDOWN_MARKS.sub(r"\\\g<0>", " ".join(str(text).split()))
-
-
-def markdown_code(text: object) -> str:
-    """A code span; the text may hold backticks and bars, even in a table's cell."""
-    flat = " ".join(str(text).split()).replace("|", r"\|")
-    fence = "`" * (1 + max((len(run) for run in re.findall("`+", flat)), default=0))
-    pad = " " if flat.startswith("`") or flat.endswith("`") else ""
-    return f"{fence}{pad}{flat}{pad}{fence}"

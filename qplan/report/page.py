@@ -17,6 +17,7 @@ from qplan.errors import StaleArtifactError
 from qplan.notes import Note
 from qplan.report import comparison, heat_map, notation, palette, plan_map, sections, tensor_rows, trade_off
 from qplan.report.grid import grid_of, heat_scale, loss_table
+from qplan.report.literal import markdown, markdown_code
 from qplan.report.page_data import embedded, page_data
 from qplan.report.summary import Contender, baseline, contenders, name_of, verdict
 from qplan.report.words import ENGLISH, Words
@@ -148,8 +149,8 @@ def environment() -> Environment:
         "sortable": notation.sortable,
         "digits": notation.digits,
         "place": notation.place,
-        "text": notation.markdown,
-        "code": notation.markdown_code,
+        "text": markdown,
+        "code": markdown_code,
     }
     return environment
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from qplan.artifact import MAKE_AGAIN, decoding, read_json, write_json
+from qplan.artifact import MAKE_AGAIN, decoding, is_there, read_json, write_json
 from qplan.errors import DamagedArtifactError
 from qplan.formats import QuantFormat
 from qplan.run.damage import tell_damaged
@@ -49,7 +49,7 @@ def measured_once(
         measure: builds and measures.
     """
     wanted = dict(inputs) | {"formats": ",".join(f"{name}={fmt}" for name, fmt in formats.items())}
-    if path.is_file():
+    if is_there(path):
         try:
             if (kept := _kept(path, wanted)) is not None:
                 return kept
@@ -68,7 +68,7 @@ def _kept(path: Path, wanted: Mapping[str, str]) -> BuiltModel | None:
     """
     found = read_json(path, KIND, SCHEMA, remedy=MAKE_AGAIN)
     tokens = baseline_token_losses(path.parent, path.stem)
-    if tokens.is_file():
+    if is_there(tokens):
         TokenLosses.read(tokens)
     with decoding(path, MAKE_AGAIN):
         return built_model(found["model"], path, MAKE_AGAIN) if found["inputs"] == wanted else None

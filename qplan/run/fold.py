@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from qplan.artifact import body_of, decoding, read_json, write_json
+from qplan.artifact import body_of, decoding, is_there, read_json, write_json
 from qplan.card import ModelCard
+from qplan.errors import InputError
 from qplan.notes import Note, note
 from qplan.run.decode import decode_artifact
 from qplan.run.folder import RunFolder
@@ -31,6 +33,8 @@ class FoldRecord:
     losses: Mapping[str, Mapping[str, float]]
     """Emulated joint loss in nats per token on the calibration tokens, rounded as the run rounds: by candidate
     (``original``, ``folded``) and uniform model, such as ``int8, memory low``."""
+    tokenizer_sha256: str | None = None
+    """Hash of the folded model's other files, tokenizer and templates; None without one, and in earlier versions."""
 
     @property
     def note(self) -> Note:
@@ -46,6 +50,7 @@ class FoldRecord:
             "folded_sha256": self.folded_sha256,
             "memory": self.memory,
             "losses": self.losses,
+            "tokenizer_sha256": self.tokenizer_sha256,
         }
         write_json(path, KIND, SCHEMA, inputs, body)
 
@@ -77,10 +82,27 @@ def inputs_of(path: Path) -> dict[str, str]:
 
 def fold_of(run: RunFolder, card: ModelCard) -> FoldRecord | None:
     """How the model of a finished analysis was folded; None if it is as the user gave it."""
-    if not run.fold.is_file():
+    if not is_there(run.fold):
         return None
     record = FoldRecord.read(run.fold)
     return record if record.folded_sha256 == card.sha256 else None
+
+
+def check_model_there(run: RunFolder, card: ModelCard) -> None:
+    """Refuse a run whose model is no longer where it was analyzed. Hub ids are left to who fetches them.
+
+    Raises:
+        InputError: names the run and the folder.
+    """
+    record = fold_of(run, card)
+    folder = Path(card.source if record is None else record.original).expanduser()
+    if folder.is_absolute() and not folder.is_dir():
+        again = f"--run {shlex.quote(str(run.folder))}"
+        msg = (
+            f"{run.folder} was made from the model in {folder}, which is not there any more; move it back, or run the "
+            f"same 'qplan analyze' with where it is now and {again}: measurements are kept, plans are made again"
+        )
+        raise InputError(msg)
 
 
 def analyzed_folder(run: RunFolder, card: ModelCard) -> Path:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from qplan.artifact import read_json, sha256_json, versions, write_json
+from qplan.artifact import is_there, read_json, sha256_json, versions, write_json
 from qplan.errors import QplanError
 from qplan.settings import Say
 
@@ -35,7 +35,7 @@ class FoldDraft:
     @classmethod
     def open(cls, path: Path, inputs: Mapping[str, str], say: Say) -> FoldDraft:
         """Go on from a file; start empty without one, and if it belongs to other inputs, versions, or is damaged."""
-        if not path.is_file():
+        if not is_there(path):
             return cls(path, inputs)
         try:
             found = read_json(path, KIND, SCHEMA)

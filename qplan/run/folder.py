@@ -15,6 +15,9 @@ RUNS = Path("qplan-runs")
 SENSITIVITY_FILE = "sensitivity.parquet"
 """The file that makes a folder a finished run."""
 
+_OWN = ("profile", "frontier", "folded", "skeleton", "unfolded", "rounding", "baselines")
+"""How folders of a run begin that hold no plan; a plan that is called like one gets another name."""
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -26,7 +29,7 @@ class RunFolder:
     def for_model(cls, source: str, root: Path = RUNS) -> RunFolder:
         """The default run folder of a model: ``qplan-runs/<last part of its name>``."""
         name = Path(source).resolve().name if Path(source).exists() else source.rsplit("/", 1)[-1]
-        return cls(root / re.sub(r"[^\w.-]+", "-", name))
+        return cls(root / _folder_name(name))
 
     @classmethod
     def latest(cls, root: Path = RUNS) -> RunFolder:
@@ -117,7 +120,8 @@ class RunFolder:
 
     def budget(self, budget: str) -> Path:
         """Folder of one budget's plan: ``int8``, ``4.5bpw``, ``60pct``."""
-        return self.folder / re.sub(r"[^\w.-]+", "-", budget.strip().lower().replace("%", "pct"))
+        name = _folder_name(budget.strip().lower().replace("%", "pct"))
+        return self.folder / (f"{name}-plan" if name.startswith(_OWN) else name)
 
     def budget_for(self, budget: str, engine: str | None) -> Path:
         """`budget` for a plan that is made for another engine; None for the installed one."""
@@ -132,6 +136,12 @@ class RunFolder:
     def verified(self) -> tuple[PlanFolder, ...]:
         """The folders that hold measurements of a built plan, by name."""
         return tuple(PlanFolder(path.parent) for path in sorted(self.folder.glob(f"*/{VERIFICATION_FILE}")))
+
+
+def _folder_name(text: str) -> str:
+    """A name from outside as that of a folder: one step down, and never up."""
+    name = re.sub(r"[^\w.-]+", "-", text)
+    return name if name.strip(".") else f"-{name}"
 
 
 def finished_runs(root: Path = RUNS) -> tuple[RunFolder, ...]:

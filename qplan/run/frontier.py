@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qplan.artifact import MAKE_AGAIN, decoding, read_json, write_json
+from qplan.artifact import MAKE_AGAIN, decoding, is_there, read_json, write_json
 from qplan.errors import DamagedArtifactError
 from qplan.formats import QuantFormat
 from qplan.run.damage import tell_damaged
@@ -116,7 +116,7 @@ def find_frontier(folders: Iterable[Path], sweep: Sweep) -> Frontier | None:
         StaleArtifactError: written by a newer qplan.
     """
     for path in (folder / FRONTIER_FILE for folder in folders):
-        if path.is_file():
+        if is_there(path):
             try:
                 found = _kept(path, sweep)
             except DamagedArtifactError as error:

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from qplan.artifact import SEAL, parse_json, sha256_json, write_bytes, writing
+from qplan.artifact import SEAL, is_there, parse_json, sha256_json, write_bytes, writing
 from qplan.errors import InputError, StaleArtifactError
 from qplan.run.damage import tell_damaged
 from qplan.run.measurement import Measurement, measurement_of
@@ -256,7 +256,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 
 def _whole_lines(path: Path) -> list[bytes]:
-    if not path.is_file():
+    if not is_there(path):
         return []
     data = path.read_bytes()
     end = data.rfind(b"\n") + 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
@@ -10,7 +10,7 @@ from typing import Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from qplan.artifact import decoding, read_json, write_json
+from qplan.artifact import decoding, is_there, read_json, write_json
 from qplan.errors import DamagedArtifactError
 from qplan.run.damage import tell_damaged
 from qplan.run.decode import decode_artifact
@@ -45,28 +45,35 @@ class StoredMoments:
 
     @classmethod
     def open(cls, folder: Path, inputs: Mapping[str, str]) -> Self | None:
-        """Open moments that were made from the same inputs; None if there are none, or one was damaged, which is told.
+        """Open moments that were made from the same inputs; None if there are none, or the index was damaged (told).
 
-        Every matrix that is there is read and held against its hash.
+        The matrices are not read: each is held against its hash by `read`, or before that by `are_whole`.
 
         Raises:
             StaleArtifactError: written by a newer qplan.
         """
         index = folder / INDEX_FILE
-        if not index.is_file():
+        if not is_there(index):
             return None
         try:
             found = _Index.read(index)
-            if found.inputs != inputs:
-                return None
-            kept = cls(folder, found.key_of, found.tokens)
-            for key in sorted(set(found.key_of.values())):
-                if _file(folder, key).is_file():
-                    kept._matrix(key)  # noqa: SLF001 - its own
         except DamagedArtifactError as error:
             tell_damaged(error)
             return None
-        return kept
+        return cls(folder, found.key_of, found.tokens) if found.inputs == inputs else None
+
+    def are_whole(self, tensors: Iterable[str]) -> bool:
+        """Whether the matrices of some tensors are there and what was written; if not, that is told.
+
+        Each is read once per process: gigabytes for a large model, so ask for those that will be needed.
+        """
+        try:
+            for key in sorted({self.key_of[tensor] for tensor in tensors if tensor in self.key_of}):
+                self._matrix(key)
+        except DamagedArtifactError as error:
+            tell_damaged(error)
+            return False
+        return True
 
     def read(self, tensor: str) -> Matrix:
         """A tensor's matrix; a copy that may be changed.
@@ -87,7 +94,7 @@ class StoredMoments:
             DamagedArtifactError: it is missing, or not what was written.
         """
         file = SafetensorsFile(_file(self.folder, key))
-        if not file.path.is_file():
+        if not is_there(file.path):
             msg = f"{file.path} is missing; remove {self.folder} to have it made again"
             raise DamagedArtifactError(msg)
         file.check()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from qplan.artifact import is_there
 from qplan.errors import InputError
 from qplan.run.folder import RunFolder
 from qplan.run.plan import Plan
@@ -30,11 +31,11 @@ def find_plan(name: str, run: RunFolder | None = None) -> FoundPlan:
         InputError: no such plan, or one that cannot be read; names the line.
     """
     for path in (Path(name), PlanFolder(Path(name)).plan):
-        if path.is_file():
+        if is_there(path):
             return FoundPlan(path, Plan.read(path))
     home = run or RunFolder.latest()
     path = PlanFolder(home.budget(name)).plan
-    if not path.is_file():
+    if not is_there(path):
         have = [found.folder.name for found in home.plans]
         msg = (
             f"no plan {name!r}: neither a file, nor a folder with {PLAN_FILE}, nor a budget of {home.folder}, "

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from qplan.artifact import body_of, read_json, write_json
+from qplan.artifact import body_of, is_there, read_json, write_json
 from qplan.card import ModelCard
 from qplan.cost.target import Target, find_target
 from qplan.errors import InputError
@@ -128,7 +128,7 @@ class DeviceProfile:
             InputError: there is none, or it is no profile: a field is missing, unknown or of another type.
             StaleArtifactError: written by a newer qplan.
         """
-        if not path.is_file():
+        if not is_there(path):
             msg = f"{path} does not exist: limits in milliseconds need this machine's times; run 'qplan profile' first"
             raise InputError(msg)
         return decode_artifact(cls, body_of(read_json(path, KIND, SCHEMA, remedy=_REMEDY)), path, _REMEDY)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from qplan.artifact import decoding, read_json, versions, write_json
+from qplan.artifact import decoding, is_there, read_json, versions, write_json
 from qplan.errors import InputError
 from qplan.run.plan import Plan, versions_of
 from qplan.run.plan_folder import PlanFolder
@@ -45,7 +45,7 @@ class Provenance:
             InputError: no plan, or another kind of file.
             StaleArtifactError: written by a newer qplan.
         """
-        if not folder.provenance.is_file():
+        if not is_there(folder.provenance):
             return cls(versions=versions_of(folder.plan))
         stored = read_json(folder.provenance, KIND, SCHEMA, remedy=_REMEDY)
         with decoding(folder.provenance, _REMEDY):

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from qplan.artifact import MAKE_AGAIN, damaged, sha256_json
+from qplan.artifact import MAKE_AGAIN, damaged, is_there, sha256_json
 from qplan.errors import InputError
 from qplan.formats import QuantFormat
 from qplan.run.damage import tell_damaged
@@ -67,7 +67,7 @@ class RoundedTensors:
 
     def _open(self, tensor: str, fmt: QuantFormat) -> SafetensorsFile | None:
         path = self.path(tensor, fmt)
-        if not path.is_file():
+        if not is_there(path):
             return None
         file = SafetensorsFile(path)
         try:

@@ -19,6 +19,7 @@ from qplan.artifact import (
     damaged,
     decoding,
     header,
+    is_there,
     parse_json,
     sha256_json,
     write_bytes,
@@ -218,7 +219,7 @@ class SensitivityTable:
             DamagedArtifactError: it is not what was written.
             StaleArtifactError: written by a newer qplan.
         """
-        if not path.is_file():
+        if not is_there(path):
             msg = f"{path} does not exist; run 'qplan analyze' first"
             raise InputError(msg)
         try:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
 
-from qplan.artifact import MAKE_AGAIN, decoding, read_json, write_json
+from qplan.artifact import MAKE_AGAIN, decoding, is_there, read_json, write_json
 from qplan.errors import DamagedArtifactError
 from qplan.run.damage import tell_damaged
 
@@ -45,7 +45,7 @@ class TimesJournal:
             StaleArtifactError: written by a newer qplan.
         """
         path = folder / TIMES_FILE
-        if path.is_file():
+        if is_there(path):
             try:
                 found = read_json(path, KIND, SCHEMA, remedy=MAKE_AGAIN)
                 with decoding(path, MAKE_AGAIN):

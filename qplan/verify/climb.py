@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from qplan.artifact import temporary_folder
 from qplan.calibration import load_text, tokenize
 from qplan.errors import InputError, StaleArtifactError
 from qplan.folding.analyzed import load_analyzed
@@ -26,11 +27,10 @@ from qplan.run.plan import Plan
 from qplan.run.plan_folder import PlanFolder
 from qplan.run.plans import run_of
 from qplan.run.table import SensitivityTable
-from qplan.scratch import Scratch
 from qplan.sensitivity.variants import StoredWeights, apply_formats
 from qplan.settings import Say
 from qplan.uniform import uniform_formats
-from qplan.verify.checks import EXACT_REL, LAYERS_OF_EXACT_REL
+from qplan.verify.checks import exact_limit
 from qplan.verify.ladder import Break, LadderOptions, Rung, first_layer_beyond, tolerances
 from qplan.verify.layers import engine_lens, kl_between
 from qplan.verify.lens import lens_logits
@@ -74,7 +74,7 @@ def run_ladder(options: LadderOptions, say: Say, progress: Callable[[int, int], 
     loaded = load_model(options.model)
     rows, text = _rows(options, loaded, say)
     steps = _steps(options, loaded, say)
-    with Scratch("ladder") as temporary:
+    with temporary_folder("ladder") as temporary:
         work = Path(temporary)
         say(f"FP32 in torch on {rows.size} tokens: {text}")
         with reference_logits(loaded, rows, progress) as reference:
@@ -154,7 +154,7 @@ class _RungBench:
         return Rung(
             name=step.name,
             exact_error=exact,
-            exact_limit=EXACT_REL * max(1.0, len(self.loaded.layers) / LAYERS_OF_EXACT_REL),
+            exact_limit=exact_limit(step.rounder.loaded, self.ids, exact),
             kl_nats=stats.kl_nats,
             limit_nats=limit_nats,
             top1=stats.top1,

@@ -115,9 +115,10 @@ def gate(bench: BuildBench) -> tuple[Check, ...]:
     """Prove that the exporter translates this architecture right, before anything is planned on it.
 
     On a short sequence, to float rounding; and on one beyond the model's windows and original context, if it has any.
+    The exported tokenizer must make Hugging Face's tokens of ordinary texts; what it makes of others, `prove` lists.
 
     Raises:
-        VerificationError: the engine computes something else than the Hugging Face model.
+        VerificationError: the engine computes something else than the Hugging Face model, or reads texts otherwise.
     """
     bench.say("FP16 on the engine against the Hugging Face model")
     formats = uniform_formats(bench.loaded.card, 16)
@@ -129,11 +130,20 @@ def gate(bench: BuildBench) -> tuple[Check, ...]:
             if checks[0].passed and bench.long_tokens is not None:
                 ids = bench.tokens(bench.long_tokens)
                 checks.append(exact_logits("fp16", engine, formats, Rounder(bench.loaded), ids, limit=RIGHT_REL))
+            tokens = same_tokens(engine, bench.loaded.tokenizer)
     finally:
         shutil.rmtree(folder)
     for check in checks:
         if not check.passed:
             raise VerificationError(_wrong_export(bench, check))
+    if not tokens.passed:
+        msg = (
+            f"the tokenizer as exported by {bench.skeleton.exporter} makes other tokens on the engine than Hugging "
+            f"Face's: {tokens.found}. The built model would be given other texts than people write. Save the model "
+            "with a tokenizer whose normalizer and pre-tokenizer the engine knows, or try --llmexport with a newer MNN "
+            "checkout"
+        )
+        raise VerificationError(msg)
     return tuple(checks)
 
 

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from qplan.artifact import writing
+from qplan.artifact import temporary_folder, writing
 from qplan.formats import QuantFormat
 from qplan.model.load import LoadedModel
+from qplan.model.replace import with_embedding
 from qplan.quantize.rounder import Rounder
 from qplan.run.verification import Accuracy
-from qplan.scratch import Scratch
 from qplan.sensitivity.metrics import TokenStats, compare, join, reference_of
 from qplan.sensitivity.variants import StoredWeights, apply_formats
 
@@ -65,7 +65,7 @@ def reference_logits(
         StorageError: the temporary folder has no space for them; set ``TMPDIR`` to one that has.
     """
     shape = (*rows.shape, loaded.card.vocabulary)
-    with Scratch("reference") as folder:
+    with temporary_folder("reference") as folder:
         path = folder / "logits.f32"
         need = math.prod(shape) * np.dtype(np.float32).itemsize
         # a mapped file that finds no space when it is filled would end the process by a signal
@@ -91,6 +91,19 @@ def relative_error(actual: Logits, expected: Logits) -> float:
     """``||actual - expected|| / ||expected||`` over all logits, in float64."""
     difference = actual.astype(np.float64) - expected
     return float(np.linalg.norm(difference) / np.linalg.norm(expected.astype(np.float64)))
+
+
+def float_scatter(loaded: LoadedModel, token_ids: Sequence[int]) -> float:
+    """Relative change of the logits when every number of the embedding moves by half a step of float32, at random.
+
+    So much, at least, do two right ways to add up the same floats differ in this model.
+    """
+    plain = torch_logits(loaded, token_ids)
+    weight = loaded.embedding.weight.detach()
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(weight.shape, generator=generator).to(weight) * (torch.finfo(torch.float32).eps / 2)
+    with with_embedding(loaded, weight * (1 + noise)):
+        return relative_error(torch_logits(loaded, token_ids), plain)
 
 
 def accuracy_of(stats: TokenStats) -> Accuracy:

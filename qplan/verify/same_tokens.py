@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from qplan.calibration import start_of_text
 from qplan.errors import ToolError
 from qplan.mnn.engine.session import EngineSession
 from qplan.notes import note
@@ -49,6 +50,8 @@ _CHAT = ({"role": "user", "content": "Hello, who are you?"},)
 def same_tokens(engine: EngineSession, tokenizer: Any) -> Check:  # noqa: ANN401 - a Hugging Face tokenizer
     """Encode every probe on the engine and in Python; what differs is listed, and ordinary text must not.
 
+    Nor must anything stand before every text but the special tokens that Hugging Face's puts there.
+
     Args:
         engine: runs the built model.
         tokenizer: the model's, from Hugging Face.
@@ -57,7 +60,8 @@ def same_tokens(engine: EngineSession, tokenizer: Any) -> Check:  # noqa: ANN401
     start = _start(engine, tokenizer)
     different = [probe for probe in probes if not _same(engine, tokenizer, probe.text, start)]
     kinds = [probe.name for probe in different]
-    if start not in _starts(tokenizer):
+    wrong_start = start not in ([], start_of_text(tokenizer))
+    if wrong_start:
         kinds.append("start-of-text")
     count = len(probes) + 1
     told = (
@@ -65,7 +69,8 @@ def same_tokens(engine: EngineSession, tokenizer: Any) -> Check:  # noqa: ANN401
         if kinds
         else note("tokens-same", count=count)
     )
-    return Check(note("same-tokens"), not any(probe.ordinary for probe in different), told)
+    failed = wrong_start or any(probe.ordinary for probe in different)
+    return Check(note("same-tokens"), not failed, told)
 
 
 def _start(engine: EngineSession, tokenizer: Any) -> list[int]:  # noqa: ANN401
@@ -73,12 +78,6 @@ def _start(engine: EngineSession, tokenizer: Any) -> list[int]:  # noqa: ANN401
     plain = _tokens(tokenizer, PROBES[0].text, special=False)
     found = engine.encode(PROBES[0].text)
     return found[: -len(plain)] if plain and found[-len(plain) :] == plain else []
-
-
-def _starts(tokenizer: Any) -> tuple[list[int], list[int]]:  # noqa: ANN401
-    """Tokens that Hugging Face's puts before a text: none, or its special ones."""
-    plain, special = (_tokens(tokenizer, PROBES[0].text, special=special) for special in (False, True))
-    return [], special[: special.index(plain[0])] if plain and plain[0] in special else []
 
 
 def _tokens(tokenizer: Any, text: str, *, special: bool) -> list[int]:  # noqa: ANN401

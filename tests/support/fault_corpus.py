@@ -156,6 +156,14 @@ def _after_checksums(damage: Callable[[Path], None]) -> Callable[[Path], None]:
     return checked
 
 
+def _with_text(name: str, old: str, new: str) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        path = folder / name
+        path.write_text(path.read_text(encoding="utf-8").replace(old, new, 1), encoding="utf-8")
+
+    return damage
+
+
 def _flip_weight(folder: Path) -> None:
     """A bit in the middle of some codes: nothing but a checksum tells."""
     path = folder / WEIGHT_FILE
@@ -449,6 +457,27 @@ FAULTS: tuple[Fault, ...] = (
     Fault("weight-flipped", "checksum", "tied", _after_checksums(_flip_weight)),
     Fault("graph-cut-by-a-byte-since", "checksum", "tied", _after_checksums(_cut_by("llm.mnn", 1))),
     Fault("tokenizer-gone-on", "checksum", "tied", _after_checksums(_append("tokenizer.mtok", 1))),
+    Fault(
+        "llm-config-changed-since",
+        "checksum",
+        "tied",
+        _after_checksums(_set("llm_config.json", jinja={"chat_template": "{{ messages }}"})),
+        severity="warning",
+    ),
+    Fault(
+        "setting-renamed-since",
+        "missing-setting",
+        "tied",
+        _after_checksums(_with_text("config.json", '"thread_num"', '"thread_nul"')),
+        severity="warning",
+    ),
+    Fault(
+        "checksums-changed",
+        "bad-checksums",
+        "tied",
+        _after_checksums(_with_text("checksums.json", '"bytes": ', '"bytes": 1')),
+        severity="warning",
+    ),
     Fault("checksums-cut", "bad-checksums", "tied", _after_checksums(_cut("checksums.json", 0.5)), severity="warning"),
     # versions
     Fault("c4-before-3-6-1", "c4-fusion", "untied", edit=lambda document: None, engine="3.6.0"),

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
-from qplan.artifact import atomic_path, read_json, sha256_bytes, sha256_files, write_json
-from qplan.errors import InputError, StaleArtifactError
+from qplan.artifact import atomic_path, is_there, read_json, sha256_bytes, sha256_files, temporary_folder, write_json
+from qplan.errors import InputError, StaleArtifactError, StorageError, ToolError
 
 
 def test_a_document_reads_back_with_its_header(tmp_path: Path) -> None:
@@ -67,3 +68,41 @@ def test_written_files_are_plain_utf8(tmp_path: Path) -> None:
     write_json(path, "thing", 1, {}, {"name": "模型"})
     assert "模型" in path.read_text(encoding="utf-8")
     assert json.loads(path.read_text(encoding="utf-8"))["name"] == "模型"
+
+
+@pytest.mark.parametrize(("free", "told"), [(100, StorageError), (1 << 20, ToolError)])
+def test_what_failed_beside_a_full_temporary_folder_is_put_down_to_it(
+    monkeypatch: pytest.MonkeyPatch, free: int, told: type[Exception]
+) -> None:
+    monkeypatch.setattr("qplan.artifact._free", lambda _: free)
+    with pytest.raises(told) as caught, temporary_folder("test") as folder:
+        msg = "the converter failed"
+        raise ToolError(msg)
+    assert ("TMPDIR" in str(caught.value)) == (told is StorageError)
+    assert not folder.exists()
+    with pytest.raises(InputError), temporary_folder("test"):
+        msg = "another matter"
+        raise InputError(msg)
+
+
+def test_something_else_in_the_place_of_an_artifact_is_told(tmp_path: Path) -> None:
+    assert not is_there(tmp_path / "nothing")
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("file")
+    assert is_there(tmp_path / "file")
+    assert is_there(tmp_path / "link")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "device").symlink_to("/dev/null")
+    os.mkfifo(tmp_path / "fifo")
+    kinds = {
+        "folder": "a folder",
+        "dangling": "a link to nothing",
+        "loop": "a link to nothing",
+        "device": "no regular file",
+        "fifo": "no regular file",
+    }
+    for name, kind in kinds.items():
+        with pytest.raises(InputError, match=f"{name} is {kind}, where a file of qplan belongs"):
+            is_there(tmp_path / name)

@@ -24,6 +24,7 @@ SUBJECTS = {
     "test_golden.py": "what an earlier qplan left",
     "explore/test_figures.py": "every figure of the room",
     "explore/test_light.py": "what the room must not import",
+    "model/test_real_folders.py": "what people's tools leave, through the whole room",
     "mnn/graph/test_readers.py": "every reader of MNN's files, on damaged ones",
     "mnn/test_settings.py": "small values at the edge of MNN",
     "planner/test_views.py": "what is shown of a plan",

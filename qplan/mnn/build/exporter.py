@@ -12,6 +12,7 @@ from qplan.errors import InputError, ToolError
 from qplan.mnn.build.export_view import export_view
 from qplan.mnn.build.exporter_source import ExportOptions, find_exporter
 from qplan.mnn.build.skeleton import REQUIRED_FILES, Skeleton, write_marker
+from qplan.mnn.build.tokenizer_ids import settle_ids
 from qplan.mnn.child import run_child
 from qplan.mnn.files import EXPORT_ARGS_FILE
 from qplan.mnn.graph.input_scale import scale_input
@@ -104,7 +105,7 @@ def export(
         if converter is not None:
             environment["PYTHONPATH"] = str(converter.resolve())
         # llmexport picks another exporter for paths that contain "bge" or "gte": the view has a name that is ours
-        with export_view(model_dir, work / "model"):
+        with export_view(model_dir, work / "model") as view:
             output = run_child(
                 "build/exporter_child.py",
                 [str(exporter.script), *arguments],
@@ -114,6 +115,7 @@ def export(
                 environment=environment,
                 progress=None if progress is None else _without_frames(progress),
             )
+            settle_ids(draft, view)
         missing = [name for name in REQUIRED_FILES if not (draft / name).is_file()]
         if missing:
             msg = f"{what}: it reported success but did not write {', '.join(missing)}"

@@ -13,10 +13,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from qplan.artifact import temporary_folder
 from qplan.mnn.child import Child, plain_text
 from qplan.mnn.files import CONFIG_FILE
 from qplan.mnn.runtime import RuntimeConfig
-from qplan.scratch import Scratch
 
 Outcome = Literal["ok", "wrong", "refused", "crash", "hang", "export fails"]
 """``wrong``: logits that are not those of the model, without a message."""
@@ -58,7 +58,7 @@ def run_probe(
     """
     script = Path(__file__).with_name("probe_child.py")
     settings, ids = json.dumps(runtime.to_json()), json.dumps(token_ids)
-    with Scratch("probe") as work:
+    with temporary_folder("probe") as work:
         target = work / "logits.npy"
         config = str((folder / CONFIG_FILE).resolve())
         interpreter = sys.executable if python is None else str(python.absolute())

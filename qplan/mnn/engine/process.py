@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
+from qplan.artifact import needing_room
 from qplan.errors import ToolError
 from qplan.mnn.child import TAIL_CHARACTERS, Child, child_command, plain_text
 from qplan.scratch import Scratch
@@ -65,6 +66,7 @@ class EngineProcess:
         """Send a request and wait for its answer.
 
         Raises:
+            StorageError: the disk of the temporary folder is full.
             ToolError: the child refused, crashed, was closed, or did not answer in time or not as agreed; unless it
                 refused, it is dead.
         """
@@ -77,7 +79,8 @@ class EngineProcess:
             self._at_work = True
             try:
                 message = json.dumps({"id": self._number, **request}).encode() + b"\n"
-                reply = self._exchange(message, time.monotonic() + timeout_s, what, timeout_s)
+                with needing_room(self.folder):
+                    reply = self._exchange(message, time.monotonic() + timeout_s, what, timeout_s)
             except BaseException:
                 self._process.end()
                 raise

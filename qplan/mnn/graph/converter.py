@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from qplan.artifact import temporary_folder
 from qplan.errors import InputError, ToolError
 from qplan.mnn.child import run_child
-from qplan.scratch import Scratch
 
 
 def graph_to_json(graph: Path, target: Path, *, timeout_s: float = 600) -> None:
@@ -44,7 +44,7 @@ def _convert(direction: str, source: Path, target: Path, timeout_s: float) -> st
         raise InputError(msg)
     target.unlink(missing_ok=True)
     # the converter writes a scratch file with a fixed name into its working folder
-    with Scratch("convert") as work:
+    with temporary_folder("convert") as work:
         return run_child(
             "graph/converter_child.py",
             [direction, str(source.resolve()), str(target.resolve())],

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from qplan.artifact import temporary_folder
 from qplan.errors import ToolError
 from qplan.formats import QuantFormat
 from qplan.mnn.files import GRAPH_FILE, GRAPH_JSON_FILE
@@ -13,7 +14,6 @@ from qplan.mnn.graph.binary import BinaryGraph
 from qplan.mnn.graph.converter import json_to_graph
 from qplan.mnn.graph.json_graph import Node, nodes, read_document
 from qplan.mnn.graph.linear import Record, declaration
-from qplan.scratch import Scratch
 
 
 def patch_graph(
@@ -74,7 +74,7 @@ def rebuilt_bytes(folder: Path, graph: BinaryGraph) -> int:
         {op.name: op.record for op in ops},
         stay,
     )
-    with Scratch("graph") as work:
+    with temporary_folder("graph") as work:
         source, target = Path(work) / GRAPH_JSON_FILE, Path(work) / GRAPH_FILE
         source.write_text(json.dumps(document), encoding="utf-8")
         json_to_graph(source, target)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from qplan.artifact import read_bounded
 from qplan.errors import InputError
@@ -20,6 +20,18 @@ from qplan.mnn.preflight.strict_json import parse_strict
 from qplan.mnn.preflight.tokenizer_file import TokenizerFile, read_tokenizer
 
 Settings = dict[str, Any]
+
+_MOST_NAME_BYTES, _MOST_PATH_BYTES = 255, 2048
+"""What every file system takes, with room for the path of the folder itself."""
+
+
+def can_be_a_name(value: object) -> TypeGuard[str]:
+    """Whether a value from a folder that nobody vouches for can name a file; the system refuses to look for others."""
+    if not isinstance(value, str) or "\0" in value:
+        return False
+    data = value.encode("utf-8", "surrogatepass")
+    return len(data) <= _MOST_PATH_BYTES and all(len(part) <= _MOST_NAME_BYTES for part in data.split(b"/"))
+
 
 LOGITS = "logits"
 ENGINE_INPUTS = ("input_ids", "attention_mask", "position_ids", "logits_index")
@@ -53,15 +65,15 @@ class ModelFolder:
         model = cls(folder, engine)
         config = model._json(CONFIG_FILE)  # noqa: SLF001 - its own constructor
         name = config.get("llm_config", LLM_CONFIG_FILE)
-        model.settings = config | model._json(name if isinstance(name, str) else LLM_CONFIG_FILE)  # noqa: SLF001
+        model.settings = config | model._json(name if can_be_a_name(name) else LLM_CONFIG_FILE)  # noqa: SLF001
         model._files()  # noqa: SLF001
         return model
 
     def path(self, key: str, default: str) -> Path:
         """Where the engine looks for a file, by its key in the settings."""
         value, base = self.settings.get(key, default), self.settings.get("base_dir")
-        root = Path(base) if isinstance(base, str) else self.folder
-        return root / (value if isinstance(value, str) else default)
+        root = Path(base) if can_be_a_name(base) else self.folder
+        return root / (value if can_be_a_name(value) else default)
 
     @property
     def weight_path(self) -> Path:

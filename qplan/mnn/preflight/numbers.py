@@ -7,13 +7,11 @@ from typing import BinaryIO
 
 import numpy as np
 
+from qplan.formats import LARGEST_PLAUSIBLE
 from qplan.mnn.graph.binary import LAYER_NORM
 from qplan.mnn.graph.linear import FLOATS, HALVES, Linear
 from qplan.mnn.preflight.finding import COPY_AGAIN, GARBAGE, Finding, error
 from qplan.mnn.preflight.model import ModelFolder
-
-LIMIT = 1e6
-"""Largest scale, zero point, bias or norm weight that counts as plausible."""
 
 _WINDOW_BYTES = 4096
 
@@ -41,7 +39,8 @@ def check_numbers(model: ModelFolder, *, full: bool = False) -> Iterator[Finding
             if not all(_sane(stream, *part, size, full=full) for part in _parts(linear))
         ]
     if wrong:
-        what = f"{len(wrong)} ops have scales, biases or norms that are not finite or beyond {LIMIT:g}: {wrong[0]}"
+        beyond = f"not finite or beyond {LARGEST_PLAUSIBLE:g}"
+        what = f"{len(wrong)} ops have scales, biases or norms that are {beyond}: {wrong[0]}"
         yield error("bad-numbers", model.weight_path.name, what, f"NaN, or {GARBAGE}", COPY_AGAIN)
 
 
@@ -68,6 +67,6 @@ def _sane(stream: BinaryIO, offset: int, length: int, width: int, size: int, *, 
         data = stream.read(window)
         values = np.frombuffer(data, np.float16 if width == 2 else np.float32, len(data) // width)
         # a comparison with NaN is false
-        if not bool((np.abs(values.astype(np.float32)) < LIMIT).all()):
+        if not bool((np.abs(values.astype(np.float32)) < LARGEST_PLAUSIBLE).all()):
             return False
     return True

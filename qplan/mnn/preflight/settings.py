@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from qplan.mnn.files import LLM_CONFIG_FILE
 from qplan.mnn.graph.binary import INPUT, GraphNode
 from qplan.mnn.preflight.finding import EXPORT_AGAIN, GARBAGE, Finding, error, warning
-from qplan.mnn.preflight.model import ModelFolder
+from qplan.mnn.preflight.model import ModelFolder, can_be_a_name
 from qplan.mnn.runtime import MEMORY, PRECISION
 
 _WORDS = {
@@ -21,7 +21,10 @@ _WORDS = {
 _SIZE = "hidden_size"
 _LIMITS = ("layer_nums", "thread_num", "max_new_tokens", "max_all_tokens")
 """Numbers that the engine does without, or replaces by its defaults where they make no sense."""
-_TEXT = ("llm_model", "llm_weight", "tokenizer_file", "embedding_file", "llm_config", "base_dir")
+_FILES = (
+    *("llm_model", "llm_weight", "tokenizer_file", "embedding_file", "llm_config", "base_dir"),
+    *("visual_model", "audio_model", "eagle_model", "mtp_model"),
+)
 _SAMPLER = "sampler_type"
 """A text too, but the engine takes its default for what is none."""
 _FLOAT, _INT32 = 1, 3
@@ -56,9 +59,9 @@ def _numbers(model: ModelFolder) -> Iterator[Finding]:
 
 
 def _texts(model: ModelFolder) -> Iterator[Finding]:
-    for key in _TEXT:
-        if key in model.settings and not isinstance(model.settings[key], str):
-            what = f"{key} is {model.settings[key]!r}, expected a string"
+    for key in _FILES:
+        if key in model.settings and not can_be_a_name(model.settings[key]):
+            what = f"{key} is {repr(model.settings[key])[:80]}, expected the name of a file"
             yield error("bad-setting", key, what, _CRASH, f"correct {key}")
     if not isinstance(model.settings.get(_SAMPLER, ""), str):
         what = f"{_SAMPLER} is {model.settings[_SAMPLER]!r}, expected a string"

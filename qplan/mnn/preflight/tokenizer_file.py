@@ -135,6 +135,9 @@ def _pipeline_ids(body: bytes) -> int:
         msg = f"its model is of unknown kind {kind}: a damaged file"
         raise InputError(msg)
     largest = _vocabulary_ids(cursor, count, extra)
+    if kind == 0 and largest >= count:
+        msg = f"its {count} tokens have ids up to {largest}: the engine writes beyond its list of {count}, and crashes"
+        raise InputError(msg)
     cursor.take(12 * merges)
     return max(largest, _added_ids(cursor))
 

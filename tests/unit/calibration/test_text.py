@@ -13,8 +13,7 @@ import pytest
 
 from qplan import calib_sets as sets_module
 from qplan.artifact import sha256_file
-from qplan.calibration import load_text
-from qplan.calibration import text as text_module
+from qplan.calibration import files, load_text
 from qplan.errors import InputError
 from qplan.model.load import LoadedModel
 
@@ -152,7 +151,7 @@ def test_the_set_that_comes_with_qplan() -> None:
 
 
 def test_reading_stops_at_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text_module, "MAX_CHARACTERS", 5)
+    monkeypatch.setattr(files, "MAX_CHARACTERS", 5)
     path = _write_lines(tmp_path / "a.jsonl", {"text": "abc"}, {"text": "defg"}, "not read, so not refused")
     assert load_text(str(path)).documents == ("abc", "de")
 

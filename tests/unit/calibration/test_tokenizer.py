@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 
-from qplan.calibration import check_chat_template, check_ids
+from qplan.calibration import check_chat_template, check_ids, start_of_text
 from qplan.errors import InputError
 from qplan.notes import note
 from tests.support.tiny_models import CHAT_TEMPLATE, VOCABULARY, make_tokenizer
@@ -43,6 +44,23 @@ def test_a_template_that_does_not_parse_is_refused_with_its_line() -> None:
     tokenizer.chat_template = "{% for m in messages %}\n{{ m['content'] "
     with pytest.raises(InputError, match=r"does not parse, line 2: .* tokenizer_config\.json"):
         check_chat_template(tokenizer)
+
+
+@pytest.mark.parametrize("template", [5, ["x"], {"default": None}])
+def test_a_template_that_is_no_text_is_refused(template: object) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = template
+    with pytest.raises(InputError, match=r"chat template is .*; expected a text"):
+        check_chat_template(tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("single", "start"), [("$A", []), ("<eos> $A", [0]), ("$A <eos>", []), ("<eos> <eos> $A <eos>", [0, 0])]
+)
+def test_a_text_starts_with_the_special_tokens_before_its_own(single: str, start: list[int]) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=single, special_tokens=[("<eos>", 0)])
+    assert start_of_text(tokenizer) == start
 
 
 @pytest.mark.parametrize(

@@ -2,32 +2,95 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.table import Table
 
-from qplan.cli import console
+from qplan.cli import console, diff_tables, emit, explain_tables, tables
 from qplan.cli.console import Terminal
+from qplan.cli.frontier_table import frontier_table
+from qplan.cost.file_bytes import estimate_fixed
 from qplan.errors import StorageError
+from qplan.formats import QuantFormat
+from qplan.jobs.emit import Emitted
+from qplan.jobs.frontier import Swept
+from qplan.planner.diff import diff
+from qplan.planner.explain import explain_all
+from qplan.planner.frontier import frontier
+from qplan.report.literal import visible
+from tests.support.hostile import NAME, named_run
 
 
 def test_control_characters_are_shown_and_not_obeyed() -> None:
     written = StringIO()
-    Terminal(file=written, force_terminal=True, color_system="standard", highlight=False, width=80).print(
-        "a\x1b[31mb\x00c\x9b", style="red", markup=False
+    Terminal(file=written, force_terminal=True, color_system="standard", width=80).print(
+        "a\x1b[31mb\x00c\x9b", style="red"
     )
     assert r"a\x1b[31mb\x00c\x9b" in written.getvalue()
     assert written.getvalue().startswith("\x1b["), "its own colors stay"
 
 
-def test_markup_in_a_progress_line_is_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    written = StringIO()
-    monkeypatch.setattr(console, "err", Terminal(file=written, width=80))
-    console.say("loading [red]x[/red] and [/]")
-    assert "loading [red]x[/red] and [/]" in written.getvalue()
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> StringIO:
+    """What is printed to any of the three consoles, in a terminal with colors as wide as needed."""
+    shown = StringIO()
+    terminal = Terminal(file=shown, force_terminal=True, color_system="standard", width=400)
+    for name in ("err", "out", "alarm"):
+        monkeypatch.setattr(console, name, terminal)
+    monkeypatch.setattr(emit, "out", terminal)
+    return shown
+
+
+def plain(written: StringIO) -> str:
+    """What was printed, without the console's own colors."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", written.getvalue())
+
+
+def test_a_message_of_any_kind_is_text(written: StringIO) -> None:
+    for print_ in (console.say, console.remark, console.error):
+        print_(f"loading {NAME} and [/]")
+    assert plain(written).count(f"loading {visible(NAME)} and [/]\n") == 3
+
+
+def test_names_in_everything_that_emit_shows_are_text(written: StringIO, tmp_path: Path) -> None:
+    run = named_run()
+    emit.show(Emitted(tmp_path / NAME, run.plan, run.verification, f"llmexport --path {NAME}", (NAME,)))
+    text = plain(written)
+    for line in (
+        f"Plan for {NAME}: ",
+        f"✓ {NAME}: {NAME}",
+        f"--path {NAME}",
+        f"note: {NAME}",
+        f"model:  {tmp_path / NAME}",
+    ):
+        assert visible(line) in text
+
+
+def test_names_in_every_table_are_text(written: StringIO) -> None:
+    run = named_run()
+    explained = explain_all(run.table, run.plan, [f"model.layers.0.{NAME}"])
+    swept = Swept((), run.table, frontier(run.table, estimate_fixed(run.table.model), points=3), ())
+    other = replace(run.plan, tensors=tuple(replace(t, format=QuantFormat.parse("fp16")) for t in run.plan.tensors))
+    views: list[Table] = [
+        tables.sensitivity_table(run.table),
+        explain_tables.overview(explained, NAME),
+        *map(explain_tables.details, explained),
+        diff_tables.changes_table(diff(run.plan, other), other, most=None),
+        diff_tables.totals_table(diff(run.plan, other), run.plan, other, (NAME, NAME)),
+    ]
+    for view in views:
+        written.seek(0)
+        written.truncate()
+        console.out.print(view)
+        flat = " ".join(plain(written).split())
+        assert visible(NAME.partition("\n")[0]) in flat, view
+    console.out.print(frontier_table(swept))
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")

@@ -104,12 +104,29 @@ REFUSALS = (
     Refusal("emit --text words.csv", ("--text words.csv", "'.csv'", ".jsonl")),
     Refusal("emit --plan nofile.json", ("--plan nofile.json", "does not exist", "qplan emit")),
     Refusal("emit --plan other.json", ("other.json", "other losses", "qplan emit"), "StaleArtifactError"),
+    Refusal("emit --plan other.json --budget int8", ("--plan other.json --budget int8", "leave one of them out")),
+    Refusal("emit --plan other.json --pin *=int8 --max-kl 1", ("--max-kl --pin", "leave one of them out")),
+    Refusal("emit --run=", ("--run", "is empty", "leave it out"), "BadParameter"),
+    Refusal("emit --plan=", ("--plan", "is empty"), "BadParameter"),
+    Refusal("emit --pin=", ("--pin", "is empty"), "BadParameter"),
+    Refusal("emit --max-kl 1_0", ("'1_0'", "plain digits"), "BadParameter"),
+    Refusal("emit --tokens 1_000", ("'1_000'", "plain digits"), "BadParameter"),
+    Refusal("emit --budget int08", ("'int08'", "300MB")),
+    Refusal("emit --pin *=int08", ("'int08'", "int4-b32")),
+    Refusal("analyze M --formats int8,,int4", ("'int8,,int4'", "leaves a format out", "fp16,int8")),
+    Refusal("analyze M --formats int4-b064", ("'int4-b064'", "int4-b32")),
+    Refusal("ladder M --tolerance int8=1_0", ("int8=1_0", "RUNG=NATS")),
+    Refusal("frontier --points ٣", ("--points",), "BadParameter"),
     Refusal("emit --llmexport nowhere", ("no llmexport.py in nowhere", "MNN checkout")),
     Refusal("emit --tokens 3", ("--tokens 3", "one sequence of 16", "raise it")),
     Refusal("emit --threads 0", ("--threads 0", "at least 1")),
     Refusal("emit --repair -1", ("--repair -1", "at least 0")),
     Refusal("emit --run nothing", ("--run nothing", "qplan analyze")),
     Refusal("analyze M --calib nofile.txt", ("--calib nofile.txt", "does not exist", "python-stdlib")),
+    Refusal("analyze M --calib gbk.txt", ("gbk.txt is not UTF-8", "convert it")),
+    Refusal("analyze M --calib empty.txt", ("empty.txt holds no text", "few thousand tokens")),
+    Refusal("emit --text alpaca.jsonl", ("line 1 has none of the fields", "it has instruction")),
+    Refusal("ladder M --text empty.txt", ("empty.txt holds no text", "few thousand tokens")),
     Refusal("analyze ./M --calib nofile.txt", ("./M is not a folder", "config.json")),
     Refusal("analyze empty --calib nofile.txt", ("empty has no config.json", "Hugging Face")),
     Refusal("analyze a/b/c", ("'a/b/c'", "hub id")),
@@ -159,6 +176,9 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
         make_plan(table, Budget.parse(budget), estimate_fixed(table.model)).write(run.budget(budget) / "plan.json")
     (folder / "empty").mkdir()
     (folder / "words.csv").touch()
+    (folder / "empty.txt").touch()
+    (folder / "gbk.txt").write_bytes("今天天气很好。".encode("gbk"))
+    (folder / "alpaca.jsonl").write_text('{"instruction": "add", "output": "a + b"}')
     plan = make_plan(table, Budget.parse("int8"), estimate_fixed(table.model))
     replace(plan, sensitivity_sha256="0" * 64).write(folder / "other.json")
     return folder

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from io import StringIO
 
-from rich.console import Console
-
+from qplan.cli.console import Terminal
 from qplan.cli.tables import verification_table
 from qplan.run.verification import BuiltModel
 from tests.support.invented_run import small_run
@@ -26,7 +25,7 @@ def _larger(model: BuiltModel) -> BuiltModel:
 
 def test_large_models_and_perplexities_fit() -> None:
     verification = small_run().verification
-    shown = Console(file=StringIO(), width=80, color_system=None)
+    shown = Terminal(file=StringIO(), width=80, color_system=None)
     shown.print(verification_table(replace(verification, models=tuple(map(_larger, verification.models)))))
     text = shown.file.getvalue()  # type: ignore[attr-defined]
     assert "\N{HORIZONTAL ELLIPSIS}" not in text

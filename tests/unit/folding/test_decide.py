@@ -97,10 +97,13 @@ def test_a_fold_that_pays_is_kept_and_found_again(
     assert plain.loaded is plain.original
     monkeypatch.setattr(folding, "fitted_scales", lambda *_, **__: pytest.fail("decided once"))
     assert _fold(run, outlying, tokens)[0].card.sha256 == folded.card.sha256
-    weights = run.folded / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-4] + b"\x00\x00\x00\x00")
-    with pytest.raises(StaleArtifactError, match="--restart"):
-        _fold(run, outlying, tokens)
+    for name in ("generation_config.json", "model.safetensors"):
+        path = run.folded / name
+        whole = path.read_bytes()
+        path.write_bytes(whole + b"\n" if path.suffix == ".json" else whole[:-4] + bytes(4))
+        with pytest.raises(StaleArtifactError, match="--restart"):
+            _fold(run, outlying, tokens)
+        path.write_bytes(whole)
 
 
 def test_a_fold_that_does_not_pay_is_left_out_and_said(

@@ -92,6 +92,29 @@ def test_a_value_that_cannot_be_meant_is_named_with_what_fits(
         check_folder(folder)
 
 
+UNSUPPORTED = (
+    *("qwen2_moe", "mixtral", "olmoe", "deepseek_v3", "deepseek_v2", "gemma3_text", "gemma3", "qwen2_vl", "qwen2_5_vl"),
+    *("glm4", "glm", "chatglm", "internlm2", "baichuan", "smollm3", "granite", "olmo2", "qwen3_5", "qwen3_5_text"),
+    *("gpt2", "falcon", "bloom", "minicpm", "lfm2", "phimoe", "llama4", "gpt_oss", "mamba"),
+)
+
+
+@pytest.mark.parametrize("model_type", UNSUPPORTED)
+def test_a_model_type_that_is_not_supported_is_named_with_those_that_are(folder: Path, model_type: str) -> None:
+    auto_map = {"AutoModelForCausalLM": "modeling_x.X"}
+    change(folder, model_type=model_type, architectures=["X"], auto_map=auto_map)
+    with pytest.raises(InputError, match=rf"model type '{model_type}' is not supported; supported are .*llama.*qwen2"):
+        check_source(str(folder))
+
+
+def test_a_config_without_a_model_type_says_so(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    del config["model_type"]
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(InputError, match="has no model_type; give the folder of"):
+        check_source(str(folder))
+
+
 def test_key_heads_must_divide_heads(model_folders: dict[str, Path], tmp_path: Path) -> None:
     phi3 = Path(shutil.copytree(model_folders["phi3"], tmp_path / "phi3"))
     change(phi3, num_key_value_heads=3)
@@ -108,54 +131,22 @@ def test_a_layer_that_is_missing_in_the_middle_is_named(folder: Path) -> None:
         check_folder(folder)
 
 
-QUANTIZED: dict[str, tuple[Callable[[Tensor], dict[str, Tensor]], str]] = {
-    "gptq": (lambda w: {".qweight": w.int(), ".scales": w, ".g_idx": w.int()}, "GPTQ or AWQ, by the tensor"),
-    "mlx": (lambda w: {".weight": w.int(), ".scales": w, ".biases": w}, "mlx, by the tensor"),
-    "bitsandbytes": (lambda w: {".weight": w.to(torch.uint8), ".weight.absmax": w}, "bitsandbytes, by the tensor"),
-    "llm.int8": (lambda w: {".weight": w.to(torch.int8), ".SCB": w}, "bitsandbytes, by the tensor"),
-    "packed": (lambda w: {".weight_packed": w.int(), ".weight_scale": w}, "compressed-tensors, by the tensor"),
-    "modelopt": (
-        lambda w: {".weight": w.to(torch.float8_e4m3fn), ".weight_scale": w, ".input_scale": w},
-        "ModelOpt or compressed-tensors, by the tensor",
-    ),
-    "fp8 in blocks": (lambda w: {".weight": w.to(torch.float8_e4m3fn), ".weight_scale_inv": w}, "FP8 in blocks"),
-    "fp8": (lambda w: {".weight": w.to(torch.float8_e4m3fn)}, r"q_proj\.weight is stored as F8_E4M3"),
-    "int8": (lambda w: {".weight": w.to(torch.int8)}, r"q_proj\.weight is stored as I8"),
-}
-
-
-@pytest.mark.parametrize("kind", QUANTIZED)
-def test_quantized_weights_are_known_without_a_word_in_the_config(folder: Path, kind: str) -> None:
-    stored, message = QUANTIZED[kind]
-    tensors: dict[str, Tensor] = {}
-    for key, one in load_file(folder / WEIGHTS).items():
-        base = key.removesuffix(".weight")
-        tensors |= {base + end: part.clone() for end, part in stored(one).items()} if "q_proj.w" in key else {key: one}
-    store(folder, tensors)
-    with pytest.raises(InputError, match=rf"is already quantized \(.*{message}.*; give the original checkpoint"):
-        check_folder(folder)
-
-
-@pytest.mark.parametrize(
-    ("keys", "message"),
-    [
-        ({"quantization": {"group_size": 64, "bits": 4}}, "mlx, by quantization in config.json"),
-        ({"quantization_config": {"quant_method": "awq"}}, "awq, by quantization_config in config.json"),
-        ({"quantization_config": "yes"}, "quantization_config in config.json"),
-        ({"compression_config": {"format": "x"}}, "compression_config in config.json"),
-    ],
-)
-def test_a_config_that_names_a_quantization_is_believed(folder: Path, keys: dict[str, Any], message: str) -> None:
-    change(folder, **keys)
-    with pytest.raises(InputError, match=rf"already quantized \({message}\)"):
-        check_folder(folder)
-    change(folder, **dict.fromkeys(keys))
+@pytest.mark.parametrize("without", [(WEIGHTS,), (WEIGHTS, "config.json", "tokenizer.json")])
+def test_a_gguf_file_is_no_checkpoint(folder: Path, without: tuple[str, ...]) -> None:
+    (folder / "tiny-Q4_K_M.gguf").write_bytes(b"GGUF" + bytes(100))
     check_folder(folder)
+    for name in without:
+        (folder / name).unlink()
+    with pytest.raises(InputError, match=r"a model for llama\.cpp \(tiny-Q4_K_M\.gguf\), .*; give the original"):
+        check_folder(folder)
+    with pytest.raises(InputError, match=r"tiny-Q4_K_M\.gguf is not a folder; give the folder that holds config\.json"):
+        check_source(str(folder / "tiny-Q4_K_M.gguf"))
 
 
-def test_modelopts_own_file_is_believed(folder: Path) -> None:
-    change(folder, "hf_quant_config.json", quantization={"quant_algo": "NVFP4"})
-    with pytest.raises(InputError, match=r"already quantized \(NVFP4, by hf_quant_config\.json\)"):
+def test_a_byte_order_mark_is_named(folder: Path) -> None:
+    path = folder / "config.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    with pytest.raises(InputError, match=r"config\.json cannot be used: it begins with a byte order mark"):
         check_folder(folder)
 
 
@@ -164,6 +155,21 @@ def test_a_git_lfs_pointer_says_what_to_run(folder: Path, name: str) -> None:
     (folder / name).write_text(POINTER)
     with pytest.raises(InputError, match=f"{name} .*Git LFS pointer.* run 'git lfs pull'"):
         check_folder(folder)
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "tokenizer.json", "vocab.txt"])
+def test_a_file_larger_than_any_of_its_kind_is_not_read(folder: Path, name: str) -> None:
+    with (folder / name).open("wb") as stream:
+        stream.truncate(10_000_000_000)
+    with pytest.raises(InputError, match=rf"{name} has 10,000,000,000 bytes, more than"):
+        check_folder(folder)
+
+
+def test_a_tokenizer_that_fails_in_use_is_refused(folder: Path) -> None:
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": {}}))
+    with pytest.raises(InputError, match="has no usable tokenizer: TypeError"):
+        load_model(str(folder))
 
 
 def test_a_cut_download_says_after_how_much(folder: Path) -> None:
@@ -181,6 +187,13 @@ def test_an_adapter_alone_is_to_be_merged(folder: Path) -> None:
     (folder / WEIGHTS).unlink()
     (folder / "config.json").unlink()
     with pytest.raises(InputError, match=r"adapter \(adapter_config.json\) for acme/base, without it; merge it"):
+        check_folder(folder)
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"])
+def test_an_adapter_beside_its_base_is_not_left_out_in_silence(folder: Path, name: str) -> None:
+    (folder / name).write_text("{}")
+    with pytest.raises(InputError, match=rf"adapter \({name}\) .*, which would be left out; merge it .*, or take"):
         check_folder(folder)
 
 
@@ -211,6 +224,39 @@ def test_weights_of_another_name_are_not_what_transformers_reads(folder: Path) -
     assert [path.name for path in weight_files(folder)] == [WEIGHTS]
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is not JSON"),
+        ("[]", "holds a JSON list"),
+        ('{"eos_token_id": "</s>"}', r'eos_token_id is "</s>"; expected a token id, a list of them, or null'),
+        ('{"eos_token_id": [0, NaN]}', r"eos_token_id is \[0, NaN\]; expected a token id"),
+        (POINTER, "Git LFS pointer"),
+    ],
+)
+def test_a_generation_config_that_cannot_be_meant_is_named(folder: Path, content: str, message: str) -> None:
+    (folder / "generation_config.json").write_text(content)
+    with pytest.raises(InputError, match=rf"generation_config\.json.* {message}"):
+        check_folder(folder)
+
+
+def test_a_vocabulary_needs_its_merges(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+    (folder / "vocab.json").write_text("{}")
+    with pytest.raises(InputError, match=r"no usable tokenizer: vocab\.json without merges\.txt"):
+        check_folder(folder)
+    (folder / "merges.txt").write_text("")
+    check_folder(folder)
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, lambda path: path.symlink_to("../../blobs/gone")])
+def test_weights_that_are_no_file_are_named(folder: Path, make: Callable[[Path], None]) -> None:
+    (folder / WEIGHTS).unlink()
+    make(folder / WEIGHTS)
+    with pytest.raises(InputError, match=r"model\.safetensors (cannot be read|does not exist)"):
+        check_folder(folder)
+
+
 def test_a_name_longer_than_file_systems_hold_is_refused() -> None:
     with pytest.raises(InputError, match="cannot name a folder: File name too long"):
         check_source("/" + "x" * 300)
@@ -230,6 +276,13 @@ def test_an_unknown_activation_is_named_before_weights_are_read(folder: Path) ->
         load_model(str(folder))
 
 
+@pytest.mark.parametrize("kind", ["acme", "mrope"])
+def test_an_unknown_rotation_is_named_before_weights_are_read(folder: Path, kind: str) -> None:
+    change(folder, rope_scaling={"type": kind, "factor": 2.0})
+    with pytest.raises(InputError, match=rf'rope_scaling\.rope_type is "{kind}"; expected .*: default, dynam'):
+        load_model(str(folder))
+
+
 def test_tensors_that_the_class_has_no_use_for_are_refused(folder: Path) -> None:
     store(folder, load_file(folder / WEIGHTS) | {"score.weight": torch.zeros(2, 64), "score.extra": torch.zeros(2)})
     with pytest.raises(InputError, match=r"hold score\.extra and 1 more, which a Qwen2ForCausalLM has no use for"):
@@ -244,12 +297,37 @@ def test_a_matrix_beyond_fp16_is_named_with_its_largest_value(folder: Path) -> N
         load_model(str(folder))
 
 
+@pytest.mark.parametrize("name", ["model.layers.1.self_attn.k_proj.bias", "model.norm.weight"])
+def test_a_norm_or_bias_that_check_would_take_for_damage_is_named(folder: Path, name: str) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    tensors[name][3] = -1e6
+    store(folder, tensors)
+    with pytest.raises(InputError, match=rf"{name} holds values up to 1e\+06; from 1,000,000 on"):
+        load_model(str(folder))
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod."])
+def test_weights_of_a_wrapped_model_are_to_be_unwrapped(folder: Path, prefix: str) -> None:
+    store(folder, {prefix + key: one for key, one in load_file(folder / WEIGHTS).items()})
+    with pytest.raises(InputError, match=rf"they hold {prefix}\S+ and \d+ more instead: save the model again, unwrapp"):
+        load_model(str(folder))
+
+
+def test_weights_that_were_never_filled_in_are_no_model(folder: Path) -> None:
+    store(folder, {key: torch.zeros_like(one) for key, one in load_file(folder / WEIGHTS).items()})
+    with pytest.raises(InputError, match="computes the same logit for every token of its vocabulary"):
+        load_model(str(folder))
+
+
 def test_a_model_without_finite_logits_is_refused(folder: Path) -> None:
     tensors = load_file(folder / WEIGHTS)
-    tensors["model.norm.weight"][:] = 3e38
-    store(folder, tensors)
+    for name in tensors:
+        tensors[name][:] = 6e4
+    # products of a few such grow beyond half precision, which a checkpoint in it computes in
+    store(folder, {key: one.half() for key, one in tensors.items()})
+    change(folder, dtype="float16")
     with pytest.raises(InputError, match="NaN or infinite logits of"):
-        load_model(str(folder))
+        load_model(str(folder), dtype="float16")
 
 
 def test_whatever_transformers_raises_is_about_the_folder(folder: Path) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from qplan.calibration import check_chat_template
 from qplan.errors import InputError
 from qplan.model.inert import inert_view, without_code
 from qplan.model.load import load_model
@@ -107,6 +110,43 @@ def test_keys_that_name_code_are_dropped_at_any_depth() -> None:
 
 @pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "sub/model.safetensors", "model.bin"])
 def test_an_index_names_safetensors_in_its_own_folder_only(folder: Path, name: str) -> None:
+    (folder / "model.safetensors").rename(folder.parent / "model.safetensors")
     change(folder / "model.safetensors.index.json", weight_map={"lm_head.weight": name})
     with pytest.raises(InputError, match="no safetensors file in its folder"):
         weight_files(folder)
+
+
+def test_whatever_lies_in_a_folder_is_left_there(folder: Path) -> None:
+    class Runs:
+        def __reduce__(self) -> tuple[Any, tuple[str]]:
+            return os.system, (f"touch {folder.parent / 'ran'}",)
+
+    mark = (folder / "modeling_acme.py").read_text()
+    for name in ("__init__.py", "sitecustomize.py", "torch.py", "transformers.py", "conftest.py", "setup.py"):
+        (folder / name).write_text(mark)
+    for name in ("pytorch_model.bin", "training_args.bin", "optimizer.pt", "model.pkl"):
+        (folder / name).write_bytes(pickle.dumps(Runs()))
+    for name, auto in (("processor_config.json", "AutoProcessor"), ("preprocessor_config.json", "AutoImageProcessor")):
+        change(folder / name, processor_class="Acme", auto_map={auto: "modeling_acme.Acme"})
+    change(folder / "config.json", attn_implementation="kernels-community/flash-attn", _attn_implementation="a/b")
+    change(folder / "generation_config.json", custom_generate="generate", trust_remote_code=True)
+    loaded = load_model(str(folder))
+    assert loaded.own_classes == ()
+    assert nothing_ran(folder)
+
+
+ATTACKS = {
+    "globals": "{{ cycler.__init__.__globals__.os.system('touch RAN') }}",
+    "classes": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    "file": "{% include '/etc/passwd' %}",
+    "format": "{{ '{0.__class__.__init__.__globals__}'.format(messages) }}",
+    "module": "{% import 'os' as os %}{{ os.system('touch RAN') }}",
+}
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_a_chat_template_reaches_nothing(folder: Path, name: str) -> None:
+    (folder / "chat_template.jinja").write_text(ATTACKS[name].replace("RAN", str(folder.parent / "ran")))
+    (told,) = check_chat_template(load_model(str(folder)).tokenizer)
+    assert told.code == "chat-template-raises"
+    assert nothing_ran(folder)

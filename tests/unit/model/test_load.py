@@ -39,6 +39,24 @@ def test_every_linear_is_found_once(tiny: LoadedModel) -> None:
     assert covered == linears
 
 
+def test_a_relative_folder_is_named_as_it_holds_anywhere(
+    model_folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = _copy(model_folders["qwen2"], tmp_path)
+    (tmp_path / "current").symlink_to(folder)
+    monkeypatch.chdir(tmp_path)
+    for given in ("copy", "./copy", "copy/", "copy/../copy"):
+        assert source.lasting(given) == str(folder)
+    assert source.lasting("current") == str(tmp_path / "current")
+    assert load_model("copy").card.source == str(folder)
+    monkeypatch.chdir(folder)
+    assert source.lasting(".") == str(folder)
+    assert source.lasting("../copy") == str(folder)
+    assert source.lasting("Qwen/Qwen2.5-0.5B") == "Qwen/Qwen2.5-0.5B"
+    with pytest.raises(InputError, match="the model has no name"):
+        load_model("")
+
+
 def test_names_on_both_sides(qwen2: LoadedModel) -> None:
     first, *_, down, head = qwen2.card.tensors
     assert (first.name, first.op_name, first.layer, first.kind, first.role, first.bias) == (
@@ -156,6 +174,7 @@ def test_pickled_weights_are_refused(tmp_path: Path, model_folders: dict[str, Pa
 
 def test_a_shard_that_is_not_there_is_named(tmp_path: Path, model_folders: dict[str, Path]) -> None:
     folder = _copy(model_folders["qwen2"], tmp_path)
+    (folder / "model.safetensors").unlink()
     index = {"weight_map": {"model.norm.weight": "model-00001-of-00001.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(InputError, match="model-00001-of-00001"):

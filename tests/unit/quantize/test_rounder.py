@@ -8,6 +8,7 @@ import torch
 
 from qplan.formats import FP16, INT4, QuantFormat
 from qplan.model.load import LoadedModel
+from qplan.model.replace import with_weights
 from qplan.quantize import IntTensor, rtn
 from qplan.quantize import rounder as rounding
 from qplan.quantize.curvature import Curvature
@@ -55,6 +56,20 @@ def test_auto_loses_least_on_other_tokens_row_by_row(qwen2: LoadedModel, gathere
     }
     least = torch.stack([errors["rtn"], errors["search"], errors["gptq"]]).amin(0)
     torch.testing.assert_close(errors["auto"], least)
+
+
+@pytest.mark.parametrize("how", ROUNDINGS)
+def test_zeros_of_pruning_and_block_expansion_stay_zeros(qwen2: LoadedModel, tmp_path: Path, how: str) -> None:
+    empty, reads_nothing, pruned = (f"model.layers.1.mlp.{part}" for part in ("up_proj", "down_proj", "gate_proj"))
+    rows = qwen2.weight(pruned).clone()
+    rows[:64] = 0
+    with with_weights(qwen2, {empty: torch.zeros_like(qwen2.weight(empty)), pruned: rows}):
+        seen = gather_moments(qwen2, tokens(0), tmp_path / "moments", inputs=INPUTS)
+        rounder = Rounder(qwen2, how, seen, seen)
+        for fmt in (INT4, QuantFormat(2, 0)):
+            assert not rounder.store(empty, fmt).dequantize().any()
+            assert not rounder.store(pruned, fmt).dequantize()[:64].any()
+            assert torch.isfinite(rounder.store(reads_nothing, fmt).dequantize()).all()
 
 
 def test_tensors_that_few_tokens_reach_are_rounded_to_nearest_and_named(qwen2: LoadedModel, gathered: Moments) -> None:

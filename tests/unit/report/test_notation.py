@@ -73,9 +73,3 @@ def test_what_sorts_is_finite() -> None:
     order = [notation.sortable(v) for v in (None, -math.inf, 0.0, 1e-9, math.inf)]
     assert order == sorted(order)
     assert all(math.isfinite(v) for v in order)
-
-
-def test_markdown_keeps_names_whole() -> None:
-    assert notation.markdown("model.self_attn.q_proj") == "model.self_attn.q_proj"
-    assert notation.markdown("a|b <i>*x*</i>\n# c") == r"a\|b \<i\>\*x\*\</i\> \# c"
-    assert notation.markdown_code("a`b|c") == r"``a`b\|c``"

@@ -243,13 +243,31 @@ def test_zeroed_integers_and_moments_are_told_and_made_again(tmp_path: Path) -> 
     moments.write_index(inputs)
     assert kept.read("t", INT4) is not None
     assert StoredMoments.open(moments.folder, inputs) == moments
+    assert moments.are_whole(["t"])
     for path in (kept.path("t", INT4), moments.folder / "t.safetensors"):
         data = path.read_bytes()
         path.write_bytes(data[:-80] + bytes([7] * 40) + data[-40:])
     with pytest.warns(DamagedCacheWarning, match="does not match its sha256"):
         assert kept.read("t", INT4, slice(0, 2)) is None
     with pytest.warns(DamagedCacheWarning, match="does not match its sha256"):
-        assert StoredMoments.open(moments.folder, inputs) is None
+        assert not moments.are_whole(["t"])
+    assert moments.are_whole(["of another menu"])
+    with pytest.raises(DamagedArtifactError, match="does not match its sha256"):
+        moments.read("t")
+
+
+def test_a_damaged_export_is_told_and_made_again(tmp_path: Path) -> None:
+    folder, path = tmp_path / "skeleton", tmp_path / "skeleton.json"
+    folder.mkdir()
+    for name in ("llm.mnn", "tokenizer.mtok"):
+        (folder / name).write_bytes(bytes(range(200)))
+    record = SkeletonRecord.of(folder, "model", "llmexport 0.0.5")
+    record.write(path)
+    assert SkeletonRecord.kept(path) == record
+    for damage in (bytes(range(199)) + b"x", None):
+        (folder / "tokenizer.mtok").unlink() if damage is None else (folder / "tokenizer.mtok").write_bytes(damage)
+        with pytest.warns(DamagedCacheWarning, match=r"tokenizer\.mtok.*it is made again"):
+            assert SkeletonRecord.kept(path) is None
 
 
 def test_a_damaged_baseline_is_measured_again(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from qplan.errors import InputError
 from qplan.run.folder import RunFolder
+from tests.support.hostile import NAME as HOSTILE
 
 
 def test_run_folders_are_named_after_the_model(tmp_path: Path) -> None:
@@ -18,6 +19,22 @@ def test_run_folders_are_named_after_the_model(tmp_path: Path) -> None:
 def test_budget_folders(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     assert [run.budget(b).name for b in ("int8", "4.5bpw", "300MB", "60%")] == ["int8", "4.5bpw", "300mb", "60pct"]
+
+
+@pytest.mark.parametrize("name", ["..", ".", "...", "a/..", "../..", HOSTILE])
+def test_no_name_leads_out_of_the_folder_of_folders(tmp_path: Path, name: str) -> None:
+    runs = tmp_path / "runs"
+    run = RunFolder.for_model(f"not/there/{name}", runs)
+    assert run.folder.resolve().parent == runs
+    for plan in (run.budget(name), run.budget_for(name, "3.5.0")):
+        assert plan.resolve().parent == run.folder
+    assert set(run.budget(name).name) <= set("abcdefghijklmnopqrstuvwxyz0123456789_-.")
+
+
+@pytest.mark.parametrize("name", ["frontier", "Folded", "skeleton-without-c4", "rounding", "baselines-mnn-3.5.0"])
+def test_a_plan_does_not_move_in_with_other_stages(tmp_path: Path, name: str) -> None:
+    run = RunFolder(tmp_path)
+    assert run.budget(name).name == f"{name.lower()}-plan"
 
 
 def test_latest_is_the_newest_table(tmp_path: Path) -> None:

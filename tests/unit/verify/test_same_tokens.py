@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 from qplan.errors import ToolError
 from qplan.verify.same_tokens import PROBES, same_tokens
@@ -40,11 +41,20 @@ def test_the_same_tokens_pass() -> None:
     assert check.detail == f"the same on all of {len(PROBES) + 3} texts"
 
 
-def test_a_start_that_the_exporter_adds_is_told_once() -> None:
+def test_a_start_that_only_the_engine_puts_before_texts_fails_and_is_told_once() -> None:
     tokenizer: Any = make_tokenizer()
     check = same_tokens(Echo(tokenizer, lambda _, ids: [1, 273, *ids]), tokenizer)  # type: ignore[arg-type]
-    assert check.passed
+    assert not check.passed
     assert check.detail.endswith("others: start-of-text")
+
+
+def test_the_start_that_hugging_face_puts_there_passes() -> None:
+    tokenizer: Any = make_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|end|> $A", special_tokens=[("<|end|>", 0)]
+    )
+    check = same_tokens(Echo(tokenizer, lambda _, ids: [0, *ids]), tokenizer)  # type: ignore[arg-type]
+    assert (check.passed, check.detail) == (True, f"the same on all of {len(PROBES) + 3} texts")
 
 
 @pytest.mark.parametrize(("name", "passed"), [("zero-width", True), ("byte-order-mark", True), ("chinese", False)])

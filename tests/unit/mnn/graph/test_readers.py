@@ -42,9 +42,9 @@ def bpe(tokens: list[tuple[bytes, int]], added: int) -> bytes:
 
 def test_tokenizers_of_both_kinds() -> None:
     header = b"430 4\n1 2 1\n9 7 8 6\n"
-    whole = header + bpe([(b"a", 0), (b"bc", 4)], 9)
+    whole = header + bpe([(b"a", 0), (b"bc", 1)], 9)
     assert parse_tokenizer(whole) == TokenizerFile(9, (9,), (7, 8), (6,))
-    assert parse_tokenizer(header + bpe([(b"a", 12)], 9)).largest_id == 12
+    assert parse_tokenizer(header + bpe([(b"a", 0)] * 13 + [(b"b", 12)], 9)).largest_id == 12
     for cut in range(len(header), len(whole)):
         with pytest.raises(InputError):
             parse_tokenizer(whole[:cut])
@@ -54,6 +54,7 @@ def test_tokenizers_of_both_kinds() -> None:
         (b"431 3\n0 0 0\n\n0\n", "expected '430"),
         (b"430 3\n0 9 0\n2\n3 0\n", "are truncated"),
         (b"430 x\n0 9 0\n2\n3 0\n", "not numbers"),
+        (header + bpe([(b"a", 0), (b"bc", 2)], 9), "2 tokens have ids up to 2: the engine writes beyond its list of 2"),
         (header + b"\x63", "normalizer is of unknown kind"),
         (header + b"\x04\xff\xff\xff\xff", "sequence of"),
     ):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from qplan.mnn.engines import EngineVersion
+from qplan.mnn.preflight.check import check_folder
 from qplan.mnn.preflight.model import ModelFolder
 
 ENGINE = EngineVersion(3, 6, 1)
@@ -96,6 +97,19 @@ def test_files_of_ten_gigabytes_of_nothing(folder: Path, name: str, code: str) -
 def test_settings_that_point_out_of_the_folder(folder: Path, key: str, value: str) -> None:
     (folder / "config.json").write_text(json.dumps({key: value}))
     assert "outside-folder" in {code for code, _ in found(folder)}
+
+
+@pytest.mark.parametrize("key", ["llm_model", "llm_config", "base_dir", "visual_model"])
+@pytest.mark.parametrize("value", ["m" * 5000, "n/" * 3000, "\0", ["m"]])
+def test_settings_that_name_what_cannot_be_a_file(folder: Path, key: str, value: object) -> None:
+    (folder / "config.json").write_text(json.dumps({key: value, "is_visual": True}))
+    assert f"bad-setting {key}" in {f"{f.code} {f.where}" for f in check_folder(folder, ENGINE).findings}
+
+
+def test_checksums_of_what_cannot_be_a_file(folder: Path) -> None:
+    files = {"m" * 300: {"bytes": 1, "sha256": "0"}}
+    (folder / "checksums.json").write_text(json.dumps({"kind": "checksums", "schema": 1, "files": files}))
+    assert "bad-checksums" in {finding.code for finding in check_folder(folder, ENGINE).findings}
 
 
 def test_a_link_to_a_file_is_a_file(folder: Path, tmp_path: Path) -> None:
