@@ -9,14 +9,16 @@ is rounded as the run rounds, with and without the scales, and the better of the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from qplan.folding.curvatures import LayerCurvatures
+from qplan.folding.evidence import Evidence
 from qplan.folding.fit import expected_loss, fit_scales
 from qplan.folding.fold import FoldSite, fold_sites
 from qplan.folding.witness import Witness
@@ -24,9 +26,8 @@ from qplan.formats import QuantFormat
 from qplan.model.layerwise import LayerTrace, WayBack
 from qplan.quantize.curvature import Curvature
 from qplan.quantize.moments import Moments
-from qplan.quantize.rounder import FEW_TOKENS
 from qplan.run.fold_draft import FoldDraft
-from qplan.run.journal import ReferenceRecord
+from qplan.run.journal import ReferenceRecord, cell_of
 from qplan.run.measurement import Measurement
 from qplan.sensitivity.analysis import Analysis
 from qplan.sensitivity.layer_losses import FormatLoss, Seen, losses_of
@@ -57,7 +58,6 @@ class OnePass:
     """Keeps what was decided about sites."""
     keep: Callable[[Seen, Tensor | None], None] | None = None
     """Called once per tensor, with the factors of its columns."""
-    _curvatures: dict[tuple[str, bool], Curvature] = field(default_factory=dict)
 
     def run(self, way: WayBack, progress: Progress | None = None) -> None:
         """Go back; what is known already is left as it is."""
@@ -101,15 +101,19 @@ class OnePass:
     def _layer(self, trace: LayerTrace, lookups: Sequence[Tensor]) -> None:
         """Decide about the sites of a layer, and estimate its losses."""
         seen = {view.name: view for view in self.views.of(trace, lookups)}
-        for name in seen:
-            site = self._sites.get(name)
-            if site is not None and site.name not in self.draft.losses:
-                self._decide(site, trace, [seen[name] for name in site.readers], lookups)
-        for view in seen.values():
-            self._estimate(view, lookups)
-            if self.keep is not None:
-                self.keep(view, self.columns(view.name))
-        self._curvatures.clear()
+        behind = lookups[len(self.analysis.batches) :]
+        flat = torch.cat(list(behind)).flatten(0, -2).float() if behind else None
+        curvatures = LayerCurvatures(self.moments, self.analysis.conditions.rounding, flat)
+        sites = {site.name: site for name in seen if (site := self._sites.get(name)) is not None}
+        for site in sites.values():
+            if site.name not in self.draft.losses:
+                evidence = self._witness.of(site, trace, lookups)
+                self._decide(evidence, [seen[name] for name in site.readers], curvatures)
+        for group in _alike(seen.values(), self.analysis.menu):
+            self._estimate(group, curvatures)
+            for view in group:
+                if self.keep is not None:
+                    self.keep(view, self.columns(view.name))
 
     def columns(self, name: str) -> Tensor | None:
         """Factors ``[in_features]`` of a tensor's columns; None if they stay as they are, or nothing is decided."""
@@ -118,9 +122,9 @@ class OnePass:
             return None
         return site.expand(torch.tensor(self.draft.scales[site.name], device=self.analysis.loaded.device))
 
-    def _decide(self, site: FoldSite, trace: LayerTrace, seen: Sequence[Seen], lookups: Sequence[Tensor]) -> None:
-        loaded, memories = self.analysis.loaded, memories_of(self.analysis.conditions.memory)
-        evidence = self._witness.of(site, trace, lookups)
+    def _decide(self, evidence: Evidence, seen: Sequence[Seen], curvatures: LayerCurvatures) -> None:
+        """Fit a site's scales, and keep them if its readers lose less with them."""
+        loaded, memories, site = self.analysis.loaded, memories_of(self.analysis.conditions.memory), evidence.site
         losses: dict[str, dict[str, float]] = {}
         scale: Tensor | None = None
         if not evidence.flat:
@@ -129,7 +133,7 @@ class OnePass:
             scale = fit_scales(evidence, loaded, plans, totals.clamp(min=1e-30), memories)
         candidates = {_ORIGINAL: None} | ({} if scale is None else {_FOLDED: site.expand(scale)})
         for label, columns in candidates.items():
-            losses[label] = self._uniform_losses(seen, columns, memories, lookups)
+            losses[label] = self._uniform_losses(seen, columns, curvatures)
         before, after = losses[_ORIGINAL], losses.get(_FOLDED, {})
         pays = sum(math.log(after[key] / value) for key, value in before.items() if value > 0 and after.get(key)) < 0
         if pays and scale is not None:
@@ -139,15 +143,20 @@ class OnePass:
         self.draft.add_losses(site.name, found, None)
 
     def _uniform_losses(
-        self, seen: Sequence[Seen], columns: Tensor | None, memories: Sequence[Memory], lookups: Sequence[Tensor]
+        self, seen: Sequence[Seen], columns: Tensor | None, curvatures: LayerCurvatures
     ) -> dict[str, float]:
+        """Squares of tensors in MNN's uniform models, by model and memory setting."""
+        memories = memories_of(self.analysis.conditions.memory)
         totals: dict[str, float] = {}
-        for view in seen:
-            for label, plan in self._uniform.items():
-                found = self._losses(view, (plan[view.name],), columns, lookups)[plan[view.name]]
-                for memory in memories:
-                    key = f"{label}, memory {memory}"
-                    totals[key] = totals.get(key, 0.0) + float(self._squares(found, memory).sum())
+        menu = {view.name: tuple(plan[view.name] for plan in self._uniform.values()) for view in seen}
+        for group in _alike(seen, menu):
+            formats = menu[group[0].name]
+            rounding, curvature = curvatures.of(group[0], columns, rough=True)
+            for found in self._losses(group, tuple(dict.fromkeys(formats)), rounding, curvature, columns):
+                for label, fmt in zip(self._uniform, formats, strict=True):
+                    for memory in memories:
+                        key = f"{label}, memory {memory}"
+                        totals[key] = totals.get(key, 0.0) + float(self._squares(found[fmt], memory).sum())
         return totals
 
     @staticmethod
@@ -155,45 +164,41 @@ class OnePass:
         return found.weights + found.activations if memory == "low" else found.weights
 
     def _losses(
-        self, view: Seen, formats: Sequence[QuantFormat], columns: Tensor | None, lookups: Sequence[Tensor]
-    ) -> dict[QuantFormat, FormatLoss]:
-        rounding, curvature = self._rounding(view, columns, lookups)
-        low = self.analysis.conditions.memory == "low"
-        activations = self.analysis.activations if low else None
-        return losses_of(view, formats, rounding, curvature, activations=activations, columns=columns)
+        self,
+        group: Sequence[Seen],
+        formats: Sequence[QuantFormat],
+        rounding: str,
+        curvature: Curvature | None,
+        columns: Tensor | None,
+    ) -> list[dict[QuantFormat, FormatLoss]]:
+        activations = self.analysis.activations if self.analysis.conditions.memory == "low" else None
+        return losses_of(group, formats, rounding, curvature, activations=activations, columns=columns)
 
-    def _rounding(self, view: Seen, columns: Tensor | None, lookups: Sequence[Tensor]) -> tuple[str, Curvature | None]:
-        """How a tensor is rounded, and the curvature that this is fitted to."""
-        moments, rounding = self.moments, self.analysis.conditions.rounding
-        if moments is None or min(moments.tokens[view.name], int(view.inputs.any(-1).sum())) < FEW_TOKENS:
-            return ("rtn" if moments is not None else rounding), None
-        key = moments.key_of[view.name], columns is not None
-        if key not in self._curvatures:
-            matrix = moments.of(view.name).to(view.weight.device)
-            if lookups:
-                flat = torch.cat(list(lookups[len(self.analysis.batches) :])).flatten(0, -2).float()
-                matrix = matrix + flat.T @ flat / len(flat)
-            self._curvatures[key] = Curvature(matrix if columns is None else matrix / columns.outer(columns))
-        return rounding, self._curvatures[key]
-
-    def _estimate(self, view: Seen, lookups: Sequence[Tensor]) -> None:
-        """Journal the losses of a tensor in every format."""
-        formats, kept = self.analysis.menu[view.name], self.analysis.kept
+    def _estimate(self, group: Sequence[Seen], curvatures: LayerCurvatures) -> None:
+        """Journal the losses of tensors with one input and one menu in every format."""
+        kept, memories = self.analysis.kept, memories_of(self.analysis.conditions.memory)
         batches = range(len(self.analysis.batches))
-        memories = memories_of(self.analysis.conditions.memory)
         wanted = [
             fmt
-            for fmt in formats
-            if any(
-                (view.name, fmt.name, memory, batch, "gradient") not in kept.measurements
+            for fmt in self.analysis.menu[group[0].name]
+            if not all(
+                (view.name, fmt.name, memory, batch, "gradient") in kept.measurements
+                for view in group
                 for memory in memories
                 for batch in batches
             )
         ]
-        for fmt, found in self._losses(view, wanted, self.columns(view.name), lookups).items():
-            for memory in memories:
-                for measurement in self._measurements(view, fmt, found, memory):
-                    kept.add(measurement)
+        if not wanted:
+            return
+        columns = self.columns(group[0].name)
+        rounding, curvature = curvatures.of(group[0], columns)
+        found = self._losses(group, wanted, rounding, curvature, columns)
+        for view, by_format in zip(group, found, strict=True):
+            for fmt, loss in by_format.items():
+                for memory in memories:
+                    for measurement in self._measurements(view, fmt, loss, memory):
+                        if cell_of(measurement) not in kept.measurements:
+                            kept.add(measurement)
 
     def _measurements(self, view: Seen, fmt: QuantFormat, found: FormatLoss, memory: Memory) -> Iterator[Measurement]:
         """The loss of each batch."""
@@ -221,6 +226,14 @@ class OnePass:
                 source="gradient",
                 stderr_nats=math.hypot(spread, sampling),
             )
+
+
+def _alike(seen: Iterable[Seen], menu: Mapping[str, Sequence[QuantFormat]]) -> list[list[Seen]]:
+    """Tensors with the same input and the same formats, together."""
+    groups: dict[tuple[int, tuple[QuantFormat, ...]], list[Seen]] = {}
+    for view in seen:
+        groups.setdefault((id(view.inputs), tuple(menu[view.name])), []).append(view)
+    return list(groups.values())
 
 
 def label_seeds(seed: int, batches: int) -> list[int]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from qplan.formats import QuantFormat
 from qplan.quantize import Int8Activations
 from qplan.quantize.curvature import Curvature
-from qplan.quantize.rounder import round_rows
+from qplan.quantize.rounder import round_widths
 from qplan.sensitivity.rows import RowSample
 
 
@@ -70,54 +70,63 @@ class FormatLoss:
 
 
 def losses_of(
-    seen: Seen,
+    group: Sequence[Seen],
     formats: Sequence[QuantFormat],
     rounding: str,
     curvature: Curvature | None,
     *,
     activations: Int8Activations | None,
     columns: Tensor | None = None,
-) -> dict[QuantFormat, FormatLoss]:
-    """Losses of a tensor by format.
+) -> list[dict[QuantFormat, FormatLoss]]:
+    """Losses of tensors with the same input, by format.
 
     Args:
-        seen: what it saw.
+        group: what they saw; rounded together, since every output feature is rounded by itself.
         formats: the formats.
         rounding: one of `qplan.roundings.ROUNDINGS`.
         curvature: of the inputs that it is fitted to, divided by ``columns``; needed unless it fits to nothing.
         activations: the int8 activations of integer formats; None to leave them out.
-        columns: ``[in]``, factors that the weight's columns are multiplied and its inputs divided by.
+        columns: ``[in]``, factors that the weights' columns are multiplied and their inputs divided by.
     """
-    ones = torch.ones(seen.weight.shape[1], device=seen.weight.device)
-    factor = ones if columns is None else columns.to(ones)
-    drawn = seen.sample.rows
-    weight = seen.weight[drawn] * factor
-    judge = seen.judge / factor.outer(factor)
-    flat = seen.inputs.flatten(0, -2) / factor
-    products = seen.products / factor
-    rounded: dict[int, tuple[Tensor, float]] = {}
-    found: dict[QuantFormat, FormatLoss] = {}
-    nothing = torch.zeros(len(products), dtype=torch.float64)
-    for fmt in formats:
-        error = round_rows(weight, fmt, rounding, curvature, judge).dequantize() - weight
-        along = torch.einsum("roi,oi->ro", products, error).square().to("cpu", torch.float64)
-        squares, _ = seen.sample.sum(along)
-        _, stderr = seen.sample.sum(along.sum(0))
-        energy = (flat @ error.T).square().sum(0).to("cpu", torch.float64)
-        noise, _ = seen.sample.sum(energy)
+    inputs, judge = group[0].inputs, group[0].judge
+    factor = torch.ones_like(inputs[0, 0]) if columns is None else columns.to(inputs)
+    weight = torch.cat([seen.weight[seen.sample.rows.to(inputs.device)] for seen in group]) * factor
+    judge = judge / factor.outer(factor)
+    flat = inputs.flatten(0, -2) / factor
+    products = [seen.products / factor for seen in group]
+    rounded: dict[int, list[tuple[Tensor, float]]] = {}
+    found: list[dict[QuantFormat, FormatLoss]] = [{} for _ in group]
+    for fmt, stored in round_widths(weight, formats, rounding, curvature, judge).items():
+        error = stored.dequantize() - weight
+        energy = (flat @ error.T).square_().sum(0).to("cpu", torch.float64)
         block = None if activations is None or fmt.is_float else activations.block(fmt)
         if block is not None and activations is not None and block not in rounded:
-            rounded[block] = _activations(seen, activations, block, factor)
-        extra, extra_noise = (nothing, 0.0) if block is None else rounded[block]
-        found[fmt] = FormatLoss(squares, float(stderr), extra, float(noise), extra_noise)
+            rounded[block] = _activations(group, activations, block, factor)
+        start = 0
+        for place, seen in enumerate(group):
+            own = slice(start, start + len(seen.sample.rows))
+            start = own.stop
+            along = torch.einsum("roi,oi->ro", products[place], error[own]).square().to("cpu", torch.float64)
+            squares, _ = seen.sample.sum(along)
+            _, stderr = seen.sample.sum(along.sum(0))
+            noise, _ = seen.sample.sum(energy[own])
+            extra, extra_noise = (torch.zeros_like(squares), 0.0) if block is None else rounded[block][place]
+            found[place][fmt] = FormatLoss(squares, float(stderr), extra, float(noise), extra_noise)
     return found
 
 
-def _activations(seen: Seen, activations: Int8Activations, block: int, factor: Tensor) -> tuple[Tensor, float]:
-    """Squares ``[rows]`` from int8 activations, and the output noise they make."""
-    inputs = seen.inputs / factor
-    error = activations.round(inputs, block, routed=seen.routed).sub_(inputs).mul_(factor)
-    along = torch.linalg.vecdot(seen.slopes, error)
-    # the columns of the weight by the error as it was before scales were moved
+def _activations(
+    group: Sequence[Seen], activations: Int8Activations, block: int, factor: Tensor
+) -> list[tuple[Tensor, float]]:
+    """Of each tensor, squares ``[rows]`` from int8 activations, and the output noise they make."""
+    inputs = group[0].inputs / factor
+    # the errors as they are without the factor
+    error = activations.round(inputs, block, routed=group[0].routed).sub_(inputs).mul_(factor)
     energy = error.flatten(0, -2).square().sum(0)
-    return along.square().sum(-1).to("cpu", torch.float64), float(seen.weight.square().sum(0) @ energy)
+    return [
+        (
+            torch.linalg.vecdot(seen.slopes, error).square().sum(-1).to("cpu", torch.float64),
+            float(seen.weight.square().sum(0) @ energy),
+        )
+        for seen in group
+    ]

@@ -55,34 +55,27 @@ class Views:
         return {self.loaded.head: self.head_sample.rows.to(self.loaded.device)}
 
     def of(self, trace: LayerTrace, lookups: Sequence[Tensor] = ()) -> Iterator[Seen]:
-        """What the tensors of a trace saw, in order of execution.
+        """What the tensors of a trace saw, in order of execution; those with the same input share its tensor.
 
         Args:
             trace: of a layer, or of the head.
             lookups: where the trace is a tied head's, gradients ``[rows, seq_len, hidden]`` at its lookups by batch.
         """
         count = len(self.batches)
-        judge: tuple[Tensor, Tensor] | None = None
+        shared: dict[int, tuple[Tensor, Tensor]] = {}
         for spec in self.loaded.card.tensors:
             module = self.loaded.linear(spec.name)
             if module not in trace.inputs:
                 continue
             first = trace.inputs[module][0]
-            inputs = joined(trace.inputs[module][:count]).float()
-            if judge is None or judge[0] is not first:
+            if id(first) not in shared:
+                inputs = joined(trace.inputs[module][:count]).float()
                 flat = inputs.flatten(0, -2)
-                judge = first, flat.T @ flat / max(1, int(flat.any(1).sum()))
-            yield self._seen(spec.name, module, trace, inputs, judge[1], lookups[:count])
+                shared[id(first)] = inputs, flat.T @ flat / max(1, int(flat.any(1).sum()))
+            yield self._seen(spec.name, trace, *shared[id(first)], lookups[:count])
 
-    def _seen(
-        self,
-        name: str,
-        module: nn.Linear,
-        trace: LayerTrace,
-        inputs: Tensor,
-        judge: Tensor,
-        lookups: Sequence[Tensor],
-    ) -> Seen:
+    def _seen(self, name: str, trace: LayerTrace, inputs: Tensor, judge: Tensor, lookups: Sequence[Tensor]) -> Seen:
+        module = self.loaded.linear(name)
         rows, count = self.loaded.sites[name].rows, len(self.batches)
         weight = self.loaded.weight(name).float()
         gradients = joined(trace.gradients[module][:count]).float()

@@ -125,7 +125,7 @@ def test_half_the_output_features_say_nearly_the_same(
 def test_rounding_is_fitted_to_the_moments_given(
     qwen2: LoadedModel, calibration: CalibrationSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("qplan.folding.one_pass.FEW_TOKENS", 1)
+    monkeypatch.setattr("qplan.folding.curvatures.FEW_TOKENS", 1)
     nearest, _ = _table(qwen2, calibration, tmp_path / "a", fold=False)
     fitted, _ = _table(qwen2, calibration, tmp_path / "b", rounding="gptq", fold=False)
     name = qwen2.card.tensors[0].name
