@@ -58,7 +58,7 @@ def run_analyze(options: AnalyzeOptions, run: RunFolder, say: Say, progress: Pro
         seed=options.seed,
         context=loaded.card.context,
         vocabulary=loaded.card.vocabulary,
-        fit_tokens=options.fit_tokens,
+        fit_tokens=options.most_fit_tokens,
     )
     if options.restart:
         _discard(run)
@@ -69,9 +69,9 @@ def run_analyze(options: AnalyzeOptions, run: RunFolder, say: Say, progress: Pro
     jobs = options.jobs or (default_jobs() if options.device == "cpu" else 1)
     batch_size = options.batch_size or sequences_per_pass(loaded.card, calibration.seq_len)
     notes = (*context.notes, *notes, *text.notes)
-    if options.drawn is not None:
+    if options.effort == "quick":
         table = analyze_in_one_pass(
-            options, run, loaded, calibration, batch_size=batch_size, drawn=options.drawn, say=say, progress=progress
+            options, run, loaded, calibration, batch_size=batch_size, say=say, progress=progress
         )
         table = replace(table, notes=(*table.notes, *notes))
         calibration.write(run.calibration)
@@ -119,7 +119,7 @@ def run_analyze(options: AnalyzeOptions, run: RunFolder, say: Say, progress: Pro
         if options.rounding != "rtn":
             say(f"rounding tensors, {jobs} at a time")
         round_all(rounder, analysis.menu, jobs=jobs, progress=progress)
-        table = analyze(analysis, options.mode, say, progress)
+        table = analyze(analysis, "measured" if options.effort == "thorough" else options.mode, say, progress)
     if options.mode != "gradient":
         say("measuring whole plans: how losses add up")
         tokens = torch.from_numpy(calibration.tokens)
