@@ -10,6 +10,7 @@ from pathlib import Path
 from qplan import errors
 from qplan.artifact import sha256_json
 from qplan.errors import QplanError
+from qplan.mnn.build.skeleton import MARKER
 from reports.faults.fuzz.bench import Bench
 from reports.faults.fuzz.cases import Case, hostile_names
 from reports.faults.fuzz.runner import BUG, HANGS, Outcome, run
@@ -121,7 +122,7 @@ def _half_written(folder: Path, before: set[str]) -> list[str]:
     faults = []
     for name in sorted(_files(folder) - before):
         path = folder / name
-        if ".qplan-" in path.name or path.name.startswith("qplan-"):
+        if ".qplan-" in path.name or (path.name.startswith("qplan-") and path.name != MARKER):
             faults.append(f"left {name}")
         elif path.suffix == ".json" and path.is_file():
             try:
