@@ -31,7 +31,7 @@ def find_plan(name: str, run: RunFolder | None = None) -> FoundPlan:
         InputError: no such plan, or one that cannot be read; names the line.
     """
     for path in (Path(name), PlanFolder(Path(name)).plan):
-        if is_there(path):
+        if path.is_file():
             return FoundPlan(path, Plan.read(path))
     home = run or RunFolder.latest()
     path = PlanFolder(home.budget(name)).plan

@@ -105,6 +105,7 @@ def run_block(bench: Bench, first_seed: int, count: int) -> None:
     with tempfile.TemporaryDirectory(prefix="fuzz-") as temporary:
         judge = Judge(bench, Path(temporary))
         stdout = os.fdopen(os.dup(1), "w")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # native code may print as well
 
         def tell(value: object) -> None:
             stdout.write(json.dumps(value) + "\n")
