@@ -20,6 +20,10 @@ Mode = Literal["auto", "gradient", "measured"]
 """How losses are found: estimated from gradients, measured by running the model, or estimated and then measured where
 plans depend on them (``auto``)."""
 
+Effort = Literal["quick", "default", "thorough"]
+"""How much an analysis may take: one pass there and back with a sample of output features (``quick``), what the mode
+says (``default``), or a measurement of every loss (``thorough``)."""
+
 Folding = Literal["auto", "off"]
 """Whether scales may move between neighboring weights before anything is quantized."""
 

@@ -14,10 +14,10 @@ from qplan.cli.documents import analysis_document
 from qplan.cli.modes import with_modes
 from qplan.cli.tidy import tidied
 from qplan.formats import parse_formats
-from qplan.jobs.options import LOGITS_BYTES, MOST_SEQUENCES, AnalyzeOptions
+from qplan.jobs.options import FIT_TOKENS, LOGITS_BYTES, MOST_SEQUENCES, QUICK_FIT_TOKENS, AnalyzeOptions
 from qplan.roundings import HELP, ROUNDINGS
 from qplan.run.folder import RunFolder
-from qplan.settings import DTypeName, DynamicOption, Folding, Memory, Mode
+from qplan.settings import DTypeName, DynamicOption, Effort, Folding, Memory, Mode
 
 
 @with_modes("analyze")
@@ -53,6 +53,14 @@ def command(
             rich_help_panel=panels.LOSSES,
         ),
     ] = ",".join(fmt.name for fmt in AnalyzeOptions.formats),
+    effort: Annotated[
+        Effort,
+        typer.Option(
+            help="quick takes one pass there and back and rounds a sample of every tensor's output features, thorough "
+            "measures every loss, default does what --mode says.",
+            rich_help_panel=panels.LOSSES,
+        ),
+    ] = AnalyzeOptions.effort,
     mode: Annotated[
         Mode,
         typer.Option(
@@ -88,8 +96,13 @@ def command(
         ),
     ] = AnalyzeOptions.fold,
     fit_tokens: Annotated[
-        int,
-        typer.Option(metavar="N", help="Fit rounding to at most this many tokens.", rich_help_panel=panels.WEIGHTS),
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Fit rounding to at most this many tokens.",
+            show_default=f"{FIT_TOKENS}; {QUICK_FIT_TOKENS} with --effort quick",
+            rich_help_panel=panels.WEIGHTS,
+        ),
     ] = AnalyzeOptions.fit_tokens,
     max_context: Annotated[
         int | None,
@@ -164,6 +177,7 @@ def command(
 
     Examples:
         qplan analyze Qwen/Qwen2.5-0.5B-Instruct --calib my-text.jsonl
+        qplan analyze models/mine --effort quick
         qplan analyze models/mine --mode gradient --dtype bfloat16
     """
     options = AnalyzeOptions(
@@ -175,6 +189,7 @@ def command(
         formats=parse_formats(formats),
         memory=memory,
         dynamic_option=dynamic_option,
+        effort=effort,
         mode=mode,
         rounding=rounding,
         fold=fold,

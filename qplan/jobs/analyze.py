@@ -14,6 +14,7 @@ from qplan.jobs.additivity import measure_additivity
 from qplan.jobs.auto import analyze_auto
 from qplan.jobs.checks import check_analyze
 from qplan.jobs.model_context import check_context
+from qplan.jobs.one_pass import analyze_in_one_pass
 from qplan.jobs.options import LOGITS_BYTES, MOST_SEQUENCES, AnalyzeOptions
 from qplan.model.load import LoadedModel, load_model
 from qplan.notes import Note, note
@@ -57,7 +58,7 @@ def run_analyze(options: AnalyzeOptions, run: RunFolder, say: Say, progress: Pro
         seed=options.seed,
         context=loaded.card.context,
         vocabulary=loaded.card.vocabulary,
-        fit_tokens=options.fit_tokens,
+        fit_tokens=options.most_fit_tokens,
     )
     if options.restart:
         _discard(run)
@@ -68,6 +69,14 @@ def run_analyze(options: AnalyzeOptions, run: RunFolder, say: Say, progress: Pro
     jobs = options.jobs or (default_jobs() if options.device == "cpu" else 1)
     batch_size = options.batch_size or sequences_per_pass(loaded.card, calibration.seq_len)
     notes = (*context.notes, *notes, *text.notes)
+    if options.effort == "quick":
+        table = analyze_in_one_pass(
+            options, run, loaded, calibration, batch_size=batch_size, say=say, progress=progress
+        )
+        table = replace(table, notes=(*table.notes, *notes))
+        calibration.write(run.calibration)
+        table.write(run.sensitivity)
+        return table
     if options.fold == "auto" and options.dtype != "float32":
         notes += (note("folding-not-tried", dtype=options.dtype),)
     elif options.fold == "auto":
@@ -110,7 +119,7 @@ def run_analyze(options: AnalyzeOptions, run: RunFolder, say: Say, progress: Pro
         if options.rounding != "rtn":
             say(f"rounding tensors, {jobs} at a time")
         round_all(rounder, analysis.menu, jobs=jobs, progress=progress)
-        table = analyze(analysis, options.mode, say, progress)
+        table = analyze(analysis, "measured" if options.effort == "thorough" else options.mode, say, progress)
     if options.mode != "gradient":
         say("measuring whole plans: how losses add up")
         tokens = torch.from_numpy(calibration.tokens)

@@ -16,13 +16,16 @@ from qplan.formats import DEFAULT_FORMATS, QuantFormat
 from qplan.mnn.engines import EngineTarget, EngineVersion
 from qplan.report.words import Language
 from qplan.roundings import check_rounding
-from qplan.settings import DTypeName, DynamicOption, Folding, Memory, Mode
+from qplan.settings import DTypeName, DynamicOption, Effort, Folding, Memory, Mode
 
 LOGITS_BYTES = 640 << 20
 """Bytes of FP32 logits in a pass, unless the user gives the number of sequences."""
 
 MOST_SEQUENCES = 4
 """Most sequences in a pass, unless the user gives their number: gradients hold several copies of the logits."""
+
+FIT_TOKENS, QUICK_FIT_TOKENS = 32768, 8192
+"""Most tokens that rounding is fitted to, and with effort quick."""
 
 MOST = 2**31 - 1
 """Largest count that options take: libraries below hold counts in 32 bits."""
@@ -42,11 +45,12 @@ class AnalyzeOptions:
     seed: int = 0
     formats: tuple[QuantFormat, ...] = DEFAULT_FORMATS
     memory: Memory = "low"
+    effort: Effort = "default"
     mode: Mode = "auto"
     rounding: str = "auto"
     fold: Folding = "auto"
-    fit_tokens: int = 32768
-    """Most tokens that rounding is fitted to."""
+    fit_tokens: int | None = None
+    """Most tokens that rounding is fitted to; None for `FIT_TOKENS`, or `QUICK_FIT_TOKENS` with effort quick."""
     jobs: int | None = None
     """Tensors to round at a time; None for one per CPU core, or 1 on a GPU."""
     dynamic_option: DynamicOption = 0
@@ -69,7 +73,7 @@ class AnalyzeOptions:
             InputError: about the first; the message gives value, limit and remedy.
         """
         least = {"--samples": (self.samples, 1), "--seq-len": (self.seq_len, 2), "--seed": (self.seed, 0)}
-        least |= {"--fit-tokens": (self.fit_tokens, 1)}
+        least |= {"--fit-tokens": (self.fit_tokens, 1)} if self.fit_tokens is not None else {}
         least |= {"--jobs": (self.jobs, 1)} if self.jobs is not None else {}
         least |= {"--max-context": (self.max_context, 2)} if self.max_context is not None else {}
         least |= {"--batch-size": (self.batch_size, 1)} if self.batch_size is not None else {}
@@ -77,6 +81,9 @@ class AnalyzeOptions:
         check_rounding(self.rounding)
         if _DEVICE.fullmatch(self.device) is None:
             msg = f"--device {self.device!r} is not understood; write cpu, cuda, cuda:1 or mps"
+            raise InputError(msg)
+        if self.effort != "default" and self.mode != "auto":
+            msg = f"--effort {self.effort} --mode {self.mode}: an effort chooses the mode; leave one of them out"
             raise InputError(msg)
         if self.dtype != "float32" and self.mode != "gradient":
             msg = (
@@ -88,6 +95,13 @@ class AnalyzeOptions:
         if self.dynamic_option == 2 and self.memory != "low":
             msg = f"--dynamic-option 2 has no effect under --memory {self.memory}; leave one of them out"
             raise InputError(msg)
+
+    @property
+    def most_fit_tokens(self) -> int:
+        """Most tokens that rounding is fitted to."""
+        if self.fit_tokens is not None:
+            return self.fit_tokens
+        return QUICK_FIT_TOKENS if self.effort == "quick" else FIT_TOKENS
 
 
 @dataclass(frozen=True, kw_only=True)

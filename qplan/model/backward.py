@@ -37,27 +37,31 @@ class Observer(Protocol):
 
 
 @dataclass
-class _Trace:
-    """What hooks see in one forward pass and its backward passes."""
-
-    observer: Observer
-    tied_head: nn.Linear | None
-    """Shown to the observer last: it needs the gradient at the lookups, which comes at the end."""
-    inputs: dict[nn.Linear, Tensor] = field(default_factory=dict)
-    embedded: Tensor | None = None
+class GraphStart:
     """The embedding's output, where the graph begins."""
-    folded: Tensor | None = None
+
+    tied: bool
+    """Whether the head is the embedding's matrix, so that gradients at its lookups matter."""
+    folded: Tensor | None
     """Factor ``[hidden]`` of the lookups, where a tied head is folded."""
+    output: Tensor | None = None
+    """The leaf ``[rows, seq_len, hidden]``, once tokens were looked up."""
     scale: Tensor | float = 1.0
     """What the embedding multiplies rows by: in Gemma the square root of its width, times `folded`."""
-    reached: set[nn.Linear] = field(default_factory=set)
-    """Linears that a gradient reached."""
-    head_gradient: Tensor | None = None
 
-    def embed(self, module: nn.Embedding, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        """Start the graph at the embedding's output."""
-        if self.tied_head is not None:
-            looked_up = functional.embedding(args[0], module.weight)
+    @classmethod
+    def of(cls, loaded: LoadedModel) -> GraphStart:
+        """The start of a model's graph, to be registered as a forward hook of its embedding."""
+        return cls(loaded.card.tensor(loaded.architecture.head).tied, loaded.embedding_scale)
+
+    def __call__(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        """Start the graph at the embedding's output.
+
+        Raises:
+            MeasurementError: a tied embedding does more than look rows up and scale them.
+        """
+        if self.tied:
+            looked_up = functional.embedding(args[0], module.get_parameter("weight"))
             factor = 1.0 if self.folded is None else self.folded
             scaled = (looked_up * factor).float()
             constant = float(torch.linalg.vecdot(output.float(), scaled).sum() / scaled.square().sum())
@@ -66,8 +70,23 @@ class _Trace:
             if not torch.allclose(output.float(), constant * scaled, rtol=tolerance, atol=1e-6, equal_nan=True):
                 msg = "the embedding does more than look rows up and scale them; use --mode measured"
                 raise MeasurementError(msg)
-        self.embedded = output.detach().requires_grad_()
-        return self.embedded
+        self.output = output.detach().requires_grad_()
+        return self.output
+
+
+@dataclass
+class _Trace:
+    """What hooks see in one forward pass and its backward passes."""
+
+    observer: Observer
+    tied_head: nn.Linear | None
+    """Shown to the observer last: it needs the gradient at the lookups, which comes at the end."""
+    start: GraphStart
+    """The embedding, where the graph begins."""
+    inputs: dict[nn.Linear, Tensor] = field(default_factory=dict)
+    reached: set[nn.Linear] = field(default_factory=set)
+    """Linears that a gradient reached."""
+    head_gradient: Tensor | None = None
 
     def see(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         """See a linear forwards."""
@@ -89,7 +108,7 @@ class _Trace:
     def see_lookups(self, gradient: Tensor) -> None:
         """See the embedding's output backwards."""
         if self.tied_head is not None and self.head_gradient is not None:
-            lookups = gradient * self.scale
+            lookups = gradient * self.start.scale
             self.observer.backward(self.tied_head, self.inputs[self.tied_head], self.head_gradient, lookups)
 
 
@@ -118,23 +137,23 @@ def sampled_backward(
     """
     names = [spec.name for spec in loaded.card.tensors] if tensors is None else list(tensors)
     linears = list(dict.fromkeys(loaded.linear(name) for name in names))
-    tied = loaded.card.tensor(loaded.architecture.head).tied
-    trace = _Trace(observer, loaded.head if tied else None, folded=loaded.embedding_scale)
+    start = GraphStart.of(loaded)
+    trace = _Trace(observer, loaded.head if start.tied else None, start)
     with ExitStack() as stack:
-        stack.callback(loaded.embedding.register_forward_hook(trace.embed).remove)
+        stack.callback(loaded.embedding.register_forward_hook(start).remove)
         for linear in linears:
             stack.callback(linear.register_forward_hook(trace.see).remove)
         with torch.enable_grad():
             logits: Tensor = loaded.model(input_ids=tokens.to(loaded.device), use_cache=False).logits
-    if trace.embedded is None:
+    if start.output is None:
         msg = "the model did not look its tokens up in its embedding; the calibration cannot reach its layers"
         raise MeasurementError(msg)
     _check_reached(loaded, names, trace.inputs.keys())
-    probabilities, nll = _probabilities(logits.detach(), tokens)
+    probabilities, nll = probabilities_of(logits.detach(), tokens)
     for index, seed in enumerate(seeds):
-        slope = _log_likelihood_slope(probabilities, seed)
+        slope = log_likelihood_slope(probabilities, seed)
         last = index == len(seeds) - 1
-        (lookups,) = torch.autograd.grad(logits, trace.embedded, slope.to(logits.dtype), retain_graph=not last)
+        (lookups,) = torch.autograd.grad(logits, start.output, slope.to(logits.dtype), retain_graph=not last)
         _check_reached(loaded, names, trace.reached)
         trace.see_lookups(lookups)
     return nll
@@ -147,7 +166,7 @@ def _check_reached(loaded: LoadedModel, names: Sequence[str], modules: Collectio
             raise MeasurementError(msg)
 
 
-def _probabilities(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+def probabilities_of(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """Next-token probabilities ``[rows, seq_len, vocabulary]`` and the text's negative log-likelihood."""
     log_p = torch.log_softmax(logits.to(torch.float32), -1)
     if not torch.isfinite(log_p).all():
@@ -158,7 +177,7 @@ def _probabilities(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
     return log_p.exp_(), nll.cpu().to(torch.float64)
 
 
-def _log_likelihood_slope(probabilities: Tensor, seed: int) -> Tensor:
+def log_likelihood_slope(probabilities: Tensor, seed: int) -> Tensor:
     """Gradient ``onehot(label) - p`` of log p(label) with respect to the logits, labels drawn from p."""
     cumulative = probabilities.cumsum(-1)
     generator = torch.Generator().manual_seed(seed)

@@ -13,17 +13,18 @@ whole row, only those of a part of it; everything else is a product of matrices.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from qplan.formats import QuantFormat
-from qplan.quantize.codes import to_levels
+from qplan.quantize.codes import extreme_levels, to_levels
 from qplan.quantize.curvature import Curvature, Ordered
 from qplan.quantize.grid import Grid, storable
 from qplan.quantize.range_search import search_grid
-from qplan.quantize.stored import IntTensor, StoredTensor, by_rows, store_float
+from qplan.quantize.stored import IntTensor, StoredTensor, stacked, store_float
 
 SWEEPS = 3
 """Passes of refinement after GPTQ; each costs about as much as GPTQ itself."""
@@ -44,26 +45,43 @@ def gptq(weight: Tensor, fmt: QuantFormat, curvature: Curvature, *, sweeps: int 
     """
     if fmt.is_float:
         return store_float(weight, fmt)
+    return gptq_widths(weight, (fmt,), curvature, sweeps=sweeps)[0]
 
-    ordered = curvature.ordered(fmt.block_size(weight.shape[1]))
+
+def gptq_widths(
+    weight: Tensor, formats: Sequence[QuantFormat], curvature: Curvature, *, sweeps: int = SWEEPS
+) -> list[IntTensor]:
+    """Store ``weight [out, in]`` in several formats that differ in their width alone.
+
+    They share every step through the columns, which is what takes the time where rows are few.
+
+    Args:
+        weight: the matrix.
+        formats: integer formats, the same but for their bits.
+        curvature: of the inputs.
+        sweeps: passes of refinement.
+    """
+    ordered = curvature.ordered(formats[0].block_size(weight.shape[1]))
     columns, blocks = ordered.columns.argsort(), ordered.blocks.argsort()
-
-    def store(rows: Tensor) -> IntTensor:
-        work = _Rows.feedback(rows[:, ordered.columns], fmt, ordered)
+    parts: list[list[IntTensor]] = [[] for _ in formats]
+    for rows in weight.split(max(1, _CHUNK_ROWS // len(formats))):
+        work = _Rows.feedback(rows.to(torch.float32)[:, ordered.columns], formats, ordered)
         for _ in range(sweeps):
             work.sweep()
-        found = work.store()
-        zero = None if found.zero is None else found.zero[:, blocks]
-        return IntTensor(fmt, found.codes[:, columns], found.scale[:, blocks], zero)
-
-    return by_rows(weight, store, _CHUNK_ROWS * weight.shape[1])
+        for part, found in zip(parts, work.store(), strict=True):
+            zero = None if found.zero is None else found.zero[:, blocks]
+            part.append(IntTensor(found.format, found.codes[:, columns], found.scale[:, blocks], zero))
+    return [stacked(part) for part in parts]
 
 
 @dataclass
 class _Rows:
-    """Some rows while they are being rounded, transposed."""
+    """Some rows while they are being rounded, transposed: once for every format, side by side."""
 
-    format: QuantFormat
+    formats: Sequence[QuantFormat]
+    """They differ in their width alone."""
+    nearest: Callable[[Tensor], Tensor]
+    """Rounds steps ``[..., rows]`` to levels, in place."""
     hessian: Tensor
     """Damped, ``[in, in]``."""
     weight: Tensor
@@ -76,11 +94,13 @@ class _Rows:
     """``[n_blocks, rows]``."""
 
     @classmethod
-    def feedback(cls, weight: Tensor, fmt: QuantFormat, ordered: Ordered) -> _Rows:
+    def feedback(cls, weight: Tensor, formats: Sequence[QuantFormat], ordered: Ordered) -> _Rows:
         """Round ``weight [rows, in]``, its columns in order, by GPTQ."""
-        work = weight.T.contiguous()
-        blocks = (len(work) // fmt.block_size(len(work)), len(weight))
-        rows = cls(fmt, ordered.hessian, work, torch.empty_like(work), work.new_empty(blocks), work.new_empty(blocks))
+        work = weight.T.repeat(1, len(formats))
+        blocks = (len(work) // formats[0].block_size(len(work)), work.shape[1])
+        scale, zero = work.new_empty(blocks), work.new_empty(blocks)
+        nearest = _to_levels(formats, len(weight), work.device)
+        rows = cls(formats, nearest, ordered.hessian, work, torch.empty_like(work), scale, zero)
         work = work.clone()
         for index in range(blocks[0]):
             span = rows.span(index)
@@ -90,11 +110,12 @@ class _Rows:
 
     def _round_block(self, index: int, block: Tensor, factor: Tensor) -> Tensor:
         """Search a block's grid, round its columns, and return their errors ``[block, rows]`` over the diagonal."""
-        span, nearest = self.span(index), to_levels(self.format)
+        span, nearest = self.span(index), self.nearest
         importance = self.hessian.diagonal()[span].view(1, 1, -1)
-        grid = search_grid(block.T.contiguous().unsqueeze(1), importance, self.format)
-        scale, zero = grid.scale.squeeze(1), grid.zero.squeeze(1)
-        self.scale[index], self.zero[index] = scale, zero
+        for fmt, own in self._by_format():
+            grid = search_grid(block[:, own].T.contiguous().unsqueeze(1), importance, fmt)
+            self.scale[index, own], self.zero[index, own] = grid.scale.squeeze(1), grid.zero.squeeze(1)
+        scale, zero = self.scale[index], self.zero[index]
         signed, errors, inverse = self.signed[span], torch.empty_like(block), _inverse(scale)
         for part in _parts(len(block)):
             for column in range(part.start, part.stop):
@@ -130,7 +151,7 @@ class _Rows:
         # H times any values q s + z is (H q) s + (H 1) z
         weighted, ones = local @ codes, local.sum(1, keepdim=True)
         target = torch.addcmul(pull, weighted, scale).addcmul_(ones, zero)
-        fresh = _solve_block(codes, target, weighted, ones, self.format)
+        fresh = _solve_block(codes, target, weighted, ones, self.formats[0])
         wider, higher = fresh.scale - scale, fresh.zero - zero
         step = torch.addcmul(higher, codes, wider)
         moved = (weighted * wider).addcmul_(ones, higher)
@@ -147,7 +168,7 @@ class _Rows:
         Returns:
             how the values moved, ``[block, rows]``; ``pull`` is used up.
         """
-        span, nearest = self.span(index), to_levels(self.format)
+        span, nearest = self.span(index), self.nearest
         local, signed, scale = self.hessian[span, span], self.signed[span], self.scale[index]
         inverse, steps = _inverse(scale), torch.empty_like(signed)
         for part in _parts(len(signed)):
@@ -166,10 +187,26 @@ class _Rows:
         size = len(self.weight) // len(self.scale)
         return slice(index * size, (index + 1) * size)
 
-    def store(self) -> IntTensor:
-        """The rows as MNN stores them."""
-        signed = self.signed.T.reshape(self.weight.shape[1], len(self.scale), -1)
-        return Grid(self.format, self.scale.T.contiguous(), self.zero.T.contiguous()).store(signed)
+    def store(self) -> Iterator[IntTensor]:
+        """The rows as MNN stores them, in each format."""
+        for fmt, own in self._by_format():
+            signed = self.signed[:, own].T.reshape(own.stop - own.start, len(self.scale), -1)
+            yield Grid(fmt, self.scale[:, own].T.contiguous(), self.zero[:, own].T.contiguous()).store(signed)
+
+    def _by_format(self) -> Iterator[tuple[QuantFormat, slice]]:
+        """Where the rows of each format are."""
+        rows = self.weight.shape[1] // len(self.formats)
+        for number, fmt in enumerate(self.formats):
+            yield fmt, slice(number * rows, (number + 1) * rows)
+
+
+def _to_levels(formats: Sequence[QuantFormat], rows: int, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """Rounds steps ``[..., formats * rows]`` to their nearest levels, in place."""
+    if len(formats) == 1:
+        return to_levels(formats[0])
+    bounds = torch.tensor([extreme_levels(fmt) for fmt in formats], dtype=torch.float32, device=device)
+    low, high = bounds.repeat_interleave(rows, 0).T.contiguous()
+    return lambda steps: steps.round_().clamp_(low, high)
 
 
 def _parts(columns: int) -> list[slice]:

@@ -6,19 +6,18 @@ of all tokens between two layers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from qplan.errors import MeasurementError
 from qplan.model.backward import sampled_backward
+from qplan.model.layerwise import WayThere, names_by_linear
 from qplan.model.load import LoadedModel
-from qplan.model.replace import with_forward
 from qplan.run.moments import StoredMoments, write_matrix
 from qplan.settings import Progress
 
@@ -40,6 +39,11 @@ class Moments(StoredMoments):
             msg = f"{tensor} has no second moments: no calibration token reached it; use --rounding rtn"
             raise MeasurementError(msg)
         return torch.from_numpy(self.read(tensor))
+
+    def add_lookups(self, head: str, lookups: Tensor) -> None:
+        """Add ``E[l l']`` to a tied head's moments, of gradients ``l [..., hidden]`` at the embedding's output."""
+        rows = lookups.flatten(0, -2).to("cpu", torch.float32)
+        write_matrix(self.folder, self.key_of[head], (self.of(head) + rows.T @ rows / len(rows)).numpy())
 
 
 def gather_moments(
@@ -73,19 +77,44 @@ def gather_moments(
     Raises:
         MeasurementError: an input that is not finite.
     """
-    batches = tokens.split(batch_size)
+    head = loaded.architecture.head
+
+    def finish(sums: _Sums) -> None:
+        if head in sums.key_of and loaded.card.tensor(head).tied:
+            sums.add_lookups(loaded, tokens, batch_size)
+
+    found = _gather(WayThere(loaded, tokens.split(batch_size)), 0, folder, finish, progress)
+    found.write_index(inputs)
+    return found
+
+
+def gather_on_the_way(way: WayThere, first: int, folder: Path, *, progress: Progress | None = None) -> Moments:
+    """The same on a way whose first batches are not counted; `Moments.add_lookups` and the index are left to do.
+
+    Args:
+        way: the model and its batches.
+        first: how many batches are only passed on.
+        folder: where to write one file per matrix.
+        progress: called after each batch of each layer.
+
+    Raises:
+        MeasurementError: an input that is not finite.
+    """
+    return _gather(way, first, folder, lambda _sums: None, progress)
+
+
+def _gather(
+    way: WayThere, first: int, folder: Path, finish: Callable[[_Sums], None], progress: Progress | None
+) -> Moments:
     key_of: dict[str, str] = {}
     reached: dict[str, int] = {}
-    for sums in _layer_by_layer(loaded, batches, progress):
-        if loaded.architecture.head in sums.key_of and loaded.card.tensor(loaded.architecture.head).tied:
-            sums.add_lookups(loaded, tokens, batch_size)
+    for sums in _layer_by_layer(way, first, progress):
+        finish(sums)
         for key in sums.totals:
             write_matrix(folder, key, sums.mean(key).numpy())
         key_of |= sums.key_of
         reached |= sums.tokens()
-    found = Moments(folder, key_of, reached)
-    found.write_index(inputs)
-    return found
+    return Moments(folder, key_of, reached)
 
 
 @dataclass
@@ -160,47 +189,19 @@ class _Lookups:
             self.total = self.total + (rows.T @ rows).cpu().to(torch.float64)
 
 
-def _layer_by_layer(loaded: LoadedModel, batches: Sequence[Tensor], progress: Progress | None) -> Iterator[_Sums]:
-    """Sums of the decoder layers' inputs and of the head's; every layer computes once per batch."""
-    layers = loaded.layers
-    outputs: list[Any] = [None] * len(batches)
-    steps = (len(layers) + 1) * len(batches)
-    for index in range(len(layers) + 1):
-        sums = _Sums(_linears(loaded, index if index < len(layers) else None))
+def _layer_by_layer(way: WayThere, first: int, progress: Progress | None) -> Iterator[_Sums]:
+    """Sums of the decoder layers' inputs and of the head's, over all batches but so many first ones."""
+    count, batches = len(way.loaded.layers), len(way.batches)
+    for index in range(count + 1):
+        sums = _Sums(names_by_linear(way.loaded, index))
+        for number in range(first if index < count else 0):
+            way.run(index, number)
         with ExitStack() as stack:
             for module in sums.names:
                 stack.callback(module.register_forward_pre_hook(sums.see).remove)
-            for number, batch in enumerate(batches):
+            for number in range(first, batches):
                 sums.begin_batch()
-                _run_layer(loaded, index, batch, outputs, number)
+                way.run(index, number)
                 if progress is not None:
-                    progress(index * len(batches) + number + 1, steps)
+                    progress(index * batches + number + 1, (count + 1) * batches)
         yield sums
-
-
-def _run_layer(loaded: LoadedModel, index: int, batch: Tensor, outputs: list[Any], number: int) -> None:
-    """Compute one decoder layer, or the head behind the last one, from what the layer before it returned."""
-
-    def keep(_module: nn.Module, _args: object, output: object) -> None:
-        outputs[number] = output
-
-    def passed(*_args: object, **_kwargs: object) -> object:
-        return outputs[number]
-
-    with ExitStack() as stack:
-        for other, layer in enumerate(loaded.layers):
-            if other == index:
-                stack.callback(layer.register_forward_hook(keep).remove)
-            else:
-                stack.enter_context(with_forward(layer, passed))
-        if index < len(loaded.layers):
-            stack.enter_context(with_forward(loaded.head, lambda x: x[..., :1]))
-        loaded.logits(batch)
-
-
-def _linears(loaded: LoadedModel, layer: int | None) -> dict[nn.Linear, list[str]]:
-    modules: dict[nn.Linear, list[str]] = {}
-    for spec in loaded.card.tensors:
-        if spec.layer == layer:
-            modules.setdefault(loaded.linear(spec.name), []).append(spec.name)
-    return modules

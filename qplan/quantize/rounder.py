@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from qplan.model.load import LoadedModel
 from qplan.notes import Note, few, note
 from qplan.quantize import IntTensor, StoredTensor, rtn
 from qplan.quantize.curvature import Curvature
+from qplan.quantize.gptq import gptq_widths
 from qplan.quantize.methods import round_with
 from qplan.quantize.moments import Moments
 from qplan.quantize.stored_cache import StoredCache
@@ -99,9 +100,52 @@ class Rounder:
             return rtn(weight, fmt)
         with one_thread():
             curvature, judge = self._prepared.of(self.moments, self.judge, name, weight.device)
-            if judge is None:
-                return round_with(self.rounding, weight, fmt, curvature)
-            return best_rows(weight, [round_with(how, weight, fmt, curvature) for how in CANDIDATES], judge)
+            return round_rows(weight, fmt, self.rounding, curvature, judge)
+
+
+def round_rows(
+    weight: Tensor, fmt: QuantFormat, rounding: str, curvature: Curvature | None, judge: Tensor | None
+) -> StoredTensor:
+    """Store ``weight [out, in]``, any rows of a matrix, in a format; see `round_widths`."""
+    return round_widths(weight, (fmt,), rounding, curvature, judge)[fmt]
+
+
+def round_widths(
+    weight: Tensor, formats: Sequence[QuantFormat], rounding: str, curvature: Curvature | None, judge: Tensor | None
+) -> dict[QuantFormat, StoredTensor]:
+    """Store ``weight [out, in]``, any rows of a matrix, in several formats.
+
+    Args:
+        weight: the rows.
+        formats: any formats; floats are stored as they are.
+        rounding: one of `qplan.roundings.ROUNDINGS`.
+        curvature: of the inputs that it is fitted to; needed unless the rounding fits to nothing.
+        judge: moments ``[in, in]`` of other tokens, by which ``auto`` chooses; without, it takes its first candidate.
+    """
+    names = CANDIDATES if rounding == "auto" and judge is not None else (rounding,)
+    found: dict[QuantFormat, StoredTensor] = {}
+    for fmt in formats:
+        if fmt.is_float:
+            found[fmt] = round_with("rtn", weight, fmt)
+    alike: dict[QuantFormat, list[QuantFormat]] = {}
+    for fmt in formats:
+        if not fmt.is_float:
+            alike.setdefault(replace(fmt, bits=8), []).append(fmt)
+    for same in alike.values():
+        candidates = [_round_alike(name, weight, same, curvature) for name in names]
+        for index, fmt in enumerate(same):
+            rivals = [candidate[index] for candidate in candidates]
+            found[fmt] = rivals[0] if judge is None or len(rivals) == 1 else best_rows(weight, rivals, judge)
+    return found
+
+
+def _round_alike(
+    name: str, weight: Tensor, formats: Sequence[QuantFormat], curvature: Curvature | None
+) -> Sequence[StoredTensor]:
+    """Round to formats that differ in their width alone."""
+    if name == "gptq" and curvature is not None and len(formats) > 1:
+        return gptq_widths(weight, formats, curvature)
+    return [round_with(name, weight, fmt, curvature) for fmt in formats]
 
 
 @contextmanager

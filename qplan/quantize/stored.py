@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -100,7 +100,11 @@ def by_rows(weight: Tensor, store: Callable[[Tensor], IntTensor], elements: int 
     Many passes over a few rows are faster than over all of them, and need little memory.
     """
     rows = max(1, elements // weight.shape[1])
-    parts = [store(chunk.to(torch.float32)) for chunk in weight.split(rows)]
+    return stacked([store(chunk.to(torch.float32)) for chunk in weight.split(rows)])
+
+
+def stacked(parts: Sequence[IntTensor]) -> IntTensor:
+    """Rows in one format, one part under the other."""
     zeros = [part.zero for part in parts if part.zero is not None]
     return IntTensor(
         parts[0].format,

@@ -68,6 +68,12 @@ class Conditions:
     """Times that labels are sampled for each sequence, where gradients are used."""
     dynamic_option: DynamicOption = 0
     """MNN's ``dynamic_option`` that int8 activations are rounded with: a scale per token, or per block (2)."""
+    drawn: int | None = None
+    """Output features of every tensor that losses are estimated from; None for all."""
+
+    def to_json(self) -> dict[str, object]:
+        """As JSON values; without what tables of earlier versions do not have, so that their hashes stay."""
+        return {key: value for key, value in asdict(self).items() if key != "drawn" or value is not None}
 
 
 @dataclass(frozen=True)
@@ -186,7 +192,7 @@ class SensitivityTable:
     def _meta(self) -> dict[str, object]:
         return {
             "model": self.model.to_json(),
-            "conditions": asdict(self.conditions),
+            "conditions": self.conditions.to_json(),
             "reference_nll_nats": self.reference_nll_nats,
             "notes": [note.to_json() for note in self.notes],
             "joint": [asdict(point) for point in self.joint],

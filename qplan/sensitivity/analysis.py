@@ -149,6 +149,7 @@ def open_analysis(
     draws: int = 1,
     dynamic_option: DynamicOption = 0,
     rounder: Rounder | None = None,
+    drawn: int | None = None,
     journal: Path | None = None,
 ) -> Iterator[Analysis]:
     """Start an analysis, or resume the one in a journal; all modes share a journal.
@@ -162,6 +163,7 @@ def open_analysis(
         draws: how often labels are sampled for each sequence, where gradients are used.
         dynamic_option: MNN's setting that int8 activations are rounded with.
         rounder: chooses the integers; None rounds to nearest.
+        drawn: output features of every tensor that losses are estimated from; None for all.
         journal: file that measurements are appended to; a run with the journal of an interrupted one resumes it.
 
     Raises:
@@ -182,6 +184,7 @@ def open_analysis(
         draws=draws,
         rounding="rtn" if rounder is None else rounder.rounding,
         dynamic_option=dynamic_option,
+        drawn=drawn,
     )
     fingerprint = {
         "model": loaded.card.sha256,
@@ -199,6 +202,8 @@ def open_analysis(
         "dtype": str(loaded.embedding.weight.dtype).removeprefix("torch."),
         "table schema": _ROWS_SCHEMA,
     }
+    if drawn is not None:
+        fingerprint["output features drawn"] = drawn
     batches = torch.from_numpy(calibration.tokens).split(batch_size)
     opened = nullcontext(Memo()) if journal is None else Journal(journal, fingerprint)
     with opened as kept:

@@ -164,6 +164,7 @@ def test_sensitivity_parquet_and_the_journal(tmp_path: Path) -> None:
     table = replace(
         make_table(), joint=(JointPoint("normal", 1e-3, 1e-3),), notes=(note("wide-scales", engine="3.5.0"),)
     )
+    table = replace(table, conditions=replace(table.conditions, drawn=64))
     table.write(tmp_path / "sensitivity.parquet")
     found = pq.read_table(tmp_path / "sensitivity.parquet")
     section = keys(FILES, "sensitivity.parquet")

@@ -1,0 +1,57 @@
+"""The curvatures that one layer's tensors are rounded by, each made once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from qplan.quantize.curvature import Curvature
+from qplan.quantize.moments import Moments
+from qplan.quantize.rounder import FEW_TOKENS
+from qplan.sensitivity.layer_losses import Seen
+
+
+@dataclass
+class LayerCurvatures:
+    """Curvatures of a layer's inputs, as they are and divided by the factors of a fold."""
+
+    moments: Moments | None
+    """Of the inputs that rounding is fitted to, without a tied head's lookups; None to fit to nothing."""
+    rounding: str
+    """One of `qplan.roundings.ROUNDINGS`."""
+    lookups: Tensor | None = None
+    """``[tokens, hidden]``: gradients at a tied head's lookups, of the same windows; None elsewhere."""
+    _kept: dict[str, Curvature] = field(default_factory=dict)
+    _folded: dict[str, Curvature] = field(default_factory=dict)
+
+    def of(self, seen: Seen, columns: Tensor | None, *, rough: bool = False) -> tuple[str, Curvature | None]:
+        """How a tensor is rounded, and the curvature that this is fitted to.
+
+        Args:
+            seen: the tensor.
+            columns: factors of its columns; None if they stay as they are.
+            rough: whether columns are ordered and H is damped as without the factors, which costs next to nothing.
+        """
+        if self.moments is None:
+            return self.rounding, None
+        if min(self.moments.tokens[seen.name], int(seen.inputs.any(-1).sum())) < FEW_TOKENS:
+            return "rtn", None
+        key = self.moments.key_of[seen.name]
+        if key not in self._kept:
+            self._kept[key] = Curvature(self._matrix(seen, self.moments), precision=torch.float32)
+        given = self._kept[key]
+        if columns is None:
+            return self.rounding, given
+        if rough:
+            return self.rounding, given.scaled(columns)
+        if key not in self._folded:
+            self._folded[key] = Curvature(given.moments / columns.outer(columns), precision=torch.float32)
+        return self.rounding, self._folded[key]
+
+    def _matrix(self, seen: Seen, moments: Moments) -> Tensor:
+        matrix = moments.of(seen.name).to(seen.weight.device)
+        if self.lookups is not None:
+            matrix += self.lookups.T @ self.lookups / len(self.lookups)
+        return matrix

@@ -1,0 +1,251 @@
+"""Losses of every format, and the folds that pay, from one pass there and one back; see `qplan.model.layerwise`.
+
+On the way there the inputs' second moments are gathered that rounding is fitted to. On the way back, where everything
+that a layer's linears saw is at hand, its sites' scales are fitted (`qplan.folding.fit`), a sample of output features
+is rounded as the run rounds, with and without the scales, and the better of the two is estimated in every format
+(`qplan.sensitivity.layer_losses`). A tied head comes last, since its lookups' gradients do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qplan.folding.curvatures import LayerCurvatures
+from qplan.folding.evidence import Evidence
+from qplan.folding.fit import expected_loss, fit_scales
+from qplan.folding.fold import FoldSite, fold_sites
+from qplan.folding.witness import Witness
+from qplan.formats import QuantFormat
+from qplan.model.layerwise import LayerTrace, WayBack
+from qplan.quantize.curvature import Curvature
+from qplan.quantize.moments import Moments
+from qplan.run.fold_draft import FoldDraft
+from qplan.run.journal import ReferenceRecord, cell_of
+from qplan.run.measurement import Measurement
+from qplan.sensitivity.analysis import Analysis
+from qplan.sensitivity.layer_losses import FormatLoss, Seen, losses_of
+from qplan.sensitivity.views import Views
+from qplan.settings import Memory, Progress, memories_of
+from qplan.uniform import uniform_formats
+
+_ORIGINAL, _FOLDED = "original", "folded"
+
+BITS = (8, 4)
+"""Widths of the uniform models whose losses decide about a fold."""
+
+
+@dataclass
+class OnePass:
+    """The way back of one analysis."""
+
+    analysis: Analysis
+    witnesses: Sequence[Tensor]
+    """Token ids that scales are fitted to, int64 ``[rows, seq_len]`` each."""
+    moments: Moments | None
+    """Of the inputs that rounding is fitted to, without those of a tied head's lookups; None to round to nearest."""
+    drawn: int
+    """Output features to draw of every tensor."""
+    fold: bool
+    """Whether scales may move."""
+    draft: FoldDraft
+    """Keeps what was decided about sites."""
+    keep: Callable[[Seen, Tensor | None], None] | None = None
+    """Called once per tensor, with the factors of its columns."""
+
+    def run(self, way: WayBack, progress: Progress | None = None) -> None:
+        """Go back; what is known already is left as it is."""
+        held: LayerTrace | None = None
+        layers = len(self.analysis.loaded.layers)
+        for done, trace in enumerate(way.traces(), 1):
+            if trace.index == layers:
+                self._keep_reference(way)
+                held = trace
+            else:
+                self._layer(trace, ())
+            if progress is not None:
+                progress(done, layers + 1)
+        if held is not None:
+            self._layer(held, way.lookups)
+
+    def _keep_reference(self, way: WayBack) -> None:
+        for batch, nll in enumerate(way.nll[: len(self.analysis.batches)]):
+            if batch not in self.analysis.kept.references:
+                self.analysis.kept.add_reference(ReferenceRecord(batch, len(nll), float(nll.mean())))
+
+    @cached_property
+    def views(self) -> Views:
+        """Looks at traces for losses."""
+        return Views(self.analysis.loaded, self.analysis.batches, self.drawn, self.analysis.conditions.seed)
+
+    @cached_property
+    def _witness(self) -> Witness:
+        return Witness(self.analysis.loaded, len(self.analysis.batches), self.witnesses)
+
+    @cached_property
+    def _sites(self) -> dict[str, FoldSite]:
+        """Sites by each of their readers."""
+        sites = fold_sites(self.analysis.loaded) if self.fold else ()
+        return {reader: site for site in sites for reader in site.readers}
+
+    @cached_property
+    def _uniform(self) -> dict[str, dict[str, QuantFormat]]:
+        return {f"int{bits}": uniform_formats(self.analysis.loaded.card, bits) for bits in BITS}
+
+    def _layer(self, trace: LayerTrace, lookups: Sequence[Tensor]) -> None:
+        """Decide about the sites of a layer, and estimate its losses."""
+        seen = {view.name: view for view in self.views.of(trace, lookups)}
+        behind = lookups[len(self.analysis.batches) :]
+        flat = torch.cat(list(behind)).flatten(0, -2).float() if behind else None
+        curvatures = LayerCurvatures(self.moments, self.analysis.conditions.rounding, flat)
+        sites = {site.name: site for name in seen if (site := self._sites.get(name)) is not None}
+        for site in sites.values():
+            if site.name not in self.draft.losses:
+                evidence = self._witness.of(site, trace, lookups)
+                self._decide(evidence, [seen[name] for name in site.readers], curvatures)
+        for group in _alike(seen.values(), self.analysis.menu):
+            self._estimate(group, curvatures)
+            for view in group:
+                if self.keep is not None:
+                    self.keep(view, self.columns(view.name))
+
+    def columns(self, name: str) -> Tensor | None:
+        """Factors ``[in_features]`` of a tensor's columns; None if they stay as they are, or nothing is decided."""
+        site = self._sites.get(name)
+        if site is None or site.name not in self.draft.scales:
+            return None
+        return site.expand(torch.tensor(self.draft.scales[site.name], device=self.analysis.loaded.device))
+
+    def _decide(self, evidence: Evidence, seen: Sequence[Seen], curvatures: LayerCurvatures) -> None:
+        """Fit a site's scales, and keep them if its readers lose less with them."""
+        loaded, memories, site = self.analysis.loaded, memories_of(self.analysis.conditions.memory), evidence.site
+        losses: dict[str, dict[str, float]] = {}
+        scale: Tensor | None = None
+        if not evidence.flat:
+            plans = list(self._uniform.values())
+            totals = expected_loss(evidence, loaded, torch.ones(site.channels, device=loaded.device), plans, memories)
+            scale = fit_scales(evidence, loaded, plans, totals.clamp(min=1e-30), memories)
+        candidates = {_ORIGINAL: None} | ({} if scale is None else {_FOLDED: site.expand(scale)})
+        for label, columns in candidates.items():
+            losses[label] = self._uniform_losses(seen, columns, curvatures)
+        before, after = losses[_ORIGINAL], losses.get(_FOLDED, {})
+        pays = sum(math.log(after[key] / value) for key, value in before.items() if value > 0 and after.get(key)) < 0
+        if pays and scale is not None:
+            self.draft.scales[site.name] = scale.tolist()
+        found = {f"{_ORIGINAL}, {key}": value for key, value in before.items()}
+        found |= {f"{_FOLDED}, {key}": value for key, value in (after if pays else before).items()}
+        self.draft.add_losses(site.name, found, None)
+
+    def _uniform_losses(
+        self, seen: Sequence[Seen], columns: Tensor | None, curvatures: LayerCurvatures
+    ) -> dict[str, float]:
+        """Squares of tensors in MNN's uniform models, by model and memory setting."""
+        memories = memories_of(self.analysis.conditions.memory)
+        totals: dict[str, float] = {}
+        menu = {view.name: tuple(plan[view.name] for plan in self._uniform.values()) for view in seen}
+        for group in _alike(seen, menu):
+            formats = menu[group[0].name]
+            rounding, curvature = curvatures.of(group[0], columns, rough=True)
+            for found in self._losses(group, tuple(dict.fromkeys(formats)), rounding, curvature, columns):
+                for label, fmt in zip(self._uniform, formats, strict=True):
+                    for memory in memories:
+                        key = f"{label}, memory {memory}"
+                        totals[key] = totals.get(key, 0.0) + float(self._squares(found[fmt], memory).sum())
+        return totals
+
+    @staticmethod
+    def _squares(found: FormatLoss, memory: Memory) -> Tensor:
+        return found.weights + found.activations if memory == "low" else found.weights
+
+    def _losses(
+        self,
+        group: Sequence[Seen],
+        formats: Sequence[QuantFormat],
+        rounding: str,
+        curvature: Curvature | None,
+        columns: Tensor | None,
+    ) -> list[dict[QuantFormat, FormatLoss]]:
+        activations = self.analysis.activations if self.analysis.conditions.memory == "low" else None
+        return losses_of(group, formats, rounding, curvature, activations=activations, columns=columns)
+
+    def _estimate(self, group: Sequence[Seen], curvatures: LayerCurvatures) -> None:
+        """Journal the losses of tensors with one input and one menu in every format."""
+        kept, memories = self.analysis.kept, memories_of(self.analysis.conditions.memory)
+        batches = range(len(self.analysis.batches))
+        wanted = [
+            fmt
+            for fmt in self.analysis.menu[group[0].name]
+            if not all(
+                (view.name, fmt.name, memory, batch, "gradient") in kept.measurements
+                for view in group
+                for memory in memories
+                for batch in batches
+            )
+        ]
+        if not wanted:
+            return
+        columns = self.columns(group[0].name)
+        rounding, curvature = curvatures.of(group[0], columns)
+        found = self._losses(group, wanted, rounding, curvature, columns)
+        for view, by_format in zip(group, found, strict=True):
+            for fmt, loss in by_format.items():
+                for memory in memories:
+                    for measurement in self._measurements(view, fmt, loss, memory):
+                        if cell_of(measurement) not in kept.measurements:
+                            kept.add(measurement)
+
+    def _measurements(self, view: Seen, fmt: QuantFormat, found: FormatLoss, memory: Memory) -> Iterator[Measurement]:
+        """The loss of each batch."""
+        batches = self.analysis.batches
+        length = batches[0].shape[1]
+        nats = self._squares(found, memory) * (0.5 / length)
+        noise = found.noise + (found.activation_noise if memory == "low" else 0.0)
+        sqnr_db = math.inf if noise == 0 else 10 * math.log10(view.signal / noise) if view.signal else -math.inf
+        # what drawing features may have missed is the same in all batches, and must not average out over them
+        sampling = 0.5 * found.weights_stderr / sum(batch.numel() for batch in batches) * math.sqrt(len(batches))
+        start = 0
+        for index, batch in enumerate(batches):
+            own = nats[start : start + len(batch)]
+            start += len(batch)
+            spread = float(own.std()) / math.sqrt(len(own)) if len(own) > 1 else 0.0
+            yield Measurement(
+                tensor=view.name,
+                format=fmt.name,
+                memory=memory,
+                batch=index,
+                tokens=batch.numel(),
+                kl_nats=float(own.mean()),
+                sqnr_db=sqnr_db,
+                cosine=1 / math.sqrt(1 + 10 ** (-sqnr_db / 10)),
+                source="gradient",
+                stderr_nats=math.hypot(spread, sampling),
+            )
+
+
+def _alike(seen: Iterable[Seen], menu: Mapping[str, Sequence[QuantFormat]]) -> list[list[Seen]]:
+    """Tensors with the same input and the same formats, together."""
+    groups: dict[tuple[int, tuple[QuantFormat, ...]], list[Seen]] = {}
+    for view in seen:
+        groups.setdefault((id(view.inputs), tuple(menu[view.name])), []).append(view)
+    return list(groups.values())
+
+
+def label_seeds(seed: int, batches: int) -> list[int]:
+    """Seeds for the labels of each batch; an interrupted run draws the same again."""
+    return [int(np.random.SeedSequence([seed, batch]).generate_state(1, np.uint64)[0]) for batch in range(batches)]
+
+
+def model_losses(losses: Mapping[str, Mapping[str, float]], tokens: int) -> dict[str, dict[str, float]]:
+    """Losses of uniform models in nats per token, by candidate: the sum over sites of what a draft keeps of each."""
+    totals: dict[str, dict[str, float]] = {_ORIGINAL: {}, _FOLDED: {}}
+    for found in losses.values():
+        for key, squares in found.items():
+            candidate, _, model = key.partition(", ")
+            totals[candidate][model] = totals[candidate].get(model, 0.0) + 0.5 * squares / tokens
+    return totals

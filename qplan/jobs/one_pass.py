@@ -1,0 +1,232 @@
+"""The quick analysis: one pass there and one back give moments, folds and losses; see `qplan.folding.one_pass`."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from qplan.artifact import new_folder
+from qplan.folding.decide import check_equal
+from qplan.folding.fold import fold, save_folded
+from qplan.folding.one_pass import OnePass, label_seeds, model_losses
+from qplan.jobs.options import AnalyzeOptions
+from qplan.model.layerwise import WayBack, WayThere
+from qplan.model.load import LoadedModel
+from qplan.model.source import sha256_model
+from qplan.notes import Note
+from qplan.quantize.moments import Moments, gather_on_the_way
+from qplan.quantize.rounder import Rounder
+from qplan.roundings import needs_tokens
+from qplan.run.calibration import CalibrationSet
+from qplan.run.fold import FoldRecord
+from qplan.run.fold_draft import FoldDraft
+from qplan.run.folder import RunFolder
+from qplan.run.moments import moments_folder, write_matrix
+from qplan.run.table import SensitivityTable
+from qplan.sensitivity.analysis import Analysis, open_analysis
+from qplan.sensitivity.layer_losses import Seen
+from qplan.sensitivity.variants import StoredWeights
+from qplan.settings import Progress, Say
+
+DRAWN = 64
+"""Output features of every tensor that losses are estimated from. A loss is then known to 8 % (standard deviation of
+the logarithm on a trained model of 8 million parameters), where the second order itself leaves 12 % (`FORM_ERROR`)."""
+
+WITNESS_TOKENS = 4096
+"""Most tokens of the calibration's `fit` windows that scales are fitted to."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    options: AnalyzeOptions
+    run: RunFolder
+    loaded: LoadedModel
+    calibration: CalibrationSet
+    batch_size: int
+    say: Say
+    progress: Progress
+
+    @property
+    def fit(self) -> list[Tensor]:
+        """Windows that rounding and scales are fitted to."""
+        return list(torch.from_numpy(self.calibration.fit).split(self.batch_size))
+
+    @property
+    def witnesses(self) -> list[Tensor]:
+        """Those of them that scales are fitted to."""
+        rows = max(1, WITNESS_TOKENS // self.calibration.seq_len)
+        return list(torch.from_numpy(self.calibration.fit[:rows]).split(self.batch_size))
+
+    def draft(self) -> FoldDraft:
+        """What was decided about folding before a kill."""
+        inputs = {
+            "model": self.loaded.card.sha256,
+            "fit": self.calibration.fit_sha256,
+            "judge": self.calibration.sha256,
+            "memory": self.options.memory,
+            "dynamic_option": str(self.options.dynamic_option),
+            "rounding": self.options.rounding,
+            "drawn": str(DRAWN),
+        }
+        return FoldDraft.open(self.run.fold_draft, inputs, self.say)
+
+
+def analyze_in_one_pass(
+    options: AnalyzeOptions,
+    run: RunFolder,
+    loaded: LoadedModel,
+    calibration: CalibrationSet,
+    *,
+    batch_size: int,
+    say: Say,
+    progress: Progress,
+) -> SensitivityTable:
+    """Find folds and losses; the table is about the folded model if folding pays anywhere."""
+    job = _Job(options, run, loaded, calibration, batch_size, say, progress)
+    opened = open_analysis(
+        loaded,
+        calibration,
+        options.formats,
+        options.memory,
+        batch_size=batch_size,
+        dynamic_option=options.dynamic_option,
+        rounder=Rounder(loaded, options.rounding),
+        drawn=DRAWN,
+        journal=run.journal,
+    )
+    with opened as begun:
+        # whole tensors are rounded where a loss of exactly 0 must be proved, and need not be rounded well for that
+        analysis = replace(begun, stored=StoredWeights(loaded))
+        found = _passes(job, analysis)
+        for name, fmt, memory in analysis.entries():
+            analysis.check_entry(name, fmt, memory, "gradient")
+        entries = [(name, fmt.name, memory) for name, fmt, memory in analysis.entries()]
+        table = analysis.table("gradient", [row for entry in entries for row in analysis.rows(entry, "gradient")])
+    folded, notes = _fold(job, found.one)
+    if found.moments is not None:
+        found.finish_moments(job, folded)
+    run.fold_draft.unlink(missing_ok=True)
+    return replace(table, model=folded.card, notes=(*table.notes, *notes))
+
+
+@dataclass
+class _Found:
+    """What both ways left."""
+
+    one: OnePass
+    moments: Moments | None
+    """Of the model as it was given, without its lookups."""
+    judge: _Judge
+    lookups: list[Tensor]
+    """Gradients at a tied head's lookups, of the windows that rounding is fitted to."""
+
+    def finish_moments(self, job: _Job, folded: LoadedModel) -> None:
+        """Write the moments of the model that is analyzed, as `emit` would gather them."""
+        given = self.moments
+        if given is None:
+            return
+        folder = moments_folder(job.run, "fit", job.calibration.fit_sha256)
+        shutil.rmtree(folder, ignore_errors=True)
+        for key in dict.fromkeys(given.key_of.values()):
+            if given.tokens[key]:
+                write_matrix(folder, key, _scaled(given.of(key), self.one.columns(key)).numpy())
+        fit = Moments(folder, given.key_of, given.tokens)
+        head = job.loaded.architecture.head
+        if self.lookups:
+            columns, lookups = self.one.columns(head), torch.cat(self.lookups)
+            fit.add_lookups(head, lookups if columns is None else lookups / columns)
+        fit.write_index({"model": folded.card.sha256, "tokens": job.calibration.fit_sha256})
+        judged = Moments(self.judge.folder, given.key_of, self.judge.tokens)
+        judged.write_index({"model": folded.card.sha256, "tokens": job.calibration.sha256})
+        shutil.rmtree(given.folder, ignore_errors=True)
+
+
+@dataclass
+class _Judge:
+    """Writes the moments that rounding `auto` chooses by, tensor by tensor."""
+
+    folder: Path
+    key_of: dict[str, str]
+    tokens: dict[str, int] = field(default_factory=dict)
+
+    def keep(self, seen: Seen, columns: Tensor | None) -> None:
+        """Write the matrix of a tensor's input, unless another with the same input was there first."""
+        self.tokens[seen.name] = int(seen.inputs.any(-1).sum())
+        if self.key_of[seen.name] == seen.name and self.tokens[seen.name]:
+            write_matrix(self.folder, seen.name, _scaled(seen.judge, columns).cpu().numpy())
+
+
+def _scaled(matrix: Tensor, columns: Tensor | None) -> Tensor:
+    """Moments of inputs that are divided by ``columns``."""
+    return matrix if columns is None else matrix / columns.outer(columns).to(matrix)
+
+
+def _passes(job: _Job, analysis: Analysis) -> _Found:
+    """There and back."""
+    judged, witnesses = list(analysis.batches), job.witnesses
+    fits = needs_tokens(job.options.rounding)
+    kept = len(judged) + len(witnesses)
+    folder = job.run.rounding / f"original-{job.calibration.fit_sha256[:12]}"
+    inputs = {"model": job.loaded.card.sha256, "tokens": job.calibration.fit_sha256}
+    moments = Moments.open(folder, inputs) if fits else None
+    gather = fits and moments is None
+    behind = job.fit if gather else witnesses
+    way = WayThere(job.loaded, judged + behind, kept)
+    job.say(
+        f"there: {sum(b.numel() for b in way.batches)} tokens" + (", second moments of all inputs" if gather else "")
+    )
+    if gather:
+        moments = gather_on_the_way(way, len(judged), folder, progress=job.progress)
+        moments.write_index(inputs)
+    else:
+        for index in range(len(job.loaded.layers)):
+            for number in range(len(way.batches)):
+                way.run(index, number)
+            job.progress(index + 1, len(job.loaded.layers))
+    folder = moments_folder(job.run, "judge", job.calibration.sha256)
+    judge = _Judge(folder, {} if moments is None else moments.key_of)
+    one = OnePass(
+        analysis,
+        witnesses,
+        moments,
+        DRAWN,
+        fold=job.options.fold == "auto",
+        draft=job.draft(),
+        keep=None if moments is None else judge.keep,
+    )
+    back = WayBack(
+        job.loaded,
+        judged + witnesses,
+        way.between,
+        label_seeds(job.calibration.seed, kept),
+        drawn=one.views.drawn_of,
+    )
+    job.say(f"back: folds and losses of {len(job.options.formats)} formats, {DRAWN} output features of each tensor")
+    one.run(back, job.progress)
+    return _Found(one, moments, judge, back.lookups[len(judged) :])
+
+
+def _fold(job: _Job, one: OnePass) -> tuple[LoadedModel, tuple[Note, ...]]:
+    """The model with scales where they pay, and what was decided."""
+    if job.options.fold != "auto":
+        return job.loaded, ()
+    loaded, draft, run = job.loaded, one.draft, job.run
+    scales = {name: torch.tensor(scale, device=loaded.device) for name, scale in draft.scales.items()}
+    folded, sha256 = loaded, None
+    if scales:
+        folded = fold(loaded, scales)
+        check_equal(loaded, folded, one.analysis.batches[0][:1])
+        with new_folder(run.folded, replace=True) as made:
+            save_folded(folded, made)
+        sha256 = sha256_model(run.folded)
+        folded = replace(folded, card=replace(folded.card, sha256=sha256))
+    tokens = sum(batch.numel() for batch in one.analysis.batches)
+    losses = model_losses(draft.losses, tokens)
+    record = FoldRecord(loaded.card.source, loaded.card.sha256, sha256, job.options.memory, losses)
+    record.write(run.fold, draft.inputs)
+    job.say(str(record.note))
+    return folded, (record.note,)

@@ -1,0 +1,202 @@
+"""Runs a model one decoder layer at a time, forwards and then backwards: only what lies between layers is kept.
+
+On the way back a layer computes again, with a graph, from its kept input, and takes the gradient that the layers behind
+it left. So everything that a layer's linears saw, of all tokens, is at hand at once, and of one layer at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qplan.errors import MeasurementError
+from qplan.model.backward import GraphStart, log_likelihood_slope, probabilities_of
+from qplan.model.load import LoadedModel
+from qplan.model.replace import with_forward
+
+Step = Callable[[], None]
+"""Called after each batch of each layer."""
+
+Between = list[list[Any]]
+"""What each layer returned of each batch: a tensor, or a tuple that begins with one."""
+
+
+def run_layer(loaded: LoadedModel, index: int, batch: Tensor, given: Any) -> Any:  # noqa: ANN401 - layers differ
+    """Compute one decoder layer, or the head behind the last one, and nothing else.
+
+    Args:
+        loaded: the model.
+        index: of the layer; their number for the final norm and the head.
+        batch: token ids, int64 ``[rows, seq_len]``.
+        given: what the layer before it returned; None for the first, which reads the embedding.
+
+    Returns:
+        What the layer returned; the logits ``[rows, seq_len, vocabulary]`` of the head.
+    """
+    returned: list[Any] = [given]
+
+    def keep(_module: nn.Module, _args: object, output: object) -> None:
+        returned[0] = output
+
+    def passed(*_args: object, **_kwargs: object) -> object:
+        return returned[0]
+
+    with ExitStack() as stack:
+        for other, layer in enumerate(loaded.layers):
+            if other == index:
+                stack.callback(layer.register_forward_hook(keep).remove)
+            else:
+                stack.enter_context(with_forward(layer, passed))
+        if index < len(loaded.layers):
+            stack.enter_context(with_forward(loaded.head, lambda x: x[..., :1]))
+        model: Any = loaded.model
+        logits = model(input_ids=batch.to(loaded.device), use_cache=False).logits
+    return returned[0] if index < len(loaded.layers) else logits
+
+
+@dataclass
+class WayThere:
+    """All batches through one layer after the other, without gradients."""
+
+    loaded: LoadedModel
+    batches: Sequence[Tensor]
+    """Token ids, int64 ``[rows, seq_len]`` each."""
+    kept: int = 0
+    """Of so many first batches, what layers return is kept, for the way back."""
+    between: Between = field(default_factory=list)
+    """What was kept, by layer and batch."""
+    _given: dict[int, Any] = field(default_factory=dict)
+
+    def run(self, index: int, number: int) -> None:
+        """Compute a layer on a batch, after the layers before it; their number stands for the head."""
+        with torch.no_grad():
+            found = run_layer(self.loaded, index, self.batches[number], self._given.get(number))
+        if index < len(self.loaded.layers):
+            self._given[number] = found
+            if number < self.kept:
+                self.between.extend([[]] if len(self.between) == index else [])
+                self.between[index].append(found)
+
+
+@dataclass
+class LayerTrace:
+    """What the linears of one layer, or the head, saw of all batches."""
+
+    index: int
+    """Of the layer; their number for the head."""
+    inputs: dict[nn.Linear, list[Tensor]] = field(default_factory=dict)
+    """``[rows, tokens, in_features]`` by batch; linears that read the same tensor share it."""
+    gradients: dict[nn.Linear, list[Tensor]] = field(default_factory=dict)
+    """``[rows, tokens, out_features]`` by batch: of the log-likelihood of drawn labels, at the output."""
+    signals: dict[nn.Linear, list[Tensor]] = field(default_factory=dict)
+    """Squares of the output summed over tokens, float32 ``[out_features]`` by batch."""
+    energies: dict[nn.Linear, list[Tensor]] = field(default_factory=dict)
+    """Squares of the gradient summed over tokens, float32 ``[out_features]`` by batch."""
+    slopes: dict[nn.Linear, list[Tensor]] = field(default_factory=dict)
+    """``[rows, tokens, in_features]`` by batch: gradient at the input, of linears in `drawn` alone."""
+    drawn: dict[nn.Linear, Tensor] = field(default_factory=dict)
+    """Output features, int64, that gradients are kept of, where all are too many."""
+
+    def see(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        """See a linear forwards, and its gradient later."""
+        if not isinstance(module, nn.Linear):
+            msg = f"{type(module).__name__} is not a linear"
+            raise TypeError(msg)
+        self.inputs.setdefault(module, []).append(args[0].detach())
+        self.signals.setdefault(module, []).append(output.detach().float().flatten(0, -2).square().sum(0))
+        for found in (self.gradients, self.energies, self.slopes):
+            found.setdefault(module, [])
+        output.register_hook(partial(self._see_gradient, module))
+
+    def _see_gradient(self, module: nn.Linear, gradient: Tensor) -> None:
+        gradient = gradient.detach()
+        self.energies[module].append(gradient.float().flatten(0, -2).square().sum(0))
+        if module in self.drawn:
+            self.slopes[module].append(gradient @ module.weight)
+            gradient = gradient[..., self.drawn[module]]
+        self.gradients[module].append(gradient)
+
+
+@dataclass
+class WayBack:
+    """One backward pass of the log-likelihood of labels that the model draws, from the head to the embedding."""
+
+    loaded: LoadedModel
+    batches: Sequence[Tensor]
+    """Token ids, int64 ``[rows, seq_len]`` each."""
+    between: Between
+    """What each layer returned of each of these batches; taken apart on the way."""
+    seeds: Sequence[int]
+    """For the labels, one per batch; see `qplan.model.backward`."""
+    step: Step = lambda: None
+    drawn: dict[nn.Linear, Tensor] = field(default_factory=dict)
+    """See `LayerTrace.drawn`."""
+    nll: list[Tensor] = field(default_factory=list)
+    """float64 ``[labeled tokens]`` by batch: negative log-likelihood of the text, once the head was passed."""
+    lookups: list[Tensor] = field(default_factory=list)
+    """``[rows, seq_len, hidden]`` by batch: gradient at the rows that are looked up from a tied head's weight, in the
+    end; empty if the head is not tied."""
+
+    def traces(self) -> Iterator[LayerTrace]:
+        """What the head saw, then the layers from last to first."""
+        count = len(self.loaded.layers)
+        slopes: list[Tensor] = []
+        for index in range(count, -1, -1):
+            trace = LayerTrace(index, drawn=self.drawn)
+            given = self.between.pop() if index else [None] * len(self.batches)
+            with ExitStack() as stack:
+                for module in names_by_linear(self.loaded, index):
+                    stack.callback(module.register_forward_hook(trace.see).remove)
+                for number, batch in enumerate(self.batches):
+                    slope = self._back(index, number, batch, given[number], slopes)
+                    given[number] = None
+                    slopes[number : number + 1] = [slope]
+                    self.step()
+            yield trace
+
+    def _back(self, index: int, number: int, batch: Tensor, given: Any, slopes: Sequence[Tensor]) -> Tensor:  # noqa: ANN401
+        """The gradient at what a layer, or the head, was given."""
+        leaf: Tensor | None = None
+        start = GraphStart.of(self.loaded)
+        with ExitStack() as stack, torch.enable_grad():
+            if index == 0:
+                stack.callback(self.loaded.embedding.register_forward_hook(start).remove)
+                fresh = None
+            else:
+                leaf = _first(given).detach().requires_grad_()
+                fresh = leaf if isinstance(given, Tensor) else (leaf, *given[1:])
+            output = run_layer(self.loaded, index, batch, fresh)
+        if index == len(self.loaded.layers):
+            probabilities, nll = probabilities_of(output.detach(), batch)
+            self.nll.append(nll)
+            slope = log_likelihood_slope(probabilities, self.seeds[number]).to(output.dtype)
+        else:
+            slope = slopes[number]
+        leaf = start.output if leaf is None else leaf
+        if leaf is None:
+            msg = "the model did not look its tokens up in its embedding; the calibration cannot reach its layers"
+            raise MeasurementError(msg)
+        (found,) = torch.autograd.grad(_first(output), leaf, slope)
+        if index == 0 and start.tied:
+            self.lookups.append(found * start.scale)
+        return found
+
+
+def _first(value: Any) -> Tensor:  # noqa: ANN401 - a layer's output
+    found: Tensor = value if isinstance(value, Tensor) else value[0]
+    return found
+
+
+def names_by_linear(loaded: LoadedModel, index: int) -> dict[nn.Linear, list[str]]:
+    """Names of the tensors in each linear of a layer; the number of layers stands for the head."""
+    modules: dict[nn.Linear, list[str]] = {}
+    for spec in loaded.card.tensors:
+        if (len(loaded.layers) if spec.layer is None else spec.layer) == index:
+            modules.setdefault(loaded.linear(spec.name), []).append(spec.name)
+    return modules

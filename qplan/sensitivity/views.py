@@ -1,0 +1,126 @@
+"""What each tensor of a layer saw, taken out of a layer's trace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from qplan.formats import QuantFormat
+from qplan.model.layerwise import LayerTrace
+from qplan.model.load import LoadedModel
+from qplan.model.mixture import RoutedLinear
+from qplan.quantize import rtn
+from qplan.sensitivity.layer_losses import Seen
+from qplan.sensitivity.rows import RowSample
+
+_ROUGH = QuantFormat(4)
+"""Format whose error, rounded to nearest, says roughly which output features will lose most in any format."""
+
+_HEAD_SHARE = 4
+"""How many times as many output features of the head are drawn: a vocabulary is large and its tokens differ most."""
+
+_UNSEEN = 0.1
+"""Tokens of the vocabulary count as seen at least this often."""
+
+
+@dataclass(frozen=True)
+class Views:
+    """Makes `Seen` of the tensors of one layer after the other."""
+
+    loaded: LoadedModel
+    batches: Sequence[Tensor]
+    """Tokens that losses are estimated on, int64 ``[rows, seq_len]`` each: the first batches of a trace."""
+    drawn: int
+    """Output features to draw of every tensor."""
+    seed: int
+    head_sample: RowSample = field(init=False)
+    """The drawn rows of the head, drawn before anything is known of its gradients: these are too many to keep."""
+
+    def __post_init__(self) -> None:
+        """Draw rows of the head, by how often their tokens occur and how large they are."""
+        head = self.loaded.head
+        counts = torch.bincount(torch.cat([batch.flatten() for batch in self.batches]), minlength=len(head.weight))
+        sizes = head.weight.float().square().sum(1)
+        rough = (counts.to(sizes) + _UNSEEN) * sizes
+        sample = RowSample.draw(rough, _HEAD_SHARE * self.drawn, self.seed)
+        object.__setattr__(self, "head_sample", sample)
+
+    @property
+    def drawn_of(self) -> dict[nn.Linear, Tensor]:
+        """Linears that gradients are kept of at some outputs only, and which."""
+        return {self.loaded.head: self.head_sample.rows.to(self.loaded.device)}
+
+    def of(self, trace: LayerTrace, lookups: Sequence[Tensor] = ()) -> Iterator[Seen]:
+        """What the tensors of a trace saw, in order of execution; those with the same input share its tensor.
+
+        Args:
+            trace: of a layer, or of the head.
+            lookups: where the trace is a tied head's, gradients ``[rows, seq_len, hidden]`` at its lookups by batch.
+        """
+        count = len(self.batches)
+        shared: dict[int, tuple[Tensor, Tensor]] = {}
+        for spec in self.loaded.card.tensors:
+            module = self.loaded.linear(spec.name)
+            if module not in trace.inputs:
+                continue
+            first = trace.inputs[module][0]
+            if id(first) not in shared:
+                inputs = joined(trace.inputs[module][:count]).float()
+                flat = inputs.flatten(0, -2)
+                shared[id(first)] = inputs, flat.T @ flat / max(1, int(flat.any(1).sum()))
+            yield self._seen(spec.name, trace, *shared[id(first)], lookups[:count])
+
+    def _seen(self, name: str, trace: LayerTrace, inputs: Tensor, judge: Tensor, lookups: Sequence[Tensor]) -> Seen:
+        module = self.loaded.linear(name)
+        rows, count = self.loaded.sites[name].rows, len(self.batches)
+        weight = self.loaded.weight(name).float()
+        gradients = joined(trace.gradients[module][:count]).float()
+        if module in trace.drawn:
+            sample, slopes = self.head_sample, joined(trace.slopes[module][:count]).float()
+        else:
+            importance = torch.stack([energy[rows] for energy in trace.energies[module][:count]]).sum(0)
+            error = rtn(weight, _ROUGH.resolve(weight.shape[1])).dequantize() - weight
+            sample = RowSample.draw(importance * (error.square() @ judge.diagonal()), self.drawn, self.seed)
+            own = gradients[..., rows]
+            gradients, slopes = own[..., sample.rows.to(own.device)], own @ weight
+        looked_up = None
+        if lookups:
+            flat = torch.cat(list(lookups)).flatten(0, -2).float()
+            judge = judge + flat.T @ flat / len(flat)
+            looked_up = self._looked_up(sample, lookups)
+        return Seen(
+            name=name,
+            weight=weight,
+            inputs=inputs,
+            gradients=gradients,
+            slopes=slopes,
+            signal=float(sum(signal[rows].sum() for signal in trace.signals[module][:count])),
+            sample=sample,
+            judge=judge,
+            lookups=looked_up,
+            routed=isinstance(module, RoutedLinear),
+        )
+
+    def _looked_up(self, sample: RowSample, lookups: Sequence[Tensor]) -> Tensor:
+        """Gradients at drawn rows of the embedding, ``[rows, drawn, hidden]``."""
+        device = lookups[0].device
+        place = torch.full((self.loaded.head.out_features,), -1)
+        place[sample.rows] = torch.arange(len(sample.rows))
+        parts = []
+        for batch, slopes in zip(self.batches, lookups, strict=True):
+            for ids, slope in zip(batch, slopes, strict=True):
+                where = place[ids]
+                here = where >= 0
+                part = torch.zeros(len(sample.rows), slope.shape[-1], device=device)
+                parts.append(part.index_add_(0, where[here].to(device), slope[here.to(device)].float()))
+        return torch.stack(parts)
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """Batches ``[rows, tokens, features]`` as one; those of experts differ in tokens and are padded with zeros."""
+    tokens = max(part.shape[1] for part in parts)
+    return torch.cat([functional.pad(part, (0, 0, 0, tokens - part.shape[1])) for part in parts])
