@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -337,4 +338,22 @@ def test_whatever_transformers_raises_is_about_the_folder(folder: Path) -> None:
     (folder / "tokenizer.json").write_text("{}")
     change(folder, attention_dropout=0.0, initializer_range=0.02)
     with pytest.raises(InputError, match="has no usable tokenizer: "):
+        load_model(str(folder))
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "generation_config.json", "chat_template.jinja"])
+def test_a_file_that_cannot_be_read_is_not_left_out_in_silence(folder: Path, name: str) -> None:
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to("gone")
+    with pytest.raises(InputError, match=f"{name} is a link to nothing, and would be left out; download"):
+        check_folder(folder)
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(InputError, match=f"{name} is no regular file"):
+        check_folder(folder)
+
+
+def test_a_config_without_sizes_is_not_filled_in_with_those_of_a_large_model(folder: Path) -> None:
+    (folder / "config.json").write_text('{"model_type": "qwen2"}')
+    with pytest.raises(InputError, match=r"makes model.embed_tokens.weight \[\d+, 4096\], and the weight files"):
         load_model(str(folder))
