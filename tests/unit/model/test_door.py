@@ -357,3 +357,10 @@ def test_a_config_without_sizes_is_not_filled_in_with_those_of_a_large_model(fol
     (folder / "config.json").write_text('{"model_type": "qwen2"}')
     with pytest.raises(InputError, match=r"makes model.embed_tokens.weight \[\d+, 4096\], and the weight files"):
         load_model(str(folder))
+
+
+def test_the_form_of_answers_is_no_matter(folder: Path) -> None:
+    tokens = torch.tensor([[5, 6, 7]])
+    plain = load_model(str(folder)).logits(tokens)
+    change(folder, return_dict=False, torchscript=True, output_attentions=True, output_hidden_states=True)
+    assert torch.equal(load_model(str(folder)).logits(tokens), plain)
