@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from qplan.errors import DamagedArtifactError, InputError, QplanError, StaleArtifactError, StorageError, ToolError
 from qplan.scratch import Scratch, lock, remove_leftovers, sibling_prefix
@@ -244,7 +244,11 @@ def read_bounded(path: Path, most_bytes: int) -> bytes:
         if size > most_bytes:
             msg = f"{path} has {size:,} bytes, more than the {most_bytes:,} that such a file can need"
             raise InputError(msg)
-        return stream.read(most_bytes)
+        content = cast("bytes | None", stream.read(most_bytes))
+    if content is None:  # files of the kernel say that they are regular, and have nothing to give yet
+        msg = f"{path} gives nothing to read: not a file on a disk"
+        raise InputError(msg)
+    return content
 
 
 def is_there(path: Path) -> bool:

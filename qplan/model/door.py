@@ -5,6 +5,7 @@ What only transformers can tell follows in `qplan.model.load`, which runs this f
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from qplan.errors import InputError
@@ -55,6 +56,10 @@ def check_folder(folder: Path) -> None:
         if (folder / name).is_file():
             check_no_pointer(folder / name)
             _check_size(folder / name)
+        elif os.path.lexists(folder / name):
+            kind = "no regular file" if (folder / name).exists() else "a link to nothing"
+            msg = f"{folder / name} is {kind}, and would be left out; download the model again, or remove it"
+            raise InputError(msg)
     check_values(path, config)
     generation = folder / GENERATION_CONFIG_FILE
     if generation.is_file():

@@ -49,6 +49,9 @@ _TIE_KEY = "tie_word_embeddings"
 _RUNS = frozenset({"auto_map", "custom_generate", "custom_pipelines", "trust_remote_code", "use_kernels"})
 """Keys that name code."""
 
+_FORMS = frozenset({"return_dict", "torchscript", "output_attentions", "output_hidden_states"})
+"""Keys that change in what form a model answers, and nothing of what it computes; callers here want the usual one."""
+
 _IMPLEMENTATION = "_implementation"
 """How keys end that choose a kernel, which may be one to be fetched from the hub and run."""
 
@@ -90,9 +93,9 @@ def inert_view(folder: Path, at: Path | None = None) -> Iterator[Path]:
 
 
 def without_code(value: Any) -> Any:  # noqa: ANN401 - any JSON value
-    """A JSON value without the keys, at any depth, that name something to run."""
+    """A JSON value without the keys, at any depth, that name something to run or another form of answers."""
     if isinstance(value, dict):
-        return {key: without_code(inner) for key, inner in value.items() if not _names_code(key)}
+        return {key: without_code(inner) for key, inner in value.items() if not _is_left_out(key)}
     return [without_code(inner) for inner in value] if isinstance(value, list) else value
 
 
@@ -144,8 +147,8 @@ def check_own_classes(folder: Path, stock: Mapping[str, str]) -> tuple[str, ...]
     return tuple(sorted({name for name in found.values() if name}))
 
 
-def _names_code(key: str) -> bool:
-    return key in _RUNS or key.endswith(_IMPLEMENTATION)
+def _is_left_out(key: str) -> bool:
+    return key in _RUNS | _FORMS or key.endswith(_IMPLEMENTATION)
 
 
 def _class_name(target: object) -> str:

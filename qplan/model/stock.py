@@ -18,7 +18,8 @@ from transformers.utils import logging as transformers_logging
 
 from qplan.errors import InputError
 from qplan.model.config_values import refused
-from qplan.model.source import read_config
+from qplan.model.headers import read_headers
+from qplan.model.source import read_config, weight_files
 
 _MOST_QUOTED = 1000
 """Characters of a library's message that are passed on."""
@@ -94,7 +95,28 @@ def check_builds(folder: Path, view: Path) -> None:
         raise refused(folder / "config.json", key, activation, f"an activation of transformers': {near}")
     _check_rotation(folder, config)
     with blamed_on(folder, "has a config.json that transformers cannot build a model from"), torch.device("meta"):
-        AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    _check_shapes(folder, view, model)
+
+
+def _check_shapes(folder: Path, view: Path, model: torch.nn.Module) -> None:
+    """Refuse weights of other shapes than a configuration makes, which names no size that is wrong.
+
+    What it does not name are transformers' defaults: of a model of 7 billion, with the memory that this takes.
+
+    Raises:
+        InputError: names the first such tensor.
+    """
+    headers = read_headers(weight_files(view))
+    for name, parameter in model.named_parameters():
+        header = headers.get(name)
+        if header is not None and tuple(header.shape) != tuple(parameter.shape):
+            msg = (
+                f"{folder / 'config.json'} makes {name} {list(parameter.shape)}, and the weight files hold "
+                f"{list(header.shape)}; sizes that it does not name are transformers' defaults. Is it whole, and of "
+                "the same model?"
+            )
+            raise InputError(msg)
 
 
 def _check_rotation(folder: Path, config: Any) -> None:  # noqa: ANN401 - a PreTrainedConfig

@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from qplan.errors import InputError, PreflightError, ToolError
-from qplan.mnn.engine.requests import TokenIds, checked_count, checked_text
+from qplan.mnn.engine.requests import TokenIds, checked_count, checked_text, shown
 from qplan.mnn.engine.session import EngineSession, Logits
 from qplan.mnn.preflight import Preflight, check_folder
 from qplan.mnn.runtime import RuntimeConfig
@@ -236,7 +236,7 @@ def _check_options(runtime: object, timeout_s: object) -> None:
         msg = f"runtime is a {type(runtime).__name__}, expected qplan.mnn.runtime.RuntimeConfig"
         raise InputError(msg)
     if isinstance(timeout_s, bool) or not isinstance(timeout_s, (int, float)) or not 0 < timeout_s < 1e9:
-        msg = f"timeout_s {timeout_s!r}: must be a number of seconds above 0"
+        msg = f"timeout_s {shown(timeout_s)}: must be a number of seconds above 0"
         raise InputError(msg)
 
 

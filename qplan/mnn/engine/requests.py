@@ -14,6 +14,12 @@ from qplan.errors import InputError
 TokenIds = Sequence[int] | NDArray[np.integer[Any]]
 """Tokens of one sequence."""
 
+_MOST_WRITTEN = 10**15
+"""Largest length that a message repeats."""
+
+_SHOWN = 80
+"""Characters of a value in a message."""
+
 MOST_TEXT_BYTES = 1 << 20
 """Longest text."""
 
@@ -38,7 +44,7 @@ def checked_tokens(token_ids: object, vocabulary: int, context: int | None, more
         msg = "no tokens: the engine crashes on an empty sequence"
         raise InputError(msg)
     if context is not None and count + more > context:
-        then = f" and {more:,} to come" if more else ""
+        then = f" and {more:,} to come" if 0 < more < _MOST_WRITTEN else " and far more to come" if more else ""
         msg = f"{count:,} tokens{then} exceed the context of {context:,}; use fewer"
         raise InputError(msg)
     ids = token_ids.tolist() if isinstance(token_ids, np.ndarray) else list(islice(token_ids, count + 1))
@@ -48,12 +54,10 @@ def checked_tokens(token_ids: object, vocabulary: int, context: int | None, more
         raise InputError(msg)
     for place, token in enumerate(ids):
         if isinstance(token, bool) or not isinstance(token, (int, np.integer)):
-            msg = f"token {place} is {token!r:.80}, expected a whole number from 0 to {vocabulary - 1}"
+            msg = f"token {place} is {shown(token)}, expected a whole number from 0 to {vocabulary - 1}"
             raise InputError(msg)
         if not 0 <= token < vocabulary:
-            msg = (
-                f"token {place} is {int(token)}, outside of the vocabulary of {vocabulary}; use this model's tokenizer"
-            )
+            msg = f"token {place} is {shown(int(token))}, outside of the vocabulary of {vocabulary}; use its tokenizer"
             raise InputError(msg)
     return [int(token) for token in ids]
 
@@ -65,9 +69,18 @@ def checked_count(name: str, value: object, least: int = 1) -> int:
         InputError: not a whole number, or below ``least``.
     """
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or int(value) < least:
-        msg = f"{name} {value!r:.80}: must be a whole number from {least}"
+        msg = f"{name} {shown(value)}: must be a whole number from {least}"
         raise InputError(msg)
     return int(value)
+
+
+def shown(value: object) -> str:
+    """A value for a message, cut to a readable length; Python itself refuses to write very long numbers."""
+    try:
+        text = repr(value)
+    except ValueError:
+        return "a number of thousands of digits"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def checked_text(text: object) -> str:

@@ -182,7 +182,8 @@ class ModelFolder:
 
     def _lies_outside(self, path: Path, name: str) -> bool:
         """Whether settings send the engine to a file of somebody else's; a finding if so."""
-        if Path(os.path.normpath(path)).is_relative_to(os.path.normpath(self.folder)):
+        # absolute: everything, even what begins with "..", counts as relative to "."
+        if Path(os.path.abspath(path)).is_relative_to(os.path.abspath(self.folder)):  # noqa: PTH100 - links stay as they are
             return False
         what = f"the settings name {name!r}, which is not in the folder"
         effect = "the engine would read any file of this machine that the folder's author chose"
@@ -215,7 +216,9 @@ class ModelFolder:
             needed.append(self.path("embedding_file", EMBEDDING_FILE))
         for kind in ("visual", "audio"):
             beside = self.path(f"{kind}_model", f"{kind}.mnn")
-            if self.settings.get(f"is_{kind}") and not beside.is_file():
+            if not self.settings.get(f"is_{kind}") or self._lies_outside(beside, str(beside)):
+                continue
+            if not beside.is_file():
                 effect = f"texts run; {kind} input does not"
                 self.findings.append(
                     warning("missing-file", beside.name, f"there is no {beside.name}", effect, COPY_AGAIN)

@@ -25,7 +25,12 @@ def refuse_other_folder(folder: Path) -> None:
     Raises:
         InputError: no folder, or a plan, a run, a Hugging Face model, or a folder of other folders.
     """
-    if not folder.is_dir():
+    try:
+        is_folder = folder.is_dir()
+    except OSError as error:  # above all a name longer than file systems hold
+        msg = f"{str(folder)[:80]}... cannot name a folder: {error.strerror}; {_EXPECTED}"
+        raise InputError(msg) from None
+    if not is_folder:
         parent = folder.parent
         if folder.is_file() and _is_model(parent):
             msg = f"{folder} is a file of an MNN model; give its folder: {parent}"

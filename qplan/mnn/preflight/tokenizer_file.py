@@ -17,6 +17,12 @@ _PIPELINE = 4
 _MOST_BYTES = 256 << 20
 """Those of the largest vocabularies have some ten million."""
 
+_MOST_TOKENS = 1 << 21
+"""Tokens of a vocabulary, and entries of a table: the largest have a quarter of a million."""
+
+_MOST_HEADER_BYTES = 1 << 20
+"""Of a line of the header: a few thousand ids at most."""
+
 _DEPTH = 8
 """Deepest nesting of sequences that is read; real tokenizers have one level."""
 
@@ -64,6 +70,10 @@ def _header(data: bytes) -> tuple[list[int], list[int], list[int], bytes]:
     if len(lines) < 4:
         msg = "it has no header"
         raise InputError(msg)
+    longest = max(len(line) for line in lines[:3])
+    if longest > _MOST_HEADER_BYTES:
+        msg = f"its header has a line of {longest:,} bytes, limit {_MOST_HEADER_BYTES:,}: another kind of file"
+        raise InputError(msg)
     try:
         first, counts, listed = ([int(word) for word in line.split()] for line in lines[:3])
     except ValueError:
@@ -83,7 +93,7 @@ def _text_ids(body: bytes) -> int:
     except (ValueError, IndexError):
         msg = f"its vocabulary begins with {count[:40]!r}, expected a count"
         raise InputError(msg) from None
-    found = len(tokens.split(b"\n")) - (tokens.endswith(b"\n") or not tokens)
+    found = tokens.count(b"\n") + (not tokens.endswith(b"\n") and bool(tokens))
     if found < announced:
         msg = f"its vocabulary ends after {found} of {announced} tokens"
         raise InputError(msg)
@@ -144,6 +154,7 @@ def _pipeline_ids(body: bytes) -> int:
 
 def _vocabulary_ids(cursor: _Cursor, count: int, extra: int) -> int:
     """Largest id of ``count`` tokens; a plain loop, since there may be a quarter of a million."""
+    _check_count("tokens", count)
     data, place, largest = cursor.data, cursor.place, -1
     length_of, id_of = struct.Struct("<H").unpack_from, struct.Struct("<I").unpack_from
     try:
@@ -156,6 +167,17 @@ def _vocabulary_ids(cursor: _Cursor, count: int, extra: int) -> int:
         raise InputError(msg) from None
     cursor.place = place
     return largest
+
+
+def _check_count(what: str, count: int) -> None:
+    """Refuse a count that would take minutes to walk through.
+
+    Raises:
+        InputError: more than any tokenizer has.
+    """
+    if count > _MOST_TOKENS:
+        msg = f"it announces {count:,} {what}, limit {_MOST_TOKENS:,}: a damaged file"
+        raise InputError(msg)
 
 
 def _skip_normalizer(cursor: _Cursor, depth: int) -> None:
@@ -225,7 +247,9 @@ def _each(cursor: _Cursor, depth: int, skip: Callable[[_Cursor, int], None]) -> 
 
 
 def _skip_table(cursor: _Cursor) -> None:
-    for _ in range(cursor.number("I")):
+    count = cursor.number("I")
+    _check_count("entries of a table", count)
+    for _ in range(count):
         cursor.take(4)
         cursor.text()
 
@@ -234,7 +258,9 @@ def _added_ids(cursor: _Cursor) -> int:
     """Largest id of the added tokens, which follow the decoder."""
     _skip_decoder(cursor, 0)
     largest = -1
-    for _ in range(cursor.number("I")):
+    count = cursor.number("I")
+    _check_count("added tokens", count)
+    for _ in range(count):
         largest = max(largest, cursor.number("I"))
         cursor.take(3)
         cursor.text()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -338,3 +339,28 @@ def test_whatever_transformers_raises_is_about_the_folder(folder: Path) -> None:
     change(folder, attention_dropout=0.0, initializer_range=0.02)
     with pytest.raises(InputError, match="has no usable tokenizer: "):
         load_model(str(folder))
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "generation_config.json", "chat_template.jinja"])
+def test_a_file_that_cannot_be_read_is_not_left_out_in_silence(folder: Path, name: str) -> None:
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to("gone")
+    with pytest.raises(InputError, match=f"{name} is a link to nothing, and would be left out; download"):
+        check_folder(folder)
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(InputError, match=f"{name} is no regular file"):
+        check_folder(folder)
+
+
+def test_a_config_without_sizes_is_not_filled_in_with_those_of_a_large_model(folder: Path) -> None:
+    (folder / "config.json").write_text('{"model_type": "qwen2"}')
+    with pytest.raises(InputError, match=r"makes model.embed_tokens.weight \[\d+, 4096\], and the weight files"):
+        load_model(str(folder))
+
+
+def test_the_form_of_answers_is_no_matter(folder: Path) -> None:
+    tokens = torch.tensor([[5, 6, 7]])
+    plain = load_model(str(folder)).logits(tokens)
+    change(folder, return_dict=False, torchscript=True, output_attentions=True, output_hidden_states=True)
+    assert torch.equal(load_model(str(folder)).logits(tokens), plain)

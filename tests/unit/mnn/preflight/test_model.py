@@ -99,6 +99,29 @@ def test_settings_that_point_out_of_the_folder(folder: Path, key: str, value: st
     assert "outside-folder" in {code for code, _ in found(folder)}
 
 
+@pytest.mark.parametrize("value", ["../elsewhere.json", "sub/../../elsewhere.json", "/dev/zero"])
+def test_the_current_folder_has_an_outside_too(folder: Path, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "config.json").write_text(json.dumps({"llm_config": value}))
+    monkeypatch.chdir(folder)
+    assert "outside-folder" in {code for code, _ in found(Path())}
+
+
+def test_pictures_and_sounds_may_not_come_from_outside_either(folder: Path) -> None:
+    for kind in ("visual", "audio"):
+        (folder / "config.json").write_text(json.dumps({f"is_{kind}": True, f"{kind}_model": "/dev/zero"}))
+        assert "outside-folder" in {code for code, _ in found(folder)}
+
+
+@pytest.mark.parametrize("name", ["config.json", "llm_config.json", "llm.mnn", "tokenizer.mtok"])
+def test_a_kernel_file_that_says_it_is_regular(folder: Path, name: str) -> None:
+    kernel = Path("/proc/kmsg")
+    if not os.access(kernel, os.R_OK):
+        pytest.skip("needs the right to read the kernel's messages")
+    (folder / name).unlink()
+    (folder / name).symlink_to(kernel)
+    assert name in {where for _, where in found(folder)}
+
+
 @pytest.mark.parametrize("key", ["llm_model", "llm_config", "base_dir", "visual_model"])
 @pytest.mark.parametrize("value", ["m" * 5000, "n/" * 3000, "\0", ["m"]])
 def test_settings_that_name_what_cannot_be_a_file(folder: Path, key: str, value: object) -> None:

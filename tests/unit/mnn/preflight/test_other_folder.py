@@ -56,3 +56,7 @@ def test_a_folder_of_folders_and_a_file(tmp_path: Path) -> None:
 def test_a_broken_model_is_checked_and_not_refused(tmp_path: Path) -> None:
     folder = put(tmp_path / "m", "config.json", "llm.mnn.weight", "tokenizer_config.json")
     assert {finding.code for finding in check_folder(folder, EngineVersion(3, 6, 1)).errors} >= {"missing-file"}
+
+
+def test_a_name_that_no_file_system_holds() -> None:
+    assert told(Path("m" * 5000)).startswith(f"{'m' * 80}... cannot name a folder: File name too long; give the folder")
