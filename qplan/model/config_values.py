@@ -133,6 +133,23 @@ def check_generation(path: Path, config: Mapping[str, Any]) -> None:
     _check(path, config, {key: _KINDS[key] for key in ("bos_token_id", "pad_token_id", "eos_token_id")})
 
 
+def check_end(path: Path, config: Mapping[str, Any], vocabulary: int | None) -> None:
+    """Refuse tokens that end an answer of which none can ever come.
+
+    Args:
+        path: the ``config.json`` or ``generation_config.json``, for messages.
+        config: what it holds, of the right types.
+        vocabulary: tokens that the model has; None if its config does not say.
+
+    Raises:
+        InputError: gives the tokens and their limit.
+    """
+    ends = config.get("eos_token_id")
+    ids = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    if vocabulary is not None and ids and all(token >= vocabulary for token in ids):
+        raise refused(path, "eos_token_id", ends, f"a token below vocab_size, {vocabulary}: answers would never end")
+
+
 def check_agreement(path: Path, config: Mapping[str, Any]) -> None:
     """Refuse values that are at odds with each other.
 

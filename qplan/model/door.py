@@ -10,7 +10,7 @@ from pathlib import Path
 
 from qplan.errors import InputError
 from qplan.model.config_fit import check_fits
-from qplan.model.config_values import check_agreement, check_generation, check_values
+from qplan.model.config_values import check_agreement, check_end, check_generation, check_values
 from qplan.model.headers import TensorHeader, check_no_pointer, read_headers
 from qplan.model.inert import CONFIG_FILE, GENERATION_CONFIG_FILE, TEMPLATE_FILE, VIEWED
 from qplan.model.quantized import check_unquantized
@@ -61,9 +61,12 @@ def check_folder(folder: Path) -> None:
             msg = f"{folder / name} is {kind}, and would be left out; download the model again, or remove it"
             raise InputError(msg)
     check_values(path, config)
+    check_end(path, config, config.get("vocab_size"))
     generation = folder / GENERATION_CONFIG_FILE
     if generation.is_file():
-        check_generation(generation, read_config(generation))
+        ends = read_config(generation)
+        check_generation(generation, ends)
+        check_end(generation, ends, config.get("vocab_size"))
     # the configuration may name a quantization whose layout is no safetensors file's
     check_unquantized(folder, config, {})
     if config.get("model_type") is None:

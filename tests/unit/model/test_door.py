@@ -364,3 +364,17 @@ def test_the_form_of_answers_is_no_matter(folder: Path) -> None:
     plain = load_model(str(folder)).logits(tokens)
     change(folder, return_dict=False, torchscript=True, output_attentions=True, output_hidden_states=True)
     assert torch.equal(load_model(str(folder)).logits(tokens), plain)
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+def test_an_end_that_no_answer_can_reach_is_refused(folder: Path, name: str) -> None:
+    path = folder / name
+    config = json.loads(path.read_text()) if path.is_file() else {}
+    vocabulary = json.loads((folder / "config.json").read_text())["vocab_size"]
+    for ends, reached in (([0, vocabulary + 5], True), (vocabulary - 1, True), (vocabulary, False), ([99_999], False)):
+        path.write_text(json.dumps(config | {"eos_token_id": ends}))
+        if reached:
+            check_folder(folder)
+            continue
+        with pytest.raises(InputError, match=rf"{name}: eos_token_id is .*; expected a token below vocab_size, \d+"):
+            check_folder(folder)
