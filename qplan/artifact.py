@@ -66,10 +66,20 @@ def writing(path: Path, *, need: int | None = None, draft: Path | None = None) -
             raise InputError(msg) from error
         if not _is_of_full_disk(error, path):
             raise
-        had = need or 1 + _bytes_of(draft)
-        msg = f"{path} cannot be written: no space left on the disk, {_free(path):,} bytes free, "
-        msg += f"{'at least ' if need is None else ''}{had:,} needed; free space there, or use another folder"
-        raise StorageError(msg) from error
+        raise no_space(path, need or 1 + _bytes_of(draft), least=need is None) from error
+
+
+def no_space(path: Path, need: int, *, least: bool = False) -> StorageError:
+    """The error for a path that a disk has no space for.
+
+    Args:
+        path: what was to be written.
+        need: bytes that it takes.
+        least: whether it may take more.
+    """
+    msg = f"{path} cannot be written: no space left on the disk, {free_bytes(path):,} bytes free, "
+    msg += f"{'at least ' if least else ''}{need:,} needed; free space there, or use another folder"
+    return StorageError(msg)
 
 
 def _is_of_full_disk(error: Exception, path: Path) -> bool:
@@ -78,10 +88,10 @@ def _is_of_full_disk(error: Exception, path: Path) -> bool:
     if isinstance(error, QplanError) and not isinstance(error, ToolError):
         return False
     # libraries that are not Python keep the text alone
-    return any(os.strerror(number) in str(error) for number in FULL) or _free(path) < _NEXT_TO_NOTHING
+    return any(os.strerror(number) in str(error) for number in FULL) or free_bytes(path) < _NEXT_TO_NOTHING
 
 
-def _free(path: Path) -> int:
+def free_bytes(path: Path) -> int:
     """Bytes that are free where a path is, or would be."""
     found = next((parent for parent in (path, *path.absolute().parents) if parent.exists()), None)
     return 0 if found is None else shutil.disk_usage(found).free
@@ -179,7 +189,7 @@ def needing_room(folder: Path) -> Iterator[None]:
         yield
     except Exception as error:
         told_already = isinstance(error, QplanError) and not isinstance(error, ToolError)
-        if told_already or (free := _free(folder)) >= _NEXT_TO_NOTHING:
+        if told_already or (free := free_bytes(folder)) >= _NEXT_TO_NOTHING:
             raise
         msg = f"{folder.parent} is full: {free:,} bytes free for temporary files; free space there, or set TMPDIR to "
         raise StorageError(msg + "another folder") from error

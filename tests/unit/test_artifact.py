@@ -74,7 +74,7 @@ def test_written_files_are_plain_utf8(tmp_path: Path) -> None:
 def test_what_failed_beside_a_full_temporary_folder_is_put_down_to_it(
     monkeypatch: pytest.MonkeyPatch, free: int, told: type[Exception]
 ) -> None:
-    monkeypatch.setattr("qplan.artifact._free", lambda _: free)
+    monkeypatch.setattr("qplan.artifact.free_bytes", lambda _: free)
     with pytest.raises(told) as caught, temporary_folder("test") as folder:
         msg = "the converter failed"
         raise ToolError(msg)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from qplan.artifact import new_folder
+from qplan.artifact import free_bytes, new_folder, no_space
 from qplan.errors import InputError, ToolError
 from qplan.mnn.build.export_view import export_view
 from qplan.mnn.build.exporter_source import ExportOptions, find_exporter
@@ -16,6 +16,7 @@ from qplan.mnn.build.tokenizer_ids import settle_ids
 from qplan.mnn.child import run_child
 from qplan.mnn.files import EXPORT_ARGS_FILE
 from qplan.mnn.graph.input_scale import scale_input
+from qplan.model.source import weight_files
 from qplan.settings import Say
 
 _SPINNER = "".join(map(chr, range(0x2800, 0x2900)))
@@ -48,6 +49,7 @@ def export_skeleton(
 
     Raises:
         InputError: no model in ``model_dir``, ``out`` exists, or no exporter.
+        StorageError: the disk has no space for the export.
         ToolError: the exporter failed.
     """
     export(
@@ -90,6 +92,7 @@ def export(
     Raises:
         InputError: no model in ``model_dir``, ``out`` exists, or no exporter.
         ToolError: the exporter failed, or reported success without writing every file.
+        StorageError: the disk has no space for the export.
     """
     if not (model_dir / "config.json").is_file():
         msg = f"{model_dir} holds no config.json; give a local Hugging Face model folder"
@@ -118,6 +121,9 @@ def export(
             settle_ids(draft, view)
         missing = [name for name in REQUIRED_FILES if not (draft / name).is_file()]
         if missing:
+            need = sum(path.stat().st_size for path in weight_files(model_dir))
+            if free_bytes(draft) < need:  # MNN's converter does not say that it could not write
+                raise no_space(out, need)
             msg = f"{what}: it reported success but did not write {', '.join(missing)}"
             raise ToolError(msg, tail=output[-2000:])
         (draft / EXPORT_ARGS_FILE).unlink(missing_ok=True)
