@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -108,7 +110,7 @@ def export(
         if converter is not None:
             environment["PYTHONPATH"] = str(converter.resolve())
         # llmexport picks another exporter for paths that contain "bge" or "gte": the view has a name that is ours
-        with export_view(model_dir, work / "model") as view:
+        with export_view(model_dir, work / "model") as view, _enough_space(out, draft, model_dir):
             output = run_child(
                 "build/exporter_child.py",
                 [str(exporter.script), *arguments],
@@ -119,18 +121,31 @@ def export(
                 progress=None if progress is None else _without_frames(progress),
             )
             settle_ids(draft, view)
-        missing = [name for name in REQUIRED_FILES if not (draft / name).is_file()]
-        if missing:
-            need = sum(path.stat().st_size for path in weight_files(model_dir))
-            if free_bytes(draft) < need:  # MNN's converter does not say that it could not write
-                raise no_space(out, need)
-            msg = f"{what}: it reported success but did not write {', '.join(missing)}"
-            raise ToolError(msg, tail=output[-2000:])
+            missing = [name for name in REQUIRED_FILES if not (draft / name).is_file()]
+            if missing:
+                msg = f"{what}: it reported success but did not write {', '.join(missing)}"
+                raise ToolError(msg, tail=output[-2000:])
         (draft / EXPORT_ARGS_FILE).unlink(missing_ok=True)
         if input_scale is not None:
             scale_input(draft, input_scale)
         write_marker(draft, exporter.version)
     return out
+
+
+@contextmanager
+def _enough_space(out: Path, draft: Path, model_dir: Path) -> Iterator[None]:
+    """Put a failure down to a disk that cannot hold the model: a converter that can't write crashes, or is silent.
+
+    Raises:
+        StorageError: the block failed, and there is less space than the model's weights take.
+    """
+    try:
+        yield
+    except ToolError as error:
+        need = sum(path.stat().st_size for path in weight_files(model_dir))
+        if free_bytes(draft) < need:
+            raise no_space(out, need) from error
+        raise
 
 
 def _without_frames(progress: Say) -> Say:
