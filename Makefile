@@ -7,8 +7,9 @@ BIN := .venv/bin
 demo: .venv/installed
 	$(BIN)/qplan demo
 
-# a file's tests share models that they build once: a worker takes whole files and below 1 GB
-PYTEST := $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+# a file's tests share models that they build once: a worker takes whole files and below 1 GB; in their order, since those
+# on the engine come first and must not be left to one worker in the end
+PYTEST := $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # what takes neither an engine nor a browser nor long; tests/conftest.py sets the marks
 check: .venv/installed lint
