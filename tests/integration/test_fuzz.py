@@ -10,7 +10,7 @@ from reports.faults.fuzz.bench import Bench
 from reports.faults.fuzz.cases import cases
 from reports.faults.fuzz.judge import Judge
 
-CASES = 60
+CASES = 30
 """Of the ten thousand that ``python -m reports.faults.fuzz`` draws; about 15 seconds, and 5 for the folders."""
 
 
