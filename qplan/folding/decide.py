@@ -174,12 +174,7 @@ def _decide(
         measured = sum(map(len, draft.losses.values()))
         say(f"folding: going on from {len(draft.scales)} places' scales and {measured} losses in {run.fold_draft}")
     scales = fitted_scales(loaded, fit, memory, batch_size=batch_size, draft=draft, progress=progress)
-    folded = fold(loaded, scales)
-    check_equal(loaded, folded, judge[:1])
-    with new_folder(run.folded, replace=True) as made:
-        save_folded(folded, made)
-    sha256 = sha256_model(run.folded)
-    folded = replace(folded, card=replace(folded.card, sha256=sha256))
+    folded = store_folded(run, loaded, scales, judge[:1])
     activations = Int8Activations("prefill", dynamic_option)
     for label, model in (("original", loaded), ("folded", folded)):
         plans = _uniform(model)
@@ -215,13 +210,26 @@ def _decide(
     record = FoldRecord(
         loaded.card.source,
         loaded.card.sha256,
-        sha256 if pays else None,
+        folded.card.sha256 if pays else None,
         memory,
         draft.losses,
         beside if pays else None,
     )
     say(str(record.note))
     return record
+
+
+def store_folded(run: RunFolder, loaded: LoadedModel, scales: Mapping[str, Tensor], tokens: Tensor) -> LoadedModel:
+    """Fold a model and write it into the run folder, with its own hash; checked on ``tokens [rows, seq_len]``.
+
+    Raises:
+        MeasurementError: the folded model computes something else.
+    """
+    folded = fold(loaded, scales)
+    check_equal(loaded, folded, tokens)
+    with new_folder(run.folded, replace=True) as made:
+        save_folded(folded, made)
+    return replace(folded, card=replace(folded.card, sha256=sha256_model(run.folded)))
 
 
 def check_equal(original: LoadedModel, folded: LoadedModel, tokens: Tensor) -> float:

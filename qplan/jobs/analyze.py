@@ -21,6 +21,7 @@ from qplan.notes import Note, note
 from qplan.quantize.round_all import default_jobs, round_all
 from qplan.quantize.run_rounder import run_rounder
 from qplan.roundings import needs_tokens
+from qplan.run.calibration import CalibrationSet
 from qplan.run.folder import RunFolder
 from qplan.run.lock import alone_in_run
 from qplan.run.table import SensitivityTable
@@ -73,10 +74,7 @@ def run_analyze(options: AnalyzeOptions, run: RunFolder, say: Say, progress: Pro
         table = analyze_in_one_pass(
             options, run, loaded, calibration, batch_size=batch_size, say=say, progress=progress
         )
-        table = replace(table, notes=(*table.notes, *notes))
-        calibration.write(run.calibration)
-        table.write(run.sensitivity)
-        return table
+        return _written(table, notes, calibration, run)
     if options.fold == "auto" and options.dtype != "float32":
         notes += (note("folding-not-tried", dtype=options.dtype),)
     elif options.fold == "auto":
@@ -124,8 +122,14 @@ def run_analyze(options: AnalyzeOptions, run: RunFolder, say: Say, progress: Pro
         say("measuring whole plans: how losses add up")
         tokens = torch.from_numpy(calibration.tokens)
         table = measure_additivity(table, loaded, tokens, batch_size=batch_size, rounder=rounder, progress=progress)
+    return _written(table, notes, calibration, run)
+
+
+def _written(
+    table: SensitivityTable, notes: tuple[Note, ...], calibration: CalibrationSet, run: RunFolder
+) -> SensitivityTable:
+    """Write what was found, last: an interrupted or refused run must not change what a finished table refers to."""
     table = replace(table, notes=(*table.notes, *notes))
-    # written last: an interrupted or refused run must not change what a finished table refers to
     calibration.write(run.calibration)
     table.write(run.sensitivity)
     return table
@@ -173,5 +177,4 @@ def analyze(analysis: Analysis, mode: Mode, say: Say, progress: Progress) -> Sen
     else:
         say("gradients of all formats in one pass")
         estimate(analysis, progress=progress)
-    entries = [(name, fmt.name, memory) for name, fmt, memory in analysis.entries()]
-    return analysis.table(mode, [row for entry in entries for row in analysis.rows(entry, mode)])
+    return analysis.table(mode, analysis.all_rows(mode))

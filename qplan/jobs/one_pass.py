@@ -9,14 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from qplan.artifact import new_folder
-from qplan.folding.decide import check_equal
-from qplan.folding.fold import fold, save_folded
+from qplan.folding.decide import store_folded
 from qplan.folding.one_pass import OnePass, label_seeds, model_losses
 from qplan.jobs.options import AnalyzeOptions
 from qplan.model.layerwise import WayBack, WayThere
 from qplan.model.load import LoadedModel
-from qplan.model.source import sha256_model
+from qplan.model.source import sha256_beside_model
 from qplan.notes import Note
 from qplan.quantize.moments import Moments, gather_on_the_way
 from qplan.quantize.rounder import Rounder
@@ -104,8 +102,7 @@ def analyze_in_one_pass(
         found = _passes(job, analysis)
         for name, fmt, memory in analysis.entries():
             analysis.check_entry(name, fmt, memory, "gradient")
-        entries = [(name, fmt.name, memory) for name, fmt, memory in analysis.entries()]
-        table = analysis.table("gradient", [row for entry in entries for row in analysis.rows(entry, "gradient")])
+        table = analysis.table("gradient", analysis.all_rows("gradient"))
     folded, notes = _fold(job, found.one)
     if found.moments is not None:
         found.finish_moments(job, folded)
@@ -216,17 +213,17 @@ def _fold(job: _Job, one: OnePass) -> tuple[LoadedModel, tuple[Note, ...]]:
         return job.loaded, ()
     loaded, draft, run = job.loaded, one.draft, job.run
     scales = {name: torch.tensor(scale, device=loaded.device) for name, scale in draft.scales.items()}
-    folded, sha256 = loaded, None
-    if scales:
-        folded = fold(loaded, scales)
-        check_equal(loaded, folded, one.analysis.batches[0][:1])
-        with new_folder(run.folded, replace=True) as made:
-            save_folded(folded, made)
-        sha256 = sha256_model(run.folded)
-        folded = replace(folded, card=replace(folded.card, sha256=sha256))
+    folded = store_folded(run, loaded, scales, one.analysis.batches[0][:1]) if scales else loaded
     tokens = sum(batch.numel() for batch in one.analysis.batches)
     losses = model_losses(draft.losses, tokens)
-    record = FoldRecord(loaded.card.source, loaded.card.sha256, sha256, job.options.memory, losses)
+    record = FoldRecord(
+        loaded.card.source,
+        loaded.card.sha256,
+        folded.card.sha256 if scales else None,
+        job.options.memory,
+        losses,
+        sha256_beside_model(run.folded) if scales else None,
+    )
     record.write(run.fold, draft.inputs)
     job.say(str(record.note))
     return folded, (record.note,)

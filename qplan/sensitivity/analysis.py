@@ -75,6 +75,10 @@ class Analysis:
         """An entry's measurements, batch by batch."""
         return [self.kept.measurements[(*entry, batch, source)] for batch in range(len(self.batches))]
 
+    def all_rows(self, source: Source) -> list[Measurement]:
+        """The measurements of every entry, in the table's order."""
+        return [row for name, fmt, memory in self.entries() for row in self.rows((name, fmt.name, memory), source)]
+
     def check_entry(self, name: str, fmt: QuantFormat, memory: Memory, source: Source) -> None:
         """Accept a loss of exactly 0 over all batches only where it is a fact.
 

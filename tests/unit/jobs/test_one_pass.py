@@ -12,6 +12,7 @@ from qplan.folding.analyzed import load_analyzed
 from qplan.formats import INT4, INT8
 from qplan.jobs.analyze import run_analyze
 from qplan.jobs.options import FIT_TOKENS, QUICK_FIT_TOKENS, AnalyzeOptions
+from qplan.model.source import sha256_beside_model
 from qplan.quantize.moments import gather_moments
 from qplan.quantize.run_rounder import run_rounder
 from qplan.run.calibration import CalibrationSet
@@ -48,6 +49,7 @@ def test_emit_finds_the_moments_of_the_model_that_was_analyzed(model_folders: di
     assert SensitivityTable.read(run.sensitivity).sha256 == table.sha256
     record = FoldRecord.read(run.fold)
     assert record.folded_sha256 == table.model.sha256
+    assert record.tokenizer_sha256 == sha256_beside_model(run.folded)
     calibration = CalibrationSet.read(run.calibration)
     folded = load_analyzed(run, table.model, lambda _: None).loaded
     kept = {path: path.stat().st_mtime_ns for path in run.rounding.rglob("*.safetensors")}
