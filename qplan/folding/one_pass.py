@@ -63,6 +63,7 @@ class OnePass:
         """Go back; what is known already is left as it is."""
         held: LayerTrace | None = None
         layers = len(self.analysis.loaded.layers)
+        parts = layers + (2 if self.analysis.loaded.card.tensors[-1].tied else 1)
         for done, trace in enumerate(way.traces(), 1):
             if trace.index == layers:
                 self._keep_reference(way)
@@ -70,9 +71,11 @@ class OnePass:
             else:
                 self._layer(trace, ())
             if progress is not None:
-                progress(done, layers + 1)
+                progress(done, parts)
         if held is not None:
             self._layer(held, way.lookups)
+            if progress is not None:
+                progress(parts, parts)
 
     def _keep_reference(self, way: WayBack) -> None:
         for batch, nll in enumerate(way.nll[: len(self.analysis.batches)]):

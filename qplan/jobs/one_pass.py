@@ -12,6 +12,7 @@ from torch import Tensor
 from qplan.folding.decide import store_folded
 from qplan.folding.one_pass import OnePass, label_seeds, model_losses
 from qplan.jobs.options import AnalyzeOptions
+from qplan.jobs.stages import Stages
 from qplan.model.layerwise import WayBack, WayThere
 from qplan.model.load import LoadedModel
 from qplan.model.source import sha256_beside_model
@@ -28,7 +29,7 @@ from qplan.run.table import SensitivityTable
 from qplan.sensitivity.analysis import Analysis, open_analysis
 from qplan.sensitivity.layer_losses import Seen
 from qplan.sensitivity.variants import StoredWeights
-from qplan.settings import Progress, Say
+from qplan.settings import Say
 
 DRAWN = 64
 """Output features of every tensor that losses are estimated from. A loss is then known to 8 % (standard deviation of
@@ -46,7 +47,7 @@ class _Job:
     calibration: CalibrationSet
     batch_size: int
     say: Say
-    progress: Progress
+    stages: Stages
 
     @property
     def fit(self) -> list[Tensor]:
@@ -81,10 +82,10 @@ def analyze_in_one_pass(
     *,
     batch_size: int,
     say: Say,
-    progress: Progress,
+    stages: Stages,
 ) -> SensitivityTable:
     """Find folds and losses; the table is about the folded model if folding pays anywhere."""
-    job = _Job(options, run, loaded, calibration, batch_size, say, progress)
+    job = _Job(options, run, loaded, calibration, batch_size, say, stages)
     opened = open_analysis(
         loaded,
         calibration,
@@ -173,17 +174,16 @@ def _passes(job: _Job, analysis: Analysis) -> _Found:
     gather = fits and moments is None
     behind = job.fit if gather else witnesses
     way = WayThere(job.loaded, judged + behind, kept)
-    job.say(
-        f"there: {sum(b.numel() for b in way.batches)} tokens" + (", second moments of all inputs" if gather else "")
-    )
+    more = ", second moments of all inputs" if gather else ""
+    progress = job.stages.begin("there", f"there: {sum(b.numel() for b in way.batches)} tokens{more}")
     if gather:
-        moments = gather_on_the_way(way, len(judged), folder, progress=job.progress)
+        moments = gather_on_the_way(way, len(judged), folder, progress=progress)
         moments.write_index(inputs)
     else:
         for index in range(len(job.loaded.layers)):
             for number in range(len(way.batches)):
                 way.run(index, number)
-            job.progress(index + 1, len(job.loaded.layers))
+            progress(index + 1, len(job.loaded.layers))
     folder = moments_folder(job.run, "judge", job.calibration.sha256)
     judge = _Judge(folder, {} if moments is None else moments.key_of)
     one = OnePass(
@@ -202,8 +202,8 @@ def _passes(job: _Job, analysis: Analysis) -> _Found:
         label_seeds(job.calibration.seed, kept),
         drawn=one.views.drawn_of,
     )
-    job.say(f"back: folds and losses of {len(job.options.formats)} formats, {DRAWN} output features of each tensor")
-    one.run(back, job.progress)
+    told = f"back: folds and losses of {len(job.options.formats)} formats, {DRAWN} output features of each tensor"
+    one.run(back, job.stages.begin("back", told))
     return _Found(one, moments, judge, back.lookups[len(judged) :])
 
 
@@ -212,6 +212,7 @@ def _fold(job: _Job, one: OnePass) -> tuple[LoadedModel, tuple[Note, ...]]:
     if job.options.fold != "auto":
         return job.loaded, ()
     loaded, draft, run = job.loaded, one.draft, job.run
+    job.stages.begin("folded model")
     scales = {name: torch.tensor(scale, device=loaded.device) for name, scale in draft.scales.items()}
     folded = store_folded(run, loaded, scales, one.analysis.batches[0][:1]) if scales else loaded
     tokens = sum(batch.numel() for batch in one.analysis.batches)

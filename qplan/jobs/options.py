@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from qplan.card import ModelCard
 from qplan.choosing.request import EVALUATIONS, PlanRequest
 from qplan.errors import InputError
 from qplan.formats import DEFAULT_FORMATS, QuantFormat
@@ -190,3 +191,8 @@ def check_least(least: Mapping[str, tuple[int, int]]) -> None:
         if not limit <= value <= MOST:
             msg = f"{option} {value}: must be at least {limit}" + (f" and at most {MOST}" if value > MOST else "")
             raise InputError(msg)
+
+
+def sequences_per_pass(card: ModelCard, seq_len: int) -> int:
+    """Sequences whose FP32 logits take at most `LOGITS_BYTES`, between 1 and `MOST_SEQUENCES`."""
+    return min(MOST_SEQUENCES, max(1, LOGITS_BYTES // (4 * seq_len * card.vocabulary)))

@@ -96,6 +96,8 @@ def tie_equal_head(model: nn.Module, config: Any, architecture: Architecture) ->
 
 def is_tied(first: Tensor, second: Tensor) -> bool:
     """Whether two weights share one storage."""
+    if first.is_meta or second.is_meta:
+        return first is second
     return first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr() and first.shape == second.shape
 
 
