@@ -64,15 +64,14 @@ class OnePass:
         held: LayerTrace | None = None
         layers = len(self.analysis.loaded.layers)
         parts = layers + (2 if self.analysis.loaded.card.tensors[-1].tied else 1)
-        done = 0
         for trace in way.traces():
+            done = layers + 1 - trace.index
             if trace.index == layers:
                 self._keep_reference(way)
                 held = trace
             else:
                 self._layer(trace, ())
             del trace  # the next one needs its memory
-            done += 1
             if progress is not None:
                 progress(done, parts)
         if held is not None:
