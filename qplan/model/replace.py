@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from qplan.model.load import LoadedModel
+from qplan.model.streamed import Streamed
 
 
 @contextmanager
@@ -53,6 +54,10 @@ def _by_module(loaded: LoadedModel, weights: Mapping[str, Tensor]) -> dict[nn.Li
 
 @contextmanager
 def _parameter(module: nn.Module, weight: Tensor) -> Iterator[None]:
+    if isinstance(module, Streamed):
+        with module.with_weight(weight):
+            yield
+        return
     original = module.weight
     if not isinstance(original, nn.Parameter):
         msg = f"{type(module).__name__}.weight is not a parameter"
