@@ -62,10 +62,12 @@ class OnePass:
     def run(self, way: WayBack, progress: Progress | None = None) -> None:
         """Go back; what is known already is left as it is."""
         held: LayerTrace | None = None
-        layers = len(self.analysis.loaded.layers)
+        loaded = self.analysis.loaded
+        layers, tied = len(loaded.layers), loaded.card.tensor(loaded.architecture.head).tied
         for done, trace in enumerate(way.traces(), 1):
             if trace.index == layers:
                 self._keep_reference(way)
+            if trace.index == layers and tied:
                 held = trace
             else:
                 self._layer(trace, ())

@@ -17,8 +17,8 @@ from torch.nn import functional
 
 from qplan.model.checkpoint import Checkpoint
 
-Change = Callable[[Tensor], Tensor]
-"""What is done to a weight after it was read; may be in place."""
+Change = Callable[[Tensor], None]
+"""What is done to a weight after it was read, in place; an embedding's treats every row alike."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,19 @@ class WeightSource:
         """The whole weight, in memory of its own."""
         weight = self.checkpoint.read(self.keys, self.dtype).to(self.device)
         for change in self.changes:
-            weight = change(weight)
+            change(weight)
         return weight
 
     def look_up(self, ids: Tensor) -> Tensor:
         """Rows ``[*ids, in_features]`` of the weight."""
-        if self.changes:
-            return functional.embedding(ids, self.read())
-        return self.checkpoint.rows(self.keys[0], ids.cpu(), self.dtype).to(self.device)
+        rows = self.checkpoint.rows(self.keys[0], ids.cpu(), self.dtype).to(self.device)
+        for change in self.changes:
+            change(rows)
+        return rows
+
+    def __deepcopy__(self, memo: dict[int, object]) -> WeightSource:
+        """The same: nothing of it changes."""
+        return self
 
 
 class Streamed(nn.Module):
