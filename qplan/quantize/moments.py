@@ -18,6 +18,8 @@ from qplan.errors import MeasurementError
 from qplan.model.backward import sampled_backward
 from qplan.model.layerwise import WayThere, names_by_linear
 from qplan.model.load import LoadedModel
+from qplan.model.replace import with_forward
+from qplan.quantize.gram import add_gram, by_rows, mirrored
 from qplan.run.moments import StoredMoments, write_matrix
 from qplan.settings import Progress
 
@@ -145,7 +147,7 @@ class _Sums:
     """Tensors by the linear that holds them."""
     key_of: dict[str, str] = field(default_factory=dict)
     totals: dict[str, Tensor] = field(default_factory=dict)
-    """float64 ``[in, in]`` on the CPU, by key."""
+    """float64 ``[in, in]`` on the CPU, by key: see `add_gram`."""
     counts: dict[str, int] = field(default_factory=dict)
     _first: dict[int, str] = field(default_factory=dict)
     """Key by identity of the input tensors that were seen in the current batch."""
@@ -167,11 +169,14 @@ class _Sums:
         if shared != name:
             return
         rows = value.reshape(-1, value.shape[-1]).to(torch.float32)
-        product = (rows.T @ rows).cpu()
-        if not torch.isfinite(product).all():
+        width = rows.shape[1]
+        if name not in self.totals:
+            self.totals[name] = torch.zeros(width, width, dtype=torch.float64)
+        add_gram(self.totals[name], rows)
+        # a product of two columns is no larger than the larger one's square
+        if not torch.isfinite(self.totals[name].diagonal()).all():
             msg = f"the inputs of {name} have second moments that are not finite; the model overflows on this text"
             raise MeasurementError(msg)
-        self.totals.setdefault(name, torch.zeros_like(product, dtype=torch.float64)).add_(product)
         self.counts[name] = self.counts.get(name, 0) + int(rows.any(1).sum())
 
     def add_lookups(self, loaded: LoadedModel, tokens: Tensor, batch_size: int) -> None:
@@ -185,7 +190,7 @@ class _Sums:
 
     def mean(self, key: str) -> Tensor:
         """Moments, float32 ``[in, in]``; zeros if all inputs were zeros."""
-        return (self.totals[key] / max(1, self.counts[key])).to(torch.float32)
+        return mirrored(by_rows(self.totals[key], max(1, self.counts[key])))
 
     def tokens(self) -> dict[str, int]:
         """Tokens that reached a tensor, by its name; 0 where none did."""
@@ -219,6 +224,8 @@ def _layer_by_layer(way: WayThere, first: int, start: int, progress: Progress | 
         with ExitStack() as stack:
             for module in sums.names:
                 stack.callback(module.register_forward_pre_hook(sums.see).remove)
+            if index == count:  # what the head is given is known without its logits
+                stack.enter_context(with_forward(way.loaded.head, lambda x: x[..., :1]))
             for number in range(first, batches):
                 sums.begin_batch()
                 way.run(index, number)

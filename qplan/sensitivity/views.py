@@ -14,6 +14,7 @@ from qplan.model.layerwise import LayerTrace
 from qplan.model.load import LoadedModel
 from qplan.model.mixture import RoutedLinear
 from qplan.quantize import rtn
+from qplan.quantize.gram import gram
 from qplan.sensitivity.layer_losses import Seen
 from qplan.sensitivity.rows import RowSample
 
@@ -71,7 +72,7 @@ class Views:
             if id(first) not in shared:
                 inputs = joined(trace.inputs[module][:count]).float()
                 flat = inputs.flatten(0, -2)
-                shared[id(first)] = inputs, flat.T @ flat / max(1, int(flat.any(1).sum()))
+                shared[id(first)] = inputs, gram(flat) / max(1, int(flat.any(1).sum()))
             yield self._seen(spec.name, trace, *shared[id(first)], lookups[:count])
 
     def _seen(self, name: str, trace: LayerTrace, inputs: Tensor, judge: Tensor, lookups: Sequence[Tensor]) -> Seen:
@@ -90,7 +91,7 @@ class Views:
         looked_up = None
         if lookups:
             flat = torch.cat(list(lookups)).flatten(0, -2).float()
-            judge = judge + flat.T @ flat / len(flat)
+            judge = judge + gram(flat) / len(flat)
             looked_up = self._looked_up(sample, lookups)
         return Seen(
             name=name,
