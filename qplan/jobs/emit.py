@@ -36,11 +36,12 @@ from qplan.run.plan_folder import PlanFolder
 from qplan.run.provenance import Provenance
 from qplan.run.table import SensitivityTable
 from qplan.run.verification import Check, Verification
+from qplan.sensitivity.kept_logits import kept_logits
 from qplan.settings import Progress, Say
 from qplan.verify.checks import engine_checks, folder_check
 from qplan.verify.measure import Trial, speeds_by_turns
 from qplan.verify.prove import BuildBench, gate, prove
-from qplan.verify.reference import reference_logits, stored_logits
+from qplan.verify.reference import stored_logits
 
 SHIPPED_THREADS = 4
 """Engine threads in the settings that a built model ships with; measurements use `EmitOptions.threads`."""
@@ -134,7 +135,7 @@ def _plan_and_build(job: EmitJob, judged: _HeldOut, progress: Progress, command:
     options, loaded, target = job.options, job.model.loaded, job.options.target
     given = _given(job)
     job.say(f"FP32 reference on {judged.rows.size} tokens: {judged.text}")
-    with reference_logits(loaded, judged.rows, progress) as reference:
+    with kept_logits(loaded, judged.rows, progress) as reference:
         trial = Trial(reference, threads=options.threads)
         bench = BuildBench(
             loaded=loaded,

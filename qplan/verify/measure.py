@@ -15,10 +15,12 @@ from qplan.mnn.runtime import RuntimeConfig
 from qplan.quantize import Int8Activations
 from qplan.quantize.rounder import Rounder
 from qplan.run.verification import BuiltModel, EngineRun, Speed
+from qplan.sensitivity.kept_logits import KeptLogits
 from qplan.sensitivity.metrics import TokenStats
-from qplan.sensitivity.variants import StoredWeights, apply_formats
+from qplan.sensitivity.stored_weights import StoredWeights
+from qplan.sensitivity.variants import apply_formats
 from qplan.settings import MEMORIES, DynamicOption, Memory, Say
-from qplan.verify.reference import Reference, accuracy_of, torch_logits
+from qplan.verify.reference import accuracy_of, torch_logits
 
 _TURNS = 3
 """How often each ``dynamic_option`` is timed."""
@@ -33,7 +35,7 @@ Keep = Callable[[Memory, TokenStats], None]
 class Trial:
     """What every built model is measured on."""
 
-    reference: Reference
+    reference: KeptLogits
     threads: int = 1
     decode_rows: int = 2
     """Rows that are also run token by token, under memory low."""
@@ -166,7 +168,7 @@ def _speed(engine: EngineSession, trial: Trial, context: int) -> Speed:
 
 
 def _emulated(
-    rounder: Rounder, formats: Mapping[str, QuantFormat], memory: Memory, reference: Reference, option: DynamicOption
+    rounder: Rounder, formats: Mapping[str, QuantFormat], memory: Memory, reference: KeptLogits, option: DynamicOption
 ) -> TokenStats:
     """Losses that torch computes for the same stored weights, prefill."""
     loaded, stored = rounder.loaded, StoredWeights(rounder.loaded, rounder)
