@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from qplan.mnn.engines import EngineVersion
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import LoadedModel
 from qplan.notes import Note, note, text_note
+from qplan.quantize.round_all import default_jobs
 from qplan.quantize.run_rounder import run_rounder
 from qplan.run.calibration import CalibrationSet
 from qplan.run.folder import RunFolder
@@ -36,11 +38,15 @@ from qplan.run.plan_folder import PlanFolder
 from qplan.run.provenance import Provenance
 from qplan.run.table import SensitivityTable
 from qplan.run.verification import Check, Verification
+from qplan.sensitivity.kept_logits import kept_logits
 from qplan.settings import Progress, Say
 from qplan.verify.checks import engine_checks, folder_check
 from qplan.verify.measure import Trial, speeds_by_turns
 from qplan.verify.prove import BuildBench, gate, prove
-from qplan.verify.reference import reference_logits, stored_logits
+from qplan.verify.reference import stored_logits
+
+PLANNING_TOKENS = 2048
+"""Least number of held-out tokens that plans are measured on, where there are so many."""
 
 SHIPPED_THREADS = 4
 """Engine threads in the settings that a built model ships with; measurements use `EmitOptions.threads`."""
@@ -85,7 +91,7 @@ def run_emit(options: EmitOptions, run: RunFolder, say: Say, progress: Progress,
         options: options of the emit.
         run: a finished analysis.
         say: called with a line about each step.
-        progress: called after each reference pass.
+        progress: called while tensors are rounded, and while models are measured.
         command: the command line, for the report.
 
     Raises:
@@ -106,20 +112,36 @@ def run_emit(options: EmitOptions, run: RunFolder, say: Say, progress: Progress,
     judged = _held_out(options, calibration, model.loaded, say)
     skeleton = run_skeleton(run, model.loaded, options.llmexport, say, c4=options.target.c4)
     rounder = run_rounder(run, model.loaded, calibration, table.conditions.rounding)
-    job = EmitJob(
-        options=options,
-        run=run,
-        table=table,
-        model=model,
-        skeleton=skeleton,
-        rounder=rounder,
-        heldout=calibration.heldout,
-        say=say,
-        given=given,
-    )
-    if options.build:
-        return _plan_and_build(job, judged, progress, command)
-    return _plan_only(job, command)
+    with ExitStack() as stack:
+        job = EmitJob(
+            options=options,
+            run=run,
+            table=table,
+            model=model,
+            skeleton=skeleton,
+            rounder=rounder,
+            heldout=planning_rows(calibration),
+            say=say,
+            given=given,
+            open=stack,
+            progress=progress,
+            jobs=default_jobs(),
+        )
+        if options.build:
+            return _plan_and_build(job, judged, progress, command)
+        return _plan_only(job, command)
+
+
+def planning_rows(calibration: CalibrationSet) -> NDArray[np.int64]:
+    """Held-out tokens that whole models are measured on while a plan is chosen, ``[rows, seq_len]``.
+
+    Half as many as the analysis took, evenly spread, but no fewer than `PLANNING_TOKENS` if there are so many.
+    """
+    rows, length = calibration.heldout, calibration.seq_len
+    count = max(2, max(PLANNING_TOKENS, calibration.tokens.size // 2) // length)
+    if count >= len(rows):
+        return rows
+    return rows[np.linspace(0, len(rows) - 1, count).round().astype(int)]
 
 
 def _plan_only(job: EmitJob, command: str) -> Emitted:
@@ -134,7 +156,7 @@ def _plan_and_build(job: EmitJob, judged: _HeldOut, progress: Progress, command:
     options, loaded, target = job.options, job.model.loaded, job.options.target
     given = _given(job)
     job.say(f"FP32 reference on {judged.rows.size} tokens: {judged.text}")
-    with reference_logits(loaded, judged.rows, progress) as reference:
+    with kept_logits(loaded, judged.rows, progress) as reference:
         trial = Trial(reference, threads=options.threads)
         bench = BuildBench(
             loaded=loaded,

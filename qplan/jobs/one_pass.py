@@ -29,7 +29,7 @@ from qplan.run.moments import moments_folder, write_matrix
 from qplan.run.table import SensitivityTable
 from qplan.sensitivity.analysis import Analysis, open_analysis
 from qplan.sensitivity.layer_losses import Seen
-from qplan.sensitivity.variants import StoredWeights
+from qplan.sensitivity.stored_weights import StoredWeights
 from qplan.settings import Progress, Say
 
 DRAWN = 64

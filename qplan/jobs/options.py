@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from qplan.choosing.request import EVALUATIONS, PlanRequest
+from qplan.choosing.request import PlanRequest
 from qplan.errors import InputError
 from qplan.formats import DEFAULT_FORMATS, QuantFormat
 from qplan.mnn.engines import EngineTarget, EngineVersion
@@ -119,8 +119,8 @@ class EmitOptions:
     """Engine threads in measurements."""
     dynamic_option: DynamicOption | None = None
     """MNN's setting for int8 activations; None to let `qplan.choosing.activations` decide."""
-    evaluations: int = EVALUATIONS
-    """Most whole models that a repair may measure; 0 for no repair."""
+    evaluations: int | None = None
+    """Most whole models that a repair may measure; 0 for no repair, None for what a pass allows."""
     plan: Path | None = None
     """A plan to build, possibly edited by hand; None to make one."""
     engine: EngineVersion | None = None
@@ -134,7 +134,9 @@ class EmitOptions:
         Raises:
             InputError: about the first; the message gives option, value and limit.
         """
-        check_least({"--tokens": (self.tokens, 2), "--threads": (self.threads, 1), "--repair": (self.evaluations, 0)})
+        check_least(
+            {"--tokens": (self.tokens, 2), "--threads": (self.threads, 1), "--repair": (self.evaluations or 0, 0)}
+        )
         if self.engine is not None:
             EngineTarget.of(self.engine)
         unheard = self.wanted.asked() if self.plan is not None else ()

@@ -18,6 +18,7 @@ from qplan.quantize.curvature import Curvature
 from qplan.quantize.gptq import gptq_widths
 from qplan.quantize.methods import round_with
 from qplan.quantize.moments import Moments
+from qplan.quantize.stored import in_pieces
 from qplan.quantize.stored_cache import StoredCache
 from qplan.roundings import CANDIDATES, needs_tokens
 from qplan.run.safetensors_file import ALL
@@ -68,7 +69,7 @@ class Rounder:
     def store(self, name: str, fmt: QuantFormat, rows: slice = ALL) -> StoredTensor:
         """Store a tensor, or some of its output features, in a format; see `qplan.quantize.methods`."""
         if fmt.is_float or self.rounding == "rtn":
-            return rtn(self.loaded.weight(name)[rows], fmt)
+            return in_pieces(self.loaded.weight(name)[rows], lambda part: rtn(part, fmt))
         if self.cache is None:
             return self._round(name, fmt).rows(rows)
         return self.cache.get(name, fmt, lambda: self._round(name, fmt), rows)
@@ -92,15 +93,15 @@ class Rounder:
     def _round(self, name: str, fmt: QuantFormat) -> StoredTensor:
         weight = self.loaded.weight(name)
         if not needs_tokens(self.rounding):
-            return round_with(self.rounding, weight, fmt)
+            return in_pieces(weight, lambda part: round_with(self.rounding, part, fmt))
         if self.moments is None or (self.rounding == "auto" and self.judge is None):
             msg = f"rounding {self.rounding!r} needs moments to fit to, and auto others to choose by"
             raise TypeError(msg)
         if name in self.starved:
-            return rtn(weight, fmt)
+            return in_pieces(weight, lambda part: rtn(part, fmt))
         with one_thread():
             curvature, judge = self._prepared.of(self.moments, self.judge, name, weight.device)
-            return round_rows(weight, fmt, self.rounding, curvature, judge)
+            return in_pieces(weight, lambda part: round_rows(part, fmt, self.rounding, curvature, judge))
 
 
 def round_rows(

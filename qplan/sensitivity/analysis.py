@@ -25,7 +25,7 @@ from qplan.run.measurement import Measurement, Source
 from qplan.run.table import Conditions, SensitivityTable
 from qplan.sensitivity.menu import Menu, resolve_menu
 from qplan.sensitivity.silent import SilentTensors
-from qplan.sensitivity.variants import StoredWeights
+from qplan.sensitivity.stored_weights import StoredWeights
 from qplan.settings import DynamicOption, Memory, Mode, memories_of
 from qplan.tensors import Role
 
