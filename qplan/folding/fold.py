@@ -153,13 +153,15 @@ def _fold_site(loaded: LoadedModel, site: FoldSite, scale: Tensor) -> None:
     source = loaded.model.get_submodule(site.source)
     divide = partial(_divide, rows=site.rows, scale=scale)
     for name, added in (("weight", offset), ("bias", 0.0)):
-        _change(source, name, partial(divide, added=added))
+        _change(source, name, Change(partial(divide, added=added), by_row=False))
     columns = site.expand(scale)
     for reader in site.readers:
-        _change(loaded.linear(reader), "weight", partial(_multiply, rows=loaded.sites[reader].rows, columns=columns))
+        module, place = loaded.linear(reader), loaded.sites[reader].rows
+        every = place == slice(0, module.out_features)
+        _change(module, "weight", Change(partial(_multiply, rows=ALL if every else place, columns=columns), every))
     if site.tied:
         if isinstance(loaded.embedding, Streamed):
-            loaded.embedding.change(partial(_multiply, rows=ALL, columns=columns))
+            loaded.embedding.change(Change(partial(_multiply, rows=ALL, columns=columns), by_row=True))
         before = embedding_scale(loaded.embedding)
         factor = 1 / scale if before is None else before.to(torch.float64) / scale
         set_embedding_scale(loaded.embedding, factor)
@@ -172,7 +174,7 @@ def _change(module: nn.Module, name: str, change: Change) -> None:
         return
     parameter = dict(module.named_parameters(recurse=False)).get(name)
     if parameter is not None:
-        change(parameter.data)
+        change.change(parameter.data)
 
 
 def _divide(values: Tensor, *, rows: slice, scale: Tensor, added: float) -> None:

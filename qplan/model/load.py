@@ -110,6 +110,11 @@ class LoadedModel:
         """Weight ``[out_features, in_features]`` of a tensor: a view, or read now if the model is streamed."""
         return self.linear(name).weight[self.sites[name].rows]
 
+    def weight_rows(self, name: str, rows: Tensor) -> Tensor:
+        """Some rows ``[drawn, in_features]`` of `weight`, of which a streamed model reads no others."""
+        linear, first = self.linear(name), self.sites[name].start
+        return linear.rows(first + rows) if isinstance(linear, Streamed) else linear.weight[first + rows]
+
     def bias(self, name: str) -> Tensor | None:
         """Bias ``[out_features]`` of a tensor (a view), None if the model has none."""
         linear = self.linear(name)

@@ -17,8 +17,15 @@ from torch.nn import functional
 
 from qplan.model.checkpoint import Checkpoint
 
-Change = Callable[[Tensor], None]
-"""What is done to a weight after it was read, in place; an embedding's treats every row alike."""
+
+@dataclass(frozen=True)
+class Change:
+    """What is done to a weight after it was read."""
+
+    change: Callable[[Tensor], None]
+    """Changes a weight ``[out_features, in_features]`` in place."""
+    by_row: bool
+    """Whether it does the same to each row, so that some of them can be changed by themselves."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +44,16 @@ class WeightSource:
         """The whole weight, in memory of its own."""
         weight = self.checkpoint.read(self.keys, self.dtype).to(self.device)
         for change in self.changes:
-            change(weight)
+            change.change(weight)
         return weight
 
-    def look_up(self, ids: Tensor) -> Tensor:
+    def rows(self, ids: Tensor) -> Tensor:
         """Rows ``[*ids, in_features]`` of the weight."""
+        if len(self.keys) > 1 or not all(change.by_row for change in self.changes):
+            return functional.embedding(ids, self.read())
         rows = self.checkpoint.rows(self.keys[0], ids.cpu(), self.dtype).to(self.device)
         for change in self.changes:
-            change(rows)
+            change.change(rows)
         return rows
 
     def __deepcopy__(self, memo: dict[int, object]) -> WeightSource:
@@ -62,6 +71,10 @@ class Streamed(nn.Module):
     def weight(self) -> Tensor:
         """The weight; every access reads it again."""
         return self.source.read() if self.given is None else self.given
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """Some rows ``[*ids, in_features]`` of the weight."""
+        return self.source.rows(ids) if self.given is None else functional.embedding(ids, self.given)
 
     @contextmanager
     def with_weight(self, weight: Tensor) -> Iterator[None]:
@@ -87,7 +100,7 @@ class _StreamedEmbedding(Streamed, nn.Embedding):  # type: ignore[override]
 
     def forward(self, ids: Tensor) -> Tensor:
         """Look rows up."""
-        return self.source.look_up(ids) if self.given is None else functional.embedding(ids, self.given)
+        return self.rows(ids)
 
 
 def stream(module: nn.Linear | nn.Embedding, source: WeightSource) -> None:
@@ -103,6 +116,11 @@ def stream(module: nn.Linear | nn.Embedding, source: WeightSource) -> None:
 
 def looked_up(embedding: nn.Module, ids: Tensor) -> Tensor:
     """Rows ``[*ids, hidden]`` of an embedding's weight, as they are in the matrix."""
-    if isinstance(embedding, _StreamedEmbedding):
-        return _StreamedEmbedding.forward(embedding, ids)
+    if isinstance(embedding, Streamed):
+        return embedding.rows(ids)
     return functional.embedding(ids, embedding.get_parameter("weight"))
+
+
+def looks_rows_up(embedding: nn.Embedding) -> bool:
+    """Whether an embedding does nothing else."""
+    return type(embedding).forward in {nn.Embedding.forward, _StreamedEmbedding.forward}
