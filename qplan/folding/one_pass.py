@@ -64,6 +64,7 @@ class OnePass:
         held: LayerTrace | None = None
         loaded = self.analysis.loaded
         layers, tied = len(loaded.layers), loaded.card.tensor(loaded.architecture.head).tied
+        parts = layers + (2 if tied else 1)
         for done, trace in enumerate(way.traces(), 1):
             if trace.index == layers:
                 self._keep_reference(way)
@@ -72,9 +73,11 @@ class OnePass:
             else:
                 self._layer(trace, ())
             if progress is not None:
-                progress(done, layers + 1)
+                progress(done, parts)
         if held is not None:
             self._layer(held, way.lookups)
+            if progress is not None:
+                progress(parts, parts)
 
     def _keep_reference(self, way: WayBack) -> None:
         for batch, nll in enumerate(way.nll[: len(self.analysis.batches)]):

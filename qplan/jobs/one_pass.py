@@ -13,6 +13,7 @@ from qplan.artifact import sha256_json, versions
 from qplan.folding.decide import store_folded
 from qplan.folding.one_pass import OnePass, label_seeds, model_losses
 from qplan.jobs.options import AnalyzeOptions
+from qplan.jobs.stages import Stages
 from qplan.model.boundaries import Boundaries
 from qplan.model.layerwise import WayBack, WayThere
 from qplan.model.load import LoadedModel
@@ -48,7 +49,7 @@ class _Job:
     calibration: CalibrationSet
     batch_size: int
     say: Say
-    progress: Progress
+    stages: Stages
 
     @property
     def fit(self) -> list[Tensor]:
@@ -96,10 +97,10 @@ def analyze_in_one_pass(
     *,
     batch_size: int,
     say: Say,
-    progress: Progress,
+    stages: Stages,
 ) -> SensitivityTable:
     """Find folds and losses; the table is about the folded model if folding pays anywhere."""
-    job = _Job(options, run, loaded, calibration, batch_size, say, progress)
+    job = _Job(options, run, loaded, calibration, batch_size, say, stages)
     opened = open_analysis(
         loaded,
         calibration,
@@ -202,14 +203,13 @@ def _passes(job: _Job, analysis: Analysis) -> _Found:
     turned = between.reached(len(job.loaded.layers)) is not None
     if gather and turned and between.folder is not None:
         shutil.rmtree(between.folder)
-    if gather or not turned:
-        way = WayThere(job.loaded, judged + behind, kept, between)
-        more = ", second moments of all inputs" if gather else ""
-        job.say(f"there: {sum(b.numel() for b in way.batches)} tokens{more}")
-        if gather:
-            moments = gather_on_the_way(way, len(judged), folder, inputs=inputs, progress=job.progress)
-        else:
-            _go(way, job.progress)
+    way = WayThere(job.loaded, judged + behind, kept, between)
+    more = ", second moments of all inputs" if gather else ""
+    progress = job.stages.begin("there", f"there: {sum(b.numel() for b in way.batches)} tokens{more}")
+    if gather:
+        moments = gather_on_the_way(way, len(judged), folder, inputs=inputs, progress=progress)
+    elif not turned:
+        _go(way, progress)
     folder = moments_folder(job.run, "judge", job.calibration.sha256)
     unfinished = job.inputs | {"unfinished": "yes"}
     judge = _Judge(folder, {} if moments is None else moments.key_of, unfinished)
@@ -229,8 +229,8 @@ def _passes(job: _Job, analysis: Analysis) -> _Found:
         label_seeds(job.calibration.seed, kept),
         drawn=one.views.drawn_of,
     )
-    job.say(f"back: folds and losses of {len(job.options.formats)} formats, {DRAWN} output features of each tensor")
-    one.run(back, job.progress)
+    told = f"back: folds and losses of {len(job.options.formats)} formats, {DRAWN} output features of each tensor"
+    one.run(back, job.stages.begin("back", told))
     return _Found(one, moments, judge, back.lookups[len(judged) :])
 
 
@@ -248,6 +248,7 @@ def _fold(job: _Job, one: OnePass) -> tuple[LoadedModel, tuple[Note, ...]]:
     if job.options.fold != "auto":
         return job.loaded, ()
     loaded, draft, run = job.loaded, one.draft, job.run
+    job.stages.begin("folded model")
     scales = {name: torch.tensor(scale, device=loaded.device) for name, scale in draft.scales.items()}
     folded = store_folded(run, loaded, scales, one.analysis.batches[0][:1]) if scales else loaded
     tokens = sum(batch.numel() for batch in one.analysis.batches)

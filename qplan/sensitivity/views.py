@@ -21,7 +21,7 @@ from qplan.sensitivity.rows import RowSample
 _ROUGH = QuantFormat(4)
 """Format whose error, rounded to nearest, says roughly which output features will lose most in any format."""
 
-_HEAD_SHARE = 4
+HEAD_SHARE = 4
 """How many times as many output features of the head are drawn: a vocabulary is large and its tokens differ most."""
 
 _UNSEEN = 0.1
@@ -47,7 +47,7 @@ class Views:
         counts = torch.bincount(torch.cat([batch.flatten() for batch in self.batches]), minlength=head.out_features)
         sizes = torch.linalg.vector_norm(head.weight.float(), dim=1).square()
         rough = (counts.to(sizes) + _UNSEEN) * sizes
-        sample = RowSample.draw(rough, _HEAD_SHARE * self.drawn, self.seed)
+        sample = RowSample.draw(rough, HEAD_SHARE * self.drawn, self.seed)
         object.__setattr__(self, "head_sample", sample)
 
     @property
