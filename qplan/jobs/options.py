@@ -98,7 +98,7 @@ class AnalyzeOptions:
             raise InputError(msg)
         if self.max_memory_bytes is not None and (self.effort == "thorough" or self.mode != "auto"):
             asked = "--effort thorough" if self.effort == "thorough" else f"--mode {self.mode}"
-            msg = f"--max-memory {asked}: whole models are measured, in as much memory as these take; leave one of them out"
+            msg = f"--max-memory {asked}: it measures whole models, whatever memory these take; leave one of them out"
             raise InputError(msg)
         if self.dynamic_option == 2 and self.memory != "low":
             msg = f"--dynamic-option 2 has no effect under --memory {self.memory}; leave one of them out"
