@@ -135,11 +135,10 @@ class _Linear:
                 break
             if part.block not in seen:
                 seen[part.block] = self._seen(x, part.block)
-            for rows in row_pieces(part.site.stop - start, self.module.in_features):
+            for rows, weight in self.stored.pieces(part.name, part.format):
                 own = slice(start + rows.start, start + rows.stop)
-                weight = self.stored.rows(part.name, part.format, rows).to(x)
                 bias = None if self.module.bias is None else self.module.bias[own]
-                outputs.append(functional.linear(seen[part.block], weight, bias))
+                outputs.append(functional.linear(seen[part.block], weight.to(x), bias))
             at = part.site.stop
         return torch.cat(outputs, -1)
 
