@@ -141,7 +141,8 @@ def planning_rows(calibration: CalibrationSet) -> NDArray[np.int64]:
     count = max(2, max(PLANNING_TOKENS, calibration.tokens.size // 2) // length)
     if count >= len(rows):
         return rows
-    return rows[np.linspace(0, len(rows) - 1, count).round().astype(int)]
+    spread: NDArray[np.int64] = rows[np.linspace(0, len(rows) - 1, count).round().astype(int)]
+    return spread
 
 
 def _plan_only(job: EmitJob, command: str) -> Emitted:

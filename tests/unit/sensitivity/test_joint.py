@@ -5,17 +5,18 @@ from __future__ import annotations
 import weakref
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from qplan.formats import INT4, INT8, QuantFormat
+from qplan.model.layerwise import run_layer
 from qplan.model.load import LoadedModel
 from qplan.quantize import Int8Activations, IntTensor
 from qplan.quantize import stored as storage
 from qplan.run.calibration import CalibrationSet
-from qplan.sensitivity import joint
 from qplan.sensitivity.joint import Variant, joint_losses, variant_losses
 from qplan.sensitivity.kept_logits import kept_logits
 from qplan.sensitivity.metrics import compare, join, reference_of
@@ -114,8 +115,12 @@ def test_what_variants_share_is_computed_once(
     moved = [spec.name for spec in qwen2.card.tensors if spec.layer == len(qwen2.layers) - 1]
     variants = {"": Variant(formats)} | {name: Variant(formats | {name: INT8}) for name in moved}
     calls: list[int] = []
-    run = joint.run_layer
-    monkeypatch.setattr(joint, "run_layer", lambda *given: (calls.append(given[1]), run(*given))[1])
+
+    def noted(loaded: LoadedModel, index: int, batch: Tensor, given: Any) -> Any:
+        calls.append(index)
+        return run_layer(loaded, index, batch, given)
+
+    monkeypatch.setattr("qplan.sensitivity.joint.run_layer", noted)
     rows = torch.from_numpy(calibration.heldout)
     variant_losses(qwen2, rows, variants, batch_size=len(rows))
     counts = Counter(calls)
