@@ -8,10 +8,10 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from qplan.errors import InputError
 from qplan.model.load import LoadedModel
+from qplan.model.streamed import Streamed, looked_up, looks_rows_up
 
 LookUp = Callable[[Tensor], Tensor]
 """From ids ``[...]`` to rows ``[..., hidden]`` of an embedding's weight."""
@@ -50,7 +50,7 @@ def with_lookups(loaded: LoadedModel, change: Callable[[LookUp, Tensor], Tensor]
     """
     module = loaded.embedding
     factor = getattr(module, "embed_scale", None)
-    if factor is None and type(module).forward is not nn.Embedding.forward:
+    if factor is None and not looks_rows_up(module):
         msg = f"{type(module).__name__} is an embedding that qplan does not know; its rows cannot be replaced"
         raise InputError(msg)
 
@@ -60,11 +60,6 @@ def with_lookups(loaded: LoadedModel, change: Callable[[LookUp, Tensor], Tensor]
 
     with with_forward(module, forward):
         yield
-
-
-def looked_up(embedding: nn.Embedding, ids: Tensor) -> Tensor:
-    """Rows ``[*ids, hidden]`` of an embedding's weight, as they are in the matrix."""
-    return functional.embedding(ids, embedding.weight)
 
 
 def _by_module(loaded: LoadedModel, weights: Mapping[str, Tensor]) -> dict[nn.Linear, Tensor]:
@@ -84,6 +79,10 @@ def _by_module(loaded: LoadedModel, weights: Mapping[str, Tensor]) -> dict[nn.Li
 
 @contextmanager
 def _parameter(module: nn.Module, weight: Tensor) -> Iterator[None]:
+    if isinstance(module, Streamed):
+        with module.with_weight(weight):
+            yield
+        return
     original = module.weight
     if not isinstance(original, nn.Parameter):
         msg = f"{type(module).__name__}.weight is not a parameter"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -144,16 +144,20 @@ def round_widths(
     for fmt in formats:
         if fmt.is_float:
             found[fmt] = round_with("rtn", weight, fmt)
-    alike: dict[QuantFormat, list[QuantFormat]] = {}
-    for fmt in formats:
-        if not fmt.is_float:
-            alike.setdefault(replace(fmt, bits=8), []).append(fmt)
-    for same in alike.values():
+    for same in alike(fmt for fmt in formats if not fmt.is_float):
         candidates = [_round_alike(name, weight, same, curvature) for name in names]
         for index, fmt in enumerate(same):
             rivals = [candidate[index] for candidate in candidates]
             found[fmt] = rivals[0] if judge is None or len(rivals) == 1 else best_rows(weight, rivals, judge)
     return found
+
+
+def alike(formats: Iterable[QuantFormat]) -> list[list[QuantFormat]]:
+    """Formats that differ in their width alone, together: they are rounded together."""
+    found: dict[QuantFormat, list[QuantFormat]] = {}
+    for fmt in formats:
+        found.setdefault(fmt if fmt.is_float else replace(fmt, bits=8), []).append(fmt)
+    return list(found.values())
 
 
 def _round_alike(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,8 +47,13 @@ class IntTensor:
 
     def weight_bytes(self) -> bytes:
         """Header and packed integers."""
-        header = value_header(*self.shape, self.format.levels)
-        return header + pack_codes(self.codes.cpu().numpy(), self.format.bits)
+        return b"".join(self.weight_parts())
+
+    def weight_parts(self) -> Iterator[bytes]:
+        """The same, some rows at a time: a large matrix is never packed twice."""
+        yield value_header(*self.shape, self.format.levels)
+        for codes in self.codes.split(packed_rows(self.shape[1])):
+            yield pack_codes(codes.cpu().numpy(), self.format.bits)
 
     def alpha_bytes(self) -> bytes:
         """Scales, or (zero, scale) pairs, row by row and block by block."""
@@ -81,7 +86,12 @@ class FloatTensor:
 
     def weight_bytes(self) -> bytes:
         """The raw values."""
-        return self.values.cpu().contiguous().numpy().tobytes()
+        return b"".join(self.weight_parts())
+
+    def weight_parts(self) -> Iterator[bytes]:
+        """The same, some rows at a time."""
+        for values in self.values.split(packed_rows(self.shape[1])):
+            yield values.cpu().contiguous().numpy().tobytes()
 
     def alpha_bytes(self) -> bytes:
         """Nothing: floats have no scales."""
@@ -89,6 +99,15 @@ class FloatTensor:
 
 
 StoredTensor = IntTensor | FloatTensor
+
+_PACKED_ELEMENTS = 1 << 23
+"""Weights that are made bytes of at a time."""
+
+
+def packed_rows(in_features: int) -> int:
+    """Rows to pack at a time: a multiple of 8, so that they end on a whole byte in any width."""
+    return max(8, _PACKED_ELEMENTS // in_features // 8 * 8)
+
 
 CACHED_ELEMENTS = 1 << 17
 """Weights that searches work on at a time: as many as a processor's cache holds, with their errors."""

@@ -203,7 +203,7 @@ def open_analysis(
         "rounding": conditions.rounding,
         "rounding fitted to": calibration.fit_sha256 if conditions.rounding != "rtn" else "nothing",
         "device": loaded.device.type,
-        "dtype": str(loaded.embedding.weight.dtype).removeprefix("torch."),
+        "dtype": str(loaded.dtype).removeprefix("torch."),
         "table schema": _ROWS_SCHEMA,
     }
     if drawn is not None:

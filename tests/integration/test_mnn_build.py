@@ -73,9 +73,20 @@ def test_weight_file_is_llmexports_byte_for_byte(tied_model: ExportedModel, tmp_
     ties = [json.loads((folder / "llm_config.json").read_text()) for folder in (theirs, tmp_path / "ours")]
     assert ties[0] == ties[1]
     # any export is a skeleton, whatever its formats
-    rebuilt = tmp_path / "rebuilt"
-    ExportedModel(tied_model.folder, Skeleton.open(theirs)).build(tied_model.tensors(formats), rebuilt)
+    rebuilt, whole = tmp_path / "rebuilt", Skeleton.open(theirs)
+    ExportedModel(tied_model.folder, whole).build(tied_model.tensors(formats), rebuilt)
     assert sha256_file(rebuilt / "llm.mnn.weight") == sha256_file(theirs / "llm.mnn.weight")
+    # and one whose matrices were neither read nor written is the same
+    assert (tied_model.skeleton.whole, whole.whole) == (False, True)
+    assert graph_without_id(tied_model.skeleton, tmp_path / "ours") == graph_without_id(whole, rebuilt)
+    status = (tied_model.skeleton.folder / "llm.mnn.weight").stat()
+    assert 512 * status.st_blocks < status.st_size / 4
+
+
+def graph_without_id(skeleton: Skeleton, built: Path) -> bytes:
+    """A built graph without the number that the converter draws for every export."""
+    drawn = json.loads((skeleton.folder / "llm.mnn.json").read_text(encoding="utf-8"))["mnn_uuid"]
+    return (built / "llm.mnn").read_bytes().replace(drawn.encode(), b"")
 
 
 def test_export_leaves_no_machine_paths(tied_model: ExportedModel) -> None:

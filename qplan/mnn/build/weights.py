@@ -15,6 +15,9 @@ from qplan.mnn.graph.linear import Linear, Record
 from qplan.mnn.graph.tie import TieRecord
 from qplan.quantize import StoredTensor, store_float
 
+_ROWS = 4096
+"""Rows of a lookup table to convert at a time."""
+
 StoreOp = Callable[[str], StoredTensor]
 """Makes the tensor of an op: called once for each, in file order, so that one at a time is in memory."""
 
@@ -55,16 +58,18 @@ def write_weights(skeleton: Skeleton, store: StoreOp, path: Path) -> WrittenWeig
             bias = _bytes_at(source, old.offset + old.weight + old.alpha, old.bias)
             if tensor.format == FP32 and not bias:
                 bias = bytes(4 * piece.out_features)  # the engine cannot run floats without a bias
-            lengths = [target.write(part) for part in (tensor.weight_bytes(), tensor.alpha_bytes(), bias)]
-            written.records[piece.name] = Record(start, *lengths)
+            weight = sum(map(target.write, tensor.weight_parts()))
+            written.records[piece.name] = Record(start, weight, target.write(tensor.alpha_bytes()), target.write(bias))
             written.formats[piece.name] = tensor.format
             if piece.name == skeleton.tied_op:
                 tie = _tie(piece, tensor, written.records[piece.name])
-                lookup = store_float(tensor.dequantize(), FP16) if tensor.format == FP32 else None
+                lookup = tensor if tensor.format == FP32 else None
         if tie is not None and lookup is not None:
             # the engine looks tokens up in fp16 at best: a head in fp32 gets an fp16 copy beside it
             tie = TieRecord.of(FP16, target.tell(), target.tell(), 0)
-            target.write(lookup.weight_bytes())
+            for start in range(0, lookup.shape[0], _ROWS):
+                values = lookup.rows(slice(start, start + _ROWS)).dequantize()
+                target.writelines(store_float(values, FP16).weight_parts())
     return WrittenWeights(written.formats, written.records, written.moved, tie)
 
 
