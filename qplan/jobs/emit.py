@@ -141,7 +141,8 @@ def planning_rows(calibration: CalibrationSet) -> NDArray[np.int64]:
     count = max(2, max(PLANNING_TOKENS, calibration.tokens.size // 2) // length)
     if count >= len(rows):
         return rows
-    return rows[np.linspace(0, len(rows) - 1, count).round().astype(int)]
+    spread: NDArray[np.int64] = rows[np.linspace(0, len(rows) - 1, count).round().astype(int)]
+    return spread
 
 
 def _plan_only(job: EmitJob, command: str) -> Emitted:
@@ -157,7 +158,7 @@ def _plan_and_build(job: EmitJob, judged: _HeldOut, progress: Progress, command:
     given = _given(job)
     job.say(f"FP32 reference on {judged.rows.size} tokens: {judged.text}")
     with kept_logits(loaded, judged.rows, progress) as reference:
-        trial = Trial(reference, threads=options.threads)
+        trial = Trial(reference, threads=options.threads, decode_rows=_decode_rows(len(judged.rows)))
         bench = BuildBench(
             loaded=loaded,
             skeleton=job.skeleton,
@@ -173,6 +174,11 @@ def _plan_and_build(job: EmitJob, judged: _HeldOut, progress: Progress, command:
         exportable = _write_plan(job, plan)
         plan, verification = _prove(job, bench, first, plan, gain)
     return _reported(job, plan, verification, exportable, command)
+
+
+def _decode_rows(rows: int) -> int:
+    """How many of the rows are also run token by token, which takes an engine longest: no more than half of a few."""
+    return max(1, min(Trial.decode_rows, rows // 2))
 
 
 def _given(job: EmitJob) -> Plan | None:

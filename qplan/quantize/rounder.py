@@ -18,7 +18,7 @@ from qplan.quantize.curvature import Curvature
 from qplan.quantize.gptq import gptq_widths
 from qplan.quantize.methods import round_with
 from qplan.quantize.moments import Moments
-from qplan.quantize.stored import in_pieces
+from qplan.quantize.stored import in_pieces, row_pieces
 from qplan.quantize.stored_cache import StoredCache
 from qplan.roundings import CANDIDATES, needs_tokens
 from qplan.run.safetensors_file import ALL
@@ -73,6 +73,22 @@ class Rounder:
         if self.cache is None:
             return self._round(name, fmt).rows(rows)
         return self.cache.get(name, fmt, lambda: self._round(name, fmt), rows)
+
+    def pieces(self, name: str, fmt: QuantFormat) -> Iterator[tuple[slice, StoredTensor]]:
+        """The same, a few rows at a time where the matrix is large: its weight is read once."""
+        spec = self.loaded.card.tensor(name)
+        pieces = row_pieces(spec.out_features, spec.in_features)
+        if fmt.is_float or self.rounding == "rtn":
+            weight = self.loaded.weight(name)
+            for rows in pieces:
+                yield rows, rtn(weight[rows], fmt)
+        elif self.cache is None:
+            whole = self._round(name, fmt)
+            for rows in pieces:
+                yield rows, whole.rows(rows)
+        else:
+            for rows in pieces:
+                yield rows, self.store(name, fmt, rows)
 
     @property
     def starved(self) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -76,16 +76,24 @@ class StoredWeights:
             rows_wanted = exact(wanted)
             return rtn(rows_wanted, fmt).dequantize().to(rows_wanted)[places]
         parts: list[Tensor] = []
-        for rows in self.pieces(name):
+        for rows, part in self._rounder.pieces(name, fmt):
             here = wanted[(wanted >= rows.start) & (wanted < rows.stop)].cpu()
-            if len(here):
-                parts.append(self._rounder.store(name, fmt, rows).rows(here - rows.start).dequantize())
+            parts.append(part.rows(here - rows.start).dequantize())
         return torch.cat(parts)[places.cpu()].to(exact(ids[..., :1]))
 
-    def pieces(self, name: str) -> list[slice]:
-        """Rows of a tensor to ask for at a time: all, unless it is large."""
-        spec = self.loaded.card.tensor(name)
-        return row_pieces(spec.out_features, spec.in_features)
+    def pieces(self, name: str, fmt: QuantFormat) -> Iterator[tuple[slice, Tensor]]:
+        """`get` a few rows at a time, where the matrix is large; no more is in memory if the cache has no room for all.
+
+        Raises:
+            InputError: the engine does not compute this format correctly for this tensor.
+        """
+        if self._fits(name, fmt):
+            whole = self.get(name, fmt)
+            yield from ((rows, whole[rows]) for rows in row_pieces(*whole.shape))
+            return
+        self.check(name, fmt)
+        for rows, part in self._rounder.pieces(name, fmt):
+            yield rows, part.dequantize().to(self.loaded.device)
 
     def forget(self) -> None:
         """Drop everything that is kept."""
@@ -95,7 +103,7 @@ class StoredWeights:
     def unchanged(self, name: str, fmt: QuantFormat) -> bool:
         """Whether storage keeps every weight of a tensor bit for bit."""
         weight = self.loaded.weight(name)
-        return all(torch.equal(self.rows(name, fmt, rows), weight[rows].float()) for rows in self.pieces(name))
+        return all(torch.equal(part, weight[rows].float()) for rows, part in self.pieces(name, fmt))
 
     def check(self, name: str, fmt: QuantFormat) -> None:
         """Refuse a format that a tensor cannot have.

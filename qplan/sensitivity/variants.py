@@ -58,10 +58,11 @@ def apply_formats(
     """
     stored = stored or StoredWeights(loaded)
     linears: dict[nn.Linear, _Linear] = {}
+    rounding = _Rounding(activations)
     for name, fmt in formats.items():
         stored.check(name, fmt)
         module = loaded.linear(name)
-        linear = linears.setdefault(module, _Linear(module, stored, activations))
+        linear = linears.setdefault(module, _Linear(module, stored, rounding))
         block = None if memory == "normal" or fmt.is_float else activations.block(fmt)
         linear.parts.append(_Part(name, loaded.sites[name], fmt, block))
     with ExitStack() as stack:
@@ -87,12 +88,29 @@ class _Part:
 
 
 @dataclass
+class _Rounding:
+    """Rounds activations, once for linears that share an input: they run one after the other."""
+
+    activations: Int8Activations
+    _last: Tensor | None = None
+    _rounded: dict[tuple[int, bool], Tensor] = field(default_factory=dict)
+
+    def of(self, x: Tensor, block: int, *, routed: bool) -> Tensor:
+        """See `Int8Activations.round`."""
+        if self._last is not x:
+            self._last, self._rounded = x, {}
+        if (block, routed) not in self._rounded:
+            self._rounded[block, routed] = self.activations.round(x, block, routed=routed)
+        return self._rounded[block, routed]
+
+
+@dataclass
 class _Linear:
     """Computes a linear with stored weights for some of its rows."""
 
     module: nn.Linear
     stored: StoredWeights
-    activations: Int8Activations
+    rounding: _Rounding
     parts: list[_Part] = field(default_factory=list)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -135,14 +153,13 @@ class _Linear:
                 break
             if part.block not in seen:
                 seen[part.block] = self._seen(x, part.block)
-            for rows in row_pieces(part.site.stop - start, self.module.in_features):
+            for rows, weight in self.stored.pieces(part.name, part.format):
                 own = slice(start + rows.start, start + rows.stop)
-                weight = self.stored.rows(part.name, part.format, rows).to(x)
                 bias = None if self.module.bias is None else self.module.bias[own]
-                outputs.append(functional.linear(seen[part.block], weight, bias))
+                outputs.append(functional.linear(seen[part.block], weight.to(x), bias))
             at = part.site.stop
         return torch.cat(outputs, -1)
 
     def _seen(self, x: Tensor, block: int | None) -> Tensor:
         """The input as the engine computes with it."""
-        return x if block is None else self.activations.round(x, block, routed=isinstance(self.module, RoutedLinear))
+        return x if block is None else self.rounding.of(x, block, routed=isinstance(self.module, RoutedLinear))
