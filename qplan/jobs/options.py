@@ -135,6 +135,8 @@ class EmitOptions:
     """MNN version that the model is for; None for the installed one."""
     language: Language = Language.en
     """Language of the report."""
+    max_memory_bytes: int | None = None
+    """Most memory that the job and its child processes may take; None for no limit."""
 
     def __post_init__(self) -> None:
         """Refuse numbers out of range, engines that no model can be built for, and requests beside a given plan.

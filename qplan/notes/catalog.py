@@ -110,6 +110,13 @@ CATALOG: Mapping[str, NoteKind] = {
         "the model's folder has code of its own for {classes}, which was not run: the classes are transformers' own",
         classes=list[str],
     ),
+    "left-out-for-memory": _kind(
+        "--max-memory {limit_gb:.3g} GB allowed no run on the engine of {settings:and}; logits are compared one by one "
+        "after the first {layers} layers where memory normal is among these",
+        limit_gb=float,
+        settings=list[str],
+        layers=int,
+    ),
     "context-limited": _kind(
         "the model's context is limited to {tokens:,} of its {own_tokens:,} tokens, which the built model says and "
         "qplan.Engine holds to",
@@ -254,6 +261,12 @@ CATALOG: Mapping[str, NoteKind] = {
     "held-out-windows": _kind("held-out windows of {source}", source=str),
     # of a verification: promises
     "plan-logits": _kind("plan: the engine's logits equal torch's with the same stored weights"),
+    "first-logits": _kind(
+        "{model}: after the first {layers} layers, the engine's norm and head give torch's logits with the same stored "
+        "weights",
+        model=str,
+        layers=int,
+    ),
     "uniform-logits": _kind("{uniform}: the engine's logits equal torch's with the same stored weights", uniform=str),
     "same-tokens": _kind("the built tokenizer makes the tokens that Hugging Face's makes"),
     "read-back": _kind("llm.mnn read back"),
