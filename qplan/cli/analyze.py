@@ -62,7 +62,7 @@ def command(
         ),
     ] = AnalyzeOptions.effort,
     mode: Annotated[
-        Mode,
+        Mode | None,
         typer.Option(
             help="gradient estimates every loss from one backward pass, measured runs the model with every format, "
             "auto estimates, then measures what plans depend on.",

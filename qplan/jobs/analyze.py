@@ -70,7 +70,8 @@ def run_analyze(options: AnalyzeOptions, run: RunFolder, say: Say, progress: Pro
     jobs = options.jobs or (default_jobs() if options.device == "cpu" else 1)
     batch_size = options.batch_size or sequences_per_pass(loaded.card, calibration.seq_len)
     notes = (*context.notes, *notes, *text.notes)
-    if options.effort == "quick":
+    mode: Mode | None = "measured" if options.effort == "thorough" else options.mode
+    if mode is None:
         table = analyze_in_one_pass(
             options, run, loaded, calibration, batch_size=batch_size, say=say, progress=progress
         )
@@ -117,8 +118,8 @@ def run_analyze(options: AnalyzeOptions, run: RunFolder, say: Say, progress: Pro
         if options.rounding != "rtn":
             say(f"rounding tensors, {jobs} at a time")
         round_all(rounder, analysis.menu, jobs=jobs, progress=progress)
-        table = analyze(analysis, "measured" if options.effort == "thorough" else options.mode, say, progress)
-    if options.mode != "gradient":
+        table = analyze(analysis, mode, say, progress)
+    if mode != "gradient":
         say("measuring whole plans: how losses add up")
         tokens = torch.from_numpy(calibration.tokens)
         table = measure_additivity(table, loaded, tokens, batch_size=batch_size, rounder=rounder, progress=progress)

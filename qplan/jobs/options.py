@@ -46,7 +46,8 @@ class AnalyzeOptions:
     formats: tuple[QuantFormat, ...] = DEFAULT_FORMATS
     memory: Memory = "low"
     effort: Effort = "default"
-    mode: Mode = "auto"
+    mode: Mode | None = None
+    """How losses are found, whatever the effort; None for what the effort says."""
     rounding: str = "auto"
     fold: Folding = "auto"
     fit_tokens: int | None = None
@@ -82,12 +83,13 @@ class AnalyzeOptions:
         if _DEVICE.fullmatch(self.device) is None:
             msg = f"--device {self.device!r} is not understood; write cpu, cuda, cuda:1 or mps"
             raise InputError(msg)
-        if self.effort != "default" and self.mode != "auto":
+        if self.effort != "default" and self.mode is not None:
             msg = f"--effort {self.effort} --mode {self.mode}: an effort chooses the mode; leave one of them out"
             raise InputError(msg)
         if self.dtype != "float32" and self.mode != "gradient":
+            given = f"--effort {self.effort}" if self.mode is None else f"--mode {self.mode}"
             msg = (
-                f"--dtype {self.dtype} --mode {self.mode}: only gradients tolerate half precision, "
+                f"--dtype {self.dtype} {given}: only gradients tolerate half precision, "
                 "whose own rounding loses about a hundred times what a tensor loses in int8; use --mode gradient or "
                 "--dtype float32"
             )
@@ -101,7 +103,7 @@ class AnalyzeOptions:
         """Most tokens that rounding is fitted to."""
         if self.fit_tokens is not None:
             return self.fit_tokens
-        return QUICK_FIT_TOKENS if self.effort == "quick" else FIT_TOKENS
+        return QUICK_FIT_TOKENS if self.mode is None and self.effort != "thorough" else FIT_TOKENS
 
 
 @dataclass(frozen=True, kw_only=True)

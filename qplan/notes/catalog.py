@@ -87,6 +87,17 @@ CATALOG: Mapping[str, NoteKind] = {
         saved=float,
         scale=float,
     ),
+    "measured-within-passes": _kind(
+        "{measured} of {losses} losses and {plans} whole plans were measured, in {passes:.1f} of at most {most:g} "
+        "passes; the others are estimates from gradients, multiplied by {scale:.2f}, the mean ratio where both are "
+        "known. A pass is once forwards and backwards over the calibration tokens",
+        measured=int,
+        losses=int,
+        plans=int,
+        passes=float,
+        most=float,
+        scale=float,
+    ),
     "folded": _kind(
         "weights are folded; loss of uniform models, folded over original: {ratios:.2f}", ratios=dict[str, float]
     ),
