@@ -25,7 +25,11 @@ MOST_SEQUENCES = 4
 """Most sequences in a pass, unless the user gives their number: gradients hold several copies of the logits."""
 
 FIT_TOKENS, QUICK_FIT_TOKENS = 32768, 8192
-"""Most tokens that rounding is fitted to, and with effort quick."""
+"""Most tokens that rounding is fitted to, where every format is rounded whole and where it is not."""
+
+MEASURED_PASSES = 2.0
+"""Most passes that the default effort takes for measurements; a pass is once forwards and backwards over the
+calibration tokens."""
 
 MOST = 2**31 - 1
 """Largest count that options take: libraries below hold counts in 32 bits."""
@@ -51,7 +55,7 @@ class AnalyzeOptions:
     rounding: str = "auto"
     fold: Folding = "auto"
     fit_tokens: int | None = None
-    """Most tokens that rounding is fitted to; None for `FIT_TOKENS`, or `QUICK_FIT_TOKENS` with effort quick."""
+    """Most tokens that rounding is fitted to; None for `QUICK_FIT_TOKENS`, or `FIT_TOKENS` where all is rounded whole."""
     jobs: int | None = None
     """Tensors to round at a time; None for one per CPU core, or 1 on a GPU."""
     dynamic_option: DynamicOption = 0

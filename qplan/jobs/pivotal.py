@@ -12,6 +12,7 @@ from qplan.cost.file_bytes import FixedBytes, estimate_fixed
 from qplan.formats import QuantFormat
 from qplan.jobs.additivity import frontier_plans, points_on_part
 from qplan.jobs.deciding import decisions
+from qplan.jobs.options import MEASURED_PASSES
 from qplan.jobs.passes import FORWARD, PassBudget, PassCosts
 from qplan.notes import note
 from qplan.quantize.rounder import Rounder
@@ -23,10 +24,7 @@ from qplan.sensitivity.measured import measure
 from qplan.sensitivity.stand_ins import stand_in_losses, stand_ins_of
 from qplan.settings import Progress, Say
 
-MEASURED_PASSES = 2.0
-"""Most passes that the default effort takes for measurements."""
-
-_ROUNDS = 3
+_ROUNDS = 2
 """Rounds of making plans from the known losses and measuring those that the plans depend on."""
 
 _JOINT_TOKENS = 1024
