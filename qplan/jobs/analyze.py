@@ -9,15 +9,18 @@ import torch
 
 from qplan.calibration import check_chat_template, check_ids, load_text, tokenize
 from qplan.card import ModelCard
+from qplan.cost.file_bytes import estimate_fixed
 from qplan.folding.decide import run_fold
 from qplan.jobs.additivity import measure_additivity
 from qplan.jobs.auto import analyze_auto
 from qplan.jobs.checks import check_analyze
+from qplan.jobs.deciding import BUDGETS
 from qplan.jobs.model_context import check_context
 from qplan.jobs.one_pass import analyze_in_one_pass
 from qplan.jobs.options import LOGITS_BYTES, MOST_SEQUENCES, AnalyzeOptions
 from qplan.model.load import LoadedModel, load_model
 from qplan.notes import Note, note
+from qplan.planner.elbow_room import notes_on_menu
 from qplan.quantize.round_all import default_jobs, round_all
 from qplan.quantize.run_rounder import run_rounder
 from qplan.roundings import needs_tokens
@@ -130,7 +133,8 @@ def _written(
     table: SensitivityTable, notes: tuple[Note, ...], calibration: CalibrationSet, run: RunFolder
 ) -> SensitivityTable:
     """Write what was found, last: an interrupted or refused run must not change what a finished table refers to."""
-    table = replace(table, notes=(*table.notes, *notes))
+    room = notes_on_menu(table, estimate_fixed(table.model), BUDGETS)
+    table = replace(table, notes=(*table.notes, *notes, *room))
     calibration.write(run.calibration)
     table.write(run.sensitivity)
     return table

@@ -1,8 +1,8 @@
 """Whole plans, measured before anything is rounded whole: how the losses of single tensors add up.
 
-Rounding to nearest takes next to no time, and a better rounding mostly makes smaller errors. So a tensor that is rounded
-better is stood in for by its weights rounded to nearest, with the error brought to the size that the sampled output
-features had. What then is measured is how losses of this size add up, not what one rounding loses.
+Rounding to nearest takes next to no time, and a better rounding mostly makes smaller errors. So a tensor that is
+rounded better is stood in for by its weights rounded to nearest, with the error brought to the size that the sampled
+output features had. What then is measured is how losses of this size add up, not what one rounding loses.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from qplan.sensitivity.variants import StoredWeights, apply_formats
 
 @dataclass
 class StandIns(StoredWeights):
-    """Weights that stand in for stored ones; a few at a time are kept by nobody."""
+    """Weights that stand in for stored ones, made when they are asked for."""
 
     noise: Mapping[tuple[str, QuantFormat], float] | None = None
     """Squares of the output's error over those of the output, by tensor and format; None to take the weights as they
@@ -93,6 +93,6 @@ def stand_in_losses(
 
 
 def _is_in(loaded: LoadedModel, name: str, index: int) -> bool:
-    """Whether a layer computes with a tensor; the number of layers stands for the head. A tied head is looked up too."""
+    """Whether a layer computes with a tensor, or looks tokens up in it; the number of layers stands for the head."""
     spec = loaded.card.tensor(name)
     return spec.layer == index or (spec.layer is None and (index == len(loaded.layers) or (spec.tied and index == 0)))

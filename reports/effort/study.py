@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -60,19 +61,20 @@ class Study:
         return Path(self.model).name
 
     def run(self, way: Way) -> RunFolder:
-        """The folder of an analysis."""
-        return RunFolder(self.folder / f"{self.name}-{way}")
+        """The run folder of an analysis. The default effort goes on from the quick one, in the same folder."""
+        return RunFolder(self.folder / f"{self.name}-{'measured' if way == 'measured' else 'one-pass'}")
 
     def table(self, way: Way) -> SensitivityTable:
-        """The table of an analysis, made once."""
-        run = self.run(way)
-        if not run.sensitivity.is_file():
+        """The table of an analysis, made once; the quick one's before the default one's."""
+        run, kept = self.run(way), self.folder / f"{self.name}-{way}.parquet"
+        if not kept.is_file():
             if way == "measured":
                 self._measure(run)
             else:
                 options = AnalyzeOptions(model=self.model, calib=CALIB, effort=way, formats=tuple(self.formats), jobs=1)
                 run_analyze(options, run, print, _no_progress)
-        return SensitivityTable.read(run.sensitivity)
+            shutil.copy(run.sensitivity, kept)
+        return SensitivityTable.read(kept)
 
     def _measure(self, run: RunFolder) -> None:
         """What `--mode measured` does, under the goal's memory setting alone: plans hang on no other loss."""
