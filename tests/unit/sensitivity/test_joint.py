@@ -156,7 +156,7 @@ def test_a_streamed_model_loses_the_same(
     loaded = tiny_models[name]
     streamed = load_model(str(loaded.folder), stream=True)
     tokens = torch.from_numpy(calibration.heldout)
-    variants = {memory: Variant(uniform(loaded, INT8), memory) for memory in MEMORIES}
+    variants: dict[str, Variant] = {memory: Variant(uniform(loaded, INT8), memory) for memory in MEMORIES}
     expected = variant_losses(loaded, tokens, variants, batch_size=1, engine_embedding=True)
     with kept_logits(streamed, calibration.heldout) as kept:
         found = variant_losses(streamed, tokens, variants, batch_size=1, engine_embedding=True, reference=kept)
