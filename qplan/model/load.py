@@ -134,7 +134,9 @@ class LoadedModel:
         return output
 
 
-def load_model(source: str, *, device: str = "cpu", dtype: DTypeName = "float32", stream: bool | None = None) -> LoadedModel:
+def load_model(
+    source: str, *, device: str = "cpu", dtype: DTypeName = "float32", stream: bool | None = None
+) -> LoadedModel:
     """Load a model and prove that its weights are whole.
 
     Args:

@@ -17,8 +17,8 @@ from qplan.errors import InfeasibleError
 from qplan.folding.analyzed import load_analyzed
 from qplan.folding.decide import run_fold
 from qplan.formats import DEFAULT_FORMATS, Formats, QuantFormat
-from qplan.jobs.analyze import run_analyze, sequences_per_pass
-from qplan.jobs.options import FIT_TOKENS, AnalyzeOptions
+from qplan.jobs.analyze import run_analyze
+from qplan.jobs.options import FIT_TOKENS, AnalyzeOptions, sequences_per_pass
 from qplan.model.load import LoadedModel, load_model
 from qplan.planner.budget import Budget
 from qplan.planner.planning import make_plan
