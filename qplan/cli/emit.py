@@ -113,9 +113,10 @@ def command(
     group_fused: GroupFused = Rules.fused,
     metric: MetricOption = Rules.metric,
     repair: Annotated[
-        int,
+        int | None,
         typer.Option(
             metavar="N",
+            show_default="what one pass allows",
             help="Measure at most this many whole models to try promotions and demotions; 0 for none.",
             rich_help_panel=panels.RULES,
         ),

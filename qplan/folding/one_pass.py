@@ -62,17 +62,22 @@ class OnePass:
     def run(self, way: WayBack, progress: Progress | None = None) -> None:
         """Go back; what is known already is left as it is."""
         held: LayerTrace | None = None
-        layers = len(self.analysis.loaded.layers)
+        loaded = self.analysis.loaded
+        layers, tied = len(loaded.layers), loaded.card.tensor(loaded.architecture.head).tied
+        parts = layers + (2 if tied else 1)
         for done, trace in enumerate(way.traces(), 1):
             if trace.index == layers:
                 self._keep_reference(way)
+            if trace.index == layers and tied:
                 held = trace
             else:
                 self._layer(trace, ())
             if progress is not None:
-                progress(done, layers + 1)
+                progress(done, parts)
         if held is not None:
             self._layer(held, way.lookups)
+            if progress is not None:
+                progress(parts, parts)
 
     def _keep_reference(self, way: WayBack) -> None:
         for batch, nll in enumerate(way.nll[: len(self.analysis.batches)]):

@@ -8,14 +8,15 @@ from dataclasses import replace
 import torch
 
 from qplan.calibration import check_chat_template, check_ids, load_text, tokenize
-from qplan.card import ModelCard
 from qplan.folding.decide import run_fold
 from qplan.jobs.additivity import measure_additivity
 from qplan.jobs.auto import analyze_auto
 from qplan.jobs.checks import check_analyze
+from qplan.jobs.expect import Outlook, expect_analysis
 from qplan.jobs.model_context import check_context
 from qplan.jobs.one_pass import analyze_in_one_pass
-from qplan.jobs.options import LOGITS_BYTES, MOST_SEQUENCES, AnalyzeOptions
+from qplan.jobs.options import AnalyzeOptions, sequences_per_pass
+from qplan.jobs.stages import Stages
 from qplan.model.load import LoadedModel, load_model
 from qplan.notes import Note, note
 from qplan.quantize.round_all import default_jobs, round_all
@@ -45,8 +46,13 @@ def run_analyze(options: AnalyzeOptions, run: RunFolder, say: Say, progress: Pro
     context = check_context(options)
     for told in context.notes:
         say(str(told))
-    say(f"loading {options.model}")
-    loaded = load_model(options.model, device=options.device, dtype=options.dtype).within(context.tokens)
+    outlook = _outlook(options, run, say)
+    stages = Stages(None if outlook is None else outlook.expected, say, progress)
+    streamed = outlook is not None and outlook.asked.streamed
+    how = ", whose weights stay on the disk until they are used" if streamed else ""
+    stages.begin("loading", f"loading {options.model}{how}")
+    loaded = load_model(options.model, device=options.device, dtype=options.dtype, stream=streamed)
+    loaded = loaded.within(context.tokens)
     notes = _notes_on(loaded)
     for told in notes:
         say(str(told))
@@ -69,11 +75,11 @@ def run_analyze(options: AnalyzeOptions, run: RunFolder, say: Say, progress: Pro
     )
     jobs = options.jobs or (default_jobs() if options.device == "cpu" else 1)
     batch_size = options.batch_size or sequences_per_pass(loaded.card, calibration.seq_len)
+    batch_size = batch_size if outlook is None else outlook.asked.batch_size
     notes = (*context.notes, *notes, *text.notes)
     if options.effort == "quick":
-        table = analyze_in_one_pass(
-            options, run, loaded, calibration, batch_size=batch_size, say=say, progress=progress
-        )
+        table = analyze_in_one_pass(options, run, loaded, calibration, batch_size=batch_size, say=say, stages=stages)
+        stages.end()
         return _written(table, notes, calibration, run)
     if options.fold == "auto" and options.dtype != "float32":
         notes += (note("folding-not-tried", dtype=options.dtype),)
@@ -125,6 +131,21 @@ def run_analyze(options: AnalyzeOptions, run: RunFolder, say: Say, progress: Pro
     return _written(table, notes, calibration, run)
 
 
+def _outlook(options: AnalyzeOptions, run: RunFolder, say: Say) -> Outlook | None:
+    """What lies ahead, told where it takes long.
+
+    Raises:
+        InputError: this machine has too little memory.
+        StorageError: it has too little room on the disk.
+    """
+    outlook = expect_analysis(options, run)
+    if outlook is not None:
+        outlook.check()
+        if outlook.is_long:
+            outlook.tell(say)
+    return outlook
+
+
 def _written(
     table: SensitivityTable, notes: tuple[Note, ...], calibration: CalibrationSet, run: RunFolder
 ) -> SensitivityTable:
@@ -156,11 +177,6 @@ def _notes_on(loaded: LoadedModel) -> tuple[Note, ...]:
     if loaded.tied_by_values:
         notes += (note("tied-by-values", head=loaded.architecture.head),)
     return notes
-
-
-def sequences_per_pass(card: ModelCard, seq_len: int) -> int:
-    """Sequences whose FP32 logits take at most `LOGITS_BYTES`, between 1 and `MOST_SEQUENCES`."""
-    return min(MOST_SEQUENCES, max(1, LOGITS_BYTES // (4 * seq_len * card.vocabulary)))
 
 
 def analyze(analysis: Analysis, mode: Mode, say: Say, progress: Progress) -> SensitivityTable:

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from qplan.choosing.request import EVALUATIONS, PlanRequest
+from qplan.card import ModelCard
+from qplan.choosing.request import PlanRequest
 from qplan.errors import InputError
 from qplan.formats import DEFAULT_FORMATS, QuantFormat
 from qplan.mnn.engines import EngineTarget, EngineVersion
@@ -65,6 +66,9 @@ class AnalyzeOptions:
     dtype: DTypeName = "float32"
     restart: bool = False
     """Delete what an earlier run left in the folder."""
+    max_memory_bytes: int | None = None
+    """Most memory that the job may take; None for what the machine has free. Where the model does not fit, its
+    weights stay on the disk until they are used."""
 
     def __post_init__(self) -> None:
         """Refuse numbers out of range, and options that contradict each other.
@@ -91,6 +95,10 @@ class AnalyzeOptions:
                 "whose own rounding loses about a hundred times what a tensor loses in int8; use --mode gradient or "
                 "--dtype float32"
             )
+            raise InputError(msg)
+        if self.max_memory_bytes is not None and (self.effort == "thorough" or self.mode != "auto"):
+            asked = "--effort thorough" if self.effort == "thorough" else f"--mode {self.mode}"
+            msg = f"--max-memory {asked}: whole models are measured, in as much memory as these take; leave one of them out"
             raise InputError(msg)
         if self.dynamic_option == 2 and self.memory != "low":
             msg = f"--dynamic-option 2 has no effect under --memory {self.memory}; leave one of them out"
@@ -119,8 +127,8 @@ class EmitOptions:
     """Engine threads in measurements."""
     dynamic_option: DynamicOption | None = None
     """MNN's setting for int8 activations; None to let `qplan.choosing.activations` decide."""
-    evaluations: int = EVALUATIONS
-    """Most whole models that a repair may measure; 0 for no repair."""
+    evaluations: int | None = None
+    """Most whole models that a repair may measure; 0 for no repair, None for what a pass allows."""
     plan: Path | None = None
     """A plan to build, possibly edited by hand; None to make one."""
     engine: EngineVersion | None = None
@@ -136,7 +144,9 @@ class EmitOptions:
         Raises:
             InputError: about the first; the message gives option, value and limit.
         """
-        check_least({"--tokens": (self.tokens, 2), "--threads": (self.threads, 1), "--repair": (self.evaluations, 0)})
+        check_least(
+            {"--tokens": (self.tokens, 2), "--threads": (self.threads, 1), "--repair": (self.evaluations or 0, 0)}
+        )
         if self.engine is not None:
             EngineTarget.of(self.engine)
         unheard = self.wanted.asked() if self.plan is not None else ()
@@ -192,3 +202,8 @@ def check_least(least: Mapping[str, tuple[int, int]]) -> None:
         if not limit <= value <= MOST:
             msg = f"{option} {value}: must be at least {limit}" + (f" and at most {MOST}" if value > MOST else "")
             raise InputError(msg)
+
+
+def sequences_per_pass(card: ModelCard, seq_len: int) -> int:
+    """Sequences whose FP32 logits take at most `LOGITS_BYTES`, between 1 and `MOST_SEQUENCES`."""
+    return min(MOST_SEQUENCES, max(1, LOGITS_BYTES // (4 * seq_len * card.vocabulary)))

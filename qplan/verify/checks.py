@@ -19,9 +19,10 @@ from qplan.notes import Note, note, text_note
 from qplan.quantize.rounder import Rounder
 from qplan.run.plan import Plan
 from qplan.run.verification import BuiltModel, Check
+from qplan.sensitivity.kept_logits import Logits
 from qplan.tensors import Role
 from qplan.verify.engine_memory import first_tensors
-from qplan.verify.reference import Logits, float_scatter, relative_error, stored_logits
+from qplan.verify.reference import float_scatter, relative_error, stored_logits
 
 EXACT_REL = 1e-5
 """Largest relative error of the engine's logits against torch with the same stored weights, memory normal."""
