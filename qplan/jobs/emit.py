@@ -109,7 +109,8 @@ def run_emit(options: EmitOptions, run: RunFolder, say: Say, progress: Progress,
         _say_if_moved(given, options, say)
     table = retarget_table(SensitivityTable.read(run.sensitivity), options.target)
     calibration = CalibrationSet.read(run.calibration)
-    model = load_analyzed(run, table.model, say)
+    limit = options.max_memory_bytes
+    model = load_analyzed(run, table.model, say, most_bytes=None if limit is None else limit / 2)
     judged = _held_out(options, calibration, model.loaded, say)
     skeleton = run_skeleton(
         run,
@@ -188,6 +189,11 @@ def _plan_and_build(job: EmitJob, judged: _HeldOut, progress: Progress, command:
     return _reported(job, plan, verification, exportable, command)
 
 
+def _decode_rows(rows: int) -> int:
+    """How many of the rows are also run token by token, which takes an engine longest: no more than half of a few."""
+    return max(1, min(Trial.decode_rows, rows // 2))
+
+
 def _engine_memory(job: EmitJob, trial: Trial) -> EngineMemory | None:
     """What the engine may take beside this process; None for no limit."""
     limit = job.options.max_memory_bytes
@@ -195,11 +201,6 @@ def _engine_memory(job: EmitJob, trial: Trial) -> EngineMemory | None:
         return None
     tokens = max(trial.reference.rows.shape[1], trial.prompt_tokens + trial.decode_tokens)
     return EngineMemory.beside_this_process(job.model.loaded.card, tokens, limit)
-
-
-def _decode_rows(rows: int) -> int:
-    """How many of the rows are also run token by token, which takes an engine longest: no more than half of a few."""
-    return max(1, min(Trial.decode_rows, rows // 2))
 
 
 def _given(job: EmitJob) -> Plan | None:

@@ -69,7 +69,7 @@ class Rounder:
     def store(self, name: str, fmt: QuantFormat, rows: slice = ALL) -> StoredTensor:
         """Store a tensor, or some of its output features, in a format; see `qplan.quantize.methods`."""
         if fmt.is_float or self.rounding == "rtn":
-            return in_pieces(self.loaded.weight(name)[rows], lambda part: rtn(part, fmt))
+            return in_pieces(self.loaded.weight(name, rows), lambda part: rtn(part, fmt))
         if self.cache is None:
             return self._round(name, fmt).rows(rows)
         return self.cache.get(name, fmt, lambda: self._round(name, fmt), rows)
