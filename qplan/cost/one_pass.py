@@ -14,14 +14,17 @@ _FLOAT, _DOUBLE = 4, 8
 _SWEEPS, _CANDIDATES = 3, 3
 """Of `qplan.quantize.gptq`, and roundings that ``auto`` chooses from."""
 
+# the counts below were measured on the four shapes of reports/scale
 _LAYER_VALUES = 14
 """Numbers that a decoder layer reads and writes beside its products, per number that its linears read or write."""
 _LOGIT_VALUES = 12
 """The same of the head, per logit, forwards and backwards."""
 _SCORE_VALUES = 4
 """Per attention score."""
-_FIT_STEPS, _FIT_ROWS, _FIT_VALUES = 60, 512, 24
+_FIT_STEPS, _FIT_ROWS, _FIT_VALUES = 60, 512, 32
 """Steps of `qplan.folding.fit`, rows of each reader that one looks at, numbers it touches per weight of those."""
+_ACTIVATION_VALUES = 28
+"""Numbers read and written per activation that is rounded to int8 and compared."""
 _LOGIT_COPIES = 5
 """Of the logits of a batch that are alive at once on the way back."""
 _WIDE = 8192
@@ -31,6 +34,9 @@ _FOLD_FORMATS = 2
 
 PROCESS_BYTES = 480e6
 """Resident memory of Python with torch, transformers and a tokenizer."""
+
+_WORKING_BYTES = 200e6
+"""What torch's libraries and the allocator hold beyond that once they compute."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +92,8 @@ class OnePassCost:
         self, name: str, parts: Sequence[Work], memory: float, disk: float = 0.0, at_once: int = 1
     ) -> ExpectedStage:
         times = [part.seconds(self.machine, at_once) for part in parts]
-        return ExpectedStage(name, sum(times), PROCESS_BYTES + self._weights + memory, disk, tuple(times))
+        held = PROCESS_BYTES + self._weights + memory
+        return ExpectedStage(name, sum(times), held, disk, tuple(times))
 
     @property
     def _weights(self) -> float:
@@ -97,7 +104,7 @@ class OnePassCost:
         return _FLOAT * max(layer / max(1, len(self.shape.layers[0])), self.shape.head.weights)
 
     def _loading(self) -> ExpectedStage:
-        work = Work(read=2 * self.shape.checkpoint_bytes, values=4 * self.shape.parameters, seconds_anywhere=3)
+        work = Work(read=2 * self.shape.checkpoint_bytes, values=4 * self.shape.parameters, seconds_anywhere=1)
         return self._stage("loading", [work], self.shape.checkpoint_bytes)
 
     def _there(self) -> ExpectedStage:
@@ -106,7 +113,7 @@ class OnePassCost:
         layers = [self._forward(layer, tokens) + self._moments(layer, asked.fit) for layer in shape.layers]
         layers.append(self._moments([shape.head], asked.fit))
         largest = max(self._sums(layer) for layer in shape.layers) if asked.fit else 0.0
-        memory = largest + self._batch() + _FLOAT * tokens * shape.hidden * 2
+        memory = _WORKING_BYTES + largest + self._batch() + _FLOAT * tokens * shape.hidden * 2
         disk = _FLOAT * sum(given.width**2 for given in shape.inputs) if asked.fit else 0.0
         disk += _FLOAT * asked.kept * shape.hidden * len(shape.layers)
         return self._stage("there: what goes through all layers", layers, memory, disk)
@@ -130,7 +137,7 @@ class OnePassCost:
             parts.append(found + self._losses(layer))
         parts.append(self._views([shape.head]) + self._losses([shape.head]))
         memory = max(self._head_memory(), *(self._layer_memory(layer) for layer in shape.layers))
-        memory += _FLOAT * asked.kept * shape.hidden * (4 if shape.tied else 2)
+        memory += _WORKING_BYTES + _FLOAT * asked.kept * shape.hidden * (4 if shape.tied else 2)
         return self._stage("back: folds and losses", parts, memory, self._judges(), at_once=2)
 
     def _judges(self) -> float:
@@ -240,7 +247,7 @@ class OnePassCost:
     def _rounded(self, given: Input, kinds: Sequence[int], *, fresh: bool) -> Work:
         """Drawn rows in formats of some kinds, so many of each kind, and what they lose."""
         asked, rows, width = self.asked, self._rows(given), given.width
-        found = Work(values=2.0 * asked.judged * given.share * width * 8)
+        found = Work(values=_ACTIVATION_VALUES * asked.judged * given.share * width)
         for count in kinds:
             errors = 2.0 * asked.judged * given.share * rows * width * count
             work = Work(rounding_flops=errors, roundings=float(count * rows * width))

@@ -64,14 +64,16 @@ class OnePass:
         held: LayerTrace | None = None
         loaded = self.analysis.loaded
         layers, tied = len(loaded.layers), loaded.card.tensor(loaded.architecture.head).tied
-        parts = layers + (2 if tied else 1)
-        for done, trace in enumerate(way.traces(), 1):
+        parts, done = layers + (2 if tied else 1), 0
+        for trace in way.traces():
             if trace.index == layers:
                 self._keep_reference(way)
             if trace.index == layers and tied:
                 held = trace
             else:
                 self._layer(trace, ())
+            del trace  # the next one needs its memory
+            done += 1
             if progress is not None:
                 progress(done, parts)
         if held is not None:
