@@ -12,10 +12,18 @@ from qplan.cli import completion, panels
 from qplan.cli.console import answer, out, say, work_bar
 from qplan.cli.documents import analysis_document, forecast_document
 from qplan.cli.modes import with_modes
+from qplan.cli.rules import memory_limit
 from qplan.cli.tidy import tidied
 from qplan.errors import InputError
 from qplan.formats import parse_formats
-from qplan.jobs.options import FIT_TOKENS, LOGITS_BYTES, MOST_SEQUENCES, QUICK_FIT_TOKENS, AnalyzeOptions
+from qplan.jobs.options import (
+    FIT_TOKENS,
+    LOGITS_BYTES,
+    MEASURED_PASSES,
+    MOST_SEQUENCES,
+    QUICK_FIT_TOKENS,
+    AnalyzeOptions,
+)
 from qplan.roundings import HELP, ROUNDINGS
 from qplan.run.folder import RunFolder
 from qplan.settings import DTypeName, DynamicOption, Effort, Folding, Memory, Mode
@@ -57,16 +65,17 @@ def command(
     effort: Annotated[
         Effort,
         typer.Option(
-            help="quick takes one pass there and back and rounds a sample of every tensor's output features, thorough "
-            "measures every loss, default does what --mode says.",
+            help="How much work: quick takes one pass, default then measures what plans hang on, within "
+            f"{MEASURED_PASSES:g} passes, thorough rounds and measures everything.",
             rich_help_panel=panels.LOSSES,
         ),
     ] = AnalyzeOptions.effort,
     mode: Annotated[
-        Mode,
+        Mode | None,
         typer.Option(
-            help="gradient estimates every loss from one backward pass, measured runs the model with every format, "
-            "auto estimates, then measures what plans depend on.",
+            help="For developers: gradient estimates every loss from one backward pass, measured runs the model with "
+            "every format, auto estimates, then measures what plans depend on; all round every format whole first.",
+            hidden=True,
             rich_help_panel=panels.LOSSES,
         ),
     ] = AnalyzeOptions.mode,
@@ -101,7 +110,7 @@ def command(
         typer.Option(
             metavar="N",
             help="Fit rounding to at most this many tokens.",
-            show_default=f"{FIT_TOKENS}; {QUICK_FIT_TOKENS} with --effort quick",
+            show_default=f"{QUICK_FIT_TOKENS}; {FIT_TOKENS} with --effort thorough",
             rich_help_panel=panels.WEIGHTS,
         ),
     ] = AnalyzeOptions.fit_tokens,
@@ -171,6 +180,16 @@ def command(
         bool,
         typer.Option("--restart", help="Discard an earlier run with other inputs.", rich_help_panel=panels.FOLDERS),
     ] = AnalyzeOptions.restart,
+    max_memory: Annotated[
+        str | None,
+        typer.Option(
+            "--max-memory",
+            metavar="BYTES",
+            help="Most memory to take, e.g. `10GB`; a model that needs more is read from the disk layer by layer.",
+            show_default="what is free",
+            rich_help_panel=panels.MACHINE,
+        ),
+    ] = None,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -187,7 +206,7 @@ def command(
     Examples:
         qplan analyze Qwen/Qwen2.5-0.5B-Instruct --calib my-text.jsonl
         qplan analyze models/mine --effort quick
-        qplan analyze models/mine --mode gradient --dtype bfloat16
+        qplan analyze models/mine --formats int8,int4,int3
     """
     options = AnalyzeOptions(
         model=model,
@@ -210,6 +229,7 @@ def command(
         device=device,
         dtype=dtype,
         restart=restart,
+        max_memory_bytes=memory_limit(max_memory),
     )
     from qplan.jobs.checks import check_analyze  # noqa: PLC0415 - NumPy and pyarrow: not for --help
 
@@ -252,7 +272,10 @@ def _forecast(options: AnalyzeOptions, run: RunFolder) -> None:
 
     outlook = expect_analysis(options, run, measure=True)
     if outlook is None:
-        msg = "--dry-run knows what --effort quick takes, on the CPU alone; leave other efforts, modes and devices out"
+        msg = (
+            "--dry-run knows what the efforts quick and default take, on the CPU; leave --effort thorough, modes and "
+            "other devices out"
+        )
         raise InputError(msg)
     answer(**forecast_document(outlook))
     out.print(forecast_table(outlook))

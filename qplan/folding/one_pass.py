@@ -62,12 +62,14 @@ class OnePass:
     def run(self, way: WayBack, progress: Progress | None = None) -> None:
         """Go back; what is known already is left as it is."""
         held: LayerTrace | None = None
-        layers = len(self.analysis.loaded.layers)
-        parts = layers + (2 if self.analysis.loaded.card.tensors[-1].tied else 1)
+        loaded = self.analysis.loaded
+        layers, tied = len(loaded.layers), loaded.card.tensor(loaded.architecture.head).tied
+        parts = layers + (2 if tied else 1)
         for trace in way.traces():
             done = layers + 1 - trace.index
             if trace.index == layers:
                 self._keep_reference(way)
+            if trace.index == layers and tied:
                 held = trace
             else:
                 self._layer(trace, ())

@@ -8,17 +8,20 @@ from dataclasses import replace
 import torch
 
 from qplan.calibration import check_chat_template, check_ids, load_text, tokenize
+from qplan.cost.file_bytes import estimate_fixed
 from qplan.folding.decide import run_fold
 from qplan.jobs.additivity import measure_additivity
 from qplan.jobs.auto import analyze_auto
 from qplan.jobs.checks import check_analyze
-from qplan.jobs.expect import expect_analysis
+from qplan.jobs.deciding import BUDGETS
+from qplan.jobs.expect import Outlook, expect_analysis
 from qplan.jobs.model_context import check_context
 from qplan.jobs.one_pass import analyze_in_one_pass
 from qplan.jobs.options import AnalyzeOptions, sequences_per_pass
 from qplan.jobs.stages import Stages
 from qplan.model.load import LoadedModel, load_model
 from qplan.notes import Note, note
+from qplan.planner.elbow_room import notes_on_menu
 from qplan.quantize.round_all import default_jobs, round_all
 from qplan.quantize.run_rounder import run_rounder
 from qplan.roundings import needs_tokens
@@ -46,9 +49,13 @@ def run_analyze(options: AnalyzeOptions, run: RunFolder, say: Say, progress: Pro
     context = check_context(options)
     for told in context.notes:
         say(str(told))
-    stages = _stages(options, run, say, progress)
-    stages.begin("loading", f"loading {options.model}")
-    loaded = load_model(options.model, device=options.device, dtype=options.dtype).within(context.tokens)
+    outlook = _outlook(options, run, say)
+    stages = Stages(None if outlook is None else outlook.expected, say, progress)
+    streamed = outlook is not None and outlook.asked.streamed
+    how = ", whose weights stay on the disk until they are used" if streamed else ""
+    stages.begin("loading", f"loading {options.model}{how}")
+    loaded = load_model(options.model, device=options.device, dtype=options.dtype, stream=streamed)
+    loaded = loaded.within(context.tokens)
     notes = _notes_on(loaded)
     for told in notes:
         say(str(told))
@@ -71,8 +78,10 @@ def run_analyze(options: AnalyzeOptions, run: RunFolder, say: Say, progress: Pro
     )
     jobs = options.jobs or (default_jobs() if options.device == "cpu" else 1)
     batch_size = options.batch_size or sequences_per_pass(loaded.card, calibration.seq_len)
+    batch_size = batch_size if outlook is None else outlook.asked.batch_size
     notes = (*context.notes, *notes, *text.notes)
-    if options.effort == "quick":
+    mode: Mode | None = "measured" if options.effort == "thorough" else options.mode
+    if mode is None:
         table = analyze_in_one_pass(options, run, loaded, calibration, batch_size=batch_size, say=say, stages=stages)
         stages.end()
         return _written(table, notes, calibration, run)
@@ -118,35 +127,35 @@ def run_analyze(options: AnalyzeOptions, run: RunFolder, say: Say, progress: Pro
         if options.rounding != "rtn":
             say(f"rounding tensors, {jobs} at a time")
         round_all(rounder, analysis.menu, jobs=jobs, progress=progress)
-        table = analyze(analysis, "measured" if options.effort == "thorough" else options.mode, say, progress)
-    if options.mode != "gradient":
+        table = analyze(analysis, mode, say, progress)
+    if mode != "gradient":
         say("measuring whole plans: how losses add up")
         tokens = torch.from_numpy(calibration.tokens)
         table = measure_additivity(table, loaded, tokens, batch_size=batch_size, rounder=rounder, progress=progress)
     return _written(table, notes, calibration, run)
 
 
-def _stages(options: AnalyzeOptions, run: RunFolder, say: Say, progress: Progress) -> Stages:
-    """The stages ahead, told where they take long.
+def _outlook(options: AnalyzeOptions, run: RunFolder, say: Say) -> Outlook | None:
+    """What lies ahead, told where it takes long.
 
     Raises:
         InputError: this machine has too little memory.
         StorageError: it has too little room on the disk.
     """
     outlook = expect_analysis(options, run)
-    if outlook is None:
-        return Stages(None, say, progress)
-    outlook.check()
-    if outlook.is_long:
-        outlook.tell(say)
-    return Stages(outlook.expected, say, progress)
+    if outlook is not None:
+        outlook.check()
+        if outlook.is_long:
+            outlook.tell(say)
+    return outlook
 
 
 def _written(
     table: SensitivityTable, notes: tuple[Note, ...], calibration: CalibrationSet, run: RunFolder
 ) -> SensitivityTable:
     """Write what was found, last: an interrupted or refused run must not change what a finished table refers to."""
-    table = replace(table, notes=(*table.notes, *notes))
+    room = notes_on_menu(table, estimate_fixed(table.model), BUDGETS)
+    table = replace(table, notes=(*table.notes, *notes, *room))
     calibration.write(run.calibration)
     table.write(run.sensitivity)
     return table

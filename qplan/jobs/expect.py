@@ -11,7 +11,7 @@ from qplan.cost.shape import Shape
 from qplan.cost.work import REFERENCE, Machine, spell_time
 from qplan.jobs.machine import measure_machine
 from qplan.jobs.one_pass import DRAWN, WITNESS_TOKENS
-from qplan.jobs.options import AnalyzeOptions, sequences_per_pass
+from qplan.jobs.options import MEASURED_PASSES, AnalyzeOptions, sequences_per_pass
 from qplan.model.outline import outline
 from qplan.roundings import needs_tokens
 from qplan.run.folder import RunFolder
@@ -31,6 +31,10 @@ class Outlook:
 
     expected: Expected
     machine: Machine
+    asked: OnePassOptions
+    """What it was computed for: whether the model is streamed, and how many sequences go through it at a time."""
+    most_memory: int | None = None
+    """The limit that was given."""
 
     @property
     def is_long(self) -> bool:
@@ -44,7 +48,7 @@ class Outlook:
             InputError: not enough memory.
             StorageError: not enough room on the disk.
         """
-        self.expected.check(self.machine, REMEDIES)
+        self.expected.check(self.machine, REMEDIES, most_memory=self.most_memory)
 
     def tell(self, say: Say) -> None:
         """Say what each stage takes."""
@@ -73,16 +77,30 @@ def expect_analysis(options: AnalyzeOptions, run: RunFolder, *, measure: bool = 
     Raises:
         InputError: the model cannot be planned.
     """
-    if options.effort != "quick" or options.device != "cpu":
+    if options.effort == "thorough" or options.mode is not None or options.device != "cpu":
         return None
     shape = outline(options.model)
-    asked = one_pass_options(options, shape)
     free = {"memory_bytes": free_memory(), "disk_bytes": free_disk(run.folder)}
-    rough = Outlook(Expected(OnePassCost(shape, asked, REFERENCE).stages()), replace(REFERENCE, **free))
+    asked = _fitting(shape, one_pass_options(options, shape), options.max_memory_bytes or free["memory_bytes"])
+    if options.batch_size is not None:
+        asked = replace(asked, batch_size=options.batch_size)
+
+    def outlook(machine: Machine) -> Outlook:
+        stages = OnePassCost(shape, asked, machine).stages()
+        return Outlook(Expected(stages), machine, asked, options.max_memory_bytes)
+
+    rough = outlook(replace(REFERENCE, **free))
     if not measure and rough.expected.seconds < LONG_S:
         return rough
-    machine = measure_machine(run.folder)
-    return Outlook(Expected(OnePassCost(shape, asked, machine).stages()), machine)
+    return outlook(measure_machine(run.folder))
+
+
+def _fitting(shape: Shape, asked: OnePassOptions, limit: float) -> OnePassOptions:
+    """The same, with the model streamed if it must be, and fewer sequences at a time if even that takes too much."""
+    ways = [asked, replace(asked, streamed=True)]
+    ways += [replace(asked, streamed=True, batch_size=size) for size in range(asked.batch_size - 1, 0, -1)]
+    costs = ((way, Expected(OnePassCost(shape, way, REFERENCE).stages()).memory_bytes) for way in ways)
+    return next((way for way, memory in costs if memory <= limit), ways[-1])
 
 
 def one_pass_options(options: AnalyzeOptions, shape: Shape) -> OnePassOptions:
@@ -100,4 +118,5 @@ def one_pass_options(options: AnalyzeOptions, shape: Shape) -> OnePassOptions:
         head_drawn=HEAD_SHARE * DRAWN,
         chosen=options.rounding == "auto",
         fold=options.fold == "auto",
+        measured_passes=MEASURED_PASSES if options.effort == "default" else 0.0,
     )

@@ -6,7 +6,7 @@ of all tokens between two layers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,38 +85,58 @@ def gather_moments(
         if head in sums.key_of and loaded.card.tensor(head).tied:
             sums.add_lookups(loaded, tokens, batch_size)
 
-    found = _gather(WayThere(loaded, tokens.split(batch_size)), 0, folder, finish, progress)
-    found.write_index(inputs)
-    return found
+    return _gather(WayThere(loaded, tokens.split(batch_size)), 0, folder, inputs, finish=finish, progress=progress)
 
 
-def gather_on_the_way(way: WayThere, first: int, folder: Path, *, progress: Progress | None = None) -> Moments:
-    """The same on a way whose first batches are not counted; `Moments.add_lookups` and the index are left to do.
+def gather_on_the_way(
+    way: WayThere, first: int, folder: Path, *, inputs: dict[str, str], progress: Progress | None = None
+) -> Moments:
+    """The same on a way whose first batches are not counted; `Moments.add_lookups` is left to do.
+
+    A way that was broken off goes on from its last whole layer.
 
     Args:
         way: the model and its batches.
         first: how many batches are only passed on.
         folder: where to write one file per matrix.
+        inputs: what the moments depend on, kept with them.
         progress: called after each batch of each layer.
 
     Raises:
         MeasurementError: an input that is not finite.
     """
-    return _gather(way, first, folder, lambda _sums: None, progress)
+    return _gather(way, first, folder, inputs, progress=progress)
+
+
+def _part(inputs: Mapping[str, str], layers: int) -> dict[str, str]:
+    """What moments depend on of which only those of so many layers are whole."""
+    return {**inputs, "layers": str(layers)}
 
 
 def _gather(
-    way: WayThere, first: int, folder: Path, finish: Callable[[_Sums], None], progress: Progress | None
+    way: WayThere,
+    first: int,
+    folder: Path,
+    inputs: Mapping[str, str],
+    *,
+    finish: Callable[[_Sums], None] | None = None,
+    progress: Progress | None,
 ) -> Moments:
-    key_of: dict[str, str] = {}
-    reached: dict[str, int] = {}
-    for sums in _layer_by_layer(way, first, progress):
-        finish(sums)
+    found = Moments(folder, {}, {})
+    start = 0
+    for done in range(way.done, 0, -1):
+        if (kept := Moments.open(folder, _part(inputs, done))) is not None:
+            found, start = kept, done
+            break
+    for index, sums in _layer_by_layer(way, first, start, progress):
+        if finish is not None:
+            finish(sums)
         for key in sums.totals:
             write_matrix(folder, key, sums.mean(key).numpy())
-        key_of |= sums.key_of
-        reached |= sums.tokens()
-    return Moments(folder, key_of, reached)
+        found = Moments(folder, found.key_of | sums.key_of, found.tokens | sums.tokens())
+        found.write_index(_part(inputs, index + 1))
+    found.write_index(inputs)
+    return found
 
 
 @dataclass
@@ -194,10 +214,10 @@ class _Lookups:
             self.total = self.total + (rows.T @ rows).cpu().to(torch.float64)
 
 
-def _layer_by_layer(way: WayThere, first: int, progress: Progress | None) -> Iterator[_Sums]:
-    """Sums of the decoder layers' inputs and of the head's, over all batches but so many first ones."""
+def _layer_by_layer(way: WayThere, first: int, start: int, progress: Progress | None) -> Iterator[tuple[int, _Sums]]:
+    """Sums of the inputs of decoder layers from ``start`` on and of the head's, over all batches but the first ones."""
     count, batches = len(way.loaded.layers), len(way.batches)
-    for index in range(count + 1):
+    for index in range(start, count + 1):
         sums = _Sums(names_by_linear(way.loaded, index))
         for number in range(first if index < count else 0):
             way.run(index, number)
@@ -211,4 +231,4 @@ def _layer_by_layer(way: WayThere, first: int, progress: Progress | None) -> Ite
                 way.run(index, number)
                 if progress is not None:
                     progress(index * batches + number + 1, (count + 1) * batches)
-        yield sums
+        yield index, sums

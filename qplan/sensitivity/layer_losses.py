@@ -33,7 +33,9 @@ class Seen:
 
     name: str
     weight: Tensor
-    """float32 ``[out, in]``."""
+    """float32 ``[drawn, in]``: its rows that are drawn."""
+    columns: Tensor
+    """float32 ``[in]``: squares of the weight, summed over all output features."""
     inputs: Tensor
     """float32 ``[rows, tokens, in]``: a row is a sequence."""
     gradients: Tensor
@@ -135,7 +137,7 @@ class _Work:
     def of(cls, group: Sequence[Seen], rounding: str, curvature: Curvature | None, columns: Tensor | None) -> _Work:
         inputs, judge = group[0].inputs, group[0].judge
         factor = torch.ones_like(inputs[0, 0]) if columns is None else columns.to(inputs)
-        weight = torch.cat([seen.weight[seen.sample.rows.to(inputs.device)] for seen in group]) * factor
+        weight = torch.cat([seen.weight for seen in group]) * factor
         return cls(group, rounding, curvature, factor, weight, judge if columns is None else divided(judge, factor))
 
     def rounded(self, formats: Sequence[QuantFormat]) -> dict[QuantFormat, list[FormatLoss]]:
@@ -180,7 +182,7 @@ def _activations(
     return [
         (
             torch.linalg.vecdot(seen.slopes, error).square().sum(-1).to("cpu", torch.float64),
-            float(seen.weight.square().sum(0) @ energy),
+            float(seen.columns @ energy),
         )
         for seen in group
     ]

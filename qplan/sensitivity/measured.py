@@ -81,7 +81,7 @@ def measure(analysis: Analysis, only: Collection[Entry] | None = None, *, progre
     Raises:
         MeasurementError: a measurement is not finite or is impossible.
     """
-    if analysis.loaded.embedding.weight.dtype != torch.float32:
+    if analysis.loaded.dtype != torch.float32:
         msg = (
             "losses can be measured in float32 only: half precision's own rounding loses 1e-4 nats, some hundred times "
             "what a tensor loses in int8 (reports/sensitivity/). Use --dtype float32, or --mode gradient"

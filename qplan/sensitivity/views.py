@@ -44,8 +44,8 @@ class Views:
     def __post_init__(self) -> None:
         """Draw rows of the head, by how often their tokens occur and how large they are."""
         head = self.loaded.head
-        counts = torch.bincount(torch.cat([batch.flatten() for batch in self.batches]), minlength=len(head.weight))
-        sizes = head.weight.float().square().sum(1)
+        counts = torch.bincount(torch.cat([batch.flatten() for batch in self.batches]), minlength=head.out_features)
+        sizes = torch.linalg.vector_norm(head.weight.float(), dim=1).square()
         rough = (counts.to(sizes) + _UNSEEN) * sizes
         sample = RowSample.draw(rough, HEAD_SHARE * self.drawn, self.seed)
         object.__setattr__(self, "head_sample", sample)
@@ -95,7 +95,8 @@ class Views:
             looked_up = self._looked_up(sample, lookups)
         return Seen(
             name=name,
-            weight=weight,
+            weight=weight[sample.rows.to(weight.device)],
+            columns=weight.square().sum(0),
             inputs=inputs,
             gradients=gradients,
             slopes=slopes,
