@@ -91,21 +91,19 @@ class OnePassCost:
     def _stage(
         self, name: str, parts: Sequence[Work], memory: float, disk: float = 0.0, at_once: int = 1
     ) -> ExpectedStage:
+        """A stage that takes so much memory beside the process and weights that stay there."""
         times = [part.seconds(self.machine, at_once) for part in parts]
-        held = PROCESS_BYTES + self._weights + memory
+        held = PROCESS_BYTES + memory + (0.0 if self.asked.streamed else _FLOAT * self.shape.parameters)
         return ExpectedStage(name, sum(times), held, disk, tuple(times))
 
-    @property
-    def _weights(self) -> float:
-        """Bytes of weights that stay in memory."""
-        if not self.asked.streamed:
-            return _FLOAT * self.shape.parameters
-        layer = max(sum(given.weights for given in layer) for layer in self.shape.layers)
-        return _FLOAT * max(layer / max(1, len(self.shape.layers[0])), self.shape.head.weights)
+    def _read(self, weights: float) -> float:
+        """Bytes of weights that are read when they are used; none where all are in memory."""
+        return _FLOAT * weights if self.asked.streamed else 0.0
 
     def _loading(self) -> ExpectedStage:
         work = Work(read=2 * self.shape.checkpoint_bytes, values=4 * self.shape.parameters, seconds_anywhere=1)
-        return self._stage("loading", [work], self.shape.checkpoint_bytes)
+        memory = self._read(self.shape.head.weights) if self.asked.streamed else self.shape.checkpoint_bytes
+        return self._stage("loading", [work], memory)
 
     def _there(self) -> ExpectedStage:
         asked, shape = self.asked, self.shape
@@ -113,7 +111,8 @@ class OnePassCost:
         layers = [self._forward(layer, tokens) + self._moments(layer, asked.fit) for layer in shape.layers]
         layers.append(self._moments([shape.head], asked.fit))
         largest = max(self._sums(layer) for layer in shape.layers) if asked.fit else 0.0
-        memory = _WORKING_BYTES + largest + self._batch() + _FLOAT * tokens * shape.hidden * 2
+        memory = _WORKING_BYTES / 2 + largest + self._batch() + _FLOAT * tokens * shape.hidden * 2
+        memory += self._read(self._largest)
         disk = _FLOAT * sum(given.width**2 for given in shape.inputs) if asked.fit else 0.0
         disk += _FLOAT * asked.kept * shape.hidden * len(shape.layers)
         return self._stage("there: what goes through all layers", layers, memory, disk)
@@ -138,7 +137,8 @@ class OnePassCost:
         last = self._views([shape.head]) + self._losses([shape.head])
         # a tied head comes last, since its lookups' gradients do
         parts = [*parts, last] if shape.tied else [parts[0] + last, *parts[1:]]
-        memory = max(self._head_memory(), *(self._layer_memory(layer) for layer in shape.layers))
+        head_memory = self._head_memory() + self._read(shape.head.weights)
+        memory = max(head_memory, *(self._layer_memory(layer) for layer in shape.layers))
         memory += _WORKING_BYTES + _FLOAT * asked.kept * shape.hidden * (4 if shape.tied else 2)
         return self._stage("back: folds and losses", parts, memory, self._judges(), at_once=2)
 
@@ -149,28 +149,40 @@ class OnePassCost:
         logits = self.asked.batch_size * self.asked.seq_len * self.shape.head.outputs
         return _FLOAT * _LOGIT_COPIES * logits
 
+    @property
+    def _largest(self) -> int:
+        """Weights of the largest linear of a layer."""
+        return max(spec.weights for spec in self.shape.card.tensors[:-1])
+
     def _layer_memory(self, layer: Sequence[Input]) -> float:
+        """Bytes of what a layer's linears saw, and of its weights, graph or matrices, whichever takes more."""
         asked = self.asked
         read = sum(given.width * given.share for given in layer)
         written = sum(given.outputs * given.share for given in layer)
         slopes = sum(given.width * len(given.readers) * given.share for given in layer)
-        trace = _FLOAT * (asked.kept * (read + written) + asked.judged * (read + written + slopes))
-        return trace + max(self._rounding_memory(given) for given in layer) + self._matrices(layer)
+        trace = _FLOAT * asked.kept * (read + written)
+        looked = _FLOAT * asked.judged * (read + written + slopes)
+        weights = self._read(sum(given.weights for given in layer)) + self._batch()
+        rough = 3 * _FLOAT * self._largest + self._read(self._largest)
+        rounding = self._matrices(layer) + max(self._rounding_memory(given) for given in layer)
+        return trace + max(weights, looked + max(rough, rounding))
 
     def _matrices(self, layer: Sequence[Input]) -> float:
-        """Bytes of the matrices ``[in, in]`` that a layer keeps: judges, and what rounding is fitted to."""
+        """Bytes of the matrices ``[in, in]`` that a layer keeps: judges, and moments with their orderings."""
+        judges = sum(given.width**2 for given in layer)
         if not self.asked.fit:
-            return _FLOAT * sum(given.width**2 for given in layer)
-        return _FLOAT * sum(given.width**2 * (1 if given.width > _WIDE else 5) for given in layer)
+            return _FLOAT * judges
+        wide = max(given.width for given in layer)
+        if wide > _WIDE:  # alone, with one ordering
+            return _FLOAT * (judges + 3.5 * wide**2)
+        return _FLOAT * (6 * judges + 0.5 * wide**2)
 
     def _rounding_memory(self, given: Input) -> float:
-        """Bytes while the largest input's readers are rounded: orderings, a judge, errors and products."""
-        asked = self.asked
-        square = 4 if given.width > _WIDE else 5
-        rows = self._rows(given)
-        return _FLOAT * (square * given.width**2 + asked.judged / asked.seq_len * rows * given.width) + (
-            2 * _FLOAT * asked.judged * given.width * given.share
-        )
+        """Bytes while an input's readers are rounded: products, activations, rows in all widths."""
+        asked, rows = self.asked, self._rows(given)
+        products = asked.judged / asked.seq_len * rows * given.width
+        activations = 5 * asked.judged * given.width * given.share
+        return _FLOAT * (products + activations + 4.0 * rows * given.width * len(asked.formats))
 
     def _folding(self) -> ExpectedStage:
         shape = self.shape

@@ -55,9 +55,18 @@ class LayerCurvatures:
 
     def _given(self, key: str, seen: Seen, moments: Moments) -> Curvature:
         if key not in self._kept:
+            if any(kept.sparing for kept in (*self._kept.values(), *self._folded.values())):
+                self._forget()
             matrix = self._matrix(seen, moments)
+            if len(matrix) > MOST_AT_ONCE:
+                self._forget()
             self._kept[key] = Curvature(matrix, precision=torch.float32, sparing=len(matrix) > MOST_AT_ONCE)
         return self._kept[key]
+
+    def _forget(self) -> None:
+        """Free all, where a large matrix leaves no room for others: they are read and factored again if need be."""
+        self._kept.clear()
+        self._folded.clear()
 
     def _matrix(self, seen: Seen, moments: Moments) -> Tensor:
         matrix = moments.of(seen.name).to(seen.weight.device)

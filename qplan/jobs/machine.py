@@ -103,13 +103,14 @@ def _disk(folder: Path, clock: Clock) -> tuple[float, float]:
 
 
 def _seconds(work: Callable[[], object], clock: Clock, *, warm: bool = False) -> float:
-    """Least time of a few repeats, the first of which only warms up unless that was done."""
+    """Mean time of a few repeats, the first of which only warms up unless that was done.
+
+    Not the least: what else this machine does, it will do during the work as well.
+    """
     if not warm:
         work()
-    least, spent, repeats = float("inf"), 0.0, 0
-    while spent < _LEAST_S and repeats < _MOST_REPEATS:
-        start = clock()
+    start, repeats = clock(), 0
+    while repeats == 0 or (clock() - start < _LEAST_S and repeats < _MOST_REPEATS):
         work()
-        took = clock() - start
-        least, spent, repeats = min(least, took), spent + took, repeats + 1
-    return least
+        repeats += 1
+    return (clock() - start) / repeats

@@ -126,7 +126,13 @@ def round_rows(
 
 
 def round_widths(
-    weight: Tensor, formats: Sequence[QuantFormat], rounding: str, curvature: Curvature | None, judge: Tensor | None
+    weight: Tensor,
+    formats: Sequence[QuantFormat],
+    rounding: str,
+    curvature: Curvature | None,
+    judge: Tensor | None,
+    *,
+    columns: Tensor | None = None,
 ) -> dict[QuantFormat, StoredTensor]:
     """Store ``weight [out, in]``, any rows of a matrix, in several formats.
 
@@ -136,6 +142,7 @@ def round_widths(
         rounding: one of `qplan.roundings.ROUNDINGS`.
         curvature: of the inputs that it is fitted to; needed unless the rounding fits to nothing.
         judge: moments ``[in, in]`` of other tokens, by which ``auto`` chooses; without, it takes its first candidate.
+        columns: ``[in]``, factors of the weights' columns by which ``judge`` is not divided.
     """
     names = CANDIDATES if rounding == "auto" and judge is not None else (rounding,)
     found: dict[QuantFormat, StoredTensor] = {}
@@ -146,7 +153,7 @@ def round_widths(
         candidates = [_round_alike(name, weight, same, curvature) for name in names]
         for index, fmt in enumerate(same):
             rivals = [candidate[index] for candidate in candidates]
-            found[fmt] = rivals[0] if judge is None or len(rivals) == 1 else best_rows(weight, rivals, judge)
+            found[fmt] = rivals[0] if judge is None or len(rivals) == 1 else best_rows(weight, rivals, judge, columns)
     return found
 
 
@@ -178,21 +185,28 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def row_errors(weight: Tensor, stored: StoredTensor, moments: Tensor) -> Tensor:
-    """Mean square error of each output feature, ``[out_features]``: ``e M e'`` for the error ``e`` of its row."""
+def row_errors(weight: Tensor, stored: StoredTensor, moments: Tensor, columns: Tensor | None = None) -> Tensor:
+    """Mean square error of each output feature, ``[out_features]``: ``e M e'`` for the error ``e`` of its row.
+
+    Where columns of the weights have factors ``[in]`` and the moments are of inputs without them, errors are divided.
+    """
     error = weight - stored.dequantize()
+    if columns is not None:
+        error.div_(columns)
     return ((error @ moments) * error).sum(1)
 
 
-def best_rows(weight: Tensor, candidates: Sequence[StoredTensor], moments: Tensor) -> StoredTensor:
+def best_rows(
+    weight: Tensor, candidates: Sequence[StoredTensor], moments: Tensor, columns: Tensor | None = None
+) -> StoredTensor:
     """Take every row from the candidate, all of one integer format, that has the least error on it."""
     best = candidates[0]
-    least = row_errors(weight, best, moments)
+    least = row_errors(weight, best, moments, columns)
     for other in candidates[1:]:
         if not isinstance(best, IntTensor) or not isinstance(other, IntTensor):
             msg = "floats have one rounding only"
             raise TypeError(msg)
-        errors = row_errors(weight, other, moments)
+        errors = row_errors(weight, other, moments, columns)
         wins = (errors < least).unsqueeze(1)
         zero = None if best.zero is None or other.zero is None else torch.where(wins, other.zero, best.zero)
         best = IntTensor(

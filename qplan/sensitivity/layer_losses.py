@@ -19,7 +19,6 @@ from torch import Tensor
 from qplan.formats import QuantFormat
 from qplan.quantize import Int8Activations
 from qplan.quantize.curvature import Curvature
-from qplan.quantize.gram import divided
 from qplan.quantize.rounder import alike, one_thread, round_widths
 from qplan.sensitivity.rows import RowSample
 
@@ -130,21 +129,20 @@ class _Work:
     """``[in]``: of the columns."""
     weight: Tensor
     """float32 ``[drawn of all, in]``, multiplied by it."""
-    judge: Tensor
-    """float32 ``[in, in]``, divided by it."""
 
     @classmethod
     def of(cls, group: Sequence[Seen], rounding: str, curvature: Curvature | None, columns: Tensor | None) -> _Work:
-        inputs, judge = group[0].inputs, group[0].judge
+        inputs = group[0].inputs
         factor = torch.ones_like(inputs[0, 0]) if columns is None else columns.to(inputs)
         weight = torch.cat([seen.weight for seen in group]) * factor
-        return cls(group, rounding, curvature, factor, weight, judge if columns is None else divided(judge, factor))
+        return cls(group, rounding, curvature, factor, weight)
 
     def rounded(self, formats: Sequence[QuantFormat]) -> dict[QuantFormat, list[FormatLoss]]:
         """Losses from weight errors of each tensor, by format."""
         found: dict[QuantFormat, list[FormatLoss]] = {}
-        inputs = self.group[0].inputs
-        for fmt, stored in round_widths(self.weight, formats, self.rounding, self.curvature, self.judge).items():
+        inputs, judge = self.group[0].inputs, self.group[0].judge
+        stored_as = round_widths(self.weight, formats, self.rounding, self.curvature, judge, columns=self.factor)
+        for fmt, stored in stored_as.items():
             # what inputs and products without the factor meet
             error = (stored.dequantize() - self.weight).div_(self.factor)
             energy = (inputs.flatten(0, -2) @ error.T).square_().sum(0).to("cpu", torch.float64)

@@ -139,7 +139,7 @@ def measure(name: str, folder: Path, work: Path, more: dict[str, tuple[str, ...]
     run = work / f"run-{name}"
     analyze = [str(folder), "--effort", "quick", "--run", str(run), *more["analyze"], *also]
     told = subprocess.run(
-        [program, "analyze", *analyze, "--dry-run", "--json"], cwd=work, check=True, capture_output=True, text=True
+        [program, "analyze", *analyze, "--dry-run", "--json"], cwd=work, check=True, stdout=subprocess.PIPE, text=True
     )
     forecast = json.loads(told.stdout)
     rows = int(more["analyze"][1]) if more["analyze"] else SAMPLES
