@@ -73,7 +73,7 @@ class OnePass:
             else:
                 self._layer(trace, ())
             del trace  # the next one needs its memory
-            done += 1
+            done += 1  # noqa: SIM113 - enumerate would hold the trace
             if progress is not None:
                 progress(done, parts)
         if held is not None:

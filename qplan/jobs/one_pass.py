@@ -20,6 +20,7 @@ from qplan.jobs.options import AnalyzeOptions
 from qplan.jobs.pivotal import Pivotal
 from qplan.jobs.stages import Stages
 from qplan.model.boundaries import Boundaries
+from qplan.model.half_products import half_products_pay
 from qplan.model.layerwise import WayBack, WayThere
 from qplan.model.load import LoadedModel
 from qplan.model.source import sha256_beside_model
@@ -273,6 +274,7 @@ def _passes(job: _Job, analysis: Analysis) -> _Found:
         between,
         label_seeds(job.calibration.seed, kept),
         drawn=one.views.drawn_of,
+        half=half_products_pay(job.loaded.device),
     )
     told = f"back: folds and losses of {len(job.options.formats)} formats, {DRAWN} output features of each tensor"
     one.run(back, job.stages.begin("back", told))

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from qplan.errors import MeasurementError
 from qplan.model.backward import GraphStart, log_likelihood_slope, probabilities_of
 from qplan.model.boundaries import Boundaries
+from qplan.model.half_products import half_product, with_half_gradients
 from qplan.model.load import LoadedModel
 from qplan.model.replace import with_forward
 
@@ -107,6 +108,8 @@ class LayerTrace:
     """``[rows, tokens, in_features]`` by batch: gradient at the input, of linears in `drawn` alone."""
     drawn: dict[nn.Linear, Tensor] = field(default_factory=dict)
     """Output features, int64, that gradients are kept of, where all are too many."""
+    half: bool = False
+    """Whether gradients at inputs are products of bfloat16, see `half_products`."""
 
     def see(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         """See a linear forwards, and its gradient later."""
@@ -123,7 +126,8 @@ class LayerTrace:
         gradient = gradient.detach()
         self.energies[module].append(gradient.float().flatten(0, -2).square().sum(0))
         if module in self.drawn:
-            self.slopes[module].append(gradient @ module.weight)
+            product = half_product if self.half else torch.matmul
+            self.slopes[module].append(product(gradient, module.weight))
             gradient = gradient[..., self.drawn[module]]
         self.gradients[module].append(gradient)
 
@@ -142,6 +146,8 @@ class WayBack:
     step: Step = lambda: None
     drawn: dict[nn.Linear, Tensor] = field(default_factory=dict)
     """See `LayerTrace.drawn`."""
+    half: bool = False
+    """See `LayerTrace.half`."""
     nll: list[Tensor] = field(default_factory=list)
     """float64 ``[labeled tokens]`` by batch: negative log-likelihood of the text, once the head was passed."""
     lookups: list[Tensor] = field(default_factory=list)
@@ -162,11 +168,14 @@ class WayBack:
             again = reached is not None and index >= reached
             if again and not (index == count and tied):
                 continue
-            trace = LayerTrace(index, drawn=self.drawn)
+            trace = LayerTrace(index, drawn=self.drawn, half=self.half)
+            linears = names_by_linear(self.loaded, index)
             found: list[Tensor] = []
             with ExitStack() as stack:
-                for module in names_by_linear(self.loaded, index):
+                for module in linears:
                     stack.callback(module.register_forward_hook(trace.see).remove)
+                if self.half:
+                    stack.enter_context(with_half_gradients(linears))
                 for number, batch in enumerate(self.batches):
                     given = self.between.get(index - 1, number) if index else None
                     found.append(self._back(index, number, batch, given, slopes))

@@ -30,7 +30,7 @@ def test_a_menu_without_narrow_formats_has_nothing_to_plan_at_its_smallest(fixed
     ("formats", "budget", "told"), [(NARROW, "int4", True), (WIDE, "int4", False), (NARROW, "int8", False)]
 )
 def test_a_plan_says_so_where_it_had_no_choice(
-    formats: tuple[str, ...], budget: str, told: bool, fixed: FixedBytes
+    formats: tuple[str, ...], budget: str, told: bool, fixed: FixedBytes  # noqa: FBT001
 ) -> None:
     plan = make_plan(make_table(formats), Budget.parse(budget), fixed)
     assert ("no-choice-left" in {note.code for note in plan.notes}) == told
