@@ -130,12 +130,14 @@ class OnePassCost:
     def _back(self) -> ExpectedStage:
         asked, shape = self.asked, self.shape
         logits = 2.0 * shape.head.weights
-        head = Work(flops=3 * asked.kept * logits, values=_LOGIT_VALUES * asked.kept * shape.head.outputs)
+        head = Work(flops=2 * asked.kept * logits, values=_LOGIT_VALUES * asked.kept * shape.head.outputs)
         parts = [head]
         for layer in reversed(shape.layers):
             found = self._forward(layer, asked.kept).times(2) + self._views(layer)
             parts.append(found + self._losses(layer))
-        parts.append(self._views([shape.head]) + self._losses([shape.head]))
+        last = self._views([shape.head]) + self._losses([shape.head])
+        # a tied head comes last, since its lookups' gradients do
+        parts = [*parts, last] if shape.tied else [parts[0] + last, *parts[1:]]
         memory = max(self._head_memory(), *(self._layer_memory(layer) for layer in shape.layers))
         memory += _WORKING_BYTES + _FLOAT * asked.kept * shape.hidden * (4 if shape.tied else 2)
         return self._stage("back: folds and losses", parts, memory, self._judges(), at_once=2)

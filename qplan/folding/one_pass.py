@@ -64,8 +64,9 @@ class OnePass:
         held: LayerTrace | None = None
         loaded = self.analysis.loaded
         layers, tied = len(loaded.layers), loaded.card.tensor(loaded.architecture.head).tied
-        parts, done = layers + (2 if tied else 1), 0
+        parts = layers + (2 if tied else 1)
         for trace in way.traces():
+            done = layers + 1 - trace.index
             if trace.index == layers:
                 self._keep_reference(way)
             if trace.index == layers and tied:
@@ -73,7 +74,6 @@ class OnePass:
             else:
                 self._layer(trace, ())
             del trace  # the next one needs its memory
-            done += 1  # noqa: SIM113 - enumerate would hold the trace
             if progress is not None:
                 progress(done, parts)
         if held is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -117,9 +117,9 @@ class Pivotal:
         return measured
 
 
-def _worth(table: SensitivityTable, fixed: FixedBytes, generator: np.random.Generator) -> Counter[Entry]:
+def _worth(table: SensitivityTable, fixed: FixedBytes, generator: np.random.Generator) -> dict[Entry, float]:
     """What not knowing an entry may cost plans: their relative regrets, shared out over what they decide on."""
-    worth: Counter[Entry] = Counter()
+    worth: defaultdict[Entry, float] = defaultdict(float)
     for decided in decisions(table, fixed, generator, _DRAWS):
         for other, regret in zip(decided.others, decided.regrets, strict=True):
             differences = list(decided.differences(other))

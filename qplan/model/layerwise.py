@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from qplan.errors import MeasurementError
 from qplan.model.backward import GraphStart, log_likelihood_slope, probabilities_of
 from qplan.model.boundaries import Boundaries
-from qplan.model.half_products import half_product, with_half_gradients
+from qplan.model.half_products import with_half_gradients
 from qplan.model.load import LoadedModel
 from qplan.model.replace import with_forward
 
@@ -108,8 +108,6 @@ class LayerTrace:
     """``[rows, tokens, in_features]`` by batch: gradient at the input, of linears in `drawn` alone."""
     drawn: dict[nn.Linear, Tensor] = field(default_factory=dict)
     """Output features, int64, that gradients are kept of, where all are too many."""
-    half: bool = False
-    """Whether gradients at inputs are products of bfloat16, see `half_products`."""
 
     def see(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         """See a linear forwards, and its gradient later."""
@@ -121,13 +119,13 @@ class LayerTrace:
         for found in (self.gradients, self.energies, self.slopes):
             found.setdefault(module, [])
         output.register_hook(partial(self._see_gradient, module))
+        if module in self.drawn:  # nothing else reads the input of a head, so its gradient is the one through the head
+            args[0].register_hook(lambda slope: self.slopes[module].append(slope.detach()))
 
     def _see_gradient(self, module: nn.Linear, gradient: Tensor) -> None:
         gradient = gradient.detach()
         self.energies[module].append(gradient.float().flatten(0, -2).square().sum(0))
         if module in self.drawn:
-            product = half_product if self.half else torch.matmul
-            self.slopes[module].append(product(gradient, module.weight))
             gradient = gradient[..., self.drawn[module]]
         self.gradients[module].append(gradient)
 
@@ -147,7 +145,7 @@ class WayBack:
     drawn: dict[nn.Linear, Tensor] = field(default_factory=dict)
     """See `LayerTrace.drawn`."""
     half: bool = False
-    """See `LayerTrace.half`."""
+    """Whether gradients at inputs are products of bfloat16, see `half_products`."""
     nll: list[Tensor] = field(default_factory=list)
     """float64 ``[labeled tokens]`` by batch: negative log-likelihood of the text, once the head was passed."""
     lookups: list[Tensor] = field(default_factory=list)
@@ -168,7 +166,7 @@ class WayBack:
             again = reached is not None and index >= reached
             if again and not (index == count and tied):
                 continue
-            trace = LayerTrace(index, drawn=self.drawn, half=self.half)
+            trace = LayerTrace(index, drawn=self.drawn)
             linears = names_by_linear(self.loaded, index)
             found: list[Tensor] = []
             with ExitStack() as stack:
