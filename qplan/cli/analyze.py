@@ -16,7 +16,14 @@ from qplan.cli.rules import memory_limit
 from qplan.cli.tidy import tidied
 from qplan.errors import InputError
 from qplan.formats import parse_formats
-from qplan.jobs.options import FIT_TOKENS, LOGITS_BYTES, MOST_SEQUENCES, QUICK_FIT_TOKENS, AnalyzeOptions
+from qplan.jobs.options import (
+    FIT_TOKENS,
+    LOGITS_BYTES,
+    MEASURED_PASSES,
+    MOST_SEQUENCES,
+    QUICK_FIT_TOKENS,
+    AnalyzeOptions,
+)
 from qplan.roundings import HELP, ROUNDINGS
 from qplan.run.folder import RunFolder
 from qplan.settings import DTypeName, DynamicOption, Effort, Folding, Memory, Mode
@@ -58,16 +65,17 @@ def command(
     effort: Annotated[
         Effort,
         typer.Option(
-            help="quick takes one pass there and back and rounds a sample of every tensor's output features, thorough "
-            "measures every loss, default does what --mode says.",
+            help="How much work: quick takes one pass, default then measures what plans hang on, within "
+            f"{MEASURED_PASSES:g} passes, thorough rounds and measures everything.",
             rich_help_panel=panels.LOSSES,
         ),
     ] = AnalyzeOptions.effort,
     mode: Annotated[
-        Mode,
+        Mode | None,
         typer.Option(
-            help="gradient estimates every loss from one backward pass, measured runs the model with every format, "
-            "auto estimates, then measures what plans depend on.",
+            help="For developers: gradient estimates every loss from one backward pass, measured runs the model with "
+            "every format, auto estimates, then measures what plans depend on; all round every format whole first.",
+            hidden=True,
             rich_help_panel=panels.LOSSES,
         ),
     ] = AnalyzeOptions.mode,
@@ -102,7 +110,7 @@ def command(
         typer.Option(
             metavar="N",
             help="Fit rounding to at most this many tokens.",
-            show_default=f"{FIT_TOKENS}; {QUICK_FIT_TOKENS} with --effort quick",
+            show_default=f"{QUICK_FIT_TOKENS}; {FIT_TOKENS} with --effort thorough",
             rich_help_panel=panels.WEIGHTS,
         ),
     ] = AnalyzeOptions.fit_tokens,
@@ -198,7 +206,7 @@ def command(
     Examples:
         qplan analyze Qwen/Qwen2.5-0.5B-Instruct --calib my-text.jsonl
         qplan analyze models/mine --effort quick
-        qplan analyze models/mine --mode gradient --dtype bfloat16
+        qplan analyze models/mine --formats int8,int4,int3
     """
     options = AnalyzeOptions(
         model=model,
@@ -264,7 +272,7 @@ def _forecast(options: AnalyzeOptions, run: RunFolder) -> None:
 
     outlook = expect_analysis(options, run, measure=True)
     if outlook is None:
-        msg = "--dry-run knows what --effort quick takes, on the CPU alone; leave other efforts, modes and devices out"
+        msg = "--dry-run knows what the efforts quick and default take, on the CPU alone; leave --effort thorough, modes and other devices out"
         raise InputError(msg)
     answer(**forecast_document(outlook))
     out.print(forecast_table(outlook))

@@ -23,8 +23,10 @@ from qplan.cli.rules import (
     LeastWidths,
     LlmExport,
     LogitsBits,
+    MaxMemory,
     MetricOption,
     Pins,
+    memory_limit,
     rules_of,
     run_given,
 )
@@ -173,6 +175,7 @@ def command(
     threads: Annotated[
         int, typer.Option(metavar="N", help="Engine threads in measurements.", rich_help_panel=panels.JUDGING)
     ] = EmitOptions.threads,
+    max_memory: MaxMemory = None,
     lang: Lang = EmitOptions.language,
     run: LatestRun = None,
 ) -> None:
@@ -211,6 +214,7 @@ def command(
         plan=plan,
         engine=None if engine is None else EngineVersion.parse(engine),
         language=lang,
+        max_memory_bytes=memory_limit(max_memory),
     )
     home = run_given(run)
     from qplan.jobs.checks import check_emit  # noqa: PLC0415 - NumPy and pyarrow: not for --help

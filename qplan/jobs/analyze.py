@@ -8,10 +8,12 @@ from dataclasses import replace
 import torch
 
 from qplan.calibration import check_chat_template, check_ids, load_text, tokenize
+from qplan.cost.file_bytes import estimate_fixed
 from qplan.folding.decide import run_fold
 from qplan.jobs.additivity import measure_additivity
 from qplan.jobs.auto import analyze_auto
 from qplan.jobs.checks import check_analyze
+from qplan.jobs.deciding import BUDGETS
 from qplan.jobs.expect import Outlook, expect_analysis
 from qplan.jobs.model_context import check_context
 from qplan.jobs.one_pass import analyze_in_one_pass
@@ -19,6 +21,7 @@ from qplan.jobs.options import AnalyzeOptions, sequences_per_pass
 from qplan.jobs.stages import Stages
 from qplan.model.load import LoadedModel, load_model
 from qplan.notes import Note, note
+from qplan.planner.elbow_room import notes_on_menu
 from qplan.quantize.round_all import default_jobs, round_all
 from qplan.quantize.run_rounder import run_rounder
 from qplan.roundings import needs_tokens
@@ -77,7 +80,8 @@ def run_analyze(options: AnalyzeOptions, run: RunFolder, say: Say, progress: Pro
     batch_size = options.batch_size or sequences_per_pass(loaded.card, calibration.seq_len)
     batch_size = batch_size if outlook is None else outlook.asked.batch_size
     notes = (*context.notes, *notes, *text.notes)
-    if options.effort == "quick":
+    mode: Mode | None = "measured" if options.effort == "thorough" else options.mode
+    if mode is None:
         table = analyze_in_one_pass(options, run, loaded, calibration, batch_size=batch_size, say=say, stages=stages)
         stages.end()
         return _written(table, notes, calibration, run)
@@ -123,8 +127,8 @@ def run_analyze(options: AnalyzeOptions, run: RunFolder, say: Say, progress: Pro
         if options.rounding != "rtn":
             say(f"rounding tensors, {jobs} at a time")
         round_all(rounder, analysis.menu, jobs=jobs, progress=progress)
-        table = analyze(analysis, "measured" if options.effort == "thorough" else options.mode, say, progress)
-    if options.mode != "gradient":
+        table = analyze(analysis, mode, say, progress)
+    if mode != "gradient":
         say("measuring whole plans: how losses add up")
         tokens = torch.from_numpy(calibration.tokens)
         table = measure_additivity(table, loaded, tokens, batch_size=batch_size, rounder=rounder, progress=progress)
@@ -150,7 +154,8 @@ def _written(
     table: SensitivityTable, notes: tuple[Note, ...], calibration: CalibrationSet, run: RunFolder
 ) -> SensitivityTable:
     """Write what was found, last: an interrupted or refused run must not change what a finished table refers to."""
-    table = replace(table, notes=(*table.notes, *notes))
+    room = notes_on_menu(table, estimate_fixed(table.model), BUDGETS)
+    table = replace(table, notes=(*table.notes, *notes, *room))
     calibration.write(run.calibration)
     table.write(run.sensitivity)
     return table

@@ -41,6 +41,7 @@ from qplan.run.verification import Check, Verification
 from qplan.sensitivity.kept_logits import kept_logits
 from qplan.settings import Progress, Say
 from qplan.verify.checks import engine_checks, folder_check
+from qplan.verify.engine_memory import EngineMemory
 from qplan.verify.measure import Trial, speeds_by_turns
 from qplan.verify.prove import BuildBench, gate, prove
 from qplan.verify.reference import stored_logits
@@ -108,9 +109,17 @@ def run_emit(options: EmitOptions, run: RunFolder, say: Say, progress: Progress,
         _say_if_moved(given, options, say)
     table = retarget_table(SensitivityTable.read(run.sensitivity), options.target)
     calibration = CalibrationSet.read(run.calibration)
-    model = load_analyzed(run, table.model, say)
+    limit = options.max_memory_bytes
+    model = load_analyzed(run, table.model, say, most_bytes=None if limit is None else limit / 2)
     judged = _held_out(options, calibration, model.loaded, say)
-    skeleton = run_skeleton(run, model.loaded, options.llmexport, say, c4=options.target.c4)
+    skeleton = run_skeleton(
+        run,
+        model.loaded,
+        options.llmexport,
+        say,
+        c4=options.target.c4,
+        max_memory_bytes=options.max_memory_bytes,
+    )
     rounder = run_rounder(run, model.loaded, calibration, table.conditions.rounding)
     with ExitStack() as stack:
         job = EmitJob(
@@ -168,9 +177,13 @@ def _plan_and_build(job: EmitJob, judged: _HeldOut, progress: Progress, command:
             baselines=job.run.baselines_for(job.engine),
             say=job.say,
             target=target,
+            memory=_engine_memory(job, trial),
         )
         first = gate(bench)
         plan, gain = planned(job, given)
+        if bench.memory is not None:
+            bench.memory.check_runs(plan.formats)
+            plan = plan.noted(*bench.memory.left_out(plan.formats, unfolded=job.model.original.card))
         exportable = _write_plan(job, plan)
         plan, verification = _prove(job, bench, first, plan, gain)
     return _reported(job, plan, verification, exportable, command)
@@ -179,6 +192,15 @@ def _plan_and_build(job: EmitJob, judged: _HeldOut, progress: Progress, command:
 def _decode_rows(rows: int) -> int:
     """How many of the rows are also run token by token, which takes an engine longest: no more than half of a few."""
     return max(1, min(Trial.decode_rows, rows // 2))
+
+
+def _engine_memory(job: EmitJob, trial: Trial) -> EngineMemory | None:
+    """What the engine may take beside this process; None for no limit."""
+    limit = job.options.max_memory_bytes
+    if limit is None:
+        return None
+    tokens = max(trial.reference.rows.shape[1], trial.prompt_tokens + trial.decode_tokens)
+    return EngineMemory.beside_this_process(job.model.loaded.card, tokens, limit)
 
 
 def _given(job: EmitJob) -> Plan | None:

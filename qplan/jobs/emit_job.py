@@ -101,8 +101,16 @@ class EmitJob:
         original = self.model.original
         if original is self.model.loaded:
             return self.skeleton
-        c4 = self.options.target.c4
-        return run_skeleton(self.run, original, self.options.llmexport, self.say, c4=c4, unfolded=True)
+        options = self.options
+        return run_skeleton(
+            self.run,
+            original,
+            options.llmexport,
+            self.say,
+            c4=options.target.c4,
+            unfolded=True,
+            max_memory_bytes=options.max_memory_bytes,
+        )
 
     @cached_property
     def kept(self) -> KeptLogits | None:

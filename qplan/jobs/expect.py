@@ -11,7 +11,7 @@ from qplan.cost.shape import Shape
 from qplan.cost.work import REFERENCE, Machine, spell_time
 from qplan.jobs.machine import measure_machine
 from qplan.jobs.one_pass import DRAWN, WITNESS_TOKENS
-from qplan.jobs.options import AnalyzeOptions, sequences_per_pass
+from qplan.jobs.options import MEASURED_PASSES, AnalyzeOptions, sequences_per_pass
 from qplan.model.outline import outline
 from qplan.roundings import needs_tokens
 from qplan.run.folder import RunFolder
@@ -77,7 +77,7 @@ def expect_analysis(options: AnalyzeOptions, run: RunFolder, *, measure: bool = 
     Raises:
         InputError: the model cannot be planned.
     """
-    if options.effort != "quick" or options.device != "cpu":
+    if options.effort == "thorough" or options.mode is not None or options.device != "cpu":
         return None
     shape = outline(options.model)
     free = {"memory_bytes": free_memory(), "disk_bytes": free_disk(run.folder)}
@@ -118,4 +118,5 @@ def one_pass_options(options: AnalyzeOptions, shape: Shape) -> OnePassOptions:
         head_drawn=HEAD_SHARE * DRAWN,
         chosen=options.rounding == "auto",
         fold=options.fold == "auto",
+        measured_passes=MEASURED_PASSES if options.effort == "default" else 0.0,
     )

@@ -1,4 +1,7 @@
-"""The quick analysis: one pass there and one back give moments, folds and losses; see `qplan.folding.one_pass`."""
+"""One pass there and one back give moments, folds and losses; see `qplan.folding.one_pass`.
+
+That is the quick effort. The default one then measures what plans hang on: `qplan.jobs.pivotal`.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from qplan.artifact import sha256_json, versions
+from qplan.artifact import is_there, sha256_json, versions
+from qplan.folding.analyzed import load_folded
 from qplan.folding.decide import store_folded
 from qplan.folding.one_pass import OnePass, label_seeds, model_losses
 from qplan.jobs.options import AnalyzeOptions
+from qplan.jobs.pivotal import Pivotal
 from qplan.jobs.stages import Stages
 from qplan.model.boundaries import Boundaries
 from qplan.model.layerwise import WayBack, WayThere
@@ -21,9 +26,10 @@ from qplan.model.source import sha256_beside_model
 from qplan.notes import Note
 from qplan.quantize.moments import Moments, gather_on_the_way
 from qplan.quantize.rounder import Rounder
+from qplan.quantize.run_rounder import run_rounder
 from qplan.roundings import needs_tokens
 from qplan.run.calibration import CalibrationSet
-from qplan.run.fold import FoldRecord
+from qplan.run.fold import FoldRecord, inputs_of
 from qplan.run.fold_draft import FoldDraft
 from qplan.run.folder import RunFolder
 from qplan.run.moments import moments_folder, write_matrix
@@ -115,16 +121,54 @@ def analyze_in_one_pass(
     with opened as begun:
         # whole tensors are rounded where a loss of exactly 0 must be proved, and need not be rounded well for that
         analysis = replace(begun, stored=StoredWeights(loaded))
-        found = _passes(job, analysis)
-        for name, fmt, memory in analysis.entries():
-            analysis.check_entry(name, fmt, memory, "gradient")
-        table = analysis.table("gradient", analysis.all_rows("gradient"))
+        folded, notes = _left(job, analysis) or _found(job, analysis)
+        if options.effort == "default":
+            rounder = run_rounder(run, folded, calibration, options.rounding, batch_size=batch_size)
+            stored = StoredWeights(folded, rounder)
+            progress = stages.begin("measuring", "measuring what plans hang on")
+            pivotal = Pivotal(replace(begun, loaded=folded, stored=stored), rounder, say, progress)
+            table = pivotal.table()
+        else:
+            table = replace(analysis.table("gradient", analysis.all_rows("gradient")), model=folded.card)
+    run.fold_draft.unlink(missing_ok=True)
+    return replace(table, notes=(*table.notes, *notes))
+
+
+def _found(job: _Job, analysis: Analysis) -> tuple[LoadedModel, tuple[Note, ...]]:
+    """Go there and back: losses in the journal, the model that they are about, its moments, and notes."""
+    found = _passes(job, analysis)
+    for name, fmt, memory in analysis.entries():
+        analysis.check_entry(name, fmt, memory, "gradient")
     folded, notes = _fold(job, found.one)
     if found.moments is not None:
         found.finish_moments(job, folded)
-    shutil.rmtree(run.between, ignore_errors=True)
-    run.fold_draft.unlink(missing_ok=True)
-    return replace(table, model=folded.card, notes=(*table.notes, *notes))
+    shutil.rmtree(job.run.between, ignore_errors=True)
+    return folded, notes
+
+
+def _left(job: _Job, analysis: Analysis) -> tuple[LoadedModel, tuple[Note, ...]] | None:
+    """What `_found` left before a kill, or another effort; None if it did not come to its end."""
+    known = analysis.kept.measurements
+    batches = range(len(analysis.batches))
+    cells = ((n, f.name, memory, batch, "gradient") for n, f, memory in analysis.entries() for batch in batches)
+    if not all(cell in known for cell in cells):
+        return None
+    folded: LoadedModel = job.loaded
+    notes: tuple[Note, ...] = ()
+    if job.options.fold == "auto":
+        if not is_there(job.run.fold) or inputs_of(job.run.fold) != job.draft().inputs:
+            return None
+        record = FoldRecord.read(job.run.fold)
+        notes = (record.note,)
+        if record.folded_sha256 is not None:
+            folded = load_folded(job.run, record, job.options.device, stream=folded.streamed).within(
+                folded.card.context
+            )
+    for part, sha256 in (("fit", job.calibration.fit_sha256), ("judge", job.calibration.sha256)):
+        inputs = {"model": folded.card.sha256, "tokens": sha256}
+        if needs_tokens(job.options.rounding) and Moments.open(moments_folder(job.run, part, sha256), inputs) is None:
+            return None
+    return folded, notes
 
 
 @dataclass

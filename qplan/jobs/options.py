@@ -26,7 +26,11 @@ MOST_SEQUENCES = 4
 """Most sequences in a pass, unless the user gives their number: gradients hold several copies of the logits."""
 
 FIT_TOKENS, QUICK_FIT_TOKENS = 32768, 8192
-"""Most tokens that rounding is fitted to, and with effort quick."""
+"""Most tokens that rounding is fitted to, where every format is rounded whole and where it is not."""
+
+MEASURED_PASSES = 2.0
+"""Most passes that the default effort takes for measurements; a pass is once forwards and backwards over the
+calibration tokens."""
 
 MOST = 2**31 - 1
 """Largest count that options take: libraries below hold counts in 32 bits."""
@@ -47,11 +51,12 @@ class AnalyzeOptions:
     formats: tuple[QuantFormat, ...] = DEFAULT_FORMATS
     memory: Memory = "low"
     effort: Effort = "default"
-    mode: Mode = "auto"
+    mode: Mode | None = None
+    """How losses are found, whatever the effort; None for what the effort says."""
     rounding: str = "auto"
     fold: Folding = "auto"
     fit_tokens: int | None = None
-    """Most tokens that rounding is fitted to; None for `FIT_TOKENS`, or `QUICK_FIT_TOKENS` with effort quick."""
+    """Most tokens that rounding is fitted to; None for `QUICK_FIT_TOKENS`, or `FIT_TOKENS` where all are rounded."""
     jobs: int | None = None
     """Tensors to round at a time; None for one per CPU core, or 1 on a GPU."""
     dynamic_option: DynamicOption = 0
@@ -86,19 +91,20 @@ class AnalyzeOptions:
         if _DEVICE.fullmatch(self.device) is None:
             msg = f"--device {self.device!r} is not understood; write cpu, cuda, cuda:1 or mps"
             raise InputError(msg)
-        if self.effort != "default" and self.mode != "auto":
+        if self.effort != "default" and self.mode is not None:
             msg = f"--effort {self.effort} --mode {self.mode}: an effort chooses the mode; leave one of them out"
             raise InputError(msg)
         if self.dtype != "float32" and self.mode != "gradient":
+            given = f"--effort {self.effort}" if self.mode is None else f"--mode {self.mode}"
             msg = (
-                f"--dtype {self.dtype} --mode {self.mode}: only gradients tolerate half precision, "
+                f"--dtype {self.dtype} {given}: only gradients tolerate half precision, "
                 "whose own rounding loses about a hundred times what a tensor loses in int8; use --mode gradient or "
                 "--dtype float32"
             )
             raise InputError(msg)
-        if self.max_memory_bytes is not None and (self.effort == "thorough" or self.mode != "auto"):
+        if self.max_memory_bytes is not None and (self.effort == "thorough" or self.mode is not None):
             asked = "--effort thorough" if self.effort == "thorough" else f"--mode {self.mode}"
-            msg = f"--max-memory {asked}: whole models are measured, in as much memory as these take; leave one of them out"
+            msg = f"--max-memory {asked}: it measures whole models, whatever memory these take; leave one of them out"
             raise InputError(msg)
         if self.dynamic_option == 2 and self.memory != "low":
             msg = f"--dynamic-option 2 has no effect under --memory {self.memory}; leave one of them out"
@@ -109,7 +115,7 @@ class AnalyzeOptions:
         """Most tokens that rounding is fitted to."""
         if self.fit_tokens is not None:
             return self.fit_tokens
-        return QUICK_FIT_TOKENS if self.effort == "quick" else FIT_TOKENS
+        return QUICK_FIT_TOKENS if self.mode is None and self.effort != "thorough" else FIT_TOKENS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +141,8 @@ class EmitOptions:
     """MNN version that the model is for; None for the installed one."""
     language: Language = Language.en
     """Language of the report."""
+    max_memory_bytes: int | None = None
+    """Most memory that the job and its child processes may take; None for no limit."""
 
     def __post_init__(self) -> None:
         """Refuse numbers out of range, engines that no model can be built for, and requests beside a given plan.

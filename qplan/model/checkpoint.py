@@ -84,12 +84,7 @@ class Checkpoint:
             found: Tensor = file.get_tensor(key)
         return found
 
-    def read(self, keys: Sequence[str], dtype: torch.dtype = torch.float32) -> Tensor:
-        """Read some tensors, one below the other, into memory of their own."""
-        if len(keys) == 1:
-            return self.mapped(keys[0]).to(dtype, copy=True)
-        return torch.cat([self.mapped(key).to(dtype) for key in keys])
-
-    def rows(self, key: str, ids: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Some rows ``[*ids, in_features]`` of a matrix."""
-        return torch.nn.functional.embedding(ids, self.mapped(key)).to(dtype)
+    def stacked(self, keys: Sequence[str]) -> Tensor:
+        """Some tensors, one below the other; mapped if it is one, see `mapped`."""
+        parts = [self.mapped(key) for key in keys]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,19 +13,22 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer
 
 from qplan.card import ModelCard
+from qplan.cost.free import free_memory
 from qplan.errors import InputError
 from qplan.formats import LARGEST_PLAUSIBLE
 from qplan.model.checkpoint import Checkpoint
 from qplan.model.discovery import Anatomy, Site, dissect, has_bias, tie_equal_head
 from qplan.model.door import check_folder, check_tokenizer_there
 from qplan.model.embedding_scale import embedding_scale, read_embedding_scale, set_embedding_scale
+from qplan.model.headers import read_headers
 from qplan.model.inert import check_own_classes, inert_view
 from qplan.model.mixture import split_experts
 from qplan.model.registry import Architecture, architecture_of
-from qplan.model.source import fetch, lasting, read_config, sha256_model
+from qplan.model.source import fetch, lasting, read_config, sha256_model, weight_files
 from qplan.model.stock import blamed_on, check_builds, check_class, load_weights, stock_classes
 from qplan.model.streamed import Streamed
 from qplan.model.streamed_load import fill, make_empty
+from qplan.run.safetensors_file import ALL
 from qplan.settings import DTypeName
 
 _TRIED_TOKENS = 4
@@ -106,9 +110,12 @@ class LoadedModel:
             raise InputError(msg)
         return module
 
-    def weight(self, name: str) -> Tensor:
-        """Weight ``[out_features, in_features]`` of a tensor: a view, or read now if the model is streamed."""
-        return self.linear(name).weight[self.sites[name].rows]
+    def weight(self, name: str, rows: slice = ALL) -> Tensor:
+        """Weight ``[out_features, in_features]`` of a tensor, or rows of it: a view, or read now if it is streamed."""
+        linear, site = self.linear(name), self.sites[name]
+        start, stop, _ = rows.indices(site.stop - site.start)
+        wanted = slice(site.start + start, site.start + stop)
+        return linear.part(wanted) if isinstance(linear, Streamed) else linear.weight[wanted]
 
     def weight_rows(self, name: str, rows: Tensor) -> Tensor:
         """Some rows ``[drawn, in_features]`` of `weight`, of which a streamed model reads no others."""
@@ -134,7 +141,8 @@ def load_model(source: str, *, device: str = "cpu", dtype: DTypeName = "float32"
         source: local folder or hub id.
         device: ``cpu``, ``cuda`` or ``mps``.
         dtype: type that the model computes in; a half precision only if the checkpoint is stored in it.
-        stream: whether to leave the weights of linears and of the embedding in their files until they are used.
+        stream: whether to leave the weights of linears and of the embedding in their files until they are used; None
+            to do so if they take more memory than is free.
 
     Raises:
         InputError: not a usable model; the message says why and what to do.
@@ -154,6 +162,8 @@ def load_model(source: str, *, device: str = "cpu", dtype: DTypeName = "float32"
         own = check_own_classes(folder, stock | {"AutoTokenizer": type(tokenizer).__name__})
         sha256 = sha256_model(folder)
         wanted = getattr(torch, dtype)
+        if stream is None:
+            stream = device == "cpu" and not fits_memory(folder, wanted)
         model = make_empty(folder, view, wanted) if stream else load_weights(folder, view, wanted)
     if not stream:
         check_finite(model)
@@ -175,6 +185,12 @@ def load_model(source: str, *, device: str = "cpu", dtype: DTypeName = "float32"
     _check_vectors(loaded)
     _check_computes(loaded)
     return loaded
+
+
+def fits_memory(folder: Path, dtype: torch.dtype, *, free: float | None = None) -> bool:
+    """Whether a folder's weights take no more memory in a type than ``free`` bytes, by default what is free now."""
+    count = sum(math.prod(header.shape) for header in read_headers(weight_files(folder)).values())
+    return count * dtype.itemsize <= (free_memory() if free is None else free)
 
 
 def check_device(device: str) -> torch.device:

@@ -96,6 +96,19 @@ def _parameter(module: nn.Module, weight: Tensor) -> Iterator[None]:
 
 
 @contextmanager
+def with_first_layers(loaded: LoadedModel, count: int) -> Iterator[None]:
+    """Compute without the decoder layers after the first ``count``: the final norm reads what these give."""
+    path, _, name = loaded.architecture.layers.rpartition(".")
+    parent = loaded.model.get_submodule(path)
+    layers = parent.get_submodule(name)
+    setattr(parent, name, nn.ModuleList(loaded.layers[:count]))
+    try:
+        yield
+    finally:
+        setattr(parent, name, layers)
+
+
+@contextmanager
 def with_forward(module: nn.Module, forward: object) -> Iterator[None]:
     """Call ``forward`` in place of the module's own."""
     previous = module.__dict__.get("forward")

@@ -42,19 +42,27 @@ class WeightSource:
 
     def read(self) -> Tensor:
         """The whole weight, in memory of its own."""
-        weight = self.checkpoint.read(self.keys, self.dtype).to(self.device)
-        for change in self.changes:
-            change.change(weight)
-        return weight
+        return self._changed(self.checkpoint.stacked(self.keys))
 
     def rows(self, ids: Tensor) -> Tensor:
         """Rows ``[*ids, in_features]`` of the weight."""
-        if len(self.keys) > 1 or not all(change.by_row for change in self.changes):
+        if not self._by_row:
             return functional.embedding(ids, self.read())
-        rows = self.checkpoint.rows(self.keys[0], ids.cpu(), self.dtype).to(self.device)
+        return self._changed(functional.embedding(ids.cpu(), self.checkpoint.mapped(self.keys[0])))
+
+    def part(self, rows: slice) -> Tensor:
+        """The weight's rows from one to another."""
+        return self._changed(self.checkpoint.mapped(self.keys[0])[rows]) if self._by_row else self.read()[rows]
+
+    @property
+    def _by_row(self) -> bool:
+        return len(self.keys) == 1 and all(change.by_row for change in self.changes)
+
+    def _changed(self, rows: Tensor) -> Tensor:
+        found = rows.to(self.device, self.dtype, copy=True)
         for change in self.changes:
-            change.change(rows)
-        return rows
+            change.change(found)
+        return found
 
     def __deepcopy__(self, memo: dict[int, object]) -> WeightSource:
         """The same: nothing of it changes."""
@@ -75,6 +83,10 @@ class Streamed(nn.Module):
     def rows(self, ids: Tensor) -> Tensor:
         """Some rows ``[*ids, in_features]`` of the weight."""
         return self.source.rows(ids) if self.given is None else functional.embedding(ids, self.given)
+
+    def part(self, rows: slice) -> Tensor:
+        """The weight's rows from one to another."""
+        return self.source.part(rows) if self.given is None else self.given[rows]
 
     @contextmanager
     def with_weight(self, weight: Tensor) -> Iterator[None]:

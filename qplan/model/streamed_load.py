@@ -89,7 +89,7 @@ def fill(
             if name == "weight" and path in paths and isinstance(module, nn.Linear | nn.Embedding):
                 stream(module, WeightSource(checkpoint, keys, dtype, device))
             else:
-                value = nn.Parameter(checkpoint.read(keys, dtype), requires_grad=False)
+                value = nn.Parameter(checkpoint.stacked(keys).to(dtype, copy=True), requires_grad=False)
                 module.register_parameter(name, value)
     ignored = [re.compile(one) for one in (*(getattr(model, _IGNORED, None) or ()), _ROTATIONS)]
     left = sorted(key for key in checkpoint.file_of.keys() - used if not any(one.search(key) for one in ignored))

@@ -115,14 +115,7 @@ class Rounder:
         spec = self.loaded.card.tensor(name)
         first, last, _ = rows.indices(spec.out_features)
         pieces = row_pieces(last - first, spec.in_features)
-        if len(pieces) == 1 and (first, last) == (0, spec.out_features):
-            return store(self.loaded.weight(name))
-        return joined([store(self._weight(name, slice(first + p.start, first + p.stop))) for p in pieces])
-
-    def _weight(self, name: str, rows: slice) -> Tensor:
-        if self.loaded.streamed:
-            return self.loaded.weight_rows(name, torch.arange(rows.start, rows.stop))
-        return self.loaded.weight(name)[rows]
+        return joined([store(self.loaded.weight(name, slice(first + p.start, first + p.stop))) for p in pieces])
 
 
 def round_rows(

@@ -62,8 +62,9 @@ def measure_model(
     beside: DynamicOption | None = None,
     speeds: Mapping[DynamicOption, Speed] | None = None,
     keep: Keep | None = None,
+    memories: Sequence[Memory] = MEMORIES,
 ) -> BuiltModel:
-    """Run a built folder under both memory settings, and the same stored weights in torch.
+    """Run a built folder under both memory settings, or some, and the same stored weights in torch.
 
     Args:
         name: ``fp16``, ``int8``, ``int4`` or ``plan``.
@@ -76,12 +77,14 @@ def measure_model(
         beside: the other option, measured under memory low for comparison; None to leave it out.
         speeds: results of `speeds_by_turns`, if there are any already.
         keep: called with the losses of single tokens, prefill, with the option that the model ships with.
+        memories: the settings under which it can be run.
 
     Raises:
         ToolError: the engine failed.
         MeasurementError: logits that are not finite.
     """
     loaded = rounder.loaded
+    beside = beside if "low" in memories else None
     runs: list[EngineRun] = []
     emulated: dict[str, float] = {}
     scatter: dict[str, float] = {}
@@ -89,7 +92,7 @@ def measure_model(
     if beside is not None and speeds is None:
         speeds = speeds_by_turns(folder, trial, loaded.card.context)
     timed = dict(speeds or {})
-    settings: list[tuple[Memory, DynamicOption]] = [(memory, dynamic_option) for memory in MEMORIES]
+    settings: list[tuple[Memory, DynamicOption]] = [(memory, dynamic_option) for memory in memories]
     if beside is not None:
         settings.append(("low", beside))
     for memory, option in settings:
@@ -112,7 +115,7 @@ def measure_model(
         name,
         folder_bytes(folder),
         tuple(runs),
-        timed[dynamic_option],
+        timed.get(dynamic_option),
         emulated,
         dynamic_option,
         None if beside is None else timed[beside],

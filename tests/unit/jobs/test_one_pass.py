@@ -98,5 +98,7 @@ def test_an_effort_chooses_the_mode() -> None:
     with pytest.raises(InputError, match="--effort quick --mode measured: an effort chooses the mode"):
         AnalyzeOptions(model="m", effort="quick", mode="measured")
     assert AnalyzeOptions(model="m", effort="quick").most_fit_tokens == QUICK_FIT_TOKENS
-    assert AnalyzeOptions(model="m").most_fit_tokens == FIT_TOKENS
+    assert AnalyzeOptions(model="m").most_fit_tokens == QUICK_FIT_TOKENS
+    assert AnalyzeOptions(model="m", effort="thorough").most_fit_tokens == FIT_TOKENS
+    assert AnalyzeOptions(model="m", mode="auto").most_fit_tokens == FIT_TOKENS
     assert AnalyzeOptions(model="m", effort="quick", fit_tokens=100).most_fit_tokens == 100

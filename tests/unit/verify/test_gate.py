@@ -67,7 +67,7 @@ class Double(BuildBench):
 
     times = 1
 
-    def build(self, *_: object) -> None:
+    def build(self, *_: object, **__: object) -> None:
         """Make what the gate removes."""
         (self.baselines / "gate").mkdir()
 
