@@ -12,6 +12,7 @@ from qplan.cli import completion, panels
 from qplan.cli.console import answer, out, progress_bar, say
 from qplan.cli.documents import analysis_document
 from qplan.cli.modes import with_modes
+from qplan.cli.ray import RayOption
 from qplan.cli.tidy import tidied
 from qplan.formats import parse_formats
 from qplan.jobs.options import FIT_TOKENS, LOGITS_BYTES, MOST_SEQUENCES, QUICK_FIT_TOKENS, AnalyzeOptions
@@ -156,6 +157,7 @@ def command(
             rich_help_panel=panels.MACHINE,
         ),
     ] = AnalyzeOptions.dtype,
+    ray: RayOption = AnalyzeOptions.ray,
     run: Annotated[
         Path | None,
         typer.Option(
@@ -200,6 +202,7 @@ def command(
         batch_size=batch_size,
         device=device,
         dtype=dtype,
+        ray=ray,
         restart=restart,
     )
     from qplan.jobs.checks import check_analyze  # noqa: PLC0415 - NumPy and pyarrow: not for --help

@@ -15,6 +15,7 @@ from qplan.cli import completion, panels
 from qplan.cli.console import answer, out, progress_bar, remark, say
 from qplan.cli.documents import emit_document
 from qplan.cli.modes import with_modes
+from qplan.cli.ray import RayOption
 from qplan.cli.report import Lang
 from qplan.cli.rules import (
     GroupFused,
@@ -173,6 +174,7 @@ def command(
         int, typer.Option(metavar="N", help="Engine threads in measurements.", rich_help_panel=panels.JUDGING)
     ] = EmitOptions.threads,
     lang: Lang = EmitOptions.language,
+    ray: RayOption = EmitOptions.ray,
     run: LatestRun = None,
 ) -> None:
     """Plan under a budget, build the MNN model and prove it on the engine.
@@ -210,6 +212,7 @@ def command(
         plan=plan,
         engine=None if engine is None else EngineVersion.parse(engine),
         language=lang,
+        ray=ray,
     )
     home = run_given(run)
     from qplan.jobs.checks import check_emit  # noqa: PLC0415 - NumPy and pyarrow: not for --help

@@ -17,6 +17,7 @@ from qplan.jobs.model_context import check_context
 from qplan.jobs.one_pass import analyze_in_one_pass
 from qplan.jobs.options import LOGITS_BYTES, MOST_SEQUENCES, AnalyzeOptions
 from qplan.model.load import LoadedModel, load_model
+from qplan.model.source import local_folder
 from qplan.notes import Note, note
 from qplan.quantize.round_all import default_jobs, round_all
 from qplan.quantize.run_rounder import run_rounder
@@ -30,6 +31,8 @@ from qplan.sensitivity.gradient import estimate
 from qplan.sensitivity.measured import measure
 from qplan.sensitivity.menu import resolve_menu
 from qplan.settings import Mode, Progress, Say
+from qplan.spread.nodes import workers_at
+from qplan.spread.work import Workers
 
 
 @alone_in_run("analyze")
@@ -42,6 +45,13 @@ def run_analyze(options: AnalyzeOptions, run: RunFolder, say: Say, progress: Pro
         MeasurementError: a measurement is impossible.
     """
     check_analyze(options)
+    with workers_at(options.ray, run, local_folder(options.model), say) as workers:
+        return _analyze(options, run, workers, say, progress)
+
+
+def _analyze(
+    options: AnalyzeOptions, run: RunFolder, workers: Workers | None, say: Say, progress: Progress
+) -> SensitivityTable:
     context = check_context(options)
     for told in context.notes:
         say(str(told))
@@ -87,6 +97,7 @@ def run_analyze(options: AnalyzeOptions, run: RunFolder, say: Say, progress: Pro
             rounding=options.rounding,
             batch_size=batch_size,
             jobs=jobs,
+            workers=workers,
             device=options.device,
             say=say,
             progress=progress,
@@ -101,6 +112,7 @@ def run_analyze(options: AnalyzeOptions, run: RunFolder, say: Say, progress: Pro
         options.rounding,
         menu=resolve_menu(loaded.card, options.formats, options.dynamic_option)[0],
         batch_size=batch_size,
+        workers=workers,
         progress=progress,
     )
     opened = open_analysis(
@@ -117,7 +129,8 @@ def run_analyze(options: AnalyzeOptions, run: RunFolder, say: Say, progress: Pro
         if options.rounding != "rtn":
             say(f"rounding tensors, {jobs} at a time")
         round_all(rounder, analysis.menu, jobs=jobs, progress=progress)
-        table = analyze(analysis, "measured" if options.effort == "thorough" else options.mode, say, progress)
+        mode: Mode = "measured" if options.effort == "thorough" else options.mode
+        table = analyze(analysis, mode, say, progress, workers)
     if options.mode != "gradient":
         say("measuring whole plans: how losses add up")
         tokens = torch.from_numpy(calibration.tokens)
@@ -163,17 +176,19 @@ def sequences_per_pass(card: ModelCard, seq_len: int) -> int:
     return min(MOST_SEQUENCES, max(1, LOGITS_BYTES // (4 * seq_len * card.vocabulary)))
 
 
-def analyze(analysis: Analysis, mode: Mode, say: Say, progress: Progress) -> SensitivityTable:
+def analyze(
+    analysis: Analysis, mode: Mode, say: Say, progress: Progress, workers: Workers | None = None
+) -> SensitivityTable:
     """Find all losses in one mode and return the finished table.
 
     Raises:
         MeasurementError: a measurement or estimate is impossible.
     """
     if mode == "auto":
-        return analyze_auto(analysis, say=say, progress=progress)
+        return analyze_auto(analysis, say=say, workers=workers, progress=progress)
     if mode == "measured":
         say("measuring every loss")
-        measure(analysis, progress=progress)
+        measure(analysis, workers=workers, progress=progress)
     else:
         say("gradients of all formats in one pass")
         estimate(analysis, progress=progress)

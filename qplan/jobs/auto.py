@@ -23,6 +23,7 @@ from qplan.sensitivity.blend import blend
 from qplan.sensitivity.gradient import estimate
 from qplan.sensitivity.measured import measure
 from qplan.settings import Memory, Progress, Say
+from qplan.spread.work import Workers
 from qplan.tensors import Role
 
 BUDGETS = parse_budgets(["3.5bpw, 4bpw, int4, 4.5bpw, 5bpw, 6bpw, int8, 8bpw"])
@@ -41,7 +42,9 @@ _NARROW_BITS, _NARROW_ERROR = 4, 0.3
 """Width below which the second-order estimate may fail, and the relative standard error to assume there."""
 
 
-def analyze_auto(analysis: Analysis, *, say: Say, progress: Progress | None = None) -> SensitivityTable:
+def analyze_auto(
+    analysis: Analysis, *, say: Say, workers: Workers | None = None, progress: Progress | None = None
+) -> SensitivityTable:
     """Estimate all losses from gradients, then measure those that decide between formats, and the head.
 
     For each of `BUDGETS` a plan is made from the losses, and further ones from losses drawn within their standard
@@ -51,6 +54,7 @@ def analyze_auto(analysis: Analysis, *, say: Say, progress: Progress | None = No
     Args:
         analysis: the analysis, with the entries to find.
         say: called with a line about each step.
+        workers: of a cluster, who measure instead of this process.
         progress: called after each batch of estimates and each measurement.
 
     Raises:
@@ -67,7 +71,7 @@ def analyze_auto(analysis: Analysis, *, say: Say, progress: Progress | None = No
         if not new:
             break
         say(f"measuring {len(new)} losses that plans depend on")
-        measure(analysis, new, progress=progress)
+        measure(analysis, new, workers=workers, progress=progress)
         measured |= new
     rows, scale = blend(analysis, measured)
     return analysis.table("auto", rows, (_note(analysis, measured, scale),))

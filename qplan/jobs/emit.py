@@ -26,6 +26,7 @@ from qplan.mnn.build.writer import set_runtime
 from qplan.mnn.engines import EngineVersion
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import LoadedModel
+from qplan.model.source import local_folder
 from qplan.notes import Note, note, text_note
 from qplan.quantize.run_rounder import run_rounder
 from qplan.run.calibration import CalibrationSet
@@ -37,6 +38,8 @@ from qplan.run.provenance import Provenance
 from qplan.run.table import SensitivityTable
 from qplan.run.verification import Check, Verification
 from qplan.settings import Progress, Say
+from qplan.spread.nodes import workers_at
+from qplan.spread.work import Workers
 from qplan.verify.checks import engine_checks, folder_check
 from qplan.verify.measure import Trial, speeds_by_turns
 from qplan.verify.prove import BuildBench, gate, prove
@@ -96,6 +99,14 @@ def run_emit(options: EmitOptions, run: RunFolder, say: Say, progress: Progress,
         VerificationError: the export of this architecture is wrong.
     """
     check_emit(options, run)
+    model = local_folder(SensitivityTable.read(run.sensitivity).model.source)
+    with workers_at(options.ray, run, model, say) as workers:
+        return _emit(options, run, say, progress, command, workers=workers)
+
+
+def _emit(
+    options: EmitOptions, run: RunFolder, say: Say, progress: Progress, command: str, *, workers: Workers | None
+) -> Emitted:
     given = given_plan(options, run)
     if given is not None:
         options = for_engine_of(given, options)
@@ -105,7 +116,7 @@ def run_emit(options: EmitOptions, run: RunFolder, say: Say, progress: Progress,
     model = load_analyzed(run, table.model, say)
     judged = _held_out(options, calibration, model.loaded, say)
     skeleton = run_skeleton(run, model.loaded, options.llmexport, say, c4=options.target.c4)
-    rounder = run_rounder(run, model.loaded, calibration, table.conditions.rounding)
+    rounder = run_rounder(run, model.loaded, calibration, table.conditions.rounding, workers=workers)
     job = EmitJob(
         options=options,
         run=run,
