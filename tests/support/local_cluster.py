@@ -1,4 +1,4 @@
-"""A Ray cluster of this machine: two nodes of one processor each, on the loopback alone, without a dashboard."""
+"""A Ray cluster of this machine: nodes of one processor each, on the loopback alone, without a dashboard."""
 
 from __future__ import annotations
 
@@ -32,15 +32,16 @@ def node_arguments() -> dict[str, Any]:
 
 
 @contextmanager
-def local_cluster() -> Iterator[Any]:
-    """Start it; nodes may be taken away."""
+def local_cluster(nodes: int = 2) -> Iterator[Any]:
+    """Start it; nodes may be added and taken away."""
     os.environ |= ENVIRONMENT
     from ray.cluster_utils import Cluster
 
     head = node_arguments() | {"include_dashboard": False, "no_monitor": True}
     cluster: Any = Cluster(initialize_head=True, head_node_args=head)
     try:
-        cluster.add_node(**node_arguments())
+        for _ in range(nodes - 1):
+            cluster.add_node(**node_arguments())
         yield cluster
     finally:
         cluster.shutdown()
