@@ -24,8 +24,10 @@ from qplan.cli.rules import (
     LeastWidths,
     LlmExport,
     LogitsBits,
+    MaxMemory,
     MetricOption,
     Pins,
+    memory_limit,
     rules_of,
     run_given,
 )
@@ -112,9 +114,10 @@ def command(
     group_fused: GroupFused = Rules.fused,
     metric: MetricOption = Rules.metric,
     repair: Annotated[
-        int,
+        int | None,
         typer.Option(
             metavar="N",
+            show_default="what one pass allows",
             help="Measure at most this many whole models to try promotions and demotions; 0 for none.",
             rich_help_panel=panels.RULES,
         ),
@@ -173,6 +176,7 @@ def command(
     threads: Annotated[
         int, typer.Option(metavar="N", help="Engine threads in measurements.", rich_help_panel=panels.JUDGING)
     ] = EmitOptions.threads,
+    max_memory: MaxMemory = None,
     lang: Lang = EmitOptions.language,
     ray: RayOption = EmitOptions.ray,
     run: LatestRun = None,
@@ -213,6 +217,7 @@ def command(
         engine=None if engine is None else EngineVersion.parse(engine),
         language=lang,
         ray=ray,
+        max_memory_bytes=memory_limit(max_memory),
     )
     home = run_given(run)
     from qplan.jobs.checks import check_emit  # noqa: PLC0415 - NumPy and pyarrow: not for --help

@@ -25,13 +25,15 @@ class ModelPlace:
     context: int
     device: str
     dtype: DTypeName
+    streamed: bool
+    """Whether its weights stay in their files until they are used."""
 
     @classmethod
     def of(cls, loaded: LoadedModel) -> ModelPlace:
         """The place of a loaded model."""
-        dtype = cast("DTypeName", str(loaded.embedding.weight.dtype).removeprefix("torch."))
-        card = loaded.card
-        return cls(str(loaded.folder), card.source, card.sha256, card.context, str(loaded.device), dtype)
+        dtype = cast("DTypeName", str(loaded.dtype).removeprefix("torch."))
+        card, device = loaded.card, str(loaded.device)
+        return cls(str(loaded.folder), card.source, card.sha256, card.context, device, dtype, loaded.streamed)
 
 
 _OPEN: dict[ModelPlace, LoadedModel] = {}
@@ -48,7 +50,8 @@ def reopened(place: ModelPlace) -> LoadedModel:
     if place not in _OPEN:
         _OPEN.clear()
         there = local_folder(place.folder) is not None
-        loaded = load_model(place.folder if there else place.source, device=place.device, dtype=place.dtype)
+        source = place.folder if there else place.source
+        loaded = load_model(source, device=place.device, dtype=place.dtype, stream=place.streamed)
         if loaded.card.sha256 != place.sha256:
             msg = f"{loaded.folder} holds another model on this worker; give all nodes the same files"
             raise StaleArtifactError(msg)

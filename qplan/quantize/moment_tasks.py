@@ -19,7 +19,7 @@ from torch import Tensor
 from qplan.model.layerwise import WayThere, names_by_linear, run_layer
 from qplan.model.load import LoadedModel
 from qplan.model.reopened import weight_bytes
-from qplan.quantize.moments import LayerSums, Moments
+from qplan.quantize.moments import LayerSums, Moments, without_logits
 from qplan.settings import Progress
 from qplan.spread.held import Held, value_of
 from qplan.spread.work import Task, Workers
@@ -50,7 +50,7 @@ class PassLayers:
             way = WayThere(self.loaded, [batch], kept=1)
             for index in range(len(self.loaded.layers)):
                 way.run(index, 0)
-            return [found for (found,) in way.between]
+            return [way.between.get(index, 0) for index in range(len(self.loaded.layers))]
 
         return run
 
@@ -91,7 +91,8 @@ class GatherLayer:
                 with torch.no_grad():
                     run_layer(self.loaded, index, batches[number], before)
 
-            sums.see_all(partial(see, number) for number in range(len(batches)))
+            with without_logits(self.loaded):
+                sums.see_all(partial(see, number) for number in range(len(batches)))
             sums.finish(self.loaded, self.tokens, self.batch_size)
             sums.write(self.folder)
             return sums.key_of, sums.tokens()

@@ -38,11 +38,7 @@ def round_all(
         jobs: how many are rounded at a time. Each needs memory for a few copies of its tensor; the moments are shared.
         progress: called after each tensor and format; with a rounder's workers after each tensor.
     """
-    cache = rounder.cache
-    if cache is None or rounder.rounding == "rtn":
-        return
-    items = [(name, fmt) for name, formats in menu.items() for fmt in formats if not fmt.is_float]
-    wanted = [item for item in items if not cache.holds(*item)]
+    items, wanted = _items(menu), pending(rounder, menu)
     if rounder.workers is not None:
         _rounded_by(rounder.workers, rounder, wanted, len(items), progress)
         return
@@ -65,6 +61,17 @@ def _rounded_by(
         done += more
         if progress is not None:
             progress(done, total)
+
+
+def pending(rounder: Rounder, menu: Mapping[str, Sequence[QuantFormat]]) -> list[tuple[str, QuantFormat]]:
+    """What `round_all` would round; nothing without a cache, or with ``rtn``."""
+    if rounder.cache is None or rounder.rounding == "rtn":
+        return []
+    return [item for item in _items(menu) if not rounder.cache.holds(*item)]
+
+
+def _items(menu: Mapping[str, Sequence[QuantFormat]]) -> list[tuple[str, QuantFormat]]:
+    return [(name, fmt) for name, formats in menu.items() for fmt in formats if not fmt.is_float]
 
 
 def _completed(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -18,6 +18,7 @@ from qplan.quantize.curvature import Curvature
 from qplan.quantize.gptq import gptq_widths
 from qplan.quantize.methods import round_with
 from qplan.quantize.moments import Moments
+from qplan.quantize.stored import in_pieces, row_pieces
 from qplan.quantize.stored_cache import StoredCache
 from qplan.roundings import CANDIDATES, needs_tokens
 from qplan.run.safetensors_file import ALL
@@ -75,10 +76,26 @@ class Rounder:
     def store(self, name: str, fmt: QuantFormat, rows: slice = ALL) -> StoredTensor:
         """Store a tensor, or some of its output features, in a format; see `qplan.quantize.methods`."""
         if fmt.is_float or self.rounding == "rtn":
-            return rtn(self.loaded.weight(name)[rows], fmt)
+            return in_pieces(self.loaded.weight(name, rows), lambda part: rtn(part, fmt))
         if self.cache is None:
             return self._round(name, fmt).rows(rows)
         return self.cache.get(name, fmt, lambda: self._round(name, fmt), rows)
+
+    def pieces(self, name: str, fmt: QuantFormat) -> Iterator[tuple[slice, StoredTensor]]:
+        """The same, a few rows at a time where the matrix is large: its weight is read once."""
+        spec = self.loaded.card.tensor(name)
+        pieces = row_pieces(spec.out_features, spec.in_features)
+        if fmt.is_float or self.rounding == "rtn":
+            weight = self.loaded.weight(name)
+            for rows in pieces:
+                yield rows, rtn(weight[rows], fmt)
+        elif self.cache is None:
+            whole = self._round(name, fmt)
+            for rows in pieces:
+                yield rows, whole.rows(rows)
+        else:
+            for rows in pieces:
+                yield rows, self.store(name, fmt, rows)
 
     @property
     def starved(self) -> dict[str, int]:
@@ -99,15 +116,15 @@ class Rounder:
     def _round(self, name: str, fmt: QuantFormat) -> StoredTensor:
         weight = self.loaded.weight(name)
         if not needs_tokens(self.rounding):
-            return round_with(self.rounding, weight, fmt)
+            return in_pieces(weight, lambda part: round_with(self.rounding, part, fmt))
         if self.moments is None or (self.rounding == "auto" and self.judge is None):
             msg = f"rounding {self.rounding!r} needs moments to fit to, and auto others to choose by"
             raise TypeError(msg)
         if name in self.starved:
-            return rtn(weight, fmt)
+            return in_pieces(weight, lambda part: rtn(part, fmt))
         with one_thread():
             curvature, judge = self._prepared.of(self.moments, self.judge, name, weight.device)
-            return round_rows(weight, fmt, self.rounding, curvature, judge)
+            return in_pieces(weight, lambda part: round_rows(part, fmt, self.rounding, curvature, judge))
 
 
 def round_rows(
@@ -134,16 +151,20 @@ def round_widths(
     for fmt in formats:
         if fmt.is_float:
             found[fmt] = round_with("rtn", weight, fmt)
-    alike: dict[QuantFormat, list[QuantFormat]] = {}
-    for fmt in formats:
-        if not fmt.is_float:
-            alike.setdefault(replace(fmt, bits=8), []).append(fmt)
-    for same in alike.values():
+    for same in alike(fmt for fmt in formats if not fmt.is_float):
         candidates = [_round_alike(name, weight, same, curvature) for name in names]
         for index, fmt in enumerate(same):
             rivals = [candidate[index] for candidate in candidates]
             found[fmt] = rivals[0] if judge is None or len(rivals) == 1 else best_rows(weight, rivals, judge)
     return found
+
+
+def alike(formats: Iterable[QuantFormat]) -> list[list[QuantFormat]]:
+    """Formats that differ in their width alone, together: they are rounded together."""
+    found: dict[QuantFormat, list[QuantFormat]] = {}
+    for fmt in formats:
+        found.setdefault(fmt if fmt.is_float else replace(fmt, bits=8), []).append(fmt)
+    return list(found.values())
 
 
 def _round_alike(

@@ -15,7 +15,7 @@ from qplan.run.measurement import Measurement
 from qplan.sensitivity.analysis import Analysis, Entry
 from qplan.sensitivity.measure_layer import TOKENS_TOGETHER, Job, Work, control_pass, measure_tensor
 from qplan.sensitivity.replay import ReferencePass
-from qplan.sensitivity.variants import StoredWeights
+from qplan.sensitivity.stored_weights import StoredWeights
 from qplan.settings import Progress
 from qplan.spread.work import Task, Workers
 
@@ -41,7 +41,7 @@ def measure(
     Raises:
         MeasurementError: a measurement is not finite or is impossible.
     """
-    if analysis.loaded.embedding.weight.dtype != torch.float32:
+    if analysis.loaded.dtype != torch.float32:
         msg = (
             "losses can be measured in float32 only: half precision's own rounding loses 1e-4 nats, some hundred times "
             "what a tensor loses in int8 (reports/sensitivity/). Use --dtype float32, or --mode gradient"

@@ -14,13 +14,14 @@ from qplan.model.layerwise import LayerTrace
 from qplan.model.load import LoadedModel
 from qplan.model.mixture import RoutedLinear
 from qplan.quantize import rtn
+from qplan.quantize.gram import gram
 from qplan.sensitivity.layer_losses import Seen
 from qplan.sensitivity.rows import RowSample
 
 _ROUGH = QuantFormat(4)
 """Format whose error, rounded to nearest, says roughly which output features will lose most in any format."""
 
-_HEAD_SHARE = 4
+HEAD_SHARE = 4
 """How many times as many output features of the head are drawn: a vocabulary is large and its tokens differ most."""
 
 _UNSEEN = 0.1
@@ -43,10 +44,10 @@ class Views:
     def __post_init__(self) -> None:
         """Draw rows of the head, by how often their tokens occur and how large they are."""
         head = self.loaded.head
-        counts = torch.bincount(torch.cat([batch.flatten() for batch in self.batches]), minlength=len(head.weight))
-        sizes = head.weight.float().square().sum(1)
+        counts = torch.bincount(torch.cat([batch.flatten() for batch in self.batches]), minlength=head.out_features)
+        sizes = torch.linalg.vector_norm(head.weight.float(), dim=1).square()
         rough = (counts.to(sizes) + _UNSEEN) * sizes
-        sample = RowSample.draw(rough, _HEAD_SHARE * self.drawn, self.seed)
+        sample = RowSample.draw(rough, HEAD_SHARE * self.drawn, self.seed)
         object.__setattr__(self, "head_sample", sample)
 
     @property
@@ -71,7 +72,7 @@ class Views:
             if id(first) not in shared:
                 inputs = joined(trace.inputs[module][:count]).float()
                 flat = inputs.flatten(0, -2)
-                shared[id(first)] = inputs, flat.T @ flat / max(1, int(flat.any(1).sum()))
+                shared[id(first)] = inputs, gram(flat) / max(1, int(flat.any(1).sum()))
             yield self._seen(spec.name, trace, *shared[id(first)], lookups[:count])
 
     def _seen(self, name: str, trace: LayerTrace, inputs: Tensor, judge: Tensor, lookups: Sequence[Tensor]) -> Seen:
@@ -90,11 +91,12 @@ class Views:
         looked_up = None
         if lookups:
             flat = torch.cat(list(lookups)).flatten(0, -2).float()
-            judge = judge + flat.T @ flat / len(flat)
+            judge = judge + gram(flat) / len(flat)
             looked_up = self._looked_up(sample, lookups)
         return Seen(
             name=name,
-            weight=weight,
+            weight=weight[sample.rows.to(weight.device)],
+            columns=weight.square().sum(0),
             inputs=inputs,
             gradients=gradients,
             slopes=slopes,

@@ -26,6 +26,9 @@ _AHEAD = 2
 _LISTENS_S = 10.0
 """How long to wait for an answer from a cluster's head."""
 
+_PROCESS_BYTES = 512 << 20
+"""A worker that has imported torch and transformers, and nothing more."""
+
 _INSTALL = "pip install 'qplan[ray]'"
 
 
@@ -74,9 +77,9 @@ class Cluster:
         """
         nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
         memory = max((int(node.get("memory", 0)) for node in nodes), default=0)
-        if work.memory_bytes > memory:
+        if _memory_of(work) > memory:
             msg = (
-                f"{what} needs {work.memory_bytes / 1e9:.1f} GB in every worker, and the largest node of the Ray "
+                f"{what} needs {_memory_of(work) / 1e9:.1f} GB in every worker, and the largest node of the Ray "
                 f"cluster at {self.address} offers {memory / 1e9:.1f} GB; add a larger one, or give it more memory "
                 "with 'ray start --memory=BYTES'"
             )
@@ -86,7 +89,7 @@ class Cluster:
         self.check_memory(work, type(work).__name__)
         return self.ray.remote(perform).options(
             num_cpus=self.threads(work),
-            memory=work.memory_bytes,
+            memory=_memory_of(work),
             max_retries=RETRIES,
             num_returns=returns,
             retry_exceptions=False,
@@ -101,7 +104,7 @@ class Cluster:
         """Tasks that the cluster does at a time."""
         total = self.ray.cluster_resources()
         by_cpu = int(total.get("CPU", 1)) // self.threads(work)
-        return max(1, min(by_cpu, int(total.get("memory", 0) // max(1, work.memory_bytes))))
+        return max(1, min(by_cpu, int(total.get("memory", 0) // _memory_of(work))))
 
     def _send(self, work: object) -> tuple[str, Any]:
         """Put work where workers find it, once."""
@@ -132,6 +135,11 @@ class Cluster:
         if isinstance(found, Failure):
             raise found.error(label)
         return found
+
+
+def _memory_of(work: Work[Any, Any]) -> int:
+    """RAM of a worker."""
+    return _PROCESS_BYTES + work.memory_bytes
 
 
 def _check_listens(address: str) -> None:

@@ -25,12 +25,13 @@ EXACT, NEAR = 1e-6, 0.1
 
 @pytest.fixture(scope="module")
 def again(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """The same commands as those that made the golden run, without building."""
+    """The same commands as those that made the golden run, whose default mode was auto, without building."""
     folder, before = tmp_path_factory.mktemp("golden"), torch.get_num_threads()
     torch.set_num_threads(THREADS)
     try:
         model = str(HOME / "stdlib-3m")
-        succeed("analyze", model, "--samples", "8", "--seq-len", "256", "--run", "run", folder=folder)
+        analyze = ("analyze", model, "--mode", "auto", "--samples", "8", "--seq-len", "256", "--run", "run")
+        succeed(*analyze, folder=folder)
         succeed("emit", "--run", "run", "--budget", "int8", "--no-build", folder=folder)
     finally:
         torch.set_num_threads(before)

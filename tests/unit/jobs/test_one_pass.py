@@ -76,10 +76,11 @@ def test_a_killed_analysis_goes_on_and_ends_the_same(
     model_folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = _analyze(model_folders["llama"], tmp_path, RunFolder(tmp_path / "whole"))
-    run, told = RunFolder(tmp_path / "run"), [""]
+    run, told, back = RunFolder(tmp_path / "run"), [""], list[int]()
 
     def stop(done: int, _total: int) -> None:
-        if told[-1].startswith("back:") and done == 2:  # the head and a layer
+        back.extend([done] if "back:" in told[-1] else [])
+        if len(back) == 2:  # the head and a layer
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -97,5 +98,7 @@ def test_an_effort_chooses_the_mode() -> None:
     with pytest.raises(InputError, match="--effort quick --mode measured: an effort chooses the mode"):
         AnalyzeOptions(model="m", effort="quick", mode="measured")
     assert AnalyzeOptions(model="m", effort="quick").most_fit_tokens == QUICK_FIT_TOKENS
-    assert AnalyzeOptions(model="m").most_fit_tokens == FIT_TOKENS
+    assert AnalyzeOptions(model="m").most_fit_tokens == QUICK_FIT_TOKENS
+    assert AnalyzeOptions(model="m", effort="thorough").most_fit_tokens == FIT_TOKENS
+    assert AnalyzeOptions(model="m", mode="auto").most_fit_tokens == FIT_TOKENS
     assert AnalyzeOptions(model="m", effort="quick", fit_tokens=100).most_fit_tokens == 100
