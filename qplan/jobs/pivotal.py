@@ -23,6 +23,7 @@ from qplan.sensitivity.blend import blend
 from qplan.sensitivity.measured import measure
 from qplan.sensitivity.stand_ins import stand_in_losses, stand_ins_of
 from qplan.settings import Progress, Say
+from qplan.spread.work import Workers
 
 _ROUNDS = 2
 """Rounds of making plans from the known losses and measuring those that the plans depend on."""
@@ -43,6 +44,8 @@ class Pivotal:
     rounder: Rounder
     say: Say
     progress: Progress | None = None
+    workers: Workers | None = None
+    """Of a cluster, who measure instead of this process."""
 
     def table(self) -> SensitivityTable:
         """Measure, and return the finished table.
@@ -112,7 +115,7 @@ class Pivotal:
                 break
             budget.take(share.spent)
             self.say(f"measuring {len(new)} losses that plans depend on")
-            measure(analysis, new, progress=self.progress)
+            measure(analysis, new, workers=self.workers, progress=self.progress)
             measured |= new
         return measured
 
