@@ -12,6 +12,7 @@ from qplan.cli import completion, panels
 from qplan.cli.console import answer, out, say, work_bar
 from qplan.cli.documents import analysis_document, forecast_document
 from qplan.cli.modes import with_modes
+from qplan.cli.ray import RayOption
 from qplan.cli.rules import memory_limit
 from qplan.cli.tidy import tidied
 from qplan.errors import InputError
@@ -166,6 +167,7 @@ def command(
             rich_help_panel=panels.MACHINE,
         ),
     ] = AnalyzeOptions.dtype,
+    ray: RayOption = AnalyzeOptions.ray,
     run: Annotated[
         Path | None,
         typer.Option(
@@ -228,6 +230,7 @@ def command(
         batch_size=batch_size,
         device=device,
         dtype=dtype,
+        ray=ray,
         restart=restart,
         max_memory_bytes=memory_limit(max_memory),
     )

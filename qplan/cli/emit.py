@@ -15,6 +15,7 @@ from qplan.cli import completion, panels
 from qplan.cli.console import answer, out, progress_bar, remark, say
 from qplan.cli.documents import emit_document
 from qplan.cli.modes import with_modes
+from qplan.cli.ray import RayOption
 from qplan.cli.report import Lang
 from qplan.cli.rules import (
     GroupFused,
@@ -177,6 +178,7 @@ def command(
     ] = EmitOptions.threads,
     max_memory: MaxMemory = None,
     lang: Lang = EmitOptions.language,
+    ray: RayOption = EmitOptions.ray,
     run: LatestRun = None,
 ) -> None:
     """Plan under a budget, build the MNN model and prove it on the engine.
@@ -214,6 +216,7 @@ def command(
         plan=plan,
         engine=None if engine is None else EngineVersion.parse(engine),
         language=lang,
+        ray=ray,
         max_memory_bytes=memory_limit(max_memory),
     )
     home = run_given(run)

@@ -20,6 +20,7 @@ from qplan.jobs.one_pass import analyze_in_one_pass
 from qplan.jobs.options import AnalyzeOptions, sequences_per_pass
 from qplan.jobs.stages import Stages
 from qplan.model.load import LoadedModel, load_model
+from qplan.model.source import local_folder
 from qplan.notes import Note, note
 from qplan.planner.elbow_room import notes_on_menu
 from qplan.quantize.round_all import default_jobs, round_all
@@ -34,6 +35,8 @@ from qplan.sensitivity.gradient import estimate
 from qplan.sensitivity.measured import measure
 from qplan.sensitivity.menu import resolve_menu
 from qplan.settings import Mode, Progress, Say
+from qplan.spread.nodes import workers_at
+from qplan.spread.work import Workers
 
 
 @alone_in_run("analyze")
@@ -46,6 +49,13 @@ def run_analyze(options: AnalyzeOptions, run: RunFolder, say: Say, progress: Pro
         MeasurementError: a measurement is impossible.
     """
     check_analyze(options)
+    with workers_at(options.ray, run, local_folder(options.model), say) as workers:
+        return _analyze(options, run, workers, say, progress)
+
+
+def _analyze(
+    options: AnalyzeOptions, run: RunFolder, workers: Workers | None, say: Say, progress: Progress
+) -> SensitivityTable:
     context = check_context(options)
     for told in context.notes:
         say(str(told))
@@ -82,7 +92,9 @@ def run_analyze(options: AnalyzeOptions, run: RunFolder, say: Say, progress: Pro
     notes = (*context.notes, *notes, *text.notes)
     mode: Mode | None = "measured" if options.effort == "thorough" else options.mode
     if mode is None:
-        table = analyze_in_one_pass(options, run, loaded, calibration, batch_size=batch_size, say=say, stages=stages)
+        table = analyze_in_one_pass(
+            options, run, loaded, calibration, batch_size=batch_size, say=say, stages=stages, workers=workers
+        )
         stages.end()
         return _written(table, notes, calibration, run)
     if options.fold == "auto" and options.dtype != "float32":
@@ -97,6 +109,7 @@ def run_analyze(options: AnalyzeOptions, run: RunFolder, say: Say, progress: Pro
             rounding=options.rounding,
             batch_size=batch_size,
             jobs=jobs,
+            workers=workers,
             device=options.device,
             say=say,
             progress=progress,
@@ -111,6 +124,7 @@ def run_analyze(options: AnalyzeOptions, run: RunFolder, say: Say, progress: Pro
         options.rounding,
         menu=resolve_menu(loaded.card, options.formats, options.dynamic_option)[0],
         batch_size=batch_size,
+        workers=workers,
         progress=progress,
     )
     opened = open_analysis(
@@ -127,7 +141,7 @@ def run_analyze(options: AnalyzeOptions, run: RunFolder, say: Say, progress: Pro
         if options.rounding != "rtn":
             say(f"rounding tensors, {jobs} at a time")
         round_all(rounder, analysis.menu, jobs=jobs, progress=progress)
-        table = analyze(analysis, mode, say, progress)
+        table = analyze(analysis, mode, say, progress, workers)
     if mode != "gradient":
         say("measuring whole plans: how losses add up")
         tokens = torch.from_numpy(calibration.tokens)
@@ -184,17 +198,19 @@ def _notes_on(loaded: LoadedModel) -> tuple[Note, ...]:
     return notes
 
 
-def analyze(analysis: Analysis, mode: Mode, say: Say, progress: Progress) -> SensitivityTable:
+def analyze(
+    analysis: Analysis, mode: Mode, say: Say, progress: Progress, workers: Workers | None = None
+) -> SensitivityTable:
     """Find all losses in one mode and return the finished table.
 
     Raises:
         MeasurementError: a measurement or estimate is impossible.
     """
     if mode == "auto":
-        return analyze_auto(analysis, say=say, progress=progress)
+        return analyze_auto(analysis, say=say, workers=workers, progress=progress)
     if mode == "measured":
         say("measuring every loss")
-        measure(analysis, progress=progress)
+        measure(analysis, workers=workers, progress=progress)
     else:
         say("gradients of all formats in one pass")
         estimate(analysis, progress=progress)

@@ -15,16 +15,22 @@ from qplan.sensitivity.blend import blend
 from qplan.sensitivity.gradient import estimate
 from qplan.sensitivity.measured import measure
 from qplan.settings import Progress, Say
+from qplan.spread.work import Workers
 from qplan.tensors import Role
 
 _ROUNDS = 2
 """Rounds of making plans from the known losses and measuring those that the plans depend on."""
 
+_DRAWS = 4
+"""How often losses are drawn from their error distributions, per budget and round."""
+
 _TOLERANCE = 0.01
 """Mean relative loss that errors of estimates may cost a plan before anything is measured for it."""
 
 
-def analyze_auto(analysis: Analysis, *, say: Say, progress: Progress | None = None) -> SensitivityTable:
+def analyze_auto(
+    analysis: Analysis, *, say: Say, workers: Workers | None = None, progress: Progress | None = None
+) -> SensitivityTable:
     """Estimate all losses from gradients, then measure those that decide between formats, and the head.
 
     For each of `qplan.jobs.deciding.BUDGETS` a plan is made from the losses, and further ones from losses drawn within
@@ -34,6 +40,7 @@ def analyze_auto(analysis: Analysis, *, say: Say, progress: Progress | None = No
     Args:
         analysis: the analysis, with the entries to find.
         say: called with a line about each step.
+        workers: of a cluster, who measure instead of this process.
         progress: called after each batch of estimates and each measurement.
 
     Raises:
@@ -50,7 +57,7 @@ def analyze_auto(analysis: Analysis, *, say: Say, progress: Progress | None = No
         if not new:
             break
         say(f"measuring {len(new)} losses that plans depend on")
-        measure(analysis, new, progress=progress)
+        measure(analysis, new, workers=workers, progress=progress)
         measured |= new
     rows, scale = blend(analysis, measured)
     return analysis.table("auto", rows, (_note(analysis, measured, scale),))
@@ -65,7 +72,7 @@ def _of_heads(analysis: Analysis) -> Iterator[Entry]:
 
 def _deciding(table: SensitivityTable, fixed: FixedBytes, generator: np.random.Generator) -> Iterator[Entry]:
     """Entries that plans depend on."""
-    for decided in decisions(table, fixed, generator):
+    for decided in decisions(table, fixed, generator, _DRAWS):
         yield from decided.narrow()
         if decided.regret > _TOLERANCE:
             yield from (entry for other in decided.others for entry in decided.differences(other))

@@ -27,6 +27,7 @@ from qplan.mnn.build.writer import set_runtime
 from qplan.mnn.engines import EngineVersion
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import LoadedModel
+from qplan.model.source import local_folder
 from qplan.notes import Note, note, text_note
 from qplan.quantize.round_all import default_jobs
 from qplan.quantize.run_rounder import run_rounder
@@ -40,6 +41,8 @@ from qplan.run.table import SensitivityTable
 from qplan.run.verification import Check, Verification
 from qplan.sensitivity.kept_logits import kept_logits
 from qplan.settings import Progress, Say
+from qplan.spread.nodes import workers_at
+from qplan.spread.work import Workers
 from qplan.verify.checks import engine_checks, folder_check
 from qplan.verify.engine_memory import EngineMemory
 from qplan.verify.measure import Trial, speeds_by_turns
@@ -103,6 +106,14 @@ def run_emit(options: EmitOptions, run: RunFolder, say: Say, progress: Progress,
         VerificationError: the export of this architecture is wrong.
     """
     check_emit(options, run)
+    model = local_folder(SensitivityTable.read(run.sensitivity).model.source)
+    with workers_at(options.ray, run, model, say) as workers:
+        return _emit(options, run, say, progress, command, workers=workers)
+
+
+def _emit(
+    options: EmitOptions, run: RunFolder, say: Say, progress: Progress, command: str, *, workers: Workers | None
+) -> Emitted:
     given = given_plan(options, run)
     if given is not None:
         options = for_engine_of(given, options)
@@ -120,7 +131,7 @@ def run_emit(options: EmitOptions, run: RunFolder, say: Say, progress: Progress,
         c4=options.target.c4,
         max_memory_bytes=options.max_memory_bytes,
     )
-    rounder = run_rounder(run, model.loaded, calibration, table.conditions.rounding)
+    rounder = run_rounder(run, model.loaded, calibration, table.conditions.rounding, workers=workers)
     with ExitStack() as stack:
         job = EmitJob(
             options=options,

@@ -20,6 +20,7 @@ from qplan.jobs.options import AnalyzeOptions
 from qplan.jobs.pivotal import Pivotal
 from qplan.jobs.stages import Stages
 from qplan.model.boundaries import Boundaries
+from qplan.model.half_products import half_products_pay
 from qplan.model.layerwise import WayBack, WayThere
 from qplan.model.load import LoadedModel
 from qplan.model.source import sha256_beside_model
@@ -38,6 +39,7 @@ from qplan.sensitivity.analysis import Analysis, open_analysis
 from qplan.sensitivity.layer_losses import Seen
 from qplan.sensitivity.stored_weights import StoredWeights
 from qplan.settings import Progress, Say
+from qplan.spread.work import Workers
 
 DRAWN = 64
 """Output features of every tensor that losses are estimated from. A loss is then known to 8 % (standard deviation of
@@ -56,6 +58,7 @@ class _Job:
     batch_size: int
     say: Say
     stages: Stages
+    workers: Workers | None = None
 
     @property
     def fit(self) -> list[Tensor]:
@@ -104,9 +107,10 @@ def analyze_in_one_pass(
     batch_size: int,
     say: Say,
     stages: Stages,
+    workers: Workers | None = None,
 ) -> SensitivityTable:
     """Find folds and losses; the table is about the folded model if folding pays anywhere."""
-    job = _Job(options, run, loaded, calibration, batch_size, say, stages)
+    job = _Job(options, run, loaded, calibration, batch_size, say, stages, workers)
     opened = open_analysis(
         loaded,
         calibration,
@@ -123,10 +127,12 @@ def analyze_in_one_pass(
         analysis = replace(begun, stored=StoredWeights(loaded))
         folded, notes = _left(job, analysis) or _found(job, analysis)
         if options.effort == "default":
-            rounder = run_rounder(run, folded, calibration, options.rounding, batch_size=batch_size)
+            rounder = run_rounder(
+                run, folded, calibration, options.rounding, batch_size=batch_size, workers=job.workers
+            )
             stored = StoredWeights(folded, rounder)
             progress = stages.begin("measuring", "measuring what plans hang on")
-            pivotal = Pivotal(replace(begun, loaded=folded, stored=stored), rounder, say, progress)
+            pivotal = Pivotal(replace(begun, loaded=folded, stored=stored), rounder, say, progress, workers)
             table = pivotal.table()
         else:
             table = replace(analysis.table("gradient", analysis.all_rows("gradient")), model=folded.card)
@@ -266,6 +272,7 @@ def _passes(job: _Job, analysis: Analysis) -> _Found:
         fold=job.options.fold == "auto",
         draft=job.draft(),
         keep=None if moments is None else judge.keep,
+        workers=job.workers,
     )
     back = WayBack(
         job.loaded,
@@ -273,6 +280,7 @@ def _passes(job: _Job, analysis: Analysis) -> _Found:
         between,
         label_seeds(job.calibration.seed, kept),
         drawn=one.views.drawn_of,
+        half=half_products_pay(job.loaded.device),
     )
     told = f"back: folds and losses of {len(job.options.formats)} formats, {DRAWN} output features of each tensor"
     one.run(back, job.stages.begin("back", told))

@@ -35,6 +35,8 @@ calibration tokens."""
 MOST = 2**31 - 1
 """Largest count that options take: libraries below hold counts in 32 bits."""
 
+_HOST_PORT = re.compile(r"[^\s/]+:[0-9]{1,5}")
+
 _DEVICE = re.compile(r"cpu|mps|cuda(:[0-9]{1,3})?")
 
 
@@ -69,6 +71,8 @@ class AnalyzeOptions:
     """Exporter that emit will use, by whose measured errors the model's settings are judged; None for the package."""
     device: str = "cpu"
     dtype: DTypeName = "float32"
+    ray: str | None = None
+    """Ray cluster that does the work, see `qplan.spread`; None for this process alone."""
     restart: bool = False
     """Delete what an earlier run left in the folder."""
     max_memory_bytes: int | None = None
@@ -90,6 +94,10 @@ class AnalyzeOptions:
         check_rounding(self.rounding)
         if _DEVICE.fullmatch(self.device) is None:
             msg = f"--device {self.device!r} is not understood; write cpu, cuda, cuda:1 or mps"
+            raise InputError(msg)
+        check_ray(self.ray)
+        if self.ray is not None and self.device != "cpu":
+            msg = f"--ray {self.ray} --device {self.device}: workers of a cluster compute on processors; leave one out"
             raise InputError(msg)
         if self.effort != "default" and self.mode is not None:
             msg = f"--effort {self.effort} --mode {self.mode}: an effort chooses the mode; leave one of them out"
@@ -141,6 +149,8 @@ class EmitOptions:
     """MNN version that the model is for; None for the installed one."""
     language: Language = Language.en
     """Language of the report."""
+    ray: str | None = None
+    """Ray cluster that rounds tensors, see `qplan.spread`; None for this process alone."""
     max_memory_bytes: int | None = None
     """Most memory that the job and its child processes may take; None for no limit."""
 
@@ -150,6 +160,7 @@ class EmitOptions:
         Raises:
             InputError: about the first; the message gives option, value and limit.
         """
+        check_ray(self.ray)
         check_least(
             {"--tokens": (self.tokens, 2), "--threads": (self.threads, 1), "--repair": (self.evaluations or 0, 0)}
         )
@@ -193,6 +204,17 @@ class ProfileOptions:
         given = {"--threads": self.threads, "--prompt-tokens": self.prompt_tokens, "--rounds": self.rounds}
         given |= {"decode_tokens": self.decode_tokens, "repeats": self.repeats}  # callers from Python set these
         check_least({option: (value, 1) for option, value in given.items()})
+
+
+def check_ray(address: str | None) -> None:
+    """Refuse what names no cluster.
+
+    Raises:
+        InputError: neither ``auto`` nor ``HOST:PORT``.
+    """
+    if address is not None and address != "auto" and _HOST_PORT.fullmatch(address) is None:
+        msg = f"--ray {address!r} is not understood; write auto, or HOST:PORT of the cluster's head, such as head:6379"
+        raise InputError(msg)
 
 
 def check_least(least: Mapping[str, tuple[int, int]]) -> None:

@@ -23,9 +23,13 @@ from qplan.sensitivity.blend import blend
 from qplan.sensitivity.measured import measure
 from qplan.sensitivity.stand_ins import stand_in_losses, stand_ins_of
 from qplan.settings import Progress, Say
+from qplan.spread.work import Workers
 
 _ROUNDS = 2
 """Rounds of making plans from the known losses and measuring those that the plans depend on."""
+
+_DRAWS = 2
+"""How often losses are drawn from their error distributions, per budget and round."""
 
 _JOINT_TOKENS = 1024
 """Fewest tokens that whole plans are measured on: the ratio of a whole to a sum is known well from few."""
@@ -40,6 +44,8 @@ class Pivotal:
     rounder: Rounder
     say: Say
     progress: Progress | None = None
+    workers: Workers | None = None
+    """Of a cluster, who measure instead of this process."""
 
     def table(self) -> SensitivityTable:
         """Measure, and return the finished table.
@@ -109,7 +115,7 @@ class Pivotal:
                 break
             budget.take(share.spent)
             self.say(f"measuring {len(new)} losses that plans depend on")
-            measure(analysis, new, progress=self.progress)
+            measure(analysis, new, workers=self.workers, progress=self.progress)
             measured |= new
         return measured
 
@@ -117,7 +123,7 @@ class Pivotal:
 def _worth(table: SensitivityTable, fixed: FixedBytes, generator: np.random.Generator) -> dict[Entry, float]:
     """What not knowing an entry may cost plans: their relative regrets, shared out over what they decide on."""
     worth: defaultdict[Entry, float] = defaultdict(float)
-    for decided in decisions(table, fixed, generator):
+    for decided in decisions(table, fixed, generator, _DRAWS):
         for other, regret in zip(decided.others, decided.regrets, strict=True):
             differences = list(decided.differences(other))
             for entry in differences:

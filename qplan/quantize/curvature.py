@@ -60,6 +60,10 @@ class Curvature:
     """By block size."""
     _locks: dict[int, threading.Lock] = field(default_factory=dict, init=False, repr=False)
 
+    def __getstate__(self) -> dict[str, object]:
+        """Pickle without orderings: another process makes its own."""
+        return self.__dict__ | {"_ordered": {}, "_locks": {}}
+
     @property
     def mean_squares(self) -> Tensor:
         """Mean square of each input feature, ``[in]``, not damped."""

@@ -6,9 +6,10 @@ of all tokens between two layers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -79,11 +80,9 @@ def gather_moments(
     Raises:
         MeasurementError: an input that is not finite.
     """
-    head = loaded.architecture.head
 
-    def finish(sums: _Sums) -> None:
-        if head in sums.key_of and loaded.card.tensor(head).tied:
-            sums.add_lookups(loaded, tokens, batch_size)
+    def finish(sums: LayerSums) -> None:
+        sums.finish(loaded, tokens, batch_size)
 
     return _gather(WayThere(loaded, tokens.split(batch_size)), 0, folder, inputs, finish=finish, progress=progress)
 
@@ -119,7 +118,7 @@ def _gather(
     folder: Path,
     inputs: Mapping[str, str],
     *,
-    finish: Callable[[_Sums], None] | None = None,
+    finish: Callable[[LayerSums], None] | None = None,
     progress: Progress | None,
 ) -> Moments:
     found = Moments(folder, {}, {})
@@ -131,8 +130,7 @@ def _gather(
     for index, sums in _layer_by_layer(way, first, start, progress):
         if finish is not None:
             finish(sums)
-        for key in sums.totals:
-            write_matrix(folder, key, sums.mean(key).numpy())
+        sums.write(folder)
         found = Moments(folder, found.key_of | sums.key_of, found.tokens | sums.tokens())
         found.write_index(_part(inputs, index + 1))
     found.write_index(inputs)
@@ -140,7 +138,7 @@ def _gather(
 
 
 @dataclass
-class _Sums:
+class LayerSums:
     """Sums over tokens of one layer's inputs."""
 
     names: dict[nn.Linear, list[str]]
@@ -153,6 +151,20 @@ class _Sums:
     """Key by identity of the input tensors that were seen in the current batch."""
     _held: list[Tensor] = field(default_factory=list)
     """Those tensors, kept alive: the identity of a freed one could come back as another's."""
+
+    def see_all(self, passes: Iterable[Callable[[], object]]) -> None:
+        """See the linears in passes of the layer, one per batch."""
+        with ExitStack() as stack:
+            for module in self.names:
+                stack.callback(module.register_forward_pre_hook(self.see).remove)
+            for run in passes:
+                self.begin_batch()
+                run()
+
+    def write(self, folder: Path) -> None:
+        """Write the moments, a file per matrix."""
+        for key in self.totals:
+            write_matrix(folder, key, self.mean(key).numpy())
 
     def begin_batch(self) -> None:
         """Forget the tensors of the previous batch."""
@@ -179,9 +191,11 @@ class _Sums:
             raise MeasurementError(msg)
         self.counts[name] = self.counts.get(name, 0) + int(rows.any(1).sum())
 
-    def add_lookups(self, loaded: LoadedModel, tokens: Tensor, batch_size: int) -> None:
-        """Add the moments of the gradients at the embedding's output to those of the head tied to it."""
+    def finish(self, loaded: LoadedModel, tokens: Tensor, batch_size: int) -> None:
+        """To those of a head tied to the embedding, add the moments of the gradients at the embedding's output."""
         head = loaded.architecture.head
+        if head not in self.key_of or not loaded.card.tensor(head).tied:
+            return
         rows = tokens[: max(1, LOOKUP_TOKENS // tokens.shape[1])]
         seen = _Lookups()
         for seed, batch in enumerate(rows.split(batch_size)):
@@ -214,21 +228,26 @@ class _Lookups:
             self.total = self.total + (rows.T @ rows).cpu().to(torch.float64)
 
 
-def _layer_by_layer(way: WayThere, first: int, start: int, progress: Progress | None) -> Iterator[tuple[int, _Sums]]:
+def _layer_by_layer(
+    way: WayThere, first: int, start: int, progress: Progress | None
+) -> Iterator[tuple[int, LayerSums]]:
     """Sums of the inputs of decoder layers from ``start`` on and of the head's, over all batches but the first ones."""
     count, batches = len(way.loaded.layers), len(way.batches)
+
+    def run(index: int, number: int) -> None:
+        way.run(index, number)
+        if progress is not None:
+            progress(index * batches + number + 1, (count + 1) * batches)
+
     for index in range(start, count + 1):
-        sums = _Sums(names_by_linear(way.loaded, index))
+        sums = LayerSums(names_by_linear(way.loaded, index))
         for number in range(first if index < count else 0):
             way.run(index, number)
-        with ExitStack() as stack:
-            for module in sums.names:
-                stack.callback(module.register_forward_pre_hook(sums.see).remove)
-            if index == count:  # what the head is given is known without its logits
-                stack.enter_context(with_forward(way.loaded.head, lambda x: x[..., :1]))
-            for number in range(first, batches):
-                sums.begin_batch()
-                way.run(index, number)
-                if progress is not None:
-                    progress(index * batches + number + 1, (count + 1) * batches)
+        with without_logits(way.loaded):
+            sums.see_all(partial(run, index, number) for number in range(first, batches))
         yield index, sums
+
+
+def without_logits(loaded: LoadedModel) -> AbstractContextManager[None]:
+    """Spare the head's product: what it is given is known without its logits."""
+    return with_forward(loaded.head, lambda x: x[..., :1])

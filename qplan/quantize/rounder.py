@@ -22,6 +22,7 @@ from qplan.quantize.stored import joined, row_pieces
 from qplan.quantize.stored_cache import StoredCache
 from qplan.roundings import CANDIDATES, needs_tokens
 from qplan.run.safetensors_file import ALL
+from qplan.spread.work import Workers
 
 FEW_TOKENS = 256
 """Tensors that fewer calibration tokens reach are rounded to nearest: so few tokens say little about their inputs.
@@ -37,6 +38,10 @@ class _Prepared:
         self._lock = threading.Lock()
         self._key: tuple[object, ...] = ()
         self._value: tuple[Curvature, Tensor | None] | None = None
+
+    def __reduce__(self) -> tuple[type[_Prepared], tuple[()]]:
+        """Pickle as empty: another process prepares its own."""
+        return _Prepared, ()
 
     def of(
         self, moments: Moments, judge: Moments | None, name: str, device: torch.device
@@ -64,6 +69,8 @@ class Rounder:
     """Moments of other tokens, by which ``auto`` chooses; only ``auto`` needs them."""
     cache: StoredCache | None = None
     """Keeps rounded tensors, so that the weights that were measured are the weights that ship."""
+    workers: Workers | None = None
+    """Of a cluster, who round where many tensors are rounded ahead (`qplan.quantize.round_all`)."""
     _prepared: _Prepared = field(default_factory=_Prepared, init=False, repr=False, compare=False)
 
     def store(self, name: str, fmt: QuantFormat, rows: slice = ALL) -> StoredTensor:

@@ -54,6 +54,8 @@ class Study:
     model: str
     folder: Path
     formats: Sequence[QuantFormat] = DEFAULT_FORMATS
+    measured_batches: int | None = None
+    """Batches of the calibration that losses are measured on; None for all."""
 
     @property
     def name(self) -> str:
@@ -106,7 +108,10 @@ class Study:
             rounder=rounder,
             journal=run.journal,
         )
-        with opened as analysis:
+        with opened as whole:
+            analysis = replace(whole, batches=whole.batches[: self.measured_batches])
+            for batch in [number for number in whole.kept.references if number >= len(analysis.batches)]:
+                del whole.kept.references[batch]
             round_all(rounder, analysis.menu)
             goal = {(name, fmt.name, memory) for name, fmt, memory in analysis.entries() if memory == options.memory}
             measure(analysis, goal, progress=_told)

@@ -47,14 +47,19 @@ def _analyze(
     return run_analyze(options, run, told.append, lambda _done, _total: None)
 
 
-def test_it_goes_on_from_the_quick_effort_within_its_budget(
+def test_it_goes_on_from_the_quick_effort_and_from_a_kill(
     model_folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, told = RunFolder(tmp_path / "run"), [""]
-    quick = _analyze(model_folders["qwen2"], tmp_path, run, "quick")
-    with monkeypatch.context() as patched:
-        patched.setattr("qplan.jobs.one_pass._passes", lambda *_: pytest.fail("gone there and back once more"))
-        table = _analyze(model_folders["qwen2"], tmp_path, run, said=told)
+    model, run, told = model_folders["qwen2"], RunFolder(tmp_path / "run"), [""]
+    whole = _analyze(model, tmp_path, RunFolder(tmp_path / "whole"))
+    quick = _analyze(model, tmp_path, run, "quick")
+    monkeypatch.setattr("qplan.jobs.one_pass._passes", lambda *_: pytest.fail("gone there and back once more"))
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("qplan.jobs.pivotal.measure", _stop)
+        _analyze(model, tmp_path, run)
+    table = _analyze(model, tmp_path, run, said=told)
+    assert table.sha256 == whole.sha256
+    assert table.joint == whole.joint
     assert any(line.startswith(f"measurements: at most {PASSES:g} passes") for line in told)
     assert (quick.conditions.mode, table.conditions.mode) == ("gradient", "auto")
     assert table.model == quick.model
@@ -71,20 +76,5 @@ def test_it_goes_on_from_the_quick_effort_within_its_budget(
     assert all(rounder.cache.holds(name, QuantFormat.parse(fmt)) for name, fmt, _ in measured)
 
 
-def test_a_kill_between_measurements_costs_nothing(
-    model_folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = _analyze(model_folders["llama"], tmp_path, RunFolder(tmp_path / "whole"))
-    run = RunFolder(tmp_path / "run")
-
-    def stop(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr("qplan.jobs.pivotal.measure", stop)
-        with pytest.raises(KeyboardInterrupt):
-            _analyze(model_folders["llama"], tmp_path, run)
-    assert not run.sensitivity.exists()
-    monkeypatch.setattr("qplan.jobs.one_pass._passes", lambda *_: pytest.fail("gone there and back once more"))
-    again = _analyze(model_folders["llama"], tmp_path, run)
-    assert again.sha256 == whole.sha256
+def _stop(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
