@@ -158,7 +158,7 @@ def measure(name: str, folder: Path, work: Path, more: dict[str, tuple[str, ...]
         ("emit", ["--run", str(run), "--budget", "int4", *more["emit"]]),
     ):
         stages = follow([program, command, *arguments], work)
-        shown = " ".join(("qplan", command, *arguments)).replace(f"{work}/", "")
+        shown = " ".join(("qplan", command, *arguments)).replace(f"{work}/", "").replace(str(folder), folder.name)
         results["commands"][shown] = [vars(stage) for stage in stages]
         results["disk_bytes"] = disk(run)
         keep(name, results)
