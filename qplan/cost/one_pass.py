@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qplan.cost.expected import ExpectedStage
 from qplan.cost.shape import Input, Shape
@@ -60,6 +60,8 @@ class OnePassOptions:
     chosen: bool
     """Whether rounding chooses between candidates (``auto``), each judged."""
     fold: bool
+    half: bool = False
+    """Whether gradients are products of bfloat16."""
     streamed: bool = False
     """Whether weights are read when they are used."""
     measured_passes: float = 0.0
@@ -129,10 +131,13 @@ class OnePassCost:
     def _back(self) -> ExpectedStage:
         asked, shape = self.asked, self.shape
         logits = 2.0 * shape.head.weights
-        head = Work(flops=2 * asked.kept * logits, values=_LOGIT_VALUES * asked.kept * shape.head.outputs)
+        head = Work(flops=asked.kept * logits, values=_LOGIT_VALUES * asked.kept * shape.head.outputs)
+        head += self._gradients(asked.kept * logits)
         parts = [head]
         for layer in reversed(shape.layers):
-            found = self._forward(layer, asked.kept).times(2) + self._views(layer)
+            forward = self._forward(layer, asked.kept)
+            again = replace(forward, flops=0.0) + self._gradients(forward.flops)
+            found = forward + again + self._views(layer)
             parts.append(found + self._losses(layer))
         last = self._views([shape.head]) + self._losses([shape.head])
         # a tied head comes last, since its lookups' gradients do
@@ -141,6 +146,10 @@ class OnePassCost:
         memory = max(head_memory, *(self._layer_memory(layer) for layer in shape.layers))
         memory += _WORKING_BYTES + _FLOAT * asked.kept * shape.hidden * (4 if shape.tied else 2)
         return self._stage("back: folds and losses", parts, memory, self._judges(), at_once=2)
+
+    def _gradients(self, flops: float) -> Work:
+        """Products that gradients at linears' inputs are."""
+        return Work(half_flops=flops) if self.asked.half else Work(flops=flops)
 
     def _judges(self) -> float:
         return _FLOAT * sum(given.width**2 for given in self.shape.inputs) if self.asked.fit else 0.0

@@ -47,6 +47,8 @@ class Work:
     """Amounts of work, in the units of `Machine`."""
 
     flops: float = 0.0
+    half_flops: float = 0.0
+    """Matrix products in bfloat16."""
     rounding_flops: float = 0.0
     """Matrix products within rounding, on one processor each."""
     factor_flops: float = 0.0
@@ -72,7 +74,7 @@ class Work:
         one = machine.flops / machine.processors
         alone = self.rounding_flops / one + self.factor_flops / machine.factor_flops
         alone += self.roundings / machine.roundings + self.steps / machine.steps
-        together = self.flops / machine.flops + self.values / machine.values
+        together = self.flops / machine.flops + self.half_flops / machine.bf16_flops + self.values / machine.values
         moved = self.read / machine.read + self.written / machine.written
         return alone / max(1, min(at_once, machine.processors)) + together + moved + self.seconds_anywhere
 

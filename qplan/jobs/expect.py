@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import torch
+
 from qplan.cost.expected import Expected
 from qplan.cost.free import free_disk, free_memory
 from qplan.cost.one_pass import OnePassCost, OnePassOptions
@@ -12,6 +14,7 @@ from qplan.cost.work import REFERENCE, Machine, spell_time
 from qplan.jobs.machine import measure_machine
 from qplan.jobs.one_pass import DRAWN, WITNESS_TOKENS
 from qplan.jobs.options import MEASURED_PASSES, AnalyzeOptions, sequences_per_pass
+from qplan.model.half_products import half_products_pay
 from qplan.model.outline import outline
 from qplan.roundings import needs_tokens
 from qplan.run.folder import RunFolder
@@ -118,5 +121,6 @@ def one_pass_options(options: AnalyzeOptions, shape: Shape) -> OnePassOptions:
         head_drawn=HEAD_SHARE * DRAWN,
         chosen=options.rounding == "auto",
         fold=options.fold == "auto",
+        half=half_products_pay(torch.device(options.device)),
         measured_passes=MEASURED_PASSES if options.effort == "default" else 0.0,
     )

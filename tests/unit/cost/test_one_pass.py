@@ -35,6 +35,7 @@ ENDLESS = replace(
     REFERENCE,
     processors=1,
     flops=math.inf,
+    bf16_flops=math.inf,
     factor_flops=math.inf,
     values=math.inf,
     roundings=math.inf,
@@ -108,3 +109,10 @@ def test_a_streamed_model_needs_less_memory_and_reads_more(qwen2: LoadedModel) -
 def test_memory_holds_the_process_and_the_weights(qwen2: LoadedModel) -> None:
     for stage in _cost(qwen2, ASKED, REFERENCE).stages():
         assert stage.memory_bytes >= PROCESS_BYTES + 4 * qwen2.card.parameters
+
+
+def test_gradients_in_bfloat16_move_products_and_nothing_else(qwen2: LoadedModel) -> None:
+    counting = replace(COUNTING, bf16_flops=1.0)
+    plain, half = (_cost(qwen2, replace(ASKED, half=on), counting).stages()[2].seconds for on in (False, True))
+    assert half == pytest.approx(plain)
+    assert _cost(qwen2, replace(ASKED, half=True), COUNTING).stages()[2].seconds < plain
