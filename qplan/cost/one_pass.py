@@ -105,7 +105,9 @@ class OnePassCost:
 
     def _loading(self) -> ExpectedStage:
         work = Work(read=2 * self.shape.checkpoint_bytes, values=4 * self.shape.parameters, seconds_anywhere=1)
-        return self._stage("loading", [work], self.shape.checkpoint_bytes)
+        # while it is loaded the checkpoint is mapped beside what was read of it; streamed, one tensor is
+        mapped = 0.0 if self.asked.streamed else self.shape.checkpoint_bytes
+        return self._stage("loading", [work], mapped)
 
     def _there(self) -> ExpectedStage:
         asked, shape = self.asked, self.shape
