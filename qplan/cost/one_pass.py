@@ -162,13 +162,13 @@ class OnePassCost:
     def _matrices(self, layer: Sequence[Input]) -> float:
         """Bytes of the matrices ``[in, in]`` that a layer keeps: judges, and what rounding is fitted to."""
         if not self.asked.fit:
-            return _FLOAT * sum(given.width**2 for given in layer)
+            return 0.0
         return _FLOAT * sum(given.width**2 * (1 if given.width > _WIDE else 5) for given in layer)
 
     def _rounding_memory(self, given: Input) -> float:
         """Bytes while the largest input's readers are rounded: orderings, a judge, errors and products."""
         asked = self.asked
-        square = 4 if given.width > _WIDE else 5
+        square = 0 if not asked.fit else 4 if given.width > _WIDE else 5
         rows = self._rows(given)
         return _FLOAT * (square * given.width**2 + asked.judged / asked.seq_len * rows * given.width) + (
             2 * _FLOAT * asked.judged * given.width * given.share
@@ -227,7 +227,7 @@ class OnePassCost:
     def _views(self, inputs: Sequence[Input]) -> Work:
         """What tensors saw: judges, slopes at their inputs for losses and for folds, a first rounding."""
         asked = self.asked
-        found = self._moments(inputs, asked.judged)
+        found = self._moments(inputs, asked.judged if asked.fit else 0)
         for given in inputs:
             tokens = asked.judged + (asked.witnesses if asked.fold else 0)
             slopes = 0.0 if given.layer is None else 2.0 * tokens * given.share * given.weights
