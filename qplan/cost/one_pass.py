@@ -180,7 +180,7 @@ class OnePassCost:
         """Bytes of the matrices ``[in, in]`` that a layer keeps: judges, and moments with their orderings."""
         judges = sum(given.width**2 for given in layer)
         if not self.asked.fit:
-            return _FLOAT * judges
+            return 0.0
         wide = max(given.width for given in layer)
         if wide > _WIDE:  # alone, with one ordering
             return _FLOAT * (judges + 3.5 * wide**2)
@@ -246,7 +246,7 @@ class OnePassCost:
     def _views(self, inputs: Sequence[Input]) -> Work:
         """What tensors saw: judges, slopes at their inputs for losses and for folds, a first rounding."""
         asked = self.asked
-        found = self._moments(inputs, asked.judged)
+        found = self._moments(inputs, asked.judged if asked.fit else 0)
         for given in inputs:
             tokens = asked.judged + (asked.witnesses if asked.fold else 0)
             slopes = 0.0 if given.layer is None else 2.0 * tokens * given.share * given.weights

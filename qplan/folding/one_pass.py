@@ -93,7 +93,8 @@ class OnePass:
     @cached_property
     def views(self) -> Views:
         """Looks at traces for losses."""
-        return Views(self.analysis.loaded, self.analysis.batches, self.drawn, self.analysis.conditions.seed)
+        analysis, judged = self.analysis, self.moments is not None
+        return Views(analysis.loaded, analysis.batches, self.drawn, analysis.conditions.seed, judged)
 
     @cached_property
     def _witness(self) -> Witness:

@@ -231,7 +231,7 @@ class _Judge:
         """Write the matrix of a tensor's input, unless another with the same input was there first."""
         self.tokens[seen.name] = int(seen.inputs.any(-1).sum())
         Moments(self.folder, self.key_of, self.tokens).write_index(self.inputs)
-        if self.key_of[seen.name] == seen.name and self.tokens[seen.name]:
+        if seen.judge is not None and self.key_of[seen.name] == seen.name and self.tokens[seen.name]:
             write_matrix(self.folder, seen.name, _scaled(seen.judge, columns).cpu().numpy())
 
 

@@ -45,9 +45,9 @@ class Seen:
     """Squares of the output, summed over tokens and output features."""
     sample: RowSample
     """The output features that are drawn."""
-    judge: Tensor
+    judge: Tensor | None
     """float32 ``[in, in]``: second moments of `inputs`, and of the gradients at lookups where the head is tied; what
-    rounding ``auto`` chooses by."""
+    rounding ``auto`` chooses by; None if nothing asks for them."""
     lookups: Tensor | None = None
     """float32 ``[rows, drawn, in]``: gradient at the drawn rows of a tied head's weight through its lookups."""
     routed: bool = False
