@@ -23,6 +23,8 @@ _SCORE_VALUES = 4
 """Per attention score."""
 _FIT_STEPS, _FIT_ROWS, _FIT_VALUES = 60, 512, 32
 """Steps of `qplan.folding.fit`, rows of each reader that one looks at, numbers it touches per weight of those."""
+_FIT_COLUMNS = 12.0
+"""Columns that rounding goes through in the time that such a step takes whatever its size: a second per layer."""
 _ACTIVATION_VALUES = 28
 """Numbers read and written per activation that is rounded to int8 and compared."""
 _LOGIT_COPIES = 5
@@ -35,7 +37,7 @@ _FOLD_FORMATS = 2
 PROCESS_BYTES = 480e6
 """Resident memory of Python with torch, transformers and a tokenizer."""
 
-_WORKING_BYTES = 200e6
+_WORKING_BYTES = 150e6
 """What torch's libraries and the allocator hold beyond that once they compute."""
 
 
@@ -113,7 +115,7 @@ class OnePassCost:
         layers = [self._forward(layer, tokens) + self._moments(layer, asked.fit) for layer in shape.layers]
         layers.append(self._moments([shape.head], asked.fit))
         largest = max(self._sums(layer) for layer in shape.layers) if asked.fit else 0.0
-        memory = _WORKING_BYTES / 2 + largest + self._batch() + _FLOAT * tokens * shape.hidden * 2
+        memory = _WORKING_BYTES + largest + self._batch() + _FLOAT * tokens * shape.hidden * 2
         memory += self._read(self._largest)
         disk = _FLOAT * sum(given.width**2 for given in shape.inputs) if asked.fit else 0.0
         disk += _FLOAT * asked.kept * shape.hidden * len(shape.layers)
@@ -284,4 +286,4 @@ class OnePassCost:
     def _fitted(self, given: Input) -> Work:
         """Scales of a site."""
         rows = sum(min(_FIT_ROWS, spec.out_features) for spec in given.readers) * _FOLD_FORMATS + _FIT_ROWS
-        return Work(values=_FIT_STEPS * _FIT_VALUES * rows * float(given.width))
+        return Work(values=_FIT_STEPS * _FIT_VALUES * rows * float(given.width), steps=_FIT_STEPS * _FIT_COLUMNS)
