@@ -35,13 +35,26 @@ def node_arguments() -> dict[str, Any]:
 def local_cluster(nodes: int = 2) -> Iterator[Any]:
     """Start it; nodes may be added and taken away."""
     os.environ |= ENVIRONMENT
-    from ray.cluster_utils import Cluster
-
-    head = node_arguments() | {"include_dashboard": False, "no_monitor": True}
-    cluster: Any = Cluster(initialize_head=True, head_node_args=head)
+    cluster = _head(_ATTEMPTS)
     try:
         for _ in range(nodes - 1):
             cluster.add_node(**node_arguments())
         yield cluster
     finally:
         cluster.shutdown()
+
+
+_ATTEMPTS = 4
+"""How often a head is started. Ray gives each 30 s, which is too little while everything else starts as well."""
+
+
+def _head(attempts: int) -> Any:
+    from ray.cluster_utils import Cluster
+
+    arguments = node_arguments() | {"include_dashboard": False, "no_monitor": True}
+    try:
+        return Cluster(initialize_head=True, head_node_args=arguments)
+    except Exception as error:  # Ray's own, of no class
+        if attempts == 1 or "timed out during startup" not in str(error):
+            raise
+    return _head(attempts - 1)
