@@ -275,7 +275,10 @@ def _forecast(options: AnalyzeOptions, run: RunFolder) -> None:
 
     outlook = expect_analysis(options, run, measure=True)
     if outlook is None:
-        msg = "--dry-run knows what the efforts quick and default take, on the CPU alone; leave --effort thorough, modes and other devices out"
+        msg = (
+            "--dry-run knows what the efforts quick and default take, on the CPU; leave --effort thorough, modes and "
+            "other devices out"
+        )
         raise InputError(msg)
     answer(**forecast_document(outlook))
     out.print(forecast_table(outlook))

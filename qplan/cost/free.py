@@ -1,4 +1,4 @@
-"""Memory and disk that are free."""
+"""Memory and disk that are free, and memory that is held."""
 
 from __future__ import annotations
 
@@ -21,6 +21,15 @@ def free_memory() -> int:
     except (OSError, ValueError):
         return free
     return min(free, max(0, int(most) - held + cached)) if most.isdecimal() else free
+
+
+def held_memory() -> int:
+    """Bytes of memory that this process holds; 0 where the system does not report it."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except (OSError, ValueError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def free_disk(folder: Path) -> int:

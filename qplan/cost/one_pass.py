@@ -14,14 +14,17 @@ _FLOAT, _DOUBLE = 4, 8
 _SWEEPS, _CANDIDATES = 3, 3
 """Of `qplan.quantize.gptq`, and roundings that ``auto`` chooses from."""
 
+# the counts below were measured on the four shapes of reports/scale
 _LAYER_VALUES = 14
 """Numbers that a decoder layer reads and writes beside its products, per number that its linears read or write."""
 _LOGIT_VALUES = 12
 """The same of the head, per logit, forwards and backwards."""
 _SCORE_VALUES = 4
 """Per attention score."""
-_FIT_STEPS, _FIT_ROWS, _FIT_VALUES = 60, 512, 24
+_FIT_STEPS, _FIT_ROWS, _FIT_VALUES = 60, 512, 32
 """Steps of `qplan.folding.fit`, rows of each reader that one looks at, numbers it touches per weight of those."""
+_ACTIVATION_VALUES = 28
+"""Numbers read and written per activation that is rounded to int8 and compared."""
 _LOGIT_COPIES = 5
 """Of the logits of a batch that are alive at once on the way back."""
 _WIDE = 8192
@@ -31,6 +34,9 @@ _FOLD_FORMATS = 2
 
 PROCESS_BYTES = 480e6
 """Resident memory of Python with torch, transformers and a tokenizer."""
+
+_WORKING_BYTES = 200e6
+"""What torch's libraries and the allocator hold beyond that once they compute."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +92,8 @@ class OnePassCost:
         self, name: str, parts: Sequence[Work], memory: float, disk: float = 0.0, at_once: int = 1
     ) -> ExpectedStage:
         times = [part.seconds(self.machine, at_once) for part in parts]
-        return ExpectedStage(name, sum(times), PROCESS_BYTES + self._weights + memory, disk, tuple(times))
+        held = PROCESS_BYTES + self._weights + memory
+        return ExpectedStage(name, sum(times), held, disk, tuple(times))
 
     @property
     def _weights(self) -> float:
@@ -97,8 +104,10 @@ class OnePassCost:
         return _FLOAT * max(layer / max(1, len(self.shape.layers[0])), self.shape.head.weights)
 
     def _loading(self) -> ExpectedStage:
-        work = Work(read=2 * self.shape.checkpoint_bytes, values=4 * self.shape.parameters, seconds_anywhere=3)
-        return self._stage("loading", [work], self.shape.checkpoint_bytes)
+        work = Work(read=2 * self.shape.checkpoint_bytes, values=4 * self.shape.parameters, seconds_anywhere=1)
+        # while it is loaded the checkpoint is mapped beside what was read of it; streamed, one tensor is
+        mapped = 0.0 if self.asked.streamed else self.shape.checkpoint_bytes
+        return self._stage("loading", [work], mapped)
 
     def _there(self) -> ExpectedStage:
         asked, shape = self.asked, self.shape
@@ -106,7 +115,7 @@ class OnePassCost:
         layers = [self._forward(layer, tokens) + self._moments(layer, asked.fit) for layer in shape.layers]
         layers.append(self._moments([shape.head], asked.fit))
         largest = max(self._sums(layer) for layer in shape.layers) if asked.fit else 0.0
-        memory = largest + self._batch() + _FLOAT * tokens * shape.hidden * 2
+        memory = _WORKING_BYTES + largest + self._batch() + _FLOAT * tokens * shape.hidden * 2
         disk = _FLOAT * sum(given.width**2 for given in shape.inputs) if asked.fit else 0.0
         disk += _FLOAT * asked.kept * shape.hidden * len(shape.layers)
         return self._stage("there: what goes through all layers", layers, memory, disk)
@@ -123,14 +132,16 @@ class OnePassCost:
     def _back(self) -> ExpectedStage:
         asked, shape = self.asked, self.shape
         logits = 2.0 * shape.head.weights
-        head = Work(flops=3 * asked.kept * logits, values=_LOGIT_VALUES * asked.kept * shape.head.outputs)
+        head = Work(flops=2 * asked.kept * logits, values=_LOGIT_VALUES * asked.kept * shape.head.outputs)
         parts = [head]
         for layer in reversed(shape.layers):
             found = self._forward(layer, asked.kept).times(2) + self._views(layer)
             parts.append(found + self._losses(layer))
-        parts.append(self._views([shape.head]) + self._losses([shape.head]))
+        last = self._views([shape.head]) + self._losses([shape.head])
+        # a tied head comes last, since its lookups' gradients do
+        parts = [*parts, last] if shape.tied else [parts[0] + last, *parts[1:]]
         memory = max(self._head_memory(), *(self._layer_memory(layer) for layer in shape.layers))
-        memory += _FLOAT * asked.kept * shape.hidden * (4 if shape.tied else 2)
+        memory += _WORKING_BYTES + _FLOAT * asked.kept * shape.hidden * (4 if shape.tied else 2)
         return self._stage("back: folds and losses", parts, memory, self._judges(), at_once=2)
 
     def _judges(self) -> float:
@@ -151,13 +162,13 @@ class OnePassCost:
     def _matrices(self, layer: Sequence[Input]) -> float:
         """Bytes of the matrices ``[in, in]`` that a layer keeps: judges, and what rounding is fitted to."""
         if not self.asked.fit:
-            return _FLOAT * sum(given.width**2 for given in layer)
+            return 0.0
         return _FLOAT * sum(given.width**2 * (1 if given.width > _WIDE else 5) for given in layer)
 
     def _rounding_memory(self, given: Input) -> float:
         """Bytes while the largest input's readers are rounded: orderings, a judge, errors and products."""
         asked = self.asked
-        square = 4 if given.width > _WIDE else 5
+        square = 0 if not asked.fit else 4 if given.width > _WIDE else 5
         rows = self._rows(given)
         return _FLOAT * (square * given.width**2 + asked.judged / asked.seq_len * rows * given.width) + (
             2 * _FLOAT * asked.judged * given.width * given.share
@@ -216,7 +227,7 @@ class OnePassCost:
     def _views(self, inputs: Sequence[Input]) -> Work:
         """What tensors saw: judges, slopes at their inputs for losses and for folds, a first rounding."""
         asked = self.asked
-        found = self._moments(inputs, asked.judged)
+        found = self._moments(inputs, asked.judged if asked.fit else 0)
         for given in inputs:
             tokens = asked.judged + (asked.witnesses if asked.fold else 0)
             slopes = 0.0 if given.layer is None else 2.0 * tokens * given.share * given.weights
@@ -240,7 +251,7 @@ class OnePassCost:
     def _rounded(self, given: Input, kinds: Sequence[int], *, fresh: bool) -> Work:
         """Drawn rows in formats of some kinds, so many of each kind, and what they lose."""
         asked, rows, width = self.asked, self._rows(given), given.width
-        found = Work(values=2.0 * asked.judged * given.share * width * 8)
+        found = Work(values=_ACTIVATION_VALUES * asked.judged * given.share * width)
         for count in kinds:
             errors = 2.0 * asked.judged * given.share * rows * width * count
             work = Work(rounding_flops=errors, roundings=float(count * rows * width))

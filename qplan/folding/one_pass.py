@@ -69,13 +69,15 @@ class OnePass:
         loaded = self.analysis.loaded
         layers, tied = len(loaded.layers), loaded.card.tensor(loaded.architecture.head).tied
         parts = layers + (2 if tied else 1)
-        for done, trace in enumerate(way.traces(), 1):
+        for trace in way.traces():
+            done = layers + 1 - trace.index
             if trace.index == layers:
                 self._keep_reference(way)
             if trace.index == layers and tied:
                 held = trace
             else:
                 self._layer(trace, ())
+            del trace  # the next one needs its memory
             if progress is not None:
                 progress(done, parts)
         if held is not None:
@@ -91,7 +93,8 @@ class OnePass:
     @cached_property
     def views(self) -> Views:
         """Looks at traces for losses."""
-        return Views(self.analysis.loaded, self.analysis.batches, self.drawn, self.analysis.conditions.seed)
+        analysis, judged = self.analysis, self.moments is not None
+        return Views(analysis.loaded, analysis.batches, self.drawn, analysis.conditions.seed, judged)
 
     @cached_property
     def _witness(self) -> Witness:

@@ -21,6 +21,9 @@ from qplan.tensors import Role
 _ROUNDS = 2
 """Rounds of making plans from the known losses and measuring those that the plans depend on."""
 
+_DRAWS = 4
+"""How often losses are drawn from their error distributions, per budget and round."""
+
 _TOLERANCE = 0.01
 """Mean relative loss that errors of estimates may cost a plan before anything is measured for it."""
 
@@ -69,7 +72,7 @@ def _of_heads(analysis: Analysis) -> Iterator[Entry]:
 
 def _deciding(table: SensitivityTable, fixed: FixedBytes, generator: np.random.Generator) -> Iterator[Entry]:
     """Entries that plans depend on."""
-    for decided in decisions(table, fixed, generator):
+    for decided in decisions(table, fixed, generator, _DRAWS):
         yield from decided.narrow()
         if decided.regret > _TOLERANCE:
             yield from (entry for other in decided.others for entry in decided.differences(other))

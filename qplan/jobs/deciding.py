@@ -23,9 +23,6 @@ from qplan.settings import Memory
 BUDGETS = parse_budgets(["3.5bpw, 4bpw, int4, 4.5bpw, 5bpw, 6bpw, int8, 8bpw"])
 """Budgets that plans are compared at; infeasible ones are skipped."""
 
-_DRAWS = 4
-"""How often losses are drawn from their error distributions, per budget."""
-
 NARROW_BITS = 4
 """Width below which the second-order estimate may fail."""
 
@@ -61,8 +58,10 @@ class Decided:
                 yield ours.name, theirs.format.name, self.memory
 
 
-def decisions(table: SensitivityTable, fixed: FixedBytes, generator: np.random.Generator) -> Iterator[Decided]:
-    """Plan at each of `BUDGETS` that can be met, and again with drawn losses."""
+def decisions(
+    table: SensitivityTable, fixed: FixedBytes, generator: np.random.Generator, draws: int
+) -> Iterator[Decided]:
+    """Plan at each of `BUDGETS` that can be met, and as often as ``draws`` with losses drawn within their errors."""
     errors = {
         (name, fmt): _relative_error(fmt, loss) for name, row in table.losses().items() for fmt, loss in row.items()
     }
@@ -72,7 +71,7 @@ def decisions(table: SensitivityTable, fixed: FixedBytes, generator: np.random.G
         except InfeasibleError:
             continue
         others, regrets = [], []
-        for _ in range(_DRAWS):
+        for _ in range(draws):
             factors = {key: math.exp(error * generator.standard_normal()) for key, error in errors.items()}
             rows = (replace(m, kl_nats=m.kl_nats * factors[m.tensor, m.format]) for m in table.measurements)
             drawn = replace(table, measurements=tuple(rows))

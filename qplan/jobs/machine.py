@@ -15,11 +15,11 @@ from qplan.cost.free import existing, free_disk, free_memory
 from qplan.cost.work import Machine
 from qplan.formats import DEFAULT_FORMATS
 from qplan.quantize.curvature import Curvature
-from qplan.quantize.rounder import one_thread, round_widths
+from qplan.quantize.rounder import alike, one_thread, round_widths
 from qplan.scratch import Scratch
 
-_TOKENS, _WIDTH, _ROUNDED = 1024, 1024, 512
-_FEW, _MANY = 8, 64
+_TOKENS, _WIDTH, _ROUNDED = 1024, 1024, 1024
+_FEW, _MANY = 8, 128
 """Rows that are rounded, to tell what each row takes from what each column does."""
 _FILE_BYTES = 64 << 20
 _LEAST_S, _MOST_REPEATS = 0.25, 12
@@ -69,19 +69,19 @@ def _rounding(inputs: torch.Tensor, weight: torch.Tensor, flops: float, clock: C
     """Operations of factoring, and roundings and columns, per second."""
     moments = inputs.T @ inputs / len(inputs)
     factoring = _seconds(lambda: Curvature(moments, precision=torch.float32).ordered(_WIDTH), clock)
-    formats = [fmt for fmt in DEFAULT_FORMATS if not fmt.is_float and fmt.block]
+    formats = [fmt for fmt in DEFAULT_FORMATS if not fmt.is_float]
+    kinds = len(alike(formats))
     small = moments[:_ROUNDED, :_ROUNDED].contiguous()
     curvature = Curvature(small, precision=torch.float32)
-    curvature.ordered(formats[0].block)
 
-    def took(rows: int) -> float:
+    def took(rows: int, *, warm: bool) -> float:
         chosen = weight[:rows, :_ROUNDED].contiguous()
-        seconds = _seconds(lambda: round_widths(chosen, formats, "auto", curvature, small), clock)
+        seconds = _seconds(lambda: round_widths(chosen, formats, "auto", curvature, small), clock, warm=warm)
         return seconds - 13.0 * _ROUNDED**2 * rows * len(formats) / flops
 
-    few, many = took(_FEW), took(_MANY)
+    few, many = took(_FEW, warm=False), took(_MANY, warm=True)
     each = max((many - few) / ((_MANY - _FEW) * _ROUNDED * len(formats)), 1e-12)
-    column = max(few / _ROUNDED - each * _FEW * len(formats), 1e-9)
+    column = max(few / _ROUNDED - each * _FEW * len(formats), 1e-9) / kinds
     return 2 / 3 * _WIDTH**3 / factoring, 1 / each, 1 / column
 
 
@@ -102,9 +102,10 @@ def _disk(folder: Path, clock: Clock) -> tuple[float, float]:
     return read, written
 
 
-def _seconds(work: Callable[[], object], clock: Clock) -> float:
-    """Least time of a few repeats, the first of which only warms up."""
-    work()
+def _seconds(work: Callable[[], object], clock: Clock, *, warm: bool = False) -> float:
+    """Least time of a few repeats, the first of which only warms up unless that was done."""
+    if not warm:
+        work()
     least, spent, repeats = float("inf"), 0.0, 0
     while spent < _LEAST_S and repeats < _MOST_REPEATS:
         start = clock()

@@ -20,6 +20,7 @@ from qplan.jobs.options import AnalyzeOptions
 from qplan.jobs.pivotal import Pivotal
 from qplan.jobs.stages import Stages
 from qplan.model.boundaries import Boundaries
+from qplan.model.half_products import half_products_pay
 from qplan.model.layerwise import WayBack, WayThere
 from qplan.model.load import LoadedModel
 from qplan.model.source import sha256_beside_model
@@ -32,7 +33,7 @@ from qplan.run.calibration import CalibrationSet
 from qplan.run.fold import FoldRecord, inputs_of
 from qplan.run.fold_draft import FoldDraft
 from qplan.run.folder import RunFolder
-from qplan.run.moments import moments_folder, write_matrix
+from qplan.run.moments import Part, moments_folder, write_matrix
 from qplan.run.table import SensitivityTable
 from qplan.sensitivity.analysis import Analysis, open_analysis
 from qplan.sensitivity.layer_losses import Seen
@@ -169,7 +170,8 @@ def _left(job: _Job, analysis: Analysis) -> tuple[LoadedModel, tuple[Note, ...]]
             folded = load_folded(job.run, record, job.options.device, stream=folded.streamed).within(
                 folded.card.context
             )
-    for part, sha256 in (("fit", job.calibration.fit_sha256), ("judge", job.calibration.sha256)):
+    parts: dict[Part, str] = {"fit": job.calibration.fit_sha256, "judge": job.calibration.sha256}
+    for part, sha256 in parts.items():
         inputs = {"model": folded.card.sha256, "tokens": sha256}
         if needs_tokens(job.options.rounding) and Moments.open(moments_folder(job.run, part, sha256), inputs) is None:
             return None
@@ -229,7 +231,7 @@ class _Judge:
         """Write the matrix of a tensor's input, unless another with the same input was there first."""
         self.tokens[seen.name] = int(seen.inputs.any(-1).sum())
         Moments(self.folder, self.key_of, self.tokens).write_index(self.inputs)
-        if self.key_of[seen.name] == seen.name and self.tokens[seen.name]:
+        if seen.judge is not None and self.key_of[seen.name] == seen.name and self.tokens[seen.name]:
             write_matrix(self.folder, seen.name, _scaled(seen.judge, columns).cpu().numpy())
 
 
@@ -278,6 +280,7 @@ def _passes(job: _Job, analysis: Analysis) -> _Found:
         between,
         label_seeds(job.calibration.seed, kept),
         drawn=one.views.drawn_of,
+        half=half_products_pay(job.loaded.device),
     )
     told = f"back: folds and losses of {len(job.options.formats)} formats, {DRAWN} output features of each tensor"
     one.run(back, job.stages.begin("back", told))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,6 +27,9 @@ from qplan.spread.work import Workers
 
 _ROUNDS = 2
 """Rounds of making plans from the known losses and measuring those that the plans depend on."""
+
+_DRAWS = 2
+"""How often losses are drawn from their error distributions, per budget and round."""
 
 _JOINT_TOKENS = 1024
 """Fewest tokens that whole plans are measured on: the ratio of a whole to a sum is known well from few."""
@@ -117,10 +120,10 @@ class Pivotal:
         return measured
 
 
-def _worth(table: SensitivityTable, fixed: FixedBytes, generator: np.random.Generator) -> Counter[Entry]:
+def _worth(table: SensitivityTable, fixed: FixedBytes, generator: np.random.Generator) -> dict[Entry, float]:
     """What not knowing an entry may cost plans: their relative regrets, shared out over what they decide on."""
-    worth: Counter[Entry] = Counter()
-    for decided in decisions(table, fixed, generator):
+    worth: defaultdict[Entry, float] = defaultdict(float)
+    for decided in decisions(table, fixed, generator, _DRAWS):
         for other, regret in zip(decided.others, decided.regrets, strict=True):
             differences = list(decided.differences(other))
             for entry in differences:

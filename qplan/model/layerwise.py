@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from qplan.errors import MeasurementError
 from qplan.model.backward import GraphStart, log_likelihood_slope, probabilities_of
 from qplan.model.boundaries import Boundaries
+from qplan.model.half_products import with_half_gradients
 from qplan.model.load import LoadedModel
 from qplan.model.replace import with_forward
 
@@ -118,12 +119,13 @@ class LayerTrace:
         for found in (self.gradients, self.energies, self.slopes):
             found.setdefault(module, [])
         output.register_hook(partial(self._see_gradient, module))
+        if module in self.drawn:  # nothing else reads the input of a head, so its gradient is the one through the head
+            args[0].register_hook(lambda slope: self.slopes[module].append(slope.detach()))
 
     def _see_gradient(self, module: nn.Linear, gradient: Tensor) -> None:
         gradient = gradient.detach()
         self.energies[module].append(gradient.float().flatten(0, -2).square().sum(0))
         if module in self.drawn:
-            self.slopes[module].append(gradient @ module.weight)
             gradient = gradient[..., self.drawn[module]]
         self.gradients[module].append(gradient)
 
@@ -142,6 +144,8 @@ class WayBack:
     step: Step = lambda: None
     drawn: dict[nn.Linear, Tensor] = field(default_factory=dict)
     """See `LayerTrace.drawn`."""
+    half: bool = False
+    """Whether gradients at inputs are products of bfloat16, see `half_products`."""
     nll: list[Tensor] = field(default_factory=list)
     """float64 ``[labeled tokens]`` by batch: negative log-likelihood of the text, once the head was passed."""
     lookups: list[Tensor] = field(default_factory=list)
@@ -163,10 +167,13 @@ class WayBack:
             if again and not (index == count and tied):
                 continue
             trace = LayerTrace(index, drawn=self.drawn)
+            linears = names_by_linear(self.loaded, index)
             found: list[Tensor] = []
             with ExitStack() as stack:
-                for module in names_by_linear(self.loaded, index):
+                for module in linears:
                     stack.callback(module.register_forward_hook(trace.see).remove)
+                if self.half:
+                    stack.enter_context(with_half_gradients(linears))
                 for number, batch in enumerate(self.batches):
                     given = self.between.get(index - 1, number) if index else None
                     found.append(self._back(index, number, batch, given, slopes))

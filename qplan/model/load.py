@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -134,7 +133,9 @@ class LoadedModel:
         return output
 
 
-def load_model(source: str, *, device: str = "cpu", dtype: DTypeName = "float32", stream: bool = False) -> LoadedModel:
+def load_model(
+    source: str, *, device: str = "cpu", dtype: DTypeName = "float32", stream: bool | None = None
+) -> LoadedModel:
     """Load a model and prove that its weights are whole.
 
     Args:
@@ -223,21 +224,18 @@ def check_finite(model: nn.Module) -> None:
     Raises:
         InputError: names the first such tensor.
     """
-    for name, parameter in _values(model):
+    for name, parameter in model.named_parameters():
         if not torch.isfinite(torch.stack(parameter.aminmax())).all():
-            bad = int((~torch.isfinite(parameter)).sum())
-            msg = f"{name} holds {bad} NaN or infinite values of {parameter.numel()}; the checkpoint is broken"
-            raise InputError(msg)
-
-
-def _values(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """All parameters by name, those too that are read now and are not kept."""
-    yield from model.named_parameters()
-    seen: set[tuple[str, ...]] = set()
+            _refuse_infinite(name, parameter)
     for path, module in model.named_modules():
-        if isinstance(module, Streamed) and module.source.keys not in seen:
-            seen.add(module.source.keys)
-            yield f"{path}.weight", module.weight
+        if isinstance(module, Streamed) and not all(map(math.isfinite, module.source.extremes)):
+            _refuse_infinite(f"{path}.weight", module.weight)
+
+
+def _refuse_infinite(name: str, values: Tensor) -> NoReturn:
+    bad = int((~torch.isfinite(values)).sum())
+    msg = f"{name} holds {bad} NaN or infinite values of {values.numel()}; the checkpoint is broken"
+    raise InputError(msg)
 
 
 def _check_fits_half(loaded: LoadedModel) -> None:
@@ -247,8 +245,7 @@ def _check_fits_half(loaded: LoadedModel) -> None:
         InputError: names the matrix with the largest value.
     """
     limit = torch.finfo(torch.float16).max
-    extremes = {name: loaded.weight(name).aminmax() for name in loaded.sites}
-    largest = {name: float(torch.maximum(-low, high)) for name, (low, high) in extremes.items()}
+    largest = {name: _largest(loaded, name) for name in loaded.sites}
     name = max(largest, key=lambda one: largest[one])
     if largest[name] > limit:
         msg = (
@@ -256,6 +253,15 @@ def _check_fits_half(loaded: LoadedModel) -> None:
             f"{limit:,.0f}; divide it by a power of two, and multiply the matrix or norm before or after it by the same"
         )
         raise InputError(msg)
+
+
+def _largest(loaded: LoadedModel, name: str) -> float:
+    """Largest magnitude of a tensor; of all of a streamed linear, which is known."""
+    linear = loaded.linear(name)
+    if isinstance(linear, Streamed):
+        return max(map(abs, linear.source.extremes))
+    low, high = loaded.weight(name).aminmax()
+    return float(torch.maximum(-low, high))
 
 
 def _check_vectors(loaded: LoadedModel) -> None:

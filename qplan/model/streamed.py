@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +44,14 @@ class WeightSource:
     def read(self) -> Tensor:
         """The whole weight, in memory of its own."""
         return self._changed(self.checkpoint.stacked(self.keys))
+
+    @cached_property
+    def extremes(self) -> tuple[float, float]:
+        """The weight's least and largest value, NaN if it holds any; found in one look at it as it is stored."""
+        parts = [self.read()] if self.changes else [self.checkpoint.mapped(key) for key in self.keys]
+        found = [part.aminmax() for part in parts]
+        low, high = torch.stack([low for low, _ in found]), torch.stack([high for _, high in found])
+        return float(low.amin()), float(high.amax())
 
     def rows(self, ids: Tensor) -> Tensor:
         """Rows ``[*ids, in_features]`` of the weight."""

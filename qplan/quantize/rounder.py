@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -18,7 +18,7 @@ from qplan.quantize.curvature import Curvature
 from qplan.quantize.gptq import gptq_widths
 from qplan.quantize.methods import round_with
 from qplan.quantize.moments import Moments
-from qplan.quantize.stored import in_pieces, row_pieces
+from qplan.quantize.stored import joined, row_pieces
 from qplan.quantize.stored_cache import StoredCache
 from qplan.roundings import CANDIDATES, needs_tokens
 from qplan.run.safetensors_file import ALL
@@ -76,26 +76,18 @@ class Rounder:
     def store(self, name: str, fmt: QuantFormat, rows: slice = ALL) -> StoredTensor:
         """Store a tensor, or some of its output features, in a format; see `qplan.quantize.methods`."""
         if fmt.is_float or self.rounding == "rtn":
-            return in_pieces(self.loaded.weight(name, rows), lambda part: rtn(part, fmt))
+            return self._by_pieces(name, lambda part: rtn(part, fmt), rows)
         if self.cache is None:
             return self._round(name, fmt).rows(rows)
         return self.cache.get(name, fmt, lambda: self._round(name, fmt), rows)
 
     def pieces(self, name: str, fmt: QuantFormat) -> Iterator[tuple[slice, StoredTensor]]:
-        """The same, a few rows at a time where the matrix is large: its weight is read once."""
+        """The same, a few rows at a time where the matrix is large."""
         spec = self.loaded.card.tensor(name)
-        pieces = row_pieces(spec.out_features, spec.in_features)
-        if fmt.is_float or self.rounding == "rtn":
-            weight = self.loaded.weight(name)
-            for rows in pieces:
-                yield rows, rtn(weight[rows], fmt)
-        elif self.cache is None:
-            whole = self._round(name, fmt)
-            for rows in pieces:
-                yield rows, whole.rows(rows)
-        else:
-            for rows in pieces:
-                yield rows, self.store(name, fmt, rows)
+        again = self.cache is None and not fmt.is_float and self.rounding != "rtn"
+        whole = self._round(name, fmt) if again else None
+        for rows in row_pieces(spec.out_features, spec.in_features):
+            yield rows, self.store(name, fmt, rows) if whole is None else whole.rows(rows)
 
     @property
     def starved(self) -> dict[str, int]:
@@ -114,17 +106,23 @@ class Rounder:
         return (note("too-few-tokens", least_tokens=FEW_TOKENS, tokens=tokens, others=others),)
 
     def _round(self, name: str, fmt: QuantFormat) -> StoredTensor:
-        weight = self.loaded.weight(name)
         if not needs_tokens(self.rounding):
-            return in_pieces(weight, lambda part: round_with(self.rounding, part, fmt))
+            return self._by_pieces(name, lambda part: round_with(self.rounding, part, fmt))
         if self.moments is None or (self.rounding == "auto" and self.judge is None):
             msg = f"rounding {self.rounding!r} needs moments to fit to, and auto others to choose by"
             raise TypeError(msg)
         if name in self.starved:
-            return in_pieces(weight, lambda part: rtn(part, fmt))
+            return self._by_pieces(name, lambda part: rtn(part, fmt))
         with one_thread():
-            curvature, judge = self._prepared.of(self.moments, self.judge, name, weight.device)
-            return in_pieces(weight, lambda part: round_rows(part, fmt, self.rounding, curvature, judge))
+            curvature, judge = self._prepared.of(self.moments, self.judge, name, self.loaded.device)
+            return self._by_pieces(name, lambda part: round_rows(part, fmt, self.rounding, curvature, judge))
+
+    def _by_pieces(self, name: str, store: Callable[[Tensor], StoredTensor], rows: slice = ALL) -> StoredTensor:
+        """Store some rows, a few at a time where the matrix is large: then no more of its weight is in memory."""
+        spec = self.loaded.card.tensor(name)
+        first, last, _ = rows.indices(spec.out_features)
+        pieces = row_pieces(last - first, spec.in_features)
+        return joined([store(self.loaded.weight(name, slice(first + p.start, first + p.stop))) for p in pieces])
 
 
 def round_rows(

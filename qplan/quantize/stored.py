@@ -132,12 +132,10 @@ def row_pieces(out_features: int, in_features: int) -> list[slice]:
     return [slice(start, min(start + step, out_features)) for start in range(0, out_features, step)]
 
 
-def in_pieces(weight: Tensor, store: Callable[[Tensor], StoredTensor]) -> StoredTensor:
-    """Store ``weight [out, in]``, a large one some rows at a time; no row may depend on others."""
-    pieces = row_pieces(*weight.shape)
-    if len(pieces) == 1:
-        return store(weight)
-    parts = [store(weight[rows]) for rows in pieces]
+def joined(parts: Sequence[StoredTensor]) -> StoredTensor:
+    """Rows in one format, one part under the other."""
+    if len(parts) == 1:
+        return parts[0]
     floats = [part.values for part in parts if isinstance(part, FloatTensor)]
     if floats:
         return FloatTensor(parts[0].format, torch.cat(floats))

@@ -46,9 +46,9 @@ class Seen:
     """Squares of the output, summed over tokens and output features."""
     sample: RowSample
     """The output features that are drawn."""
-    judge: Tensor
+    judge: Tensor | None
     """float32 ``[in, in]``: second moments of `inputs`, and of the gradients at lookups where the head is tied; what
-    rounding ``auto`` chooses by."""
+    rounding ``auto`` chooses by; None if nothing asks for them."""
     lookups: Tensor | None = None
     """float32 ``[rows, drawn, in]``: gradient at the drawn rows of a tied head's weight through its lookups."""
     routed: bool = False
@@ -130,7 +130,7 @@ class _Work:
     """``[in]``: of the columns."""
     weight: Tensor
     """float32 ``[drawn of all, in]``, multiplied by it."""
-    judge: Tensor
+    judge: Tensor | None
     """float32 ``[in, in]``, divided by it."""
 
     @classmethod
@@ -138,7 +138,8 @@ class _Work:
         inputs, judge = group[0].inputs, group[0].judge
         factor = torch.ones_like(inputs[0, 0]) if columns is None else columns.to(inputs)
         weight = torch.cat([seen.weight for seen in group]) * factor
-        return cls(group, rounding, curvature, factor, weight, judge if columns is None else divided(judge, factor))
+        judge = judge if columns is None or judge is None else divided(judge, factor)
+        return cls(group, rounding, curvature, factor, weight, judge)
 
     def rounded(self, formats: Sequence[QuantFormat]) -> dict[QuantFormat, list[FormatLoss]]:
         """Losses from weight errors of each tensor, by format."""

@@ -52,7 +52,9 @@ def losses_by(
 ) -> Iterator[list[dict[QuantFormat, FormatLoss]]]:
     """The losses of items, in their order, found by the workers of a cluster."""
     sizes = [
-        4 * (_COPIES * view.inputs.numel() + _MATRICES * view.judge.numel()) for item in items for view in item.group
+        4 * (_COPIES * view.inputs.numel() + (0 if view.judge is None else _MATRICES * view.judge.numel()))
+        for item in items
+        for view in item.group
     ]
     work = FindLosses(activations, max(sizes, default=0))
     tasks = [Task(item, ", ".join(view.name for view in item.group)) for item in items]

@@ -23,7 +23,8 @@ from qplan.quantize.rounder import Rounder
 from qplan.roundings import needs_tokens
 from qplan.sensitivity.analysis import Analysis
 from qplan.sensitivity.metrics import TokenStats, compare, join, reference_of
-from qplan.sensitivity.variants import StoredWeights, apply_formats
+from qplan.sensitivity.stored_weights import StoredWeights
+from qplan.sensitivity.variants import apply_formats
 
 
 @dataclass

@@ -102,8 +102,7 @@ class StoredWeights:
 
     def unchanged(self, name: str, fmt: QuantFormat) -> bool:
         """Whether storage keeps every weight of a tensor bit for bit."""
-        weight = self.loaded.weight(name)
-        return all(torch.equal(part, weight[rows].float()) for rows, part in self.pieces(name, fmt))
+        return all(torch.equal(part, self.loaded.weight(name, rows).float()) for rows, part in self.pieces(name, fmt))
 
     def check(self, name: str, fmt: QuantFormat) -> None:
         """Refuse a format that a tensor cannot have.

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Self
 
 from qplan.card import ModelCard
+from qplan.cost.free import held_memory
 from qplan.cost.target import DEFAULT_TARGET, find_target
 from qplan.errors import InputError
 from qplan.formats import QuantFormat
@@ -42,7 +41,7 @@ class EngineMemory:
     @classmethod
     def beside_this_process(cls, card: ModelCard, tokens: int, limit_bytes: int) -> Self:
         """What is left beside this process as it is now, and the logits that it will hold."""
-        own = own_bytes() + _logits_bytes(card, tokens)
+        own = held_memory() + _logits_bytes(card, tokens)
         return cls(card, tokens, limit_bytes, limit_bytes - own)
 
     def need(self, formats: Mapping[str, QuantFormat], memory: Memory, layers: int | None = None) -> int:
@@ -111,15 +110,6 @@ class EngineMemory:
 def first_tensors(card: ModelCard, layers: int | None) -> tuple[TensorSpec, ...]:
     """The tensors of the first layers, and those of none, as the head; all tensors for None."""
     return tuple(spec for spec in card.tensors if layers is None or spec.layer is None or spec.layer < layers)
-
-
-def own_bytes() -> int:
-    """Resident memory of this process; 0 where the system does not report it."""
-    try:
-        fields = Path("/proc/self/statm").read_text(encoding="ascii").split()
-    except OSError:
-        return 0
-    return int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _logits_bytes(card: ModelCard, tokens: int) -> int:

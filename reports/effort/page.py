@@ -26,7 +26,8 @@ def write_page(results: Mapping[str, Any], path: Path) -> None:
     for name, result in results.items():
         lines += [
             f"## {name}\n",
-            f"{result['parameters']:,} parameters, {result['tensors']} tensors; calibrated on {result['calibration']},",
+            f"{result['parameters']:,} parameters, {result['tensors']} tensors; calibrated on {result['calibration']}",
+            f"(the yardstick measured losses on {result['measured_tokens']:,} of these tokens),",
             f"judged on {result['judged_tokens']:,} tokens. Formats: {', '.join(result['formats'])}.\n",
             *_summary(result["plans"]),
             *_table(result["plans"]),

@@ -21,6 +21,7 @@ import torch
 from qplan.artifact import versions
 from qplan.formats import DEFAULT_FORMATS, parse_formats
 from qplan.run.plan import Plan
+from qplan.run.table import SensitivityTable
 from qplan.sensitivity.metrics import TokenStats
 from reports.effort.page import write_page
 from reports.effort.study import DEMO, JUDGED, WAYS, Study, Way, plans_of
@@ -67,12 +68,17 @@ def compare(study: Study, budgets: tuple[str, ...]) -> dict[str, Any]:
         "parameters": card.parameters,
         "tensors": len(card.tensors),
         "formats": list(conditions.formats),
+        "measured_tokens": sum(row.tokens for row in yardstick.measurements) // _entries(yardstick),
         "calibration": f"{conditions.samples} sequences of {conditions.seq_len} tokens of {conditions.calibration}",
         "judged_tokens": JUDGED * conditions.seq_len,
         "plans": found,
         "notes": {way: [str(told) for told in table.notes] for way, table in tables.items()},
         "versions": versions(),
     }
+
+
+def _entries(table: SensitivityTable) -> int:
+    return len({(row.tensor, row.format, row.memory) for row in table.measurements})
 
 
 def _stderr(ours: TokenStats, theirs: TokenStats) -> float:
@@ -88,10 +94,11 @@ def main() -> None:
     parser.add_argument("--model", default=str(DEMO / "stdlib-3m"), help="folder of a Hugging Face model")
     parser.add_argument("--formats", default=",".join(fmt.name for fmt in DEFAULT_FORMATS))
     parser.add_argument("--work", type=Path, default=Path("build/effort"), help="folder that keeps the analyses")
+    parser.add_argument("--measured-batches", type=int, help="measure losses on so many batches; all by default")
     parser.add_argument("--quick", action="store_true", help="two budgets only")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    study = Study(options.model, options.work, parse_formats(options.formats))
+    study = Study(options.model, options.work, parse_formats(options.formats), options.measured_batches)
     path = HOME / "results.json"
     results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     results[study.name] = compare(study, QUICK_BUDGETS if options.quick else BUDGETS)

@@ -17,8 +17,8 @@ from qplan.errors import InfeasibleError
 from qplan.folding.analyzed import load_analyzed
 from qplan.folding.decide import run_fold
 from qplan.formats import DEFAULT_FORMATS, Formats, QuantFormat
-from qplan.jobs.analyze import run_analyze, sequences_per_pass
-from qplan.jobs.options import FIT_TOKENS, AnalyzeOptions
+from qplan.jobs.analyze import run_analyze
+from qplan.jobs.options import FIT_TOKENS, AnalyzeOptions, sequences_per_pass
 from qplan.model.load import LoadedModel, load_model
 from qplan.planner.budget import Budget
 from qplan.planner.planning import make_plan
@@ -54,6 +54,8 @@ class Study:
     model: str
     folder: Path
     formats: Sequence[QuantFormat] = DEFAULT_FORMATS
+    measured_batches: int | None = None
+    """Batches of the calibration that losses are measured on; None for all."""
 
     @property
     def name(self) -> str:
@@ -106,7 +108,10 @@ class Study:
             rounder=rounder,
             journal=run.journal,
         )
-        with opened as analysis:
+        with opened as whole:
+            analysis = replace(whole, batches=whole.batches[: self.measured_batches])
+            for batch in [number for number in whole.kept.references if number >= len(analysis.batches)]:
+                del whole.kept.references[batch]
             round_all(rounder, analysis.menu)
             goal = {(name, fmt.name, memory) for name, fmt, memory in analysis.entries() if memory == options.memory}
             measure(analysis, goal, progress=_told)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from qplan.cost.free import held_memory
 from qplan.errors import InputError
 from qplan.model.headers import TensorHeader, read_header
 from qplan.model.inert import CONFIG_FILE
@@ -80,20 +81,26 @@ def whole_bytes(model_dir: Path) -> int:
 
 
 def check_fits(what: str, need: int, limit: int | None, remedy: str) -> None:
-    """Refuse what takes more memory than the user allows.
+    """Refuse what takes more memory than the user allows, beside what this process holds.
 
     Args:
         what: what takes it.
-        need: bytes that it takes.
+        need: bytes that it takes in a process of its own.
         limit: bytes allowed; None for no limit.
         remedy: what helps besides a higher limit.
 
     Raises:
         InputError: it takes more.
     """
-    if limit is not None and need > limit:
-        msg = f"{what} takes about {need / 1e9:.1f} GB of memory, more than --max-memory {limit / 1e9:.1f}GB; "
-        raise InputError(msg + f"raise it, {remedy}")
+    if limit is None:
+        return
+    left = max(0, limit - held_memory())
+    if need > left:
+        msg = (
+            f"{what} takes about {need / 1e9:.1f} GB of memory, and --max-memory {limit / 1e9:.1f}GB leaves "
+            f"{left / 1e9:.1f} GB beside qplan itself; raise it, {remedy}"
+        )
+        raise InputError(msg)
 
 
 def _differ(first: tuple[Path, TensorHeader], second: tuple[Path, TensorHeader], *names: str) -> bool:

@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 
 from qplan.cli import console
-from qplan.cli.documents import analysis_document, emit_document, ladder_document
+from qplan.cli.documents import analysis_document, emit_document, forecast_document, ladder_document
+from qplan.cost.expected import Expected, ExpectedStage
+from qplan.cost.work import REFERENCE
 from qplan.jobs.emit import Emitted
+from qplan.jobs.expect import Outlook
 from qplan.verify.climb import Climbed
 from qplan.verify.ladder import Break, Rung
 from tests.support.documented import DOCS, assert_documented, keys
@@ -34,6 +37,12 @@ def test_emit(*, built: bool) -> None:
     demo = {"analysis": analysis_document(run.table, Path("run/sensitivity.parquet"))} | document
     assert_documented(as_printed(demo), keys(PAGE, "qplan emit") | keys(PAGE, "qplan demo"))
     assert_documented(as_printed(demo)["analysis"], keys(PAGE, "qplan analyze"))  # type: ignore[index]
+
+
+def test_a_forecast() -> None:
+    outlook = Outlook(Expected((ExpectedStage("loading", 1.0, 2e9), ExpectedStage("back", 9.0, 3e9, 4e9))), REFERENCE)
+    document = as_printed(forecast_document(outlook))
+    assert_documented(document, keys(PAGE, "qplan analyze --dry-run"))
 
 
 def test_ladder() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from qplan.formats import INT4, INT8, QuantFormat
 from qplan.model.layerwise import run_layer
-from qplan.model.load import LoadedModel
+from qplan.model.load import LoadedModel, load_model
 from qplan.quantize import Int8Activations, IntTensor
 from qplan.quantize import stored as storage
 from qplan.run.calibration import CalibrationSet
@@ -22,6 +22,7 @@ from qplan.sensitivity.kept_logits import kept_logits
 from qplan.sensitivity.metrics import compare, join, reference_of
 from qplan.sensitivity.stored_weights import StoredWeights
 from qplan.sensitivity.variants import apply_formats
+from qplan.settings import MEMORIES
 
 
 def uniform(loaded: LoadedModel, fmt: QuantFormat) -> dict[str, QuantFormat]:
@@ -146,3 +147,24 @@ def test_large_matrices_are_multiplied_some_rows_at_a_time(
     assert len(list(stored.pieces(head, INT8))) > 1
     assert not stored.unchanged(head, INT8)
     assert stored.unchanged(head, QuantFormat(32, 0))
+
+
+@pytest.mark.parametrize("name", ["qwen2", "gemma2", "phi3"])
+def test_a_streamed_model_loses_the_same(
+    tiny_models: dict[str, LoadedModel], name: str, calibration: CalibrationSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = tiny_models[name]
+    streamed = load_model(str(loaded.folder), stream=True)
+    tokens = torch.from_numpy(calibration.heldout)
+    variants: dict[str, Variant] = {memory: Variant(uniform(loaded, INT8), memory) for memory in MEMORIES}
+    expected = variant_losses(loaded, tokens, variants, batch_size=1, engine_embedding=True)
+    with kept_logits(streamed, calibration.heldout) as kept:
+        found = variant_losses(streamed, tokens, variants, batch_size=1, engine_embedding=True, reference=kept)
+        for label, stats in expected.items():
+            assert torch.equal(found[label].kl, stats.kl)
+        monkeypatch.setattr(storage, "LARGE_ELEMENTS", 2000)
+        monkeypatch.setattr(storage, "ROWS_TOGETHER", 8)
+        found = variant_losses(streamed, tokens, variants, batch_size=1, engine_embedding=True, reference=kept)
+    for label, stats in expected.items():
+        assert found[label].kl_nats == pytest.approx(stats.kl_nats, rel=1e-3)
+    assert not any("forward" in vars(module) for module in streamed.model.modules())

@@ -8,12 +8,13 @@ from itertools import pairwise
 import pytest
 
 from qplan.card import ModelCard
+from qplan.cost.free import held_memory
 from qplan.errors import InputError
 from qplan.formats import QuantFormat
 from qplan.model.load import LoadedModel
 from qplan.settings import MEMORIES
 from qplan.uniform import uniform_formats
-from qplan.verify.engine_memory import EngineMemory, first_tensors, own_bytes
+from qplan.verify.engine_memory import EngineMemory, first_tensors
 from tests.support.invented_table import make_table
 
 GB = 10**9
@@ -68,7 +69,7 @@ def test_too_little_is_refused_with_the_limit_and_what_helps(card: ModelCard) ->
 
 def test_this_process_is_taken_off(card: ModelCard) -> None:
     found = EngineMemory.beside_this_process(card, 64, 20 * GB)
-    assert 10**7 < 20 * GB - found.free_bytes - 3 * 4 * 64 * 1000 < own_bytes() * 2
+    assert 10**7 < 20 * GB - found.free_bytes - 3 * 4 * 64 * 1000 < held_memory() * 2
 
 
 def test_first_tensors_are_those_of_layers_and_of_none(qwen2: LoadedModel) -> None:
