@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Set
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,7 +20,7 @@ from qplan.quantize.rounder import Rounder
 from qplan.run.additivity import JointPoint
 from qplan.run.table import SensitivityTable
 from qplan.sensitivity.analysis import Analysis, Entry
-from qplan.sensitivity.blend import blend
+from qplan.sensitivity.blend import blend, width_scales
 from qplan.sensitivity.measured import measure
 from qplan.sensitivity.stand_ins import stand_in_losses, stand_ins_of
 from qplan.settings import Progress, Say
@@ -58,7 +59,7 @@ class Pivotal:
         )
         joint = self._whole_plans(budget)
         measured = self._deciding(budget)
-        rows, scale = blend(analysis, measured)
+        scales = width_scales(analysis, measured)
         told = note(
             "measured-within-passes",
             measured=len(measured),
@@ -66,9 +67,10 @@ class Pivotal:
             plans=len(joint),
             passes=budget.spent,
             most=budget.most,
-            scale=scale,
+            scales={f"{bits} bits": scale for bits, scale in scales.items()},
         )
-        return replace(analysis.table("auto", rows, (told,)), joint=joint)
+        table = self._known(measured)
+        return replace(table, notes=(*table.notes, told), joint=joint)
 
     def _whole_plans(self, budget: PassBudget) -> tuple[JointPoint, ...]:
         """How losses add up, on as few batches as suffice."""
@@ -101,7 +103,7 @@ class Pivotal:
         generator = np.random.default_rng(analysis.conditions.seed)
         measured: set[Entry] = set()
         for left in range(_ROUNDS, 0, -1):
-            worth = _worth(analysis.table("auto", blend(analysis, measured)[0]), fixed, generator)
+            worth = _worth(self._known(measured), fixed, generator)
             share = PassBudget((budget.most - budget.spent) / left)
             new = {
                 entry
@@ -115,6 +117,11 @@ class Pivotal:
             measure(analysis, new, progress=self.progress)
             measured |= new
         return measured
+
+    def _known(self, measured: Set[Entry]) -> SensitivityTable:
+        """The table as far as it is known."""
+        rows, _ = blend(self.analysis, measured, width_scales(self.analysis, measured))
+        return self.analysis.table("auto", rows)
 
 
 def _worth(table: SensitivityTable, fixed: FixedBytes, generator: np.random.Generator) -> Counter[Entry]:
