@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Set
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import Tensor
 
 from qplan.cost.file_bytes import FixedBytes, estimate_fixed
-from qplan.formats import QuantFormat
-from qplan.jobs.additivity import frontier_plans, points_on_part
+from qplan.formats import Formats, QuantFormat
+from qplan.jobs.additivity import frontier_plans, sum_nats
 from qplan.jobs.deciding import decisions
 from qplan.jobs.options import MEASURED_PASSES
 from qplan.jobs.passes import FORWARD, PassBudget, PassCosts
@@ -57,32 +57,39 @@ class Pivotal:
             f"measurements: at most {budget.most:g} passes; a pass is once forwards and backwards over the "
             f"{self._tokens:,} calibration tokens"
         )
-        joint = self._whole_plans(budget)
+        wholes = self._whole_plans(budget)
         measured = self._deciding(budget)
         scales = width_scales(analysis, measured)
         told = note(
             "measured-within-passes",
             measured=len(measured),
             losses=sum(1 for _ in analysis.entries()),
-            plans=len(joint),
+            plans=len(wholes),
             passes=budget.spent,
             most=budget.most,
             scales={f"{bits} bits": scale for bits, scale in scales.items()},
         )
         table = self._known(measured)
+        joint = tuple(JointPoint(table.goal, sum_nats(table, formats), nats) for formats, nats in wholes)
         return replace(table, notes=(*table.notes, told), joint=joint)
 
-    def _whole_plans(self, budget: PassBudget) -> tuple[JointPoint, ...]:
-        """How losses add up, on as few batches as suffice."""
+    def _whole_plans(self, budget: PassBudget) -> list[tuple[Formats, float]]:
+        """Plans and their joint losses in nats, on as few batches as suffice to know how losses add up."""
         analysis = self.analysis
         table = analysis.table("auto", analysis.all_rows("gradient"))
         plans, batches = frontier_plans(table), self._some_batches()
         tokens = sum(batch.numel() for batch in batches)
         if not budget.take(FORWARD * (1 + len(plans)) * tokens / self._tokens):
-            return ()
+            return []
         self.say(f"measuring {len(plans)} whole plans on {tokens:,} tokens: how losses add up")
         losses = stand_in_losses(analysis, plans, batches, stand_ins_of(analysis, self.rounder))
-        return points_on_part(table, plans, losses, len(batches))
+        # what these batches lose is brought to all of them by the sums of single losses on either
+        part = replace(table, measurements=tuple(row for row in table.measurements if row.batch < len(batches)))
+        found = []
+        for formats, nats in zip(plans, losses, strict=True):
+            here = sum_nats(part, formats)
+            found.append((formats, nats * sum_nats(table, formats) / here if here else nats))
+        return found
 
     def _some_batches(self) -> tuple[Tensor, ...]:
         found: list[Tensor] = []
@@ -118,7 +125,7 @@ class Pivotal:
             measured |= new
         return measured
 
-    def _known(self, measured: Set[Entry]) -> SensitivityTable:
+    def _known(self, measured: AbstractSet[Entry]) -> SensitivityTable:
         """The table as far as it is known."""
         rows, _ = blend(self.analysis, measured, width_scales(self.analysis, measured))
         return self.analysis.table("auto", rows)
