@@ -30,7 +30,7 @@ from qplan.run.calibration import CalibrationSet
 from qplan.run.fold import FoldRecord, inputs_of
 from qplan.run.fold_draft import FoldDraft
 from qplan.run.folder import RunFolder
-from qplan.run.moments import moments_folder, write_matrix
+from qplan.run.moments import Part, moments_folder, write_matrix
 from qplan.run.table import SensitivityTable
 from qplan.sensitivity.analysis import Analysis, open_analysis
 from qplan.sensitivity.layer_losses import Seen
@@ -145,7 +145,8 @@ def _left(job: _Job, analysis: Analysis) -> tuple[LoadedModel, tuple[Note, ...]]
         notes = (record.note,)
         if record.folded_sha256 is not None:
             folded = load_folded(job.run, record, job.options.device).within(folded.card.context)
-    for part, sha256 in (("fit", job.calibration.fit_sha256), ("judge", job.calibration.sha256)):
+    parts: dict[Part, str] = {"fit": job.calibration.fit_sha256, "judge": job.calibration.sha256}
+    for part, sha256 in parts.items():
         inputs = {"model": folded.card.sha256, "tokens": sha256}
         if needs_tokens(job.options.rounding) and Moments.open(moments_folder(job.run, part, sha256), inputs) is None:
             return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 
@@ -131,13 +131,13 @@ class Pivotal:
         return self.analysis.table("auto", rows)
 
 
-def _worth(table: SensitivityTable, fixed: FixedBytes, generator: np.random.Generator) -> Counter[Entry]:
+def _worth(table: SensitivityTable, fixed: FixedBytes, generator: np.random.Generator) -> dict[Entry, float]:
     """What not knowing an entry may cost plans, relative to their loss.
 
     Regrets are shared out over what plans decide differently about. Narrow formats of a plan may all be estimated
     wrongly alike, which costs the square of that error.
     """
-    worth: Counter[Entry] = Counter()
+    worth: defaultdict[Entry, float] = defaultdict(float)
     losses = table.kl(table.goal)
     for decided in decisions(table, fixed, generator, _DRAWS):
         total = decided.plan.solver.objective_nats
