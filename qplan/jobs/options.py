@@ -25,7 +25,7 @@ LOGITS_BYTES = 640 << 20
 MOST_SEQUENCES = 4
 """Most sequences in a pass, unless the user gives their number: gradients hold several copies of the logits."""
 
-FIT_TOKENS, QUICK_FIT_TOKENS = 32768, 8192
+FIT_TOKENS, QUICK_FIT_TOKENS = 32768, 16384
 """Most tokens that rounding is fitted to, where every format is rounded whole and where it is not."""
 
 MEASURED_PASSES = 2.0

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from qplan.jobs.options import FIT_TOKENS
+
 INTRODUCTION = """# What each effort's plans lose
 
 Written by `python -m reports.effort.run`, from `results.json`. `qplan analyze` is run with `--effort quick` and
@@ -27,7 +29,8 @@ def write_page(results: Mapping[str, Any], path: Path) -> None:
         lines += [
             f"## {name}\n",
             f"{result['parameters']:,} parameters, {result['tensors']} tensors; calibrated on {result['calibration']}",
-            f"(the yardstick measured losses on {result['measured_tokens']:,} of these tokens),",
+            f"(the yardstick measured losses on {result['measured_tokens']:,} of these tokens);",
+            f"rounding was fitted to {result['fit_tokens']:,} tokens, the yardstick's to {FIT_TOKENS:,};",
             f"judged on {result['judged_tokens']:,} tokens. Formats: {', '.join(result['formats'])}.\n",
             *_summary(result["plans"]),
             *_table(result["plans"]),

@@ -20,6 +20,7 @@ import torch
 
 from qplan.artifact import versions
 from qplan.formats import DEFAULT_FORMATS, parse_formats
+from qplan.jobs.options import QUICK_FIT_TOKENS
 from qplan.run.plan import Plan
 from qplan.run.table import SensitivityTable
 from qplan.sensitivity.metrics import TokenStats
@@ -69,6 +70,7 @@ def compare(study: Study, budgets: tuple[str, ...]) -> dict[str, Any]:
         "tensors": len(card.tensors),
         "formats": list(conditions.formats),
         "measured_tokens": sum(row.tokens for row in yardstick.measurements) // _entries(yardstick),
+        "fit_tokens": QUICK_FIT_TOKENS,
         "calibration": f"{conditions.samples} sequences of {conditions.seq_len} tokens of {conditions.calibration}",
         "judged_tokens": JUDGED * conditions.seq_len,
         "plans": found,
