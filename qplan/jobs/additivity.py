@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 
 from torch import Tensor
@@ -62,23 +61,14 @@ def measure_additivity(
         rounder=rounder,
         progress=progress,
     )
-    points = (JointPoint(table.goal, _sum(table, formats), joint[label].kl_nats) for label, formats in plans.items())
+    points = (
+        JointPoint(table.goal, sum_nats(table, formats), joint[label].kl_nats) for label, formats in plans.items()
+    )
     return replace(table, joint=tuple(points))
 
 
-def points_on_part(
-    table: SensitivityTable, plans: Sequence[Formats], joint: Sequence[float], batches: int
-) -> tuple[JointPoint, ...]:
-    """What whole plans lost on the first batches, brought to all of them by the sums of single losses on either."""
-    part = replace(table, measurements=tuple(row for row in table.measurements if row.batch < batches))
-    found = []
-    for formats, nats in zip(plans, joint, strict=True):
-        here, whole = _sum(part, formats), _sum(table, formats)
-        found.append(JointPoint(table.goal, whole, whole * nats / here if here else nats))
-    return tuple(found)
-
-
-def _sum(table: SensitivityTable, formats: Formats) -> float:
+def sum_nats(table: SensitivityTable, formats: Formats) -> float:
+    """Sum of the single losses of a plan."""
     single = table.kl(table.goal)
     return math.fsum(single[name][fmt.name] for name, fmt in formats.items())
 

@@ -167,9 +167,8 @@ def _left(job: _Job, analysis: Analysis) -> tuple[LoadedModel, tuple[Note, ...]]
         record = FoldRecord.read(job.run.fold)
         notes = (record.note,)
         if record.folded_sha256 is not None:
-            folded = load_folded(job.run, record, job.options.device, stream=folded.streamed).within(
-                folded.card.context
-            )
+            context, stream = folded.card.context, folded.streamed
+            folded = load_folded(job.run, record, job.options.device, stream=stream).within(context)
     parts: dict[Part, str] = {"fit": job.calibration.fit_sha256, "judge": job.calibration.sha256}
     for part, sha256 in parts.items():
         inputs = {"model": folded.card.sha256, "tokens": sha256}

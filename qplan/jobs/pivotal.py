@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import Tensor
 
 from qplan.cost.file_bytes import FixedBytes, estimate_fixed
-from qplan.formats import QuantFormat
-from qplan.jobs.additivity import frontier_plans, points_on_part
-from qplan.jobs.deciding import decisions
+from qplan.formats import Formats, QuantFormat
+from qplan.jobs.additivity import frontier_plans, sum_nats
+from qplan.jobs.deciding import NARROW_ERROR, decisions
 from qplan.jobs.options import MEASURED_PASSES
 from qplan.jobs.passes import FORWARD, PassBudget, PassCosts
 from qplan.notes import note
@@ -19,7 +20,7 @@ from qplan.quantize.rounder import Rounder
 from qplan.run.additivity import JointPoint
 from qplan.run.table import SensitivityTable
 from qplan.sensitivity.analysis import Analysis, Entry
-from qplan.sensitivity.blend import blend
+from qplan.sensitivity.blend import blend, width_scales
 from qplan.sensitivity.measured import measure
 from qplan.sensitivity.stand_ins import stand_in_losses, stand_ins_of
 from qplan.settings import Progress, Say
@@ -59,31 +60,39 @@ class Pivotal:
             f"measurements: at most {budget.most:g} passes; a pass is once forwards and backwards over the "
             f"{self._tokens:,} calibration tokens"
         )
-        joint = self._whole_plans(budget)
+        wholes = self._whole_plans(budget)
         measured = self._deciding(budget)
-        rows, scale = blend(analysis, measured)
+        scales = width_scales(analysis, measured)
         told = note(
             "measured-within-passes",
             measured=len(measured),
             losses=sum(1 for _ in analysis.entries()),
-            plans=len(joint),
+            plans=len(wholes),
             passes=budget.spent,
             most=budget.most,
-            scale=scale,
+            scales={f"{bits} bits": scale for bits, scale in scales.items()},
         )
-        return replace(analysis.table("auto", rows, (told,)), joint=joint)
+        table = self._known(measured)
+        joint = tuple(JointPoint(table.goal, sum_nats(table, formats), nats) for formats, nats in wholes)
+        return replace(table, notes=(*table.notes, told), joint=joint)
 
-    def _whole_plans(self, budget: PassBudget) -> tuple[JointPoint, ...]:
-        """How losses add up, on as few batches as suffice."""
+    def _whole_plans(self, budget: PassBudget) -> list[tuple[Formats, float]]:
+        """Plans and their joint losses in nats, on as few batches as suffice to know how losses add up."""
         analysis = self.analysis
         table = analysis.table("auto", analysis.all_rows("gradient"))
         plans, batches = frontier_plans(table), self._some_batches()
         tokens = sum(batch.numel() for batch in batches)
         if not budget.take(FORWARD * (1 + len(plans)) * tokens / self._tokens):
-            return ()
+            return []
         self.say(f"measuring {len(plans)} whole plans on {tokens:,} tokens: how losses add up")
         losses = stand_in_losses(analysis, plans, batches, stand_ins_of(analysis, self.rounder))
-        return points_on_part(table, plans, losses, len(batches))
+        # what these batches lose is brought to all of them by the sums of single losses on either
+        part = replace(table, measurements=tuple(row for row in table.measurements if row.batch < len(batches)))
+        found = []
+        for formats, nats in zip(plans, losses, strict=True):
+            here = sum_nats(part, formats)
+            found.append((formats, nats * sum_nats(table, formats) / here if here else nats))
+        return found
 
     def _some_batches(self) -> tuple[Tensor, ...]:
         found: list[Tensor] = []
@@ -104,7 +113,7 @@ class Pivotal:
         generator = np.random.default_rng(analysis.conditions.seed)
         measured: set[Entry] = set()
         for left in range(_ROUNDS, 0, -1):
-            worth = _worth(analysis.table("auto", blend(analysis, measured)[0]), fixed, generator)
+            worth = _worth(self._known(measured), fixed, generator)
             share = PassBudget((budget.most - budget.spent) / left)
             new = {
                 entry
@@ -119,11 +128,24 @@ class Pivotal:
             measured |= new
         return measured
 
+    def _known(self, measured: AbstractSet[Entry]) -> SensitivityTable:
+        """The table as far as it is known."""
+        rows, _ = blend(self.analysis, measured, width_scales(self.analysis, measured))
+        return self.analysis.table("auto", rows)
+
 
 def _worth(table: SensitivityTable, fixed: FixedBytes, generator: np.random.Generator) -> dict[Entry, float]:
-    """What not knowing an entry may cost plans: their relative regrets, shared out over what they decide on."""
+    """What not knowing an entry may cost plans, relative to their loss.
+
+    Regrets are shared out over what plans decide differently about. Narrow formats of a plan may all be estimated
+    wrongly alike, which costs the square of that error.
+    """
     worth: defaultdict[Entry, float] = defaultdict(float)
+    losses = table.kl(table.goal)
     for decided in decisions(table, fixed, generator, _DRAWS):
+        total = decided.plan.solver.objective_nats
+        for entry in decided.narrow():
+            worth[entry] += NARROW_ERROR**2 * losses[entry[0]][entry[1]] / total if total else 0.0
         for other, regret in zip(decided.others, decided.regrets, strict=True):
             differences = list(decided.differences(other))
             for entry in differences:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import copyreg
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import cast
 
 from qplan.errors import StaleArtifactError
 from qplan.model.load import LoadedModel, load_model
-from qplan.model.source import local_folder
 from qplan.settings import DTypeName
 
 
@@ -49,8 +49,7 @@ def reopened(place: ModelPlace) -> LoadedModel:
     """
     if place not in _OPEN:
         _OPEN.clear()
-        there = local_folder(place.folder) is not None
-        source = place.folder if there else place.source
+        source = place.folder if Path(place.folder).is_dir() else place.source
         loaded = load_model(source, device=place.device, dtype=place.dtype, stream=place.streamed)
         if loaded.card.sha256 != place.sha256:
             msg = f"{loaded.folder} holds another model on this worker; give all nodes the same files"

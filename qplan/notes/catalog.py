@@ -89,14 +89,14 @@ CATALOG: Mapping[str, NoteKind] = {
     ),
     "measured-within-passes": _kind(
         "{measured} of {losses} losses and {plans} whole plans were measured, in {passes:.1f} of at most {most:g} "
-        "passes; the others are estimates from gradients, multiplied by {scale:.2f}, the mean ratio where both are "
-        "known. A pass is once forwards and backwards over the calibration tokens",
+        "passes; the others are estimates from gradients, multiplied by what the measured ones suggest ({scales:.2f}). "
+        "A pass is once forwards and backwards over the calibration tokens",
         measured=int,
         losses=int,
         plans=int,
         passes=float,
         most=float,
-        scale=float,
+        scales=dict[str, float],
     ),
     "menu-without-choice": _kind(
         "at {budgets} these formats leave plans no choice: only the smallest format of every tensor fits; add "

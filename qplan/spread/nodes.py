@@ -80,7 +80,7 @@ def check_facts(node: str, facts: NodeFacts, here: NodeFacts, run: Path, model: 
     if model is not None and facts.model != here.model:
         msg = (
             f"Ray node {node} does not see the model {model} as it is here; put it on storage that all nodes mount at "
-            "the same path, or name it by its hub id, which every node fetches"
+            "the same path, or name it by its hub id or a bucket's URL"
         )
         raise InputError(msg)
 

@@ -31,7 +31,7 @@ from qplan.spread.cluster import Cluster
 from qplan.spread.nodes import workers_at
 from qplan.spread.work import Task
 from reports.ray.shapes import COPIES, FIT_TOKENS, MATRICES, SHAPES, Shape
-from tests.support.local_cluster import local_cluster, node_arguments
+from tests.support.local_cluster import NODE, local_cluster
 
 FORMATS = (INT8, INT4, QuantFormat(3))
 
@@ -39,7 +39,7 @@ MOST = 2
 """Workers at most: this machine has two processors."""
 
 FLOPS = 50e9
-"""A processor's rate in GPTQ, from above: what `reports/scale` finds of its products in fp32 is 117 GFLOP/s."""
+"""A processor's rate in GPTQ, assumed: less than half of what large products in fp32 reach."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def main() -> None:
     with local_cluster(nodes=1) as cluster:
         for workers in (1, 2):
             if workers == MOST:
-                cluster.add_node(**node_arguments())
+                cluster.add_node(**NODE)
             run = RunFolder(given.work / f"run-{workers}")
             run.folder.mkdir(parents=True)
             with workers_at(cluster.address, run, loaded.folder, print) as hands:
@@ -161,16 +161,17 @@ Written by `python -m reports.ray.run --model {model} --work FOLDER`; the plan b
 
 ## One and two workers on this machine
 
-{model}, every tensor rounded to {", ".join(f"`{fmt.name}`" for fmt in FORMATS)} with `--rounding auto`, on a cluster of one and of
-two nodes of one processor each. The machine is shared, so times are processor times of the workers: a stage cannot end before the
-worker with the longest does. In this process alone, the same takes {here_s:.1f} s. Both clusters wrote {verdict} as this process.
+{model}, every tensor rounded to {", ".join(f"`{fmt.name}`" for fmt in FORMATS)} with `--rounding auto`, on a cluster
+of one and of two nodes of one processor each. The machine is shared, so times are processor times of the workers: a
+stage cannot end before the worker with the longest does. In this process alone, the same takes {here_s:.1f} s. Both
+clusters wrote {verdict} as this process.
 
 | workers | tasks | all tasks, s | longest worker, s | speed-up | start of a worker, s |
 |---:|---:|---:|---:|---:|---:|
 {chr(10).join(rows)}
 
-A worker starts once per command: it imports torch and loads the model. Two workers do {two.total_s / one.total_s:.2f} times the
-work of one in all: each factors the moments that it needs.
+A worker starts once per command: it imports torch and loads the model. Two workers do
+{two.total_s / one.total_s:.2f} times the work of one in all: each factors the moments that it needs.
 
 ## On paper: 70B and 671B
 
@@ -180,11 +181,11 @@ Rounding every tensor to one format, as `emit` does, with moments of {FIT_TOKENS
 |---|{"---:|" * len(SHAPES)}
 {_planned()}
 
-Read: a task's weights in bf16 and the two matrices of moments of its inputs. Written: a byte per weight and its scales. The memory of a
-worker is what `qplan.quantize.round_tasks` reserves: its largest tensor in {COPIES} copies and that tensor's moments in
-{MATRICES}, on top of the model, of which a streamed one is read tensor by tensor. Hours are those of GPTQ's products at
-{FLOPS / 1e9:.0f} GFLOP/s per processor; no cluster ends sooner than the longest task. Experts of a mixture each have inputs, and
-so moments, of their own.
+Read: a task's weights in bf16 and the two matrices of moments of its inputs. Written: a byte per weight and its scales.
+The memory of a worker is what `qplan.quantize.round_tasks` reserves: its largest tensor in {COPIES} copies and that
+tensor's moments in {MATRICES}, on top of the model; of a streamed model, weights are read tensor by tensor. Hours are
+those of GPTQ's products at {FLOPS / 1e9:.0f} GFLOP/s per processor; no cluster ends sooner than the longest task.
+Experts of a mixture each have inputs, and so moments, of their own.
 """
 
 

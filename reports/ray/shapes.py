@@ -84,7 +84,7 @@ class Shape:
         return float(max(2 * kind.out * kind.width**2 + 2 * kind.width**3 for kind in self.tensors))
 
 
-def llama(name: str, hidden: int, inner: int, values: int, layers: int, vocabulary: int) -> Shape:
+def llama(name: str, *, hidden: int, inner: int, values: int, layers: int, vocabulary: int) -> Shape:
     """A dense model of the Llama family."""
     return Shape(
         name,
@@ -101,7 +101,7 @@ def llama(name: str, hidden: int, inner: int, values: int, layers: int, vocabula
 
 
 SHAPES = (
-    llama("Llama-3.1-70B", 8192, 28672, 1024, 80, 128256),
+    llama("Llama-3.1-70B", hidden=8192, inner=28672, values=1024, layers=80, vocabulary=128256),
     Shape(
         "DeepSeek-V3, 671B",
         7168,

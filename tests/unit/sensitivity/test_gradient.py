@@ -82,7 +82,7 @@ class _Recorder:
         self.seen[module] = inputs, gradients, lookups
 
 
-@pytest.mark.parametrize(("chunk", "option"), [(1 << 21, 0), pytest.param(1, 2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("chunk", "option"), [(1 << 21, 0), pytest.param(600, 2, marks=pytest.mark.slow)])
 def test_squares_are_their_definition(
     tiny: LoadedModel,
     calibration: CalibrationSet,

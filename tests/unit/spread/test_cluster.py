@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ import torch
 
 from qplan.errors import InputError, MeasurementError, ToolError
 from qplan.formats import FP16, INT4, INT8, QuantFormat
+from qplan.jobs.analyze import run_analyze
+from qplan.jobs.options import AnalyzeOptions
 from qplan.model.load import LoadedModel
 from qplan.quantize.moment_tasks import gather_by
 from qplan.quantize.moments import Moments, gather_moments
@@ -31,6 +34,7 @@ from qplan.spread.cluster import Cluster, connected
 from qplan.spread.nodes import workers_at
 from qplan.spread.work import Task
 from tests.support.local_cluster import local_cluster
+from tests.support.tiny_models import words
 
 pytestmark = pytest.mark.slow
 
@@ -143,7 +147,7 @@ def test_a_task_that_always_kills_its_worker_is_named(
 def test_work_that_fits_in_no_worker_is_refused_before_it_starts(
     workers: tuple[Cluster, list[str]], tmp_path: Path
 ) -> None:
-    with pytest.raises(InputError, match=r"needs 1000000.0 GB in every worker, and the largest node .* offers"):
+    with pytest.raises(InputError, match=r"needs 1000000\.5 GB in every worker, and the largest node .* offers"):
         list(workers[0].run(Marks(tmp_path, memory_bytes=10**15), [Task((1, ""), "one")]))
     assert not files(tmp_path)
 
@@ -167,6 +171,31 @@ def test_without_ray_the_command_that_installs_it_is_told(monkeypatch: pytest.Mo
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(InputError, match=r"pip install 'qplan\[ray\]'"), connected("auto"):
         pass
+
+
+def test_the_quick_analysis_ends_in_the_same_table_and_journal(
+    qwen2: LoadedModel, workers: tuple[Cluster, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "text.txt").write_text(words(2000, seed=1))
+    options = AnalyzeOptions(
+        model=str(qwen2.folder),
+        calib=str(tmp_path / "text.txt"),
+        samples=4,
+        seq_len=32,
+        effort="quick",
+        fit_tokens=512,
+        formats=(INT8, INT4),
+        ray="auto",
+    )
+    tables, journals = [], []
+    for hands in (None, workers[0]):
+        monkeypatch.setattr("qplan.jobs.analyze.workers_at", lambda *_, hands=hands: nullcontext(hands))
+        run = RunFolder(tmp_path / f"run-{hands is None}")
+        tables.append(run_analyze(options, run, lambda _line: None, lambda _done, _total: None))
+        journals.append(sorted(run.journal.read_bytes().splitlines()))
+    assert tables[0].measurements == tables[1].measurements
+    assert tables[0].sha256 == tables[1].sha256
+    assert journals[0] == journals[1]
 
 
 def test_losses_are_the_same_though_a_node_dies_among_them(  # noqa: PLR0917 - fixtures
