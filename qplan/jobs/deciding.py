@@ -26,7 +26,7 @@ BUDGETS = parse_budgets(["3.5bpw, 4bpw, int4, 4.5bpw, 5bpw, 6bpw, int8, 8bpw"])
 NARROW_BITS = 4
 """Width below which the second-order estimate may fail."""
 
-NARROW_ERROR = 0.3
+_NARROW_ERROR = 0.3
 """Relative standard error to assume there."""
 
 
@@ -87,4 +87,4 @@ def _relative_error(fmt: str, loss: Loss) -> float:
     if loss.source == "measured" or not loss.kl_nats:
         return 0.0
     narrow = QuantFormat.parse(fmt).bits < NARROW_BITS
-    return math.hypot(loss.stderr_nats / loss.kl_nats, NARROW_ERROR if narrow else 0.0)
+    return math.hypot(loss.stderr_nats / loss.kl_nats, _NARROW_ERROR if narrow else 0.0)

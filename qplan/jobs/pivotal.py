@@ -12,7 +12,7 @@ from torch import Tensor
 from qplan.cost.file_bytes import FixedBytes, estimate_fixed
 from qplan.formats import Formats, QuantFormat
 from qplan.jobs.additivity import frontier_plans, sum_nats
-from qplan.jobs.deciding import NARROW_ERROR, decisions
+from qplan.jobs.deciding import decisions
 from qplan.jobs.options import MEASURED_PASSES
 from qplan.jobs.passes import FORWARD, PassBudget, PassCosts
 from qplan.notes import note
@@ -135,17 +135,9 @@ class Pivotal:
 
 
 def _worth(table: SensitivityTable, fixed: FixedBytes, generator: np.random.Generator) -> dict[Entry, float]:
-    """What not knowing an entry may cost plans, relative to their loss.
-
-    Regrets are shared out over what plans decide differently about. Narrow formats of a plan may all be estimated
-    wrongly alike, which costs the square of that error.
-    """
+    """What not knowing an entry may cost plans: their relative regrets, shared out over what they decide on."""
     worth: defaultdict[Entry, float] = defaultdict(float)
-    losses = table.kl(table.goal)
     for decided in decisions(table, fixed, generator, _DRAWS):
-        total = decided.plan.solver.objective_nats
-        for entry in decided.narrow():
-            worth[entry] += NARROW_ERROR**2 * losses[entry[0]][entry[1]] / total if total else 0.0
         for other, regret in zip(decided.others, decided.regrets, strict=True):
             differences = list(decided.differences(other))
             for entry in differences:
