@@ -46,7 +46,7 @@ def test_a_forecast() -> None:
     stages = (ExpectedStage("loading", 1.0, 2e9), ExpectedStage("back", 9.0, 3e9, 4e9))
     outlook = Outlook(Expected(stages), REFERENCE, asked, None)
     document = as_printed(forecast_document(outlook))
-    assert_documented(document, keys(PAGE, "qplan analyze --dry-run"))
+    assert_documented(document, keys(PAGE, "A dry run of qplan analyze"))
 
 
 def test_ladder() -> None:
