@@ -144,7 +144,8 @@ class OnePassCost:
         last = self._views([shape.head]) + self._losses([shape.head])
         # a tied head comes last, since its lookups' gradients do
         parts = [*parts, last] if shape.tied else [parts[0] + last, *parts[1:]]
-        head_memory = self._head_memory() + self._read(shape.head.weights)
+        # read as floats, and kept in half precision for its gradient where that pays
+        head_memory = self._head_memory() + self._read(shape.head.weights) * (1.5 if asked.half else 1.0)
         memory = max(head_memory, *(self._layer_memory(layer) for layer in shape.layers))
         memory += _WORKING_BYTES + _FLOAT * asked.kept * shape.hidden * (4 if shape.tied else 2)
         return self._stage("back: folds and losses", parts, memory, self._judges(), at_once=2)
