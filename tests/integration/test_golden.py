@@ -31,7 +31,7 @@ def again(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     try:
         model = str(HOME / "stdlib-3m")
         succeed("analyze", model, "--mode", "auto", *FEW_OPTIONS, "--run", "run", folder=folder)
-        succeed("emit", "--run", "run", "--budget", "int8", "--no-build", folder=folder)
+        succeed("emit", "--run", "run", "--budget", "int8", "--no-build", "--repair", "0", folder=folder)
     finally:
         torch.set_num_threads(before)
     return RunFolder(folder / "run")
