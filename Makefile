@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo check test lab notebooks docs lint clean
+.PHONY: demo check test tests lab notebooks docs lint clean
 demo: .venv/installed
 	$(BIN)/qplan demo
 
@@ -15,7 +15,11 @@ PYTEST := $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --n
 check: .venv/installed lint
 	$(PYTEST) -m "not engine and not browser and not slow"
 
-test: .venv/installed lint
+# the linters beside the tests: type checks take a minute on one processor
+test: .venv/installed
+	$(MAKE) --jobs=2 --no-print-directory tests lint
+
+tests: .venv/installed
 	$(PYTEST)
 
 docs: .venv/installed

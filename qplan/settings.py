@@ -21,8 +21,9 @@ Mode = Literal["auto", "gradient", "measured"]
 plans depend on them (``auto``)."""
 
 Effort = Literal["quick", "default", "thorough"]
-"""How much an analysis may take: one pass there and back with a sample of output features (``quick``), what the mode
-says (``default``), or a measurement of every loss (``thorough``)."""
+"""How much an analysis may take: one pass there and back with a sample of output features (``quick``), the same and
+then measurements of what plans hang on, within a budget of passes (``default``), or a measurement of every loss
+(``thorough``)."""
 
 Folding = Literal["auto", "off"]
 """Whether scales may move between neighboring weights before anything is quantized."""

@@ -12,6 +12,9 @@ HEAD_BITS = 8
 UNIFORM_NAMES = {FP16.bits: "fp16"} | {bits: f"int{bits}" for bits in sorted(INT_BITS, reverse=True)}
 """Names of the uniform exports by their width, the widest first."""
 
+COMPARED = {"fp16": 16, "int8": 8, "int4": 4}
+"""Width by name of the uniform exports that every plan is compared with on the engine."""
+
 
 def uniform_formats(card: ModelCard, bits: int, scale_bits: int = 16) -> dict[str, QuantFormat]:
     """Format by Hugging Face name of ``llmexport --quant_bit BITS --lm_quant_bit 8 --quant_block 64``.

@@ -12,14 +12,22 @@ from qplan.notes import Note, few, note
 from qplan.quantize import EnginePath, Int8Activations
 from qplan.quantize.rounder import Rounder
 from qplan.run.plan import Plan
-from qplan.sensitivity.joint import joint_losses
-from qplan.settings import DynamicOption
+from qplan.run.safetensors_file import ALL
+from qplan.sensitivity.joint import Variant, variant_losses
+from qplan.sensitivity.kept_logits import KeptLogits
+from qplan.settings import DYNAMIC_OPTIONS, DynamicOption
 
 LEAST_GAIN = 0.1
 """Least share of the loss, in prefill and in decode, that ``dynamic_option`` 2 must save to be chosen by default."""
 
 MOST_SLOWDOWN = 0.15
 """Largest share of decode speed that it may cost to be chosen by default."""
+
+GAIN_TOKENS = 1024
+"""Held-out tokens that the gain is measured on at first."""
+
+_DOUBT = 0.1
+"""Distance to the least gain below which it is measured on all tokens."""
 
 _PATHS: tuple[EnginePath, ...] = ("prefill", "decode")
 
@@ -37,25 +45,39 @@ class BlockGain:
         return max(self.prefill, self.decode) <= 1 - LEAST_GAIN
 
 
-def measure_gain(plan: Plan, rounder: Rounder, heldout: NDArray[np.int64]) -> BlockGain:
-    """Compute the plan's joint losses with both options in torch.
+def measure_gain(plan: Plan, rounder: Rounder, heldout: NDArray[np.int64], kept: KeptLogits | None = None) -> BlockGain:
+    """Compute the plan's joint losses with both options in torch, on some of the tokens if these leave no doubt.
 
     Args:
         plan: a plan without formats that the engine garbles.
         rounder: chooses the integers.
         heldout: tokens, int64 ``[rows, seq_len]``.
+        kept: what the model in FP32 says of them; None to compute it.
     """
-    tokens = torch.from_numpy(heldout)
+    step = max(1, heldout.size // GAIN_TOKENS)
+    some = _gain(plan, rounder, heldout, kept, slice(0, None, step))
+    if step == 1 or abs(max(some.prefill, some.decode) - (1 - LEAST_GAIN)) > _DOUBT:
+        return some
+    return _gain(plan, rounder, heldout, kept, ALL)
 
-    def loss(path: EnginePath, option: DynamicOption) -> float:
-        activations = Int8Activations(path, option)
-        plans = {"": plan.formats}
-        found = joint_losses(rounder.loaded, tokens, plans, "low", activations, engine_embedding=True, rounder=rounder)
-        return found[""].kl_nats
 
+def _gain(plan: Plan, rounder: Rounder, heldout: NDArray[np.int64], kept: KeptLogits | None, rows: slice) -> BlockGain:
+    found = variant_losses(
+        rounder.loaded,
+        torch.from_numpy(heldout[rows]),
+        {
+            f"{path} {option}": Variant(plan.formats, "low", Int8Activations(path, option))
+            for path in _PATHS
+            for option in DYNAMIC_OPTIONS
+        },
+        batch_size=4 if kept is None else 1,
+        engine_embedding=True,
+        rounder=rounder,
+        reference=None if kept is None else kept.take(rows),
+    )
     shares = {}
     for path in _PATHS:
-        before, after = loss(path, 0), loss(path, 2)
+        before, after = (found[f"{path} {option}"].kl_nats for option in DYNAMIC_OPTIONS)
         shares[path] = after / before if before else 1.0
     return BlockGain(shares["prefill"], shares["decode"])
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from qplan.choosing.choose import choose_plan
 from qplan.choosing.context import PlanningContext
 from qplan.choosing.repair import repair
-from qplan.choosing.request import EVALUATIONS, PlanRequest
+from qplan.choosing.request import PlanRequest
 from qplan.errors import InfeasibleError
 from qplan.formats import Formats
 from qplan.notes import note
@@ -37,7 +37,7 @@ class WholeLoss:
 
 
 def choose_requested(
-    context: PlanningContext, wanted: PlanRequest, run: RunFolder, *, evaluations: int = EVALUATIONS
+    context: PlanningContext, wanted: PlanRequest, run: RunFolder, *, evaluations: int | None = None
 ) -> Plan:
     """Choose the best plan within all budgets and limits, and repair it by measuring whole models.
 
@@ -47,7 +47,7 @@ def choose_requested(
         context: losses, and the means to measure whole models; its rules are replaced by those of ``wanted``.
         wanted: budgets, limits and rules.
         run: the run, which holds the device profile.
-        evaluations: most whole models that the repair may measure; 0 for no repair.
+        evaluations: most whole models that the repair may measure; 0 for no repair, None for what it can afford.
 
     Raises:
         InputError: a pattern matches nothing, or a device profile is needed and missing.
@@ -60,7 +60,7 @@ def choose_requested(
     for _ in range(_ROUNDS):
         limits: tuple[Ceiling | ResourceLimit, ...] = (*resources, *wanted.loss_ceilings(table, scales))
         plan = choose_plan(context, wanted.budgets, limits=limits, minimize=minimize)
-        if minimize is None and evaluations:
+        if minimize is None and evaluations != 0:
             plan = _repaired(plan, context, limits, evaluations)
         if not wanted.budgets:
             plan = replace(plan, budget=wanted.label)
@@ -86,7 +86,7 @@ def choose_requested(
 
 
 def _repaired(
-    plan: Plan, context: PlanningContext, limits: Sequence[Ceiling | ResourceLimit], evaluations: int
+    plan: Plan, context: PlanningContext, limits: Sequence[Ceiling | ResourceLimit], evaluations: int | None
 ) -> Plan:
     """The repaired plan, or the given one if the repair makes it worse than uniform under some memory setting."""
     better = repair(plan, context, limits=limits, evaluations=evaluations)

@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import partial
 
 from qplan.choosing.context import PlanningContext
-from qplan.choosing.request import EVALUATIONS
+from qplan.choosing.request import EVALUATIONS, REPAIR_PASSES
 from qplan.cost.file_bytes import file_bytes
 from qplan.formats import Formats
 from qplan.notes import note
@@ -27,6 +27,12 @@ from qplan.sensitivity.metrics import TokenStats
 
 _MOVES = 15
 """Most single moves that one round measures."""
+_LEAST = 3
+"""Fewest whole models that a repair can do anything with: two moves and the plan."""
+_FORWARDS = 3
+"""Passes forwards that take as long as one forwards and backwards."""
+_SHARE = 0.6
+"""Of a forward pass, what a plan takes that differs in one tensor from another: nothing before that, and the head."""
 REPAIRED = "repaired"
 """Solver status of a plan that repair has changed."""
 
@@ -36,7 +42,7 @@ def repair(
     context: PlanningContext,
     *,
     limits: Sequence[Ceiling | ResourceLimit] = (),
-    evaluations: int = EVALUATIONS,
+    evaluations: int | None = None,
 ) -> Plan:
     """Improve a plan within its budget and limits.
 
@@ -44,7 +50,7 @@ def repair(
         plan: the plan with the least sum of single losses.
         context: these losses, the rules, and at least two held-out rows.
         limits: limits on other losses, RAM and time.
-        evaluations: most whole models to measure.
+        evaluations: most whole models to measure; None for `affordable`.
 
     Returns:
         The given plan, or one that loses less on both halves of the held-out rows.
@@ -58,7 +64,13 @@ def repair(
     picks = picks_of(problem, plan.formats, card)
     if picks is None or not program.holds(picks) or len(heldout) < 2 or rules.metric is not Metric.kl:
         return plan
-    choosing, confirming = (partial(context.whole, rows=heldout[start::2]) for start in (0, 1))
+    if evaluations is None:
+        evaluations = affordable(context)
+        context.say(
+            f"promotions and demotions: at most {evaluations} whole models on {heldout[::2].size:,} tokens, about "
+            f"{REPAIR_PASSES:g} passes over the calibration"
+        )
+    choosing, confirming = (partial(context.whole, rows=slice(start, None, 2)) for start in (0, 1))
     first, best = picks, choosing({"": plan.formats})[""]
     start_nats, left = best.kl_nats, evaluations - 1
     while left >= 3:  # two moves and their combination
@@ -91,6 +103,12 @@ def repair(
         f"{changed} tensors promoted or demoted within the limits: whole-model loss x {share:.3f} on held-out rows"
     )
     return _changed(plan, context, formats, limits, share)
+
+
+def affordable(context: PlanningContext) -> int:
+    """Most whole models that a repair may measure by default: what `REPAIR_PASSES` allow, up to `EVALUATIONS`."""
+    forwards = REPAIR_PASSES * _FORWARDS * context.pass_tokens / max(1, context.heldout[::2].size)
+    return max(_LEAST, min(EVALUATIONS, int(forwards / _SHARE)))
 
 
 def _with(picks: Sequence[int], group: int, choice: int) -> tuple[int, ...]:

@@ -29,7 +29,9 @@ KL, PERPLEXITY = "KL", "perplexity increase, as KL"
 _NANOSECONDS = 10**6
 """Nanoseconds in a millisecond."""
 EVALUATIONS = 48
-"""Most whole models that a repair measures, see `qplan.choosing.repair`."""
+"""Most whole models that a repair measures by default, see `qplan.choosing.repair`."""
+REPAIR_PASSES = 1
+"""Passes, forwards and backwards over the calibration tokens, that a repair may take by default."""
 
 _INCREASE = re.compile(rf"({NUMBER})\s*(%?)")
 MOST_NATS, MOST_MS = 1e3, 1e9

@@ -9,12 +9,22 @@ from typing import Annotated
 import typer
 
 from qplan.cli import completion, panels
-from qplan.cli.console import answer, out, progress_bar, say
-from qplan.cli.documents import analysis_document
+from qplan.cli.console import answer, out, say, work_bar
+from qplan.cli.documents import analysis_document, forecast_document
 from qplan.cli.modes import with_modes
+from qplan.cli.ray import RayOption
+from qplan.cli.rules import memory_limit
 from qplan.cli.tidy import tidied
+from qplan.errors import InputError
 from qplan.formats import parse_formats
-from qplan.jobs.options import FIT_TOKENS, LOGITS_BYTES, MOST_SEQUENCES, QUICK_FIT_TOKENS, AnalyzeOptions
+from qplan.jobs.options import (
+    FIT_TOKENS,
+    LOGITS_BYTES,
+    MEASURED_PASSES,
+    MOST_SEQUENCES,
+    QUICK_FIT_TOKENS,
+    AnalyzeOptions,
+)
 from qplan.roundings import HELP, ROUNDINGS
 from qplan.run.folder import RunFolder
 from qplan.settings import DTypeName, DynamicOption, Effort, Folding, Memory, Mode
@@ -56,16 +66,17 @@ def command(
     effort: Annotated[
         Effort,
         typer.Option(
-            help="quick takes one pass there and back and rounds a sample of every tensor's output features, thorough "
-            "measures every loss, default does what --mode says.",
+            help="How much work: quick takes one pass, default then measures what plans hang on, within "
+            f"{MEASURED_PASSES:g} passes, thorough rounds and measures everything.",
             rich_help_panel=panels.LOSSES,
         ),
     ] = AnalyzeOptions.effort,
     mode: Annotated[
-        Mode,
+        Mode | None,
         typer.Option(
-            help="gradient estimates every loss from one backward pass, measured runs the model with every format, "
-            "auto estimates, then measures what plans depend on.",
+            help="For developers: gradient estimates every loss from one backward pass, measured runs the model with "
+            "every format, auto estimates, then measures what plans depend on; all round every format whole first.",
+            hidden=True,
             rich_help_panel=panels.LOSSES,
         ),
     ] = AnalyzeOptions.mode,
@@ -100,7 +111,7 @@ def command(
         typer.Option(
             metavar="N",
             help="Fit rounding to at most this many tokens.",
-            show_default=f"{FIT_TOKENS}; {QUICK_FIT_TOKENS} with --effort quick",
+            show_default=f"{QUICK_FIT_TOKENS}; {FIT_TOKENS} with --effort thorough",
             rich_help_panel=panels.WEIGHTS,
         ),
     ] = AnalyzeOptions.fit_tokens,
@@ -156,6 +167,7 @@ def command(
             rich_help_panel=panels.MACHINE,
         ),
     ] = AnalyzeOptions.dtype,
+    ray: RayOption = AnalyzeOptions.ray,
     run: Annotated[
         Path | None,
         typer.Option(
@@ -170,6 +182,24 @@ def command(
         bool,
         typer.Option("--restart", help="Discard an earlier run with other inputs.", rich_help_panel=panels.FOLDERS),
     ] = AnalyzeOptions.restart,
+    max_memory: Annotated[
+        str | None,
+        typer.Option(
+            "--max-memory",
+            metavar="BYTES",
+            help="Most memory to take, e.g. `10GB`; a model that needs more is read from the disk layer by layer.",
+            show_default="what is free",
+            rich_help_panel=panels.MACHINE,
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Measure this machine for a few seconds, print time, memory and disk of each stage, and stop.",
+            rich_help_panel=panels.MACHINE,
+        ),
+    ] = False,
 ) -> None:
     """Find the loss of every format of every linear tensor.
 
@@ -178,7 +208,7 @@ def command(
     Examples:
         qplan analyze Qwen/Qwen2.5-0.5B-Instruct --calib my-text.jsonl
         qplan analyze models/mine --effort quick
-        qplan analyze models/mine --mode gradient --dtype bfloat16
+        qplan analyze models/mine --formats int8,int4,int3
     """
     options = AnalyzeOptions(
         model=model,
@@ -200,7 +230,9 @@ def command(
         batch_size=batch_size,
         device=device,
         dtype=dtype,
+        ray=ray,
         restart=restart,
+        max_memory_bytes=memory_limit(max_memory),
     )
     from qplan.jobs.checks import check_analyze  # noqa: PLC0415 - NumPy and pyarrow: not for --help
 
@@ -209,14 +241,18 @@ def command(
     from qplan.cli.tables import sensitivity_table  # noqa: PLC0415
     from qplan.jobs.analyze import run_analyze  # noqa: PLC0415
 
-    target = tidied(RunFolder(run) if run is not None else RunFolder.for_model(model))
+    folder = RunFolder(run) if run is not None else RunFolder.for_model(model)
+    if dry_run:
+        _forecast(options, folder)
+        return
+    target = tidied(folder)
     told: list[str] = []
 
     def tell(message: str) -> None:
         told.append(message)
         say(message)
 
-    with progress_bar("analyzing") as progress:
+    with work_bar("analyzing") as progress:
         table = run_analyze(options, target, tell, progress)
     for note in map(str, table.notes):
         if note not in told:
@@ -225,3 +261,25 @@ def command(
     out.print(sensitivity_table(table))
     next_command = shlex.join(["qplan", "emit", "--budget", "int8", "--run", str(target.folder)])
     out.print(f"wrote {target.sensitivity}\nnext:  {next_command}", soft_wrap=True)
+
+
+def _forecast(options: AnalyzeOptions, run: RunFolder) -> None:
+    """Print what an analysis takes.
+
+    Raises:
+        InputError: nothing is known about this one, or this machine has too little memory for it.
+        StorageError: it has too little room on the disk.
+    """
+    from qplan.cli.tables import forecast_table  # noqa: PLC0415 - not for --help
+    from qplan.jobs.expect import expect_analysis  # noqa: PLC0415
+
+    outlook = expect_analysis(options, run, measure=True)
+    if outlook is None:
+        msg = (
+            "--dry-run knows what the efforts quick and default take, on the CPU; leave --effort thorough, modes and "
+            "other devices out"
+        )
+        raise InputError(msg)
+    answer(**forecast_document(outlook))
+    out.print(forecast_table(outlook))
+    outlook.check()

@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.segment import Segment
 from rich.text import Text
 
+from qplan.cost.work import spell_time
 from qplan.report.literal import visible
 
 
@@ -229,6 +230,86 @@ def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
             bar.update(task, completed=completed, total=total)
 
         yield tell
+
+
+@contextmanager
+def work_bar(label: str) -> Iterator[Callable[[int, int], None]]:
+    """The same for work that is counted in expected milliseconds, see `qplan.jobs.stages`: in percent of all of it.
+
+    Where nothing is expected of a command, its stages count their parts, and each has its own percent and time left.
+    """
+    pace = Pace(time.monotonic)
+    if not err.is_terminal:
+        yield _work_lines(label, pace)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[left]}"),
+    )
+    with Progress(*columns, console=err, transient=True, refresh_per_second=4) as bar:
+        task = bar.add_task(label, total=None, left="")
+
+        def tell(completed: int, total: int) -> None:
+            pace.see(completed, total)
+            bar.update(task, completed=completed, total=total, left=pace.left())
+
+        yield tell
+
+
+class Pace:
+    """The time left, by the speed so far; what was done before an interruption is no work of this time."""
+
+    _FASTEST = 20_000.0
+    """Units per second beyond which they were done before: twenty times as many as are expected."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        """Start to watch."""
+        self._clock = clock
+        self._last = clock()
+        self._seen = self._total = 0
+        self.spent_s, self._worked = 0.0, 0
+
+    def see(self, completed: int, total: int) -> None:
+        """See how much is done."""
+        now = self._clock()
+        if total != self._total or completed < self._seen:  # the next of stages that count for themselves
+            self.spent_s, self._worked, self._seen, self._total = 0.0, 0, 0, total
+        took, done = now - self._last, completed - self._seen
+        if done <= self._FASTEST * took:
+            self._worked += done
+            self.spent_s += took
+        self._last, self._seen = now, completed
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds left; None if nothing was done yet."""
+        return self.spent_s / self._worked * (self._total - self._seen) if self._worked else None
+
+    def left(self) -> str:
+        """The same in words; empty if it is not known, or none is left."""
+        left = self.left_s
+        return f"about {spell_time(left)} left" if left and self._seen < self._total else ""
+
+
+def _work_lines(label: str, pace: Pace) -> Callable[[int, int], None]:
+    """Print a line every twentieth of the way, but no more often than `LINE_S`."""
+    began, told, shown = time.monotonic(), time.monotonic(), 0
+
+    def tell(completed: int, total: int) -> None:
+        nonlocal told, shown
+        pace.see(completed, total)
+        now, step = time.monotonic(), 20 * completed // max(1, total)
+        if step < shown:
+            shown = 0
+        if step > shown and now - told >= LINE_S:
+            shown, told = step, now
+            words = [f"{label}: {100 * completed / max(1, total):.0f} %", spell_time(now - began), pace.left()]
+            err.print(", ".join(filter(None, words)), soft_wrap=True)
+
+    return tell
 
 
 def _lines(label: str) -> Callable[[int, int], None]:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # --help and completion wait for no torch
     from pathlib import Path
 
     from qplan.jobs.emit import Emitted
+    from qplan.jobs.expect import Outlook
     from qplan.jobs.frontier import Swept
     from qplan.notes import Note
     from qplan.planner.diff import PlanDiff
@@ -48,6 +49,28 @@ def analysis_document(table: SensitivityTable, path: Path) -> Document:
             }
             for spec in table.model.tensors
         ],
+    }
+
+
+def forecast_document(outlook: Outlook) -> Document:
+    """The document of ``qplan analyze --dry-run``."""
+    expected, machine = outlook.expected, outlook.machine
+    return {
+        "expected": {
+            "seconds": expected.seconds,
+            "memory_bytes": expected.memory_bytes,
+            "disk_bytes": expected.disk_bytes,
+            "stages": [
+                {
+                    "name": stage.name,
+                    "seconds": stage.seconds,
+                    "memory_bytes": stage.memory_bytes,
+                    "disk_bytes": stage.disk_bytes,
+                }
+                for stage in expected.stages
+            ],
+        },
+        "machine": asdict(machine) | {"bf16_pays": machine.bf16_pays},
     }
 
 

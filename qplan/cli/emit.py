@@ -15,6 +15,7 @@ from qplan.cli import completion, panels
 from qplan.cli.console import answer, out, progress_bar, remark, say
 from qplan.cli.documents import emit_document
 from qplan.cli.modes import with_modes
+from qplan.cli.ray import RayOption
 from qplan.cli.report import Lang
 from qplan.cli.rules import (
     GroupFused,
@@ -23,8 +24,10 @@ from qplan.cli.rules import (
     LeastWidths,
     LlmExport,
     LogitsBits,
+    MaxMemory,
     MetricOption,
     Pins,
+    memory_limit,
     rules_of,
     run_given,
 )
@@ -111,9 +114,10 @@ def command(
     group_fused: GroupFused = Rules.fused,
     metric: MetricOption = Rules.metric,
     repair: Annotated[
-        int,
+        int | None,
         typer.Option(
             metavar="N",
+            show_default="what one pass allows",
             help="Measure at most this many whole models to try promotions and demotions; 0 for none.",
             rich_help_panel=panels.RULES,
         ),
@@ -172,7 +176,9 @@ def command(
     threads: Annotated[
         int, typer.Option(metavar="N", help="Engine threads in measurements.", rich_help_panel=panels.JUDGING)
     ] = EmitOptions.threads,
+    max_memory: MaxMemory = None,
     lang: Lang = EmitOptions.language,
+    ray: RayOption = EmitOptions.ray,
     run: LatestRun = None,
 ) -> None:
     """Plan under a budget, build the MNN model and prove it on the engine.
@@ -210,6 +216,8 @@ def command(
         plan=plan,
         engine=None if engine is None else EngineVersion.parse(engine),
         language=lang,
+        ray=ray,
+        max_memory_bytes=memory_limit(max_memory),
     )
     home = run_given(run)
     from qplan.jobs.checks import check_emit  # noqa: PLC0415 - NumPy and pyarrow: not for --help

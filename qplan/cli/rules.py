@@ -15,6 +15,7 @@ from qplan.cost.target import DEFAULT_TARGET
 from qplan.errors import InputError
 from qplan.planner.metric import HELP, Metric
 from qplan.planner.rules import Rules
+from qplan.planner.size import Size
 from qplan.run.folder import RunFolder
 
 LogitsBits = Annotated[
@@ -66,6 +67,16 @@ MetricOption = Annotated[
         rich_help_panel=panels.RULES,
     ),
 ]
+MaxMemory = Annotated[
+    str | None,
+    typer.Option(
+        "--max-memory",
+        metavar="BYTES",
+        help="Most memory of qplan and what it starts, e.g. `10GB`.",
+        show_default="no limit",
+        rich_help_panel=panels.LIMITS,
+    ),
+]
 LatestRun = Annotated[
     Path | None,
     typer.Option(
@@ -98,6 +109,15 @@ LlmExport = Annotated[
         rich_help_panel=panels.ENGINE,
     ),
 ]
+
+
+def memory_limit(given: str | None) -> int | None:
+    """Bytes of ``--max-memory``; None if it was not given.
+
+    Raises:
+        InputError: not a size.
+    """
+    return None if given is None else int(Size.parse(given, "--max-memory").bytes)
 
 
 def rules_of(

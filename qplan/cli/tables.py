@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from rich.table import Table
 
 from qplan.cli.view import table_view
+from qplan.cost.work import spell_time
 from qplan.formats import QuantFormat
 from qplan.report import notation
 from qplan.run.plan import Plan
 from qplan.run.table import SensitivityTable
 from qplan.run.verification import BuiltModel, Speed, Verification
 from qplan.tensors import short_name
+
+if TYPE_CHECKING:
+    from qplan.jobs.expect import Outlook
 
 _ROWS = 12
 
@@ -30,6 +36,27 @@ def sensitivity_table(table: SensitivityTable) -> Table:
         stored = [QuantFormat.parse(fmt).resolve(spec.in_features).name for fmt in shown.values()]
         cells = [f"{losses[spec.name][fmt].kl_nats:.1e}" if fmt in losses[spec.name] else "-" for fmt in stored]
         view.add_row(short_name(spec.name), *cells)
+    return view
+
+
+def forecast_table(outlook: Outlook) -> Table:
+    """What each stage is expected to take, and what this machine has."""
+    expected, machine = outlook.expected, outlook.machine
+    view = table_view(
+        ("stage", "time", "memory, GB", "written, GB"),
+        left=("stage",),
+        heading="Expected on this machine",
+        note=f"{machine.processors} processors, {machine.flops / 1e9:.0f} GFLOP/s in float32 and "
+        f"{machine.bf16_flops / 1e9:.0f} in bfloat16; free: {machine.memory_bytes / 1e9:.1f} GB of memory, "
+        f"{machine.disk_bytes / 1e9:.0f} GB on the disk",
+    )
+    for stage in expected.stages:
+        view.add_row(
+            stage.name, spell_time(stage.seconds), f"{stage.memory_bytes / 1e9:.1f}", f"{stage.disk_bytes / 1e9:.2f}"
+        )
+    view.add_row(
+        "all", spell_time(expected.seconds), f"{expected.memory_bytes / 1e9:.1f}", f"{expected.disk_bytes / 1e9:.2f}"
+    )
     return view
 
 

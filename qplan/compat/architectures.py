@@ -19,8 +19,8 @@ from qplan.mnn.engine.probe import Outcome, run_probe
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.specimen import save_specimen, token_ids
 from qplan.model.specimen_sizes import SPECIMENS, check_architectures
+from qplan.sensitivity.kept_logits import Logits
 from qplan.settings import Say
-from qplan.verify.reference import Logits
 
 TOKENS = (48, 200)
 """Lengths of sequences: within and beyond the windows and rotations of the specimens."""

@@ -24,8 +24,9 @@ from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import LoadedModel, load_model
 from qplan.model.specimen import save_specimen, token_ids
 from qplan.quantize.rounder import Rounder
+from qplan.sensitivity.kept_logits import Logits
 from qplan.settings import Say
-from qplan.verify.reference import Logits, stored_logits
+from qplan.verify.reference import stored_logits
 
 MODELS = ("qwen2", "llama")
 """Specimens of the table of engines: a tied embedding with biases, an untied one."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qplan.card import ModelCard
+from qplan.cost.free import free_memory
 from qplan.errors import InputError, StaleArtifactError
 from qplan.model.load import LoadedModel, load_model
 from qplan.model.source import sha256_beside_model
@@ -24,8 +25,14 @@ class AnalyzedModel:
     """The model as the user gave it, which MNN's exporter would convert; ``loaded`` itself if nothing was folded."""
 
 
-def load_analyzed(run: RunFolder, card: ModelCard, say: Say) -> AnalyzedModel:
-    """Load the model that a run's table was measured on.
+def load_analyzed(run: RunFolder, card: ModelCard, say: Say, *, most_bytes: float | None = None) -> AnalyzedModel:
+    """Load the model that a run's table was measured on, streamed if it does not fit into memory.
+
+    Args:
+        run: the run.
+        card: the model of its table.
+        say: called with a line about it.
+        most_bytes: memory for the weights in float32, of the model before folding too; None for what is free.
 
     Raises:
         InputError: it is not there any more, or no usable model.
@@ -33,11 +40,14 @@ def load_analyzed(run: RunFolder, card: ModelCard, say: Say) -> AnalyzedModel:
     """
     check_model_there(run, card)
     record = fold_of(run, card)
-    say(f"loading {card.source if record is None else run.folded}")
+    need = 4 * card.parameters * (1 if record is None else 2)
+    stream = need > (free_memory() if most_bytes is None else most_bytes)
+    how = ", whose weights stay on the disk until they are used" if stream else ""
+    say(f"loading {card.source if record is None else run.folded}{how}")
     if record is not None:
-        folded, original = load_folded(run, record), _load_original(record, run)
+        folded, original = load_folded(run, record, stream=stream), _load_original(record, run, stream)
         return AnalyzedModel(folded.within(card.context), original.within(card.context))
-    loaded = _load_given(card.source, run).within(card.context)
+    loaded = _load_given(card.source, run, stream).within(card.context)
     if loaded.card.sha256 != card.sha256:
         msg = f"{card.source} has changed since {run.sensitivity} was made; run 'qplan analyze' with --restart"
         raise StaleArtifactError(msg)
@@ -50,13 +60,13 @@ def load_analyzed(run: RunFolder, card: ModelCard, say: Say) -> AnalyzedModel:
     return AnalyzedModel(loaded, loaded)
 
 
-def load_folded(run: RunFolder, record: FoldRecord, device: str = "cpu") -> LoadedModel:
+def load_folded(run: RunFolder, record: FoldRecord, device: str = "cpu", *, stream: bool | None = None) -> LoadedModel:
     """The folded model, with the original's name as its source.
 
     Raises:
         StaleArtifactError: its weights or its tokenizer have changed.
     """
-    folded = load_model(str(run.folded), device=device)
+    folded = load_model(str(run.folded), device=device, stream=stream)
     beside = record.tokenizer_sha256
     if folded.card.sha256 != record.folded_sha256 or beside not in {None, sha256_beside_model(run.folded)}:
         msg = f"{run.folded} has changed since it was made; run 'qplan analyze' with --restart"
@@ -64,27 +74,27 @@ def load_folded(run: RunFolder, record: FoldRecord, device: str = "cpu") -> Load
     return replace(folded, card=replace(folded.card, source=record.original))
 
 
-def _load_original(record: FoldRecord, run: RunFolder) -> LoadedModel:
+def _load_original(record: FoldRecord, run: RunFolder, stream: bool) -> LoadedModel:  # noqa: FBT001
     """The model before folding.
 
     Raises:
         StaleArtifactError: its weights have changed.
     """
-    original = _load_given(record.original, run)
+    original = _load_given(record.original, run, stream)
     if original.card.sha256 != record.original_sha256:
         msg = f"{record.original} has changed since its weights were folded; run 'qplan analyze' with --restart"
         raise StaleArtifactError(msg)
     return original
 
 
-def _load_given(source: str, run: RunFolder) -> LoadedModel:
+def _load_given(source: str, run: RunFolder, stream: bool) -> LoadedModel:  # noqa: FBT001
     """The model that a run was made from, as its artifacts name it.
 
     Raises:
         InputError: it cannot be loaded. Runs of older versions may name it from another working folder.
     """
     try:
-        return load_model(source)
+        return load_model(source, stream=stream)
     except InputError as error:
         if Path(source).expanduser().is_dir():
             raise

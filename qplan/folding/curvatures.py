@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from qplan.quantize.curvature import Curvature
+from qplan.quantize.gram import divided, gram
 from qplan.quantize.moments import Moments
 from qplan.quantize.rounder import FEW_TOKENS
-from qplan.sensitivity.layer_losses import Seen
+from qplan.sensitivity.layer_losses import MOST_AT_ONCE, Seen
 
 
 @dataclass
@@ -39,19 +40,36 @@ class LayerCurvatures:
         if min(self.moments.tokens[seen.name], int(seen.inputs.any(-1).sum())) < FEW_TOKENS:
             return "rtn", None
         key = self.moments.key_of[seen.name]
-        if key not in self._kept:
-            self._kept[key] = Curvature(self._matrix(seen, self.moments), precision=torch.float32)
-        given = self._kept[key]
+        if key in self._folded and columns is not None and not rough:
+            return self.rounding, self._folded[key]
+        given = self._given(key, seen, self.moments)
         if columns is None:
             return self.rounding, given
         if rough:
             return self.rounding, given.scaled(columns)
-        if key not in self._folded:
-            self._folded[key] = Curvature(given.moments / columns.outer(columns), precision=torch.float32)
+        # nothing asks for the others any more
+        given = self._kept.pop(key)
+        moments = divided(given.moments, columns, out=given.moments)
+        self._folded[key] = Curvature(moments, precision=torch.float32, sparing=given.sparing)
         return self.rounding, self._folded[key]
+
+    def _given(self, key: str, seen: Seen, moments: Moments) -> Curvature:
+        if key not in self._kept:
+            if any(kept.sparing for kept in (*self._kept.values(), *self._folded.values())):
+                self._forget()
+            matrix = self._matrix(seen, moments)
+            if len(matrix) > MOST_AT_ONCE:
+                self._forget()
+            self._kept[key] = Curvature(matrix, precision=torch.float32, sparing=len(matrix) > MOST_AT_ONCE)
+        return self._kept[key]
+
+    def _forget(self) -> None:
+        """Free all, where a large matrix leaves no room for others: they are read and factored again if need be."""
+        self._kept.clear()
+        self._folded.clear()
 
     def _matrix(self, seen: Seen, moments: Moments) -> Tensor:
         matrix = moments.of(seen.name).to(seen.weight.device)
         if self.lookups is not None:
-            matrix += self.lookups.T @ self.lookups / len(self.lookups)
+            matrix += gram(self.lookups) / len(self.lookups)
         return matrix

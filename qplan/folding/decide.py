@@ -29,6 +29,7 @@ from qplan.run.fold_draft import FoldDraft
 from qplan.run.folder import RunFolder
 from qplan.sensitivity.joint import joint_losses
 from qplan.settings import DynamicOption, Memory, Progress, Say, memories_of
+from qplan.spread.work import Workers
 from qplan.uniform import uniform_formats
 
 FIT_TOKENS = 8192
@@ -51,6 +52,7 @@ def run_fold(
     rounding: str,
     batch_size: int,
     jobs: int,
+    workers: Workers | None = None,
     device: str,
     say: Say,
     progress: Progress,
@@ -90,6 +92,7 @@ def run_fold(
             rounding=rounding,
             batch_size=batch_size,
             jobs=jobs,
+            workers=workers,
             say=say,
             progress=progress,
         )
@@ -163,6 +166,7 @@ def _decide(
     rounding: str,
     batch_size: int,
     jobs: int,
+    workers: Workers | None = None,
     say: Say,
     progress: Progress,
 ) -> FoldRecord:
@@ -187,7 +191,9 @@ def _decide(
             continue
         say(f"folding: uniform models, {label}")
         menu = {spec.name: [plan[spec.name] for plan in plans.values()] for spec in model.card.tensors}
-        rounder = run_rounder(run, model, calibration, rounding, menu=menu, batch_size=batch_size, progress=progress)
+        rounder = run_rounder(
+            run, model, calibration, rounding, menu=menu, batch_size=batch_size, workers=workers, progress=progress
+        )
         round_all(rounder, menu, jobs=jobs, progress=progress)
         for setting in missing:
             found = joint_losses(
@@ -229,7 +235,7 @@ def store_folded(run: RunFolder, loaded: LoadedModel, scales: Mapping[str, Tenso
     check_equal(loaded, folded, tokens)
     with new_folder(run.folded, replace=True) as made:
         save_folded(folded, made)
-    return replace(folded, card=replace(folded.card, sha256=sha256_model(run.folded)))
+    return replace(folded, folder=run.folded, card=replace(folded.card, sha256=sha256_model(run.folded)))
 
 
 def check_equal(original: LoadedModel, folded: LoadedModel, tokens: Tensor) -> float:

@@ -122,7 +122,7 @@ def expected_loss(
         uses.append((evidence.site.name, evidence.looked_up, evidence.lookups / columns.square()))
     for name, importance, met in uses:
         rows, factor = _drawn(importance, generator)
-        scaled = loaded.weight(name)[rows] * columns
+        scaled = loaded.weight_rows(name, rows) * columns
         loss = loss + torch.stack([_rounding(scaled, plan[name], factor, met) for plan in plans])
     return loss
 

@@ -12,6 +12,7 @@ import copy
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,12 @@ from qplan.model.mixture import stacked_state
 from qplan.model.registry import FoldKind, FoldRule
 from qplan.model.source import INDEX_FILE
 from qplan.model.stock import without_bars
+from qplan.model.streamed import Change, Streamed
+from qplan.model.streamed_save import save_streamed
+from qplan.run.safetensors_file import ALL
+
+_ROWS = 4096
+"""Rows to compute in float64 at a time."""
 
 
 @dataclass(frozen=True)
@@ -100,9 +107,12 @@ def save_folded(folded: LoadedModel, folder: Path) -> None:
         folded: the model, from `fold`.
         folder: a new folder.
     """
-    model: Any = folded.model
-    with without_bars():
-        model.save_pretrained(folder, state_dict=stacked_state(model))
+    if folded.streamed:
+        save_streamed(folded, folder)
+    else:
+        model: Any = folded.model
+        with without_bars():
+            model.save_pretrained(folder, state_dict=stacked_state(model))
     with inert_view(folded.folder) as view:
         for path in sorted(view.iterdir()):
             weights = path.suffix == ".safetensors" or path.name == INDEX_FILE
@@ -141,20 +151,40 @@ def _site(loaded: LoadedModel, prefix: str, rule: FoldRule) -> FoldSite:
 def _fold_site(loaded: LoadedModel, site: FoldSite, scale: Tensor) -> None:
     offset = loaded.architecture.norm_offset if site.kind == "norm" else 0.0
     source = loaded.model.get_submodule(site.source)
-    for parameter, added in ((_parameter(source, "weight"), offset), (_parameter(source, "bias"), 0.0)):
-        if parameter is not None:
-            part = parameter.data[site.rows]
-            divisor = scale.reshape(-1, *[1] * (part.dim() - 1))
-            part.copy_((part.to(torch.float64) + added) / divisor - added)
+    divide = partial(_divide, rows=site.rows, scale=scale)
+    for name, added in (("weight", offset), ("bias", 0.0)):
+        _change(source, name, Change(partial(divide, added=added), by_row=False))
     columns = site.expand(scale)
     for reader in site.readers:
-        weight = loaded.weight(reader).data
-        weight.copy_(weight.to(torch.float64) * columns)
+        module, place = loaded.linear(reader), loaded.sites[reader].rows
+        every = place == slice(0, module.out_features)
+        _change(module, "weight", Change(partial(_multiply, rows=ALL if every else place, columns=columns), every))
     if site.tied:
+        if isinstance(loaded.embedding, Streamed):
+            loaded.embedding.change(Change(partial(_multiply, rows=ALL, columns=columns), by_row=True))
         before = embedding_scale(loaded.embedding)
         factor = 1 / scale if before is None else before.to(torch.float64) / scale
         set_embedding_scale(loaded.embedding, factor)
 
 
-def _parameter(module: nn.Module, name: str) -> nn.Parameter | None:
-    return dict(module.named_parameters(recurse=False)).get(name)
+def _change(module: nn.Module, name: str, change: Change) -> None:
+    """Change a parameter in place, if there is one; of a streamed weight, whenever it is read."""
+    if name == "weight" and isinstance(module, Streamed):
+        module.change(change)
+        return
+    parameter = dict(module.named_parameters(recurse=False)).get(name)
+    if parameter is not None:
+        change.change(parameter.data)
+
+
+def _divide(values: Tensor, *, rows: slice, scale: Tensor, added: float) -> None:
+    """Divide some rows ``[channels, ...]`` by ``scale [channels]``, as if ``added`` were part of each value."""
+    divisors = scale.reshape(-1, *[1] * (values.dim() - 1))
+    for part, divisor in zip(values[rows].split(_ROWS), divisors.split(_ROWS), strict=True):
+        part.copy_((part.to(torch.float64) + added) / divisor - added)
+
+
+def _multiply(values: Tensor, *, rows: slice, columns: Tensor) -> None:
+    """Multiply the columns of some rows ``[..., in_features]`` by ``columns [in_features]``."""
+    for part in values[rows].split(_ROWS):
+        part.copy_(part.to(torch.float64) * columns)

@@ -24,15 +24,17 @@ from qplan.folding.fold import FoldSite, fold_sites
 from qplan.folding.witness import Witness
 from qplan.formats import QuantFormat
 from qplan.model.layerwise import LayerTrace, WayBack
-from qplan.quantize.curvature import Curvature
+from qplan.quantize import Int8Activations
 from qplan.quantize.moments import Moments
 from qplan.run.fold_draft import FoldDraft
 from qplan.run.journal import ReferenceRecord, cell_of
 from qplan.run.measurement import Measurement
 from qplan.sensitivity.analysis import Analysis
-from qplan.sensitivity.layer_losses import FormatLoss, Seen, losses_of
+from qplan.sensitivity.layer_losses import FormatLoss, Seen
+from qplan.sensitivity.loss_tasks import LossItem, losses_by
 from qplan.sensitivity.views import Views
 from qplan.settings import Memory, Progress, memories_of
+from qplan.spread.work import Workers
 from qplan.uniform import uniform_formats
 
 _ORIGINAL, _FOLDED = "original", "folded"
@@ -58,21 +60,30 @@ class OnePass:
     """Keeps what was decided about sites."""
     keep: Callable[[Seen, Tensor | None], None] | None = None
     """Called once per tensor, with the factors of its columns."""
+    workers: Workers | None = None
+    """Of a cluster, who find the losses of a layer's tensors; what decides about folds is found here."""
 
     def run(self, way: WayBack, progress: Progress | None = None) -> None:
         """Go back; what is known already is left as it is."""
         held: LayerTrace | None = None
-        layers = len(self.analysis.loaded.layers)
-        for done, trace in enumerate(way.traces(), 1):
+        loaded = self.analysis.loaded
+        layers, tied = len(loaded.layers), loaded.card.tensor(loaded.architecture.head).tied
+        parts = layers + (2 if tied else 1)
+        for trace in way.traces():
+            done = layers + 1 - trace.index
             if trace.index == layers:
                 self._keep_reference(way)
+            if trace.index == layers and tied:
                 held = trace
             else:
                 self._layer(trace, ())
+            del trace  # the next one needs its memory
             if progress is not None:
-                progress(done, layers + 1)
+                progress(done, parts)
         if held is not None:
             self._layer(held, way.lookups)
+            if progress is not None:
+                progress(parts, parts)
 
     def _keep_reference(self, way: WayBack) -> None:
         for batch, nll in enumerate(way.nll[: len(self.analysis.batches)]):
@@ -82,7 +93,8 @@ class OnePass:
     @cached_property
     def views(self) -> Views:
         """Looks at traces for losses."""
-        return Views(self.analysis.loaded, self.analysis.batches, self.drawn, self.analysis.conditions.seed)
+        analysis, judged = self.analysis, self.moments is not None
+        return Views(analysis.loaded, analysis.batches, self.drawn, analysis.conditions.seed, judged)
 
     @cached_property
     def _witness(self) -> Witness:
@@ -109,11 +121,13 @@ class OnePass:
             if site.name not in self.draft.losses:
                 evidence = self._witness.of(site, trace, lookups)
                 self._decide(evidence, [seen[name] for name in site.readers], curvatures)
-        for group in _alike(seen.values(), self.analysis.menu):
-            self._estimate(group, curvatures)
-            for view in group:
-                if self.keep is not None:
-                    self.keep(view, self.columns(view.name))
+        groups = _alike(seen.values(), self.analysis.menu)
+        asked = (item for group in groups if (item := self._asked(group, curvatures)) is not None)
+        for item, found in self._losses(asked):
+            self._journal(item.group, found)
+        for view in (view for group in groups for view in group):
+            if self.keep is not None:
+                self.keep(view, self.columns(view.name))
 
     def columns(self, name: str) -> Tensor | None:
         """Factors ``[in_features]`` of a tensor's columns; None if they stay as they are, or nothing is decided."""
@@ -152,7 +166,8 @@ class OnePass:
         for group in _alike(seen, menu):
             formats = menu[group[0].name]
             rounding, curvature = curvatures.of(group[0], columns, rough=True)
-            for found in self._losses(group, tuple(dict.fromkeys(formats)), rounding, curvature, columns):
+            item = LossItem(group, tuple(dict.fromkeys(formats)), rounding, curvature, columns)
+            for found in item.losses(self._activations):
                 for label, fmt in zip(self._uniform, formats, strict=True):
                     for memory in memories:
                         key = f"{label}, memory {memory}"
@@ -163,19 +178,20 @@ class OnePass:
     def _squares(found: FormatLoss, memory: Memory) -> Tensor:
         return found.weights + found.activations if memory == "low" else found.weights
 
-    def _losses(
-        self,
-        group: Sequence[Seen],
-        formats: Sequence[QuantFormat],
-        rounding: str,
-        curvature: Curvature | None,
-        columns: Tensor | None,
-    ) -> list[dict[QuantFormat, FormatLoss]]:
-        activations = self.analysis.activations if self.analysis.conditions.memory == "low" else None
-        return losses_of(group, formats, rounding, curvature, activations=activations, columns=columns)
+    @property
+    def _activations(self) -> Int8Activations | None:
+        return self.analysis.activations if self.analysis.conditions.memory == "low" else None
 
-    def _estimate(self, group: Sequence[Seen], curvatures: LayerCurvatures) -> None:
-        """Journal the losses of tensors with one input and one menu in every format."""
+    def _losses(self, items: Iterable[LossItem]) -> Iterator[tuple[LossItem, list[dict[QuantFormat, FormatLoss]]]]:
+        """The losses of items in their order; one item after the other is made unless workers find them."""
+        if self.workers is None:
+            yield from ((item, item.losses(self._activations)) for item in items)
+            return
+        every = list(items)
+        yield from zip(every, losses_by(self.workers, every, self._activations), strict=True)
+
+    def _asked(self, group: Sequence[Seen], curvatures: LayerCurvatures) -> LossItem | None:
+        """Tensors with one input and one menu in every format that is not journaled yet; None if all are."""
         kept, memories = self.analysis.kept, memories_of(self.analysis.conditions.memory)
         batches = range(len(self.analysis.batches))
         wanted = [
@@ -189,10 +205,12 @@ class OnePass:
             )
         ]
         if not wanted:
-            return
+            return None
         columns = self.columns(group[0].name)
-        rounding, curvature = curvatures.of(group[0], columns)
-        found = self._losses(group, wanted, rounding, curvature, columns)
+        return LossItem(group, wanted, *curvatures.of(group[0], columns), columns)
+
+    def _journal(self, group: Sequence[Seen], found: Sequence[Mapping[QuantFormat, FormatLoss]]) -> None:
+        kept, memories = self.analysis.kept, memories_of(self.analysis.conditions.memory)
         for view, by_format in zip(group, found, strict=True):
             for fmt, loss in by_format.items():
                 for memory in memories:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 
 from torch import Tensor
 
 from qplan.cost.file_bytes import estimate_fixed
-from qplan.formats import QuantFormat
+from qplan.formats import Formats
 from qplan.model.load import LoadedModel
 from qplan.planner.budget import Budget
 from qplan.planner.planning import make_plan
@@ -51,7 +50,7 @@ def measure_additivity(
     Raises:
         MeasurementError: a loss is not finite.
     """
-    plans = {str(index): formats for index, formats in enumerate(_frontier(table))}
+    plans = {str(index): formats for index, formats in enumerate(frontier_plans(table))}
     joint = joint_losses(
         loaded,
         tokens,
@@ -62,29 +61,30 @@ def measure_additivity(
         rounder=rounder,
         progress=progress,
     )
-    single = table.kl(table.goal)
-    points = [
-        JointPoint(
-            table.goal,
-            math.fsum(single[name][fmt.name] for name, fmt in formats.items()),
-            joint[label].kl_nats,
-        )
-        for label, formats in plans.items()
-    ]
+    points = (
+        JointPoint(table.goal, sum_nats(table, formats), joint[label].kl_nats) for label, formats in plans.items()
+    )
     return replace(table, joint=tuple(points))
 
 
-def _frontier(table: SensitivityTable) -> Iterator[dict[str, QuantFormat]]:
+def sum_nats(table: SensitivityTable, formats: Formats) -> float:
+    """Sum of the single losses of a plan."""
+    single = table.kl(table.goal)
+    return math.fsum(single[name][fmt.name] for name, fmt in formats.items())
+
+
+def frontier_plans(table: SensitivityTable) -> list[Formats]:
+    """The plans to measure: a few along the frontier, without a rule about logits."""
     fixed = estimate_fixed(table.model)
     rules = Rules(logits_bits=0)
     groups = rules.problem(table.model, rules.losses(table), None).groups
     smallest, largest = (
         fixed.total + sum(end(choice.bytes for choice in group.choices) for group in groups) for end in (min, max)
     )
-    seen: list[dict[str, QuantFormat]] = []
+    found: list[Formats] = []
     for place in _PLACES:
         budget = math.ceil(smallest ** (1 - place) * largest**place)
         formats = make_plan(table, Budget.of_bytes(budget), fixed, rules=rules).formats
-        if formats not in seen:
-            seen.append(formats)
-            yield formats
+        if formats not in found:
+            found.append(formats)
+    return found

@@ -8,16 +8,21 @@ from dataclasses import replace
 import torch
 
 from qplan.calibration import check_chat_template, check_ids, load_text, tokenize
-from qplan.card import ModelCard
+from qplan.cost.file_bytes import estimate_fixed
 from qplan.folding.decide import run_fold
 from qplan.jobs.additivity import measure_additivity
 from qplan.jobs.auto import analyze_auto
 from qplan.jobs.checks import check_analyze
+from qplan.jobs.deciding import BUDGETS
+from qplan.jobs.expect import Outlook, expect_analysis
 from qplan.jobs.model_context import check_context
 from qplan.jobs.one_pass import analyze_in_one_pass
-from qplan.jobs.options import LOGITS_BYTES, MOST_SEQUENCES, AnalyzeOptions
+from qplan.jobs.options import AnalyzeOptions, sequences_per_pass
+from qplan.jobs.stages import Stages
 from qplan.model.load import LoadedModel, load_model
+from qplan.model.source import local_folder
 from qplan.notes import Note, note
+from qplan.planner.elbow_room import notes_on_menu
 from qplan.quantize.round_all import default_jobs, round_all
 from qplan.quantize.run_rounder import run_rounder
 from qplan.roundings import needs_tokens
@@ -30,6 +35,8 @@ from qplan.sensitivity.gradient import estimate
 from qplan.sensitivity.measured import measure
 from qplan.sensitivity.menu import resolve_menu
 from qplan.settings import Mode, Progress, Say
+from qplan.spread.nodes import workers_at
+from qplan.spread.work import Workers
 
 
 @alone_in_run("analyze")
@@ -42,11 +49,23 @@ def run_analyze(options: AnalyzeOptions, run: RunFolder, say: Say, progress: Pro
         MeasurementError: a measurement is impossible.
     """
     check_analyze(options)
+    with workers_at(options.ray, run, local_folder(options.model), say) as workers:
+        return _analyze(options, run, workers, say, progress)
+
+
+def _analyze(
+    options: AnalyzeOptions, run: RunFolder, workers: Workers | None, say: Say, progress: Progress
+) -> SensitivityTable:
     context = check_context(options)
     for told in context.notes:
         say(str(told))
-    say(f"loading {options.model}")
-    loaded = load_model(options.model, device=options.device, dtype=options.dtype).within(context.tokens)
+    outlook = _outlook(options, run, say)
+    stages = Stages(None if outlook is None else outlook.expected, say, progress)
+    streamed = outlook is not None and outlook.asked.streamed
+    how = ", whose weights stay on the disk until they are used" if streamed else ""
+    stages.begin("loading", f"loading {options.model}{how}")
+    loaded = load_model(options.model, device=options.device, dtype=options.dtype, stream=streamed)
+    loaded = loaded.within(context.tokens)
     notes = _notes_on(loaded)
     for told in notes:
         say(str(told))
@@ -69,11 +88,14 @@ def run_analyze(options: AnalyzeOptions, run: RunFolder, say: Say, progress: Pro
     )
     jobs = options.jobs or (default_jobs() if options.device == "cpu" else 1)
     batch_size = options.batch_size or sequences_per_pass(loaded.card, calibration.seq_len)
+    batch_size = batch_size if outlook is None else outlook.asked.batch_size
     notes = (*context.notes, *notes, *text.notes)
-    if options.effort == "quick":
+    mode: Mode | None = "measured" if options.effort == "thorough" else options.mode
+    if mode is None:
         table = analyze_in_one_pass(
-            options, run, loaded, calibration, batch_size=batch_size, say=say, progress=progress
+            options, run, loaded, calibration, batch_size=batch_size, say=say, stages=stages, workers=workers
         )
+        stages.end()
         return _written(table, notes, calibration, run)
     if options.fold == "auto" and options.dtype != "float32":
         notes += (note("folding-not-tried", dtype=options.dtype),)
@@ -87,6 +109,7 @@ def run_analyze(options: AnalyzeOptions, run: RunFolder, say: Say, progress: Pro
             rounding=options.rounding,
             batch_size=batch_size,
             jobs=jobs,
+            workers=workers,
             device=options.device,
             say=say,
             progress=progress,
@@ -101,6 +124,7 @@ def run_analyze(options: AnalyzeOptions, run: RunFolder, say: Say, progress: Pro
         options.rounding,
         menu=resolve_menu(loaded.card, options.formats, options.dynamic_option)[0],
         batch_size=batch_size,
+        workers=workers,
         progress=progress,
     )
     opened = open_analysis(
@@ -117,19 +141,35 @@ def run_analyze(options: AnalyzeOptions, run: RunFolder, say: Say, progress: Pro
         if options.rounding != "rtn":
             say(f"rounding tensors, {jobs} at a time")
         round_all(rounder, analysis.menu, jobs=jobs, progress=progress)
-        table = analyze(analysis, "measured" if options.effort == "thorough" else options.mode, say, progress)
-    if options.mode != "gradient":
+        table = analyze(analysis, mode, say, progress, workers)
+    if mode != "gradient":
         say("measuring whole plans: how losses add up")
         tokens = torch.from_numpy(calibration.tokens)
         table = measure_additivity(table, loaded, tokens, batch_size=batch_size, rounder=rounder, progress=progress)
     return _written(table, notes, calibration, run)
 
 
+def _outlook(options: AnalyzeOptions, run: RunFolder, say: Say) -> Outlook | None:
+    """What lies ahead, told where it takes long.
+
+    Raises:
+        InputError: this machine has too little memory.
+        StorageError: it has too little room on the disk.
+    """
+    outlook = expect_analysis(options, run)
+    if outlook is not None:
+        outlook.check()
+        if outlook.is_long:
+            outlook.tell(say)
+    return outlook
+
+
 def _written(
     table: SensitivityTable, notes: tuple[Note, ...], calibration: CalibrationSet, run: RunFolder
 ) -> SensitivityTable:
     """Write what was found, last: an interrupted or refused run must not change what a finished table refers to."""
-    table = replace(table, notes=(*table.notes, *notes))
+    room = notes_on_menu(table, estimate_fixed(table.model), BUDGETS)
+    table = replace(table, notes=(*table.notes, *notes, *room))
     calibration.write(run.calibration)
     table.write(run.sensitivity)
     return table
@@ -158,22 +198,19 @@ def _notes_on(loaded: LoadedModel) -> tuple[Note, ...]:
     return notes
 
 
-def sequences_per_pass(card: ModelCard, seq_len: int) -> int:
-    """Sequences whose FP32 logits take at most `LOGITS_BYTES`, between 1 and `MOST_SEQUENCES`."""
-    return min(MOST_SEQUENCES, max(1, LOGITS_BYTES // (4 * seq_len * card.vocabulary)))
-
-
-def analyze(analysis: Analysis, mode: Mode, say: Say, progress: Progress) -> SensitivityTable:
+def analyze(
+    analysis: Analysis, mode: Mode, say: Say, progress: Progress, workers: Workers | None = None
+) -> SensitivityTable:
     """Find all losses in one mode and return the finished table.
 
     Raises:
         MeasurementError: a measurement or estimate is impossible.
     """
     if mode == "auto":
-        return analyze_auto(analysis, say=say, progress=progress)
+        return analyze_auto(analysis, say=say, workers=workers, progress=progress)
     if mode == "measured":
         say("measuring every loss")
-        measure(analysis, progress=progress)
+        measure(analysis, workers=workers, progress=progress)
     else:
         say("gradients of all formats in one pass")
         estimate(analysis, progress=progress)

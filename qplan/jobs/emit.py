@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,7 +27,9 @@ from qplan.mnn.build.writer import set_runtime
 from qplan.mnn.engines import EngineVersion
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import LoadedModel
+from qplan.model.source import local_folder
 from qplan.notes import Note, note, text_note
+from qplan.quantize.round_all import default_jobs
 from qplan.quantize.run_rounder import run_rounder
 from qplan.run.calibration import CalibrationSet
 from qplan.run.folder import RunFolder
@@ -36,11 +39,18 @@ from qplan.run.plan_folder import PlanFolder
 from qplan.run.provenance import Provenance
 from qplan.run.table import SensitivityTable
 from qplan.run.verification import Check, Verification
+from qplan.sensitivity.kept_logits import kept_logits
 from qplan.settings import Progress, Say
+from qplan.spread.nodes import workers_at
+from qplan.spread.work import Workers
 from qplan.verify.checks import engine_checks, folder_check
+from qplan.verify.engine_memory import EngineMemory
 from qplan.verify.measure import Trial, speeds_by_turns
 from qplan.verify.prove import BuildBench, gate, prove
-from qplan.verify.reference import reference_logits, stored_logits
+from qplan.verify.reference import stored_logits
+
+PLANNING_TOKENS = 2048
+"""Least number of held-out tokens that plans are measured on, where there are so many."""
 
 SHIPPED_THREADS = 4
 """Engine threads in the settings that a built model ships with; measurements use `EmitOptions.threads`."""
@@ -85,7 +95,7 @@ def run_emit(options: EmitOptions, run: RunFolder, say: Say, progress: Progress,
         options: options of the emit.
         run: a finished analysis.
         say: called with a line about each step.
-        progress: called after each reference pass.
+        progress: called while tensors are rounded, and while models are measured.
         command: the command line, for the report.
 
     Raises:
@@ -96,30 +106,63 @@ def run_emit(options: EmitOptions, run: RunFolder, say: Say, progress: Progress,
         VerificationError: the export of this architecture is wrong.
     """
     check_emit(options, run)
+    model = local_folder(SensitivityTable.read(run.sensitivity).model.source)
+    with workers_at(options.ray, run, model, say) as workers:
+        return _emit(options, run, say, progress, command, workers=workers)
+
+
+def _emit(
+    options: EmitOptions, run: RunFolder, say: Say, progress: Progress, command: str, *, workers: Workers | None
+) -> Emitted:
     given = given_plan(options, run)
     if given is not None:
         options = for_engine_of(given, options)
         _say_if_moved(given, options, say)
     table = retarget_table(SensitivityTable.read(run.sensitivity), options.target)
     calibration = CalibrationSet.read(run.calibration)
-    model = load_analyzed(run, table.model, say)
+    limit = options.max_memory_bytes
+    model = load_analyzed(run, table.model, say, most_bytes=None if limit is None else limit / 2)
     judged = _held_out(options, calibration, model.loaded, say)
-    skeleton = run_skeleton(run, model.loaded, options.llmexport, say, c4=options.target.c4)
-    rounder = run_rounder(run, model.loaded, calibration, table.conditions.rounding)
-    job = EmitJob(
-        options=options,
-        run=run,
-        table=table,
-        model=model,
-        skeleton=skeleton,
-        rounder=rounder,
-        heldout=calibration.heldout,
-        say=say,
-        given=given,
+    skeleton = run_skeleton(
+        run,
+        model.loaded,
+        options.llmexport,
+        say,
+        c4=options.target.c4,
+        max_memory_bytes=options.max_memory_bytes,
     )
-    if options.build:
-        return _plan_and_build(job, judged, progress, command)
-    return _plan_only(job, command)
+    rounder = run_rounder(run, model.loaded, calibration, table.conditions.rounding, workers=workers)
+    with ExitStack() as stack:
+        job = EmitJob(
+            options=options,
+            run=run,
+            table=table,
+            model=model,
+            skeleton=skeleton,
+            rounder=rounder,
+            heldout=planning_rows(calibration),
+            say=say,
+            given=given,
+            open=stack,
+            progress=progress,
+            jobs=default_jobs(),
+        )
+        if options.build:
+            return _plan_and_build(job, judged, progress, command)
+        return _plan_only(job, command)
+
+
+def planning_rows(calibration: CalibrationSet) -> NDArray[np.int64]:
+    """Held-out tokens that whole models are measured on while a plan is chosen, ``[rows, seq_len]``.
+
+    Half as many as the analysis took, evenly spread, but no fewer than `PLANNING_TOKENS` if there are so many.
+    """
+    rows, length = calibration.heldout, calibration.seq_len
+    count = max(2, max(PLANNING_TOKENS, calibration.tokens.size // 2) // length)
+    if count >= len(rows):
+        return rows
+    spread: NDArray[np.int64] = rows[np.linspace(0, len(rows) - 1, count).round().astype(int)]
+    return spread
 
 
 def _plan_only(job: EmitJob, command: str) -> Emitted:
@@ -134,8 +177,8 @@ def _plan_and_build(job: EmitJob, judged: _HeldOut, progress: Progress, command:
     options, loaded, target = job.options, job.model.loaded, job.options.target
     given = _given(job)
     job.say(f"FP32 reference on {judged.rows.size} tokens: {judged.text}")
-    with reference_logits(loaded, judged.rows, progress) as reference:
-        trial = Trial(reference, threads=options.threads)
+    with kept_logits(loaded, judged.rows, progress) as reference:
+        trial = Trial(reference, threads=options.threads, decode_rows=_decode_rows(len(judged.rows)))
         bench = BuildBench(
             loaded=loaded,
             skeleton=job.skeleton,
@@ -145,12 +188,30 @@ def _plan_and_build(job: EmitJob, judged: _HeldOut, progress: Progress, command:
             baselines=job.run.baselines_for(job.engine),
             say=job.say,
             target=target,
+            memory=_engine_memory(job, trial),
         )
         first = gate(bench)
         plan, gain = planned(job, given)
+        if bench.memory is not None:
+            bench.memory.check_runs(plan.formats)
+            plan = plan.noted(*bench.memory.left_out(plan.formats, unfolded=job.model.original.card))
         exportable = _write_plan(job, plan)
         plan, verification = _prove(job, bench, first, plan, gain)
     return _reported(job, plan, verification, exportable, command)
+
+
+def _decode_rows(rows: int) -> int:
+    """How many of the rows are also run token by token, which takes an engine longest: no more than half of a few."""
+    return max(1, min(Trial.decode_rows, rows // 2))
+
+
+def _engine_memory(job: EmitJob, trial: Trial) -> EngineMemory | None:
+    """What the engine may take beside this process; None for no limit."""
+    limit = job.options.max_memory_bytes
+    if limit is None:
+        return None
+    tokens = max(trial.reference.rows.shape[1], trial.prompt_tokens + trial.decode_tokens)
+    return EngineMemory.beside_this_process(job.model.loaded.card, tokens, limit)
 
 
 def _given(job: EmitJob) -> Plan | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -37,7 +38,8 @@ from qplan.run.folder import RunFolder
 from qplan.run.plan import Plan
 from qplan.run.plan_folder import PLAN_FILE, PlanFolder
 from qplan.run.table import SensitivityTable
-from qplan.settings import Say
+from qplan.sensitivity.kept_logits import KeptLogits, kept_logits
+from qplan.settings import Progress, Say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +53,16 @@ class EmitJob:
     skeleton: Skeleton
     rounder: Rounder
     heldout: NDArray[np.int64]
+    """Tokens that plans are measured on, int64 ``[rows, seq_len]``."""
     say: Say
     given: PlannedOn | None = None
     """The plan given with ``--plan``, for the engine that it was made for; None if one is to be made."""
+    open: ExitStack | None = None
+    """Closes what `kept` keeps on disk; None to keep nothing."""
+    progress: Progress | None = None
+    """Called while tensors are rounded, and while whole models are measured."""
+    jobs: int = 1
+    """Tensors to round at a time."""
 
     @property
     def engine(self) -> str | None:
@@ -92,8 +101,50 @@ class EmitJob:
         original = self.model.original
         if original is self.model.loaded:
             return self.skeleton
-        c4 = self.options.target.c4
-        return run_skeleton(self.run, original, self.options.llmexport, self.say, c4=c4, unfolded=True)
+        options = self.options
+        return run_skeleton(
+            self.run,
+            original,
+            options.llmexport,
+            self.say,
+            c4=options.target.c4,
+            unfolded=True,
+            max_memory_bytes=options.max_memory_bytes,
+        )
+
+    @cached_property
+    def kept(self) -> KeptLogits | None:
+        """What the model in FP32 says of `heldout`, computed when it is first asked for."""
+        if self.open is None:
+            return None
+        self.say(f"FP32 reference on {self.heldout.size} held-out tokens, to measure plans with")
+        return self.open.enter_context(kept_logits(self.model.loaded, self.heldout, self.progress))
+
+    @cached_property
+    def _known(self) -> dict[object, float]:
+        """Losses of whole models that were measured already."""
+        return {}
+
+    def context(self, table: SensitivityTable, fixed: FixedBytes, nearest: LoadedModel) -> PlanningContext:
+        """What plans are made from and measured with.
+
+        Args:
+            table: losses of single tensors.
+            fixed: bytes that every plan ships.
+            nearest: the model that uniform models and plans of llmexport are made of.
+        """
+        return PlanningContext(
+            table,
+            fixed,
+            self.rounder,
+            Rounder(nearest),
+            self.heldout,
+            self.say,
+            kept=self.kept,
+            known=self._known,
+            jobs=self.jobs,
+            progress=self.progress,
+        )
 
 
 _ABOUT_CONTEXT = ("context-limited", "setting-beyond-context", "setting-unmeasured")
@@ -106,11 +157,10 @@ def planned(job: EmitJob, given: Plan | None) -> tuple[Plan, BlockGain | None]:
     plan = given or _chosen(job, fixed)
     plan = replace(plan, sensitivity_sha256=table.sha256, engine=job.engine)
     plan = plan.noted(*(known for known in table.notes if known.code in _ABOUT_CONTEXT and known not in plan.notes))
-    exported = PlanningContext(table, fixed, job.rounder, Rounder(job.exported), job.heldout, job.say)
-    plan = with_price_of_nearest(plan, exported)
+    plan = with_price_of_nearest(plan, job.context(table, fixed, job.exported))
     if given is not None and options.dynamic_option is None:
         options = replace(options, dynamic_option=2 if given.dynamic_option == 2 else 0)
-    plan, gain = _first_option(plan, options, job.rounder, job.heldout, job.say)
+    plan, gain = _first_option(plan, options, job)
     return (plan, gain) if gain else (with_note_on_losses(plan, table.conditions.dynamic_option), None)
 
 
@@ -118,7 +168,7 @@ def _chosen(job: EmitJob, fixed: FixedBytes) -> Plan:
     """The best plan in formats that the engine computes, confirmed on whole models."""
     options = job.options
     table = job.table if options.dynamic_option != 2 else computable(job.table)
-    context = PlanningContext(table, fixed, job.rounder, Rounder(job.model.original), job.heldout, job.say)
+    context = job.context(table, fixed, job.model.original)
 
     def choose(rules: Rules) -> Plan:
         wanted = replace(options.wanted, rules=retarget_rules(rules, options.target))
@@ -127,17 +177,15 @@ def _chosen(job: EmitJob, fixed: FixedBytes) -> Plan:
     return within_uniform(choose, options.wanted.rules, fixed, fixed_bytes(job.uniform_skeleton), say=job.say)
 
 
-def _first_option(
-    plan: Plan, options: EmitOptions, rounder: Rounder, heldout: NDArray[np.int64], say: Say
-) -> tuple[Plan, BlockGain | None]:
+def _first_option(plan: Plan, options: EmitOptions, job: EmitJob) -> tuple[Plan, BlockGain | None]:
     """The plan with its ``dynamic_option``, and the gain of option 2 if the built model's speed is to decide."""
     if options.dynamic_option == 0 or not applies(plan.memory, plan.formats):
         return replace(plan, dynamic_option=options.dynamic_option or 0), None
     names = garbled(plan.formats)
     if names:
         return without_block_scales(plan, names), None
-    say("joint loss with activation scales per token and per block")
-    gain = measure_gain(plan, rounder, heldout)
+    job.say("joint loss with activation scales per token and per block")
+    gain = measure_gain(plan, job.rounder, job.heldout, job.kept)
     if options.dynamic_option == 2:
         return with_requested_option(plan, gain), None
     if gain.pays and options.build:

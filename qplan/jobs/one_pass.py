@@ -1,4 +1,7 @@
-"""The quick analysis: one pass there and one back give moments, folds and losses; see `qplan.folding.one_pass`."""
+"""One pass there and one back give moments, folds and losses; see `qplan.folding.one_pass`.
+
+That is the quick effort. The default one then measures what plans hang on: `qplan.jobs.pivotal`.
+"""
 
 from __future__ import annotations
 
@@ -9,26 +12,34 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from qplan.artifact import is_there, sha256_json, versions
+from qplan.folding.analyzed import load_folded
 from qplan.folding.decide import store_folded
 from qplan.folding.one_pass import OnePass, label_seeds, model_losses
 from qplan.jobs.options import AnalyzeOptions
+from qplan.jobs.pivotal import Pivotal
+from qplan.jobs.stages import Stages
+from qplan.model.boundaries import Boundaries
+from qplan.model.half_products import half_products_pay
 from qplan.model.layerwise import WayBack, WayThere
 from qplan.model.load import LoadedModel
 from qplan.model.source import sha256_beside_model
 from qplan.notes import Note
 from qplan.quantize.moments import Moments, gather_on_the_way
 from qplan.quantize.rounder import Rounder
+from qplan.quantize.run_rounder import run_rounder
 from qplan.roundings import needs_tokens
 from qplan.run.calibration import CalibrationSet
-from qplan.run.fold import FoldRecord
+from qplan.run.fold import FoldRecord, inputs_of
 from qplan.run.fold_draft import FoldDraft
 from qplan.run.folder import RunFolder
-from qplan.run.moments import moments_folder, write_matrix
+from qplan.run.moments import Part, moments_folder, write_matrix
 from qplan.run.table import SensitivityTable
 from qplan.sensitivity.analysis import Analysis, open_analysis
 from qplan.sensitivity.layer_losses import Seen
-from qplan.sensitivity.variants import StoredWeights
+from qplan.sensitivity.stored_weights import StoredWeights
 from qplan.settings import Progress, Say
+from qplan.spread.work import Workers
 
 DRAWN = 64
 """Output features of every tensor that losses are estimated from. A loss is then known to 8 % (standard deviation of
@@ -46,7 +57,8 @@ class _Job:
     calibration: CalibrationSet
     batch_size: int
     say: Say
-    progress: Progress
+    stages: Stages
+    workers: Workers | None = None
 
     @property
     def fit(self) -> list[Tensor]:
@@ -55,13 +67,14 @@ class _Job:
 
     @property
     def witnesses(self) -> list[Tensor]:
-        """Those of them that scales are fitted to."""
-        rows = max(1, WITNESS_TOKENS // self.calibration.seq_len)
-        return list(torch.from_numpy(self.calibration.fit[:rows]).split(self.batch_size))
+        """Those of them that scales are fitted to, the first batches."""
+        rows = WITNESS_TOKENS // self.calibration.seq_len
+        return self.fit[: max(1, rows // self.batch_size)]
 
-    def draft(self) -> FoldDraft:
-        """What was decided about folding before a kill."""
-        inputs = {
+    @property
+    def inputs(self) -> dict[str, str]:
+        """What all that is found depends on."""
+        return {
             "model": self.loaded.card.sha256,
             "fit": self.calibration.fit_sha256,
             "judge": self.calibration.sha256,
@@ -70,7 +83,19 @@ class _Job:
             "rounding": self.options.rounding,
             "drawn": str(DRAWN),
         }
-        return FoldDraft.open(self.run.fold_draft, inputs, self.say)
+
+    def draft(self) -> FoldDraft:
+        """What was decided about folding before a kill."""
+        return FoldDraft.open(self.run.fold_draft, self.inputs, self.say)
+
+    def between(self) -> Boundaries:
+        """What lies between layers, as far as a killed analysis of the same came."""
+        depends = self.inputs | {"batch": str(self.batch_size), "formats": " ".join(map(str, self.options.formats))}
+        depends |= {"fold": self.options.fold} | versions()
+        folder = self.run.between / sha256_json(depends)[:12]
+        if not folder.is_dir():
+            shutil.rmtree(self.run.between, ignore_errors=True)
+        return Boundaries(folder, self.loaded.device)
 
 
 def analyze_in_one_pass(
@@ -81,10 +106,11 @@ def analyze_in_one_pass(
     *,
     batch_size: int,
     say: Say,
-    progress: Progress,
+    stages: Stages,
+    workers: Workers | None = None,
 ) -> SensitivityTable:
     """Find folds and losses; the table is about the folded model if folding pays anywhere."""
-    job = _Job(options, run, loaded, calibration, batch_size, say, progress)
+    job = _Job(options, run, loaded, calibration, batch_size, say, stages, workers)
     opened = open_analysis(
         loaded,
         calibration,
@@ -99,15 +125,56 @@ def analyze_in_one_pass(
     with opened as begun:
         # whole tensors are rounded where a loss of exactly 0 must be proved, and need not be rounded well for that
         analysis = replace(begun, stored=StoredWeights(loaded))
-        found = _passes(job, analysis)
-        for name, fmt, memory in analysis.entries():
-            analysis.check_entry(name, fmt, memory, "gradient")
-        table = analysis.table("gradient", analysis.all_rows("gradient"))
+        folded, notes = _left(job, analysis) or _found(job, analysis)
+        if options.effort == "default":
+            rounder = run_rounder(
+                run, folded, calibration, options.rounding, batch_size=batch_size, workers=job.workers
+            )
+            stored = StoredWeights(folded, rounder)
+            progress = stages.begin("measuring", "measuring what plans hang on")
+            pivotal = Pivotal(replace(begun, loaded=folded, stored=stored), rounder, say, progress, workers)
+            table = pivotal.table()
+        else:
+            table = replace(analysis.table("gradient", analysis.all_rows("gradient")), model=folded.card)
+    run.fold_draft.unlink(missing_ok=True)
+    return replace(table, notes=(*table.notes, *notes))
+
+
+def _found(job: _Job, analysis: Analysis) -> tuple[LoadedModel, tuple[Note, ...]]:
+    """Go there and back: losses in the journal, the model that they are about, its moments, and notes."""
+    found = _passes(job, analysis)
+    for name, fmt, memory in analysis.entries():
+        analysis.check_entry(name, fmt, memory, "gradient")
     folded, notes = _fold(job, found.one)
     if found.moments is not None:
         found.finish_moments(job, folded)
-    run.fold_draft.unlink(missing_ok=True)
-    return replace(table, model=folded.card, notes=(*table.notes, *notes))
+    shutil.rmtree(job.run.between, ignore_errors=True)
+    return folded, notes
+
+
+def _left(job: _Job, analysis: Analysis) -> tuple[LoadedModel, tuple[Note, ...]] | None:
+    """What `_found` left before a kill, or another effort; None if it did not come to its end."""
+    known = analysis.kept.measurements
+    batches = range(len(analysis.batches))
+    cells = ((n, f.name, memory, batch, "gradient") for n, f, memory in analysis.entries() for batch in batches)
+    if not all(cell in known for cell in cells):
+        return None
+    folded: LoadedModel = job.loaded
+    notes: tuple[Note, ...] = ()
+    if job.options.fold == "auto":
+        if not is_there(job.run.fold) or inputs_of(job.run.fold) != job.draft().inputs:
+            return None
+        record = FoldRecord.read(job.run.fold)
+        notes = (record.note,)
+        if record.folded_sha256 is not None:
+            context, stream = folded.card.context, folded.streamed
+            folded = load_folded(job.run, record, job.options.device, stream=stream).within(context)
+    parts: dict[Part, str] = {"fit": job.calibration.fit_sha256, "judge": job.calibration.sha256}
+    for part, sha256 in parts.items():
+        inputs = {"model": folded.card.sha256, "tokens": sha256}
+        if needs_tokens(job.options.rounding) and Moments.open(moments_folder(job.run, part, sha256), inputs) is None:
+            return None
+    return folded, notes
 
 
 @dataclass
@@ -136,6 +203,8 @@ class _Found:
         if self.lookups:
             columns, lookups = self.one.columns(head), torch.cat(self.lookups)
             fit.add_lookups(head, lookups if columns is None else lookups / columns)
+        # from here on a killed analysis starts again: what is written now ends what it would go on from
+        shutil.rmtree(job.run.between, ignore_errors=True)
         fit.write_index({"model": folded.card.sha256, "tokens": job.calibration.fit_sha256})
         judged = Moments(self.judge.folder, given.key_of, self.judge.tokens)
         judged.write_index({"model": folded.card.sha256, "tokens": job.calibration.sha256})
@@ -148,12 +217,20 @@ class _Judge:
 
     folder: Path
     key_of: dict[str, str]
+    inputs: dict[str, str]
+    """What the matrices depend on until all are there."""
     tokens: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Go on from what was written before a kill."""
+        kept = Moments.open(self.folder, self.inputs)
+        self.tokens = {} if kept is None else dict(kept.tokens)
 
     def keep(self, seen: Seen, columns: Tensor | None) -> None:
         """Write the matrix of a tensor's input, unless another with the same input was there first."""
         self.tokens[seen.name] = int(seen.inputs.any(-1).sum())
-        if self.key_of[seen.name] == seen.name and self.tokens[seen.name]:
+        Moments(self.folder, self.key_of, self.tokens).write_index(self.inputs)
+        if seen.judge is not None and self.key_of[seen.name] == seen.name and self.tokens[seen.name]:
             write_matrix(self.folder, seen.name, _scaled(seen.judge, columns).cpu().numpy())
 
 
@@ -172,20 +249,20 @@ def _passes(job: _Job, analysis: Analysis) -> _Found:
     moments = Moments.open(folder, inputs) if fits else None
     gather = fits and moments is None
     behind = job.fit if gather else witnesses
-    way = WayThere(job.loaded, judged + behind, kept)
-    job.say(
-        f"there: {sum(b.numel() for b in way.batches)} tokens" + (", second moments of all inputs" if gather else "")
-    )
+    between = job.between()
+    turned = between.reached(len(job.loaded.layers)) is not None
+    if gather and turned and between.folder is not None:
+        shutil.rmtree(between.folder)
+    way = WayThere(job.loaded, judged + behind, kept, between)
+    more = ", second moments of all inputs" if gather else ""
+    progress = job.stages.begin("there", f"there: {sum(b.numel() for b in way.batches)} tokens{more}")
     if gather:
-        moments = gather_on_the_way(way, len(judged), folder, progress=job.progress)
-        moments.write_index(inputs)
-    else:
-        for index in range(len(job.loaded.layers)):
-            for number in range(len(way.batches)):
-                way.run(index, number)
-            job.progress(index + 1, len(job.loaded.layers))
+        moments = gather_on_the_way(way, len(judged), folder, inputs=inputs, progress=progress)
+    elif not turned:
+        _go(way, progress)
     folder = moments_folder(job.run, "judge", job.calibration.sha256)
-    judge = _Judge(folder, {} if moments is None else moments.key_of)
+    unfinished = job.inputs | {"unfinished": "yes"}
+    judge = _Judge(folder, {} if moments is None else moments.key_of, unfinished)
     one = OnePass(
         analysis,
         witnesses,
@@ -194,17 +271,28 @@ def _passes(job: _Job, analysis: Analysis) -> _Found:
         fold=job.options.fold == "auto",
         draft=job.draft(),
         keep=None if moments is None else judge.keep,
+        workers=job.workers,
     )
     back = WayBack(
         job.loaded,
         judged + witnesses,
-        way.between,
+        between,
         label_seeds(job.calibration.seed, kept),
         drawn=one.views.drawn_of,
+        half=half_products_pay(job.loaded.device),
     )
-    job.say(f"back: folds and losses of {len(job.options.formats)} formats, {DRAWN} output features of each tensor")
-    one.run(back, job.progress)
+    told = f"back: folds and losses of {len(job.options.formats)} formats, {DRAWN} output features of each tensor"
+    one.run(back, job.stages.begin("back", told))
     return _Found(one, moments, judge, back.lookups[len(judged) :])
+
+
+def _go(way: WayThere, progress: Progress) -> None:
+    """Run all layers that are not done."""
+    count = len(way.loaded.layers)
+    for index in range(way.done, count):
+        for number in range(len(way.batches)):
+            way.run(index, number)
+        progress(index + 1, count)
 
 
 def _fold(job: _Job, one: OnePass) -> tuple[LoadedModel, tuple[Note, ...]]:
@@ -212,6 +300,7 @@ def _fold(job: _Job, one: OnePass) -> tuple[LoadedModel, tuple[Note, ...]]:
     if job.options.fold != "auto":
         return job.loaded, ()
     loaded, draft, run = job.loaded, one.draft, job.run
+    job.stages.begin("folded model")
     scales = {name: torch.tensor(scale, device=loaded.device) for name, scale in draft.scales.items()}
     folded = store_folded(run, loaded, scales, one.analysis.batches[0][:1]) if scales else loaded
     tokens = sum(batch.numel() for batch in one.analysis.batches)

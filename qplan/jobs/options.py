@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from qplan.choosing.request import EVALUATIONS, PlanRequest
+from qplan.card import ModelCard
+from qplan.choosing.request import PlanRequest
 from qplan.errors import InputError
 from qplan.formats import DEFAULT_FORMATS, QuantFormat
 from qplan.mnn.engines import EngineTarget, EngineVersion
@@ -24,11 +25,17 @@ LOGITS_BYTES = 640 << 20
 MOST_SEQUENCES = 4
 """Most sequences in a pass, unless the user gives their number: gradients hold several copies of the logits."""
 
-FIT_TOKENS, QUICK_FIT_TOKENS = 32768, 8192
-"""Most tokens that rounding is fitted to, and with effort quick."""
+FIT_TOKENS, QUICK_FIT_TOKENS = 32768, 16384
+"""Most tokens that rounding is fitted to, where every format is rounded whole and where it is not."""
+
+MEASURED_PASSES = 2.0
+"""Most passes that the default effort takes for measurements; a pass is once forwards and backwards over the
+calibration tokens."""
 
 MOST = 2**31 - 1
 """Largest count that options take: libraries below hold counts in 32 bits."""
+
+_HOST_PORT = re.compile(r"[^\s/]+:[0-9]{1,5}")
 
 _DEVICE = re.compile(r"cpu|mps|cuda(:[0-9]{1,3})?")
 
@@ -46,11 +53,12 @@ class AnalyzeOptions:
     formats: tuple[QuantFormat, ...] = DEFAULT_FORMATS
     memory: Memory = "low"
     effort: Effort = "default"
-    mode: Mode = "auto"
+    mode: Mode | None = None
+    """How losses are found, whatever the effort; None for what the effort says."""
     rounding: str = "auto"
     fold: Folding = "auto"
     fit_tokens: int | None = None
-    """Most tokens that rounding is fitted to; None for `FIT_TOKENS`, or `QUICK_FIT_TOKENS` with effort quick."""
+    """Most tokens that rounding is fitted to; None for `QUICK_FIT_TOKENS`, or `FIT_TOKENS` where all are rounded."""
     jobs: int | None = None
     """Tensors to round at a time; None for one per CPU core, or 1 on a GPU."""
     dynamic_option: DynamicOption = 0
@@ -63,8 +71,13 @@ class AnalyzeOptions:
     """Exporter that emit will use, by whose measured errors the model's settings are judged; None for the package."""
     device: str = "cpu"
     dtype: DTypeName = "float32"
+    ray: str | None = None
+    """Ray cluster that does the work, see `qplan.spread`; None for this process alone."""
     restart: bool = False
     """Delete what an earlier run left in the folder."""
+    max_memory_bytes: int | None = None
+    """Most memory that the job may take; None for what the machine has free. Where the model does not fit, its
+    weights stay on the disk until they are used."""
 
     def __post_init__(self) -> None:
         """Refuse numbers out of range, and options that contradict each other.
@@ -82,15 +95,24 @@ class AnalyzeOptions:
         if _DEVICE.fullmatch(self.device) is None:
             msg = f"--device {self.device!r} is not understood; write cpu, cuda, cuda:1 or mps"
             raise InputError(msg)
-        if self.effort != "default" and self.mode != "auto":
+        check_ray(self.ray)
+        if self.ray is not None and self.device != "cpu":
+            msg = f"--ray {self.ray} --device {self.device}: workers of a cluster compute on processors; leave one out"
+            raise InputError(msg)
+        if self.effort != "default" and self.mode is not None:
             msg = f"--effort {self.effort} --mode {self.mode}: an effort chooses the mode; leave one of them out"
             raise InputError(msg)
         if self.dtype != "float32" and self.mode != "gradient":
+            given = f"--effort {self.effort}" if self.mode is None else f"--mode {self.mode}"
             msg = (
-                f"--dtype {self.dtype} --mode {self.mode}: only gradients tolerate half precision, "
+                f"--dtype {self.dtype} {given}: only gradients tolerate half precision, "
                 "whose own rounding loses about a hundred times what a tensor loses in int8; use --mode gradient or "
                 "--dtype float32"
             )
+            raise InputError(msg)
+        if self.max_memory_bytes is not None and (self.effort == "thorough" or self.mode is not None):
+            asked = "--effort thorough" if self.effort == "thorough" else f"--mode {self.mode}"
+            msg = f"--max-memory {asked}: it measures whole models, whatever memory these take; leave one of them out"
             raise InputError(msg)
         if self.dynamic_option == 2 and self.memory != "low":
             msg = f"--dynamic-option 2 has no effect under --memory {self.memory}; leave one of them out"
@@ -101,7 +123,7 @@ class AnalyzeOptions:
         """Most tokens that rounding is fitted to."""
         if self.fit_tokens is not None:
             return self.fit_tokens
-        return QUICK_FIT_TOKENS if self.effort == "quick" else FIT_TOKENS
+        return QUICK_FIT_TOKENS if self.mode is None and self.effort != "thorough" else FIT_TOKENS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,14 +141,18 @@ class EmitOptions:
     """Engine threads in measurements."""
     dynamic_option: DynamicOption | None = None
     """MNN's setting for int8 activations; None to let `qplan.choosing.activations` decide."""
-    evaluations: int = EVALUATIONS
-    """Most whole models that a repair may measure; 0 for no repair."""
+    evaluations: int | None = None
+    """Most whole models that a repair may measure; 0 for no repair, None for what a pass allows."""
     plan: Path | None = None
     """A plan to build, possibly edited by hand; None to make one."""
     engine: EngineVersion | None = None
     """MNN version that the model is for; None for the installed one."""
     language: Language = Language.en
     """Language of the report."""
+    ray: str | None = None
+    """Ray cluster that rounds tensors, see `qplan.spread`; None for this process alone."""
+    max_memory_bytes: int | None = None
+    """Most memory that the job and its child processes may take; None for no limit."""
 
     def __post_init__(self) -> None:
         """Refuse numbers out of range, engines that no model can be built for, and requests beside a given plan.
@@ -134,7 +160,10 @@ class EmitOptions:
         Raises:
             InputError: about the first; the message gives option, value and limit.
         """
-        check_least({"--tokens": (self.tokens, 2), "--threads": (self.threads, 1), "--repair": (self.evaluations, 0)})
+        check_ray(self.ray)
+        check_least(
+            {"--tokens": (self.tokens, 2), "--threads": (self.threads, 1), "--repair": (self.evaluations or 0, 0)}
+        )
         if self.engine is not None:
             EngineTarget.of(self.engine)
         unheard = self.wanted.asked() if self.plan is not None else ()
@@ -177,6 +206,17 @@ class ProfileOptions:
         check_least({option: (value, 1) for option, value in given.items()})
 
 
+def check_ray(address: str | None) -> None:
+    """Refuse what names no cluster.
+
+    Raises:
+        InputError: neither ``auto`` nor ``HOST:PORT``.
+    """
+    if address is not None and address != "auto" and _HOST_PORT.fullmatch(address) is None:
+        msg = f"--ray {address!r} is not understood; write auto, or HOST:PORT of the cluster's head, such as head:6379"
+        raise InputError(msg)
+
+
 def check_least(least: Mapping[str, tuple[int, int]]) -> None:
     """Refuse numbers below their limit, and those that no 32 bits hold.
 
@@ -190,3 +230,8 @@ def check_least(least: Mapping[str, tuple[int, int]]) -> None:
         if not limit <= value <= MOST:
             msg = f"{option} {value}: must be at least {limit}" + (f" and at most {MOST}" if value > MOST else "")
             raise InputError(msg)
+
+
+def sequences_per_pass(card: ModelCard, seq_len: int) -> int:
+    """Sequences whose FP32 logits take at most `LOGITS_BYTES`, between 1 and `MOST_SEQUENCES`."""
+    return min(MOST_SEQUENCES, max(1, LOGITS_BYTES // (4 * seq_len * card.vocabulary)))

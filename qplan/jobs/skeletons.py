@@ -21,6 +21,7 @@ def run_skeleton(
     *,
     c4: bool = True,
     unfolded: bool = False,
+    max_memory_bytes: int | None = None,
 ) -> Skeleton:
     """The graph of exactly this model by exactly this exporter: from the run folder, or exported now.
 
@@ -31,8 +32,10 @@ def run_skeleton(
         say: called with a line about each step.
         c4: whether to keep the fusion that engines before 3.6.1 crash on.
         unfolded: whether this is the model before folding, which has a folder of its own.
+        max_memory_bytes: most memory that the export may take; None for any.
 
     Raises:
+        InputError: it takes more.
         ToolError: the exporter failed.
     """
     exporter = find_exporter(llmexport).version
@@ -44,6 +47,16 @@ def run_skeleton(
     record.unlink(missing_ok=True)
     say(f"exporting the graph with {exporter}")
     scale = None if loaded.embedding_scale is None else loaded.embedding_scale.cpu().numpy()
-    skeleton = export_skeleton(loaded.folder, folder, llmexport=llmexport, replace=True, c4=c4, input_scale=scale)
+    skeleton = export_skeleton(
+        loaded.folder,
+        folder,
+        llmexport=llmexport,
+        replace=True,
+        c4=c4,
+        input_scale=scale,
+        max_memory_bytes=max_memory_bytes,
+    )
+    if skeleton.whole:
+        say(f"{exporter} read and wrote every weight: it works otherwise than the exporters that qplan knows")
     SkeletonRecord.of(folder, *made_from).write(record)
     return skeleton

@@ -16,10 +16,10 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from qplan.errors import MeasurementError
 from qplan.model.load import LoadedModel
+from qplan.model.streamed import looked_up
 
 
 class Observer(Protocol):
@@ -61,9 +61,9 @@ class GraphStart:
             MeasurementError: a tied embedding does more than look rows up and scale them.
         """
         if self.tied:
-            looked_up = functional.embedding(args[0], module.get_parameter("weight"))
+            rows = looked_up(module, args[0])
             factor = 1.0 if self.folded is None else self.folded
-            scaled = (looked_up * factor).float()
+            scaled = (rows * factor).float()
             constant = float(torch.linalg.vecdot(output.float(), scaled).sum() / scaled.square().sum())
             self.scale = constant * factor
             tolerance = max(1e-4, 4 * torch.finfo(output.dtype).eps)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from qplan.errors import InputError
+from qplan.model.checkpoint import Checkpoint
 from qplan.model.mixture import mixture_of
 from qplan.model.registry import HEAD_OP, Architecture, LinearRule
 from qplan.tensors import Role, TensorSpec
@@ -77,16 +78,43 @@ def dissect(model: nn.Module, config: Any, architecture: Architecture) -> Anatom
     )
 
 
-def tie_equal_head(model: nn.Module, config: Any, architecture: Architecture) -> bool:  # noqa: ANN401 - a HF config
+def tie_equal_head(
+    model: nn.Module,
+    config: Any,  # noqa: ANN401 - a HF config
+    architecture: Architecture,
+    checkpoint: Checkpoint | None = None,
+) -> bool:
     """Make head and embedding one matrix where they hold the same values, as MNN's exporter does.
 
     The exporter compares values and not what the configuration says, so no plan that keeps the two apart can be built.
 
+    Args:
+        model: the model.
+        config: its configuration.
+        architecture: its architecture.
+        checkpoint: where the values are, of a model that has none yet.
+
     Returns:
         Whether they were two matrices before.
+
+    Raises:
+        InputError: a checkpoint with a head of its own, which is said to be the embedding.
     """
     head, weight = _linear(model, architecture.head), _embedding(model, architecture.embedding)
-    if is_tied(head.weight, weight) or head.weight.shape != weight.shape or not torch.equal(head.weight, weight):
+    tied = is_tied(head.weight, weight)
+    if checkpoint is None:
+        equal = tied or (head.weight.shape == weight.shape and torch.equal(head.weight, weight))
+    else:
+        keys = [f"{path}.weight" for path in (architecture.head, architecture.embedding)]
+        alone = tied and not all(key in checkpoint.file_of for key in keys)
+        equal = alone or checkpoint.equal(*keys)
+        if tied and not equal:
+            msg = (
+                f"{checkpoint.folder}: tie_word_embeddings is true, and the weight files hold a {keys[0]} of its own; "
+                "set it to false, or save the model again with save_pretrained"
+            )
+            raise InputError(msg)
+    if tied or not equal:
         return False
     head.weight = weight
     # a copy of the model is saved and loaded as what it now is
@@ -96,6 +124,8 @@ def tie_equal_head(model: nn.Module, config: Any, architecture: Architecture) ->
 
 def is_tied(first: Tensor, second: Tensor) -> bool:
     """Whether two weights share one storage."""
+    if first.is_meta or second.is_meta:
+        return first is second
     return first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr() and first.shape == second.shape
 
 

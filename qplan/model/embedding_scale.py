@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from qplan.artifact import atomic_path
 from qplan.errors import InputError
 from qplan.model.source import EMBEDDING_SCALE_FILE
+from qplan.model.streamed import Streamed
 
 _BUFFER = "qplan_scale"
 
@@ -61,7 +62,8 @@ def set_embedding_scale(embedding: nn.Embedding, scale: Tensor) -> None:
         msg = f"the embedding scale has shape {tuple(scale.shape)}, expected ({embedding.embedding_dim},)"
         raise InputError(msg)
     fresh = embedding_scale(embedding) is None
-    embedding.register_buffer(_BUFFER, scale.to(embedding.weight), persistent=False)
+    like = embedding.source if isinstance(embedding, Streamed) else embedding.weight
+    embedding.register_buffer(_BUFFER, scale.to(like.device, like.dtype), persistent=False)
     if fresh:
         embedding.register_forward_hook(_multiply)
 

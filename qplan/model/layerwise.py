@@ -1,7 +1,8 @@
 """Runs a model one decoder layer at a time, forwards and then backwards: only what lies between layers is kept.
 
 On the way back a layer computes again, with a graph, from its kept input, and takes the gradient that the layers behind
-it left. So everything that a layer's linears saw, of all tokens, is at hand at once, and of one layer at a time.
+it left. So everything that a layer's linears saw, of all tokens, is at hand at once, and of one layer at a time. Where
+boundaries are kept on disk, both ways go on from the last layer that was finished.
 """
 
 from __future__ import annotations
@@ -17,14 +18,13 @@ from torch import Tensor, nn
 
 from qplan.errors import MeasurementError
 from qplan.model.backward import GraphStart, log_likelihood_slope, probabilities_of
+from qplan.model.boundaries import Boundaries
+from qplan.model.half_products import with_half_gradients
 from qplan.model.load import LoadedModel
 from qplan.model.replace import with_forward
 
 Step = Callable[[], None]
 """Called after each batch of each layer."""
-
-Between = list[list[Any]]
-"""What each layer returned of each batch: a tensor, or a tuple that begins with one."""
 
 
 def run_layer(loaded: LoadedModel, index: int, batch: Tensor, given: Any) -> Any:  # noqa: ANN401 - layers differ
@@ -69,19 +69,25 @@ class WayThere:
     """Token ids, int64 ``[rows, seq_len]`` each."""
     kept: int = 0
     """Of so many first batches, what layers return is kept, for the way back."""
-    between: Between = field(default_factory=list)
-    """What was kept, by layer and batch."""
-    _given: dict[int, Any] = field(default_factory=dict)
+    between: Boundaries = field(default_factory=Boundaries)
+    """What was kept; of the other batches, what the last layers returned."""
 
     def run(self, index: int, number: int) -> None:
         """Compute a layer on a batch, after the layers before it; their number stands for the head."""
+        given = self.between.get(index - 1, number) if index else None
         with torch.no_grad():
-            found = run_layer(self.loaded, index, self.batches[number], self._given.get(number))
+            found = run_layer(self.loaded, index, self.batches[number], given)
         if index < len(self.loaded.layers):
-            self._given[number] = found
-            if number < self.kept:
-                self.between.extend([[]] if len(self.between) == index else [])
-                self.between[index].append(found)
+            self.between.put(index, number, found)
+        if number == len(self.batches) - 1:
+            self.between.drop(index - 2, range(self.kept, len(self.batches)))
+
+    @property
+    def done(self) -> int:
+        """How many layers have run on all batches."""
+        everything = range(len(self.batches))
+        layers = range(len(self.loaded.layers), 0, -1)
+        return next((count for count in layers if self.between.has(count - 1, everything)), 0)
 
 
 @dataclass
@@ -113,12 +119,13 @@ class LayerTrace:
         for found in (self.gradients, self.energies, self.slopes):
             found.setdefault(module, [])
         output.register_hook(partial(self._see_gradient, module))
+        if module in self.drawn:  # nothing else reads the input of a head, so its gradient is the one through the head
+            args[0].register_hook(lambda slope: self.slopes[module].append(slope.detach()))
 
     def _see_gradient(self, module: nn.Linear, gradient: Tensor) -> None:
         gradient = gradient.detach()
         self.energies[module].append(gradient.float().flatten(0, -2).square().sum(0))
         if module in self.drawn:
-            self.slopes[module].append(gradient @ module.weight)
             gradient = gradient[..., self.drawn[module]]
         self.gradients[module].append(gradient)
 
@@ -130,13 +137,15 @@ class WayBack:
     loaded: LoadedModel
     batches: Sequence[Tensor]
     """Token ids, int64 ``[rows, seq_len]`` each."""
-    between: Between
-    """What each layer returned of each of these batches; taken apart on the way."""
+    between: Boundaries
+    """What each layer returned of each of these batches; forgotten on the way."""
     seeds: Sequence[int]
     """For the labels, one per batch; see `qplan.model.backward`."""
     step: Step = lambda: None
     drawn: dict[nn.Linear, Tensor] = field(default_factory=dict)
     """See `LayerTrace.drawn`."""
+    half: bool = False
+    """Whether gradients at inputs are products of bfloat16, see `half_products`."""
     nll: list[Tensor] = field(default_factory=list)
     """float64 ``[labeled tokens]`` by batch: negative log-likelihood of the text, once the head was passed."""
     lookups: list[Tensor] = field(default_factory=list)
@@ -144,21 +153,38 @@ class WayBack:
     end; empty if the head is not tied."""
 
     def traces(self) -> Iterator[LayerTrace]:
-        """What the head saw, then the layers from last to first."""
-        count = len(self.loaded.layers)
-        slopes: list[Tensor] = []
+        """What the head saw, then the layers from last to first.
+
+        Layers that an earlier way back had finished are left out, and a head that is not tied to the embedding; a
+        layer is finished when the next trace is asked for.
+        """
+        count, everything = len(self.loaded.layers), range(len(self.batches))
+        tied = self.loaded.card.tensor(self.loaded.architecture.head).tied
+        reached = self.between.reached(count)
+        slopes = [] if reached is None else self.between.slopes(reached)
         for index in range(count, -1, -1):
+            again = reached is not None and index >= reached
+            if again and not (index == count and tied):
+                continue
             trace = LayerTrace(index, drawn=self.drawn)
-            given = self.between.pop() if index else [None] * len(self.batches)
+            linears = names_by_linear(self.loaded, index)
+            found: list[Tensor] = []
             with ExitStack() as stack:
-                for module in names_by_linear(self.loaded, index):
+                for module in linears:
                     stack.callback(module.register_forward_hook(trace.see).remove)
+                if self.half:
+                    stack.enter_context(with_half_gradients(linears))
                 for number, batch in enumerate(self.batches):
-                    slope = self._back(index, number, batch, given[number], slopes)
-                    given[number] = None
-                    slopes[number : number + 1] = [slope]
+                    given = self.between.get(index - 1, number) if index else None
+                    found.append(self._back(index, number, batch, given, slopes))
                     self.step()
             yield trace
+            if index and not again:
+                slopes = found
+                self.between.put_slopes(index, slopes)
+            # a tied head is looked at again in the end, and by a run that goes on
+            if index != count - 1 or not tied:
+                self.between.drop(index, everything)
 
     def _back(self, index: int, number: int, batch: Tensor, given: Any, slopes: Sequence[Tensor]) -> Tensor:  # noqa: ANN401
         """The gradient at what a layer, or the head, was given."""

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
 from qplan.card import ModelCard
+from qplan.cost.free import free_memory
 from qplan.errors import InputError
 from qplan.formats import LARGEST_PLAUSIBLE
+from qplan.model.checkpoint import Checkpoint
 from qplan.model.discovery import Anatomy, Site, dissect, has_bias, tie_equal_head
 from qplan.model.door import check_folder, check_tokenizer_there
 from qplan.model.embedding_scale import embedding_scale, read_embedding_scale, set_embedding_scale
+from qplan.model.headers import read_headers
 from qplan.model.inert import check_own_classes, inert_view
 from qplan.model.mixture import split_experts
 from qplan.model.registry import Architecture, architecture_of
-from qplan.model.source import fetch, lasting, read_config, sha256_model
+from qplan.model.source import fetch, lasting, read_config, sha256_model, weight_files
 from qplan.model.stock import blamed_on, check_builds, check_class, load_weights, stock_classes
+from qplan.model.streamed import Streamed
+from qplan.model.streamed_load import fill, make_empty
+from qplan.run.safetensors_file import ALL
 from qplan.settings import DTypeName
 
 _TRIED_TOKENS = 4
@@ -48,6 +55,8 @@ class LoadedModel:
     """Classes that the folder brings code for, which was left alone."""
     tied_by_values: bool = False
     """Whether head and embedding are two matrices in the checkpoint, and one here since they are equal."""
+    streamed: bool = False
+    """Whether weights of linears and of the embedding are read when they are used, see `qplan.model.streamed`."""
 
     def within(self, context: int) -> LoadedModel:
         """The same model, of which no sequence is longer than ``context`` tokens."""
@@ -61,7 +70,12 @@ class LoadedModel:
     @property
     def device(self) -> torch.device:
         """Device that the weights are on."""
-        return self.embedding.weight.device
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type that it computes in."""
+        return next(self.model.parameters()).dtype
 
     @property
     def layers(self) -> list[nn.Module]:
@@ -95,9 +109,17 @@ class LoadedModel:
             raise InputError(msg)
         return module
 
-    def weight(self, name: str) -> Tensor:
-        """Weight ``[out_features, in_features]`` of a tensor (a view)."""
-        return self.linear(name).weight[self.sites[name].rows]
+    def weight(self, name: str, rows: slice = ALL) -> Tensor:
+        """Weight ``[out_features, in_features]`` of a tensor, or rows of it: a view, or read now if it is streamed."""
+        linear, site = self.linear(name), self.sites[name]
+        start, stop, _ = rows.indices(site.stop - site.start)
+        wanted = slice(site.start + start, site.start + stop)
+        return linear.part(wanted) if isinstance(linear, Streamed) else linear.weight[wanted]
+
+    def weight_rows(self, name: str, rows: Tensor) -> Tensor:
+        """Some rows ``[drawn, in_features]`` of `weight`, of which a streamed model reads no others."""
+        linear, first = self.linear(name), self.sites[name].start
+        return linear.rows(first + rows) if isinstance(linear, Streamed) else linear.weight[first + rows]
 
     def bias(self, name: str) -> Tensor | None:
         """Bias ``[out_features]`` of a tensor (a view), None if the model has none."""
@@ -111,13 +133,17 @@ class LoadedModel:
         return output
 
 
-def load_model(source: str, *, device: str = "cpu", dtype: DTypeName = "float32") -> LoadedModel:
+def load_model(
+    source: str, *, device: str = "cpu", dtype: DTypeName = "float32", stream: bool | None = None
+) -> LoadedModel:
     """Load a model and prove that its weights are whole.
 
     Args:
         source: local folder or hub id.
         device: ``cpu``, ``cuda`` or ``mps``.
         dtype: type that the model computes in; a half precision only if the checkpoint is stored in it.
+        stream: whether to leave the weights of linears and of the embedding in their files until they are used; None
+            to do so if they take more memory than is free.
 
     Raises:
         InputError: not a usable model; the message says why and what to do.
@@ -136,14 +162,23 @@ def load_model(source: str, *, device: str = "cpu", dtype: DTypeName = "float32"
         tokenizer = load_tokenizer(folder, view)
         own = check_own_classes(folder, stock | {"AutoTokenizer": type(tokenizer).__name__})
         sha256 = sha256_model(folder)
-        model = load_weights(folder, view, getattr(torch, dtype))
-    check_finite(model)
+        wanted = getattr(torch, dtype)
+        if stream is None:
+            stream = device == "cpu" and not fits_memory(folder, wanted)
+        model = make_empty(folder, view, wanted) if stream else load_weights(folder, view, wanted)
+    if not stream:
+        check_finite(model)
     split_experts(model, model.config, architecture)
-    tied = tie_equal_head(model, model.config, architecture)
+    checkpoint = Checkpoint.open(folder) if stream else None
+    tied = tie_equal_head(model, model.config, architecture, checkpoint)
     anatomy = dissect(model, model.config, architecture)
     card = _card(lasting(source), sha256, model, anatomy)
+    if checkpoint is not None:
+        streamed = {*(site.module for site in anatomy.sites.values()), architecture.embedding}
+        fill(model, checkpoint, streamed, wanted, torch_device)
+        check_finite(model)
     model = model.to(torch_device).eval().requires_grad_(requires_grad=False)
-    loaded = LoadedModel(model, tokenizer, card, folder, architecture, dict(anatomy.sites), own, tied)
+    loaded = LoadedModel(model, tokenizer, card, folder, architecture, dict(anatomy.sites), own, tied, stream)
     scale = read_embedding_scale(folder)
     if scale is not None:
         set_embedding_scale(loaded.embedding, scale)
@@ -151,6 +186,12 @@ def load_model(source: str, *, device: str = "cpu", dtype: DTypeName = "float32"
     _check_vectors(loaded)
     _check_computes(loaded)
     return loaded
+
+
+def fits_memory(folder: Path, dtype: torch.dtype, *, free: float | None = None) -> bool:
+    """Whether a folder's weights take no more memory in a type than ``free`` bytes, by default what is free now."""
+    count = sum(math.prod(header.shape) for header in read_headers(weight_files(folder)).values())
+    return count * dtype.itemsize <= (free_memory() if free is None else free)
 
 
 def check_device(device: str) -> torch.device:
@@ -184,10 +225,17 @@ def check_finite(model: nn.Module) -> None:
         InputError: names the first such tensor.
     """
     for name, parameter in model.named_parameters():
-        bad = int((~torch.isfinite(parameter)).sum())
-        if bad:
-            msg = f"{name} holds {bad} NaN or infinite values of {parameter.numel()}; the checkpoint is broken"
-            raise InputError(msg)
+        if not torch.isfinite(torch.stack(parameter.aminmax())).all():
+            _refuse_infinite(name, parameter)
+    for path, module in model.named_modules():
+        if isinstance(module, Streamed) and not all(map(math.isfinite, module.source.extremes)):
+            _refuse_infinite(f"{path}.weight", module.weight)
+
+
+def _refuse_infinite(name: str, values: Tensor) -> NoReturn:
+    bad = int((~torch.isfinite(values)).sum())
+    msg = f"{name} holds {bad} NaN or infinite values of {values.numel()}; the checkpoint is broken"
+    raise InputError(msg)
 
 
 def _check_fits_half(loaded: LoadedModel) -> None:
@@ -197,8 +245,7 @@ def _check_fits_half(loaded: LoadedModel) -> None:
         InputError: names the matrix with the largest value.
     """
     limit = torch.finfo(torch.float16).max
-    extremes = {name: loaded.weight(name).aminmax() for name in loaded.sites}
-    largest = {name: float(torch.maximum(-low, high)) for name, (low, high) in extremes.items()}
+    largest = {name: _largest(loaded, name) for name in loaded.sites}
     name = max(largest, key=lambda one: largest[one])
     if largest[name] > limit:
         msg = (
@@ -206,6 +253,15 @@ def _check_fits_half(loaded: LoadedModel) -> None:
             f"{limit:,.0f}; divide it by a power of two, and multiply the matrix or norm before or after it by the same"
         )
         raise InputError(msg)
+
+
+def _largest(loaded: LoadedModel, name: str) -> float:
+    """Largest magnitude of a tensor; of all of a streamed linear, which is known."""
+    linear = loaded.linear(name)
+    if isinstance(linear, Streamed):
+        return max(map(abs, linear.source.extremes))
+    low, high = loaded.weight(name).aminmax()
+    return float(torch.maximum(-low, high))
 
 
 def _check_vectors(loaded: LoadedModel) -> None:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from qplan.errors import InputError
 from qplan.model.load import LoadedModel
+from qplan.model.streamed import Streamed, looked_up, looks_rows_up
+
+LookUp = Callable[[Tensor], Tensor]
+"""From ids ``[...]`` to rows ``[..., hidden]`` of an embedding's weight."""
 
 
 @contextmanager
@@ -30,9 +36,29 @@ def with_weights(loaded: LoadedModel, weights: Mapping[str, Tensor]) -> Iterator
 
 
 @contextmanager
-def with_embedding(loaded: LoadedModel, weight: Tensor) -> Iterator[None]:
-    """Look tokens up in another embedding ``[vocabulary, hidden]``; a head tied to it keeps its own."""
-    with _parameter(loaded.embedding, weight):
+def with_lookups(loaded: LoadedModel, change: Callable[[LookUp, Tensor], Tensor]) -> Iterator[None]:
+    """Look tokens up otherwise; a head tied to the embedding keeps its weight.
+
+    What the model multiplies looked up rows by (Gemma's factor, a folded head's) stays.
+
+    Args:
+        loaded: the model.
+        change: from the model's own lookup, and ids, to the rows that take their place.
+
+    Raises:
+        InputError: an embedding that does something unknown to the rows.
+    """
+    module = loaded.embedding
+    factor = getattr(module, "embed_scale", None)
+    if factor is None and not looks_rows_up(module):
+        msg = f"{type(module).__name__} is an embedding that qplan does not know; its rows cannot be replaced"
+        raise InputError(msg)
+
+    def forward(ids: Tensor) -> Tensor:
+        rows = change(partial(looked_up, module), ids)
+        return rows if factor is None else rows * torch.as_tensor(factor).to(rows)
+
+    with with_forward(module, forward):
         yield
 
 
@@ -53,6 +79,10 @@ def _by_module(loaded: LoadedModel, weights: Mapping[str, Tensor]) -> dict[nn.Li
 
 @contextmanager
 def _parameter(module: nn.Module, weight: Tensor) -> Iterator[None]:
+    if isinstance(module, Streamed):
+        with module.with_weight(weight):
+            yield
+        return
     original = module.weight
     if not isinstance(original, nn.Parameter):
         msg = f"{type(module).__name__}.weight is not a parameter"
@@ -63,6 +93,19 @@ def _parameter(module: nn.Module, weight: Tensor) -> Iterator[None]:
         yield
     finally:
         module.weight = original
+
+
+@contextmanager
+def with_first_layers(loaded: LoadedModel, count: int) -> Iterator[None]:
+    """Compute without the decoder layers after the first ``count``: the final norm reads what these give."""
+    path, _, name = loaded.architecture.layers.rpartition(".")
+    parent = loaded.model.get_submodule(path)
+    layers = parent.get_submodule(name)
+    setattr(parent, name, nn.ModuleList(loaded.layers[:count]))
+    try:
+        yield
+    finally:
+        setattr(parent, name, layers)
 
 
 @contextmanager
@@ -80,5 +123,5 @@ def with_forward(module: nn.Module, forward: object) -> Iterator[None]:
 
 
 def bfloat16_values(weight: Tensor) -> Tensor:
-    """Values of a weight after storage as bfloat16, as MNN stores an untied embedding."""
+    """Values of any weights after storage as bfloat16, as MNN stores an untied embedding."""
     return weight.to(torch.bfloat16).to(weight.dtype)

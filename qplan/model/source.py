@@ -8,6 +8,7 @@ from typing import Any
 
 from qplan.artifact import parse_json, read_bounded, sha256_files
 from qplan.errors import InputError
+from qplan.model.bucket import fetch_url, is_url
 from qplan.model.headers import refuse_pointer
 
 EMBEDDING_SCALE_FILE = "embedding_scale.npy"
@@ -30,11 +31,13 @@ _HUB_ID = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 
 
 def local_folder(source: str) -> Path | None:
-    """The folder that a user's word for a model names; None if it has the form of a hub id.
+    """The folder that a user's word for a model names; None if it has the form of a hub id or of a bucket's URL.
 
     Raises:
-        InputError: neither a folder nor a hub id.
+        InputError: none of these.
     """
+    if is_url(source):
+        return None
     if not source.strip():
         msg = "the model has no name; give the folder that holds config.json, or a hub id such as Qwen/Qwen2.5-0.5B"
         raise InputError(msg)
@@ -69,7 +72,7 @@ def lasting(source: str) -> str:
 
 
 def fetch(source: str) -> Path:
-    """The folder of a model: itself if it exists, else a snapshot from the Hugging Face hub.
+    """The folder of a model: itself if it exists, else a snapshot from the Hugging Face hub or from a bucket.
 
     Raises:
         InputError: neither a folder nor a hub id, or the hub cannot be reached and the cache does not hold it.
@@ -84,6 +87,8 @@ def fetch(source: str) -> Path:
     folder = local_folder(source)
     if folder is not None:
         return folder.resolve()
+    if is_url(source):
+        return fetch_url(source, _FILES)
     try:
         return Path(snapshot_download(source, allow_patterns=list(_FILES)))
     except HFValidationError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -164,11 +164,20 @@ def load_weights(folder: Path, view: Path, dtype: torch.dtype) -> Any:  # noqa: 
                 )
             msg = f"{folder}: {what.replace('_', ' ')} in the weight files: {names}; {remedy}"
             raise InputError(msg)
-    # and leaves out what it has no use for: scales of quantized weights, a classifier's head, half an adapter
+    refuse_unexpected(folder, unexpected, type(model).__name__)
+    return model
+
+
+def refuse_unexpected(folder: Path, unexpected: Sequence[str], kind: str) -> None:
+    """Refuse weight files with more than a class has use for: scales of quantized weights, a classifier's head.
+
+    Raises:
+        InputError: there is any; ``kind`` is the class.
+    """
     if unexpected:
+        more = f" and {len(unexpected) - 1:,} more" if unexpected[1:] else ""
         msg = (
-            f"{folder}: the weight files hold {unexpected[0]}{more}, which a {type(model).__name__} has no use for: "
+            f"{folder}: the weight files hold {unexpected[0]}{more}, which a {kind} has no use for: "
             "they are another class's or quantized; give a checkpoint that save_pretrained wrote from that class"
         )
         raise InputError(msg)
-    return model

@@ -87,6 +87,23 @@ CATALOG: Mapping[str, NoteKind] = {
         saved=float,
         scale=float,
     ),
+    "measured-within-passes": _kind(
+        "{measured} of {losses} losses and {plans} whole plans were measured, in {passes:.1f} of at most {most:g} "
+        "passes; the others are estimates from gradients, multiplied by what the measured ones suggest ({scales:.2f}). "
+        "A pass is once forwards and backwards over the calibration tokens",
+        measured=int,
+        losses=int,
+        plans=int,
+        passes=float,
+        most=float,
+        scales=dict[str, float],
+    ),
+    "menu-without-choice": _kind(
+        "at {budgets} these formats leave plans no choice: only the smallest format of every tensor fits; add "
+        "{narrower} to --formats",
+        budgets=list[str],
+        narrower=str,
+    ),
     "folded": _kind(
         "weights are folded; loss of uniform models, folded over original: {ratios:.2f}", ratios=dict[str, float]
     ),
@@ -109,6 +126,13 @@ CATALOG: Mapping[str, NoteKind] = {
     "own-code-not-run": _kind(
         "the model's folder has code of its own for {classes}, which was not run: the classes are transformers' own",
         classes=list[str],
+    ),
+    "left-out-for-memory": _kind(
+        "--max-memory {limit_gb:.3g} GB allowed no run on the engine of {settings:and}; logits are compared one by one "
+        "after the first {layers} layers where memory normal is among these",
+        limit_gb=float,
+        settings=list[str],
+        layers=int,
     ),
     "context-limited": _kind(
         "the model's context is limited to {tokens:,} of its {own_tokens:,} tokens, which the built model says and "
@@ -159,6 +183,12 @@ CATALOG: Mapping[str, NoteKind] = {
     "rows-not-of-64": _kind(
         "64 does not divide rows of {row_weights}: MNN's uniform export, the baseline, uses other blocks there",
         row_weights=list[int],
+    ),
+    "no-choice-left": _kind(
+        "budget {budget} leaves no choice: only the smallest format of every tensor fits; analyze with {narrower} "
+        "among --formats too, or raise it",
+        budget=str,
+        narrower=str,
     ),
     "budget-above-fp16": _kind("the budget is larger than uniform fp16"),
     "edited": _kind("edited by hand: bytes and losses were recalculated; nothing proves that the plan is the best one"),
@@ -254,6 +284,12 @@ CATALOG: Mapping[str, NoteKind] = {
     "held-out-windows": _kind("held-out windows of {source}", source=str),
     # of a verification: promises
     "plan-logits": _kind("plan: the engine's logits equal torch's with the same stored weights"),
+    "first-logits": _kind(
+        "{model}: after the first {layers} layers, the engine's norm and head give torch's logits with the same stored "
+        "weights",
+        model=str,
+        layers=int,
+    ),
     "uniform-logits": _kind("{uniform}: the engine's logits equal torch's with the same stored weights", uniform=str),
     "same-tokens": _kind("the built tokenizer makes the tokens that Hugging Face's makes"),
     "read-back": _kind("llm.mnn read back"),

@@ -26,7 +26,7 @@ _ESTIMATED = tuple(metric.option for metric in METRICS.values() if metric.gradie
 
 HELP = (
     f"What is summed and minimized: {', '.join(f'`{metric.option}`' for metric in METRICS.values())}; "
-    f"all but {', '.join(_ESTIMATED[:-1])} and {_ESTIMATED[-1]} need `--mode measured`."
+    f"all but {', '.join(_ESTIMATED[:-1])} and {_ESTIMATED[-1]} need `--effort thorough`."
 )
 """Help text of the option ``--metric``."""
 
@@ -47,7 +47,7 @@ def loss_of(metric: Metric, table: SensitivityTable) -> Callable[[str, str, Loss
         if loss.source == "gradient":
             msg = (
                 f"--metric {metric.value}: {tensor} in {fmt} is an estimate from gradients, which give "
-                f"{', '.join(_ESTIMATED[:-1])} and {_ESTIMATED[-1]} only; analyze with --mode measured"
+                f"{', '.join(_ESTIMATED[:-1])} and {_ESTIMATED[-1]} only; analyze with --effort thorough"
             )
         else:
             msg = (

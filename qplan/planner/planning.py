@@ -13,6 +13,7 @@ from qplan.formats import FP16, QuantFormat
 from qplan.notes import Note, note
 from qplan.planner.budget import Budget, ResolvedBudget
 from qplan.planner.ceiling import Ceiling
+from qplan.planner.elbow_room import is_cramped, narrower_bits
 from qplan.planner.infeasible import infeasible
 from qplan.planner.limits import Cost, ResourceLimit
 from qplan.planner.problem import ROUTER_FORMAT, Problem
@@ -110,7 +111,11 @@ def make_plan(
             UniformPoint(name, file_bytes(card, f, uniform_fixed).total, _predicted_uniform(f, nearest, table))
             for name, f in uniform.items()
         ),
-        notes=(*_router_notes(card, formats), *_notes(card, budget, fixed, solution, uniform)),
+        notes=(
+            *_router_notes(card, formats),
+            *_notes(card, budget, fixed, solution, uniform),
+            *_notes_on_room(problem, budget, rules),
+        ),
         given=rules.given,
         limits=planned_limits(ceilings, card, formats),
         objective="loss" if minimize is None else minimize.name,
@@ -269,3 +274,10 @@ def _notes(
         file_bytes(card, formats, fixed).total for formats in uniform.values()
     ):
         yield note("budget-above-fp16")
+
+
+def _notes_on_room(problem: Problem, budget: ResolvedBudget | None, rules: Rules) -> Iterator[Note]:
+    """Say if the formats that were measured leave nothing to plan."""
+    bits = narrower_bits(problem)
+    if budget is not None and bits is not None and is_cramped(problem) and not (rules.pins or rules.min_bits):
+        yield note("no-choice-left", budget=budget.text, narrower=f"int{bits}")

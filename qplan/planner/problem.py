@@ -79,6 +79,10 @@ class Problem:
     """The head has at least this width, and at least the size-weighted mean width of the others; 0 for no rule."""
     resources: tuple[Resource, ...] = ()
 
+    def within(self, limit_bytes: int) -> Problem:
+        """The same problem with another limit on the linear records together."""
+        return replace(self, limit_bytes=limit_bytes)
+
     def limited(
         self,
         name: str,

@@ -20,7 +20,7 @@ def codes_of(levels: Tensor, fmt: QuantFormat) -> Tensor:
 
 def levels_of(codes: Tensor, fmt: QuantFormat) -> Tensor:
     """Levels, float32, that codes stand for; any shape."""
-    return codes.to(float32) + fmt.levels[0]
+    return codes.to(float32).add_(fmt.levels[0])
 
 
 def extreme_levels(fmt: QuantFormat) -> tuple[int, int]:

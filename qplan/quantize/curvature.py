@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from qplan.errors import MeasurementError
+from qplan.quantize.gram import divided
 
 DAMPING = 0.01
 """Fraction of the mean diagonal that is added to H before it is inverted, as in the GPTQ paper."""
@@ -16,6 +17,9 @@ DAMPING = 0.01
 
 _SMALL = 256
 """Size up to which a triangular matrix is inverted at once."""
+
+_STRIP = 256
+"""Rows of a matrix that are copied at once."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +53,16 @@ class Curvature:
     damping: float = DAMPING
     precision: torch.dtype = torch.float64
     """Type that H is factored in. float32 takes a third of the time and is right to about 1e-5: enough to estimate."""
+    sparing: bool = False
+    """Whether one ordering is kept at a time, in which `scaled` curvatures work as well: for matrices so large that
+    there is memory for no more. Then to be used by one thread."""
     _ordered: dict[int, Ordered] = field(default_factory=dict, init=False, repr=False)
     """By block size."""
-    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
+    _locks: dict[int, threading.Lock] = field(default_factory=dict, init=False, repr=False)
+
+    def __getstate__(self) -> dict[str, object]:
+        """Pickle without orderings: another process makes its own."""
+        return self.__dict__ | {"_ordered": {}, "_locks": {}}
 
     @property
     def mean_squares(self) -> Tensor:
@@ -64,10 +75,16 @@ class Curvature:
         Raises:
             MeasurementError: inputs that are all zero or not finite.
         """
-        with self._lock:
+        with self._locks.setdefault(block, threading.Lock()):
             if block not in self._ordered:
+                if self.sparing:
+                    self._ordered.clear()
                 self._ordered[block] = self._order(block)
             return self._ordered[block]
+
+    def forget(self) -> None:
+        """Free the orderings: they are made again when they are asked for."""
+        self._ordered.clear()
 
     def _order(self, block: int) -> Ordered:
         sizes = self.mean_squares.view(-1, block)
@@ -78,47 +95,81 @@ class Curvature:
         blocks = sizes.sum(1).argsort(dim=0, descending=True, stable=True)
         inside = sizes.argsort(dim=1, descending=True, stable=True)
         columns = (inside + block * torch.arange(len(sizes), device=inside.device).unsqueeze(1))[blocks].flatten()
-        hessian = self.moments.to(torch.float32)[columns][:, columns]
+        hessian = _reordered(self.moments, columns)
         # features that never fired get a fraction of the mean of all
         hessian.diagonal().add_(self.damping * mean)
-        return Ordered(columns, blocks, hessian, _inverse_factor(hessian.to(self.precision)).to(torch.float32))
+        factor = _inverse_factor(hessian.to(self.precision, copy=True)).to(torch.float32)
+        return Ordered(columns, blocks, hessian, factor)
 
     def scaled(self, columns: Tensor) -> Curvature:
         """Moments of inputs divided by ``columns [in]``, ordered and damped as these are: nothing is factored anew."""
-        return _Scaled(self.moments / columns.outer(columns), self.damping, self.precision, base=self, columns=columns)
+        return _Scaled(self.moments, self.damping, self.precision, self.sparing, base=self, columns=columns)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class _Scaled(Curvature):
-    """With ``D`` the columns, the inverse of ``H / D D'`` is ``D inverse(H) D``, so factors are multiplied by D."""
+    """With ``D`` the columns, the inverse of ``H / D D'`` is ``D inverse(H) D``, so factors are multiplied by D.
+
+    `moments` are the base's.
+    """
 
     base: Curvature
     columns: Tensor
 
+    @property
+    def mean_squares(self) -> Tensor:
+        return self.base.mean_squares / self.columns.square()
+
     def _order(self, block: int) -> Ordered:
         given = self.base.ordered(block)
         factors = self.columns[given.columns].to(given.hessian)
-        return Ordered(given.columns, given.blocks, given.hessian / factors.outer(factors), given.factor * factors)
+        if self.sparing:
+            self.base.forget()
+            hessian = divided(given.hessian, factors, out=given.hessian)
+            return Ordered(given.columns, given.blocks, hessian, given.factor.mul_(factors))
+        return Ordered(given.columns, given.blocks, divided(given.hessian, factors), given.factor * factors)
+
+
+def _reordered(matrix: Tensor, columns: Tensor) -> Tensor:
+    """Rows and columns in another order, float32, without a copy in between."""
+    found = torch.empty(matrix.shape, dtype=torch.float32, device=matrix.device)
+    for part, rows in zip(found.split(_STRIP), columns.split(_STRIP), strict=True):
+        part.copy_(matrix[rows][:, columns])
+    return found
 
 
 def _inverse_factor(hessian: Tensor) -> Tensor:
     """Upper ``R`` with ``R' R`` the inverse of H: where ``H = U U'`` with an upper U, R is the inverse of U.
 
-    U is H's Cholesky factor with rows and columns taken from last to first.
+    U is H's Cholesky factor with rows and columns taken from last to first. H's memory is used up.
     """
-    return _inverse_upper(torch.linalg.cholesky(hessian.flip(0, 1)).flip(0, 1))
+    _turn(hessian)
+    factor: Tensor = torch.linalg.cholesky(hessian, out=hessian)
+    _turn(factor)
+    _invert_upper(factor)
+    return factor
 
 
-def _inverse_upper(matrix: Tensor) -> Tensor:
-    """Inverse of an upper triangular matrix by halves, which leaves nearly all of it to matrix products."""
+def _turn(matrix: Tensor) -> None:
+    """Take rows and columns from last to first, in place."""
+    size = len(matrix)
+    for start in range(0, (size + 1) // 2, _STRIP):
+        stop = min(start + _STRIP, (size + 1) // 2)
+        first, last = matrix[start:stop], matrix[size - stop : size - start]
+        turned = first.flip(0, 1)
+        first.copy_(last.flip(0, 1))
+        last.copy_(turned)
+
+
+def _invert_upper(matrix: Tensor) -> None:
+    """Invert an upper triangular matrix by halves, in place, which leaves nearly all of it to matrix products."""
     size = len(matrix)
     if size <= _SMALL:
-        small: Tensor = torch.linalg.solve_triangular(matrix, torch.eye(size).to(matrix), upper=True)
-        return small
+        eye = torch.eye(size, dtype=matrix.dtype, device=matrix.device)
+        matrix.copy_(torch.linalg.solve_triangular(matrix, eye, upper=True))
+        return
     half = size // 2
-    inverse = torch.zeros_like(matrix)
-    first, last = inverse[:half, :half], inverse[half:, half:]
-    first.copy_(_inverse_upper(matrix[:half, :half]))
-    last.copy_(_inverse_upper(matrix[half:, half:]))
-    torch.mm(first, matrix[:half, half:] @ last, out=inverse[:half, half:]).neg_()
-    return inverse
+    _invert_upper(matrix[:half, :half])
+    _invert_upper(matrix[half:, half:])
+    corner = matrix[:half, half:]
+    torch.mm(matrix[:half, :half], corner @ matrix[half:, half:], out=corner).neg_()

@@ -24,12 +24,12 @@ from qplan.quantize.codes import extreme_levels, to_levels
 from qplan.quantize.curvature import Curvature, Ordered
 from qplan.quantize.grid import Grid, storable
 from qplan.quantize.range_search import search_grid
-from qplan.quantize.stored import IntTensor, StoredTensor, stacked, store_float
+from qplan.quantize.stored import ROWS_TOGETHER, IntTensor, StoredTensor, stacked, store_float
 
 SWEEPS = 3
 """Passes of refinement after GPTQ; each costs about as much as GPTQ itself."""
 
-_CHUNK_ROWS = 1024
+_CHUNK_ROWS = ROWS_TOGETHER
 _PART = 64
 """Columns that correct each other one by one; those behind them in the block are corrected by one matrix product."""
 

@@ -6,9 +6,10 @@ of all tokens between two layers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,6 +19,8 @@ from qplan.errors import MeasurementError
 from qplan.model.backward import sampled_backward
 from qplan.model.layerwise import WayThere, names_by_linear
 from qplan.model.load import LoadedModel
+from qplan.model.replace import with_forward
+from qplan.quantize.gram import add_gram, by_rows, mirrored
 from qplan.run.moments import StoredMoments, write_matrix
 from qplan.settings import Progress
 
@@ -77,60 +80,91 @@ def gather_moments(
     Raises:
         MeasurementError: an input that is not finite.
     """
-    head = loaded.architecture.head
 
-    def finish(sums: _Sums) -> None:
-        if head in sums.key_of and loaded.card.tensor(head).tied:
-            sums.add_lookups(loaded, tokens, batch_size)
+    def finish(sums: LayerSums) -> None:
+        sums.finish(loaded, tokens, batch_size)
 
-    found = _gather(WayThere(loaded, tokens.split(batch_size)), 0, folder, finish, progress)
-    found.write_index(inputs)
-    return found
+    return _gather(WayThere(loaded, tokens.split(batch_size)), 0, folder, inputs, finish=finish, progress=progress)
 
 
-def gather_on_the_way(way: WayThere, first: int, folder: Path, *, progress: Progress | None = None) -> Moments:
-    """The same on a way whose first batches are not counted; `Moments.add_lookups` and the index are left to do.
+def gather_on_the_way(
+    way: WayThere, first: int, folder: Path, *, inputs: dict[str, str], progress: Progress | None = None
+) -> Moments:
+    """The same on a way whose first batches are not counted; `Moments.add_lookups` is left to do.
+
+    A way that was broken off goes on from its last whole layer.
 
     Args:
         way: the model and its batches.
         first: how many batches are only passed on.
         folder: where to write one file per matrix.
+        inputs: what the moments depend on, kept with them.
         progress: called after each batch of each layer.
 
     Raises:
         MeasurementError: an input that is not finite.
     """
-    return _gather(way, first, folder, lambda _sums: None, progress)
+    return _gather(way, first, folder, inputs, progress=progress)
+
+
+def _part(inputs: Mapping[str, str], layers: int) -> dict[str, str]:
+    """What moments depend on of which only those of so many layers are whole."""
+    return {**inputs, "layers": str(layers)}
 
 
 def _gather(
-    way: WayThere, first: int, folder: Path, finish: Callable[[_Sums], None], progress: Progress | None
+    way: WayThere,
+    first: int,
+    folder: Path,
+    inputs: Mapping[str, str],
+    *,
+    finish: Callable[[LayerSums], None] | None = None,
+    progress: Progress | None,
 ) -> Moments:
-    key_of: dict[str, str] = {}
-    reached: dict[str, int] = {}
-    for sums in _layer_by_layer(way, first, progress):
-        finish(sums)
-        for key in sums.totals:
-            write_matrix(folder, key, sums.mean(key).numpy())
-        key_of |= sums.key_of
-        reached |= sums.tokens()
-    return Moments(folder, key_of, reached)
+    found = Moments(folder, {}, {})
+    start = 0
+    for done in range(way.done, 0, -1):
+        if (kept := Moments.open(folder, _part(inputs, done))) is not None:
+            found, start = kept, done
+            break
+    for index, sums in _layer_by_layer(way, first, start, progress):
+        if finish is not None:
+            finish(sums)
+        sums.write(folder)
+        found = Moments(folder, found.key_of | sums.key_of, found.tokens | sums.tokens())
+        found.write_index(_part(inputs, index + 1))
+    found.write_index(inputs)
+    return found
 
 
 @dataclass
-class _Sums:
+class LayerSums:
     """Sums over tokens of one layer's inputs."""
 
     names: dict[nn.Linear, list[str]]
     """Tensors by the linear that holds them."""
     key_of: dict[str, str] = field(default_factory=dict)
     totals: dict[str, Tensor] = field(default_factory=dict)
-    """float64 ``[in, in]`` on the CPU, by key."""
+    """float64 ``[in, in]`` on the CPU, by key: see `add_gram`."""
     counts: dict[str, int] = field(default_factory=dict)
     _first: dict[int, str] = field(default_factory=dict)
     """Key by identity of the input tensors that were seen in the current batch."""
     _held: list[Tensor] = field(default_factory=list)
     """Those tensors, kept alive: the identity of a freed one could come back as another's."""
+
+    def see_all(self, passes: Iterable[Callable[[], object]]) -> None:
+        """See the linears in passes of the layer, one per batch."""
+        with ExitStack() as stack:
+            for module in self.names:
+                stack.callback(module.register_forward_pre_hook(self.see).remove)
+            for run in passes:
+                self.begin_batch()
+                run()
+
+    def write(self, folder: Path) -> None:
+        """Write the moments, a file per matrix."""
+        for key in self.totals:
+            write_matrix(folder, key, self.mean(key).numpy())
 
     def begin_batch(self) -> None:
         """Forget the tensors of the previous batch."""
@@ -147,16 +181,21 @@ class _Sums:
         if shared != name:
             return
         rows = value.reshape(-1, value.shape[-1]).to(torch.float32)
-        product = (rows.T @ rows).cpu()
-        if not torch.isfinite(product).all():
+        width = rows.shape[1]
+        if name not in self.totals:
+            self.totals[name] = torch.zeros(width, width, dtype=torch.float64)
+        add_gram(self.totals[name], rows)
+        # a product of two columns is no larger than the larger one's square
+        if not torch.isfinite(self.totals[name].diagonal()).all():
             msg = f"the inputs of {name} have second moments that are not finite; the model overflows on this text"
             raise MeasurementError(msg)
-        self.totals.setdefault(name, torch.zeros_like(product, dtype=torch.float64)).add_(product)
         self.counts[name] = self.counts.get(name, 0) + int(rows.any(1).sum())
 
-    def add_lookups(self, loaded: LoadedModel, tokens: Tensor, batch_size: int) -> None:
-        """Add the moments of the gradients at the embedding's output to those of the head tied to it."""
+    def finish(self, loaded: LoadedModel, tokens: Tensor, batch_size: int) -> None:
+        """To those of a head tied to the embedding, add the moments of the gradients at the embedding's output."""
         head = loaded.architecture.head
+        if head not in self.key_of or not loaded.card.tensor(head).tied:
+            return
         rows = tokens[: max(1, LOOKUP_TOKENS // tokens.shape[1])]
         seen = _Lookups()
         for seed, batch in enumerate(rows.split(batch_size)):
@@ -165,7 +204,7 @@ class _Sums:
 
     def mean(self, key: str) -> Tensor:
         """Moments, float32 ``[in, in]``; zeros if all inputs were zeros."""
-        return (self.totals[key] / max(1, self.counts[key])).to(torch.float32)
+        return mirrored(by_rows(self.totals[key], max(1, self.counts[key])))
 
     def tokens(self) -> dict[str, int]:
         """Tokens that reached a tensor, by its name; 0 where none did."""
@@ -189,19 +228,26 @@ class _Lookups:
             self.total = self.total + (rows.T @ rows).cpu().to(torch.float64)
 
 
-def _layer_by_layer(way: WayThere, first: int, progress: Progress | None) -> Iterator[_Sums]:
-    """Sums of the decoder layers' inputs and of the head's, over all batches but so many first ones."""
+def _layer_by_layer(
+    way: WayThere, first: int, start: int, progress: Progress | None
+) -> Iterator[tuple[int, LayerSums]]:
+    """Sums of the inputs of decoder layers from ``start`` on and of the head's, over all batches but the first ones."""
     count, batches = len(way.loaded.layers), len(way.batches)
-    for index in range(count + 1):
-        sums = _Sums(names_by_linear(way.loaded, index))
+
+    def run(index: int, number: int) -> None:
+        way.run(index, number)
+        if progress is not None:
+            progress(index * batches + number + 1, (count + 1) * batches)
+
+    for index in range(start, count + 1):
+        sums = LayerSums(names_by_linear(way.loaded, index))
         for number in range(first if index < count else 0):
             way.run(index, number)
-        with ExitStack() as stack:
-            for module in sums.names:
-                stack.callback(module.register_forward_pre_hook(sums.see).remove)
-            for number in range(first, batches):
-                sums.begin_batch()
-                way.run(index, number)
-                if progress is not None:
-                    progress(index * batches + number + 1, (count + 1) * batches)
-        yield sums
+        with without_logits(way.loaded):
+            sums.see_all(partial(run, index, number) for number in range(first, batches))
+        yield index, sums
+
+
+def without_logits(loaded: LoadedModel) -> AbstractContextManager[None]:
+    """Spare the head's product: what it is given is known without its logits."""
+    return with_forward(loaded.head, lambda x: x[..., :1])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -18,9 +18,11 @@ from qplan.quantize.curvature import Curvature
 from qplan.quantize.gptq import gptq_widths
 from qplan.quantize.methods import round_with
 from qplan.quantize.moments import Moments
+from qplan.quantize.stored import joined, row_pieces
 from qplan.quantize.stored_cache import StoredCache
 from qplan.roundings import CANDIDATES, needs_tokens
 from qplan.run.safetensors_file import ALL
+from qplan.spread.work import Workers
 
 FEW_TOKENS = 256
 """Tensors that fewer calibration tokens reach are rounded to nearest: so few tokens say little about their inputs.
@@ -36,6 +38,10 @@ class _Prepared:
         self._lock = threading.Lock()
         self._key: tuple[object, ...] = ()
         self._value: tuple[Curvature, Tensor | None] | None = None
+
+    def __reduce__(self) -> tuple[type[_Prepared], tuple[()]]:
+        """Pickle as empty: another process prepares its own."""
+        return _Prepared, ()
 
     def of(
         self, moments: Moments, judge: Moments | None, name: str, device: torch.device
@@ -63,15 +69,25 @@ class Rounder:
     """Moments of other tokens, by which ``auto`` chooses; only ``auto`` needs them."""
     cache: StoredCache | None = None
     """Keeps rounded tensors, so that the weights that were measured are the weights that ship."""
+    workers: Workers | None = None
+    """Of a cluster, who round where many tensors are rounded ahead (`qplan.quantize.round_all`)."""
     _prepared: _Prepared = field(default_factory=_Prepared, init=False, repr=False, compare=False)
 
     def store(self, name: str, fmt: QuantFormat, rows: slice = ALL) -> StoredTensor:
         """Store a tensor, or some of its output features, in a format; see `qplan.quantize.methods`."""
         if fmt.is_float or self.rounding == "rtn":
-            return rtn(self.loaded.weight(name)[rows], fmt)
+            return self._by_pieces(name, lambda part: rtn(part, fmt), rows)
         if self.cache is None:
             return self._round(name, fmt).rows(rows)
         return self.cache.get(name, fmt, lambda: self._round(name, fmt), rows)
+
+    def pieces(self, name: str, fmt: QuantFormat) -> Iterator[tuple[slice, StoredTensor]]:
+        """The same, a few rows at a time where the matrix is large."""
+        spec = self.loaded.card.tensor(name)
+        again = self.cache is None and not fmt.is_float and self.rounding != "rtn"
+        whole = self._round(name, fmt) if again else None
+        for rows in row_pieces(spec.out_features, spec.in_features):
+            yield rows, self.store(name, fmt, rows) if whole is None else whole.rows(rows)
 
     @property
     def starved(self) -> dict[str, int]:
@@ -90,17 +106,23 @@ class Rounder:
         return (note("too-few-tokens", least_tokens=FEW_TOKENS, tokens=tokens, others=others),)
 
     def _round(self, name: str, fmt: QuantFormat) -> StoredTensor:
-        weight = self.loaded.weight(name)
         if not needs_tokens(self.rounding):
-            return round_with(self.rounding, weight, fmt)
+            return self._by_pieces(name, lambda part: round_with(self.rounding, part, fmt))
         if self.moments is None or (self.rounding == "auto" and self.judge is None):
             msg = f"rounding {self.rounding!r} needs moments to fit to, and auto others to choose by"
             raise TypeError(msg)
         if name in self.starved:
-            return rtn(weight, fmt)
+            return self._by_pieces(name, lambda part: rtn(part, fmt))
         with one_thread():
-            curvature, judge = self._prepared.of(self.moments, self.judge, name, weight.device)
-            return round_rows(weight, fmt, self.rounding, curvature, judge)
+            curvature, judge = self._prepared.of(self.moments, self.judge, name, self.loaded.device)
+            return self._by_pieces(name, lambda part: round_rows(part, fmt, self.rounding, curvature, judge))
+
+    def _by_pieces(self, name: str, store: Callable[[Tensor], StoredTensor], rows: slice = ALL) -> StoredTensor:
+        """Store some rows, a few at a time where the matrix is large: then no more of its weight is in memory."""
+        spec = self.loaded.card.tensor(name)
+        first, last, _ = rows.indices(spec.out_features)
+        pieces = row_pieces(last - first, spec.in_features)
+        return joined([store(self.loaded.weight(name, slice(first + p.start, first + p.stop))) for p in pieces])
 
 
 def round_rows(
@@ -111,7 +133,13 @@ def round_rows(
 
 
 def round_widths(
-    weight: Tensor, formats: Sequence[QuantFormat], rounding: str, curvature: Curvature | None, judge: Tensor | None
+    weight: Tensor,
+    formats: Sequence[QuantFormat],
+    rounding: str,
+    curvature: Curvature | None,
+    judge: Tensor | None,
+    *,
+    columns: Tensor | None = None,
 ) -> dict[QuantFormat, StoredTensor]:
     """Store ``weight [out, in]``, any rows of a matrix, in several formats.
 
@@ -121,22 +149,27 @@ def round_widths(
         rounding: one of `qplan.roundings.ROUNDINGS`.
         curvature: of the inputs that it is fitted to; needed unless the rounding fits to nothing.
         judge: moments ``[in, in]`` of other tokens, by which ``auto`` chooses; without, it takes its first candidate.
+        columns: ``[in]``, factors of the weights' columns by which ``judge`` is not divided.
     """
     names = CANDIDATES if rounding == "auto" and judge is not None else (rounding,)
     found: dict[QuantFormat, StoredTensor] = {}
     for fmt in formats:
         if fmt.is_float:
             found[fmt] = round_with("rtn", weight, fmt)
-    alike: dict[QuantFormat, list[QuantFormat]] = {}
-    for fmt in formats:
-        if not fmt.is_float:
-            alike.setdefault(replace(fmt, bits=8), []).append(fmt)
-    for same in alike.values():
+    for same in alike(fmt for fmt in formats if not fmt.is_float):
         candidates = [_round_alike(name, weight, same, curvature) for name in names]
         for index, fmt in enumerate(same):
             rivals = [candidate[index] for candidate in candidates]
-            found[fmt] = rivals[0] if judge is None or len(rivals) == 1 else best_rows(weight, rivals, judge)
+            found[fmt] = rivals[0] if judge is None or len(rivals) == 1 else best_rows(weight, rivals, judge, columns)
     return found
+
+
+def alike(formats: Iterable[QuantFormat]) -> list[list[QuantFormat]]:
+    """Formats that differ in their width alone, together: they are rounded together."""
+    found: dict[QuantFormat, list[QuantFormat]] = {}
+    for fmt in formats:
+        found.setdefault(fmt if fmt.is_float else replace(fmt, bits=8), []).append(fmt)
+    return list(found.values())
 
 
 def _round_alike(
@@ -159,21 +192,28 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def row_errors(weight: Tensor, stored: StoredTensor, moments: Tensor) -> Tensor:
-    """Mean square error of each output feature, ``[out_features]``: ``e M e'`` for the error ``e`` of its row."""
+def row_errors(weight: Tensor, stored: StoredTensor, moments: Tensor, columns: Tensor | None = None) -> Tensor:
+    """Mean square error of each output feature, ``[out_features]``: ``e M e'`` for the error ``e`` of its row.
+
+    Where columns of the weights have factors ``[in]`` and the moments are of inputs without them, errors are divided.
+    """
     error = weight - stored.dequantize()
+    if columns is not None:
+        error.div_(columns)
     return ((error @ moments) * error).sum(1)
 
 
-def best_rows(weight: Tensor, candidates: Sequence[StoredTensor], moments: Tensor) -> StoredTensor:
+def best_rows(
+    weight: Tensor, candidates: Sequence[StoredTensor], moments: Tensor, columns: Tensor | None = None
+) -> StoredTensor:
     """Take every row from the candidate, all of one integer format, that has the least error on it."""
     best = candidates[0]
-    least = row_errors(weight, best, moments)
+    least = row_errors(weight, best, moments, columns)
     for other in candidates[1:]:
         if not isinstance(best, IntTensor) or not isinstance(other, IntTensor):
             msg = "floats have one rounding only"
             raise TypeError(msg)
-        errors = row_errors(weight, other, moments)
+        errors = row_errors(weight, other, moments, columns)
         wins = (errors < least).unsqueeze(1)
         zero = None if best.zero is None or other.zero is None else torch.where(wins, other.zero, best.zero)
         best = IntTensor(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from qplan.formats import QuantFormat
 from qplan.model.load import LoadedModel
+from qplan.quantize.moment_tasks import gather_by
 from qplan.quantize.moments import Moments, gather_moments
 from qplan.quantize.rounder import Rounder
 from qplan.quantize.stored_cache import StoredCache
@@ -18,6 +20,7 @@ from qplan.run.calibration import CalibrationSet
 from qplan.run.folder import RunFolder
 from qplan.run.moments import Part, moments_folder
 from qplan.settings import Progress
+from qplan.spread.work import Workers
 
 
 def run_rounder(
@@ -28,6 +31,7 @@ def run_rounder(
     *,
     menu: Mapping[str, Sequence[QuantFormat]] | None = None,
     batch_size: int = 4,
+    workers: Workers | None = None,
     progress: Progress | None = None,
 ) -> Rounder:
     """Make a rounder, gathering moments that the run folder does not hold yet.
@@ -42,6 +46,7 @@ def run_rounder(
         menu: formats that tensors will be rounded to, by name. Where the run does not keep one yet, the tensor's
             moments are proved to be whole now, and gathered again if they are not; others when they are read.
         batch_size: sequences per pass.
+        workers: of a cluster, who gather moments and round instead of this process.
         progress: called after each pass.
 
     Raises:
@@ -50,7 +55,7 @@ def run_rounder(
     """
     check_rounding(rounding)
     if rounding == "rtn":
-        return Rounder(loaded, "rtn")
+        return Rounder(loaded, "rtn", workers=workers)
 
     inputs = {"model": loaded.card.sha256, "rounding": rounding}
     inputs |= {"fit": calibration.fit_sha256} if needs_tokens(rounding) else {}
@@ -68,10 +73,11 @@ def run_rounder(
         kept = Moments.open(folder, depends)
         if kept is not None and kept.are_whole(pending):
             return kept
-        return gather_moments(
+        gather = gather_moments if workers is None else partial(gather_by, workers)
+        return gather(
             loaded, torch.from_numpy(tokens), folder, inputs=depends, batch_size=batch_size, progress=progress
         )
 
     fit = moments("fit", calibration.fit, calibration.fit_sha256) if needs_tokens(rounding) else None
     judge = moments("judge", calibration.tokens, calibration.sha256) if rounding == "auto" else None
-    return Rounder(loaded, rounding, fit, judge, rounded)
+    return Rounder(loaded, rounding, fit, judge, rounded, workers)

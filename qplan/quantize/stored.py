@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,21 +34,26 @@ class IntTensor:
     def dequantize(self) -> Tensor:
         """float32 ``[out, in]``: ``q * scale + zero``, what the engine computes with."""
         out_features, in_features = self.codes.shape
-        signed = levels_of(self.codes, self.format)
-        blocks: Tensor = signed.view(out_features, self.scale.shape[1], -1) * self.scale.unsqueeze(-1)
+        blocks = levels_of(self.codes, self.format).view(out_features, self.scale.shape[1], -1)
+        blocks.mul_(self.scale.unsqueeze(-1))  # in place: a large matrix takes no more than itself
         if self.zero is not None:
-            blocks = blocks + self.zero.unsqueeze(-1)
+            blocks.add_(self.zero.unsqueeze(-1))
         return blocks.view(out_features, in_features)
 
-    def rows(self, rows: slice) -> IntTensor:
-        """Some output features (views)."""
+    def rows(self, rows: slice | Tensor) -> IntTensor:
+        """Some output features (views, if they are a slice)."""
         zero = None if self.zero is None else self.zero[rows]
         return IntTensor(self.format, self.codes[rows], self.scale[rows], zero)
 
     def weight_bytes(self) -> bytes:
         """Header and packed integers."""
-        header = value_header(*self.shape, self.format.levels)
-        return header + pack_codes(self.codes.cpu().numpy(), self.format.bits)
+        return b"".join(self.weight_parts())
+
+    def weight_parts(self) -> Iterator[bytes]:
+        """The same, some rows at a time: a large matrix is never packed twice."""
+        yield value_header(*self.shape, self.format.levels)
+        for codes in self.codes.split(packed_rows(self.shape[1])):
+            yield pack_codes(codes.cpu().numpy(), self.format.bits)
 
     def alpha_bytes(self) -> bytes:
         """Scales, or (zero, scale) pairs, row by row and block by block."""
@@ -75,13 +80,18 @@ class FloatTensor:
         """float32 ``[out, in]``."""
         return self.values.to(torch.float32)
 
-    def rows(self, rows: slice) -> FloatTensor:
-        """Some output features (a view)."""
+    def rows(self, rows: slice | Tensor) -> FloatTensor:
+        """Some output features (a view, if they are a slice)."""
         return FloatTensor(self.format, self.values[rows])
 
     def weight_bytes(self) -> bytes:
         """The raw values."""
-        return self.values.cpu().contiguous().numpy().tobytes()
+        return b"".join(self.weight_parts())
+
+    def weight_parts(self) -> Iterator[bytes]:
+        """The same, some rows at a time."""
+        for values in self.values.split(packed_rows(self.shape[1])):
+            yield values.cpu().contiguous().numpy().tobytes()
 
     def alpha_bytes(self) -> bytes:
         """Nothing: floats have no scales."""
@@ -90,8 +100,46 @@ class FloatTensor:
 
 StoredTensor = IntTensor | FloatTensor
 
+_PACKED_ELEMENTS = 1 << 23
+"""Weights that are made bytes of at a time."""
+
+
+def packed_rows(in_features: int) -> int:
+    """Rows to pack at a time: a multiple of 8, so that they end on a whole byte in any width."""
+    return max(8, _PACKED_ELEMENTS // in_features // 8 * 8)
+
+
 CACHED_ELEMENTS = 1 << 17
 """Weights that searches work on at a time: as many as a processor's cache holds, with their errors."""
+
+
+LARGE_ELEMENTS = 1 << 25
+"""Weights from which on a matrix is worked on some rows at a time: 128 MiB of float32."""
+
+ROWS_TOGETHER = 1024
+"""Rows that error feedback works on at a time."""
+
+
+def row_pieces(out_features: int, in_features: int) -> list[slice]:
+    """Rows ``[out_features, in_features]`` to work on at a time: all of them, unless the matrix is large.
+
+    Pieces depend on the shape alone, and hold a multiple of the rows that roundings work on at a time: the integers
+    are the same whoever rounds them.
+    """
+    if out_features * in_features <= LARGE_ELEMENTS:
+        return [slice(0, out_features)]
+    step = max(1, LARGE_ELEMENTS // in_features // ROWS_TOGETHER) * ROWS_TOGETHER
+    return [slice(start, min(start + step, out_features)) for start in range(0, out_features, step)]
+
+
+def joined(parts: Sequence[StoredTensor]) -> StoredTensor:
+    """Rows in one format, one part under the other."""
+    if len(parts) == 1:
+        return parts[0]
+    floats = [part.values for part in parts if isinstance(part, FloatTensor)]
+    if floats:
+        return FloatTensor(parts[0].format, torch.cat(floats))
+    return stacked([part for part in parts if isinstance(part, IntTensor)])
 
 
 def by_rows(weight: Tensor, store: Callable[[Tensor], IntTensor], elements: int = CACHED_ELEMENTS) -> IntTensor:

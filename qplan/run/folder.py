@@ -110,6 +110,11 @@ class RunFolder:
         return self.folder / "rounding"
 
     @property
+    def between(self) -> Path:
+        """What lies between layers while they are analyzed; gone afterwards."""
+        return self.rounding / "between"
+
+    @property
     def baselines(self) -> Path:
         """Measurements of the uniform models, shared by all budgets."""
         return self.folder / "baselines"

@@ -26,6 +26,9 @@ REMEDY = "restore it, or remove it to have it made again"
 _MOST_HEADER_BYTES = 100_000_000
 """The format's own limit."""
 
+_LENGTH_BYTES = 8
+"""What says how long the header is."""
+
 _CHUNK_BYTES = 1 << 20
 
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "U8": "|u1"}
@@ -43,7 +46,7 @@ class SafetensorsFile:
         """The file's header, and where the arrays begin, in bytes."""
         with self.path.open("rb") as stream:
             total = os.fstat(stream.fileno()).st_size
-            size = int.from_bytes(stream.read(8), "little")
+            size = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
             data = stream.read(size) if size <= min(total, _MOST_HEADER_BYTES) else b""
         try:
             header = dict(parse_json(data))
@@ -51,7 +54,7 @@ class SafetensorsFile:
         except (AttributeError, InputError, KeyError, TypeError, ValueError):
             msg = f"{self.path} is not a whole safetensors file; {REMEDY}"
             raise DamagedArtifactError(msg) from None
-        return header, 8 + size
+        return header, _LENGTH_BYTES + size
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -144,6 +147,19 @@ def write_safetensors(path: Path, arrays: Mapping[str, Array], metadata: Mapping
     need = sum(array.nbytes for array in contiguous.values())
     with atomic_path(path, need=need) as temporary:
         save_file(contiguous, temporary, texts | {SEAL: digest.hexdigest()})
+        _sort_metadata(temporary)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Give metadata an order: the library's changes from run to run, and equal files are to be equal bytes."""
+    with path.open("r+b") as stream:
+        length = int.from_bytes(stream.read(_LENGTH_BYTES), "little")
+        header = json.loads(stream.read(length))
+        ordered = {"__metadata__": dict(sorted(header.pop("__metadata__").items()))} | header
+        data = json.dumps(ordered, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(data) <= length:
+            stream.seek(_LENGTH_BYTES)
+            stream.write(data.ljust(length))
 
 
 _CODES = {np.dtype(name): code for code, name in _DTYPES.items() if code != "BF16"}

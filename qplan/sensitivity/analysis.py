@@ -25,7 +25,7 @@ from qplan.run.measurement import Measurement, Source
 from qplan.run.table import Conditions, SensitivityTable
 from qplan.sensitivity.menu import Menu, resolve_menu
 from qplan.sensitivity.silent import SilentTensors
-from qplan.sensitivity.variants import StoredWeights
+from qplan.sensitivity.stored_weights import StoredWeights
 from qplan.settings import DynamicOption, Memory, Mode, memories_of
 from qplan.tensors import Role
 
@@ -203,7 +203,7 @@ def open_analysis(
         "rounding": conditions.rounding,
         "rounding fitted to": calibration.fit_sha256 if conditions.rounding != "rtn" else "nothing",
         "device": loaded.device.type,
-        "dtype": str(loaded.embedding.weight.dtype).removeprefix("torch."),
+        "dtype": str(loaded.dtype).removeprefix("torch."),
         "table schema": _ROWS_SCHEMA,
     }
     if drawn is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from statistics import fmean
 
@@ -16,7 +16,28 @@ _FEWEST = 8
 """The fewest measured entries that the common scale of gradient estimates is computed from; fewer are too noisy."""
 
 
-def blend(analysis: Analysis, measured: Collection[Entry]) -> tuple[list[Measurement], float]:
+_PRIOR = 2.0
+"""Measured entries that say as much about the scale of a width as it is known beforehand to be near 1: the variance of
+log(measured / gradient) over tensors of one width, over that of its mean over widths; ``reports/effort``."""
+
+
+def width_scales(analysis: Analysis, measured: Collection[Entry]) -> dict[int, float]:
+    """Scale of gradient estimates by width, from what was measured of each; few entries count for little.
+
+    Error feedback makes errors of different output features alike, the more so the narrower the width: the row form of
+    the estimate leaves that out.
+    """
+    logs: dict[int, list[float]] = {}
+    for entry in sorted(measured):
+        fmt, log = QuantFormat.parse(entry[1]), _log_ratio(analysis, entry)
+        if log is not None and not fmt.is_float:
+            logs.setdefault(fmt.bits, []).append(log)
+    return {bits: math.exp(math.fsum(found) / (len(found) + _PRIOR)) for bits, found in sorted(logs.items())}
+
+
+def blend(
+    analysis: Analysis, measured: Collection[Entry], by_width: Mapping[int, float] | None = None
+) -> tuple[list[Measurement], float]:
     """Rows of the table: measured ones, and gradient estimates brought to the scale of the measured ones.
 
     The errors of gradient estimates are specific to the rounding of one tensor in one format and hardly correlate
@@ -27,6 +48,7 @@ def blend(analysis: Analysis, measured: Collection[Entry]) -> tuple[list[Measure
     Args:
         analysis: the analysis, with estimates of all entries.
         measured: entries that were measured.
+        by_width: scales to bring estimates of each width to, see `width_scales`; None for the common one.
 
     Returns:
         The rows in the order of the table, and the common scale.
@@ -40,7 +62,7 @@ def blend(analysis: Analysis, measured: Collection[Entry]) -> tuple[list[Measure
         if entry in measured:
             rows.extend(analysis.rows(entry, "measured"))
             continue
-        scale = math.exp(common)
+        scale = math.exp(common) if by_width is None else by_width.get(fmt.bits, 1.0)
         twin = _twin(analysis, entry, logs)
         if twin is not None:
             scale = math.exp(logs[twin] * _carried(analysis, name, fmt))

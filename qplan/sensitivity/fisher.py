@@ -28,7 +28,7 @@ from qplan.model.load import LoadedModel
 from qplan.model.mixture import RoutedLinear
 from qplan.quantize import Int8Activations
 from qplan.sensitivity.menu import Menu
-from qplan.sensitivity.variants import StoredWeights
+from qplan.sensitivity.stored_weights import StoredWeights
 
 _Key = TypeVar("_Key", bound=Hashable)
 

@@ -7,9 +7,11 @@ follow from the same pass.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,8 +19,11 @@ from torch import Tensor
 from qplan.formats import QuantFormat
 from qplan.quantize import Int8Activations
 from qplan.quantize.curvature import Curvature
-from qplan.quantize.rounder import round_widths
+from qplan.quantize.rounder import alike, one_thread, round_widths
 from qplan.sensitivity.rows import RowSample
+
+MOST_AT_ONCE = 8192
+"""Input features up to which formats are rounded at the same time, each kind with an ordering of its own."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,9 @@ class Seen:
 
     name: str
     weight: Tensor
-    """float32 ``[out, in]``."""
+    """float32 ``[drawn, in]``: its rows that are drawn."""
+    columns: Tensor
+    """float32 ``[in]``: squares of the weight, summed over all output features."""
     inputs: Tensor
     """float32 ``[rows, tokens, in]``: a row is a sequence."""
     gradients: Tensor
@@ -38,9 +45,9 @@ class Seen:
     """Squares of the output, summed over tokens and output features."""
     sample: RowSample
     """The output features that are drawn."""
-    judge: Tensor
+    judge: Tensor | None
     """float32 ``[in, in]``: second moments of `inputs`, and of the gradients at lookups where the head is tied; what
-    rounding ``auto`` chooses by."""
+    rounding ``auto`` chooses by; None if nothing asks for them."""
     lookups: Tensor | None = None
     """float32 ``[rows, drawn, in]``: gradient at the drawn rows of a tied head's weight through its lookups."""
     routed: bool = False
@@ -68,6 +75,10 @@ class FormatLoss:
     activation_noise: float
     """The same from int8 activations."""
 
+    def with_activations(self, squares: Tensor, noise: float) -> FormatLoss:
+        """The same weight errors, with errors of int8 activations."""
+        return replace(self, activations=squares, activation_noise=noise)
+
 
 def losses_of(
     group: Sequence[Seen],
@@ -88,31 +99,74 @@ def losses_of(
         activations: the int8 activations of integer formats; None to leave them out.
         columns: ``[in]``, factors that the weights' columns are multiplied and their inputs divided by.
     """
-    inputs, judge = group[0].inputs, group[0].judge
-    factor = torch.ones_like(inputs[0, 0]) if columns is None else columns.to(inputs)
-    weight = torch.cat([seen.weight[seen.sample.rows.to(inputs.device)] for seen in group]) * factor
-    judge = judge / factor.outer(factor)
-    flat = inputs.flatten(0, -2) / factor
-    products = [seen.products / factor for seen in group]
-    rounded: dict[int, list[tuple[Tensor, float]]] = {}
+    for seen in group:
+        seen.products  # noqa: B018 - made here on all threads, and not by several at once
+    work = _Work.of(group, rounding, curvature, columns)
+    parts = alike(formats)
+    tasks: list[Callable[[], Any]] = [partial(work.rounded, part) for part in parts]
+    blocks: list[int] = []
+    if activations is not None:
+        blocks = list(dict.fromkeys(activations.block(fmt) for fmt in formats if not fmt.is_float))
+        tasks += [partial(_activations, group, activations, block, work.factor) for block in blocks]
     found: list[dict[QuantFormat, FormatLoss]] = [{} for _ in group]
-    for fmt, stored in round_widths(weight, formats, rounding, curvature, judge).items():
-        error = stored.dequantize() - weight
-        energy = (flat @ error.T).square_().sum(0).to("cpu", torch.float64)
-        block = None if activations is None or fmt.is_float else activations.block(fmt)
-        if block is not None and activations is not None and block not in rounded:
-            rounded[block] = _activations(group, activations, block, factor)
-        start = 0
-        for place, seen in enumerate(group):
-            own = slice(start, start + len(seen.sample.rows))
-            start = own.stop
-            along = torch.einsum("roi,oi->ro", products[place], error[own]).square().to("cpu", torch.float64)
-            squares, _ = seen.sample.sum(along)
-            _, stderr = seen.sample.sum(along.sum(0))
-            noise, _ = seen.sample.sum(energy[own])
-            extra, extra_noise = (torch.zeros_like(squares), 0.0) if block is None else rounded[block][place]
-            found[place][fmt] = FormatLoss(squares, float(stderr), extra, float(noise), extra_noise)
+    results = _at_once(tasks, work.weight)
+    extras = dict(zip(blocks, results[len(parts) :], strict=True))
+    for fmt, losses in (item for part in results[: len(parts)] for item in part.items()):
+        extra = None if activations is None or fmt.is_float else extras[activations.block(fmt)]
+        for place, loss in enumerate(losses):
+            found[place][fmt] = loss if extra is None else loss.with_activations(*extra[place])
     return found
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Drawn rows of some tensors with one input, ready to be rounded."""
+
+    group: Sequence[Seen]
+    rounding: str
+    curvature: Curvature | None
+    factor: Tensor
+    """``[in]``: of the columns."""
+    weight: Tensor
+    """float32 ``[drawn of all, in]``, multiplied by it."""
+
+    @classmethod
+    def of(cls, group: Sequence[Seen], rounding: str, curvature: Curvature | None, columns: Tensor | None) -> _Work:
+        inputs = group[0].inputs
+        factor = torch.ones_like(inputs[0, 0]) if columns is None else columns.to(inputs)
+        weight = torch.cat([seen.weight for seen in group]) * factor
+        return cls(group, rounding, curvature, factor, weight)
+
+    def rounded(self, formats: Sequence[QuantFormat]) -> dict[QuantFormat, list[FormatLoss]]:
+        """Losses from weight errors of each tensor, by format."""
+        found: dict[QuantFormat, list[FormatLoss]] = {}
+        inputs, judge = self.group[0].inputs, self.group[0].judge
+        stored_as = round_widths(self.weight, formats, self.rounding, self.curvature, judge, columns=self.factor)
+        for fmt, stored in stored_as.items():
+            # what inputs and products without the factor meet
+            error = (stored.dequantize() - self.weight).div_(self.factor)
+            energy = (inputs.flatten(0, -2) @ error.T).square_().sum(0).to("cpu", torch.float64)
+            losses = []
+            start = 0
+            for seen in self.group:
+                own = slice(start, start + len(seen.sample.rows))
+                start = own.stop
+                along = torch.einsum("roi,oi->ro", seen.products, error[own]).square().to("cpu", torch.float64)
+                squares, _ = seen.sample.sum(along)
+                _, stderr = seen.sample.sum(along.sum(0))
+                noise, _ = seen.sample.sum(energy[own])
+                losses.append(FormatLoss(squares, float(stderr), torch.zeros_like(squares), float(noise), 0.0))
+            found[fmt] = losses
+        return found
+
+
+def _at_once(tasks: Sequence[Callable[[], Any]], weight: Tensor) -> list[Any]:
+    """What tasks return: each works on a thread of its own, where several at once need little memory."""
+    threads = min(len(tasks), torch.get_num_threads())
+    if threads == 1 or weight.device.type != "cpu" or weight.shape[1] > MOST_AT_ONCE:
+        return [task() for task in tasks]
+    with one_thread(), ThreadPoolExecutor(threads) as pool:
+        return [future.result() for future in [pool.submit(task) for task in tasks]]
 
 
 def _activations(
@@ -126,7 +180,7 @@ def _activations(
     return [
         (
             torch.linalg.vecdot(seen.slopes, error).square().sum(-1).to("cpu", torch.float64),
-            float(seen.weight.square().sum(0) @ energy),
+            float(seen.columns @ energy),
         )
         for seen in group
     ]

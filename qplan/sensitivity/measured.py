@@ -2,102 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor
 
 from qplan.errors import MeasurementError
-from qplan.formats import QuantFormat
 from qplan.model.load import LoadedModel
-from qplan.run.journal import Cell, ReferenceRecord
+from qplan.model.reopened import weight_bytes
+from qplan.run.journal import Memo, ReferenceRecord
 from qplan.run.measurement import Measurement
 from qplan.sensitivity.analysis import Analysis, Entry
-from qplan.sensitivity.metrics import OutputError, OutputScale, TokenStats, metrics_of
-from qplan.sensitivity.replay import LayerPass, ReferencePass
-from qplan.sensitivity.variants import apply_formats
-from qplan.settings import Memory, Progress
+from qplan.sensitivity.measure_layer import TOKENS_TOGETHER, Job, Work, control_pass, measure_tensor
+from qplan.sensitivity.replay import ReferencePass
+from qplan.sensitivity.stored_weights import StoredWeights
+from qplan.settings import Progress
+from qplan.spread.work import Task, Workers
 
-_TOKENS_TOGETHER = 1024
-"""Tokens, summed over formats of one tensor, that pass through the rest of the model together on a CPU."""
-
-_LOGITS_TOGETHER = 1 << 28
-"""Logits, summed over formats of one tensor, that exist at a time on other devices: 1 GiB of float32."""
+_HIDDEN_COPIES, _LOGITS_COPIES = 16, 6
+"""Copies of hidden states and of logits in a pass beyond what is kept, for an estimate of memory from above."""
 
 
-@dataclass(frozen=True)
-class _Job:
-    """One measurement to make."""
-
-    tensor: str
-    format: QuantFormat
-    memory: Memory
-    batch: int
-
-    @property
-    def cell(self) -> Cell:
-        """Its key in the journal."""
-        return self.tensor, self.format.name, self.memory, self.batch, "measured"
-
-
-@dataclass
-class _Work:
-    """The measurements that one call makes."""
-
-    analysis: Analysis
-    jobs: tuple[_Job, ...]
-    progress: Progress | None
-    done: int = 0
-
-    def of_batch(self, batch: int) -> dict[str, list[_Job]]:
-        """Measurements of a batch by tensor, without tensors that are fully measured."""
-        jobs: dict[str, list[_Job]] = {}
-        for job in self.jobs:
-            if job.batch == batch:
-                jobs.setdefault(job.tensor, []).append(job)
-        return {name: those for name, those in jobs.items() if not all(map(self.knows, those))}
-
-    def knows(self, job: _Job) -> bool:
-        """Whether a measurement exists already."""
-        return job.cell in self.analysis.kept.measurements
-
-    def tell(self, more: int = 0) -> None:
-        """Report progress."""
-        self.done += more
-        if self.progress is not None:
-            self.progress(self.done, len(self.jobs))
-
-
-def measure(analysis: Analysis, only: Collection[Entry] | None = None, *, progress: Progress | None = None) -> None:
+def measure(
+    analysis: Analysis,
+    only: Collection[Entry] | None = None,
+    *,
+    workers: Workers | None = None,
+    progress: Progress | None = None,
+) -> None:
     """Make all measurements that do not exist yet.
 
     Args:
         analysis: the entries to measure, and where measurements are kept.
         only: entries to measure; all by default.
+        workers: of a cluster, who measure instead of this process, a batch and layer at a time.
         progress: called after each measurement.
 
     Raises:
         MeasurementError: a measurement is not finite or is impossible.
     """
-    if analysis.loaded.embedding.weight.dtype != torch.float32:
+    if analysis.loaded.dtype != torch.float32:
         msg = (
             "losses can be measured in float32 only: half precision's own rounding loses 1e-4 nats, some hundred times "
             "what a tensor loses in int8 (reports/sensitivity/). Use --dtype float32, or --mode gradient"
         )
         raise MeasurementError(msg)
     entries = [entry for entry in analysis.entries() if only is None or (entry[0], entry[1].name, entry[2]) in only]
-    jobs = [_Job(name, fmt, m, batch) for batch in range(len(analysis.batches)) for name, fmt, m in entries]
-    work = _Work(analysis, tuple(jobs), progress)
+    jobs = [Job(name, fmt, m, batch) for batch in range(len(analysis.batches)) for name, fmt, m in entries]
+    work = Work(analysis, tuple(jobs), progress)
     work.done = sum(map(work.knows, jobs))
-    for batch in range(len(analysis.batches)):
-        _measure_batch(work, batch)
+    if workers is None:
+        for batch in range(len(analysis.batches)):
+            _measure_batch(work, batch)
+    else:
+        _measured_by(workers, work)
     for name, fmt, memory in entries:
         analysis.check_entry(name, fmt, memory, "measured")
 
 
-def _measure_batch(work: _Work, batch: int) -> None:
+def _measure_batch(work: Work, batch: int) -> None:
     work.tell()
     analysis, pending = work.analysis, work.of_batch(batch)
     if not pending and batch in analysis.kept.references:
@@ -105,128 +68,96 @@ def _measure_batch(work: _Work, batch: int) -> None:
     loaded = analysis.loaded
     base = ReferencePass.run(loaded, analysis.batches[batch])
     if batch not in analysis.kept.references:
-        nll = base.reference.nll
-        analysis.kept.add_reference(ReferenceRecord(batch, len(nll), float(nll.mean())))
+        analysis.kept.add_reference(_record(batch, base))
+    for layer, names in _layers_of(loaded, pending):
+        here, unchanged = control_pass(base, loaded, layer)
+        for name in names:
+            measure_tensor(work, here, unchanged, pending[name])
+
+
+def _record(batch: int, base: ReferencePass) -> ReferenceRecord:
+    nll = base.reference.nll
+    return ReferenceRecord(batch, len(nll), float(nll.mean()))
+
+
+def _layers_of(loaded: LoadedModel, pending: Collection[str]) -> Iterator[tuple[int | None, list[str]]]:
+    """Layers with tensors that are pending, then the head (None), with the names of these tensors."""
     for layer in (*range(len(loaded.layers)), None):
         names = [spec.name for spec in loaded.card.tensors if spec.layer == layer and spec.name in pending]
-        if not names:
-            continue
-        here, unchanged = _control(base, loaded, layer)
-        for name in names:
-            _measure_tensor(work, here, unchanged, pending[name])
+        if names:
+            yield layer, names
 
 
-def _control(base: ReferencePass, loaded: LoadedModel, layer: int | None) -> tuple[LayerPass, TokenStats]:
-    """Run the unchanged model the way a layer's variants run: it must lose exactly 0.
+@dataclass(frozen=True)
+class _Part:
+    """The measurements of one layer on one batch."""
 
-    Raises:
-        MeasurementError: it loses something, or does not reach a tensor.
-    """
-    names = [spec.name for spec in loaded.card.tensors if spec.layer == layer]
-    linears = list(dict.fromkeys(loaded.linear(name) for name in names))
-    here = LayerPass.run(base, len(loaded.layers) if layer is None else layer, linears)
-    for name in names:
-        if loaded.linear(name) not in here.calls:
-            msg = f"{name} was not reached by any calibration token; the model does not use it as its type promises"
-            raise MeasurementError(msg)
-    stats = here.compare(here.end)
-    where = "the head" if layer is None else f"layer {layer}"
-    if stats.kl_nats != 0:
-        msg = (
-            f"the unchanged model loses {stats.kl_nats:g} nats when it is run from {where} on, expected exactly 0; "
-            "its arithmetic is not repeatable here. Try --device cpu"
+    batch: int
+    layer: int | None
+    """None for the head."""
+    jobs: Mapping[str, Sequence[Job]]
+    """By tensor; those that are known too, since all are batched together."""
+    known: tuple[Measurement, ...]
+
+
+@dataclass(frozen=True)
+class MeasureLayers:
+    """Measures the tensors of a layer on a batch in another process, which writes nothing."""
+
+    analysis: Analysis
+    threads: int = field(default_factory=torch.get_num_threads)
+
+    @property
+    def memory_bytes(self) -> int:
+        """RAM of a process: model, stored weights, a pass's hidden states and logits."""
+        loaded, batch = self.analysis.loaded, self.analysis.batches[0]
+        stored = min(
+            self.analysis.stored.limit_bytes, 4 * loaded.card.parameters * len(self.analysis.conditions.formats)
         )
-        raise MeasurementError(msg)
-    return here, stats
+        hidden = 4 * batch.numel() * loaded.head.in_features * (len(loaded.layers) + _HIDDEN_COPIES)
+        logits = 4 * max(batch.numel(), TOKENS_TOGETHER) * loaded.card.vocabulary * _LOGITS_COPIES
+        return weight_bytes(loaded) + stored + hidden + logits
+
+    def open(self) -> Callable[[_Part], tuple[ReferenceRecord, list[Measurement]]]:
+        """Measures one part; returns what is new, in order."""
+        given, bases = self.analysis, dict[int, ReferencePass]()
+
+        def run(part: _Part) -> tuple[ReferenceRecord, list[Measurement]]:
+            analysis = replace(given, kept=Memo())
+            for measurement in part.known:
+                analysis.kept.add(measurement)
+            if part.batch not in bases:
+                bases.clear()
+                bases[part.batch] = ReferencePass.run(analysis.loaded, analysis.batches[part.batch])
+            base = bases[part.batch]
+            work = Work(analysis, tuple(job for jobs in part.jobs.values() for job in jobs), None)
+            here, unchanged = control_pass(base, analysis.loaded, part.layer)
+            for jobs in part.jobs.values():
+                measure_tensor(work, here, unchanged, jobs)
+            return _record(part.batch, base), list(analysis.kept.measurements.values())[len(part.known) :]
+
+        return run
 
 
-def _measure_tensor(work: _Work, here: LayerPass, unchanged: TokenStats, jobs: Sequence[_Job]) -> None:
-    """Measure one tensor in some formats, as many together as suits the device."""
-    analysis, name = work.analysis, jobs[0].tensor
-    spec, site = analysis.loaded.card.tensor(name), analysis.loaded.sites[name]
-    linear = analysis.loaded.linear(name)
-    scale = OutputScale(here.output_of(linear)[..., site.rows])
-    twins: list[_Job] = []
-    changed: list[_Job] = []
-    for job in jobs:
-        # float weights compute the same under every memory setting
-        if job.format.is_float and any(other.format == job.format for other in changed):
-            twins.append(job)
-        elif analysis.changes_nothing(name, job.format, job.memory):
-            # the result would be the control, which was run already
-            _keep(work, job, unchanged, scale.error(here.output_of(linear)[..., site.rows]))
-        else:
-            changed.append(job)
-    # jobs are batched the same way even if some are done, so that a resumed run gives the same bits
-    together = 1 if spec.tied else _most_together(here.base.reference.logits)
-    for start in range(0, len(changed), together):
-        some = changed[start : start + together]
-        if all(map(work.knows, some)):
-            continue
-        outputs = [_output(analysis, here, job) for job in some]
-        for job, stats, output in zip(some, _stats(analysis, here, some, outputs, unchanged), outputs, strict=True):
-            _keep(work, job, stats, scale.error(output[..., site.rows]))
-    for job in twins:
-        if not work.knows(job):
-            twin = next(other for other in changed if other.format == job.format)
-            analysis.kept.add(replace(analysis.kept.measurements[twin.cell], memory=job.memory))
-            work.tell(1)
-
-
-def _stats(
-    analysis: Analysis, here: LayerPass, jobs: Sequence[_Job], outputs: Sequence[Tensor], unchanged: TokenStats
-) -> list[TokenStats]:
-    """What a tensor loses in each format, given its linear's outputs."""
-    linear = analysis.loaded.linear(jobs[0].tensor)
-    if analysis.loaded.card.tensor(jobs[0].tensor).tied:
-        ends: Sequence[Tensor] = (_logits_of_tied(analysis, here, jobs[0]),)
-    elif all(torch.equal(output, here.output_of(linear)) for output in outputs):
-        return [unchanged] * len(jobs)  # an expert that no token reaches: the rest is the control
-    else:
-        ends = here.replay(linear, outputs)
-    return [_compare(here, job, end) for job, end in zip(jobs, ends, strict=True)]
-
-
-def _most_together(logits: Tensor) -> int:
-    """How many formats pass through the rest of the model together, each with logits ``[tokens, vocabulary]``.
-
-    On a CPU, rows beyond what keeps its units busy only wait for memory. Elsewhere the amount of memory is the limit.
-    """
-    if logits.device.type == "cpu":
-        return max(1, _TOKENS_TOGETHER // len(logits))
-    return max(1, _LOGITS_TOGETHER // logits.numel())
-
-
-def _output(analysis: Analysis, here: LayerPass, job: _Job) -> Tensor:
-    """The output of a tensor's linear in a format, given its reference input."""
-    linear = analysis.loaded.linear(job.tensor)
-    with torch.no_grad(), _applied(analysis, job):
-        output: Tensor = linear(here.input_of(linear))
-    return output
-
-
-def _logits_of_tied(analysis: Analysis, here: LayerPass, job: _Job) -> Tensor:
-    """Logits with a tied head changed; the embedding changes too, so the whole model runs."""
-    with _applied(analysis, job):
-        return here.base.logits(0)
-
-
-def _applied(analysis: Analysis, job: _Job) -> AbstractContextManager[None]:
-    formats = {job.tensor: job.format}
-    return apply_formats(analysis.loaded, formats, job.memory, analysis.activations, stored=analysis.stored)
-
-
-def _compare(here: LayerPass, job: _Job, end: Tensor) -> TokenStats:
-    try:
-        return here.compare(end)
-    except MeasurementError as error:
-        msg = f"{job.tensor} in {job.format}, memory {job.memory}, batch {job.batch}: {error}"
-        raise MeasurementError(msg) from error
-
-
-def _keep(work: _Work, job: _Job, stats: TokenStats, output: OutputError) -> None:
-    if work.knows(job):
-        return
-    place = (job.tensor, job.format.name, job.memory, job.batch, stats.tokens)
-    work.analysis.kept.add(Measurement(*place, **metrics_of(stats, output)))
-    work.tell(1)
+def _measured_by(workers: Workers, work: Work) -> None:
+    """Let workers measure, and keep what they find."""
+    work.tell()
+    analysis, parts = work.analysis, list[_Part]()
+    for batch in range(len(analysis.batches)):
+        pending = work.of_batch(batch)
+        for layer, names in _layers_of(analysis.loaded, pending):
+            jobs = {name: pending[name] for name in names}
+            cells = [job.cell for same in jobs.values() for job in same if work.knows(job)]
+            parts.append(_Part(batch, layer, jobs, tuple(analysis.kept.measurements[cell] for cell in cells)))
+    rounder = analysis.stored.rounder
+    stored = StoredWeights(analysis.loaded, None if rounder is None else replace(rounder, workers=None))
+    far = MeasureLayers(replace(analysis, stored=stored, kept=Memo()))
+    tasks = [Task(part, ", ".join(part.jobs)) for part in parts]
+    for index, (record, found) in workers.run(far, tasks):
+        if parts[index].batch not in analysis.kept.references:
+            analysis.kept.add_reference(record)
+        for measurement in found:
+            analysis.kept.add(measurement)
+        work.tell(len(found))
+    for batch in range(len(analysis.batches)):
+        _measure_batch(work, batch)  # the reference, where a damaged journal lost nothing else

@@ -1,81 +1,32 @@
-"""A model in which some tensors compute as MNN would: stored weights and, under memory low, int8 activations."""
+"""A model in which some tensors compute as MNN would: stored weights and, under memory low, int8 activations.
+
+Nothing is put into the model: a linear with such tensors is given another forward function, which asks for the stored
+weights when it runs. So a plan takes no more memory than what `StoredWeights` keeps and the weight in use.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from qplan.errors import InputError
-from qplan.formats import FP32, QuantFormat
+from qplan.formats import QuantFormat
 from qplan.model.discovery import Site
 from qplan.model.load import LoadedModel
 from qplan.model.mixture import RoutedLinear
-from qplan.model.replace import bfloat16_values, with_embedding, with_forward, with_weights
+from qplan.model.replace import bfloat16_values, with_forward, with_lookups
 from qplan.quantize import Int8Activations
-from qplan.quantize.rounder import Rounder
+from qplan.quantize.stored import row_pieces
+from qplan.sensitivity.stored_weights import StoredWeights
 from qplan.settings import Memory
 
 PREFILL = Int8Activations()
 """Int8 activations of a prefill with a scale per token: what losses are measured with by default."""
-
-
-@dataclass
-class StoredWeights:
-    """The values that MNN stores for tensors of one model, cached up to a limit.
-
-    The cache keeps the first values until it is full and evicts nothing: repeated passes over all variants in the same
-    order would evict each entry before its next use.
-    """
-
-    loaded: LoadedModel
-    rounder: Rounder | None = None
-    """Chooses the integers; None rounds to nearest."""
-    limit_bytes: int = 1 << 30
-    """Most bytes to keep."""
-    _kept: dict[tuple[str, QuantFormat], Tensor] = field(default_factory=dict)
-    _bytes: int = 0
-
-    def get(self, name: str, fmt: QuantFormat) -> Tensor:
-        """float32 ``[out_features, in_features]``: a tensor's weight after storage in a format.
-
-        Raises:
-            InputError: the engine does not compute this format correctly for this tensor.
-        """
-        if (name, fmt) in self._kept:
-            return self._kept[name, fmt]
-        self._check(name, fmt)
-        value = (self.rounder or Rounder(self.loaded)).store(name, fmt).dequantize().to(self.loaded.device)
-        if self._bytes + value.nbytes <= self.limit_bytes:
-            self._kept[name, fmt] = value
-            self._bytes += value.nbytes
-        return value
-
-    def rows(self, name: str, fmt: QuantFormat, rows: slice) -> Tensor:
-        """float32 ``[rows, in_features]``: some rows of `get`, computed on their own if the cache has no room for all.
-
-        Raises:
-            InputError: the engine does not compute this format correctly for this tensor.
-        """
-        weight = self.loaded.weight(name)
-        if (name, fmt) in self._kept or self._bytes + 4 * weight.numel() <= self.limit_bytes:
-            return self.get(name, fmt)[rows]
-        self._check(name, fmt)
-        return (self.rounder or Rounder(self.loaded)).store(name, fmt, rows).dequantize().to(self.loaded.device)
-
-    def _check(self, name: str, fmt: QuantFormat) -> None:
-        spec = self.loaded.card.tensor(name)
-        if fmt != FP32 and not spec.allows(fmt):
-            msg = f"{name} [{spec.out_features}, {spec.in_features}] cannot be {fmt}; resolve the format for it first"
-            raise InputError(msg)
-
-    def unchanged(self, name: str, fmt: QuantFormat) -> bool:
-        """Whether storage keeps every weight of a tensor bit for bit."""
-        return torch.equal(self.get(name, fmt), self.loaded.weight(name).float())
 
 
 @contextmanager
@@ -91,7 +42,8 @@ def apply_formats(
     """Make tensors compute as MNN would, one tensor or a whole plan; the model is restored exactly afterwards.
 
     A tied head's stored weights also serve as embedding; int8 activations only affect its matrix product.
-    Tensors stored as floats keep float activations, as on the engine.
+    Tensors stored as floats keep float activations, as on the engine. Parameters stay what they are: only what the
+    linears and the embedding compute is changed.
 
     Args:
         loaded: the model.
@@ -105,46 +57,109 @@ def apply_formats(
         InputError: a tensor cannot have its format, or the engine garbles it with these activations.
     """
     stored = stored or StoredWeights(loaded)
+    linears: dict[nn.Linear, _Linear] = {}
+    rounding = _Rounding(activations)
+    for name, fmt in formats.items():
+        stored.check(name, fmt)
+        module = loaded.linear(name)
+        linear = linears.setdefault(module, _Linear(module, stored, rounding))
+        block = None if memory == "normal" or fmt.is_float else activations.block(fmt)
+        linear.parts.append(_Part(name, loaded.sites[name], fmt, block))
     with ExitStack() as stack:
         if engine_embedding and loaded.card.embedding_weights:
-            stack.enter_context(with_embedding(loaded, bfloat16_values(loaded.embedding.weight.detach())))
-        stack.enter_context(with_weights(loaded, {name: stored.get(name, fmt) for name, fmt in formats.items()}))
-        if memory == "low":
-            for module, sites in _integer_sites(loaded, formats, activations).items():
-                stack.enter_context(with_forward(module, _int8_forward(module, sites, activations)))
+            stack.enter_context(with_lookups(loaded, lambda plain, ids: bfloat16_values(plain(ids))))
+        for module, linear in linears.items():
+            stack.enter_context(with_forward(module, linear.forward))
+        head = loaded.architecture.head
+        if head in formats and loaded.card.tensor(head).tied:
+            stack.enter_context(with_lookups(loaded, partial(stored.look_up, head, formats[head])))
         yield
 
 
-_Sites = dict[int, list[Site]]
-"""Where a linear's integer tensors are, by their activation block."""
+@dataclass(frozen=True)
+class _Part:
+    """A tensor's rows of a linear."""
+
+    name: str
+    site: Site
+    format: QuantFormat
+    block: int | None
+    """Features that share a scale of int8 activations, 0 for all; None for float activations."""
 
 
-def _integer_sites(
-    loaded: LoadedModel, formats: Mapping[str, QuantFormat], activations: Int8Activations
-) -> dict[nn.Linear, _Sites]:
-    found: dict[nn.Linear, _Sites] = {}
-    for name, fmt in formats.items():
-        if not fmt.is_float:
-            sites = found.setdefault(loaded.linear(name), {})
-            sites.setdefault(activations.block(fmt), []).append(loaded.sites[name])
-    return found
+@dataclass
+class _Rounding:
+    """Rounds activations, once for linears that share an input: they run one after the other."""
+
+    activations: Int8Activations
+    _last: Tensor | None = None
+    _rounded: dict[tuple[int, bool], Tensor] = field(default_factory=dict)
+
+    def of(self, x: Tensor, block: int, *, routed: bool) -> Tensor:
+        """See `Int8Activations.round`."""
+        if self._last is not x:
+            self._last, self._rounded = x, {}
+        if (block, routed) not in self._rounded:
+            self._rounded[block, routed] = self.activations.round(x, block, routed=routed)
+        return self._rounded[block, routed]
 
 
-def _int8_forward(module: nn.Linear, sites: _Sites, activations: Int8Activations) -> Callable[[Tensor], Tensor]:
-    """A linear whose input is int8 for the rows of ``sites`` and float for the others."""
-    routed = isinstance(module, RoutedLinear)
-    integer_rows = sum(site.stop - site.start for same in sites.values() for site in same)
-    if integer_rows == module.out_features and len(sites) == 1:
-        block = next(iter(sites))
-        return lambda x: functional.linear(activations.round(x, block, routed=routed), module.weight, module.bias)
+@dataclass
+class _Linear:
+    """Computes a linear with stored weights for some of its rows."""
 
-    def mixed(x: Tensor) -> Tensor:
-        output = functional.linear(x, module.weight, module.bias)
-        for block, same in sites.items():
-            rounded = activations.round(x, block, routed=routed)
-            for site in same:
-                bias = None if module.bias is None else module.bias[site.rows]
-                output[..., site.rows] = functional.linear(rounded, module.weight[site.rows], bias)
+    module: nn.Linear
+    stored: StoredWeights
+    rounding: _Rounding
+    parts: list[_Part] = field(default_factory=list)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``[..., in_features]`` to ``[..., out_features]``; a large matrix some rows at a time."""
+        if len(row_pieces(self.module.out_features, self.module.in_features)) > 1:
+            return self._by_rows(x)
+        weight, bias = self._weight().to(x), self.module.bias
+        covered = sum(part.site.stop - part.site.start for part in self.parts) == self.module.out_features
+        blocks = {part.block for part in self.parts} | (set() if covered else {None})
+        if len(blocks) == 1:
+            return functional.linear(self._seen(x, blocks.pop()), weight, bias)
+        output = functional.linear(x, weight, bias)
+        for block in sorted(block for block in blocks if block is not None):
+            rounded = self._seen(x, block)
+            for part in self.parts:
+                if part.block == block:
+                    own = None if bias is None else bias[part.site.rows]
+                    output[..., part.site.rows] = functional.linear(rounded, weight[part.site.rows], own)
         return output
 
-    return mixed
+    def _weight(self) -> Tensor:
+        """float32 ``[out_features, in_features]``."""
+        first = self.parts[0]
+        if len(self.parts) == 1 and first.site.stop - first.site.start == self.module.out_features:
+            return self.stored.get(first.name, first.format)
+        weight = self.module.weight.detach().clone()
+        for part in self.parts:
+            weight[part.site.rows] = self.stored.get(part.name, part.format).to(weight)
+        return weight
+
+    def _by_rows(self, x: Tensor) -> Tensor:
+        seen: dict[int | None, Tensor] = {}
+        outputs, at = [], 0
+        for part in (*sorted(self.parts, key=lambda part: part.site.start), None):
+            start = self.module.out_features if part is None else part.site.start
+            if start > at:
+                bias = None if self.module.bias is None else self.module.bias[at:start]
+                outputs.append(functional.linear(x, self.module.weight[at:start], bias))
+            if part is None:
+                break
+            if part.block not in seen:
+                seen[part.block] = self._seen(x, part.block)
+            for rows, weight in self.stored.pieces(part.name, part.format):
+                own = slice(start + rows.start, start + rows.stop)
+                bias = None if self.module.bias is None else self.module.bias[own]
+                outputs.append(functional.linear(seen[part.block], weight.to(x), bias))
+            at = part.site.stop
+        return torch.cat(outputs, -1)
+
+    def _seen(self, x: Tensor, block: int | None) -> Tensor:
+        """The input as the engine computes with it."""
+        return x if block is None else self.rounding.of(x, block, routed=isinstance(self.module, RoutedLinear))

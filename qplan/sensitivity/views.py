@@ -14,13 +14,14 @@ from qplan.model.layerwise import LayerTrace
 from qplan.model.load import LoadedModel
 from qplan.model.mixture import RoutedLinear
 from qplan.quantize import rtn
+from qplan.quantize.gram import gram
 from qplan.sensitivity.layer_losses import Seen
 from qplan.sensitivity.rows import RowSample
 
 _ROUGH = QuantFormat(4)
 """Format whose error, rounded to nearest, says roughly which output features will lose most in any format."""
 
-_HEAD_SHARE = 4
+HEAD_SHARE = 4
 """How many times as many output features of the head are drawn: a vocabulary is large and its tokens differ most."""
 
 _UNSEEN = 0.1
@@ -37,16 +38,18 @@ class Views:
     drawn: int
     """Output features to draw of every tensor."""
     seed: int
+    judged: bool = True
+    """Whether rounding chooses by the second moments of these tokens' inputs, so that they are needed."""
     head_sample: RowSample = field(init=False)
     """The drawn rows of the head, drawn before anything is known of its gradients: these are too many to keep."""
 
     def __post_init__(self) -> None:
         """Draw rows of the head, by how often their tokens occur and how large they are."""
         head = self.loaded.head
-        counts = torch.bincount(torch.cat([batch.flatten() for batch in self.batches]), minlength=len(head.weight))
-        sizes = head.weight.float().square().sum(1)
+        counts = torch.bincount(torch.cat([batch.flatten() for batch in self.batches]), minlength=head.out_features)
+        sizes = torch.linalg.vector_norm(head.weight.float(), dim=1).square()
         rough = (counts.to(sizes) + _UNSEEN) * sizes
-        sample = RowSample.draw(rough, _HEAD_SHARE * self.drawn, self.seed)
+        sample = RowSample.draw(rough, HEAD_SHARE * self.drawn, self.seed)
         object.__setattr__(self, "head_sample", sample)
 
     @property
@@ -62,7 +65,7 @@ class Views:
             lookups: where the trace is a tied head's, gradients ``[rows, seq_len, hidden]`` at its lookups by batch.
         """
         count = len(self.batches)
-        shared: dict[int, tuple[Tensor, Tensor]] = {}
+        shared: dict[int, tuple[Tensor, Tensor | None]] = {}
         for spec in self.loaded.card.tensors:
             module = self.loaded.linear(spec.name)
             if module not in trace.inputs:
@@ -71,10 +74,12 @@ class Views:
             if id(first) not in shared:
                 inputs = joined(trace.inputs[module][:count]).float()
                 flat = inputs.flatten(0, -2)
-                shared[id(first)] = inputs, flat.T @ flat / max(1, int(flat.any(1).sum()))
+                shared[id(first)] = inputs, gram(flat) / max(1, int(flat.any(1).sum())) if self.judged else None
             yield self._seen(spec.name, trace, *shared[id(first)], lookups[:count])
 
-    def _seen(self, name: str, trace: LayerTrace, inputs: Tensor, judge: Tensor, lookups: Sequence[Tensor]) -> Seen:
+    def _seen(
+        self, name: str, trace: LayerTrace, inputs: Tensor, judge: Tensor | None, lookups: Sequence[Tensor]
+    ) -> Seen:
         module = self.loaded.linear(name)
         rows, count = self.loaded.sites[name].rows, len(self.batches)
         weight = self.loaded.weight(name).float()
@@ -84,17 +89,20 @@ class Views:
         else:
             importance = torch.stack([energy[rows] for energy in trace.energies[module][:count]]).sum(0)
             error = rtn(weight, _ROUGH.resolve(weight.shape[1])).dequantize() - weight
-            sample = RowSample.draw(importance * (error.square() @ judge.diagonal()), self.drawn, self.seed)
+            # only their proportions matter
+            met = inputs.flatten(0, -2).square().sum(0) if judge is None else judge.diagonal()
+            sample = RowSample.draw(importance * (error.square() @ met), self.drawn, self.seed)
             own = gradients[..., rows]
             gradients, slopes = own[..., sample.rows.to(own.device)], own @ weight
         looked_up = None
         if lookups:
             flat = torch.cat(list(lookups)).flatten(0, -2).float()
-            judge = judge + flat.T @ flat / len(flat)
+            judge = None if judge is None else judge + gram(flat) / len(flat)
             looked_up = self._looked_up(sample, lookups)
         return Seen(
             name=name,
-            weight=weight,
+            weight=weight[sample.rows.to(weight.device)],
+            columns=weight.square().sum(0),
             inputs=inputs,
             gradients=gradients,
             slopes=slopes,

@@ -15,12 +15,14 @@ from qplan.mnn.graph.binary import read_linears
 from qplan.mnn.preflight import check_folder
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import LoadedModel
-from qplan.notes import note, text_note
+from qplan.notes import Note, note, text_note
 from qplan.quantize.rounder import Rounder
 from qplan.run.plan import Plan
 from qplan.run.verification import BuiltModel, Check
+from qplan.sensitivity.kept_logits import Logits
 from qplan.tensors import Role
-from qplan.verify.reference import Logits, float_scatter, relative_error, stored_logits
+from qplan.verify.engine_memory import first_tensors
+from qplan.verify.reference import float_scatter, relative_error, stored_logits
 
 EXACT_REL = 1e-5
 """Largest relative error of the engine's logits against torch with the same stored weights, memory normal."""
@@ -55,6 +57,7 @@ def exact_logits(
     token_ids: list[int],
     *,
     limit: float | None = None,
+    layers: int | None = None,
 ) -> Check:
     """Whether the engine, memory normal, computes what torch computes with the same stored weights.
 
@@ -67,14 +70,22 @@ def exact_logits(
         rounder: chose its integers.
         token_ids: one sequence.
         limit: largest relative error; None for `exact_limit`.
+        layers: how many of the first layers engine and torch compute, if not all.
     """
+    formats = {spec.name: formats[spec.name] for spec in first_tensors(rounder.loaded.card, layers)}
     error = relative_error(engine.logits(token_ids), stored_logits(rounder, formats, token_ids))
     limit = limit or exact_limit(rounder.loaded, token_ids, error)
     return Check(
-        note("plan-logits") if name == "plan" else note("uniform-logits", uniform=name),
+        _promise_of_logits(name, layers),
         error <= limit,
         note("relative-error-of-tokens", error=error, limit=limit, memory="normal", tokens=len(token_ids)),
     )
+
+
+def _promise_of_logits(name: str, layers: int | None) -> Note:
+    if layers is not None:
+        return note("first-logits", model=name, layers=layers)
+    return note("plan-logits") if name == "plan" else note("uniform-logits", uniform=name)
 
 
 def exact_limit(loaded: LoadedModel, token_ids: list[int], error: float) -> float:

@@ -27,14 +27,16 @@ from qplan.run.plan import Plan
 from qplan.run.plan_folder import PlanFolder
 from qplan.run.plans import run_of
 from qplan.run.table import SensitivityTable
-from qplan.sensitivity.variants import StoredWeights, apply_formats
+from qplan.sensitivity.kept_logits import KeptLogits, Logits, kept_logits
+from qplan.sensitivity.stored_weights import StoredWeights
+from qplan.sensitivity.variants import apply_formats
 from qplan.settings import Say
 from qplan.uniform import uniform_formats
 from qplan.verify.checks import exact_limit
 from qplan.verify.ladder import Break, LadderOptions, Rung, first_layer_beyond, tolerances
 from qplan.verify.layers import engine_lens, kl_between
 from qplan.verify.lens import lens_logits
-from qplan.verify.reference import Logits, Reference, reference_logits, relative_error
+from qplan.verify.reference import relative_error
 
 LOOK_TOKENS = 64
 """Length of the sequence that is compared logit by logit and layer by layer."""
@@ -77,7 +79,7 @@ def run_ladder(options: LadderOptions, say: Say, progress: Callable[[int, int], 
     with temporary_folder("ladder") as temporary:
         work = Path(temporary)
         say(f"FP32 in torch on {rows.size} tokens: {text}")
-        with reference_logits(loaded, rows, progress) as reference:
+        with kept_logits(loaded, rows, progress) as reference:
             say("exporting the graph")
             skeleton = export_skeleton(loaded.folder, work / "skeleton", llmexport=options.llmexport)
             bench = _RungBench(loaded, skeleton, reference, options.memory, work)
@@ -137,7 +139,7 @@ class _RungBench:
 
     loaded: LoadedModel
     skeleton: Skeleton
-    reference: Reference
+    reference: KeptLogits
     memory: str
     work: Path
 

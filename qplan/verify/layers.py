@@ -13,9 +13,9 @@ from qplan.mnn.engine.session import EngineSession
 from qplan.mnn.graph.lens import look_after, open_lens
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import LoadedModel
+from qplan.sensitivity.kept_logits import Logits
 from qplan.sensitivity.metrics import compare, reference_of
 from qplan.verify.lens import lens_logits
-from qplan.verify.reference import Logits
 
 
 @contextmanager

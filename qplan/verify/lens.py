@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from qplan.errors import InputError
 from qplan.model.load import LoadedModel
-from qplan.verify.reference import Logits
+from qplan.sensitivity.kept_logits import Logits
 
 
 def lens_logits(loaded: LoadedModel, token_ids: Sequence[int]) -> tuple[Logits, ...]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from qplan.formats import QuantFormat
@@ -15,10 +16,11 @@ from qplan.mnn.runtime import RuntimeConfig
 from qplan.quantize import Int8Activations
 from qplan.quantize.rounder import Rounder
 from qplan.run.verification import BuiltModel, EngineRun, Speed
+from qplan.sensitivity.joint import Variant, variant_losses
+from qplan.sensitivity.kept_logits import KeptLogits
 from qplan.sensitivity.metrics import TokenStats
-from qplan.sensitivity.variants import StoredWeights, apply_formats
 from qplan.settings import MEMORIES, DynamicOption, Memory, Say
-from qplan.verify.reference import Reference, accuracy_of, torch_logits
+from qplan.verify.reference import accuracy_of
 
 _TURNS = 3
 """How often each ``dynamic_option`` is timed."""
@@ -33,7 +35,7 @@ Keep = Callable[[Memory, TokenStats], None]
 class Trial:
     """What every built model is measured on."""
 
-    reference: Reference
+    reference: KeptLogits
     threads: int = 1
     decode_rows: int = 2
     """Rows that are also run token by token, under memory low."""
@@ -60,8 +62,9 @@ def measure_model(
     beside: DynamicOption | None = None,
     speeds: Mapping[DynamicOption, Speed] | None = None,
     keep: Keep | None = None,
+    memories: Sequence[Memory] = MEMORIES,
 ) -> BuiltModel:
-    """Run a built folder under both memory settings, and the same stored weights in torch.
+    """Run a built folder under both memory settings, or some, and the same stored weights in torch.
 
     Args:
         name: ``fp16``, ``int8``, ``int4`` or ``plan``.
@@ -74,19 +77,22 @@ def measure_model(
         beside: the other option, measured under memory low for comparison; None to leave it out.
         speeds: results of `speeds_by_turns`, if there are any already.
         keep: called with the losses of single tokens, prefill, with the option that the model ships with.
+        memories: the settings under which it can be run.
 
     Raises:
         ToolError: the engine failed.
         MeasurementError: logits that are not finite.
     """
     loaded = rounder.loaded
+    beside = beside if "low" in memories else None
     runs: list[EngineRun] = []
     emulated: dict[str, float] = {}
     scatter: dict[str, float] = {}
+    in_torch = _emulated(rounder, formats, trial.reference, dynamic_option)
     if beside is not None and speeds is None:
         speeds = speeds_by_turns(folder, trial, loaded.card.context)
     timed = dict(speeds or {})
-    settings: list[tuple[Memory, DynamicOption]] = [(memory, dynamic_option) for memory in MEMORIES]
+    settings: list[tuple[Memory, DynamicOption]] = [(memory, dynamic_option) for memory in memories]
     if beside is not None:
         settings.append(("low", beside))
     for memory, option in settings:
@@ -103,14 +109,13 @@ def measure_model(
                 if option not in timed:
                     timed[option] = _speed(engine, trial, loaded.card.context)
         if option == dynamic_option:
-            torch_stats = _emulated(rounder, formats, memory, trial.reference, option)
-            emulated[memory] = torch_stats.kl_nats
-            scatter[memory] = mean_stderr((torch_stats.kl - stats.kl).reshape(trial.reference.rows.shape))
+            emulated[memory] = in_torch[memory].kl_nats
+            scatter[memory] = mean_stderr((in_torch[memory].kl - stats.kl).reshape(trial.reference.rows.shape))
     return BuiltModel(
         name,
         folder_bytes(folder),
         tuple(runs),
-        timed[dynamic_option],
+        timed.get(dynamic_option),
         emulated,
         dynamic_option,
         None if beside is None else timed[beside],
@@ -166,10 +171,16 @@ def _speed(engine: EngineSession, trial: Trial, context: int) -> Speed:
 
 
 def _emulated(
-    rounder: Rounder, formats: Mapping[str, QuantFormat], memory: Memory, reference: Reference, option: DynamicOption
-) -> TokenStats:
-    """Losses that torch computes for the same stored weights, prefill."""
-    loaded, stored = rounder.loaded, StoredWeights(rounder.loaded, rounder)
+    rounder: Rounder, formats: Mapping[str, QuantFormat], reference: KeptLogits, option: DynamicOption
+) -> dict[str, TokenStats]:
+    """Losses that torch computes for the same stored weights, prefill, by memory setting."""
     activations = Int8Activations("prefill", option)
-    with apply_formats(loaded, formats, memory, activations, stored=stored, engine_embedding=True):
-        return reference.compare(lambda ids: torch_logits(loaded, ids))
+    return variant_losses(
+        rounder.loaded,
+        torch.from_numpy(reference.rows),
+        {memory: Variant(formats, memory, activations) for memory in MEMORIES},
+        batch_size=1,
+        engine_embedding=True,
+        rounder=rounder,
+        reference=reference,
+    )

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,19 +18,23 @@ from qplan.mnn.build.skeleton import Skeleton
 from qplan.mnn.build.writer import build_model
 from qplan.mnn.engine.session import EngineSession
 from qplan.mnn.engines import EngineTarget
+from qplan.mnn.graph.lens import look_after, open_lens
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import LoadedModel
 from qplan.model.model_settings import settings_of
+from qplan.model.replace import with_first_layers
 from qplan.notes import Note
+from qplan.quantize import StoredTensor
 from qplan.quantize.rounder import Rounder
 from qplan.run.baselines import baseline_path, baseline_token_losses, measured_once
 from qplan.run.plan import Plan
 from qplan.run.plan_folder import PlanFolder
 from qplan.run.token_losses import Losses, TokenLosses
 from qplan.run.verification import BuiltModel, Check, Speed, Verification
+from qplan.scratch import Scratch
 from qplan.sensitivity.metrics import TokenStats
-from qplan.settings import DynamicOption, Memory, Say
-from qplan.uniform import uniform_formats
+from qplan.settings import MEMORIES, DynamicOption, Memory, Say
+from qplan.uniform import COMPARED, uniform_formats
 from qplan.verify.checks import (
     RIGHT_REL,
     emulation,
@@ -38,6 +43,7 @@ from qplan.verify.checks import (
     promised_bytes,
     read_back,
 )
+from qplan.verify.engine_memory import EngineMemory, first_tensors
 from qplan.verify.measure import Keep, Trial, measure_model
 from qplan.verify.same_tokens import same_tokens
 
@@ -46,8 +52,6 @@ GATE_TOKENS = 64
 
 MOST_GATE_BYTES = 2 << 30
 """Largest array of logits that a long sequence is compared by."""
-
-_UNIFORM = {"int8": 8, "int4": 4}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,12 +69,27 @@ class BuildBench:
     say: Say
     target: EngineTarget
     """What the model's engine can read."""
+    memory: EngineMemory | None = None
+    """What the engine may take; None for no limit."""
 
     def build(
-        self, formats: Mapping[str, QuantFormat], out: Path, runtime: RuntimeConfig, rounder: Rounder | None = None
+        self,
+        formats: Mapping[str, QuantFormat],
+        out: Path,
+        runtime: RuntimeConfig,
+        rounder: Rounder | None = None,
+        layers: int | None = None,
     ) -> None:
-        """Build a runnable folder, one tensor at a time in memory; rounded to nearest without a rounder."""
-        store = (rounder or Rounder(self.loaded)).store
+        """Build a runnable folder, one tensor at a time in memory; rounded to nearest without a rounder.
+
+        With ``layers``, the tensors of those after so many first ones are left out; `first_layers` runs the others.
+        """
+        rounder = rounder or Rounder(self.loaded)
+        kept = {spec.name for spec in first_tensors(self.loaded.card, layers)}
+
+        def store(name: str, fmt: QuantFormat) -> StoredTensor | None:
+            return rounder.store(name, fmt) if name in kept else None
+
         tensors, tie_form = self.loaded.card.tensors, self.target.tie_form
         build_model(
             self.skeleton,
@@ -87,6 +106,31 @@ class BuildBench:
     def engine(self, folder: Path) -> EngineSession:
         """Start the engine with a built folder and float activations: memory normal."""
         return EngineSession(folder, RuntimeConfig("normal"), context=self.loaded.card.context)
+
+    def settings(self, formats: Mapping[str, QuantFormat]) -> tuple[Memory, ...]:
+        """The engine's memory settings under which a model can be run."""
+        return MEMORIES if self.memory is None else self.memory.settings(formats)
+
+    def layers(self, formats: Mapping[str, QuantFormat]) -> int | None:
+        """How many of the first layers of a model can be compared logit by logit; None for all.
+
+        Raises:
+            InputError: not one.
+        """
+        most = None if self.memory is None else self.memory.most_layers(formats)
+        return None if most == len(self.loaded.layers) else most
+
+    @contextmanager
+    def first_layers(self, folder: Path, layers: int | None) -> Iterator[EngineSession]:
+        """The engine with the first layers of a built folder under its norm and head, and torch computing the same."""
+        if layers is None:
+            with self.engine(folder) as engine:
+                yield engine
+            return
+        with Scratch(beside=folder) as work:  # links, on the same file system
+            cut = look_after(folder, open_lens(folder, work), layers, work / "model")
+            with self.engine(cut) as engine, with_first_layers(self.loaded, layers):
+                yield engine
 
     @property
     def token_ids(self) -> list[int]:
@@ -105,7 +149,8 @@ class BuildBench:
         An exporter that drops such a setting is right on shorter sequences.
         """
         card = self.loaded.card
-        most = min(card.context, MOST_GATE_BYTES // (4 * card.vocabulary))
+        most_bytes = MOST_GATE_BYTES if self.memory is None else min(MOST_GATE_BYTES, self.memory.limit_bytes // 16)
+        most = min(card.context, most_bytes // (4 * card.vocabulary))
         boundaries = [setting.boundary for setting in settings_of(self.loaded.config) if setting.boundary is not None]
         lengths = [boundary + GATE_TOKENS for boundary in boundaries if boundary < card.context]
         return min(most, max(lengths)) if lengths else None
@@ -115,21 +160,24 @@ def gate(bench: BuildBench) -> tuple[Check, ...]:
     """Prove that the exporter translates this architecture right, before anything is planned on it.
 
     On a short sequence, to float rounding; and on one beyond the model's windows and original context, if it has any.
+    Where the engine may not take the whole model, its first layers under its norm and head stand for all.
     The exported tokenizer must make Hugging Face's tokens of ordinary texts; what it makes of others, `prove` lists.
 
     Raises:
         VerificationError: the engine computes something else than the Hugging Face model, or reads texts otherwise.
     """
-    bench.say("FP16 on the engine against the Hugging Face model")
     formats = uniform_formats(bench.loaded.card, 16)
+    layers = bench.layers(formats)
+    part = "" if layers is None else f", its first {layers} of {len(bench.loaded.layers)} layers for --max-memory"
+    bench.say(f"FP16 on the engine against the Hugging Face model{part}")
     folder = bench.baselines / "gate"
-    bench.build(formats, folder, RuntimeConfig("normal"))
+    bench.build(formats, folder, RuntimeConfig("normal"), layers=layers)
     try:
-        with bench.engine(folder) as engine:
-            checks = [exact_logits("fp16", engine, formats, Rounder(bench.loaded), bench.token_ids)]
+        with bench.first_layers(folder, layers) as engine:
+            exact = partial(exact_logits, "fp16", engine, formats, Rounder(bench.loaded), layers=layers)
+            checks = [exact(bench.token_ids)]
             if checks[0].passed and bench.long_tokens is not None:
-                ids = bench.tokens(bench.long_tokens)
-                checks.append(exact_logits("fp16", engine, formats, Rounder(bench.loaded), ids, limit=RIGHT_REL))
+                checks.append(exact(bench.tokens(bench.long_tokens), limit=RIGHT_REL))
             tokens = same_tokens(engine, bench.loaded.tokenizer)
     finally:
         shutil.rmtree(folder)
@@ -184,10 +232,12 @@ def prove(
         ToolError: the engine failed.
         MeasurementError: logits that are not finite.
     """
-    baselines = {name: _baseline(uniform or bench, name, bits) for name, bits in {"fp16": 16, **_UNIFORM}.items()}
+    found = {name: _baseline(uniform or bench, name, bits) for name, bits in COMPARED.items()}
+    baselines = {name: baseline for name, baseline in found.items() if baseline is not None}
     built = _measure_plan(bench, plan, model, rounder, speeds)
-    with bench.engine(model) as engine:
-        checks = [*first, exact_logits("plan", engine, plan.formats, rounder, bench.token_ids)]
+    layers = bench.layers(plan.formats)
+    with bench.first_layers(model, layers) as engine:
+        checks = [*first, exact_logits("plan", engine, plan.formats, rounder, bench.token_ids, layers=layers)]
         checks.append(same_tokens(engine, bench.loaded.tokenizer))
     checks.append(read_back(model, plan))
     checks += promised_bytes(plan, built)
@@ -225,6 +275,7 @@ def _measure_plan(
             beside=options[1] if compared else None,
             speeds=speeds,
             keep=keep,
+            memories=bench.settings(plan.formats),
         )
 
 
@@ -242,7 +293,8 @@ def _kept_tokens(bench: BuildBench, name: str, path: Path) -> Iterator[Keep]:
     TokenLosses(name, bench.loaded.card.sha256, str(bench.text), bench.text_sha256, tokens, found).write(path)
 
 
-def _baseline(bench: BuildBench, name: str, bits: int) -> BuiltModel:
+def _baseline(bench: BuildBench, name: str, bits: int) -> BuiltModel | None:
+    """A uniform model under the settings in which it can be run; None if in none."""
     formats = {name_: bench.target.wide(fmt) for name_, fmt in uniform_formats(bench.loaded.card, bits).items()}
     inputs = {
         "model": bench.loaded.card.sha256,
@@ -251,6 +303,11 @@ def _baseline(bench: BuildBench, name: str, bits: int) -> BuiltModel:
         "engine": versions()["MNN"],
         "trial": bench.trial.settings,
     }
+    memories = bench.settings(formats)
+    if not memories:
+        return None
+    if memories != MEMORIES:
+        inputs["trial"] += f", memory {' '.join(memories)}"
 
     def measure() -> BuiltModel:
         folder = bench.baselines / name
@@ -260,7 +317,14 @@ def _baseline(bench: BuildBench, name: str, bits: int) -> BuiltModel:
             with _kept_tokens(bench, name, baseline_token_losses(bench.baselines, name)) as keep:
                 rounder = Rounder(bench.loaded)
                 return measure_model(
-                    name, folder, formats, rounder=rounder, trial=bench.trial, say=bench.say, keep=keep
+                    name,
+                    folder,
+                    formats,
+                    rounder=rounder,
+                    trial=bench.trial,
+                    say=bench.say,
+                    keep=keep,
+                    memories=memories,
                 )
         finally:
             shutil.rmtree(folder)

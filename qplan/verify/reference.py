@@ -2,82 +2,21 @@
 
 from __future__ import annotations
 
-import math
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from qplan.artifact import temporary_folder, writing
 from qplan.formats import QuantFormat
 from qplan.model.load import LoadedModel
-from qplan.model.replace import with_embedding
+from qplan.model.replace import LookUp, with_lookups
 from qplan.quantize.rounder import Rounder
+from qplan.quantize.stored import row_pieces
 from qplan.run.verification import Accuracy
-from qplan.sensitivity.metrics import TokenStats, compare, join, reference_of
-from qplan.sensitivity.variants import StoredWeights, apply_formats
-
-Logits = NDArray[np.float32]
-"""``[tokens, vocabulary]``."""
-
-
-@dataclass(frozen=True)
-class Reference:
-    """Logits of the model in FP32 on some rows of tokens, on disk: a large vocabulary does not fit twice in RAM."""
-
-    rows: NDArray[np.int64]
-    """Token ids ``[rows, seq_len]``."""
-    logits: Logits
-    """``[rows, seq_len, vocabulary]``, memory-mapped."""
-
-    def compare(self, logits_of: Callable[[Sequence[int]], Logits], rows: int | None = None) -> TokenStats:
-        """Compare another model's logits with these, row by row.
-
-        Args:
-            logits_of: the other model, from token ids to float32 ``[tokens, vocabulary]``.
-            rows: how many rows to take; None for all.
-        """
-        parts = []
-        for ids, expected in zip(self.rows[:rows], self.logits[:rows], strict=True):
-            prepared = reference_of(_tensor(expected), torch.from_numpy(ids))
-            parts.append(compare(prepared, torch.from_numpy(logits_of(ids.tolist()))))
-        return join(parts)
-
-    @property
-    def perplexity(self) -> float:
-        """Perplexity of the text under the reference."""
-        pairs = zip(self.rows, self.logits, strict=True)
-        nll = torch.cat([reference_of(_tensor(logits), torch.from_numpy(ids)).nll for ids, logits in pairs])
-        return float(nll.mean().exp())
-
-
-@contextmanager
-def reference_logits(
-    loaded: LoadedModel, rows: NDArray[np.int64], progress: Callable[[int, int], None] | None = None
-) -> Iterator[Reference]:
-    """Run the model in FP32 over ``rows [n, seq_len]``; the logits live in a temporary file until the block ends.
-
-    Raises:
-        StorageError: the temporary folder has no space for them; set ``TMPDIR`` to one that has.
-    """
-    shape = (*rows.shape, loaded.card.vocabulary)
-    with temporary_folder("reference") as folder:
-        path = folder / "logits.f32"
-        need = math.prod(shape) * np.dtype(np.float32).itemsize
-        # a mapped file that finds no space when it is filled would end the process by a signal
-        with writing(path, need=need), path.open("wb") as stream:
-            os.posix_fallocate(stream.fileno(), 0, need)
-        logits = np.memmap(path, np.float32, "r+", shape=shape)
-        for index, row in enumerate(rows):
-            logits[index] = torch_logits(loaded, row.tolist())
-            if progress is not None:
-                progress(index + 1, len(rows))
-        yield Reference(rows, logits)
-        del logits
+from qplan.sensitivity.kept_logits import Logits
+from qplan.sensitivity.metrics import TokenStats
+from qplan.sensitivity.stored_weights import StoredWeights
+from qplan.sensitivity.variants import apply_formats
 
 
 def stored_logits(rounder: Rounder, formats: Mapping[str, QuantFormat], token_ids: Sequence[int]) -> Logits:
@@ -99,11 +38,26 @@ def float_scatter(loaded: LoadedModel, token_ids: Sequence[int]) -> float:
     So much, at least, do two right ways to add up the same floats differ in this model.
     """
     plain = torch_logits(loaded, token_ids)
-    weight = loaded.embedding.weight.detach()
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(weight.shape, generator=generator).to(weight) * (torch.finfo(torch.float32).eps / 2)
-    with with_embedding(loaded, weight * (1 + noise)):
+
+    def moved(look_up: LookUp, ids: torch.Tensor) -> torch.Tensor:
+        wanted, places = ids.unique(return_inverse=True)
+        shape = loaded.embedding.num_embeddings, loaded.embedding.embedding_dim
+        noise = _noise(shape, wanted.cpu()).to(loaded.device) * (torch.finfo(torch.float32).eps / 2)
+        changed = look_up(wanted) * (1 + noise)
+        return changed[places]
+
+    with with_lookups(loaded, moved):
         return relative_error(torch_logits(loaded, token_ids), plain)
+
+
+def _noise(shape: tuple[int, int], rows: torch.Tensor) -> torch.Tensor:
+    """Some rows, in ascending order, of a matrix of normal random numbers, drawn piece by piece."""
+    generator = torch.Generator().manual_seed(0)
+    parts = []
+    for piece in row_pieces(*shape):
+        drawn = torch.randn(piece.stop - piece.start, shape[1], generator=generator)
+        parts.append(drawn[rows[(rows >= piece.start) & (rows < piece.stop)] - piece.start])
+    return torch.cat(parts)
 
 
 def accuracy_of(stats: TokenStats) -> Accuracy:
@@ -122,7 +76,3 @@ def torch_logits(loaded: LoadedModel, token_ids: Sequence[int]) -> Logits:
     output = loaded.logits(torch.tensor([list(token_ids)]))[0]
     logits: Logits = output.to(torch.float32).cpu().numpy()
     return logits
-
-
-def _tensor(values: Logits) -> torch.Tensor:
-    return torch.from_numpy(np.array(values))

@@ -27,9 +27,9 @@ from qplan.model.load import LoadedModel, load_model
 from qplan.quantize import EnginePath, Int8Activations
 from qplan.quantize.rounder import Rounder
 from qplan.sensitivity.joint import joint_losses
+from qplan.sensitivity.kept_logits import KeptLogits, kept_logits
 from qplan.settings import DynamicOption
 from qplan.verify.measure import Trial, speeds_by_turns
-from qplan.verify.reference import Reference, reference_logits
 
 HOME = Path(qplan.demo.__file__).parent
 HEAD = (
@@ -63,7 +63,7 @@ def main() -> None:
         "",
         *HEAD,
     ]
-    with tempfile.TemporaryDirectory() as folder, reference_logits(loaded, rows) as reference:
+    with tempfile.TemporaryDirectory() as folder, kept_logits(loaded, rows) as reference:
         skeleton = export_skeleton(loaded.folder, Path(folder) / "skeleton")
         for fmt in options.formats.split(","):
             lines += rows_of(loaded, skeleton, reference, QuantFormat.parse(fmt), Path(folder) / "model")
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def rows_of(
-    loaded: LoadedModel, skeleton: Skeleton, reference: Reference, fmt: QuantFormat, folder: Path
+    loaded: LoadedModel, skeleton: Skeleton, reference: KeptLogits, fmt: QuantFormat, folder: Path
 ) -> Iterator[str]:
     """Rows of one format: both options, prefill and decode."""
     formats = {spec.name: fmt.resolve(spec.in_features) for spec in loaded.card.tensors}

@@ -18,10 +18,10 @@ from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import LoadedModel, load_model
 from qplan.notes import text_note
 from qplan.quantize.rounder import Rounder
+from qplan.sensitivity.kept_logits import kept_logits
 from qplan.settings import MEMORIES
 from qplan.verify.measure import Trial
 from qplan.verify.prove import BuildBench
-from qplan.verify.reference import reference_logits
 
 _ROUNDS, _DECODE_ROWS = 5, 4
 
@@ -59,7 +59,7 @@ def on_engine(
     losses: dict[str, dict[str, float]] = {}
     context = reference.card.context
     target = EngineTarget.of(EngineVersion.installed())
-    with reference_logits(reference, rows) as answers:
+    with kept_logits(reference, rows) as answers:
         for label, rounder in rounders.items():
             loaded = load_model(str(rounder.loaded.folder))
             scale = loaded.embedding_scale

@@ -23,7 +23,8 @@ from qplan.run.calibration import CalibrationSet
 from qplan.run.folder import RunFolder
 from qplan.run.table import SensitivityTable
 from qplan.sensitivity.joint import joint_losses
-from qplan.sensitivity.variants import StoredWeights, apply_formats
+from qplan.sensitivity.stored_weights import StoredWeights
+from qplan.sensitivity.variants import apply_formats
 from qplan.uniform import uniform_formats
 
 BUDGETS = ("int8", "6bpw", "int4", "5bpw")

@@ -15,9 +15,9 @@ from qplan.mnn.engine.session import EngineSession
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import LoadedModel
 from qplan.quantize.rounder import Rounder
+from qplan.sensitivity.kept_logits import KeptLogits
 from qplan.sensitivity.metrics import TokenStats
 from qplan.settings import Memory
-from qplan.verify.reference import Reference
 from reports.peers.judge import Entry, Verdict, verdicts_of
 from reports.peers.plans import distinct
 
@@ -36,7 +36,7 @@ def open_skeleton(loaded: LoadedModel, folder: Path) -> Skeleton:
 def measure_plans(
     plans: Mapping[str, Formats],
     skeleton: Skeleton,
-    reference: Reference,
+    reference: KeptLogits,
     memory: Memory,
     *,
     rounder: Rounder,
@@ -70,7 +70,7 @@ def measure_plans(
 def run_on_engine(
     entries: Sequence[Entry],
     skeleton: Skeleton,
-    reference: Reference,
+    reference: KeptLogits,
     memory: Memory,
     *,
     rounder: Rounder,

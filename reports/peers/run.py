@@ -33,8 +33,8 @@ from qplan.quantize.rounder import Rounder
 from qplan.quantize.run_rounder import run_rounder
 from qplan.run.calibration import CalibrationSet
 from qplan.run.folder import RunFolder
+from qplan.sensitivity.kept_logits import kept_logits
 from qplan.settings import Mode
-from qplan.verify.reference import reference_logits
 from reports.peers.engine import open_skeleton, run_on_engine
 from reports.peers.judge import MEMORIES, Verdict, entries, judge
 from reports.peers.page import MODES, write_page
@@ -142,7 +142,7 @@ def on_engine(bench: Bench, cases: list[Case]) -> list[Verdict]:
     cases = [case for case in cases if case.budget in budgets]
     skeleton = open_skeleton(bench.loaded, bench.folder)
     found = []
-    with reference_logits(bench.loaded, bench.heldout.numpy()) as reference:
+    with kept_logits(bench.loaded, bench.heldout.numpy()) as reference:
         for rounder, modes in bench.rounders():
             for memory in MEMORIES:
                 plans = entries(cases, bench.shelf, modes[-1:], memory, rounder=rounder, fixed=bench.fixed)

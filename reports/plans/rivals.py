@@ -24,8 +24,8 @@ from qplan.planner.rules import Rules
 from qplan.quantize.rounder import Rounder
 from qplan.run.folder import RunFolder
 from qplan.run.plan import Plan
+from qplan.sensitivity.kept_logits import KeptLogits, kept_logits
 from qplan.settings import Memory
-from qplan.verify.reference import Reference, reference_logits
 from reports.peers.engine import measure_plans
 from reports.peers.plans import HEAD_BITS, Case, key_of
 from reports.plans.study import KINDS, MEMORIES, Kind, Opened, Study
@@ -100,7 +100,7 @@ class Bench:
             ).write(path)
         return Plan.read(path)
 
-    def measured(self, formats: Formats, reference: Reference) -> Outcome:
+    def measured(self, formats: Formats, reference: KeptLogits) -> Outcome:
         """The engine's losses of a plan, measured once."""
         rows = [reference.rows.tolist(), self.context.rounder.loaded.card.sha256, self.context.rounder.rounding]
         path = self.run.folder / f"engine-{sha256_json([key_of(formats), *rows])[:16]}.npz"
@@ -131,14 +131,14 @@ def rivals(
 ) -> Iterator[Rival]:
     """All cases under some memory settings."""
     different = {key_of(case.formats): case for case in cases}
-    with reference_logits(original, study.tokens(original).numpy()) as reference:
+    with kept_logits(original, study.tokens(original).numpy()) as reference:
         for memory in memories:
             benches: dict[Kind, Bench] = {kind: Bench.of(study, original, memory, kind) for kind in KINDS}
             for case in different.values():
                 yield _rival(case, memory, benches, reference)
 
 
-def _rival(case: Case, memory: Memory, benches: Mapping[Kind, Bench], reference: Reference) -> Rival:
+def _rival(case: Case, memory: Memory, benches: Mapping[Kind, Bench], reference: KeptLogits) -> Rival:
     plain = benches["all"]
     limit = plain.bytes_of(case.formats)
     peer = plain.measured(case.formats, reference)

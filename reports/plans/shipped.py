@@ -15,9 +15,9 @@ from qplan.model.load import LoadedModel
 from qplan.planner.budget import parse_budgets
 from qplan.quantize.rounder import Rounder
 from qplan.run.folder import RunFolder
+from qplan.sensitivity.kept_logits import kept_logits
 from qplan.settings import Memory
 from qplan.uniform import uniform_formats
-from qplan.verify.reference import reference_logits
 from reports.peers.engine import measure_plans
 from reports.plans.study import MEMORIES, SEQ_LEN, Study
 
@@ -114,7 +114,7 @@ def _uniform(study: Study, loaded: LoadedModel, run: RunFolder, memory: Memory) 
     if not path.is_file():
         skeleton = run_skeleton(run, loaded, None, print, unfolded=True)
         plans = {str(bits): uniform_formats(loaded.card, bits) for bits in UNIFORM_BITS}
-        with reference_logits(loaded, study.tokens(loaded).numpy()) as reference:
+        with kept_logits(loaded, study.tokens(loaded).numpy()) as reference:
             found = measure_plans(plans, skeleton, reference, memory, rounder=Rounder(loaded), folder=run.folder)
         path.write_text(json.dumps({bits: [stats.kl_nats, total] for bits, (stats, total) in found.items()}))
     rows = json.loads(path.read_text(encoding="utf-8"))

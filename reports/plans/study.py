@@ -78,6 +78,7 @@ class Study:
                 seq_len=SEQ_LEN,
                 formats=MENUS[menu],
                 memory=memory,
+                mode="auto",
                 fold=fold,
             )
             run_analyze(options, run, _quiet, _no_progress)

@@ -11,7 +11,7 @@ from qplan.mnn.build.writer import build_model
 from qplan.mnn.engine.session import EngineSession
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.quantize.rounder import Rounder
-from qplan.verify.reference import Reference
+from qplan.sensitivity.kept_logits import KeptLogits
 from reports.rounding.subject import BLOCK, Subject
 
 NORMAL = RuntimeConfig("normal")
@@ -23,7 +23,7 @@ def build(subject: Subject, skeleton: Skeleton, rounder: Rounder, bits: int, out
     build_model(skeleton, tensors, formats, rounder.store, out, runtime=NORMAL, replace=True)
 
 
-def exported_nats(subject: Subject, bits: int, out: Path, ref: Reference, *others: str) -> float | None:
+def exported_nats(subject: Subject, bits: int, out: Path, ref: KeptLogits, *others: str) -> float | None:
     """Export with llmexport's own quantizer, and run it under memory normal; None where it cannot pack the width."""
     if bits not in find_exporter().packable_bits:
         return None
@@ -33,7 +33,7 @@ def exported_nats(subject: Subject, bits: int, out: Path, ref: Reference, *other
     return engine_nats(subject, out, ref)
 
 
-def engine_nats(subject: Subject, folder: Path, reference: Reference) -> float:
+def engine_nats(subject: Subject, folder: Path, reference: KeptLogits) -> float:
     """Run a folder under memory normal."""
     with EngineSession(folder, NORMAL, context=subject.loaded.card.context) as engine:
         return reference.compare(engine.logits).kl_nats

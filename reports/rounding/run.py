@@ -35,7 +35,8 @@ from qplan.quantize.round_all import round_all
 from qplan.quantize.rounder import Rounder, best_rows, one_thread
 from qplan.quantize.stored_cache import StoredCache
 from qplan.roundings import CANDIDATES, METHODS, ROUNDINGS
-from qplan.verify.reference import Reference, reference_logits, torch_logits
+from qplan.sensitivity.kept_logits import KeptLogits, kept_logits
+from qplan.verify.reference import torch_logits
 from reports.rounding.on_engine import build, engine_nats, exported_nats
 from reports.rounding.page import write_page
 from reports.rounding.subject import Subject, load_subject
@@ -58,7 +59,7 @@ class Bench:
     work: Path
     moments: dict[str, Moments]
     """Moments by domain and tokens: ``code fit``, ``code judge``, ..."""
-    references: Mapping[str, Reference]
+    references: Mapping[str, KeptLogits]
     """FP32's logits on every domain's test tokens."""
 
     def rounder(self, how: str, domain: str, fit: Moments | None = None, label: str = "") -> Rounder:
@@ -193,7 +194,7 @@ def run(subject: Subject, work: Path) -> dict[str, Any]:
             print(f"{label}: {spent}", flush=True)
     with ExitStack() as stack:
         references = {
-            name: stack.enter_context(reference_logits(subject.loaded, domain.test.numpy()))
+            name: stack.enter_context(kept_logits(subject.loaded, domain.test.numpy()))
             for name, domain in subject.domains.items()
         }
         bench = Bench(subject, work, moments, references)

@@ -17,8 +17,10 @@ from qplan.quantize.moments import Moments, gather_moments
 from qplan.quantize.rounder import Rounder
 from qplan.quantize.stored_cache import StoredCache
 from qplan.roundings import needs_tokens
-from qplan.sensitivity.variants import StoredWeights, apply_formats
-from qplan.verify.reference import Reference, torch_logits
+from qplan.sensitivity.kept_logits import KeptLogits
+from qplan.sensitivity.stored_weights import StoredWeights
+from qplan.sensitivity.variants import apply_formats
+from qplan.verify.reference import torch_logits
 
 SEQ_LEN = 256
 JUDGE_ROWS, TEST_ROWS = 16, 8
@@ -82,7 +84,7 @@ class Subject:
         cache = StoredCache(folder / how, {"rounding": how})
         return Rounder(self.loaded, how, moments if fitted else None, judge if how == "auto" else None, cache)
 
-    def torch_nats(self, rounder: Rounder, bits: int, reference: Reference) -> float:
+    def torch_nats(self, rounder: Rounder, bits: int, reference: KeptLogits) -> float:
         """Loss of all linears at one width under memory normal, computed by torch."""
         stored = StoredWeights(self.loaded, rounder)
         with apply_formats(self.loaded, self.formats(bits), "normal", stored=stored, engine_embedding=True):

@@ -1,7 +1,8 @@
-"""Times and weighs `qplan analyze` and `qplan emit` on a model with the shape of Qwen2.5-0.5B and random weights.
+"""Times and weighs `qplan analyze` and `qplan emit` on a model, beside what `--dry-run` expects of them.
 
-Run with ``python -m reports.scale.run --work FOLDER``, which takes an hour and a half on two cores and 12 GB of disk.
-What the model says is meaningless, and so are the losses; shapes, files, seconds and memory are those of the real one.
+``python -m reports.scale.run qwen2.5-0.5b --work FOLDER``, one command for each model: a shape of
+`reports.scale.shapes`, or the folder of a model. ``--quick`` takes fewer tokens, for small models and small machines.
+A model's results replace its earlier ones in ``results.json``, from which ``README.md`` is written.
 """
 
 from __future__ import annotations
@@ -11,76 +12,52 @@ import json
 import os
 import platform
 import re
-import shutil
 import subprocess
 import sys
 import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
 import psutil
 import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM
 
-import qplan.demo
 from qplan.artifact import versions
 from qplan.model.load import load_model
+from reports.scale.page import page
+from reports.scale.shapes import SHAPES, write_shape
 
 HOME = Path(__file__).parent
-EMBEDDED = Path(qplan.demo.__file__).parent / "stdlib-3m"
-ROWS, SEQ_LEN = 16, 256
+
+SAMPLES, SEQ_LEN = 16, 256
 """Shape of the calibration, as `qplan analyze` has it by default."""
 
-ANALYZE = ("--mode", "gradient", "--formats", "fp16,int8,int6,int4", "--fit-tokens", "8192")
-EMIT = ("--budget", "int4", "--tokens", "512")
+QUICK = {"analyze": ("--samples", "4", "--fit-tokens", "2048"), "emit": ("--tokens", "256")}
+FULL = {"analyze": (), "emit": ("--tokens", "512")}
+
+_RESIDENT = 2e9
+"""Weights up to which passes are timed on the whole model."""
 
 
-def make_model(folder: Path) -> None:
-    """Qwen2.5-0.5B's configuration, as its model card gives it, with random weights in bfloat16."""
-    if (folder / "model.safetensors").is_file():
-        return
-    torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=151936,
-        hidden_size=896,
-        intermediate_size=4864,
-        num_hidden_layers=24,
-        num_attention_heads=14,
-        num_key_value_heads=2,
-        max_position_embeddings=32768,
-        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
-        rms_norm_eps=1e-6,
-        tie_word_embeddings=True,
-    )
-    model: Any = Qwen2ForCausalLM(config)
-    model.to(torch.bfloat16)
-    for name, parameter in model.named_parameters():
-        if name.endswith("bias"):
-            parameter.data.normal_(0, 0.5)
-        elif "embed" in name:  # logits as far apart as a trained model's
-            parameter.data.mul_(2.5)
-    model.save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(EMBEDDED / name, folder)
+def pass_seconds(folder: Path, rows: int, machine: dict[str, Any]) -> dict[str, float | bool]:
+    """Seconds of a pass: forwards and backwards over the calibration tokens, on the clock and on the processors.
 
-
-def passes(folder: Path) -> dict[str, float]:
-    """Wall-clock seconds of a forward pass over the calibration, and of a forward and backward pass."""
+    Of a model too large to be held, what its products take at this machine's speed.
+    """
+    weights = sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 2
+    if weights > _RESIDENT:
+        seconds = 4 * weights * rows * SEQ_LEN / float(machine["flops"])
+        return {"seconds": seconds, "processor_s": seconds * int(machine["processors"]), "computed": True}
     loaded = load_model(str(folder))
-    tokens = torch.randint(0, 8192, (1, SEQ_LEN), generator=torch.Generator().manual_seed(0))
-    loaded.logits(tokens)
-    start = time.monotonic()
-    loaded.logits(tokens)
-    forward = time.monotonic() - start
+    tokens = torch.randint(0, min(4096, loaded.card.vocabulary), (1, SEQ_LEN))
     embedded = loaded.embedding(tokens).requires_grad_()
     with torch.enable_grad():
-        start = time.monotonic()
-        loaded.model(inputs_embeds=embedded, use_cache=False).logits.logsumexp(-1).sum().backward()
-        both = time.monotonic() - start
-    return {"forward_s": ROWS * forward, "forward_and_backward_s": ROWS * both}
+        for _ in range(2):  # the first only warms up
+            start, processor = time.monotonic(), time.process_time()
+            loaded.model(inputs_embeds=embedded, use_cache=False).logits.logsumexp(-1).sum().backward()
+    took, busy = time.monotonic() - start, time.process_time() - processor
+    return {"seconds": rows * took, "processor_s": rows * busy, "computed": False}
 
 
 @dataclass
@@ -89,53 +66,57 @@ class Stage:
 
     name: str
     seconds: float = 0.0
+    processor_s: float = 0.0
     peak_bytes: int = 0
     """Peak resident bytes of the command and its children."""
 
 
 @dataclass
 class Watch:
-    """Follows a command: the lines that it prints, and its memory."""
+    """Follows a command: the lines that it prints, its memory and its time on the processors."""
 
+    process: psutil.Process
     stages: list[Stage] = field(default_factory=lambda: [Stage("starting")])
     ended: bool = False
+    _busy: dict[int, float] = field(default_factory=dict)
 
-    def follow(self, process: subprocess.Popen[str]) -> None:
-        """Sample the memory until the command ends."""
-        root = psutil.Process(process.pid)
+    def follow(self) -> None:
+        """Sample until the command ends."""
         while not self.ended:
-            held = 0
-            for one in [root, *_children(root)]:
-                try:
-                    held += one.memory_info().rss
-                except psutil.Error:
-                    continue
-            self.stages[-1].peak_bytes = max(self.stages[-1].peak_bytes, held)
-            time.sleep(0.5)
+            self.sample()
+            time.sleep(0.2)
 
-
-def _children(root: psutil.Process) -> list[psutil.Process]:
-    try:
-        found: list[psutil.Process] = root.children(recursive=True)
-    except psutil.Error:
-        return []
-    return found
+    def sample(self) -> None:
+        """Add what was taken since the last time to the stage that runs."""
+        held, stage = 0, self.stages[-1]
+        try:
+            found = [self.process, *self.process.children(recursive=True)]
+        except psutil.Error:
+            return
+        for one in found:
+            try:
+                held += one.memory_info().rss
+                times = one.cpu_times()
+            except psutil.Error:
+                continue
+            stage.processor_s += times.user + times.system - self._busy.get(one.pid, 0.0)
+            self._busy[one.pid] = times.user + times.system
+        stage.peak_bytes = max(stage.peak_bytes, held)
 
 
 def follow(command: list[str], folder: Path) -> list[Stage]:
     """Run a command, which must succeed; returns its stages."""
     print("$", " ".join(command), flush=True)
-    watch = Watch()
     with subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
-        sampler = threading.Thread(target=watch.follow, args=(process,))
+        watch = Watch(psutil.Process(process.pid))
+        sampler = threading.Thread(target=watch.follow)
         sampler.start()
         began = time.monotonic()
         for line in process.stderr or ():
             print(line, end="", flush=True)
             if line.startswith("· "):
                 now = time.monotonic()
-                watch.stages[-1].seconds = now - began
-                began = now
+                watch.stages[-1].seconds, began = now - began, now
                 watch.stages.append(Stage(re.sub(r"\s+", " ", line[2:].strip())))
         process.wait()
         watch.stages[-1].seconds = time.monotonic() - began
@@ -143,7 +124,7 @@ def follow(command: list[str], folder: Path) -> list[Stage]:
         sampler.join()
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)
-    return [stage for stage in watch.stages if stage.seconds >= 0.5]
+    return [stage for stage in watch.stages if stage.seconds >= 0.5]  # noqa: PLR2004
 
 
 def disk(folder: Path) -> dict[str, int]:
@@ -152,60 +133,61 @@ def disk(folder: Path) -> dict[str, int]:
     return {name: sum(part.stat().st_size for part in held if part.is_file()) for name, held in parts.items()}
 
 
-def main() -> None:
-    """Measure, write ``results.json`` and ``README.md``."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--work", type=Path, required=True, help="folder for the model and the run")
-    options = parser.parse_args()
-    work: Path = options.work.resolve()
-    work.mkdir(parents=True, exist_ok=True)
-    make_model(work / "random-0.5B")
+def measure(name: str, folder: Path, work: Path, more: dict[str, tuple[str, ...]], also: list[str]) -> dict[str, Any]:
+    """Expect, then run, the two commands."""
+    program = str(Path(sys.executable).with_name("qplan"))
+    run = work / f"run-{name}"
+    analyze = [str(folder), "--effort", "quick", "--run", str(run), *more["analyze"], *also]
+    told = subprocess.run(
+        [program, "analyze", *analyze, "--dry-run", "--json"], cwd=work, check=True, stdout=subprocess.PIPE, text=True
+    )
+    forecast = json.loads(told.stdout)
+    rows = int(more["analyze"][1]) if more["analyze"] else SAMPLES
     results: dict[str, Any] = {
         "python": platform.python_version(),
         "versions": versions(),
         "processors": len(os.sched_getaffinity(0)),
-        "passes": passes(work / "random-0.5B"),
+        "tokens": rows * SEQ_LEN,
+        "machine": forecast["machine"],
+        "expected": forecast["expected"],
+        "pass": pass_seconds(folder, rows, forecast["machine"]),
         "commands": {},
     }
-    program = str(Path(sys.executable).with_name("qplan"))
-    for name, arguments in (
-        ("analyze", ("random-0.5B", "--calib", "python-stdlib", "--run", "run", *ANALYZE)),
-        ("emit", ("--run", "run", *EMIT)),
+    for command, arguments in (
+        ("analyze", [*analyze, "--restart"]),
+        ("emit", ["--run", str(run), "--budget", "int4", *more["emit"]]),
     ):
-        stages = follow([program, name, *arguments], work)
-        results["commands"]["qplan " + " ".join((name, *arguments))] = [vars(stage) for stage in stages]
-        results["disk_bytes"] = disk(work / "run")
-        (HOME / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-        (HOME / "README.md").write_text(page(results), encoding="utf-8")
+        stages = follow([program, command, *arguments], work)
+        shown = " ".join(("qplan", command, *arguments)).replace(f"{work}/", "").replace(str(folder), folder.name)
+        results["commands"][shown] = [vars(stage) for stage in stages]
+        results["disk_bytes"] = disk(run)
+        keep(name, results)
+    return results
 
 
-def page(results: dict[str, Any]) -> str:
-    """The benchmark's page."""
-    forward, both = (results["passes"][name] for name in ("forward_s", "forward_and_backward_s"))
-    lines = [
-        "# What a model of half a billion weights takes",
-        "",
-        "Written by `python -m reports.scale.run --work FOLDER`, from `results.json`: Qwen2.5-0.5B's shape (494",
-        "million weights, 24 layers, a vocabulary of 151,936, tied) with random weights. Wall time in seconds on a",
-        f"shared machine with {results['processors']} processors and in multiples of a forward and backward pass over",
-        f"the {ROWS * SEQ_LEN:,} calibration tokens, {both:.0f} s in the same run (forward alone: {forward:.0f} s).",
-        "Memory is the peak of the command and its children, including the FP32 weights (1.98 GB). Each stage is named",
-        "after the line that is printed when it begins.",
-    ]
-    for command, stages in results["commands"].items():
-        total, peak = sum(stage["seconds"] for stage in stages), max(stage["peak_bytes"] for stage in stages)
-        lines += ["", f"## {command.split()[1]}", "", "```sh", command, "```", ""]
-        lines += ["| stage | seconds | passes | peak, GB |", "|---|---:|---:|---:|"]
-        rows = [
-            (shorten(s["name"].replace("|", "/"), 72, placeholder=" ..."), s["seconds"], s["peak_bytes"])
-            for s in stages
-        ] + [("**all**", total, peak)]
-        lines += [
-            f"| {name} | {seconds:.0f} | {seconds / both:.1f} | {held / 1e9:.1f} |" for name, seconds, held in rows
-        ]
-    lines += ["", "## On disk", "", "| in the run folder | GB |", "|---|---:|"]
-    lines += [f"| `{name}` | {size / 1e9:.2f} |" for name, size in results["disk_bytes"].items() if size >= 5e6]
-    return "\n".join(lines) + "\n"
+def keep(name: str, results: dict[str, Any]) -> None:
+    """Write a model's results, and the page of all."""
+    path = HOME / "results.json"
+    everything = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    everything[name] = results
+    path.write_text(json.dumps(everything, indent=1) + "\n", encoding="utf-8")
+    (HOME / "README.md").write_text(page(everything), encoding="utf-8")
+
+
+def main() -> None:
+    """Measure one model."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", help=f"{', '.join(sorted(SHAPES))}, or the folder of a model")
+    parser.add_argument("--work", type=Path, required=True, help="folder for shapes and runs")
+    parser.add_argument("--quick", action="store_true", help="fewer tokens")
+    parser.add_argument("also", nargs="*", help="more options of analyze, after --")
+    options = parser.parse_args()
+    work: Path = options.work.resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    folder = work / options.model if options.model in SHAPES else Path(options.model).resolve()
+    if options.model in SHAPES:
+        write_shape(options.model, folder)
+    measure(folder.name, folder, work, QUICK if options.quick else FULL, options.also)
 
 
 if __name__ == "__main__":

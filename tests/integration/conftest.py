@@ -1,5 +1,7 @@
 """Tiny random models with tokenizers, made and exported once per session; nothing is downloaded."""
 
+import fcntl
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +12,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 
 from qplan.formats import INT8
 from qplan.mnn.build.exporter import export_skeleton
+from qplan.mnn.build.skeleton import Skeleton
+from qplan.model.source import sha256_model
 from tests.support.command import ANALYZE, succeed
 from tests.support.fault_corpus import FAULTS, make_corpus, write_graph_json
 from tests.support.mnn_models import VOCABULARY, ExportedModel, save
@@ -57,17 +61,27 @@ def untied_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save(LlamaForCausalLM(config), tmp_path_factory.mktemp("untied"))
 
 
+def _exported(model: Path, name: str, factory: pytest.TempPathFactory) -> ExportedModel:
+    """A model with its export, which the first of pytest's workers makes for all: every worker makes the same model."""
+    own = factory.getbasetemp()
+    home = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "exported"
+    home.mkdir(exist_ok=True)
+    with (home / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        folder = home / f"{name}-{sha256_model(model)[:12]}" / "skeleton"
+        return ExportedModel(model, Skeleton.open(folder) if folder.is_dir() else export_skeleton(model, folder))
+
+
 @pytest.fixture(scope="session")
 def tied_model(tied_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportedModel:
     """The tied model, exported."""
-    return ExportedModel(tied_model_dir, export_skeleton(tied_model_dir, tmp_path_factory.mktemp("export") / "tied"))
+    return _exported(tied_model_dir, "tied", tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def untied_model(untied_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportedModel:
     """The untied model, exported."""
-    folder = tmp_path_factory.mktemp("export") / "untied"
-    return ExportedModel(untied_model_dir, export_skeleton(untied_model_dir, folder))
+    return _exported(untied_model_dir, "untied", tmp_path_factory)
 
 
 @pytest.fixture(scope="session")

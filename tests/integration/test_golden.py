@@ -13,7 +13,7 @@ from qplan.run.plan import Plan
 from qplan.run.plan_folder import PlanFolder
 from qplan.run.table import SensitivityTable
 from tests.support.command import succeed
-from tests.support.golden import GOLDEN
+from tests.support.golden import FEW, FEW_OPTIONS
 
 HOME = Path(qplan.demo.__file__).parent
 THREADS = 2
@@ -25,13 +25,13 @@ EXACT, NEAR = 1e-6, 0.1
 
 @pytest.fixture(scope="module")
 def again(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """The same commands as those that made the golden run, without building."""
+    """The same commands as those that made the golden run, whose default mode was auto, without building."""
     folder, before = tmp_path_factory.mktemp("golden"), torch.get_num_threads()
     torch.set_num_threads(THREADS)
     try:
         model = str(HOME / "stdlib-3m")
-        succeed("analyze", model, "--samples", "8", "--seq-len", "256", "--run", "run", folder=folder)
-        succeed("emit", "--run", "run", "--budget", "int8", "--no-build", folder=folder)
+        succeed("analyze", model, "--mode", "auto", *FEW_OPTIONS, "--run", "run", folder=folder)
+        succeed("emit", "--run", "run", "--budget", "int8", "--no-build", "--repair", "0", folder=folder)
     finally:
         torch.set_num_threads(before)
     return RunFolder(folder / "run")
@@ -40,7 +40,7 @@ def again(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 @pytest.fixture(scope="module")
 def tables(again: RunFolder) -> tuple[SensitivityTable, SensitivityTable]:
     """The golden table and the new one."""
-    return SensitivityTable.read(RunFolder(GOLDEN).sensitivity), SensitivityTable.read(again.sensitivity)
+    return SensitivityTable.read(RunFolder(FEW).sensitivity), SensitivityTable.read(again.sensitivity)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_the_table_holds_the_same_losses(tables: tuple[SensitivityTable, Sensiti
 
 
 def test_the_plan_is_the_same(again: RunFolder, *, same_sums: bool) -> None:
-    before, now = (Plan.read(PlanFolder(run.budget("int8")).plan) for run in (RunFolder(GOLDEN), again))
+    before, now = (Plan.read(PlanFolder(run.budget("int8")).plan) for run in (RunFolder(FEW), again))
     if same_sums:
         assert now.formats == before.formats
         assert now.files == before.files

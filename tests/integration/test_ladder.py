@@ -13,9 +13,10 @@ from qplan.mnn.graph.lens import look_after, open_lens
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import load_model
 from qplan.quantize.rounder import Rounder
+from qplan.sensitivity.kept_logits import kept_logits
 from qplan.verify.climb import _RungBench, _Step
 from qplan.verify.lens import lens_logits
-from qplan.verify.reference import reference_logits, relative_error
+from qplan.verify.reference import relative_error
 from tests.support.mnn_models import ExportedModel
 
 
@@ -45,7 +46,7 @@ def test_the_wrong_layer_is_found(tied_model: ExportedModel, op_name: str, layer
     loaded = load_model(str(tied_model.folder))
     step = _Step("fp16", {spec.name: FP16 for spec in loaded.card.tensors}, Rounder(loaded), tmp_path / "m")
     rows = np.random.default_rng(0).integers(0, 320, (2, 32))
-    with reference_logits(loaded, rows) as reference:
+    with kept_logits(loaded, rows) as reference:
         judge = _RungBench(loaded, tied_model.skeleton, reference, "low", tmp_path)
         rung = judge.rung(step, tmp_path / "m", 1e-3)
         broke = judge.where(step, tmp_path / "m", rung)

@@ -66,7 +66,7 @@ def test_a_plan_keeps_its_promises_on_the_engine(work: Path, budget: str) -> Non
 
 
 def test_a_scale_per_block_ships_if_asked_for(work: Path) -> None:
-    emit = ("emit", "--run", "run", "--budget", "6.5bpw", "--tokens", "128", "--dynamic-option")
+    emit = ("emit", "--run", "run", "--budget", "6.5bpw", "--tokens", "256", "--dynamic-option")
     printed = succeed(*emit, "2", folder=work)
     out = work / "run" / "6.5bpw"
     plan, verification = Plan.read(out / "plan.json"), Verification.read(out / "verification.json")
@@ -104,7 +104,7 @@ def test_an_edited_plan_is_built_and_verified(work: Path) -> None:
         if tensor["kind"] == "down_proj":
             tensor["format"] = "fp16"
     (work / "mine.json").write_text(json.dumps(document, indent=1))
-    printed = succeed("emit", "--run", "run", "--plan", "mine.json", "--tokens", "128", folder=work)
+    printed = succeed("emit", "--run", "run", "--plan", "mine.json", "--tokens", "256", folder=work)
     assert "llm.mnn read back" in printed
     plan = Plan.read(work / "run" / "mine" / "plan.json")
     assert {t.format.name for t in plan.tensors if t.kind == "down_proj"} == {"fp16"}
@@ -213,7 +213,7 @@ def test_a_budget_below_the_smallest_plan_names_it(work: Path) -> None:
 
 
 def test_the_plan_is_the_last_rung_of_the_ladder_folded_or_not(work: Path) -> None:
-    succeed("emit", "--budget", "int8", "--run", "run", "--tokens", "128", folder=work)
+    succeed("emit", "--budget", "int8", "--run", "run", "--tokens", "256", folder=work)
     source = SensitivityTable.read(work / "run" / "sensitivity.parquet").model.source
     short = ("--text", "text.txt", "--tokens", "64", "--seq-len", "64")
     printed = succeed("ladder", source, "--run", "run", *short, "--json", folder=work)
@@ -249,6 +249,10 @@ def test_useless_texts_leave_nothing(tied_model_dir: Path, tmp_path: Path, text:
     assert not (tmp_path / "run").exists()
 
 
+_ANY_LOSSES = ("--mode", "gradient", "--fold", "off", "--rounding", "rtn")
+"""Options of an analysis whose losses nothing depends on."""
+
+
 def test_an_export_that_is_wrong_for_reasons_that_no_table_knows_is_refused_before_planning(tmp_path: Path) -> None:
     torch.manual_seed(3)
     config = LlamaConfig(
@@ -272,7 +276,7 @@ def test_an_export_that_is_wrong_for_reasons_that_no_table_knows_is_refused_befo
     )
     model = save(LlamaForCausalLM(config), tmp_path / "longrope")
     (tmp_path / "text.txt").write_text(words(2000))
-    limited = ("--max-context", "64", *ANALYZE)
+    limited = ("--max-context", "64", *ANALYZE, *_ANY_LOSSES)
     succeed("analyze", str(model), "--calib", "text.txt", "--run", "run", *limited, folder=tmp_path)
     done = qplan("emit", "--run", "run", "--tokens", "128", folder=tmp_path)
     assert done.returncode == 7

@@ -19,9 +19,9 @@ from qplan.model.load import LoadedModel, load_model
 from qplan.quantize import EnginePath, Int8Activations
 from qplan.quantize.rounder import Rounder
 from qplan.sensitivity.joint import joint_losses
+from qplan.sensitivity.kept_logits import kept_logits
 from qplan.settings import DynamicOption
 from qplan.uniform import uniform_formats
-from qplan.verify.reference import reference_logits
 from tests.support.mnn_models import ExportedModel, linear
 
 HOME = Path(qplan.demo.__file__).parent
@@ -109,7 +109,7 @@ def test_torch_predicts_the_engines_loss_within_five_percent(
     formats = uniform_formats(embedded.card, bits)
     build_model(skeleton, embedded.card.tensors, formats, Rounder(embedded).store, tmp_path / "m")
     paths: tuple[EnginePath, ...] = ("prefill", "decode")
-    with reference_logits(embedded, rows) as reference:
+    with kept_logits(embedded, rows) as reference:
         for option in OPTIONS:
             with EngineSession(tmp_path / "m", RuntimeConfig(dynamic_option=option)) as engine:
                 measured = [reference.compare(logits).kl_nats for logits in (engine.logits, engine.logits_stepwise)]

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,14 @@ from qplan.mnn.build.skeleton import Skeleton, folder_bytes, predict_files
 from qplan.mnn.build.writer import build_model
 from qplan.mnn.child import run_child
 from qplan.mnn.engine.session import EngineSession
+from qplan.mnn.engines import EngineTarget, EngineVersion
 from qplan.mnn.graph.binary import read_linears
 from qplan.mnn.runtime import RuntimeConfig
+from qplan.model.load import load_model
+from qplan.uniform import uniform_formats
+from qplan.verify.engine_memory import EngineMemory
+from qplan.verify.measure import Trial
+from qplan.verify.prove import BuildBench, gate
 from tests.support.mnn_models import ExportedModel, export_with_config
 
 NORMAL = RuntimeConfig(memory="normal")
@@ -73,17 +80,30 @@ def test_weight_file_is_llmexports_byte_for_byte(tied_model: ExportedModel, tmp_
     ties = [json.loads((folder / "llm_config.json").read_text()) for folder in (theirs, tmp_path / "ours")]
     assert ties[0] == ties[1]
     # any export is a skeleton, whatever its formats
-    rebuilt = tmp_path / "rebuilt"
-    ExportedModel(tied_model.folder, Skeleton.open(theirs)).build(tied_model.tensors(formats), rebuilt)
+    rebuilt, whole = tmp_path / "rebuilt", Skeleton.open(theirs)
+    ExportedModel(tied_model.folder, whole).build(tied_model.tensors(formats), rebuilt)
     assert sha256_file(rebuilt / "llm.mnn.weight") == sha256_file(theirs / "llm.mnn.weight")
+    # and one whose matrices were neither read nor written is the same
+    assert (tied_model.skeleton.whole, whole.whole) == (False, True)
+    assert graph_without_id(tied_model.skeleton, tmp_path / "ours") == graph_without_id(whole, rebuilt)
+    status = (tied_model.skeleton.folder / "llm.mnn.weight").stat()
+    assert 512 * status.st_blocks < status.st_size / 4
+
+
+def graph_without_id(skeleton: Skeleton, built: Path) -> bytes:
+    """A built graph without the number that the converter draws for every export."""
+    drawn = json.loads((skeleton.folder / "llm.mnn.json").read_text(encoding="utf-8"))["mnn_uuid"]
+    return (built / "llm.mnn").read_bytes().replace(drawn.encode(), b"")
 
 
 def test_export_leaves_no_machine_paths(tied_model: ExportedModel) -> None:
     folder = tied_model.skeleton.folder
     assert not (folder / "export_args.json").exists()
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    everything = folder.parents[2]  # the model's folder as well, whichever of pytest's workers made this
+    assert everything in tied_model.folder.parents
     for path in folder.iterdir():
-        assert str(tied_model.folder).encode() not in path.read_bytes()
+        assert str(everything).encode() not in path.read_bytes()
 
 
 def test_one_converter_makes_a_build_and_none_reads_it_back(
@@ -159,3 +179,32 @@ def test_existing_folder_is_kept_unless_told(tied_model: ExportedModel, tmp_path
     assert (tmp_path / "m" / "precious").exists()
     tied_model.build(tensors, tmp_path / "m", replace=True)
     assert not (tmp_path / "m" / "precious").exists()
+
+
+def test_first_layers_stand_for_all_where_the_engine_may_not_take_more(
+    tied_model: ExportedModel, token_ids: list[int], tmp_path: Path
+) -> None:
+    loaded = load_model(str(tied_model.folder))
+    reference: Any = SimpleNamespace(rows=np.array([token_ids]))
+    formats = uniform_formats(loaded.card, 16)
+    memory = EngineMemory(loaded.card, len(token_ids), 10**9, 0)
+    absent: Any = None
+    bench = BuildBench(
+        loaded=loaded,
+        skeleton=tied_model.skeleton,
+        trial=Trial(reference),
+        text=absent,
+        text_sha256="",
+        baselines=tmp_path,
+        say=absent,
+        target=EngineTarget.of(EngineVersion.installed()),
+        memory=replace(memory, free_bytes=memory.need(formats, "normal", 1)),
+    )
+    assert bench.layers(formats) == 1
+    said: list[str] = []
+    checks = gate(replace(bench, say=said.append))
+    assert said == ["FP16 on the engine against the Hugging Face model, its first 1 of 2 layers for --max-memory"]
+    assert [(check.promise.code, check.passed) for check in checks] == [("first-logits", True)]
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(InputError, match=r"a layer and the head takes about 0\.3 GB .* 1\.0GB leaves 0\.0 GB"):
+        gate(replace(bench, memory=memory))

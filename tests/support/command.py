@@ -16,7 +16,10 @@ import pytest
 
 from qplan.cli.main import main
 
-ANALYZE = ("--samples", "4", "--seq-len", "64", "--batch-size", "2", "--formats", "fp16,int8,int6,int4")
+ANALYZE = (
+    *("--samples", "4", "--seq-len", "64", "--batch-size", "2"),
+    *("--fit-tokens", "2048", "--formats", "fp16,int8,int6,int4"),
+)
 """Options of an analysis that is over in seconds."""
 
 

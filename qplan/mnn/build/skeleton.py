@@ -46,6 +46,8 @@ class Skeleton:
     """Size of the graph file when qplan builds it at the export's own formats."""
     exporter: str
     """What made it, e.g. ``llmexport 0.0.5``; ``unknown`` if not exported by qplan."""
+    whole: bool = True
+    """Whether its weight file holds the linears' matrices, and not holes in their place."""
 
     @property
     def fixed_bytes(self) -> int:
@@ -97,7 +99,7 @@ class Skeleton:
         graph = read_binary_graph(folder / GRAPH_FILE)
         ops = graph.linears
         fixed = {FixedRange(ranges[0], sum(ranges[1:])) for ranges in graph.other_ranges}
-        exporter, graph_bytes = _marker(folder, graph)
+        exporter, graph_bytes, whole = _marker(folder, graph)
         skeleton = cls(
             folder=folder,
             ops=ops,
@@ -106,6 +108,7 @@ class Skeleton:
             embedding_bytes=_size(folder / EMBEDDING_FILE),
             graph_bytes=graph_bytes,
             exporter=exporter,
+            whole=whole,
         )
         _check_tiling(skeleton)
         return skeleton
@@ -142,10 +145,10 @@ def folder_bytes(folder: Path) -> FileBytes:
     )
 
 
-def write_marker(folder: Path, exporter: str) -> None:
-    """Record in an export what made it, and the size of the graph that qplan writes from it."""
+def write_marker(folder: Path, exporter: str, *, whole: bool) -> None:
+    """Record in an export what made it, whether it holds all weights, and the size of the graph that qplan makes."""
     graph = read_binary_graph(folder / GRAPH_FILE)
-    body = {"exporter": exporter, "graph_bytes": rebuilt_bytes(folder, graph)}
+    body = {"exporter": exporter, "graph_bytes": rebuilt_bytes(folder, graph), "whole": whole}
     write_json(folder / MARKER, MARKER_KIND, MARKER_SCHEMA, {}, body)
 
 
@@ -153,12 +156,12 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
-def _marker(folder: Path, graph: BinaryGraph) -> tuple[str, int]:
-    """Exporter and graph bytes, measured now if qplan did not export the folder."""
+def _marker(folder: Path, graph: BinaryGraph) -> tuple[str, int, bool]:
+    """Exporter, graph bytes, measured now if qplan did not export the folder, and whether all weights are there."""
     if not (folder / MARKER).is_file():
-        return "unknown", rebuilt_bytes(folder, graph)
+        return "unknown", rebuilt_bytes(folder, graph), True
     marker = read_json(folder / MARKER, MARKER_KIND, MARKER_SCHEMA)
-    return str(marker["exporter"]), int(marker["graph_bytes"])
+    return str(marker["exporter"]), int(marker["graph_bytes"]), bool(marker.get("whole", True))
 
 
 def _tied_op(folder: Path, ops: tuple[Linear, ...]) -> str | None:

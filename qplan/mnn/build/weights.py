@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,12 @@ from qplan.mnn.graph.linear import Linear, Record
 from qplan.mnn.graph.tie import TieRecord
 from qplan.quantize import StoredTensor, store_float
 
-StoreOp = Callable[[str], StoredTensor]
-"""Makes the tensor of an op: called once for each, in file order, so that one at a time is in memory."""
+_ROWS = 4096
+"""Rows of a lookup table to convert at a time."""
+
+StoreOp = Callable[[str], StoredTensor | None]
+"""Makes the tensor of an op: called once for each, in file order, so that one at a time is in memory. None leaves a
+hole of halves in the file, for a graph that is run without that op."""
 
 
 @dataclass(frozen=True)
@@ -50,21 +55,30 @@ def write_weights(skeleton: Skeleton, store: StoreOp, path: Path) -> WrittenWeig
                 written.moved[piece.offset] = start
                 continue
             tensor = store(piece.name)
-            _check_shape(piece, tensor)
             old = piece.record
             bias = _bytes_at(source, old.offset + old.weight + old.alpha, old.bias)
+            if tensor is None:
+                hole = 2 * piece.out_features * piece.in_features
+                target.seek(hole, os.SEEK_CUR)
+                written.records[piece.name] = Record(start, hole, 0, target.write(bias))
+                written.formats[piece.name] = FP16
+                continue
+            _check_shape(piece, tensor)
             if tensor.format == FP32 and not bias:
                 bias = bytes(4 * piece.out_features)  # the engine cannot run floats without a bias
-            lengths = [target.write(part) for part in (tensor.weight_bytes(), tensor.alpha_bytes(), bias)]
-            written.records[piece.name] = Record(start, *lengths)
+            weight = sum(map(target.write, tensor.weight_parts()))
+            written.records[piece.name] = Record(start, weight, target.write(tensor.alpha_bytes()), target.write(bias))
             written.formats[piece.name] = tensor.format
             if piece.name == skeleton.tied_op:
                 tie = _tie(piece, tensor, written.records[piece.name])
-                lookup = store_float(tensor.dequantize(), FP16) if tensor.format == FP32 else None
+                lookup = tensor if tensor.format == FP32 else None
+        target.truncate()  # to its length, if it ends with a hole
         if tie is not None and lookup is not None:
             # the engine looks tokens up in fp16 at best: a head in fp32 gets an fp16 copy beside it
             tie = TieRecord.of(FP16, target.tell(), target.tell(), 0)
-            target.write(lookup.weight_bytes())
+            for start in range(0, lookup.shape[0], _ROWS):
+                values = lookup.rows(slice(start, start + _ROWS)).dequantize()
+                target.writelines(store_float(values, FP16).weight_parts())
     return WrittenWeights(written.formats, written.records, written.moved, tie)
 
 

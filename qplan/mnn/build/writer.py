@@ -39,8 +39,8 @@ _NOT_COPIED = frozenset(
     {GRAPH_FILE, GRAPH_JSON_FILE, WEIGHT_FILE, CONFIG_FILE, LLM_CONFIG_FILE, CHECKSUMS_FILE, MARKER, EXPORT_ARGS_FILE}
 )
 
-Store = Callable[[str, QuantFormat], StoredTensor]
-"""Stores a tensor, by its name, in a format: ``Rounder.store``."""
+Store = Callable[[str, QuantFormat], StoredTensor | None]
+"""Stores a tensor, by its name, in a format, such as ``Rounder.store``; None leaves it out, see `StoreOp`."""
 
 
 def build_model(

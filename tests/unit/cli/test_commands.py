@@ -33,6 +33,15 @@ def test_help_shows_examples_that_the_program_understands(name: str) -> None:
         parses(shlex.split(line)[1:])
 
 
+def test_efforts_are_what_the_user_sees_and_modes_still_work() -> None:
+    shown = CliRunner().invoke(app, ["analyze", "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"}).stdout
+    assert "--effort" in shown
+    assert "<quick|default|thorough>" in shown
+    assert "<auto|gradient|measured>" not in shown
+    for mode in ("auto", "gradient", "measured"):
+        parses(["analyze", "model", "--mode", mode])
+
+
 @pytest.mark.parametrize("columns", [80, 120])
 @pytest.mark.parametrize("name", commands())
 def test_help_fits_its_terminal_and_its_options_stand_in_panels(name: str, columns: int, tmp_path: Path) -> None:

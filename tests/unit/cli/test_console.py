@@ -101,3 +101,28 @@ def test_a_full_disk_is_told_and_is_no_bug() -> None:
     assert done.returncode == StorageError.exit_code
     assert "No space left" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+class _Clock:
+    """Seconds that pass when told."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_the_time_left_follows_the_speed_so_far_and_not_what_was_done_before() -> None:
+    clock = _Clock()
+    pace = console.Pace(clock)
+    pace.see(0, 100_000)
+    assert pace.left() == ""
+    pace.see(40_000, 100_000)  # at once: an earlier run did that
+    clock.now = 20.0
+    pace.see(50_000, 100_000)  # half as fast as expected
+    assert pace.left_s == 100.0
+    clock.now = 30.0
+    pace.see(60_000, 100_000)
+    assert pace.left() == "about 60 s left"
+    pace.see(100_000, 100_000)
+    assert pace.left() == ""

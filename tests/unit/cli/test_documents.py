@@ -8,8 +8,13 @@ from pathlib import Path
 import pytest
 
 from qplan.cli import console
-from qplan.cli.documents import analysis_document, emit_document, ladder_document
+from qplan.cli.documents import analysis_document, emit_document, forecast_document, ladder_document
+from qplan.cost.expected import Expected, ExpectedStage
+from qplan.cost.shape import Shape
+from qplan.cost.work import REFERENCE
 from qplan.jobs.emit import Emitted
+from qplan.jobs.expect import Outlook, one_pass_options
+from qplan.jobs.options import AnalyzeOptions
 from qplan.verify.climb import Climbed
 from qplan.verify.ladder import Break, Rung
 from tests.support.documented import DOCS, assert_documented, keys
@@ -34,6 +39,14 @@ def test_emit(*, built: bool) -> None:
     demo = {"analysis": analysis_document(run.table, Path("run/sensitivity.parquet"))} | document
     assert_documented(as_printed(demo), keys(PAGE, "qplan emit") | keys(PAGE, "qplan demo"))
     assert_documented(as_printed(demo)["analysis"], keys(PAGE, "qplan analyze"))  # type: ignore[index]
+
+
+def test_a_forecast() -> None:
+    asked = one_pass_options(AnalyzeOptions(model="m"), Shape.of(small_run().table.model, 0))
+    stages = (ExpectedStage("loading", 1.0, 2e9), ExpectedStage("back", 9.0, 3e9, 4e9))
+    outlook = Outlook(Expected(stages), REFERENCE, asked, None)
+    document = as_printed(forecast_document(outlook))
+    assert_documented(document, keys(PAGE, "A dry run of qplan analyze"))
 
 
 def test_ladder() -> None:

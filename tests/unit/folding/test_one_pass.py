@@ -21,7 +21,7 @@ from qplan.run.calibration import CalibrationSet
 from qplan.run.fold_draft import FoldDraft
 from qplan.run.table import SensitivityTable
 from qplan.sensitivity.analysis import open_analysis
-from qplan.sensitivity.variants import StoredWeights
+from qplan.sensitivity.stored_weights import StoredWeights
 from tests.support.whole_tables import estimated_table, measured_table
 
 FORMATS = (INT8, QuantFormat(4, 0), INT4)

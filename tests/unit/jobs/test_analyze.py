@@ -6,8 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from qplan.jobs.analyze import sequences_per_pass
-from qplan.jobs.options import LOGITS_BYTES
+from qplan.jobs.options import LOGITS_BYTES, sequences_per_pass
 from qplan.model.load import LoadedModel
 
 

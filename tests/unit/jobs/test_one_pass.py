@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from qplan.errors import InputError
 from qplan.folding.analyzed import load_analyzed
 from qplan.formats import INT4, INT8
 from qplan.jobs.analyze import run_analyze
 from qplan.jobs.options import FIT_TOKENS, QUICK_FIT_TOKENS, AnalyzeOptions
+from qplan.model.layerwise import run_layer
+from qplan.model.load import LoadedModel
 from qplan.model.source import sha256_beside_model
 from qplan.quantize.moments import gather_moments
 from qplan.quantize.run_rounder import run_rounder
 from qplan.run.calibration import CalibrationSet
 from qplan.run.fold import FoldRecord
 from qplan.run.folder import RunFolder
+from qplan.run.moments import write_matrix
 from qplan.run.table import SensitivityTable
 from tests.support.tiny_models import words
 
@@ -72,30 +79,77 @@ def test_emit_finds_the_moments_of_the_model_that_was_analyzed(model_folders: di
                 assert float((mine - other).norm() / other.norm()) < 1e-3, spec.name
 
 
-def test_a_killed_analysis_goes_on_and_ends_the_same(
-    model_folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = _analyze(model_folders["llama"], tmp_path, RunFolder(tmp_path / "whole"))
-    run, told = RunFolder(tmp_path / "run"), [""]
+def _bytes(run: RunFolder) -> dict[str, bytes]:
+    """Everything that a run holds, but its journal, whose lines come in another order."""
+    found = {path.relative_to(run.folder).as_posix(): path for path in run.folder.rglob("*") if path.is_file()}
+    return {name: path.read_bytes() for name, path in found.items() if not name.startswith("journal")}
 
-    def stop(done: int, _total: int) -> None:
-        if told[-1].startswith("back:") and done == 2:  # the head and a layer
+
+def _killed(options: AnalyzeOptions, run: RunFolder, stage: str, calls: int) -> None:
+    """Break an analysis off at the n-th word of progress in a stage."""
+    told, seen = [""], list[str]()
+
+    def stop(_done: int, _total: int) -> None:
+        seen.extend([told[-1]] if stage in told[-1] else [])
+        if len(seen) == calls:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_analyze(_options(model_folders["llama"], tmp_path), run, told.append, stop)
+        run_analyze(options, run, told.append, stop)
     assert not run.sensitivity.exists()
-    assert any(run.rounding.glob("original-*/index.json"))
-    monkeypatch.setattr("qplan.jobs.one_pass.gather_on_the_way", lambda *_, **__: pytest.fail("gathered once"))
-    again = _analyze(model_folders["llama"], tmp_path, run)
-    assert again.measurements == whole.measurements
-    assert again.model == whole.model
-    assert not run.fold_draft.exists()
+
+
+@pytest.mark.parametrize("model", ["llama", "qwen2"])  # an untied head, and a tied one
+def test_a_killed_analysis_goes_on_and_ends_the_same(
+    model: str, model_folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = _options(model_folders[model], tmp_path)
+    _analyze(model_folders[model], tmp_path, RunFolder(tmp_path / "kept in memory"))
+    # from here on the model is streamed
+    monkeypatch.setattr("qplan.jobs.expect._fitting", lambda _shape, asked, _limit: replace(asked, streamed=True))
+    whole, run = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "run")
+    _analyze(model_folders[model], tmp_path, whole)
+    layers: list[tuple[str, int]] = []
+
+    def watched(loaded: LoadedModel, index: int, batch: Tensor, given: Any) -> Any:  # noqa: ANN401
+        layers.append(("back" if torch.is_grad_enabled() else "there", index))
+        return run_layer(loaded, index, batch, given)
+
+    monkeypatch.setattr("qplan.model.layerwise.run_layer", watched)
+    _killed(options, run, "there:", 9)  # the second layer
+    assert ("there", 1) in layers
+    layers.clear()
+    _killed(options, run, "back:", 3)  # after the last layer
+    assert ("there", 0) not in layers  # gone through once
+    layers.clear()
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("qplan.jobs.one_pass.write_matrix", _interrupted_at("fit"))
+        _analyze(model_folders[model], tmp_path, run)
+    assert ("there", 0) not in layers
+    assert ("back", 2) not in layers
+    layers.clear()
+    _analyze(model_folders[model], tmp_path, run)
+    assert ("back", 1) not in layers
+    assert _bytes(run) == _bytes(whole)
+    # and a model in memory has the same losses
+    tables = [SensitivityTable.read(RunFolder(tmp_path / name).sensitivity) for name in ("kept in memory", "run")]
+    assert tables[0].measurements == tables[1].measurements
+
+
+def _interrupted_at(part: str) -> Callable[..., None]:
+    def write(folder: Path, key: str, matrix: Any) -> None:  # noqa: ANN401
+        if folder.name.startswith(part):
+            raise KeyboardInterrupt
+        write_matrix(folder, key, matrix)
+
+    return write
 
 
 def test_an_effort_chooses_the_mode() -> None:
     with pytest.raises(InputError, match="--effort quick --mode measured: an effort chooses the mode"):
         AnalyzeOptions(model="m", effort="quick", mode="measured")
     assert AnalyzeOptions(model="m", effort="quick").most_fit_tokens == QUICK_FIT_TOKENS
-    assert AnalyzeOptions(model="m").most_fit_tokens == FIT_TOKENS
+    assert AnalyzeOptions(model="m").most_fit_tokens == QUICK_FIT_TOKENS
+    assert AnalyzeOptions(model="m", effort="thorough").most_fit_tokens == FIT_TOKENS
+    assert AnalyzeOptions(model="m", mode="auto").most_fit_tokens == FIT_TOKENS
     assert AnalyzeOptions(model="m", effort="quick", fit_tokens=100).most_fit_tokens == 100

@@ -79,3 +79,25 @@ def test_some_outputs_of_a_linear_can_be_kept_alone(qwen2: LoadedModel, calibrat
         all_of_them = traces[0].gradients[qwen2.head][number]
         torch.testing.assert_close(head.gradients[qwen2.head][number], all_of_them[..., rows])
         torch.testing.assert_close(head.slopes[qwen2.head][number], all_of_them @ qwen2.head.weight)
+
+
+def test_half_products_change_gradients_by_their_last_digits(tiny: LoadedModel, calibration: CalibrationSet) -> None:
+    batches = list(torch.from_numpy(calibration.tokens).split(3))
+    found = {}
+    for half in (False, True):
+        there = WayThere(tiny, batches, kept=len(batches))
+        for index in range(len(tiny.layers)):
+            for number in range(len(batches)):
+                there.run(index, number)
+        way = WayBack(tiny, batches, there.between, SEEDS, drawn={tiny.head: torch.tensor([3, 5])}, half=half)
+        found[half] = list(way.traces())
+    errors = []
+    for exact, other in zip(found[False], found[True], strict=True):
+        for module in exact.inputs:
+            pairs = zip(exact.inputs[module], other.inputs[module], strict=True)
+            assert all(torch.equal(one, two) for one, two in pairs)
+            gradients = [torch.cat([part.flatten() for part in trace.gradients[module]]) for trace in (exact, other)]
+            errors.append(float((gradients[0] - gradients[1]).norm() / gradients[0].norm()))
+    assert max(errors) < 0.02
+    assert max(errors) > 1e-4  # other products, indeed
+    assert not any("forward" in vars(module) for module in tiny.model.modules())

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from qplan.model.load import LoadedModel
-from qplan.model.replace import with_weights
+from qplan.model.replace import with_first_layers, with_weights
+from qplan.verify.lens import lens_logits
 
 TOKENS = torch.arange(12).view(2, 6)
 
@@ -22,6 +23,15 @@ def test_the_model_is_restored(tiny: LoadedModel) -> None:
     assert torch.equal(tiny.logits(TOKENS), before)
     after = dict(tiny.model.named_parameters(remove_duplicate=False))
     assert all(after[name] is parameter for name, parameter in parameters.items())
+
+
+def test_layers_after_the_first_are_left_out(tiny: LoadedModel) -> None:
+    before, layers = tiny.logits(TOKENS), tiny.layers
+    for count, expected in enumerate(lens_logits(tiny, TOKENS[0].tolist())):
+        with with_first_layers(tiny, count):
+            assert torch.allclose(tiny.logits(TOKENS)[0], torch.from_numpy(expected), atol=1e-5)
+    assert torch.equal(tiny.logits(TOKENS), before)
+    assert all(one is other for one, other in zip(tiny.layers, layers, strict=True))
 
 
 def test_restored_after_an_error(qwen2: LoadedModel) -> None:

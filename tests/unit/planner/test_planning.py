@@ -209,7 +209,7 @@ def test_metrics_of_one_loss() -> None:
     assert loss_of(Metric("perplexity"), table)("x", "int4", replace(loss, nll_nats=2.9)) == 0
     estimate = replace(loss, kl_p99_nats=None, top1=None, nll_nats=None, source="gradient")
     assert loss_of(Metric("sqnr"), table)("x", "int4", estimate) == pytest.approx(0.01)
-    with pytest.raises(InputError, match=r"--metric top1: x in int4 is an estimate .* analyze with --mode measured"):
+    with pytest.raises(InputError, match=r"--metric top1: x in int4 is an estimate .* analyze with --effort thorough"):
         loss_of(Metric("top1"), table)("x", "int4", estimate)
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from qplan.model.load import LoadedModel
 from qplan.model.replace import with_weights
 from qplan.quantize import IntTensor, rtn
 from qplan.quantize import rounder as rounding
+from qplan.quantize import stored as storage
 from qplan.quantize.curvature import Curvature
 from qplan.quantize.gptq import gptq
 from qplan.quantize.hqq import hqq
@@ -119,6 +121,30 @@ def test_jobs_change_nothing_but_the_time(qwen2: LoadedModel, gathered: Moments,
         round_all(rounder, menu, jobs=jobs, progress=note)
         assert not seen
     assert stored[0] == stored[1]
+
+
+def test_a_large_matrix_is_rounded_in_pieces_to_the_same_integers(
+    qwen2: LoadedModel, gathered: Moments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "model.layers.0.mlp.up_proj"
+    whole = {how: Rounder(qwen2, how, gathered, gathered).store(name, INT4) for how in ROUNDINGS}
+    halves = Rounder(qwen2).store(name, FP16)
+    monkeypatch.setattr(storage, "LARGE_ELEMENTS", qwen2.weight(name).numel() // 3)
+    monkeypatch.setattr(storage, "ROWS_TOGETHER", 16)
+    assert len(storage.row_pieces(*qwen2.weight(name).shape)) > 2
+    rounded: list[int] = []
+    round_rows = rounding.round_rows
+
+    def noted(weight: torch.Tensor, *rest: Any) -> Any:
+        rounded.append(len(weight))
+        return round_rows(weight, *rest)
+
+    monkeypatch.setattr(rounding, "round_rows", noted)
+    for how, expected in whole.items():
+        found = Rounder(qwen2, how, gathered, gathered).store(name, INT4)
+        assert found.weight_bytes() + found.alpha_bytes() == expected.weight_bytes() + expected.alpha_bytes(), how
+    assert max(rounded) < len(qwen2.weight(name)) / 2
+    assert Rounder(qwen2).store(name, FP16).weight_bytes() == halves.weight_bytes()
 
 
 def test_an_error_in_a_job_ends_the_stage(qwen2: LoadedModel, gathered: Moments, tmp_path: Path) -> None:

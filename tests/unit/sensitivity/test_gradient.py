@@ -29,7 +29,7 @@ from qplan.sensitivity.analysis import open_analysis
 from qplan.sensitivity.fisher import FisherObserver, FisherSetup
 from qplan.sensitivity.menu import resolve_menu
 from qplan.sensitivity.metrics import reference_of
-from qplan.sensitivity.variants import StoredWeights
+from qplan.sensitivity.stored_weights import StoredWeights
 from qplan.settings import DynamicOption
 from qplan.tensors import Role
 from tests.support.whole_tables import estimated_table, measured_table
@@ -82,7 +82,7 @@ class _Recorder:
         self.seen[module] = inputs, gradients, lookups
 
 
-@pytest.mark.parametrize(("chunk", "option"), [(1 << 21, 0), pytest.param(1, 2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("chunk", "option"), [(1 << 21, 0), pytest.param(600, 2, marks=pytest.mark.slow)])
 def test_squares_are_their_definition(
     tiny: LoadedModel,
     calibration: CalibrationSet,

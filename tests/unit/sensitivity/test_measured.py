@@ -25,7 +25,8 @@ from qplan.sensitivity.joint import joint_losses
 from qplan.sensitivity.menu import resolve_menu
 from qplan.sensitivity.metrics import compare, reference_of
 from qplan.sensitivity.replay import LayerPass, ReferencePass
-from qplan.sensitivity.variants import StoredWeights, apply_formats
+from qplan.sensitivity.stored_weights import StoredWeights
+from qplan.sensitivity.variants import apply_formats
 from qplan.settings import Memory
 from tests.support.whole_tables import compare_logits, measured_table
 

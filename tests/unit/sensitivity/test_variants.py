@@ -15,7 +15,8 @@ from qplan.model.load import LoadedModel
 from qplan.quantize import EnginePath, Int8Activations, IntTensor, int8_prefill, rtn
 from qplan.quantize.rounder import Rounder
 from qplan.quantize.stored_cache import StoredCache
-from qplan.sensitivity.variants import StoredWeights, apply_formats
+from qplan.sensitivity.stored_weights import StoredWeights
+from qplan.sensitivity.variants import apply_formats
 from qplan.settings import DynamicOption
 
 TOKENS = torch.arange(12).view(2, 6)

@@ -16,15 +16,16 @@ from qplan.errors import VerificationError
 from qplan.model.load import LoadedModel, load_model
 from qplan.model.specimen import save_specimen
 from qplan.quantize.rounder import Rounder
+from qplan.sensitivity.kept_logits import KeptLogits
 from qplan.uniform import uniform_formats
 from qplan.verify.measure import Trial
 from qplan.verify.prove import GATE_TOKENS, BuildBench, gate
-from qplan.verify.reference import Reference, stored_logits
+from qplan.verify.reference import stored_logits
 
 
 def bench(loaded: LoadedModel) -> BuildBench:
     rows = np.arange(1, 41).reshape(2, 20)
-    trial = Trial(Reference(rows, np.zeros((2, 20, 1), np.float32)), threads=1)
+    trial = Trial(KeptLogits(rows, np.zeros((2, 20, 1), np.float32)), threads=1)
     absent: Any = None
     return BuildBench(
         loaded=loaded,
@@ -66,7 +67,7 @@ class Double(BuildBench):
 
     times = 1
 
-    def build(self, *_: object) -> None:
+    def build(self, *_: object, **__: object) -> None:
         """Make what the gate removes."""
         (self.baselines / "gate").mkdir()
 

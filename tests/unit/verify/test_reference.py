@@ -15,13 +15,14 @@ from qplan.model.load import LoadedModel
 from qplan.quantize import rtn
 from qplan.quantize.rounder import Rounder
 from qplan.run.calibration import CalibrationSet
+from qplan.sensitivity.kept_logits import kept_logits
 from qplan.verify.layers import kl_between
-from qplan.verify.reference import accuracy_of, reference_logits, relative_error, stored_logits, torch_logits
+from qplan.verify.reference import accuracy_of, relative_error, stored_logits, torch_logits
 
 
 def test_a_model_against_itself_loses_nothing(llama: LoadedModel, calibration: CalibrationSet) -> None:
     rows, seen = calibration.tokens[:3], []
-    with reference_logits(llama, rows, lambda done, total: seen.append((done, total))) as reference:
+    with kept_logits(llama, rows, lambda done, total: seen.append((done, total))) as reference:
         assert reference.logits.shape == (*rows.shape, llama.card.vocabulary)
         stats = reference.compare(lambda ids: torch_logits(llama, ids))
         found = accuracy_of(stats)

@@ -1,0 +1,74 @@
+"""What a command is expected to take, stage by stage, and whether a machine has it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from qplan.cost.work import Machine
+from qplan.errors import InputError, StorageError
+
+
+@dataclass(frozen=True)
+class ExpectedStage:
+    """One stage of a command."""
+
+    name: str
+    """What it does, in a few words."""
+    seconds: float
+    memory_bytes: float
+    """Peak resident memory of the process and its children."""
+    disk_bytes: float = 0.0
+    """Written to the run folder while it lasts."""
+    parts: tuple[float, ...] = (1.0,)
+    """How the time is spread over the parts that its progress counts, in their order; any unit."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a command takes."""
+
+    stages: tuple[ExpectedStage, ...]
+
+    @property
+    def seconds(self) -> float:
+        """Of all stages."""
+        return sum(stage.seconds for stage in self.stages)
+
+    @property
+    def memory_bytes(self) -> float:
+        """Peak over all stages."""
+        return max(stage.memory_bytes for stage in self.stages)
+
+    @property
+    def disk_bytes(self) -> float:
+        """All that is written to the run folder."""
+        return sum(stage.disk_bytes for stage in self.stages)
+
+    def check(self, machine: Machine, remedies: Sequence[str], *, most_memory: float | None = None) -> None:
+        """Refuse what the machine cannot hold.
+
+        Args:
+            machine: the machine.
+            remedies: what takes less memory.
+            most_memory: a limit on the memory in bytes, where one was given.
+
+        Raises:
+            InputError: not enough memory.
+            StorageError: not enough room on the disk.
+        """
+        limit = machine.memory_bytes if most_memory is None else most_memory
+        if self.memory_bytes > limit:
+            stage = max(self.stages, key=lambda one: one.memory_bytes)
+            whose = "this machine has free" if most_memory is None else "--max-memory allows"
+            msg = (
+                f"{stage.name} needs about {self.memory_bytes / 1e9:.1f} GB of memory, and {whose} "
+                f"{limit / 1e9:.1f} GB: {', or '.join(remedies)}"
+            )
+            raise InputError(msg)
+        if self.disk_bytes > machine.disk_bytes:
+            msg = (
+                f"the run folder needs about {self.disk_bytes / 1e9:.1f} GB on the disk, which has "
+                f"{machine.disk_bytes / 1e9:.1f} GB free: free some, or name a folder on a larger one with --run"
+            )
+            raise StorageError(msg)

@@ -1,0 +1,90 @@
+"""What plans hang on: losses drawn from their error distributions, and the plans that they lead to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from statistics import fmean
+
+import numpy as np
+
+from qplan.cost.file_bytes import FixedBytes
+from qplan.errors import InfeasibleError
+from qplan.formats import QuantFormat
+from qplan.planner.budget import parse_budgets
+from qplan.planner.planning import make_plan
+from qplan.run.measurement import Loss
+from qplan.run.plan import Plan
+from qplan.run.table import SensitivityTable
+from qplan.sensitivity.analysis import Entry
+from qplan.settings import Memory
+
+BUDGETS = parse_budgets(["3.5bpw, 4bpw, int4, 4.5bpw, 5bpw, 6bpw, int8, 8bpw"])
+"""Budgets that plans are compared at; infeasible ones are skipped."""
+
+NARROW_BITS = 4
+"""Width below which the second-order estimate may fail."""
+
+_NARROW_ERROR = 0.3
+"""Relative standard error to assume there."""
+
+
+@dataclass(frozen=True)
+class Decided:
+    """A budget's plan, and those of drawn losses."""
+
+    plan: Plan
+    others: tuple[Plan, ...]
+    regrets: tuple[float, ...]
+    """By how much the plan loses more than each of them, under the losses that these were made from."""
+    memory: Memory
+    """The memory setting that they are for."""
+
+    @property
+    def regret(self) -> float:
+        """The mean."""
+        return fmean(self.regrets)
+
+    def narrow(self) -> Iterator[Entry]:
+        """Formats of the plan that the second-order estimate may fail for."""
+        yield from ((name, fmt.name, self.memory) for name, fmt in self.plan.formats.items() if fmt.bits < NARROW_BITS)
+
+    def differences(self, other: Plan) -> Iterator[Entry]:
+        """Formats of tensors that the plan and another decide differently about."""
+        for ours, theirs in zip(self.plan.tensors, other.tensors, strict=True):
+            if ours.format != theirs.format:
+                yield ours.name, ours.format.name, self.memory
+                yield ours.name, theirs.format.name, self.memory
+
+
+def decisions(
+    table: SensitivityTable, fixed: FixedBytes, generator: np.random.Generator, draws: int
+) -> Iterator[Decided]:
+    """Plan at each of `BUDGETS` that can be met, and as often as ``draws`` with losses drawn within their errors."""
+    errors = {
+        (name, fmt): _relative_error(fmt, loss) for name, row in table.losses().items() for fmt, loss in row.items()
+    }
+    for budget in BUDGETS:
+        try:
+            plan = make_plan(table, budget, fixed)
+        except InfeasibleError:
+            continue
+        others, regrets = [], []
+        for _ in range(draws):
+            factors = {key: math.exp(error * generator.standard_normal()) for key, error in errors.items()}
+            rows = (replace(m, kl_nats=m.kl_nats * factors[m.tensor, m.format]) for m in table.measurements)
+            drawn = replace(table, measurements=tuple(rows))
+            other, losses = make_plan(drawn, budget, fixed), drawn.kl(table.goal)
+            others.append(other)
+            ours = math.fsum(losses[name][fmt.name] for name, fmt in plan.formats.items())
+            regrets.append(ours / least - 1 if (least := other.solver.objective_nats) else 0.0)
+        yield Decided(plan, tuple(others), tuple(regrets), table.goal)
+
+
+def _relative_error(fmt: str, loss: Loss) -> float:
+    """Relative standard error of a loss; 0 if measured, since estimates are made on the same tokens."""
+    if loss.source == "measured" or not loss.kl_nats:
+        return 0.0
+    narrow = QuantFormat.parse(fmt).bits < NARROW_BITS
+    return math.hypot(loss.stderr_nats / loss.kl_nats, _NARROW_ERROR if narrow else 0.0)

@@ -1,0 +1,63 @@
+"""What measurements cost, in passes: forward and backward once over the calibration tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from qplan.card import ModelCard
+from qplan.formats import QuantFormat
+from qplan.roundings import needs_tokens
+
+FORWARD = 1 / 3
+"""Passes that a forward pass takes; ``reports/scale``."""
+
+_ROUNDING_TOKENS = 3 * 4096
+"""Tokens that pass through weights forwards and backwards in the time that rounding these takes; ``reports/scale``."""
+
+
+@dataclass
+class PassBudget:
+    """Passes that may still be taken."""
+
+    most: float
+    spent: float = 0.0
+
+    def take(self, passes: float) -> bool:
+        """Spend some, if as many are left."""
+        if self.spent + passes > self.most:
+            return False
+        self.spent += passes
+        return True
+
+
+@dataclass(frozen=True)
+class PassCosts:
+    """Costs of a model's measurements, from the shapes of its tensors."""
+
+    card: ModelCard
+    tokens: int
+    """Calibration tokens."""
+    rounding: str
+    """One of `qplan.roundings.ROUNDINGS`."""
+
+    def rounded(self, name: str, fmt: QuantFormat) -> float:
+        """Rounding a whole tensor."""
+        if fmt.is_float or not needs_tokens(self.rounding):
+            return 0.0
+        return _ROUNDING_TOKENS / self.tokens * self.card.tensor(name).weights / self._all
+
+    def replayed(self, name: str) -> float:
+        """Running what a changed tensor reaches, over all calibration tokens."""
+        spec = self.card.tensor(name)
+        first = -1 if spec.tied else self._place(spec.layer)
+        return (
+            FORWARD * sum(other.weights for other in self.card.tensors if self._place(other.layer) >= first) / self._all
+        )
+
+    def _place(self, layer: int | None) -> int:
+        return len(self.card.tensors) if layer is None else layer
+
+    @cached_property
+    def _all(self) -> int:
+        return sum(spec.weights for spec in self.card.tensors)

@@ -1,0 +1,150 @@
+"""The default effort, after its one pass: measures what plans hang on, within a budget of passes."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
+
+import numpy as np
+from torch import Tensor
+
+from qplan.cost.file_bytes import FixedBytes, estimate_fixed
+from qplan.formats import Formats, QuantFormat
+from qplan.jobs.additivity import frontier_plans, sum_nats
+from qplan.jobs.deciding import decisions
+from qplan.jobs.options import MEASURED_PASSES
+from qplan.jobs.passes import FORWARD, PassBudget, PassCosts
+from qplan.notes import note
+from qplan.quantize.rounder import Rounder
+from qplan.run.additivity import JointPoint
+from qplan.run.table import SensitivityTable
+from qplan.sensitivity.analysis import Analysis, Entry
+from qplan.sensitivity.blend import blend, width_scales
+from qplan.sensitivity.measured import measure
+from qplan.sensitivity.stand_ins import stand_in_losses, stand_ins_of
+from qplan.settings import Progress, Say
+from qplan.spread.work import Workers
+
+_ROUNDS = 2
+"""Rounds of making plans from the known losses and measuring those that the plans depend on."""
+
+_DRAWS = 2
+"""How often losses are drawn from their error distributions, per budget and round."""
+
+_JOINT_TOKENS = 1024
+"""Fewest tokens that whole plans are measured on: the ratio of a whole to a sum is known well from few."""
+
+
+@dataclass
+class Pivotal:
+    """One analysis whose losses are estimated, and what it may still take."""
+
+    analysis: Analysis
+    """Of the model that plans are about, with the run's rounder, and estimates of all entries."""
+    rounder: Rounder
+    say: Say
+    progress: Progress | None = None
+    workers: Workers | None = None
+    """Of a cluster, who measure instead of this process."""
+
+    def table(self) -> SensitivityTable:
+        """Measure, and return the finished table.
+
+        Raises:
+            MeasurementError: a measurement is impossible.
+        """
+        analysis = self.analysis
+        budget = PassBudget(MEASURED_PASSES)
+        self.say(
+            f"measurements: at most {budget.most:g} passes; a pass is once forwards and backwards over the "
+            f"{self._tokens:,} calibration tokens"
+        )
+        wholes = self._whole_plans(budget)
+        measured = self._deciding(budget)
+        scales = width_scales(analysis, measured)
+        told = note(
+            "measured-within-passes",
+            measured=len(measured),
+            losses=sum(1 for _ in analysis.entries()),
+            plans=len(wholes),
+            passes=budget.spent,
+            most=budget.most,
+            scales={f"{bits} bits": scale for bits, scale in scales.items()},
+        )
+        table = self._known(measured)
+        joint = tuple(JointPoint(table.goal, sum_nats(table, formats), nats) for formats, nats in wholes)
+        return replace(table, notes=(*table.notes, told), joint=joint)
+
+    def _whole_plans(self, budget: PassBudget) -> list[tuple[Formats, float]]:
+        """Plans and their joint losses in nats, on as few batches as suffice to know how losses add up."""
+        analysis = self.analysis
+        table = analysis.table("auto", analysis.all_rows("gradient"))
+        plans, batches = frontier_plans(table), self._some_batches()
+        tokens = sum(batch.numel() for batch in batches)
+        if not budget.take(FORWARD * (1 + len(plans)) * tokens / self._tokens):
+            return []
+        self.say(f"measuring {len(plans)} whole plans on {tokens:,} tokens: how losses add up")
+        losses = stand_in_losses(analysis, plans, batches, stand_ins_of(analysis, self.rounder))
+        # what these batches lose is brought to all of them by the sums of single losses on either
+        part = replace(table, measurements=tuple(row for row in table.measurements if row.batch < len(batches)))
+        found = []
+        for formats, nats in zip(plans, losses, strict=True):
+            here = sum_nats(part, formats)
+            found.append((formats, nats * sum_nats(table, formats) / here if here else nats))
+        return found
+
+    def _some_batches(self) -> tuple[Tensor, ...]:
+        found: list[Tensor] = []
+        for batch in self.analysis.batches:
+            if sum(other.numel() for other in found) < _JOINT_TOKENS:
+                found.append(batch)
+        return tuple(found)
+
+    @property
+    def _tokens(self) -> int:
+        return sum(batch.numel() for batch in self.analysis.batches)
+
+    def _deciding(self, budget: PassBudget) -> set[Entry]:
+        """Measure the entries that decide most for their price, in rounds; returns them."""
+        analysis = self.analysis
+        costs = PassCosts(analysis.loaded.card, self._tokens, self.rounder.rounding)
+        fixed = estimate_fixed(analysis.loaded.card)
+        generator = np.random.default_rng(analysis.conditions.seed)
+        measured: set[Entry] = set()
+        for left in range(_ROUNDS, 0, -1):
+            worth = _worth(self._known(measured), fixed, generator)
+            share = PassBudget((budget.most - budget.spent) / left)
+            new = {
+                entry
+                for entry in sorted(worth, key=lambda entry: -worth[entry] / _price(costs, entry))
+                if entry not in measured and share.take(_price(costs, entry))
+            }
+            if not new:
+                break
+            budget.take(share.spent)
+            self.say(f"measuring {len(new)} losses that plans depend on")
+            measure(analysis, new, workers=self.workers, progress=self.progress)
+            measured |= new
+        return measured
+
+    def _known(self, measured: AbstractSet[Entry]) -> SensitivityTable:
+        """The table as far as it is known."""
+        rows, _ = blend(self.analysis, measured, width_scales(self.analysis, measured))
+        return self.analysis.table("auto", rows)
+
+
+def _worth(table: SensitivityTable, fixed: FixedBytes, generator: np.random.Generator) -> dict[Entry, float]:
+    """What not knowing an entry may cost plans: their relative regrets, shared out over what they decide on."""
+    worth: defaultdict[Entry, float] = defaultdict(float)
+    for decided in decisions(table, fixed, generator, _DRAWS):
+        for other, regret in zip(decided.others, decided.regrets, strict=True):
+            differences = list(decided.differences(other))
+            for entry in differences:
+                worth[entry] += regret / len(differences)
+    return worth
+
+
+def _price(costs: PassCosts, entry: Entry) -> float:
+    name, fmt, _ = entry
+    return costs.rounded(name, QuantFormat.parse(fmt)) + costs.replayed(name)

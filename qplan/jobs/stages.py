@@ -1,0 +1,84 @@
+"""Progress of a command over all its stages: stage k of n, and one total, weighted by the work that is expected."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from qplan.cost.expected import Expected
+from qplan.settings import Progress, Say
+
+UNITS_PER_S = 1000
+"""Units of the total in an expected second."""
+
+
+@dataclass
+class Stages:
+    """Hands out the progress of one stage after the other.
+
+    It is itself the progress of the stage that runs: what a stage calls need not know of the others.
+    """
+
+    expected: Expected | None
+    """None where nothing is known: the stages are then told as they come, each with its own progress."""
+    say: Say
+    show: Progress
+    """Called with the work done and all work, which never goes back."""
+    _place: int = -1
+    """The stage that runs."""
+    _shown: int = field(default=0, init=False)
+
+    def begin(self, name: str, detail: str = "") -> Progress:
+        """Begin a stage; those before it are done, or not needed.
+
+        Args:
+            name: how the name of an expected stage begins.
+            detail: what to say about it, beside its name.
+
+        Raises:
+            ValueError: it is not expected after the stage that runs.
+        """
+        line = detail or name
+        if self.expected is not None:
+            stages = self.expected.stages
+            places = range(self._place + 1, len(stages))
+            found = next((place for place in places if stages[place].name.startswith(name)), None)
+            if found is None:
+                msg = f"no stage {name!r} is expected after {stages[self._place].name if self._place >= 0 else 'none'}"
+                raise ValueError(msg)
+            self._place = found
+            line = f"stage {found + 1} of {len(stages)}, {line}"
+            self._tell(0.0)
+        self.say(line)
+        return self
+
+    def __call__(self, done: int, total: int) -> None:
+        """Tell how many parts of the running stage are done."""
+        if self.expected is None or self._place < 0:
+            self.show(done, total)
+        else:
+            self._tell(done / max(1, total))
+
+    def end(self) -> None:
+        """Tell that all is done."""
+        if self.expected is not None:
+            self._place = len(self.expected.stages) - 1
+            self._tell(1.0)
+
+    def _tell(self, share: float) -> None:
+        """Show the total with a share of the running stage's parts."""
+        if self.expected is None:
+            return
+        stages = self.expected.stages
+        done = sum(stage.seconds for stage in stages[: self._place])
+        done += stages[self._place].seconds * weighted(stages[self._place].parts, share)
+        total = max(1, round(UNITS_PER_S * self.expected.seconds))
+        self._shown = max(self._shown, min(total, round(UNITS_PER_S * done)))
+        self.show(self._shown, total)
+
+
+def weighted(parts: tuple[float, ...], share: float) -> float:
+    """Share of the work that a share of the parts is, where parts in between count in proportion."""
+    place = share * len(parts)
+    whole = min(int(place), len(parts))
+    rest = (place - whole) * parts[whole] if whole < len(parts) else 0.0
+    return (sum(parts[:whole]) + rest) / (sum(parts) or 1.0)

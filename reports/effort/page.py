@@ -1,0 +1,73 @@
+"""The comparison's results as a page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from qplan.jobs.options import FIT_TOKENS
+
+INTRODUCTION = """# What each effort's plans lose
+
+Written by `python -m reports.effort.run`, from `results.json`. `qplan analyze` is run with `--effort quick` and
+`--effort default`, and with every format of every tensor rounded whole and every loss measured (under the goal's
+memory setting, which plans hang on; folds decided by whole models), as `--mode measured` and `--effort thorough` do.
+At several budgets a plan is made from each of the three tables, within the same bytes, and the whole model is measured
+in torch: folded as that analysis decided, every tensor rounded whole to its moments, under memory low, on a text that
+no analysis saw. *Ratio* is the plan's joint KL divided by that of the plan from measured losses, with its standard
+error over sequences; *formats alone* the same ratio if the plan's formats are given to the yardstick's model, with its
+folds and its integers. *Predicted* is what the table says of the plan, over what was measured of it on that text.
+"""
+
+
+def write_page(results: Mapping[str, Any], path: Path) -> None:
+    """Write ``README.md``."""
+    lines = [INTRODUCTION]
+    for name, result in results.items():
+        lines += [
+            f"## {name}\n",
+            f"{result['parameters']:,} parameters, {result['tensors']} tensors; calibrated on {result['calibration']}",
+            f"(the yardstick measured losses on {result['measured_tokens']:,} of these tokens);",
+            f"rounding was fitted to {result['fit_tokens']:,} tokens, the yardstick's to {FIT_TOKENS:,};",
+            f"judged on {result['judged_tokens']:,} tokens. Formats: {', '.join(result['formats'])}.\n",
+            *_summary(result["plans"]),
+            *_table(result["plans"]),
+        ]
+    path.write_text("\n".join(lines), encoding="utf-8")
+
+
+def _summary(plans: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[str]:
+    for way in ("quick", "default"):
+        ratios = [row["ratio"] for row in plans[way]]
+        mean = math.exp(math.fsum(map(math.log, ratios)) / len(ratios))
+        errors = math.sqrt(math.fsum(row["stderr"] ** 2 for row in plans[way])) / len(ratios)
+        yield (
+            f"- {way}: {mean:.3f} times the loss of plans from measured losses in the geometric mean over "
+            f"{len(ratios)} budgets (standard error at most {errors * math.sqrt(len(ratios)):.3f}), "
+            f"{min(ratios):.3f} to {max(ratios):.3f}"
+        )
+    yield ""
+
+
+def _table(plans: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[str]:
+    columns = ("ratio", "formats alone", "same formats", "predicted")
+    yield f"| budget | measured, nats | {' | '.join(f'{w}: {c}' for w in ('quick', 'default') for c in columns)} |"
+    yield "|---|" + "---:|" * (1 + 2 * len(columns))
+    others = {way: {row["budget"]: row for row in plans[way]} for way in ("quick", "default")}
+    for row in plans["measured"]:
+        cells = [row["budget"], f"{row['kl_nats']:.3g}"]
+        for way in ("quick", "default"):
+            other = others[way].get(row["budget"])
+            if other is None:
+                cells += ["does not fit", "", "", ""]
+            else:
+                cells += [
+                    f"{other['ratio']:.3f} ± {other['stderr']:.3f}",
+                    f"{other['formats_alone']:.3f}",
+                    f"{other['same_formats']:.0%}",
+                    f"{other['predicted']:.2f}",
+                ]
+        yield f"| {' | '.join(cells)} |"
+    yield ""

@@ -1,0 +1,105 @@
+"""Whole models are measured once, on integers that several processors choose, and on nothing that no plan takes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from qplan.choosing.context import PlanningContext
+from qplan.choosing.repair import affordable
+from qplan.choosing.request import EVALUATIONS, REPAIR_PASSES
+from qplan.cost.file_bytes import estimate_fixed
+from qplan.formats import FP16, INT4, INT8, QuantFormat
+from qplan.model.load import LoadedModel
+from qplan.quantize.moments import gather_moments
+from qplan.quantize.rounder import Rounder
+from qplan.quantize.stored_cache import StoredCache
+from qplan.run.calibration import CalibrationSet
+from qplan.run.table import SensitivityTable
+from qplan.sensitivity.joint import joint_losses
+from qplan.sensitivity.kept_logits import kept_logits
+from tests.support.invented_table import make_table
+
+
+@pytest.fixture
+def table(qwen2: LoadedModel, calibration: CalibrationSet) -> SensitivityTable:
+    """Only its conditions and its model count here."""
+    made = make_table()
+    conditions = replace(made.conditions, memory="low", samples=calibration.samples, seq_len=calibration.seq_len)
+    return replace(made, model=qwen2.card, conditions=conditions)
+
+
+def plan_of(loaded: LoadedModel, fmt: QuantFormat) -> dict[str, QuantFormat]:
+    return {spec.name: fmt.resolve(spec.in_features) for spec in loaded.card.tensors}
+
+
+def test_a_plan_is_rounded_with_jobs_before_it_is_measured(
+    qwen2: LoadedModel, calibration: CalibrationSet, table: SensitivityTable, tmp_path: Path
+) -> None:
+    tokens = torch.from_numpy(calibration.fit.repeat(4, 0))
+    moments = gather_moments(qwen2, tokens, tmp_path / "moments", inputs={})
+    said: list[str] = []
+    seen: list[tuple[int, int]] = []
+    rounders = [Rounder(qwen2, "gptq", moments, cache=StoredCache(tmp_path / str(jobs), {})) for jobs in (1, 2)]
+    plan = plan_of(qwen2, INT4) | {"model.layers.0.mlp.up_proj": FP16}
+    losses = []
+    for jobs, rounder in enumerate(rounders, 1):
+        context = PlanningContext(
+            table,
+            estimate_fixed(table.model),
+            rounder,
+            Rounder(qwen2),
+            calibration.heldout,
+            said.append,
+            jobs=jobs,
+            progress=lambda done, total: seen.append((done, total)),
+        )
+        losses.append(context.whole_nats(plan))
+        count = len(said)
+        assert context.whole_nats(plan) == losses[-1]
+        assert len(said) == count
+    assert losses[0] == losses[1]
+    assert f"{len(plan) - 1} tensors" in said[0]
+    assert "2 at a time" in said[-1]
+    assert (len(plan) - 1, len(plan) - 1) in seen
+    files = {path.name: path.read_bytes() for path in (tmp_path / "1").iterdir()}
+    assert len(files) == len(plan) - 1  # what plans take, and nothing else
+    assert files == {path.name: path.read_bytes() for path in (tmp_path / "2").iterdir()}
+
+
+def test_losses_with_a_kept_reference_are_measured_once(
+    qwen2: LoadedModel, calibration: CalibrationSet, table: SensitivityTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, uniform = plan_of(qwen2, INT8), plan_of(qwen2, INT4)
+    rows = calibration.heldout
+    tokens = torch.from_numpy(rows)
+    expected = {
+        memory: [
+            joint_losses(qwen2, tokens, {"": plan}, memory, batch_size=1, engine_embedding=True)[""].kl_nats
+            for plan in (ours, uniform)
+        ]
+        for memory in table.memories
+    }
+    nearest = Rounder(qwen2)
+    with kept_logits(qwen2, rows) as kept:
+        context = PlanningContext(table, estimate_fixed(table.model), nearest, nearest, rows, print, kept=kept)
+        found = context.against(ours, uniform)
+        monkeypatch.setattr("qplan.choosing.context.variant_losses", None)
+        assert context.against(ours, uniform) == found
+        assert context.whole_nats(uniform, "normal") == expected["normal"][1]
+    assert found == {memory: of[0] / of[1] for memory, of in expected.items()}
+
+
+@pytest.mark.parametrize("rows", [2, 6, 12])
+def test_a_repair_takes_about_a_pass(
+    qwen2: LoadedModel, calibration: CalibrationSet, table: SensitivityTable, rows: int
+) -> None:
+    nearest, heldout = Rounder(qwen2), calibration.heldout[:1].repeat(rows, 0)
+    context = PlanningContext(table, estimate_fixed(table.model), nearest, nearest, heldout, print)
+    forwards = 0.6 * affordable(context) * heldout[::2].size
+    assert 0.7 * REPAIR_PASSES < forwards / (3 * calibration.tokens.size) <= REPAIR_PASSES
+    long = replace(table, conditions=replace(table.conditions, samples=1000))
+    assert affordable(replace(context, table=long)) == EVALUATIONS

@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from qplan.cost.expected import Expected, ExpectedStage
+from qplan.cost.work import REFERENCE
+from qplan.errors import InputError, StorageError
+
+EXPECTED = Expected((ExpectedStage("loading", 1.0, 2e9), ExpectedStage("back: folds", 60.0, 9e9, 30e9)))
+ROOMY = replace(REFERENCE, memory_bytes=10**10, disk_bytes=10**11)
+
+
+def test_what_fits_is_let_through() -> None:
+    EXPECTED.check(ROOMY, ("a cluster",))
+
+
+def test_too_little_memory_is_refused_with_need_have_and_remedy() -> None:
+    with pytest.raises(
+        InputError, match=r"back: folds needs about 9\.0 GB.*free 8\.0 GB: fewer --samples, or a cluster"
+    ):
+        EXPECTED.check(replace(ROOMY, memory_bytes=8 * 10**9), ("fewer --samples", "a cluster"))
+    with pytest.raises(InputError, match=r"--max-memory allows 8\.0 GB"):
+        EXPECTED.check(ROOMY, ("a cluster",), most_memory=8e9)
+
+
+def test_too_little_disk_is_refused_with_need_have_and_remedy() -> None:
+    with pytest.raises(StorageError, match=r"30\.0 GB on the disk, which has 20\.0 GB free: .*--run"):
+        EXPECTED.check(replace(ROOMY, disk_bytes=2 * 10**10), ("a cluster",))
+
+
+def test_totals_are_those_of_the_stages() -> None:
+    assert (EXPECTED.seconds, EXPECTED.memory_bytes, EXPECTED.disk_bytes) == (61.0, 9e9, 30e9)
