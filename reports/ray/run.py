@@ -1,6 +1,6 @@
 """Rounds a model on Ray clusters of one and two workers on this machine, and plans larger ones on paper.
 
-``python -m reports.ray.run --model /work/shared/models/qwen2-8m --work FOLDER`` writes README.md beside it.
+``python -m reports.ray.run --model MODEL --work FOLDER`` writes README.md beside it.
 """
 
 from __future__ import annotations

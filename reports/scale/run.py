@@ -117,7 +117,9 @@ def follow(command: list[str], folder: Path) -> list[Stage]:
             if line.startswith("· "):
                 now = time.monotonic()
                 watch.stages[-1].seconds, began = now - began, now
-                watch.stages.append(Stage(re.sub(r"\s+", " ", line[2:].strip())))
+                # without the folders of this machine
+                told = re.sub(r"(?:/[^/\s,]+)+/([^/\s,]+)", r"\1", line[2:].strip())
+                watch.stages.append(Stage(re.sub(r"\s+", " ", told)))
         process.wait()
         watch.stages[-1].seconds = time.monotonic() - began
         watch.ended = True
