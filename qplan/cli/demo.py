@@ -56,7 +56,7 @@ def command(
         table = run_analyze(analysis, run, say, progress)
     answer(analysis=analysis_document(table, run.sensitivity))
     out.print(sensitivity_table(table))
-    with progress_bar("FP32 reference") as progress:
+    with progress_bar("emitting") as progress:
         options = EmitOptions(wanted=wanted, text=str(home / "heldout.txt"), language=lang)
         emitted = run_emit(options, run, say, progress, command_line())
     show(emitted)

@@ -226,7 +226,7 @@ def command(
     # torch and transformers take seconds to import: not for a wrong word
     from qplan.jobs.emit import run_emit  # noqa: PLC0415
 
-    with progress_bar("FP32 reference") as progress:
+    with progress_bar("emitting") as progress:
         emitted = run_emit(options, home, say, progress, command_line())
     show(emitted)
 
