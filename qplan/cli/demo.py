@@ -9,7 +9,7 @@ import typer
 
 from qplan.choosing.request import PlanRequest
 from qplan.cli import completion, panels
-from qplan.cli.console import answer, out, progress_bar, say
+from qplan.cli.console import answer, out, progress_bar, say, work_bar
 from qplan.cli.documents import analysis_document
 from qplan.cli.emit import command_line, show
 from qplan.cli.modes import with_modes
@@ -52,7 +52,7 @@ def command(
     home = Path(qplan.demo.__file__).parent
     run = tidied(RunFolder(folder / "stdlib-3m"))
     analysis = AnalyzeOptions(model=str(home / "stdlib-3m"), samples=SAMPLES, seq_len=SEQ_LEN)
-    with progress_bar("measuring") as progress:
+    with work_bar("analyzing") as progress:
         table = run_analyze(analysis, run, say, progress)
     answer(analysis=analysis_document(table, run.sensitivity))
     out.print(sensitivity_table(table))
