@@ -1,9 +1,8 @@
-"""Memory and disk that are free, and memory that is held."""
+"""Memory that is free, and memory that is held."""
 
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
 _MEMINFO = Path("/proc/meminfo")
@@ -30,11 +29,6 @@ def held_memory() -> int:
     except (OSError, ValueError):
         return 0
     return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-def free_disk(folder: Path) -> int:
-    """Bytes that may still be written to a folder, whether or not it is there."""
-    return shutil.disk_usage(existing(folder)).free
 
 
 def existing(folder: Path) -> Path:

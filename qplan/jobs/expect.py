@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from qplan.artifact import free_bytes
 from qplan.cost.expected import Expected
-from qplan.cost.free import free_disk, free_memory
+from qplan.cost.free import free_memory
 from qplan.cost.one_pass import OnePassCost, OnePassOptions
 from qplan.cost.shape import Shape
 from qplan.cost.work import REFERENCE, Machine, spell_time
@@ -83,7 +84,7 @@ def expect_analysis(options: AnalyzeOptions, run: RunFolder, *, measure: bool = 
     if options.effort == "thorough" or options.mode is not None or options.device != "cpu":
         return None
     shape = outline(options.model)
-    free = {"memory_bytes": free_memory(), "disk_bytes": free_disk(run.folder)}
+    free = {"memory_bytes": free_memory(), "disk_bytes": free_bytes(run.folder)}
     asked = _fitting(shape, one_pass_options(options, shape), options.max_memory_bytes or free["memory_bytes"])
     if options.batch_size is not None:
         asked = replace(asked, batch_size=options.batch_size)

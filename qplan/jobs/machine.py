@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from qplan.cost.free import existing, free_disk, free_memory
+from qplan.artifact import free_bytes
+from qplan.cost.free import existing, free_memory
 from qplan.cost.work import Machine
 from qplan.formats import DEFAULT_FORMATS
 from qplan.quantize.curvature import Curvature
@@ -61,7 +62,7 @@ def measure_machine(folder: Path, clock: Clock = time.perf_counter) -> Machine:
         read=read,
         written=written,
         memory_bytes=free_memory(),
-        disk_bytes=free_disk(folder),
+        disk_bytes=free_bytes(folder),
     )
 
 

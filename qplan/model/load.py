@@ -164,7 +164,7 @@ def load_model(
         sha256 = sha256_model(folder)
         wanted = getattr(torch, dtype)
         if stream is None:
-            stream = device == "cpu" and not fits_memory(folder, wanted)
+            stream = device == "cpu" and not _fits_memory(folder, wanted)
         model = make_empty(folder, view, wanted) if stream else load_weights(folder, view, wanted)
     if not stream:
         check_finite(model)
@@ -172,7 +172,7 @@ def load_model(
     checkpoint = Checkpoint.open(folder) if stream else None
     tied = tie_equal_head(model, model.config, architecture, checkpoint)
     anatomy = dissect(model, model.config, architecture)
-    card = _card(lasting(source), sha256, model, anatomy)
+    card = card_of(lasting(source), sha256, model, anatomy)
     if checkpoint is not None:
         streamed = {*(site.module for site in anatomy.sites.values()), architecture.embedding}
         fill(model, checkpoint, streamed, wanted, torch_device)
@@ -188,10 +188,10 @@ def load_model(
     return loaded
 
 
-def fits_memory(folder: Path, dtype: torch.dtype, *, free: float | None = None) -> bool:
-    """Whether a folder's weights take no more memory in a type than ``free`` bytes, by default what is free now."""
+def _fits_memory(folder: Path, dtype: torch.dtype) -> bool:
+    """Whether a folder's weights take no more memory in a type than is free now."""
     count = sum(math.prod(header.shape) for header in read_headers(weight_files(folder)).values())
-    return count * dtype.itemsize <= (free_memory() if free is None else free)
+    return count * dtype.itemsize <= free_memory()
 
 
 def check_device(device: str) -> torch.device:
@@ -324,7 +324,8 @@ def load_tokenizer(folder: Path, view: Path) -> Any:  # noqa: ANN401 - a PreTrai
     return tokenizer
 
 
-def _card(source: str, sha256: str, model: Any, anatomy: Anatomy) -> ModelCard:  # noqa: ANN401
+def card_of(source: str, sha256: str, model: Any, anatomy: Anatomy) -> ModelCard:  # noqa: ANN401
+    """The card of a model, with values or without."""
     return ModelCard(
         source=source,
         sha256=sha256,

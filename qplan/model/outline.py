@@ -13,6 +13,7 @@ from qplan.cost.shape import Shape
 from qplan.model.discovery import dissect
 from qplan.model.door import check_folder
 from qplan.model.inert import inert_view
+from qplan.model.load import card_of
 from qplan.model.mixture import split_experts
 from qplan.model.registry import architecture_of
 from qplan.model.source import fetch, weight_files
@@ -43,19 +44,7 @@ def _card(source: str, folder: Path, config: Any) -> ModelCard:  # noqa: ANN401 
     with built, without_bars(), torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         split_experts(model, config, architecture)
-    anatomy = dissect(model, config, architecture)
-    return ModelCard(
-        source=source,
-        sha256="",
-        architecture=type(model).__name__,
-        model_type=config.model_type,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        vocabulary=anatomy.tensors[-1].out_features,
-        context=config.max_position_embeddings,
-        tensors=anatomy.tensors,
-        embedding_weights=anatomy.embedding_weights,
-        norm_weights=anatomy.norm_weights,
-    )
+    return card_of(source, "", model, dissect(model, config, architecture))
 
 
 def _share(config: Any) -> float:  # noqa: ANN401

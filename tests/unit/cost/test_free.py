@@ -3,7 +3,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from qplan.cost.free import existing, free_disk, free_memory
+from qplan.artifact import free_bytes
+from qplan.cost.free import existing, free_memory
 
 
 def test_a_machine_that_runs_this_has_memory() -> None:
@@ -12,4 +13,4 @@ def test_a_machine_that_runs_this_has_memory() -> None:
 
 def test_a_folder_that_is_not_there_lies_on_the_disk_of_one_that_is(tmp_path: Path) -> None:
     assert existing(tmp_path / "a" / "b") == tmp_path.resolve()
-    assert abs(free_disk(tmp_path / "a") - shutil.disk_usage(tmp_path).free) < 2**30
+    assert abs(free_bytes(tmp_path / "a") - shutil.disk_usage(tmp_path).free) < 2**30
