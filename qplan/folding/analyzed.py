@@ -8,7 +8,7 @@ from pathlib import Path
 from qplan.card import ModelCard
 from qplan.cost.free import free_memory
 from qplan.errors import InputError, StaleArtifactError
-from qplan.model.load import LoadedModel, load_model
+from qplan.model.load import LoadedModel, load_model, loading_line
 from qplan.model.source import sha256_beside_model
 from qplan.run.fold import FoldRecord, check_model_there, fold_of
 from qplan.run.folder import RunFolder
@@ -42,8 +42,7 @@ def load_analyzed(run: RunFolder, card: ModelCard, say: Say, *, most_bytes: floa
     record = fold_of(run, card)
     need = 4 * card.parameters * (1 if record is None else 2)
     stream = need > (free_memory() if most_bytes is None else most_bytes)
-    how = ", whose weights stay on the disk until they are used" if stream else ""
-    say(f"loading {card.source if record is None else run.folded}{how}")
+    say(loading_line(card.source if record is None else run.folded, streamed=stream))
     if record is not None:
         folded, original = load_folded(run, record, stream=stream), _load_original(record, run, stream)
         return AnalyzedModel(folded.within(card.context), original.within(card.context))

@@ -19,7 +19,7 @@ from qplan.jobs.model_context import check_context
 from qplan.jobs.one_pass import analyze_in_one_pass
 from qplan.jobs.options import AnalyzeOptions, sequences_per_pass
 from qplan.jobs.stages import Stages
-from qplan.model.load import LoadedModel, load_model
+from qplan.model.load import LoadedModel, load_model, loading_line
 from qplan.model.source import local_folder
 from qplan.notes import Note, note
 from qplan.planner.elbow_room import notes_on_menu
@@ -62,8 +62,7 @@ def _analyze(
     outlook = _outlook(options, run, say)
     stages = Stages(None if outlook is None else outlook.expected, say, progress)
     streamed = outlook is not None and outlook.asked.streamed
-    how = ", whose weights stay on the disk until they are used" if streamed else ""
-    stages.begin("loading", f"loading {options.model}{how}")
+    stages.begin("loading", loading_line(options.model, streamed=streamed))
     loaded = load_model(options.model, device=options.device, dtype=options.dtype, stream=streamed)
     loaded = loaded.within(context.tokens)
     notes = _notes_on(loaded)
@@ -87,8 +86,8 @@ def _analyze(
         f"{calibration.samples} sequences of {calibration.seq_len} tokens from {calibration.source}"
     )
     jobs = options.jobs or (default_jobs() if options.device == "cpu" else 1)
-    batch_size = options.batch_size or sequences_per_pass(loaded.card, calibration.seq_len)
-    batch_size = batch_size if outlook is None else outlook.asked.batch_size
+    own = options.batch_size or sequences_per_pass(loaded.card, calibration.seq_len)
+    batch_size = own if outlook is None else outlook.asked.batch_size
     notes = (*context.notes, *notes, *text.notes)
     mode: Mode | None = "measured" if options.effort == "thorough" else options.mode
     if mode is None:

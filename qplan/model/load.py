@@ -188,6 +188,11 @@ def load_model(
     return loaded
 
 
+def loading_line(source: str | Path, *, streamed: bool) -> str:
+    """What to tell while a model is loaded."""
+    return f"loading {source}{', whose weights stay on the disk until they are used' if streamed else ''}"
+
+
 def _fits_memory(folder: Path, dtype: torch.dtype) -> bool:
     """Whether a folder's weights take no more memory in a type than is free now."""
     count = sum(math.prod(header.shape) for header in read_headers(weight_files(folder)).values())
