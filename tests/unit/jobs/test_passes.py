@@ -14,7 +14,9 @@ def test_a_whole_format_takes_three_passes_over_4096_tokens() -> None:
     costs = PassCosts(card, 4096, 4096, "auto")
     assert sum(costs.rounded(spec.name, INT4) for spec in card.tensors) == pytest.approx(3)
     assert sum(costs.rounded(spec.name, FP16) for spec in card.tensors) == 0
-    assert PassCosts(card, 2048, 2048, "auto").rounded("lm_head", INT8) == pytest.approx(2 * costs.rounded("lm_head", INT8))
+    assert PassCosts(card, 2048, 2048, "auto").rounded("lm_head", INT8) == pytest.approx(
+        2 * costs.rounded("lm_head", INT8)
+    )
     assert PassCosts(card, 4096, 4096, "rtn").rounded("lm_head", INT8) == 0
 
 
