@@ -6,21 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from qplan.cost.expected import ExpectedStage
+from qplan.cost.forward import FLOAT_BYTES, LOGIT_VALUES, all_forward, factored, layer_forward, rounding
 from qplan.cost.shape import Input, Shape
 from qplan.cost.work import NOTHING, Machine, Work
 from qplan.formats import QuantFormat
 
-_FLOAT, _DOUBLE = 4, 8
-_SWEEPS, _CANDIDATES = 3, 3
-"""Of `qplan.quantize.gptq`, and roundings that ``auto`` chooses from."""
+_FLOAT, _DOUBLE = FLOAT_BYTES, 8
 
 # counts of the code, and constants set from profiles of the embedded model, qwen2-8m and two layers of the 0.5B shape
-_LAYER_VALUES = 14
-"""Numbers that a decoder layer reads and writes beside its products, per number that its linears read or write."""
-_LOGIT_VALUES = 12
-"""The same of the head, per logit, forwards and backwards."""
-_SCORE_VALUES = 4
-"""Per attention score."""
 _FIT_STEPS, _FIT_ROWS, _FIT_VALUES = 60, 512, 32
 """Steps of `qplan.folding.fit`, rows of each reader that one looks at, numbers it touches per weight of those."""
 _FIT_COLUMNS = 12.0
@@ -133,7 +126,7 @@ class OnePassCost:
     def _back(self) -> ExpectedStage:
         asked, shape = self.asked, self.shape
         logits = 2.0 * shape.head.weights
-        head = Work(flops=asked.kept * logits, values=_LOGIT_VALUES * asked.kept * shape.head.outputs)
+        head = Work(flops=asked.kept * logits, values=LOGIT_VALUES * asked.kept * shape.head.outputs)
         head += self._gradients(asked.kept * logits)
         parts = [head]
         for layer in reversed(shape.layers):
@@ -212,24 +205,11 @@ class OnePassCost:
         return self._stage("measuring what plans hang on", [one.times(self.asked.measured_passes)], memory)
 
     def _all_forward(self, tokens: int) -> Work:
-        total = Work(
-            flops=2.0 * tokens * self.shape.head.weights, values=_LOGIT_VALUES / 2 * tokens * self.shape.head.outputs
-        )
-        for layer in self.shape.layers:
-            total += self._forward(layer, tokens)
-        return total
+        return all_forward(self.shape, tokens, self.asked.seq_len, streamed=self.asked.streamed)
 
     def _forward(self, layer: Sequence[Input], tokens: int) -> Work:
         """A layer, once forwards."""
-        weights = sum(given.weights * given.share for given in layer)
-        numbers = sum((given.width + given.outputs) * given.share for given in layer)
-        scores = self.asked.seq_len * self.shape.hidden
-        reading = 2.0 * sum(given.weights for given in layer) if self.asked.streamed else 0.0
-        return Work(
-            flops=tokens * (2.0 * weights + 4.0 * scores),
-            values=tokens * (_LAYER_VALUES * numbers + _SCORE_VALUES * scores / 64),
-            read=reading,
-        )
+        return layer_forward(layer, tokens, self.asked.seq_len, self.shape.hidden, streamed=self.asked.streamed)
 
     @staticmethod
     def _moments(inputs: Sequence[Input], tokens: int) -> Work:
@@ -276,11 +256,10 @@ class OnePassCost:
         found = Work(values=_ACTIVATION_VALUES * asked.judged * given.share * width)
         for count in kinds:
             errors = 2.0 * asked.judged * given.share * rows * width * count
-            work = Work(rounding_flops=errors, roundings=float(count * rows * width))
-            if asked.fit:
-                products = (2 * _SWEEPS + 1 + (2 * _CANDIDATES if asked.chosen else 0)) * float(width) ** 2
-                work += Work(rounding_flops=products * rows * count, steps=float(width))
-                work += Work(factor_flops=2 / 3 * float(width) ** 3) if fresh else NOTHING
+            work = Work(rounding_flops=errors)
+            work += rounding(width, rows, count, fits=bool(asked.fit), chosen=asked.chosen)
+            if asked.fit and fresh:
+                work += factored(width)
             found += work
         return found + Work(flops=2.0 * asked.judged * given.share * rows * width)
 
