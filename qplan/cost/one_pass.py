@@ -30,7 +30,7 @@ _FOLD_FORMATS = 2
 PROCESS_BYTES = 480e6
 """Resident memory of Python with torch, transformers and a tokenizer."""
 
-_WORKING_BYTES = 150e6
+WORKING_BYTES = 150e6
 """What torch's libraries and the allocator hold beyond that once they compute."""
 
 
@@ -108,7 +108,7 @@ class OnePassCost:
         layers = [self._forward(layer, tokens) + self._moments(layer, asked.fit) for layer in shape.layers]
         layers.append(self._moments([shape.head], asked.fit))
         largest = max(self._sums(layer) for layer in shape.layers) if asked.fit else 0.0
-        memory = _WORKING_BYTES + largest + self._batch() + _FLOAT * tokens * shape.hidden * 2
+        memory = WORKING_BYTES + largest + self._batch() + _FLOAT * tokens * shape.hidden * 2
         memory += self._read(self._largest)
         disk = _FLOAT * sum(given.width**2 for given in shape.inputs) if asked.fit else 0.0
         disk += _FLOAT * asked.kept * shape.hidden * len(shape.layers)
@@ -140,7 +140,7 @@ class OnePassCost:
         # read as floats, and kept in half precision for its gradient where that pays
         head_memory = self._head_memory() + self._read(shape.head.weights) * (1.5 if asked.half else 1.0)
         memory = max(head_memory, *(self._layer_memory(layer) for layer in shape.layers))
-        memory += _WORKING_BYTES + _FLOAT * asked.kept * shape.hidden * (4 if shape.tied else 2)
+        memory += WORKING_BYTES + _FLOAT * asked.kept * shape.hidden * (4 if shape.tied else 2)
         return self._stage("back: folds and losses", parts, memory, self._judges(), at_once=2)
 
     def _gradients(self, flops: float) -> Work:
