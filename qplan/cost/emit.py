@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -81,6 +82,8 @@ class EmitCost:
     asked: EmitAsked
     engine: EngineCost
     machine: Machine
+    most_memory: float = math.inf
+    """Limit on the memory that was given."""
 
     def stages(self) -> tuple[ExpectedStage, ...]:
         """The stages in their order."""
@@ -162,7 +165,13 @@ class EmitCost:
         engine, work = self.engine, NOTHING
         work += engine.built(16) + engine.exact(16) + self._stored(16, nearest=True)
         work += self._forward(engine.gate_tokens)
-        return self._stage(GATE, [work], self._whole_stored + engine.memory(16, "normal"))
+        # a model in fp16 is there as long as it is run, here and in the proof
+        return self._stage(GATE, [work], self._with_engine(self._whole_stored, 16), disk=engine.file_bytes(16))
+
+    def _with_engine(self, working: float, bits: float) -> float:
+        """Bytes with an engine's process beside this one, which takes no more than is left for it."""
+        left = max(0.0, self.most_memory - self.own_bytes - working)
+        return working + min(left, self.engine.peak(bits))
 
     @property
     def _whole_stored(self) -> float:
@@ -232,11 +241,8 @@ class EmitCost:
 
     def _building(self) -> ExpectedStage:
         engine = self.engine
-        work = engine.built(engine.bits)
-        if self.asked.weighs_activations:
-            work += engine.timed_by_turns()
-        memory = engine.memory(engine.bits, "low") + WORKING_BYTES
-        return self._stage(BUILDING, [work], memory, disk=engine.file_bytes(engine.bits))
+        work, disk = engine.built(engine.bits), engine.file_bytes(engine.bits)
+        return self._stage(BUILDING, [work], self._with_engine(WORKING_BYTES, engine.bits), disk=disk)
 
     def _proving(self) -> ExpectedStage:
         engine, tokens, parts = self.engine, self.asked.judged, []
@@ -249,12 +255,9 @@ class EmitCost:
         own += self._stored(8, nearest=False).times(2) + engine.exact(engine.bits)
         parts.append(own + self._forward(engine.gate_tokens))
         widest = max((*engine.uniform, engine.bits))
-        memory = max(
-            self._whole_stored + engine.memory(engine.bits, "normal"),
-            WORKING_BYTES
-            + 4.0 * FLOAT_BYTES * self.asked.seq_len * self.shape.head.outputs
-            + max(engine.memory(widest, "normal"), engine.memory(widest, "low")),
-        )
+        logits = 4.0 * FLOAT_BYTES * self.asked.seq_len * self.shape.head.outputs
+        exact = self._with_engine(self._whole_stored, engine.bits)
+        memory = max(exact, self._with_engine(WORKING_BYTES + logits, widest))
         return self._stage(PROVING, parts, memory)
 
     def _reporting(self) -> ExpectedStage:

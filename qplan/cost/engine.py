@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from qplan.cost.file_bytes import estimate_fixed
@@ -60,7 +61,7 @@ class EngineCost:
     repeats: int
     """Of timing prefill and decode."""
     threads: int = 1
-    most_bytes: float | None = None
+    most_bytes: float = math.inf
     """Most memory of the engine's process: what takes more is left out, see `qplan.verify.engine_memory`."""
 
     @property
@@ -118,23 +119,24 @@ class EngineCost:
         return Work(values=_COMPARED_VALUES * tokens * self.shape.head.outputs)
 
     def exact(self, bits: float) -> Work:
-        """Logits of a few tokens with float activations, and the texts of the tokenizer."""
+        """Logits of a few tokens with float activations, of as many layers as fit, and the texts of the tokenizer."""
         work = self._loaded("normal", bits) + self._prefill("normal", self.gate_tokens)
-        return work + Work(seconds_anywhere=_TOKENIZED_S)
+        return work.times(min(1.0, max(0.0, self.most_bytes) / self.memory(bits, "normal"))) + Work(
+            seconds_anywhere=_TOKENIZED_S
+        )
 
     def measured(self, bits: float, tokens: int, *, beside: bool = False) -> Work:
-        """A built model under all settings; ``beside`` with the other scales of int8 activations too."""
-        work = Work()
-        for memory in (*self.memories, *(("low",) if beside and "low" in self.memories else ())):
+        """A built model under all settings; ``beside`` with the other scales of int8 activations too, in turns."""
+        work, runs = Work(), self.runs(bits)
+        for memory in (*runs, *(("low",) if beside and "low" in runs else ())):
             work += self._loaded(memory, bits) + self._prefill(memory, tokens) + self._compared(tokens)
             if memory == "low":
                 steps = self.decode_rows * self.seq_len
                 work += self._steps(memory, steps) + self._compared(steps)
-        return work + (self._timed("low") if "low" in self.memories and not beside else Work())
-
-    def timed_by_turns(self) -> Work:
-        """The built model with scales of activations per token and per block, in turns."""
-        return (self._loaded("low", self.bits) + self._timed("low")).times(_TURNS)
+        if "low" not in runs:
+            return work
+        one = self._timed("low")
+        return work + ((self._loaded("low", bits) + one).times(_TURNS) if beside else one)
 
     def memory(self, bits: float, memory: Memory) -> float:
         """Bytes of the engine's process with a model."""
@@ -142,8 +144,15 @@ class EngineCost:
         largest = max(spec.weights for spec in self.shape.card.tensors)
         loading = largest * (FLOAT_BYTES if memory == "normal" or bits >= 16 else _COPIES_AT_LOAD)  # noqa: PLR2004
         logits = 3.0 * FLOAT_BYTES * self.seq_len * self.shape.head.outputs
-        need = _BASE_BYTES + stored + max(loading, logits)
-        return need if self.most_bytes is None else min(need, max(0.0, self.most_bytes))
+        return _BASE_BYTES + stored + max(loading, logits)
+
+    def runs(self, bits: float) -> tuple[Memory, ...]:
+        """Settings under which a model is run."""
+        return tuple(memory for memory in self.memories if self.memory(bits, memory) <= self.most_bytes)
+
+    def peak(self, bits: float) -> float:
+        """Bytes of the engine's process at most, whatever is run of a model."""
+        return min(self.most_bytes, max(self.memory(bits, memory) for memory in self.memories))
 
 
 _JSON_BYTES = 8

@@ -16,7 +16,7 @@ _SCORE_VALUES = 4
 """Per attention score."""
 LOGIT_VALUES = 12
 """The same of the head, per logit, forwards and backwards."""
-_SWEEPS, _CANDIDATES = 3, 3
+SWEEPS, _CANDIDATES = 3, 3
 """Of `qplan.quantize.gptq`, and roundings that ``auto`` chooses from."""
 
 
@@ -45,7 +45,7 @@ def all_forward(shape: Shape, tokens: int, seq_len: int, *, streamed: bool = Fal
     return total
 
 
-def rounding(width: int, rows: int, formats: int, *, fits: bool, chosen: bool) -> Work:
+def rounding(width: int, rows: int, formats: int, *, fits: bool, chosen: bool, sweeps: int = SWEEPS) -> Work:
     """Rows of a matrix in formats that differ in their width alone.
 
     Args:
@@ -54,12 +54,13 @@ def rounding(width: int, rows: int, formats: int, *, fits: bool, chosen: bool) -
         formats: how many.
         fits: whether rounding is fitted to moments, whose factors are found beforehand.
         chosen: whether it chooses between candidates (``auto``).
+        sweeps: of refinement, each as long as the rounding before it.
     """
     found = Work(roundings=float(formats * rows * width))
     if not fits:
         return found
-    products = (2 * _SWEEPS + 1 + (2 * _CANDIDATES if chosen else 0)) * float(width) ** 2
-    return found + Work(rounding_flops=products * rows * formats, steps=float(width))
+    products = (2 * sweeps + 1 + (2 * _CANDIDATES if chosen else 0)) * float(width) ** 2
+    return found + Work(rounding_flops=products * rows * formats, steps=width * (1 + sweeps) / (1 + SWEEPS))
 
 
 def factored(width: int, *, fits: bool = True) -> Work:

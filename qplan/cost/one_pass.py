@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from qplan.cost.expected import ExpectedStage
-from qplan.cost.forward import FLOAT_BYTES, LOGIT_VALUES, all_forward, factored, layer_forward, rounding
+from qplan.cost.forward import FLOAT_BYTES, LOGIT_VALUES, SWEEPS, all_forward, factored, layer_forward, rounding
 from qplan.cost.shape import Input, Shape
 from qplan.cost.work import NOTHING, Machine, Work
 from qplan.formats import QuantFormat
@@ -22,10 +22,16 @@ _ACTIVATION_VALUES = 28
 """Numbers read and written per activation that is rounded to int8 and compared."""
 _LOGIT_COPIES = 5
 """Of the logits of a batch that are alive at once on the way back."""
+_FEW_COPIES = 3
+"""The same where nothing goes back."""
 _WIDE = 8192
 """Input features above which one ordering is kept at a time: `qplan.sensitivity.layer_losses.MOST_AT_ONCE`."""
-_FOLD_FORMATS = 2
-"""Formats that a fold is decided by."""
+_GRAM_BLOCK = 512
+"""Of `qplan.quantize.gram`."""
+_FOLD_FORMATS, _FOLD_SWEEPS = 2, 0
+"""Formats that a fold is decided by, and sweeps of refinement then."""
+_STAND_INS, _STAND_IN_VALUES = 5, 24
+"""Whole plans that are measured on weights made up for them, and numbers that making them reads and writes."""
 
 PROCESS_BYTES = 480e6
 """Resident memory of Python with torch, transformers and a tokenizer."""
@@ -105,7 +111,7 @@ class OnePassCost:
     def _there(self) -> ExpectedStage:
         asked, shape = self.asked, self.shape
         tokens = asked.judged + (asked.fit or asked.witnesses)
-        layers = [self._forward(layer, tokens) + self._moments(layer, asked.fit) for layer in shape.layers]
+        layers = [self._through(layer, tokens) + self._moments(layer, asked.fit) for layer in shape.layers]
         layers.append(self._moments([shape.head], asked.fit))
         largest = max(self._sums(layer) for layer in shape.layers) if asked.fit else 0.0
         memory = WORKING_BYTES + largest + self._batch() + _FLOAT * tokens * shape.hidden * 2
@@ -113,6 +119,12 @@ class OnePassCost:
         disk = _FLOAT * sum(given.width**2 for given in shape.inputs) if asked.fit else 0.0
         disk += _FLOAT * asked.kept * shape.hidden * len(shape.layers)
         return self._stage("there: what goes through all layers", layers, memory, disk)
+
+    def _through(self, layer: Sequence[Input], tokens: int) -> Work:
+        """A layer on the way there: products of what does not go back may be of bfloat16."""
+        work = self._forward(layer, tokens)
+        gone = 2.0 * (tokens - self.asked.kept) * sum(given.weights * given.share for given in layer)
+        return replace(work, flops=work.flops - gone, half_flops=gone) if self.asked.half else work
 
     def _sums(self, layer: Sequence[Input]) -> float:
         """Bytes of a layer's moments while they are summed, and of the largest one while it is written."""
@@ -191,7 +203,7 @@ class OnePassCost:
 
     def _folding(self) -> ExpectedStage:
         shape = self.shape
-        held = 0.0 if self.asked.streamed else _FLOAT * shape.parameters
+        held = WORKING_BYTES + _FLOAT * _FEW_COPIES * self.asked.seq_len * shape.head.outputs + self._second
         written = _FLOAT * shape.parameters
         matrices = 2 * self._judges()
         work = Work(values=3 * shape.parameters, written=written + matrices, read=written + matrices)
@@ -201,8 +213,17 @@ class OnePassCost:
     def _measuring(self) -> ExpectedStage:
         tokens = self.asked.judged
         one = self._all_forward(tokens).times(2)
-        memory = self._head_memory() + self._batch()
-        return self._stage("measuring what plans hang on", [one.times(self.asked.measured_passes)], memory)
+        shape, batch = self.shape, self.asked.batch_size * self.asked.seq_len
+        # what a pass keeps to be replayed, and the head's rows as they are compared
+        kept = batch * (shape.hidden * len(shape.layers) + _FEW_COPIES * shape.head.outputs) + shape.head.weights
+        memory = WORKING_BYTES + _FLOAT * kept + self._batch()
+        made = Work(values=float(_STAND_INS * _STAND_IN_VALUES * sum(given.weights for given in shape.inputs)))
+        return self._stage("measuring what plans hang on", [one.times(self.asked.measured_passes) + made], memory)
+
+    @property
+    def _second(self) -> float:
+        """Bytes of the folded model beside the one that was given."""
+        return 0.0 if self.asked.streamed else _FLOAT * self.shape.parameters
 
     def _all_forward(self, tokens: int) -> Work:
         return all_forward(self.shape, tokens, self.asked.seq_len, streamed=self.asked.streamed)
@@ -216,7 +237,7 @@ class OnePassCost:
         """Second moments of inputs."""
         found = NOTHING
         for given in inputs if tokens else ():
-            blocks = max(1, given.width // 1024)
+            blocks = max(1, given.width // _GRAM_BLOCK)
             upper = (1 + 1 / blocks) / 2
             work = Work(
                 flops=2.0 * tokens * given.share * given.width**2 * upper,
@@ -233,7 +254,8 @@ class OnePassCost:
         for given in inputs:
             tokens = asked.judged + (asked.witnesses if asked.fold else 0)
             slopes = 0.0 if given.layer is None else 2.0 * tokens * given.share * given.weights
-            found += Work(flops=slopes, values=12.0 * given.weights + 4 * asked.kept * (given.width + given.outputs))
+            found += self._gradients(slopes)
+            found += Work(values=12.0 * given.weights + 4 * asked.kept * (given.width + given.outputs))
         return found
 
     def _losses(self, inputs: Sequence[Input]) -> Work:
@@ -257,7 +279,8 @@ class OnePassCost:
         for count in kinds:
             errors = 2.0 * asked.judged * given.share * rows * width * count
             work = Work(rounding_flops=errors)
-            work += rounding(width, rows, count, fits=bool(asked.fit), chosen=asked.chosen)
+            sweeps = SWEEPS if fresh else _FOLD_SWEEPS
+            work += rounding(width, rows, count, fits=bool(asked.fit), chosen=asked.chosen, sweeps=sweeps)
             if asked.fit and fresh:
                 work += factored(width)
             found += work

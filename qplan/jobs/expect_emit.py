@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -136,7 +136,7 @@ class Emission:
             streamed=self.streamed,
         )
 
-    def engine(self, shape: Shape, most_bytes: float | None) -> EngineCost:
+    def engine(self, shape: Shape, most_bytes: float = math.inf) -> EngineCost:
         """What the engine does, within a limit on its memory."""
         return EngineCost(
             shape=shape,
@@ -166,11 +166,11 @@ def expect_emit(emission: Emission, *, measure: bool = False) -> Outlook:
     """
     shape = shape_of(emission.table.model, emission.folders)
     asked, limit = emission.asked(shape), emission.options.max_memory_bytes
-    own = EmitCost(shape, asked, emission.engine(shape, None), REFERENCE).own_bytes
-    engine = emission.engine(shape, None if limit is None else limit - own)
-    remedies: Sequence[str] = REMEDIES if limit is None else LIMITED_REMEDIES
+    most = math.inf if limit is None else float(limit)
+    engine = emission.engine(shape, most - EmitCost(shape, asked, emission.engine(shape), REFERENCE).own_bytes)
+    remedies = REMEDIES if limit is None else LIMITED_REMEDIES
 
     def outlook(machine: Machine) -> Outlook:
-        return Outlook(Expected(EmitCost(shape, asked, engine, machine).stages()), machine, limit, tuple(remedies))
+        return Outlook(Expected(EmitCost(shape, asked, engine, machine, most).stages()), machine, limit, remedies)
 
     return on_this_machine(outlook, emission.run, measure=measure)
