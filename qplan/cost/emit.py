@@ -32,7 +32,7 @@ _FORK = 0.6
 """Of a pass, what a plan takes that differs in one tensor from another."""
 _SOLVED_S = 2e-4
 """Seconds of a solver per budget and format of a tensor."""
-_LOADING_S, _REPORT_S = 2.0, 2.0
+_LOADING_S, _REPORT_S = 0.5, 1.0
 """Of what does not grow with the model: reading the run and the tokenizer; pages and figures."""
 
 

@@ -125,7 +125,7 @@ class Emission:
             fits=needs_tokens(rounding),
             chosen=rounding == "auto",
             solves=self.given is None,
-            choices=len(table.measurements) // len(table.memories),
+            choices=sum(len(table.formats_of(spec.name)) for spec in table.model.tensors),
             memories=len(table.memories),
             evaluations=self.evaluations,
             weighs_activations=table.goal == "low" and options.dynamic_option != 0,
