@@ -80,7 +80,7 @@ def test_an_emit_that_cannot_be_is_refused_before_it_begins(
     machine: dict[str, int],
     said: str,
 ) -> None:
-    _machine(monkeypatch, replace(REFERENCE, **({"memory_bytes": 10**10, "disk_bytes": 10**11} | machine)))  # type: ignore[arg-type]
+    _machine(monkeypatch, replace(REFERENCE, **({"memory_bytes": 10**10, "disk_bytes": 10**11} | machine)))
     with pytest.raises(SystemExit) as ended:
         main(["emit", "--run", str(run.folder), "--budget", "int4", "--tokens", "32", "--dry-run", *more])
     assert ended.value.code not in (None, 0, 1)
