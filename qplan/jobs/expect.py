@@ -19,11 +19,12 @@ from qplan.model.half_products import half_products_pay
 from qplan.model.outline import outline
 from qplan.roundings import needs_tokens
 from qplan.run.folder import RunFolder
+from qplan.run.journal import begun_with
 from qplan.sensitivity.views import HEAD_SHARE
 from qplan.settings import Say
 
-REMEDIES = ("fewer --samples or --fit-tokens", "a smaller --batch-size", "a machine with more memory")
-"""What lets an analysis do with less memory."""
+FEWER = "fewer --samples or --fit-tokens"
+MORE = "a machine with more memory"
 
 LONG_S = 60.0
 """Seconds on the reference machine from which on it is worth measuring this one."""
@@ -39,6 +40,8 @@ class Outlook:
     """What it was computed for: whether the model is streamed, and how many sequences go through it at a time."""
     most_memory: int | None = None
     """The limit that was given."""
+    remedies: tuple[str, ...] = (FEWER, MORE)
+    """What lets the analysis do with less memory."""
 
     @property
     def is_long(self) -> bool:
@@ -52,7 +55,7 @@ class Outlook:
             InputError: not enough memory.
             StorageError: not enough room on the disk.
         """
-        self.expected.check(self.machine, REMEDIES, most_memory=self.most_memory)
+        self.expected.check(self.machine, self.remedies, most_memory=self.most_memory)
 
     def tell(self, say: Say) -> None:
         """Say what each stage takes."""
@@ -85,18 +88,34 @@ def expect_analysis(options: AnalyzeOptions, run: RunFolder, *, measure: bool = 
         return None
     shape = outline(options.model)
     free = {"memory_bytes": free_memory(), "disk_bytes": free_bytes(run.folder)}
-    asked = _fitting(shape, one_pass_options(options, shape), options.max_memory_bytes or free["memory_bytes"])
-    if options.batch_size is not None:
-        asked = replace(asked, batch_size=options.batch_size)
+    begun = begun_batch_size(options, run)
+    given = options.batch_size or begun
+    wanted = replace(options, batch_size=given)
+    asked = _fitting(shape, one_pass_options(wanted, shape), options.max_memory_bytes or free["memory_bytes"])
+    if given is not None:
+        asked = replace(asked, batch_size=given)
+    fewer = (
+        "a smaller --batch-size" if options.batch_size else f"--restart with a --batch-size below this run's {begun}"
+    )
+    remedies = (FEWER, fewer, MORE) if given is not None and given > 1 else (FEWER, MORE)
 
     def outlook(machine: Machine) -> Outlook:
         stages = OnePassCost(shape, asked, machine).stages()
-        return Outlook(Expected(stages), machine, asked, options.max_memory_bytes)
+        return Outlook(Expected(stages), machine, asked, options.max_memory_bytes, remedies)
 
     rough = outlook(replace(REFERENCE, **free))
     if not measure and rough.expected.seconds < LONG_S:
         return rough
     return outlook(measure_machine(run.folder))
+
+
+def begun_batch_size(options: AnalyzeOptions, run: RunFolder) -> int | None:
+    """Sequences per pass of the analysis that the run folder holds and this one goes on with; None if there is none.
+
+    What is free, and so how many fit, changes from run to run, and losses are journaled by batch.
+    """
+    found = None if options.restart else begun_with(run.journal).get("batch_size")
+    return found if isinstance(found, int) and found > 0 else None
 
 
 def _fitting(shape: Shape, asked: OnePassOptions, limit: float) -> OnePassOptions:
