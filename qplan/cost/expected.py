@@ -67,9 +67,10 @@ class Expected:
             msg = f"{stage.name} needs about {need} of memory, and {whose} {have}: {', or '.join(ways)}"
             raise InputError(msg)
         if self.disk_bytes > machine.disk_bytes:
+            need, have = _apart(self.disk_bytes, machine.disk_bytes)
             msg = (
-                f"the run folder needs about {self.disk_bytes / 1e9:.1f} GB on the disk, which has "
-                f"{machine.disk_bytes / 1e9:.1f} GB free: free some, or name a folder on a larger one with --run"
+                f"the run folder needs about {need} on the disk, which has {have} free: free some, or name a folder on "
+                "a larger one with --run"
             )
             raise StorageError(msg)
 

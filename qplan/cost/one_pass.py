@@ -34,6 +34,9 @@ _WIDE = 8192
 _FOLD_FORMATS = 2
 """Formats that a fold is decided by."""
 
+_STORED_BYTES = 1 << 30
+"""Of stored weights that are kept while losses are measured: `qplan.sensitivity.stored_weights.StoredWeights`."""
+
 PROCESS_BYTES = 480e6
 """Resident memory of Python with torch, transformers and a tokenizer."""
 
@@ -206,9 +209,13 @@ class OnePassCost:
         return self._stage("folded model", [work], held, written)
 
     def _measuring(self) -> ExpectedStage:
-        tokens = self.asked.judged
+        tokens, shape = self.asked.judged, self.shape
         one = self._all_forward(tokens).times(2)
-        memory = self._head_memory() + self._batch()
+        # a comparison has a copy of the head, made of another where that is read, and every layer's output of a batch
+        head = _FLOAT * shape.head.weights * (2 if self.asked.streamed else 1)
+        outputs = _FLOAT * self.asked.batch_size * self.asked.seq_len * shape.hidden * len(shape.layers)
+        stored = min(_STORED_BYTES, _FLOAT * shape.parameters)
+        memory = _WORKING_BYTES + self._head_memory() + self._batch() + head + outputs + stored
         return self._stage("measuring what plans hang on", [one.times(self.asked.measured_passes)], memory)
 
     def _all_forward(self, tokens: int) -> Work:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
@@ -42,6 +43,8 @@ class Outlook:
     """The limit that was given."""
     remedies: tuple[str, ...] = (FEWER, MORE)
     """What lets the analysis do with less memory."""
+    kept_bytes: int = 0
+    """What the run folder holds already, of what the analysis would write or would remove before."""
 
     @property
     def is_long(self) -> bool:
@@ -55,7 +58,8 @@ class Outlook:
             InputError: not enough memory.
             StorageError: not enough room on the disk.
         """
-        self.expected.check(self.machine, self.remedies, most_memory=self.most_memory)
+        machine = replace(self.machine, disk_bytes=self.machine.disk_bytes + self.kept_bytes)
+        self.expected.check(machine, self.remedies, most_memory=self.most_memory)
 
     def tell(self, say: Say) -> None:
         """Say what each stage takes."""
@@ -99,14 +103,22 @@ def expect_analysis(options: AnalyzeOptions, run: RunFolder, *, measure: bool = 
     )
     remedies = (FEWER, fewer, MORE) if given is not None and given > 1 else (FEWER, MORE)
 
+    kept_bytes = _held_by(run.rounding, run.folded)
+
     def outlook(machine: Machine) -> Outlook:
         stages = OnePassCost(shape, asked, machine).stages()
-        return Outlook(Expected(stages), machine, asked, options.max_memory_bytes, remedies)
+        return Outlook(Expected(stages), machine, asked, options.max_memory_bytes, remedies, kept_bytes)
 
     rough = outlook(replace(REFERENCE, **free))
     if not measure and rough.expected.seconds < LONG_S:
         return rough
     return outlook(measure_machine(run.folder))
+
+
+def _held_by(*folders: Path) -> int:
+    """Bytes of all files in some folders."""
+    files = (path for folder in folders for path in folder.rglob("*") if path.is_file())
+    return sum(path.stat().st_size for path in files)
 
 
 def begun_batch_size(options: AnalyzeOptions, run: RunFolder) -> int | None:

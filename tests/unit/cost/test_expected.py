@@ -41,6 +41,8 @@ def test_a_limit_is_told_in_digits_that_show_why_it_is_too_low(limit: float, tol
 def test_too_little_disk_is_refused_with_need_have_and_remedy() -> None:
     with pytest.raises(StorageError, match=r"30\.0 GB on the disk, which has 20\.0 GB free: .*--run"):
         EXPECTED.check(replace(ROOMY, disk_bytes=2 * 10**10), ("a cluster",))
+    with pytest.raises(StorageError, match=r"30\.0 GB on the disk, which has 0\.2 MB free"):
+        EXPECTED.check(replace(ROOMY, disk_bytes=200_000), ("a cluster",))
 
 
 def test_totals_are_those_of_the_stages() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from qplan.cli.main import main
 from qplan.cost.work import REFERENCE
-from qplan.errors import InputError
+from qplan.errors import InputError, StorageError
 from qplan.jobs import expect
 from qplan.jobs.expect import expect_analysis
 from qplan.jobs.options import AnalyzeOptions
@@ -71,3 +71,19 @@ def test_a_run_goes_on_with_the_sequences_per_pass_that_it_began_with(
     told = r"allows 1\.0 MB: a higher limit, or fewer .*, or --restart with a --batch-size below this run's 3,"
     with pytest.raises(InputError, match=told):
         short.check()
+
+
+def test_what_a_run_wrote_already_needs_no_room_again(
+    model_folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, options = RunFolder(tmp_path), AnalyzeOptions(model=str(model_folders["qwen2"]), effort="quick")
+    monkeypatch.setattr(expect, "free_bytes", lambda _folder: 1000)
+    outlook = expect_analysis(options, run)
+    assert outlook is not None
+    with pytest.raises(StorageError, match=r"has 1\.0 kB free"):
+        outlook.check()
+    run.rounding.mkdir(parents=True)
+    (run.rounding / "moments").write_bytes(bytes(int(outlook.expected.disk_bytes)))
+    again = expect_analysis(options, run)
+    assert again is not None
+    again.check()
