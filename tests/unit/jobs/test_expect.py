@@ -59,8 +59,9 @@ def test_a_run_goes_on_with_the_sequences_per_pass_that_it_began_with(
     run, options = RunFolder(tmp_path), AnalyzeOptions(model=str(model_folders["qwen2"]), effort="quick")
     Journal(run.journal, {"batch_size": 3}).__exit__(None, None, None)
     expected = {}
-    for name, given in {"on": {}, "anew": {"restart": True}, "other": {"batch_size": 2}}.items():
-        outlook = expect_analysis(replace(options, **given), run)
+    asked = {"on": options, "anew": replace(options, restart=True), "other": replace(options, batch_size=2)}
+    for name, given in asked.items():
+        outlook = expect_analysis(given, run)
         assert outlook is not None
         expected[name] = outlook.asked.batch_size
     assert expected == {"on": 3, "anew": 4, "other": 2}
