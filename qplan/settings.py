@@ -42,6 +42,9 @@ Say = Callable[[str], None]
 Progress = Callable[[int, int], None]
 """Called after each part of a long step with the number of parts done and the number of all parts."""
 
+Visit = Callable[[str, str], Progress]
+"""Called with the name of a stage and a line about the piece of it that begins; gives the progress of that piece."""
+
 
 def memories_of(goal: Memory) -> tuple[Memory, ...]:
     """The memory settings to measure for a goal, the goal first."""

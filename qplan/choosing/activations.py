@@ -12,10 +12,9 @@ from qplan.notes import Note, few, note
 from qplan.quantize import EnginePath, Int8Activations
 from qplan.quantize.rounder import Rounder
 from qplan.run.plan import Plan
-from qplan.run.safetensors_file import ALL
 from qplan.sensitivity.joint import Variant, variant_losses
 from qplan.sensitivity.kept_logits import KeptLogits
-from qplan.settings import DYNAMIC_OPTIONS, DynamicOption
+from qplan.settings import DYNAMIC_OPTIONS, DynamicOption, Progress
 
 LEAST_GAIN = 0.1
 """Least share of the loss, in prefill and in decode, that ``dynamic_option`` 2 must save to be chosen by default."""
@@ -45,7 +44,13 @@ class BlockGain:
         return max(self.prefill, self.decode) <= 1 - LEAST_GAIN
 
 
-def measure_gain(plan: Plan, rounder: Rounder, heldout: NDArray[np.int64], kept: KeptLogits | None = None) -> BlockGain:
+def measure_gain(
+    plan: Plan,
+    rounder: Rounder,
+    heldout: NDArray[np.int64],
+    kept: KeptLogits | None = None,
+    progress: Progress | None = None,
+) -> BlockGain:
     """Compute the plan's joint losses with both options in torch, on some of the tokens if these leave no doubt.
 
     Args:
@@ -53,18 +58,26 @@ def measure_gain(plan: Plan, rounder: Rounder, heldout: NDArray[np.int64], kept:
         rounder: chooses the integers.
         heldout: tokens, int64 ``[rows, seq_len]``.
         kept: what the model in FP32 says of them; None to compute it.
+        progress: called with the passes that are done.
     """
     step = max(1, heldout.size // GAIN_TOKENS)
-    some = _gain(plan, rounder, heldout, kept, slice(0, None, step))
+    reference = None if kept is None else kept.take(slice(0, None, step))
+    some = _gain(plan, rounder, heldout[::step], reference, progress)
     if step == 1 or abs(max(some.prefill, some.decode) - (1 - LEAST_GAIN)) > _DOUBT:
         return some
-    return _gain(plan, rounder, heldout, kept, ALL)
+    return _gain(plan, rounder, heldout, kept, progress)
 
 
-def _gain(plan: Plan, rounder: Rounder, heldout: NDArray[np.int64], kept: KeptLogits | None, rows: slice) -> BlockGain:
+def _gain(
+    plan: Plan,
+    rounder: Rounder,
+    heldout: NDArray[np.int64],
+    kept: KeptLogits | None,
+    progress: Progress | None,
+) -> BlockGain:
     found = variant_losses(
         rounder.loaded,
-        torch.from_numpy(heldout[rows]),
+        torch.from_numpy(heldout),
         {
             f"{path} {option}": Variant(plan.formats, "low", Int8Activations(path, option))
             for path in _PATHS
@@ -73,7 +86,8 @@ def _gain(plan: Plan, rounder: Rounder, heldout: NDArray[np.int64], kept: KeptLo
         batch_size=4 if kept is None else 1,
         engine_embedding=True,
         rounder=rounder,
-        reference=None if kept is None else kept.take(rows),
+        reference=kept,
+        progress=progress,
     )
     shares = {}
     for path in _PATHS:

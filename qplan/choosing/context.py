@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from qplan.card import ModelCard
+from qplan.cost.emit import COMPARING, ROUNDING
 from qplan.cost.file_bytes import FixedBytes
 from qplan.formats import Formats, QuantFormat
 from qplan.planner.rules import Rules
@@ -23,7 +24,7 @@ from qplan.run.table import SensitivityTable
 from qplan.sensitivity.joint import Variant, joint_losses, variant_losses
 from qplan.sensitivity.kept_logits import KeptLogits
 from qplan.sensitivity.metrics import TokenStats
-from qplan.settings import Memory, Progress, Say
+from qplan.settings import Memory, Progress, Say, Visit
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,8 @@ class PlanningContext:
     """Losses of whole models that were measured already; may be shared by several contexts."""
     jobs: int = 1
     """Tensors to round at a time."""
-    progress: Progress | None = None
-    """Called while tensors are rounded, and while whole models are measured."""
+    visit: Visit | None = None
+    """Called with the stage that something belongs to, where tensors are rounded or whole models measured."""
 
     @property
     def pass_tokens(self) -> int:
@@ -73,6 +74,7 @@ class PlanningContext:
         *,
         rounder: Rounder | None = None,
         rows: slice = ALL,
+        stage: str = COMPARING,
     ) -> dict[str, TokenStats]:
         """Measure whole models in torch, with the same int8 activations as the table's losses.
 
@@ -81,6 +83,7 @@ class PlanningContext:
             memory: memory setting; the table's goal by default.
             rounder: chooses the integers; the context's by default.
             rows: of `heldout`.
+            stage: that this belongs to, see `qplan.cost.emit`.
         """
         rounder = rounder or self.rounder
         self.round(plans.values(), rounder)
@@ -91,6 +94,7 @@ class PlanningContext:
             memory or self.table.goal,
             self._activations,
             rounder=rounder,
+            progress=self._progress(stage),
             **self._shared(rows),
         )
 
@@ -115,8 +119,10 @@ class PlanningContext:
         missing = pending(rounder, menu)
         if missing:
             share = sum(self.table.model.tensor(name).weights for name, _ in missing) / _weights(self.table.model)
-            self.say(f"choosing integers: {len(missing)} tensors, {share:.0%} of all weights, {self.jobs} at a time")
-            round_all(rounder, menu, jobs=self.jobs, progress=self.progress)
+            told = f"choosing integers: {len(missing)} tensors, {share:.0%} of all weights, {self.jobs} at a time"
+            if self.visit is None:
+                self.say(told)
+            round_all(rounder, menu, jobs=self.jobs, progress=self._progress(ROUNDING, told))
 
     def _nats(self, formats: Formats, memories: Sequence[Memory], rounder: Rounder) -> dict[Memory, float]:
         """Mean KL per held-out token, by memory setting: of both at once, since they share weights."""
@@ -127,7 +133,9 @@ class PlanningContext:
         if new:
             self.round([formats], rounder)
             tokens = torch.from_numpy(self.heldout)
-            found = variant_losses(rounder.loaded, tokens, new, rounder=rounder, **self._shared(ALL))
+            found = variant_losses(
+                rounder.loaded, tokens, new, rounder=rounder, progress=self._progress(COMPARING), **self._shared(ALL)
+            )
             self.known.update({(memory, of): stats.kl_nats for memory, stats in found.items()})
         return {memory: self.known[memory, of] for memory in memories}
 
@@ -136,7 +144,10 @@ class PlanningContext:
         kept = None if self.kept is None else self.kept.take(rows)
         # the reference was computed row by row
         batch_size = _ROWS_TOGETHER if kept is None else 1
-        return {"reference": kept, "batch_size": batch_size, "engine_embedding": True, "progress": self.progress}
+        return {"reference": kept, "batch_size": batch_size, "engine_embedding": True}
+
+    def _progress(self, stage: str, told: str = "") -> Progress | None:
+        return None if self.visit is None else self.visit(stage, told)
 
     @property
     def _activations(self) -> Int8Activations:
@@ -147,7 +158,6 @@ class _Shared(TypedDict):
     reference: KeptLogits | None
     batch_size: int
     engine_embedding: bool
-    progress: Progress | None
 
 
 _ROWS_TOGETHER = 4

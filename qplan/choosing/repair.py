@@ -14,6 +14,7 @@ from functools import partial
 
 from qplan.choosing.context import PlanningContext
 from qplan.choosing.request import EVALUATIONS, REPAIR_PASSES
+from qplan.cost.emit import REPAIRING
 from qplan.cost.file_bytes import file_bytes
 from qplan.formats import Formats
 from qplan.notes import note
@@ -70,7 +71,7 @@ def repair(
             f"promotions and demotions: at most {evaluations} whole models on {heldout[::2].size:,} tokens, about "
             f"{REPAIR_PASSES:g} passes over the calibration"
         )
-    choosing, confirming = (partial(context.whole, rows=slice(start, None, 2)) for start in (0, 1))
+    choosing, confirming = (partial(context.whole, rows=slice(start, None, 2), stage=REPAIRING) for start in (0, 1))
     first, best = picks, choosing({"": plan.formats})[""]
     start_nats, left = best.kl_nats, evaluations - 1
     while left >= 3:  # two moves and their combination
@@ -106,8 +107,18 @@ def repair(
 
 
 def affordable(context: PlanningContext) -> int:
-    """Most whole models that a repair may measure by default: what `REPAIR_PASSES` allow, up to `EVALUATIONS`."""
-    forwards = REPAIR_PASSES * _FORWARDS * context.pass_tokens / max(1, context.heldout[::2].size)
+    """Most whole models that a repair may measure by default."""
+    return most_models(context.pass_tokens, context.heldout[::2].size)
+
+
+def most_models(pass_tokens: int, tokens: int) -> int:
+    """What `REPAIR_PASSES` allow, up to `EVALUATIONS`.
+
+    Args:
+        pass_tokens: of a pass: those that the analysis ran forwards and backwards.
+        tokens: that whole models are measured on.
+    """
+    forwards = REPAIR_PASSES * _FORWARDS * pass_tokens / max(1, tokens)
     return max(_LEAST, min(EVALUATIONS, int(forwards / _SHARE)))
 
 

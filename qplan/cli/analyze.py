@@ -10,7 +10,8 @@ import typer
 
 from qplan.cli import completion, panels
 from qplan.cli.console import answer, out, say, work_bar
-from qplan.cli.documents import analysis_document, forecast_document
+from qplan.cli.documents import analysis_document
+from qplan.cli.forecast import DryRun, show_forecast
 from qplan.cli.modes import with_modes
 from qplan.cli.ray import RayOption
 from qplan.cli.rules import memory_limit
@@ -192,14 +193,7 @@ def command(
             rich_help_panel=panels.MACHINE,
         ),
     ] = None,
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run",
-            help="Measure this machine for a few seconds, print time, memory and disk of each stage, and stop.",
-            rich_help_panel=panels.MACHINE,
-        ),
-    ] = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Find the loss of every format of every linear tensor.
 
@@ -270,8 +264,7 @@ def _forecast(options: AnalyzeOptions, run: RunFolder) -> None:
         InputError: nothing is known about this one, or this machine has too little memory for it.
         StorageError: it has too little room on the disk.
     """
-    from qplan.cli.tables import forecast_table  # noqa: PLC0415 - not for --help
-    from qplan.jobs.expect import expect_analysis  # noqa: PLC0415
+    from qplan.jobs.expect import expect_analysis  # noqa: PLC0415 - not for --help
 
     outlook = expect_analysis(options, run, measure=True)
     if outlook is None:
@@ -280,6 +273,4 @@ def _forecast(options: AnalyzeOptions, run: RunFolder) -> None:
             "other devices out"
         )
         raise InputError(msg)
-    answer(**forecast_document(outlook))
-    out.print(forecast_table(outlook))
-    outlook.check()
+    show_forecast(outlook)

@@ -9,7 +9,7 @@ import typer
 
 from qplan.choosing.request import PlanRequest
 from qplan.cli import completion, panels
-from qplan.cli.console import answer, out, progress_bar, say, work_bar
+from qplan.cli.console import answer, out, say, work_bar
 from qplan.cli.documents import analysis_document
 from qplan.cli.emit import command_line, show
 from qplan.cli.modes import with_modes
@@ -56,7 +56,7 @@ def command(
         table = run_analyze(analysis, run, say, progress)
     answer(analysis=analysis_document(table, run.sensitivity))
     out.print(sensitivity_table(table))
-    with progress_bar("emitting") as progress:
+    with work_bar("emitting") as progress:
         options = EmitOptions(wanted=wanted, text=str(home / "heldout.txt"), language=lang)
         emitted = run_emit(options, run, say, progress, command_line())
     show(emitted)

@@ -13,8 +13,8 @@ if TYPE_CHECKING:  # --help and completion wait for no torch
     from pathlib import Path
 
     from qplan.jobs.emit import Emitted
-    from qplan.jobs.expect import Outlook
     from qplan.jobs.frontier import Swept
+    from qplan.jobs.outlook import Outlook
     from qplan.notes import Note
     from qplan.planner.diff import PlanDiff
     from qplan.planner.explain import Alternative, Explanation
@@ -53,13 +53,14 @@ def analysis_document(table: SensitivityTable, path: Path) -> Document:
 
 
 def forecast_document(outlook: Outlook) -> Document:
-    """The document of ``qplan analyze --dry-run``."""
+    """The document of ``--dry-run``."""
     expected, machine = outlook.expected, outlook.machine
     return {
         "expected": {
             "seconds": expected.seconds,
             "memory_bytes": expected.memory_bytes,
             "disk_bytes": expected.disk_bytes,
+            "temporary_bytes": expected.temporary_bytes,
             "stages": [
                 {
                     "name": stage.name,

@@ -12,8 +12,9 @@ from rich.text import Text
 
 from qplan.choosing.request import Increase, PlanRequest
 from qplan.cli import completion, panels
-from qplan.cli.console import answer, out, progress_bar, remark, say
+from qplan.cli.console import answer, out, remark, say, work_bar
 from qplan.cli.documents import emit_document
+from qplan.cli.forecast import DryRun, show_forecast
 from qplan.cli.modes import with_modes
 from qplan.cli.ray import RayOption
 from qplan.cli.report import Lang
@@ -177,6 +178,7 @@ def command(
         int, typer.Option(metavar="N", help="Engine threads in measurements.", rich_help_panel=panels.JUDGING)
     ] = EmitOptions.threads,
     max_memory: MaxMemory = None,
+    dry_run: DryRun = False,
     lang: Lang = EmitOptions.language,
     ray: RayOption = EmitOptions.ray,
     run: LatestRun = None,
@@ -224,9 +226,14 @@ def command(
 
     check_emit(options, home)
     # torch and transformers take seconds to import: not for a wrong word
-    from qplan.jobs.emit import run_emit  # noqa: PLC0415
+    from qplan.jobs.emit import emission_of, run_emit  # noqa: PLC0415
 
-    with progress_bar("emitting") as progress:
+    if dry_run:
+        from qplan.jobs.expect_emit import expect_emit  # noqa: PLC0415
+
+        show_forecast(expect_emit(emission_of(options, home), measure=True))
+        return
+    with work_bar("emitting") as progress:
         emitted = run_emit(options, home, say, progress, command_line())
     show(emitted)
 

@@ -16,7 +16,7 @@ from qplan.run.verification import BuiltModel, Speed, Verification
 from qplan.tensors import short_name
 
 if TYPE_CHECKING:
-    from qplan.jobs.expect import Outlook
+    from qplan.jobs.outlook import Outlook
 
 _ROWS = 12
 

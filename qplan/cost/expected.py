@@ -22,6 +22,10 @@ class ExpectedStage:
     """Written to the run folder while it lasts."""
     parts: tuple[float, ...] = (1.0,)
     """How the time is spread over the parts that its progress counts, in their order; any unit."""
+    units: int = 0
+    """How many parts its pieces count together, where it is told in pieces; 0 if only they know."""
+    temporary_bytes: float = 0.0
+    """Written to the folder for temporary files while it lasts, and kept there until the command ends."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,11 @@ class Expected:
     def disk_bytes(self) -> float:
         """All that is written to the run folder."""
         return sum(stage.disk_bytes for stage in self.stages)
+
+    @property
+    def temporary_bytes(self) -> float:
+        """All that is written to the folder for temporary files."""
+        return sum(stage.temporary_bytes for stage in self.stages)
 
     def check(self, machine: Machine, remedies: Sequence[str], *, most_memory: float | None = None) -> None:
         """Refuse what the machine cannot hold.

@@ -6,21 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from qplan.cost.expected import ExpectedStage
+from qplan.cost.forward import FLOAT_BYTES, LOGIT_VALUES, SWEEPS, all_forward, factored, layer_forward, rounding
 from qplan.cost.shape import Input, Shape
 from qplan.cost.work import NOTHING, Machine, Work
 from qplan.formats import QuantFormat
 
-_FLOAT, _DOUBLE = 4, 8
-_SWEEPS, _CANDIDATES = 3, 3
-"""Of `qplan.quantize.gptq`, and roundings that ``auto`` chooses from."""
+_FLOAT, _DOUBLE = FLOAT_BYTES, 8
 
 # counts of the code, and constants set from profiles of the embedded model, qwen2-8m and two layers of the 0.5B shape
-_LAYER_VALUES = 14
-"""Numbers that a decoder layer reads and writes beside its products, per number that its linears read or write."""
-_LOGIT_VALUES = 12
-"""The same of the head, per logit, forwards and backwards."""
-_SCORE_VALUES = 4
-"""Per attention score."""
 _FIT_STEPS, _FIT_ROWS, _FIT_VALUES = 60, 512, 32
 """Steps of `qplan.folding.fit`, rows of each reader that one looks at, numbers it touches per weight of those."""
 _FIT_COLUMNS = 12.0
@@ -29,18 +22,21 @@ _ACTIVATION_VALUES = 28
 """Numbers read and written per activation that is rounded to int8 and compared."""
 _LOGIT_COPIES = 5
 """Of the logits of a batch that are alive at once on the way back."""
+_FEW_COPIES = 3
+"""The same where nothing goes back."""
 _WIDE = 8192
 """Input features above which one ordering is kept at a time: `qplan.sensitivity.layer_losses.MOST_AT_ONCE`."""
-_FOLD_FORMATS = 2
-"""Formats that a fold is decided by."""
-
-_STORED_BYTES = 1 << 30
-"""Of stored weights that are kept while losses are measured: `qplan.sensitivity.stored_weights.StoredWeights`."""
+_GRAM_BLOCK = 512
+"""Of `qplan.quantize.gram`."""
+_FOLD_FORMATS, _FOLD_SWEEPS = 2, 0
+"""Formats that a fold is decided by, and sweeps of refinement then."""
+_STAND_INS, _STAND_IN_VALUES = 5, 24
+"""Whole plans that are measured on weights made up for them, and numbers that making them reads and writes."""
 
 PROCESS_BYTES = 480e6
 """Resident memory of Python with torch, transformers and a tokenizer."""
 
-_WORKING_BYTES = 150e6
+WORKING_BYTES = 150e6
 """What torch's libraries and the allocator hold beyond that once they compute."""
 
 
@@ -115,14 +111,20 @@ class OnePassCost:
     def _there(self) -> ExpectedStage:
         asked, shape = self.asked, self.shape
         tokens = asked.judged + (asked.fit or asked.witnesses)
-        layers = [self._forward(layer, tokens) + self._moments(layer, asked.fit) for layer in shape.layers]
+        layers = [self._through(layer, tokens) + self._moments(layer, asked.fit) for layer in shape.layers]
         layers.append(self._moments([shape.head], asked.fit))
         largest = max(self._sums(layer) for layer in shape.layers) if asked.fit else 0.0
-        memory = _WORKING_BYTES + largest + self._batch() + _FLOAT * tokens * shape.hidden * 2
+        memory = WORKING_BYTES + largest + self._batch() + _FLOAT * tokens * shape.hidden * 2
         memory += self._read(self._largest)
         disk = _FLOAT * sum(given.width**2 for given in shape.inputs) if asked.fit else 0.0
         disk += _FLOAT * asked.kept * shape.hidden * len(shape.layers)
         return self._stage("there: what goes through all layers", layers, memory, disk)
+
+    def _through(self, layer: Sequence[Input], tokens: int) -> Work:
+        """A layer on the way there: products of what does not go back may be of bfloat16."""
+        work = self._forward(layer, tokens)
+        gone = 2.0 * (tokens - self.asked.kept) * sum(given.weights * given.share for given in layer)
+        return replace(work, flops=work.flops - gone, half_flops=gone) if self.asked.half else work
 
     def _sums(self, layer: Sequence[Input]) -> float:
         """Bytes of a layer's moments while they are summed, and of the largest one while it is written."""
@@ -136,7 +138,7 @@ class OnePassCost:
     def _back(self) -> ExpectedStage:
         asked, shape = self.asked, self.shape
         logits = 2.0 * shape.head.weights
-        head = Work(flops=asked.kept * logits, values=_LOGIT_VALUES * asked.kept * shape.head.outputs)
+        head = Work(flops=asked.kept * logits, values=LOGIT_VALUES * asked.kept * shape.head.outputs)
         head += self._gradients(asked.kept * logits)
         parts = [head]
         for layer in reversed(shape.layers):
@@ -150,7 +152,7 @@ class OnePassCost:
         # read as floats, and kept in half precision for its gradient where that pays
         head_memory = self._head_memory() + self._read(shape.head.weights) * (1.5 if asked.half else 1.0)
         memory = max(head_memory, *(self._layer_memory(layer) for layer in shape.layers))
-        memory += _WORKING_BYTES + _FLOAT * asked.kept * shape.hidden * (4 if shape.tied else 2)
+        memory += WORKING_BYTES + _FLOAT * asked.kept * shape.hidden * (4 if shape.tied else 2)
         return self._stage("back: folds and losses", parts, memory, self._judges(), at_once=2)
 
     def _gradients(self, flops: float) -> Work:
@@ -201,7 +203,7 @@ class OnePassCost:
 
     def _folding(self) -> ExpectedStage:
         shape = self.shape
-        held = 0.0 if self.asked.streamed else _FLOAT * shape.parameters
+        held = WORKING_BYTES + _FLOAT * _FEW_COPIES * self.asked.seq_len * shape.head.outputs + self._second
         written = _FLOAT * shape.parameters
         matrices = 2 * self._judges()
         work = Work(values=3 * shape.parameters, written=written + matrices, read=written + matrices)
@@ -211,39 +213,31 @@ class OnePassCost:
     def _measuring(self) -> ExpectedStage:
         tokens, shape = self.asked.judged, self.shape
         one = self._all_forward(tokens).times(2)
-        # a comparison has a copy of the head, made of another where that is read, and every layer's output of a batch
-        head = _FLOAT * shape.head.weights * (2 if self.asked.streamed else 1)
-        outputs = _FLOAT * self.asked.batch_size * self.asked.seq_len * shape.hidden * len(shape.layers)
-        stored = min(_STORED_BYTES, _FLOAT * shape.parameters)
-        memory = _WORKING_BYTES + self._head_memory() + self._batch() + head + outputs + stored
-        return self._stage("measuring what plans hang on", [one.times(self.asked.measured_passes)], memory)
+        batch = self.asked.batch_size * self.asked.seq_len
+        # what a pass keeps to be replayed, and the head's rows as they are compared
+        kept = batch * (shape.hidden * len(shape.layers) + _FEW_COPIES * shape.head.outputs) + shape.head.weights
+        memory = WORKING_BYTES + _FLOAT * kept + self._batch() + self._read(shape.head.weights)
+        made = Work(values=float(_STAND_INS * _STAND_IN_VALUES * sum(given.weights for given in shape.inputs)))
+        return self._stage("measuring what plans hang on", [one.times(self.asked.measured_passes) + made], memory)
+
+    @property
+    def _second(self) -> float:
+        """Bytes of the folded model beside the one that was given."""
+        return 0.0 if self.asked.streamed else _FLOAT * self.shape.parameters
 
     def _all_forward(self, tokens: int) -> Work:
-        total = Work(
-            flops=2.0 * tokens * self.shape.head.weights, values=_LOGIT_VALUES / 2 * tokens * self.shape.head.outputs
-        )
-        for layer in self.shape.layers:
-            total += self._forward(layer, tokens)
-        return total
+        return all_forward(self.shape, tokens, self.asked.seq_len, streamed=self.asked.streamed)
 
     def _forward(self, layer: Sequence[Input], tokens: int) -> Work:
         """A layer, once forwards."""
-        weights = sum(given.weights * given.share for given in layer)
-        numbers = sum((given.width + given.outputs) * given.share for given in layer)
-        scores = self.asked.seq_len * self.shape.hidden
-        reading = 2.0 * sum(given.weights for given in layer) if self.asked.streamed else 0.0
-        return Work(
-            flops=tokens * (2.0 * weights + 4.0 * scores),
-            values=tokens * (_LAYER_VALUES * numbers + _SCORE_VALUES * scores / 64),
-            read=reading,
-        )
+        return layer_forward(layer, tokens, self.asked.seq_len, self.shape.hidden, streamed=self.asked.streamed)
 
     @staticmethod
     def _moments(inputs: Sequence[Input], tokens: int) -> Work:
         """Second moments of inputs."""
         found = NOTHING
         for given in inputs if tokens else ():
-            blocks = max(1, given.width // 1024)
+            blocks = max(1, given.width // _GRAM_BLOCK)
             upper = (1 + 1 / blocks) / 2
             work = Work(
                 flops=2.0 * tokens * given.share * given.width**2 * upper,
@@ -260,7 +254,8 @@ class OnePassCost:
         for given in inputs:
             tokens = asked.judged + (asked.witnesses if asked.fold else 0)
             slopes = 0.0 if given.layer is None else 2.0 * tokens * given.share * given.weights
-            found += Work(flops=slopes, values=12.0 * given.weights + 4 * asked.kept * (given.width + given.outputs))
+            found += self._gradients(slopes)
+            found += Work(values=12.0 * given.weights + 4 * asked.kept * (given.width + given.outputs))
         return found
 
     def _losses(self, inputs: Sequence[Input]) -> Work:
@@ -283,11 +278,11 @@ class OnePassCost:
         found = Work(values=_ACTIVATION_VALUES * asked.judged * given.share * width)
         for count in kinds:
             errors = 2.0 * asked.judged * given.share * rows * width * count
-            work = Work(rounding_flops=errors, roundings=float(count * rows * width))
-            if asked.fit:
-                products = (2 * _SWEEPS + 1 + (2 * _CANDIDATES if asked.chosen else 0)) * float(width) ** 2
-                work += Work(rounding_flops=products * rows * count, steps=float(width))
-                work += Work(factor_flops=2 / 3 * float(width) ** 3) if fresh else NOTHING
+            work = Work(rounding_flops=errors)
+            sweeps = SWEEPS if fresh else _FOLD_SWEEPS
+            work += rounding(width, rows, count, fits=bool(asked.fit), chosen=asked.chosen, sweeps=sweeps)
+            if asked.fit and fresh:
+                work += factored(width)
             found += work
         return found + Work(flops=2.0 * asked.judged * given.share * rows * width)
 

@@ -51,6 +51,8 @@ class Work:
     """Matrix products in bfloat16."""
     rounding_flops: float = 0.0
     """Matrix products within rounding, on one processor each."""
+    engine_flops: float = 0.0
+    """Products of the engine, on one processor each, as operations that take it as long in torch."""
     factor_flops: float = 0.0
     values: float = 0.0
     roundings: float = 0.0
@@ -72,7 +74,7 @@ class Work:
     def seconds(self, machine: Machine, at_once: int = 1) -> float:
         """Expected wall-clock time, of which rounding takes place on ``at_once`` processors."""
         one = machine.flops / machine.processors
-        alone = self.rounding_flops / one + self.factor_flops / machine.factor_flops
+        alone = (self.rounding_flops + self.engine_flops) / one + self.factor_flops / machine.factor_flops
         alone += self.roundings / machine.roundings + self.steps / machine.steps
         together = self.flops / machine.flops + self.half_flops / machine.bf16_flops + self.values / machine.values
         moved = self.read / machine.read + self.written / machine.written

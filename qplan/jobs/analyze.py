@@ -14,7 +14,7 @@ from qplan.jobs.additivity import measure_additivity
 from qplan.jobs.auto import analyze_auto
 from qplan.jobs.checks import check_analyze
 from qplan.jobs.deciding import BUDGETS
-from qplan.jobs.expect import Outlook, expect_analysis
+from qplan.jobs.expect import AnalysisOutlook, expect_analysis
 from qplan.jobs.model_context import check_context
 from qplan.jobs.one_pass import analyze_in_one_pass
 from qplan.jobs.options import AnalyzeOptions, sequences_per_pass
@@ -148,7 +148,7 @@ def _analyze(
     return _written(table, notes, calibration, run)
 
 
-def _outlook(options: AnalyzeOptions, run: RunFolder, say: Say) -> Outlook | None:
+def _outlook(options: AnalyzeOptions, run: RunFolder, say: Say) -> AnalysisOutlook | None:
     """What lies ahead, told where it takes long.
 
     Raises:

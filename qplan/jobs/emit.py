@@ -14,13 +14,16 @@ from qplan.choosing.activations import BlockGain, with_measured_option, with_not
 from qplan.choosing.planned import PlannedOn, edited_plan, engine_of
 from qplan.choosing.retarget import retarget_table
 from qplan.choosing.sizes import fixed_bytes
+from qplan.cost.emit import BUILDING, EXPORTING, GATE, LOADING, PROVING, REFERENCE, REPORTING
 from qplan.errors import VerificationError
 from qplan.folding.analyzed import load_analyzed
 from qplan.jobs.checks import check_emit, for_engine_of, given_plan
 from qplan.jobs.emit_job import EmitJob, planned
+from qplan.jobs.expect_emit import Emission, expect_emit
 from qplan.jobs.options import EmitOptions
 from qplan.jobs.report import report_plan
 from qplan.jobs.skeletons import run_skeleton
+from qplan.jobs.stages import Stages
 from qplan.mnn.build.exporter_source import find_exporter
 from qplan.mnn.build.quant_config import export_command, make_quant_config
 from qplan.mnn.build.writer import set_runtime
@@ -95,7 +98,7 @@ def run_emit(options: EmitOptions, run: RunFolder, say: Say, progress: Progress,
         options: options of the emit.
         run: a finished analysis.
         say: called with a line about each step.
-        progress: called while tensors are rounded, and while models are measured.
+        progress: called with the work done and all work that is expected.
         command: the command line, for the report.
 
     Raises:
@@ -111,23 +114,43 @@ def run_emit(options: EmitOptions, run: RunFolder, say: Say, progress: Progress,
         return _emit(options, run, say, progress, command, workers=workers)
 
 
-def _emit(
-    options: EmitOptions, run: RunFolder, say: Say, progress: Progress, command: str, *, workers: Workers | None
-) -> Emitted:
+def emission_of(options: EmitOptions, run: RunFolder) -> Emission:
+    """What an emit is about, from its options and the run."""
     given = given_plan(options, run)
     if given is not None:
         options = for_engine_of(given, options)
-        _say_if_moved(given, options, say)
-    table = retarget_table(SensitivityTable.read(run.sensitivity), options.target)
     calibration = CalibrationSet.read(run.calibration)
+    judged = options.tokens // calibration.seq_len
+    judged = judged if options.text is not None else min(judged, len(calibration.heldout))
+    return Emission(
+        options=options,
+        run=run,
+        table=retarget_table(SensitivityTable.read(run.sensitivity), options.target),
+        calibration=calibration,
+        given=given,
+        planning_rows=len(planning_rows(calibration)),
+        judged_rows=judged,
+        decode_rows=_decode_rows(judged),
+    )
+
+
+def _emit(
+    options: EmitOptions, run: RunFolder, say: Say, progress: Progress, command: str, *, workers: Workers | None
+) -> Emitted:
+    emission = emission_of(options, run)
+    options, given, table, calibration = emission.options, emission.given, emission.table, emission.calibration
+    if given is not None:
+        _say_if_moved(given, options, say)
+    stages = _stages(emission, say, progress)
     limit = options.max_memory_bytes
-    model = load_analyzed(run, table.model, say, most_bytes=None if limit is None else limit / 2)
+    most = None if limit is None else limit / 2
+    model = load_analyzed(run, table.model, stages.teller(LOADING), most_bytes=most)
     judged = _held_out(options, calibration, model.loaded, say)
     skeleton = run_skeleton(
         run,
         model.loaded,
         options.llmexport,
-        say,
+        stages.teller(EXPORTING),
         c4=options.target.c4,
         max_memory_bytes=options.max_memory_bytes,
     )
@@ -144,12 +167,26 @@ def _emit(
             say=say,
             given=given,
             open=stack,
-            progress=progress,
+            stages=stages,
             jobs=default_jobs(),
         )
-        if options.build:
-            return _plan_and_build(job, judged, progress, command)
-        return _plan_only(job, command)
+        emitted = _plan_and_build(job, judged, command) if options.build else _plan_only(job, command)
+    stages.end()
+    return emitted
+
+
+def _stages(emission: Emission, say: Say, progress: Progress) -> Stages:
+    """What lies ahead, told where it takes long.
+
+    Raises:
+        InputError: this machine has too little memory.
+        StorageError: it has too little room on a disk.
+    """
+    outlook = expect_emit(emission)
+    outlook.check()
+    if outlook.is_long:
+        outlook.tell(say)
+    return Stages(outlook.expected, say, progress)
 
 
 def planning_rows(calibration: CalibrationSet) -> NDArray[np.int64]:
@@ -172,12 +209,12 @@ def _plan_only(job: EmitJob, command: str) -> Emitted:
     return _reported(job, plan, None, exportable, command)
 
 
-def _plan_and_build(job: EmitJob, judged: _HeldOut, progress: Progress, command: str) -> Emitted:
+def _plan_and_build(job: EmitJob, judged: _HeldOut, command: str) -> Emitted:
     """Make the plan, its configs and the model, and measure the model on the engine."""
     options, loaded, target = job.options, job.model.loaded, job.options.target
     given = _given(job)
-    job.say(f"FP32 reference on {judged.rows.size} tokens: {judged.text}")
-    with kept_logits(loaded, judged.rows, progress) as reference:
+    told = f"FP32 reference on {judged.rows.size} tokens: {judged.text}"
+    with kept_logits(loaded, judged.rows, job.stages.visit(REFERENCE, told)) as reference:
         trial = Trial(reference, threads=options.threads, decode_rows=_decode_rows(len(judged.rows)))
         bench = BuildBench(
             loaded=loaded,
@@ -190,7 +227,7 @@ def _plan_and_build(job: EmitJob, judged: _HeldOut, progress: Progress, command:
             target=target,
             memory=_engine_memory(job, trial),
         )
-        first = gate(bench)
+        first = gate(replace(bench, say=job.stages.teller(GATE)))
         plan, gain = planned(job, given)
         if bench.memory is not None:
             bench.memory.check_runs(plan.formats)
@@ -249,7 +286,9 @@ def _reported(
     analysis = SensitivityTable.read(job.run.sensitivity)
     made = PlannedOn(plan, job.plan_path, job.run, engine_of(plan), job.table, analysis.sha256)
     provenance = Provenance(commands=(command, exportable.command))
-    report_plan(made, verification, provenance=provenance, language=job.options.language, say=job.say)
+    report_plan(
+        made, verification, provenance=provenance, language=job.options.language, say=job.stages.teller(REPORTING)
+    )
     return Emitted(job.folder, plan, verification, exportable.command, exportable.problems)
 
 
@@ -258,7 +297,7 @@ def _prove(
 ) -> tuple[Plan, Verification]:
     """Build and verify the plan. If ``gain`` is given, the built model's speed decides its ``dynamic_option``."""
     model = PlanFolder(job.folder).model
-    bench.say("plan: building")
+    job.stages.visit(BUILDING, "plan: building")
     bench.build(plan.formats, model, _runtime(plan), job.rounder)
     sound = folder_check(model, bench.target.engine)
     if not sound.passed:
@@ -272,6 +311,7 @@ def _prove(
         set_runtime(model, _runtime(plan))
         plan = with_note_on_losses(plan, job.table.conditions.dynamic_option)
         plan.write(job.plan_path)
+    bench = replace(bench, progress=job.stages.visit(PROVING, "proof on the engine, beside uniform models"))
     verification = prove(
         bench,
         plan,

@@ -25,11 +25,13 @@ from qplan.choosing.loss_limits import choose_requested
 from qplan.choosing.planned import PlannedOn
 from qplan.choosing.retarget import computable, retarget_rules
 from qplan.choosing.sizes import fixed_bytes
+from qplan.cost.emit import ACTIVATIONS, EXPORTING, KEEPING
 from qplan.cost.file_bytes import FixedBytes
 from qplan.folding.analyzed import AnalyzedModel
 from qplan.formats import applies, garbled
 from qplan.jobs.options import EmitOptions
 from qplan.jobs.skeletons import run_skeleton
+from qplan.jobs.stages import Stages
 from qplan.mnn.build.skeleton import Skeleton
 from qplan.model.load import LoadedModel
 from qplan.planner.rules import Rules
@@ -39,7 +41,7 @@ from qplan.run.plan import Plan
 from qplan.run.plan_folder import PLAN_FILE, PlanFolder
 from qplan.run.table import SensitivityTable
 from qplan.sensitivity.kept_logits import KeptLogits, kept_logits
-from qplan.settings import Progress, Say
+from qplan.settings import Say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,12 +57,12 @@ class EmitJob:
     heldout: NDArray[np.int64]
     """Tokens that plans are measured on, int64 ``[rows, seq_len]``."""
     say: Say
+    stages: Stages
+    """Tells how far the emit is."""
     given: PlannedOn | None = None
     """The plan given with ``--plan``, for the engine that it was made for; None if one is to be made."""
     open: ExitStack | None = None
     """Closes what `kept` keeps on disk; None to keep nothing."""
-    progress: Progress | None = None
-    """Called while tensors are rounded, and while whole models are measured."""
     jobs: int = 1
     """Tensors to round at a time."""
 
@@ -106,7 +108,7 @@ class EmitJob:
             self.run,
             original,
             options.llmexport,
-            self.say,
+            self.stages.teller(EXPORTING),
             c4=options.target.c4,
             unfolded=True,
             max_memory_bytes=options.max_memory_bytes,
@@ -117,8 +119,9 @@ class EmitJob:
         """What the model in FP32 says of `heldout`, computed when it is first asked for."""
         if self.open is None:
             return None
-        self.say(f"FP32 reference on {self.heldout.size} held-out tokens, to measure plans with")
-        return self.open.enter_context(kept_logits(self.model.loaded, self.heldout, self.progress))
+        line = f"FP32 reference on {self.heldout.size} held-out tokens, to measure plans with"
+        progress = self.stages.visit(KEEPING, line)
+        return self.open.enter_context(kept_logits(self.model.loaded, self.heldout, progress))
 
     @cached_property
     def _known(self) -> dict[object, float]:
@@ -143,7 +146,7 @@ class EmitJob:
             kept=self.kept,
             known=self._known,
             jobs=self.jobs,
-            progress=self.progress,
+            visit=self.stages.visit,
         )
 
 
@@ -184,8 +187,8 @@ def _first_option(plan: Plan, options: EmitOptions, job: EmitJob) -> tuple[Plan,
     names = garbled(plan.formats)
     if names:
         return without_block_scales(plan, names), None
-    job.say("joint loss with activation scales per token and per block")
-    gain = measure_gain(plan, job.rounder, job.heldout, job.kept)
+    progress = job.stages.visit(ACTIVATIONS, "joint loss with activation scales per token and per block")
+    gain = measure_gain(plan, job.rounder, job.heldout, job.kept, progress)
     if options.dynamic_option == 2:
         return with_requested_option(plan, gain), None
     if gain.pays and options.build:

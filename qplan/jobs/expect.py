@@ -7,77 +7,34 @@ from pathlib import Path
 
 import torch
 
-from qplan.artifact import free_bytes
 from qplan.cost.expected import Expected
 from qplan.cost.free import free_memory
 from qplan.cost.one_pass import OnePassCost, OnePassOptions
 from qplan.cost.shape import Shape
-from qplan.cost.work import REFERENCE, Machine, spell_time
-from qplan.jobs.machine import measure_machine
+from qplan.cost.work import REFERENCE, Machine
 from qplan.jobs.one_pass import DRAWN, WITNESS_TOKENS
 from qplan.jobs.options import MEASURED_PASSES, AnalyzeOptions, sequences_per_pass
+from qplan.jobs.outlook import Outlook, on_this_machine
 from qplan.model.half_products import half_products_pay
 from qplan.model.outline import outline
 from qplan.roundings import needs_tokens
 from qplan.run.folder import RunFolder
 from qplan.run.journal import begun_with
 from qplan.sensitivity.views import HEAD_SHARE
-from qplan.settings import Say
 
 FEWER = "fewer --samples or --fit-tokens"
 MORE = "a machine with more memory"
 
-LONG_S = 60.0
-"""Seconds on the reference machine from which on it is worth measuring this one."""
 
+@dataclass(frozen=True, kw_only=True)
+class AnalysisOutlook(Outlook):
+    """What is expected of an analysis."""
 
-@dataclass(frozen=True)
-class Outlook:
-    """What is expected, and of which machine."""
-
-    expected: Expected
-    machine: Machine
     asked: OnePassOptions
     """What it was computed for: whether the model is streamed, and how many sequences go through it at a time."""
-    most_memory: int | None = None
-    """The limit that was given."""
-    remedies: tuple[str, ...] = (FEWER, MORE)
-    """What lets the analysis do with less memory."""
-    kept_bytes: int = 0
-    """What the run folder holds already, of what the analysis would write or would remove before."""
-
-    @property
-    def is_long(self) -> bool:
-        """Whether it is worth telling."""
-        return self.expected.seconds >= LONG_S
-
-    def check(self) -> None:
-        """Refuse what this machine cannot hold.
-
-        Raises:
-            InputError: not enough memory.
-            StorageError: not enough room on the disk.
-        """
-        machine = replace(self.machine, disk_bytes=self.machine.disk_bytes + self.kept_bytes)
-        self.expected.check(machine, self.remedies, most_memory=self.most_memory)
-
-    def tell(self, say: Say) -> None:
-        """Say what each stage takes."""
-        stages = self.expected.stages
-        for number, stage in enumerate(stages, 1):
-            takes = told(stage.seconds, stage.memory_bytes, stage.disk_bytes)
-            say(f"stage {number} of {len(stages)}, {stage.name}: {takes}")
-        expected = self.expected
-        say(f"expected in all: {told(expected.seconds, expected.memory_bytes, expected.disk_bytes)}")
 
 
-def told(seconds: float, memory_bytes: float, disk_bytes: float) -> str:
-    """Time, memory and disk in a few words."""
-    disk = f", {disk_bytes / 1e9:.2f} GB written" if disk_bytes else ""
-    return f"about {spell_time(seconds)}, {memory_bytes / 1e9:.1f} GB of memory{disk}"
-
-
-def expect_analysis(options: AnalyzeOptions, run: RunFolder, *, measure: bool = False) -> Outlook | None:
+def expect_analysis(options: AnalyzeOptions, run: RunFolder, *, measure: bool = False) -> AnalysisOutlook | None:
     """What an analysis in one pass there and back takes; None for another one, which nothing is known about.
 
     Args:
@@ -91,28 +48,24 @@ def expect_analysis(options: AnalyzeOptions, run: RunFolder, *, measure: bool = 
     if options.effort == "thorough" or options.mode is not None or options.device != "cpu":
         return None
     shape = outline(options.model)
-    free = {"memory_bytes": free_memory(), "disk_bytes": free_bytes(run.folder)}
     begun = begun_batch_size(options, run)
     given = options.batch_size or begun
     wanted = replace(options, batch_size=given)
-    asked = _fitting(shape, one_pass_options(wanted, shape), options.max_memory_bytes or free["memory_bytes"])
+    asked = _fitting(shape, one_pass_options(wanted, shape), options.max_memory_bytes or free_memory())
     if given is not None:
         asked = replace(asked, batch_size=given)
     fewer = (
         "a smaller --batch-size" if options.batch_size else f"--restart with a --batch-size below this run's {begun}"
     )
     remedies = (FEWER, fewer, MORE) if given is not None and given > 1 else (FEWER, MORE)
-
     kept_bytes = _held_by(run.rounding, run.folded)
 
-    def outlook(machine: Machine) -> Outlook:
+    def outlook(machine: Machine) -> AnalysisOutlook:
         stages = OnePassCost(shape, asked, machine).stages()
-        return Outlook(Expected(stages), machine, asked, options.max_memory_bytes, remedies, kept_bytes)
+        expected = Expected(stages)
+        return AnalysisOutlook(expected, machine, options.max_memory_bytes, remedies, kept_bytes, asked=asked)
 
-    rough = outlook(replace(REFERENCE, **free))
-    if not measure and rough.expected.seconds < LONG_S:
-        return rough
-    return outlook(measure_machine(run.folder))
+    return on_this_machine(outlook, run, measure=measure)
 
 
 def _held_by(*folders: Path) -> int:

@@ -26,6 +26,8 @@ class Stages:
     _place: int = -1
     """The stage that runs."""
     _shown: int = field(default=0, init=False)
+    _done: dict[int, int] = field(default_factory=dict, init=False)
+    """Parts that the pieces of a stage have done, by its place."""
 
     def begin(self, name: str, detail: str = "") -> Progress:
         """Begin a stage; those before it are done, or not needed.
@@ -51,6 +53,44 @@ class Stages:
         self.say(line)
         return self
 
+    def visit(self, name: str, detail: str = "") -> Progress:
+        """Go on with a stage whose work comes in pieces, in between others; the first time, it begins.
+
+        Args:
+            name: how the name of the stage begins; of one that is not expected, the line is all that is told.
+            detail: what to say about this piece; empty to say nothing, unless the stage begins.
+
+        Returns:
+            Progress of this piece alone: pieces add up.
+        """
+        stages = () if self.expected is None else self.expected.stages
+        place = next((place for place, stage in enumerate(stages) if stage.name.startswith(name)), None)
+        if place is None:
+            if detail:
+                self.say(detail)
+            return self.show if self.expected is None else _untold
+        line = detail
+        if place not in self._done:
+            line = f"stage {place + 1} of {len(stages)}, {detail or name}"
+        if line:
+            self.say(line)
+        before = self._done.setdefault(place, 0)
+        self._turn(place, before)
+
+        def tell(done: int, total: int) -> None:
+            self._done[place] = before + done
+            self._turn(place, before + total)
+
+        return tell
+
+    def teller(self, name: str) -> Say:
+        """Say lines that begin pieces of a stage."""
+
+        def tell(line: str) -> None:
+            self.visit(name, line)
+
+        return tell
+
     def __call__(self, done: int, total: int) -> None:
         """Tell how many parts of the running stage are done."""
         if self.expected is None or self._place < 0:
@@ -64,6 +104,13 @@ class Stages:
             self._place = len(self.expected.stages) - 1
             self._tell(1.0)
 
+    def _turn(self, place: int, known: int) -> None:
+        """Show the total with the pieces of a stage, of whose parts so many are known of."""
+        if self.expected is not None:
+            self._place = place
+            units = self.expected.stages[place].units
+            self._tell(min(1.0, self._done[place] / max(1, known, units)))
+
     def _tell(self, share: float) -> None:
         """Show the total with a share of the running stage's parts."""
         if self.expected is None:
@@ -74,6 +121,10 @@ class Stages:
         total = max(1, round(UNITS_PER_S * self.expected.seconds))
         self._shown = max(self._shown, min(total, round(UNITS_PER_S * done)))
         self.show(self._shown, total)
+
+
+def _untold(_done: int, _total: int) -> None:
+    """Progress of a stage that is not in the total."""
 
 
 def weighted(parts: tuple[float, ...], share: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,18 @@ def outline(source: str) -> Shape:
         config: Any = AutoConfig.from_pretrained(view, local_files_only=True, trust_remote_code=False)
         stored = sum(path.stat().st_size for path in weight_files(view))
     return Shape.of(_card(source, folder, config), stored, _share(config))
+
+
+def shape_of(card: ModelCard, folders: Sequence[Path]) -> Shape:
+    """The shape of a model whose card is known, in some folders: checkpoints of all of them are read.
+
+    Raises:
+        InputError: a config that cannot be read.
+    """
+    stored = sum(path.stat().st_size for folder in folders for path in weight_files(folder))
+    with inert_view(folders[0]) as view:
+        config: Any = AutoConfig.from_pretrained(view, local_files_only=True, trust_remote_code=False)
+    return Shape.of(card, stored, _share(config))
 
 
 def _card(source: str, folder: Path, config: Any) -> ModelCard:  # noqa: ANN401 - a PreTrainedConfig

@@ -33,7 +33,7 @@ from qplan.run.token_losses import Losses, TokenLosses
 from qplan.run.verification import BuiltModel, Check, Speed, Verification
 from qplan.scratch import Scratch
 from qplan.sensitivity.metrics import TokenStats
-from qplan.settings import MEMORIES, DynamicOption, Memory, Say
+from qplan.settings import MEMORIES, DynamicOption, Memory, Progress, Say
 from qplan.uniform import COMPARED, uniform_formats
 from qplan.verify.checks import (
     RIGHT_REL,
@@ -71,6 +71,8 @@ class BuildBench:
     """What the model's engine can read."""
     memory: EngineMemory | None = None
     """What the engine may take; None for no limit."""
+    progress: Progress | None = None
+    """Called after each model that is measured."""
 
     def build(
         self,
@@ -102,6 +104,11 @@ class BuildBench:
             context=self.loaded.card.context,
             replace=True,
         )
+
+    def tell(self, measured: int) -> None:
+        """Tell how many of the models are measured."""
+        if self.progress is not None:
+            self.progress(measured, len(COMPARED) + 1)
 
     def engine(self, folder: Path) -> EngineSession:
         """Start the engine with a built folder and float activations: memory normal."""
@@ -232,9 +239,14 @@ def prove(
         ToolError: the engine failed.
         MeasurementError: logits that are not finite.
     """
-    found = {name: _baseline(uniform or bench, name, bits) for name, bits in COMPARED.items()}
-    baselines = {name: baseline for name, baseline in found.items() if baseline is not None}
+    baselines: dict[str, BuiltModel] = {}
+    for done, (name, bits) in enumerate(COMPARED.items(), 1):
+        baseline = _baseline(uniform or bench, name, bits)
+        if baseline is not None:
+            baselines[name] = baseline
+        bench.tell(done)
     built = _measure_plan(bench, plan, model, rounder, speeds)
+    bench.tell(len(COMPARED) + 1)
     layers = bench.layers(plan.formats)
     with bench.first_layers(model, layers) as engine:
         checks = [*first, exact_logits("plan", engine, plan.formats, rounder, bench.token_ids, layers=layers)]

@@ -13,6 +13,7 @@ from qplan.choosing.repair import affordable
 from qplan.choosing.request import EVALUATIONS, REPAIR_PASSES
 from qplan.cost.file_bytes import estimate_fixed
 from qplan.formats import FP16, INT4, INT8, QuantFormat
+from qplan.jobs.stages import Stages
 from qplan.model.load import LoadedModel
 from qplan.quantize.moments import gather_moments
 from qplan.quantize.rounder import Rounder
@@ -55,7 +56,7 @@ def test_a_plan_is_rounded_with_jobs_before_it_is_measured(
             calibration.heldout,
             said.append,
             jobs=jobs,
-            progress=lambda done, total: seen.append((done, total)),
+            visit=Stages(None, said.append, lambda done, total: seen.append((done, total))).visit,
         )
         losses.append(context.whole_nats(plan))
         count = len(said)

@@ -13,7 +13,7 @@ from qplan.cost.expected import Expected, ExpectedStage
 from qplan.cost.shape import Shape
 from qplan.cost.work import REFERENCE
 from qplan.jobs.emit import Emitted
-from qplan.jobs.expect import Outlook, one_pass_options
+from qplan.jobs.expect import AnalysisOutlook, one_pass_options
 from qplan.jobs.options import AnalyzeOptions
 from qplan.verify.climb import Climbed
 from qplan.verify.ladder import Break, Rung
@@ -44,7 +44,7 @@ def test_emit(*, built: bool) -> None:
 def test_a_forecast() -> None:
     asked = one_pass_options(AnalyzeOptions(model="m"), Shape.of(small_run().table.model, 0))
     stages = (ExpectedStage("loading", 1.0, 2e9), ExpectedStage("back", 9.0, 3e9, 4e9))
-    outlook = Outlook(Expected(stages), REFERENCE, asked, None)
+    outlook = AnalysisOutlook(Expected(stages), REFERENCE, asked=asked)
     document = as_printed(forecast_document(outlook))
     assert_documented(document, keys(PAGE, "A dry run of qplan analyze"))
 

@@ -15,6 +15,7 @@ from qplan.jobs.checks import for_engine_of
 from qplan.jobs.emit import _say_if_moved
 from qplan.jobs.emit_job import EmitJob
 from qplan.jobs.options import EmitOptions
+from qplan.jobs.stages import Stages
 from qplan.mnn.engines import EngineTarget, EngineVersion
 from qplan.planner.budget import Budget
 from qplan.planner.planning import make_plan
@@ -96,6 +97,7 @@ def test_a_given_plan_keeps_its_folder_and_another_engine_gets_its_own(
         rounder=LOADED,
         heldout=LOADED,
         say=print,
+        stages=Stages(None, print, print),
         given=planned,
     )
     assert job.folder.resolve() == (run.folder / expected).resolve()
@@ -113,6 +115,7 @@ def test_a_plan_that_is_made_has_a_folder_by_budget_and_engine(run: RunFolder) -
         rounder=LOADED,
         heldout=LOADED,
         say=print,
+        stages=Stages(None, print, print),
     )
     assert job.folder == run.folder / "int8-mnn-3.5.0"
     assert job.engine == "3.5.0"

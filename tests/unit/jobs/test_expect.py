@@ -8,7 +8,7 @@ import pytest
 from qplan.cli.main import main
 from qplan.cost.work import REFERENCE
 from qplan.errors import InputError, StorageError
-from qplan.jobs import expect
+from qplan.jobs import outlook as outlook_module
 from qplan.jobs.expect import expect_analysis
 from qplan.jobs.options import AnalyzeOptions
 from qplan.run.folder import RunFolder
@@ -18,10 +18,10 @@ from qplan.run.journal import Journal
 def test_a_short_job_is_expected_without_measuring_the_machine(
     model_folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(expect, "measure_machine", lambda _folder: pytest.fail("measured"))
+    monkeypatch.setattr(outlook_module, "measure_machine", lambda _folder: pytest.fail("measured"))
     outlook = expect_analysis(AnalyzeOptions(model=str(model_folders["qwen2"]), effort="quick"), RunFolder(tmp_path))
     assert outlook is not None
-    assert 0 < outlook.expected.seconds < expect.LONG_S
+    assert 0 < outlook.expected.seconds < outlook_module.LONG_S
     assert outlook.machine.memory_bytes > 0
 
 
@@ -32,7 +32,7 @@ def test_a_dry_run_prints_its_stages_and_writes_nothing(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     machine = replace(REFERENCE, memory_bytes=10**10, disk_bytes=10**11)
-    monkeypatch.setattr(expect, "measure_machine", lambda _folder: machine)
+    monkeypatch.setattr(outlook_module, "measure_machine", lambda _folder: machine)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as ended:
         main(["analyze", str(model_folders["qwen2"]), "--effort", "quick", "--dry-run"])
@@ -45,7 +45,7 @@ def test_a_dry_run_on_a_machine_too_small_is_refused(
     model_folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     machine = replace(REFERENCE, memory_bytes=10**8, disk_bytes=10**11)
-    monkeypatch.setattr(expect, "measure_machine", lambda _folder: machine)
+    monkeypatch.setattr(outlook_module, "measure_machine", lambda _folder: machine)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as ended:
         main(["analyze", str(model_folders["qwen2"]), "--effort", "quick", "--dry-run"])
@@ -78,7 +78,7 @@ def test_what_a_run_wrote_already_needs_no_room_again(
     model_folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, options = RunFolder(tmp_path), AnalyzeOptions(model=str(model_folders["qwen2"]), effort="quick")
-    monkeypatch.setattr(expect, "free_bytes", lambda _folder: 1000)
+    monkeypatch.setattr(outlook_module, "free_bytes", lambda folder: 1000 if folder == run.folder else 10**12)
     outlook = expect_analysis(options, run)
     assert outlook is not None
     with pytest.raises(StorageError, match=r"has 1\.0 kB free"):

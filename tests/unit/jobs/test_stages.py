@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from qplan.cost.expected import Expected, ExpectedStage
@@ -45,6 +47,34 @@ def test_stages_come_in_their_order() -> None:
     stages.begin("back")
     with pytest.raises(ValueError, match="no stage 'there' is expected after back: folds"):
         stages.begin("there")
+
+
+def test_pieces_of_a_stage_add_up_and_may_come_after_others() -> None:
+    shown: list[int] = []
+    said: list[str] = []
+    stages = Stages(Expected(EXPECTED.stages), said.append, lambda done, _total: shown.append(done))
+    pieces = replace(EXPECTED.stages[2], parts=(1.0,), units=6)
+    stages.expected = Expected((*EXPECTED.stages[:2], pieces))
+    stages.visit("there", "rounding a plan")(3, 3)
+    stages.visit("back")(1, 2)
+    stages.visit("there", "rounding what it is compared with")(1, 1)  # more than was expected
+    stages.visit("back")(2, 2)
+    stages.visit("unheard of", "a line")(1, 1)
+    assert said == [
+        "stage 2 of 3, rounding a plan",
+        "stage 3 of 3, back",
+        "rounding what it is compared with",
+        "a line",
+    ]
+    assert shown == sorted(shown)
+    assert shown[-1] == 4000 + 6000 * 3 // 6
+    assert 4000 + 6000 // 6 in shown
+
+
+def test_lines_of_a_stage_are_told_where_nothing_is_expected() -> None:
+    said: list[str] = []
+    Stages(None, said.append, print).teller("loading")("loading a model")
+    assert said == ["loading a model"]
 
 
 def test_without_expectations_each_stage_shows_its_own_progress() -> None:

@@ -1,0 +1,266 @@
+"""What an emit takes in torch, from the shape of the model: reading it, choosing a plan, and all that this measures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from qplan.cost.engine import EngineCost
+from qplan.cost.expected import ExpectedStage
+from qplan.cost.forward import FLOAT_BYTES, LOGIT_VALUES, all_forward, factored, rounding
+from qplan.cost.one_pass import PROCESS_BYTES, WORKING_BYTES
+from qplan.cost.shape import Shape
+from qplan.cost.work import NOTHING, Machine, Work
+
+LOADING, EXPORTING, REFERENCE, GATE = "loading", "export of the graph", "FP32 reference", "gate: FP16 on the engine"
+KEEPING, ROUNDING, COMPARING = "FP32 reference for planning", "choosing integers", "whole models: plan and uniform"
+REPAIRING, ACTIVATIONS = "promotions and demotions", "int8 activations per token and per block"
+BUILDING, PROVING, REPORTING = "building the plan", "proof on the engine", "report"
+"""Names of an emit's stages."""
+
+# set from emits of the embedded model, qwen2-8m and SmolLM2-135M
+_ACTIVATION_VALUES = 10
+"""Numbers read and written per activation that is rounded to int8."""
+_STORED_VALUES = 6
+"""Per weight that is turned from integers into floats."""
+_NEAREST_VALUES = 24
+"""Per weight that is rounded to nearest."""
+_COMPARED_VALUES = 14
+"""Per logit that is compared with the reference's."""
+_FORK = 0.6
+"""Of a pass, what a plan takes that differs in one tensor from another."""
+_SOLVED_S = 2e-4
+"""Seconds of a solver per budget and format of a tensor."""
+_LOADING_S, _REPORT_S = 2.0, 2.0
+"""Of what does not grow with the model: reading the run and the tokenizer; pages and figures."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmitAsked:
+    """What the work of an emit depends on, beside the model."""
+
+    judged: int
+    """Tokens that built models are measured on."""
+    planning: int
+    """Tokens that plans are measured on."""
+    seq_len: int
+    checkpoint_bytes: int
+    """Of all models that are loaded."""
+    models: int
+    """How many: the folded and the one before folding, or one."""
+    fits: bool
+    """Whether rounding is fitted to moments."""
+    chosen: bool
+    """Whether it chooses between candidates (``auto``)."""
+    solves: bool
+    """Whether a plan is made, and none was given."""
+    choices: int
+    """Formats of all tensors together."""
+    memories: int
+    """Memory settings that losses are known under."""
+    evaluations: int
+    """Whole models that a repair measures."""
+    weighs_activations: bool
+    """Whether scales of int8 activations may be per token or per block."""
+    exports: int
+    """Graphs to export."""
+    export_bytes: float
+    """Peak memory of an export."""
+    budgets: int
+    """Of the frontier in the report."""
+    build: bool
+    streamed: bool = False
+    """Whether weights are read when they are used."""
+
+
+@dataclass(frozen=True)
+class EmitCost:
+    """Work and memory of each stage."""
+
+    shape: Shape
+    asked: EmitAsked
+    engine: EngineCost
+    machine: Machine
+    most_memory: float = math.inf
+    """Limit on the memory that was given."""
+
+    def stages(self) -> tuple[ExpectedStage, ...]:
+        """The stages in their order."""
+        asked = self.asked
+        found = [self._loading()]
+        if asked.exports:
+            found.append(self._exporting())
+        if asked.build:
+            found += [self._reference(REFERENCE, asked.judged), self._gate()]
+        found += self._planning()
+        if asked.build:
+            found += [self._building(), self._proving()]
+        found.append(self._reporting())
+        return tuple(found)
+
+    def _stage(
+        self,
+        name: str,
+        parts: Sequence[Work],
+        memory: float,
+        *,
+        disk: float = 0.0,
+        temporary: float = 0.0,
+        at_once: int = 1,
+        units: int = 0,
+    ) -> ExpectedStage:
+        """A stage that takes so much memory beside the process and weights that stay there."""
+        times = [part.seconds(self.machine, at_once) for part in parts]
+        return ExpectedStage(name, sum(times), self.own_bytes + memory, disk, tuple(times), units, temporary)
+
+    @property
+    def own_bytes(self) -> float:
+        """What this process holds all the time."""
+        asked = self.asked
+        return PROCESS_BYTES + (0.0 if asked.streamed else FLOAT_BYTES * self.shape.parameters * asked.models)
+
+    def _forward(self, tokens: float) -> Work:
+        return all_forward(self.shape, int(tokens), self.asked.seq_len, streamed=self.asked.streamed)
+
+    def _batch(self, tokens: int, variants: int) -> float:
+        """Bytes of hidden states, logits and a layer on its way: one row at a time, in all variants."""
+        shape, row = self.shape, self.asked.seq_len
+        hidden = min(1 << 29, FLOAT_BYTES * tokens * shape.hidden * max(1, variants)) * 2
+        layer = FLOAT_BYTES * row * max(sum(given.width + given.outputs for given in la) for la in shape.layers)
+        logits = 5 * FLOAT_BYTES * row * shape.head.outputs
+        return WORKING_BYTES + hidden + max(layer, logits)
+
+    @property
+    def _kept_weights(self) -> float:
+        """Bytes of stored weights as floats: a layer's, the head's where they are few enough, and those read."""
+        layer = max(sum(given.weights for given in layer) for layer in self.shape.layers)
+        head = FLOAT_BYTES * self.shape.head.weights
+        read = FLOAT_BYTES * max(layer, self.shape.head.weights) if self.asked.streamed else 0.0
+        return FLOAT_BYTES * layer + (head if head < 1 << 30 else 0.0) + read
+
+    def _loading(self) -> ExpectedStage:
+        asked, matrices = self.asked, 0.0
+        if asked.fits:
+            matrices = 2.0 * FLOAT_BYTES * sum(given.width**2 for given in self.shape.inputs)
+        work = Work(
+            read=2.0 * asked.checkpoint_bytes + matrices,
+            values=4.0 * self.shape.parameters * asked.models,
+            seconds_anywhere=_LOADING_S,
+        )
+        return self._stage(LOADING, [work], 0.0 if asked.streamed else asked.checkpoint_bytes / asked.models)
+
+    def _exporting(self) -> ExpectedStage:
+        asked = self.asked
+        one = self.engine.exported()
+        return self._stage(
+            EXPORTING, [one] * asked.exports, asked.export_bytes, disk=asked.exports * self.engine.graph_bytes
+        )
+
+    def _reference(self, name: str, tokens: int) -> ExpectedStage:
+        logits = float(FLOAT_BYTES * tokens * self.shape.head.outputs)
+        return self._stage(name, [self._forward(tokens)], self._batch(tokens, 1), temporary=logits)
+
+    def _gate(self) -> ExpectedStage:
+        engine, work = self.engine, NOTHING
+        work += engine.built(16) + engine.exact(16) + self._stored(16, nearest=True)
+        work += self._forward(engine.gate_tokens)
+        # a model in fp16 is there as long as it is run, here and in the proof
+        return self._stage(GATE, [work], self._with_engine(self._whole_stored, 16), disk=engine.file_bytes(16))
+
+    def _with_engine(self, working: float, bits: float) -> float:
+        """Bytes with an engine's process beside this one, which takes no more than is left for it."""
+        left = max(0.0, self.most_memory - self.own_bytes - working)
+        return working + min(left, self.engine.peak(bits))
+
+    @property
+    def _whole_stored(self) -> float:
+        """Bytes of stored weights that comparing logits exactly keeps as floats."""
+        return min(1 << 30, FLOAT_BYTES * sum(given.weights for given in self.shape.inputs)) + WORKING_BYTES
+
+    def _stored(self, bits: float, *, nearest: bool) -> Work:
+        """All weights turned into the values that are stored."""
+        values = _NEAREST_VALUES if nearest and bits < 16 else _STORED_VALUES  # noqa: PLR2004
+        return Work(values=values * float(sum(given.weights for given in self.shape.inputs)))
+
+    def _swept(self, tokens: float, variants: float, *, lossy: bool = True) -> Work:
+        """Whole models on their way through all layers, and what their logits lose."""
+        work = self._forward(tokens)
+        numbers = sum(given.width * given.share for given in self.shape.inputs)
+        work += Work(values=(_ACTIVATION_VALUES * numbers if lossy else 0.0) * tokens)
+        work += Work(values=(_COMPARED_VALUES - LOGIT_VALUES / 2) * tokens * self.shape.head.outputs)
+        return work.times(variants)
+
+    def _planning(self) -> list[ExpectedStage]:
+        asked, tokens = self.asked, self.asked.planning
+        found = [self._reference(KEEPING, tokens)]
+        if asked.fits:
+            found.append(self._rounding())
+        if asked.solves:
+            found.append(self._comparing())
+            if asked.evaluations:
+                found.append(self._repairing())
+        if asked.weighs_activations:
+            some = min(tokens, 1024)
+            work = self._swept(some, 4) + self._stored(8, nearest=False)
+            memory = self._batch(some, 4) + self._kept_weights
+            found.append(self._stage(ACTIVATIONS, [work], memory, units=4 * some // asked.seq_len))
+        return found
+
+    def _rounding(self) -> ExpectedStage:
+        asked, work = self.asked, NOTHING
+        for given in self.shape.inputs:
+            work += factored(given.width)
+            for spec in given.readers:
+                work += rounding(given.width, spec.out_features, 1, fits=True, chosen=asked.chosen)
+        widest = max(given.width for given in self.shape.inputs)
+        largest = max(spec.weights for spec in self.shape.card.tensors)
+        memory = FLOAT_BYTES * (4.0 * widest**2 + self.machine.processors * 5.0 * min(largest, 1 << 24))
+        disk = float(sum(spec.weights for spec in self.shape.card.tensors))
+        tensors = len(self.shape.card.tensors)
+        return self._stage(
+            ROUNDING, [work], memory + WORKING_BYTES, disk=disk, at_once=self.machine.processors, units=tensors
+        )
+
+    def _comparing(self) -> ExpectedStage:
+        """The plan and uniform under all settings, the plan rounded to nearest, and the repaired one."""
+        asked, tokens = self.asked, self.asked.planning
+        ours = asked.memories * (2 if asked.evaluations else 1)
+        variants = ours + asked.memories + 1
+        work = self._swept(tokens, variants)
+        work += self._stored(8, nearest=False).times(ours / asked.memories) + self._stored(8, nearest=True).times(2)
+        memory = self._batch(tokens, asked.memories) + self._kept_weights
+        work += Work(seconds_anywhere=_SOLVED_S * asked.choices)
+        return self._stage(COMPARING, [work], memory, units=variants * tokens // asked.seq_len)
+
+    def _repairing(self) -> ExpectedStage:
+        asked, tokens = self.asked, self.asked.planning / 2
+        work = self._swept(tokens, asked.evaluations * _FORK) + self._stored(8, nearest=False).times(3)
+        memory = self._batch(int(tokens), asked.evaluations) + self._kept_weights
+        return self._stage(REPAIRING, [work], memory, units=int(asked.evaluations * tokens) // asked.seq_len)
+
+    def _building(self) -> ExpectedStage:
+        engine = self.engine
+        work, disk = engine.built(engine.bits), engine.file_bytes(engine.bits)
+        return self._stage(BUILDING, [work], self._with_engine(WORKING_BYTES, engine.bits), disk=disk)
+
+    def _proving(self) -> ExpectedStage:
+        engine, tokens, parts = self.engine, self.asked.judged, []
+        for bits in engine.uniform:
+            work = engine.built(bits) + engine.measured(bits, tokens)
+            floats = bits == 16  # noqa: PLR2004
+            work += self._swept(tokens, 1 if floats else 2, lossy=not floats) + self._stored(bits, nearest=True)
+            parts.append(work)
+        own = engine.measured(engine.bits, tokens, beside=self.asked.weighs_activations) + self._swept(tokens, 2)
+        own += self._stored(8, nearest=False).times(2) + engine.exact(engine.bits)
+        parts.append(own + self._forward(engine.gate_tokens))
+        widest = max((*engine.uniform, engine.bits))
+        logits = 4.0 * FLOAT_BYTES * self.asked.seq_len * self.shape.head.outputs
+        exact = self._with_engine(self._whole_stored, engine.bits)
+        memory = max(exact, self._with_engine(WORKING_BYTES + logits, widest))
+        return self._stage(PROVING, parts, memory)
+
+    def _reporting(self) -> ExpectedStage:
+        asked = self.asked
+        seconds = _REPORT_S + _SOLVED_S * asked.choices * asked.budgets
+        return self._stage(REPORTING, [Work(seconds_anywhere=seconds)], WORKING_BYTES)

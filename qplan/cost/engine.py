@@ -1,0 +1,161 @@
+"""What exporting a graph, building models and running them on the engine take."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from qplan.cost.file_bytes import estimate_fixed
+from qplan.cost.forward import FLOAT_BYTES
+from qplan.cost.shape import Shape
+from qplan.cost.work import Work
+from qplan.settings import Memory
+
+# measured with MNN 3.6.1 and llmexport 0.0.5 on the embedded model, qwen2-8m and SmolLM2-135M
+_EXPORT_S, _EXPORT_OP_S = 5.0, 0.02
+"""Seconds of an export: starting Python with torch and llmexport, and for each linear of the graph."""
+_EXPORT_VALUES = 20
+"""Numbers that an export reads and writes per weight of the embedding."""
+_CONVERTER_S, _CONVERTER_OP_S = 0.4, 0.002
+"""Seconds that patching the graph and converting it take, with starting the converter, and for each linear."""
+_HASHED = 1.5
+"""Bytes that are read, for each byte of a built model: it is hashed."""
+_START_S = 0.5
+"""Seconds until the engine's process is there."""
+_LOADED_VALUES = {"low": 1.0, "normal": 3.0}
+"""Numbers read and written per weight that the engine loads."""
+_PREFILL = {"low": 1.0, "normal": 1.0}
+"""Time of the engine's products of many tokens, in that of as many operations in torch on one processor."""
+_STEP = {"low": 8.0, "normal": 8.0}
+"""The same of a token by itself."""
+_STEP_S = 5e-5
+"""Seconds that each linear takes of a token by itself whatever its size, and what lies around it."""
+_TOKENIZED_S = 0.5
+"""Seconds in which texts are tokenized by engine and Hugging Face."""
+_COMPARED_VALUES = 14
+"""Numbers read and written per logit of the engine that is compared."""
+_TURNS = 6
+"""Times that the built model is loaded and timed to choose scales of activations: `qplan.verify.measure`."""
+_BASE_BYTES = 130e6
+"""The engine without a model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineCost:
+    """Work and memory of MNN's exporter, converter and engine, for one model."""
+
+    shape: Shape
+    bits: float
+    """Mean bits of the plan's weights."""
+    uniform: tuple[int, ...]
+    """Bits of the uniform models that are measured."""
+    memories: tuple[Memory, ...]
+    """Settings that built models are measured under."""
+    seq_len: int
+    gate_tokens: int
+    """Tokens whose logits are compared one by one."""
+    decode_rows: int
+    """Sequences that also go through token by token."""
+    prompt_tokens: int
+    decode_tokens: int
+    repeats: int
+    """Of timing prefill and decode."""
+    threads: int = 1
+    most_bytes: float = math.inf
+    """Most memory of the engine's process: what takes more is left out, see `qplan.verify.engine_memory`."""
+
+    @property
+    def _ops(self) -> int:
+        return len(self.shape.card.tensors)
+
+    @property
+    def _weights(self) -> float:
+        return float(sum(given.weights for given in self.shape.inputs))
+
+    @property
+    def _met(self) -> float:
+        """Weights that a token meets."""
+        return sum(given.weights * given.share for given in self.shape.inputs)
+
+    @property
+    def graph_bytes(self) -> int:
+        """Bytes of an exported graph, whose matrices are holes."""
+        fixed = estimate_fixed(self.shape.card)
+        return fixed.total + _JSON_BYTES * fixed.graph
+
+    def file_bytes(self, bits: float) -> float:
+        """Bytes of a built model."""
+        return self._weights * bits / 8 + estimate_fixed(self.shape.card).total
+
+    def exported(self) -> Work:
+        """An export of the graph."""
+        embedding = self.shape.head.weights
+        return Work(seconds_anywhere=_EXPORT_S + _EXPORT_OP_S * self._ops, values=float(_EXPORT_VALUES * embedding))
+
+    def built(self, bits: float) -> Work:
+        """A model written and hashed, once its integers are there."""
+        written = self.file_bytes(bits)
+        converter = _CONVERTER_S + _CONVERTER_OP_S * self._ops
+        return Work(written=written, read=_HASHED * written, seconds_anywhere=converter)
+
+    def _loaded(self, memory: Memory, bits: float) -> Work:
+        work = Work(seconds_anywhere=_START_S, values=_LOADED_VALUES[memory] * self._weights)
+        return work + Work(read=self.file_bytes(bits) / 4)
+
+    def _prefill(self, memory: Memory, tokens: float) -> Work:
+        scores = 4.0 * self.seq_len * self.shape.hidden * len(self.shape.layers)
+        return Work(engine_flops=_PREFILL[memory] * tokens * (2.0 * self._met + scores))
+
+    def _steps(self, memory: Memory, tokens: float) -> Work:
+        work = Work(engine_flops=_STEP[memory] * tokens * 2.0 * self._met)
+        return work + Work(seconds_anywhere=_STEP_S * self._ops * tokens)
+
+    def _timed(self, memory: Memory) -> Work:
+        """Speeds of prefill and decode, after a warm-up."""
+        one = self._prefill(memory, self.prompt_tokens) + self._steps(memory, self.decode_tokens)
+        return one.times(self.repeats + 1)
+
+    def _compared(self, tokens: float) -> Work:
+        return Work(values=_COMPARED_VALUES * tokens * self.shape.head.outputs)
+
+    def exact(self, bits: float) -> Work:
+        """Logits of a few tokens with float activations, of as many layers as fit, and the texts of the tokenizer."""
+        work = self._loaded("normal", bits) + self._prefill("normal", self.gate_tokens)
+        return work.times(min(1.0, max(0.0, self.most_bytes) / self.memory(bits, "normal"))) + Work(
+            seconds_anywhere=_TOKENIZED_S
+        )
+
+    def measured(self, bits: float, tokens: int, *, beside: bool = False) -> Work:
+        """A built model under all settings; ``beside`` with the other scales of int8 activations too, in turns."""
+        work, runs = Work(), self.runs(bits)
+        for memory in (*runs, *(("low",) if beside and "low" in runs else ())):
+            work += self._loaded(memory, bits) + self._prefill(memory, tokens) + self._compared(tokens)
+            if memory == "low":
+                steps = self.decode_rows * self.seq_len
+                work += self._steps(memory, steps) + self._compared(steps)
+        if "low" not in runs:
+            return work
+        one = self._timed("low")
+        return work + ((self._loaded("low", bits) + one).times(_TURNS) if beside else one)
+
+    def memory(self, bits: float, memory: Memory) -> float:
+        """Bytes of the engine's process with a model."""
+        stored = self._weights * (FLOAT_BYTES if memory == "normal" else max(bits, 8) / 8)
+        largest = max(spec.weights for spec in self.shape.card.tensors)
+        loading = largest * (FLOAT_BYTES if memory == "normal" or bits >= 16 else _COPIES_AT_LOAD)  # noqa: PLR2004
+        logits = 3.0 * FLOAT_BYTES * self.seq_len * self.shape.head.outputs
+        return _BASE_BYTES + stored + max(loading, logits)
+
+    def runs(self, bits: float) -> tuple[Memory, ...]:
+        """Settings under which a model is run."""
+        return tuple(memory for memory in self.memories if self.memory(bits, memory) <= self.most_bytes)
+
+    def peak(self, bits: float) -> float:
+        """Bytes of the engine's process at most, whatever is run of a model."""
+        return min(self.most_bytes, max(self.memory(bits, memory) for memory in self.memories))
+
+
+_JSON_BYTES = 8
+"""Bytes of the graph as JSON for each byte of the graph."""
+_COPIES_AT_LOAD = 1.4
+"""Of `qplan.verify.engine_memory`."""

@@ -1,0 +1,176 @@
+"""What an emit is going to take, before anything is loaded."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from qplan.choosing.planned import PlannedOn
+from qplan.choosing.repair import most_models
+from qplan.choosing.sizes import run_fixed_bytes
+from qplan.cost.emit import EmitAsked, EmitCost
+from qplan.cost.engine import EngineCost
+from qplan.cost.expected import Expected
+from qplan.cost.free import free_memory
+from qplan.cost.shape import Shape
+from qplan.cost.work import REFERENCE, Machine
+from qplan.jobs.options import EmitOptions
+from qplan.jobs.outlook import Outlook, on_this_machine
+from qplan.jobs.report import COARSE_POINTS
+from qplan.mnn.build.exporter_source import find_exporter
+from qplan.mnn.build.left_out import kept_of, whole_bytes
+from qplan.model.outline import shape_of
+from qplan.model.source import fetch
+from qplan.planner.metric import Metric
+from qplan.roundings import needs_tokens
+from qplan.run.calibration import CalibrationSet
+from qplan.run.fold import fold_of
+from qplan.run.folder import RunFolder
+from qplan.run.skeleton_record import SkeletonRecord
+from qplan.run.table import SensitivityTable
+from qplan.settings import MEMORIES
+from qplan.uniform import COMPARED
+from qplan.verify.measure import Trial
+from qplan.verify.prove import GATE_TOKENS
+
+REMEDIES = ("--max-memory, which reads weights from the disk when they are used", "a machine with more memory")
+LIMITED_REMEDIES = ("raise it", "use --no-build, which leaves the engine out")
+"""What lets an emit do with less memory; and with a limit that is too low."""
+
+_USUAL_BITS = 8
+"""Of the plan's weights, where no budget says."""
+
+
+@dataclass(frozen=True)
+class Emission:
+    """What an emit is about."""
+
+    options: EmitOptions
+    run: RunFolder
+    table: SensitivityTable
+    """As the engine reads its formats."""
+    calibration: CalibrationSet
+    given: PlannedOn | None
+    """The plan given with ``--plan``."""
+    planning_rows: int
+    """Sequences that plans are measured on."""
+    judged_rows: int
+    """Sequences that built models are measured on."""
+    decode_rows: int
+    """Of these, those that go through token by token."""
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Of all models that are loaded: the analyzed one, and the one before folding."""
+        record = fold_of(self.run, self.table.model)
+        if record is None:
+            return (fetch(self.table.model.source),)
+        return self.run.folded, fetch(record.original)
+
+    @property
+    def streamed(self) -> bool:
+        """Whether weights stay on the disk, as `qplan.folding.analyzed.load_analyzed` decides."""
+        limit = self.options.max_memory_bytes
+        most = free_memory() if limit is None else limit / 2
+        return 4 * self.table.model.parameters * len(self.folders) > most
+
+    @property
+    def bits(self) -> float:
+        """Mean bits of the plan's weights, as far as that is known before."""
+        if self.given is not None:
+            return self.given.plan.mean_bits
+        card, fixed = self.table.model, run_fixed_bytes(self.run, self.table.model, c4=self.options.target.c4)
+        weights = sum(spec.weights for spec in card.tensors)
+        most = [budget.resolve(card, fixed).limit_bytes for budget in self.options.wanted.budgets]
+        return min(16.0, 8 * max(0, min(most) - fixed.total) / weights) if most else _USUAL_BITS
+
+    @property
+    def exports(self) -> int:
+        """Graphs that the run does not keep yet."""
+        exporter, record = find_exporter(self.options.llmexport).version, fold_of(self.run, self.table.model)
+        wanted = {False: self.table.model.sha256}
+        if record is not None and (self.options.build or self.given is None):
+            wanted[True] = record.original_sha256
+        missing = 0
+        for unfolded, sha256 in wanted.items():
+            folder, path = self.run.skeleton_for(c4=self.options.target.c4, unfolded=unfolded)
+            kept = SkeletonRecord.kept(path) if folder.is_dir() else None
+            missing += kept is None or (kept.model, kept.exporter) != (sha256, exporter)
+        return missing
+
+    @property
+    def evaluations(self) -> int:
+        """Whole models that a repair measures."""
+        wanted, asked = self.options.wanted, self.options.evaluations
+        table = self.table
+        if self.given is not None or asked == 0 or self.planning_rows < 2 or wanted.rules.metric is not Metric.kl:  # noqa: PLR2004
+            return 0
+        if wanted.objective != "loss":
+            return 0
+        half = -(-self.planning_rows // 2) * self.calibration.seq_len
+        return most_models(table.conditions.samples * table.conditions.seq_len, half) if asked is None else asked
+
+    def asked(self, shape: Shape) -> EmitAsked:
+        """What the work depends on."""
+        options, table, rounding = self.options, self.table, self.table.conditions.rounding
+        seq_len = self.calibration.seq_len
+        kept = kept_of(self.folders[0])
+        return EmitAsked(
+            judged=self.judged_rows * seq_len,
+            planning=self.planning_rows * seq_len,
+            seq_len=seq_len,
+            checkpoint_bytes=shape.checkpoint_bytes,
+            models=len(self.folders),
+            fits=needs_tokens(rounding),
+            chosen=rounding == "auto",
+            solves=self.given is None,
+            choices=len(table.measurements) // len(table.memories),
+            memories=len(table.memories),
+            evaluations=self.evaluations,
+            weighs_activations=table.goal == "low" and options.dynamic_option != 0,
+            exports=self.exports,
+            export_bytes=whole_bytes(self.folders[0]) if kept is None else kept.peak_bytes,
+            budgets=COARSE_POINTS,
+            build=options.build,
+            streamed=self.streamed,
+        )
+
+    def engine(self, shape: Shape, most_bytes: float = math.inf) -> EngineCost:
+        """What the engine does, within a limit on its memory."""
+        return EngineCost(
+            shape=shape,
+            bits=self.bits,
+            uniform=tuple(COMPARED.values()),
+            memories=MEMORIES,
+            seq_len=self.calibration.seq_len,
+            gate_tokens=GATE_TOKENS,
+            threads=self.options.threads,
+            decode_rows=self.decode_rows,
+            prompt_tokens=Trial.prompt_tokens,
+            decode_tokens=Trial.decode_tokens,
+            repeats=Trial.repeats,
+            most_bytes=most_bytes,
+        )
+
+
+def expect_emit(emission: Emission, *, measure: bool = False) -> Outlook:
+    """What an emit takes.
+
+    Args:
+        emission: what it is about.
+        measure: measure this machine, which takes a few seconds, even where there is little to do.
+
+    Raises:
+        InputError: the model is not there any more.
+    """
+    shape = shape_of(emission.table.model, emission.folders)
+    asked, limit = emission.asked(shape), emission.options.max_memory_bytes
+    most = math.inf if limit is None else float(limit)
+    engine = emission.engine(shape, most - EmitCost(shape, asked, emission.engine(shape), REFERENCE).own_bytes)
+    remedies = REMEDIES if limit is None else LIMITED_REMEDIES
+
+    def outlook(machine: Machine) -> Outlook:
+        return Outlook(Expected(EmitCost(shape, asked, engine, machine, most).stages()), machine, limit, remedies)
+
+    return on_this_machine(outlook, emission.run, measure=measure)

@@ -1,0 +1,138 @@
+"""Work and memory of an emit, held against what torch counts and against limits."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from qplan.cost.emit import BUILDING, COMPARING, EXPORTING, GATE, KEEPING, PROVING, REPAIRING, EmitAsked, EmitCost
+from qplan.cost.engine import EngineCost
+from qplan.cost.expected import Expected, ExpectedStage
+from qplan.cost.shape import Shape
+from qplan.cost.work import REFERENCE, Machine
+from qplan.errors import InputError
+from qplan.model.load import LoadedModel
+from qplan.settings import MEMORIES
+
+ROWS, SEQ_LEN = 8, 16
+
+ASKED = EmitAsked(
+    judged=ROWS * SEQ_LEN,
+    planning=ROWS * SEQ_LEN,
+    seq_len=SEQ_LEN,
+    checkpoint_bytes=10**6,
+    models=1,
+    fits=True,
+    chosen=True,
+    solves=True,
+    choices=50,
+    memories=2,
+    evaluations=10,
+    weighs_activations=True,
+    exports=1,
+    export_bytes=8e8,
+    budgets=16,
+    build=True,
+)
+
+COUNTING = Machine(
+    processors=1,
+    flops=1.0,
+    bf16_flops=math.inf,
+    factor_flops=math.inf,
+    values=math.inf,
+    roundings=math.inf,
+    steps=math.inf,
+    read=math.inf,
+    written=math.inf,
+    memory_bytes=0,
+    disk_bytes=0,
+)
+"""Its seconds are floating-point operations."""
+
+
+def _stages(
+    loaded: LoadedModel, asked: EmitAsked = ASKED, machine: Machine = REFERENCE, most: float = math.inf
+) -> dict[str, ExpectedStage]:
+    shape = Shape.of(loaded.card, asked.checkpoint_bytes)
+    engine = EngineCost(
+        shape=shape,
+        bits=8,
+        uniform=(16, 8, 4),
+        memories=MEMORIES,
+        seq_len=SEQ_LEN,
+        gate_tokens=16,
+        decode_rows=2,
+        prompt_tokens=32,
+        decode_tokens=8,
+        repeats=5,
+        most_bytes=most - 5e8,
+    )
+    return {stage.name: stage for stage in EmitCost(shape, asked, engine, machine, most).stages()}
+
+
+@pytest.mark.parametrize("name", ["qwen2", "llama"])
+def test_products_of_a_reference_are_those_that_torch_counts(tiny_models: dict[str, LoadedModel], name: str) -> None:
+    loaded = tiny_models[name]
+    with FlopCounterMode(display=False) as counter:
+        loaded.logits(torch.zeros(ROWS, SEQ_LEN, dtype=torch.int64))
+    # which torch does not count on a CPU: products of queries and keys, and of scores and values
+    attention = 2 * 2 * ROWS * SEQ_LEN**2 * loaded.card.tensors[-1].in_features * len(loaded.layers)
+    pass_flops = counter.get_total_flops() + attention
+    stages = _stages(loaded, machine=COUNTING)
+    assert stages[KEEPING].seconds == pytest.approx(pass_flops, rel=1e-6)
+    # the plan, the repaired one and uniform under two settings, and the plan rounded to nearest
+    solved = _stages(loaded, replace(ASKED, choices=0), COUNTING)[COMPARING].seconds
+    assert solved == pytest.approx(7 * pass_flops, rel=1e-6)
+    # half of the tokens, in models that share what comes before the tensor they differ in
+    assert stages[REPAIRING].seconds == pytest.approx(0.6 * 10 * pass_flops / 2, rel=1e-6)
+
+
+def test_stages_are_those_that_were_asked_for(qwen2: LoadedModel) -> None:
+    whole = _stages(qwen2)
+    assert set(whole) - set(_stages(qwen2, replace(ASKED, exports=0))) == {EXPORTING}
+    assert set(whole) - set(_stages(qwen2, replace(ASKED, evaluations=0))) == {REPAIRING}
+    assert set(whole) - set(_stages(qwen2, replace(ASKED, solves=False))) == {COMPARING, REPAIRING}
+    planned = _stages(qwen2, replace(ASKED, build=False))
+    assert {GATE, BUILDING, PROVING} <= set(whole) - set(planned)
+    for stage in whole.values():
+        assert sum(stage.parts) == pytest.approx(stage.seconds)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"judged": 4 * ASKED.judged},
+        {"planning": 4 * ASKED.planning},
+        {"models": 2},
+        {"evaluations": 20},
+        {"exports": 2},
+        {"choices": 500},
+    ],
+)
+def test_more_of_anything_takes_longer(qwen2: LoadedModel, more: dict[str, int]) -> None:
+    least = Expected(tuple(_stages(qwen2).values()))
+    found = Expected(tuple(_stages(qwen2, replace(ASKED, **more)).values()))  # type: ignore[arg-type]
+    assert found.seconds > least.seconds
+    assert found.memory_bytes >= least.memory_bytes
+
+
+def test_the_engine_takes_what_a_limit_leaves_and_the_rest_is_refused(qwen2: LoadedModel) -> None:
+    free = Expected(tuple(_stages(qwen2).values()))
+    most = _stages(qwen2)[KEEPING].memory_bytes + 1e8
+    assert most < free.memory_bytes
+    asked = replace(ASKED, exports=0)
+    limited = Expected(tuple(_stages(qwen2, asked, most=most).values()))
+    assert limited.memory_bytes <= most
+    limited.check(replace(REFERENCE, disk_bytes=10**12), ("raise it",), most_memory=int(most))
+    with pytest.raises(InputError, match=r"needs about 0\.7 GB of memory, and --max-memory allows 0\.3 GB: raise it"):
+        limited.check(REFERENCE, ("raise it",), most_memory=3 * 10**8)
+
+
+def test_logits_are_counted_where_they_are_written(qwen2: LoadedModel) -> None:
+    stages = Expected(tuple(_stages(qwen2).values()))
+    assert stages.temporary_bytes == 4 * (ASKED.judged + ASKED.planning) * qwen2.card.vocabulary

@@ -1,0 +1,87 @@
+"""What an emit is expected to take, from a run's files alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from qplan.choosing.request import PlanRequest
+from qplan.cli.main import main
+from qplan.cost.emit import EXPORTING, GATE, REPAIRING
+from qplan.cost.work import REFERENCE, Machine
+from qplan.formats import INT4, INT8
+from qplan.jobs import outlook as outlook_module
+from qplan.jobs.emit import emission_of
+from qplan.jobs.expect_emit import expect_emit
+from qplan.jobs.options import EmitOptions
+from qplan.model.load import LoadedModel
+from qplan.planner.budget import parse_budgets
+from qplan.run.calibration import CalibrationSet
+from qplan.run.folder import RunFolder
+from tests.support.whole_tables import estimated_table
+
+
+@pytest.fixture(scope="module")
+def run(qwen2: LoadedModel, calibration: CalibrationSet, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A finished analysis of a tiny model."""
+    home = RunFolder(tmp_path_factory.mktemp("run"))
+    estimated_table(qwen2, calibration, (INT8, INT4)).write(home.sensitivity)
+    calibration.write(home.calibration)
+    return home
+
+
+def _machine(monkeypatch: pytest.MonkeyPatch, machine: Machine) -> None:
+    monkeypatch.setattr(outlook_module, "measure_machine", lambda _folder: machine)
+    monkeypatch.setattr(outlook_module, "free_memory", lambda: machine.memory_bytes)
+
+
+def _options(**more: object) -> EmitOptions:
+    wanted = PlanRequest(budgets=parse_budgets(["int4"]))
+    return EmitOptions(wanted=wanted, tokens=32, **more)  # type: ignore[arg-type]
+
+
+def test_nothing_is_measured_for_a_short_emit(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outlook_module, "measure_machine", lambda _folder: pytest.fail("measured"))
+    expected = expect_emit(emission_of(_options(), run)).expected
+    names = [stage.name for stage in expected.stages]
+    assert names.index(EXPORTING) < names.index(GATE) < names.index(REPAIRING)
+    without = expect_emit(emission_of(_options(build=False, evaluations=0), run)).expected
+    assert without.seconds < expected.seconds
+    assert without.memory_bytes <= expected.memory_bytes
+
+
+def test_a_dry_run_prints_its_stages_and_writes_nothing(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _machine(monkeypatch, replace(REFERENCE, memory_bytes=10**10, disk_bytes=10**11))
+    before = sorted(run.folder.rglob("*"))
+    with pytest.raises(SystemExit) as ended:
+        main(["emit", "--run", str(run.folder), "--budget", "int4", "--tokens", "32", "--dry-run"])
+    assert ended.value.code in (None, 0)
+    assert GATE in capsys.readouterr().out
+    assert sorted(run.folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("more", "machine", "said"),
+    [
+        ([], {"memory_bytes": 10**8}, "this machine has free 0.1 GB: --max-memory, which reads"),
+        (["--max-memory", "400MB"], {}, "--max-memory allows 0.4 GB: raise it"),
+        ([], {"disk_bytes": 10**4}, "on the disk, which has 0.0 GB free"),
+    ],
+)
+def test_an_emit_that_cannot_be_is_refused_before_it_begins(
+    run: RunFolder,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    *,
+    more: list[str],
+    machine: dict[str, int],
+    said: str,
+) -> None:
+    _machine(monkeypatch, replace(REFERENCE, **({"memory_bytes": 10**10, "disk_bytes": 10**11} | machine)))  # type: ignore[arg-type]
+    with pytest.raises(SystemExit) as ended:
+        main(["emit", "--run", str(run.folder), "--budget", "int4", "--tokens", "32", "--dry-run", *more])
+    assert ended.value.code not in (None, 0, 1)
+    assert said in capsys.readouterr().err
