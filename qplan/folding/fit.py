@@ -123,22 +123,35 @@ def expected_loss(
     for name, importance, met in uses:
         rows, factor = _drawn(importance, generator)
         scaled = loaded.weight_rows(name, rows) * columns
-        loss = loss + torch.stack([_rounding(scaled, plan[name], factor, met) for plan in plans])
+        loss = loss + _roundings(scaled, [plan[name] for plan in plans], factor, met)
     return loss
 
 
-def _rounding(weight: Tensor, fmt: QuantFormat, rows: Tensor, columns: Tensor) -> Tensor:
-    """Expected loss from rounding ``weight [rows, in_features]``, given factors per row and energies per column."""
-    if fmt.is_float:
-        return torch.zeros((), device=weight.device)
-    size = fmt.resolve(weight.shape[1]).block_size(weight.shape[1])
-    blocks = weight.reshape(len(weight), -1, size)
-    if fmt.symmetric:
-        steps = blocks.abs().amax(2) / (2 ** (fmt.bits - 1) - 1)
-    else:
-        steps = (blocks.amax(2) - blocks.amin(2)) / (2**fmt.bits - 1)
-    loss: Tensor = ((rows @ steps.square()) * columns.reshape(-1, size).sum(1)).sum() / 24
-    return loss
+def _roundings(weight: Tensor, formats: Sequence[QuantFormat], rows: Tensor, columns: Tensor) -> Tensor:
+    """Expected losses ``[formats]`` from rounding ``weight [rows, in_features]``.
+
+    Args:
+        weight: the rows; may require a gradient.
+        formats: the formats.
+        rows: factors per row.
+        columns: energies per column.
+    """
+    # what formats of one layout lose differs by the squares of their numbers of levels alone
+    ranges: dict[tuple[int, bool], Tensor] = {}
+    losses = []
+    for fmt in formats:
+        if fmt.is_float:
+            losses.append(torch.zeros((), device=weight.device))
+            continue
+        size = fmt.resolve(weight.shape[1]).block_size(weight.shape[1])
+        layout = size, fmt.symmetric
+        if layout not in ranges:
+            blocks = weight.reshape(len(weight), -1, size)
+            reach = blocks.abs().amax(2) if fmt.symmetric else blocks.amax(2) - blocks.amin(2)
+            ranges[layout] = ((rows @ reach.square()) * columns.reshape(-1, size).sum(1)).sum() / 24
+        levels = 2 ** (fmt.bits - 1) - 1 if fmt.symmetric else 2**fmt.bits - 1
+        losses.append(ranges[layout] / levels**2)
+    return torch.stack(losses)
 
 
 def _drawn(importance: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:

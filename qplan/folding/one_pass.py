@@ -42,6 +42,9 @@ _ORIGINAL, _FOLDED = "original", "folded"
 BITS = (8, 4)
 """Widths of the uniform models whose losses decide about a fold."""
 
+_SWEEPS = 0
+"""Passes of refinement after GPTQ where a fold is decided: they help with and without it."""
+
 
 @dataclass
 class OnePass:
@@ -62,6 +65,8 @@ class OnePass:
     """Called once per tensor, with the factors of its columns."""
     workers: Workers | None = None
     """Of a cluster, who find the losses of a layer's tensors; what decides about folds is found here."""
+    half: bool = False
+    """Whether slopes at inputs are products of bfloat16, see `qplan.model.half_products`."""
 
     def run(self, way: WayBack, progress: Progress | None = None) -> None:
         """Go back; what is known already is left as it is."""
@@ -94,11 +99,11 @@ class OnePass:
     def views(self) -> Views:
         """Looks at traces for losses."""
         analysis, judged = self.analysis, self.moments is not None
-        return Views(analysis.loaded, analysis.batches, self.drawn, analysis.conditions.seed, judged)
+        return Views(analysis.loaded, analysis.batches, self.drawn, analysis.conditions.seed, judged, self.half)
 
     @cached_property
     def _witness(self) -> Witness:
-        return Witness(self.analysis.loaded, len(self.analysis.batches), self.witnesses)
+        return Witness(self.analysis.loaded, len(self.analysis.batches), self.witnesses, self.half)
 
     @cached_property
     def _sites(self) -> dict[str, FoldSite]:
@@ -166,7 +171,7 @@ class OnePass:
         for group in _alike(seen, menu):
             formats = menu[group[0].name]
             rounding, curvature = curvatures.of(group[0], columns, rough=True)
-            item = LossItem(group, tuple(dict.fromkeys(formats)), rounding, curvature, columns)
+            item = LossItem(group, tuple(dict.fromkeys(formats)), rounding, curvature, columns, _SWEEPS)
             for found in item.losses(self._activations):
                 for label, fmt in zip(self._uniform, formats, strict=True):
                     for memory in memories:

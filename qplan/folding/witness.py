@@ -10,6 +10,7 @@ from torch import Tensor
 
 from qplan.folding.evidence import Evidence
 from qplan.folding.fold import FoldSite
+from qplan.model.half_products import half_product
 from qplan.model.layerwise import LayerTrace
 from qplan.model.load import LoadedModel
 from qplan.sensitivity.views import joined
@@ -24,6 +25,8 @@ class Witness:
     """Number of batches of a trace that are not among them."""
     batches: Sequence[Tensor]
     """Token ids of the others, int64 ``[rows, seq_len]`` each."""
+    half: bool = False
+    """Whether slopes are products of bfloat16, see `qplan.model.half_products`."""
 
     def of(self, site: FoldSite, trace: LayerTrace, lookups: Sequence[Tensor] = ()) -> Evidence:
         """The evidence of a site in a trace.
@@ -45,7 +48,8 @@ class Witness:
                 slope += joined(trace.slopes[module][self.first :]).flatten(0, -2)
             else:
                 gradients = joined(trace.gradients[module][self.first :])[..., own].flatten(0, -2)
-                slope.addmm_(gradients.float(), self.loaded.weight(name).float())
+                weight = self.loaded.weight(name).float()
+                slope += half_product(gradients, weight).float() if self.half else gradients.float() @ weight
         squares = slope.square_()
         tokens = squares.sum(1)
         evidence = Evidence(site, inputs.to(torch.bfloat16), tokens, squares.mean(0), rows)

@@ -55,6 +55,10 @@ from qplan.verify.reference import stored_logits
 PLANNING_TOKENS = 2048
 """Least number of held-out tokens that plans are measured on, where there are so many."""
 
+PLANNING_WORK = 4e12
+"""Weights times tokens up to which as many are taken whatever the analysis took: half an hour for the whole models that
+an emit measures. A larger model is measured on fewer."""
+
 SHIPPED_THREADS = 4
 """Engine threads in the settings that a built model ships with; measurements use `EmitOptions.threads`."""
 
@@ -163,7 +167,7 @@ def _emit(
             model=model,
             skeleton=skeleton,
             rounder=rounder,
-            heldout=planning_rows(calibration),
+            heldout=planning_rows(calibration, table.model.parameters),
             say=say,
             given=given,
             open=stack,
@@ -189,13 +193,19 @@ def _stages(emission: Emission, say: Say, progress: Progress) -> Stages:
     return Stages(outlook.expected, say, progress)
 
 
-def planning_rows(calibration: CalibrationSet) -> NDArray[np.int64]:
+def planning_rows(calibration: CalibrationSet, weights: int) -> NDArray[np.int64]:
     """Held-out tokens that whole models are measured on while a plan is chosen, ``[rows, seq_len]``.
 
-    Half as many as the analysis took, evenly spread, but no fewer than `PLANNING_TOKENS` if there are so many.
+    Half as many as the analysis took, evenly spread, but no fewer than `PLANNING_TOKENS` if there are so many and
+    `PLANNING_WORK` allows.
+
+    Args:
+        calibration: of the analysis.
+        weights: of the model.
     """
     rows, length = calibration.heldout, calibration.seq_len
-    count = max(2, max(PLANNING_TOKENS, calibration.tokens.size // 2) // length)
+    least = min(PLANNING_TOKENS, int(PLANNING_WORK / weights))
+    count = max(2, max(least, calibration.tokens.size // 2) // length)
     if count >= len(rows):
         return rows
     spread: NDArray[np.int64] = rows[np.linspace(0, len(rows) - 1, count).round().astype(int)]

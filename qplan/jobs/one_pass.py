@@ -127,6 +127,8 @@ def analyze_in_one_pass(
         # whole tensors are rounded where a loss of exactly 0 must be proved, and need not be rounded well for that
         analysis = replace(begun, stored=StoredWeights(loaded))
         folded, notes = _left(job, analysis) or _found(job, analysis)
+        if folded is not loaded:
+            loaded.release()
         if options.effort == "default":
             rounder = run_rounder(
                 run, folded, calibration, options.rounding, batch_size=batch_size, workers=job.workers
@@ -253,7 +255,8 @@ def _passes(job: _Job, analysis: Analysis) -> _Found:
     gather = fits and moments is None
     behind = job.fit if gather else witnesses
     between = job.between()
-    way = WayThere(job.loaded, judged + behind, kept, between)
+    half = half_products_pay(job.loaded.device)
+    way = WayThere(job.loaded, judged + behind, kept, between, half)
     judge = _Judge.of(job, {} if moments is None else moments.key_of)
     draft = job.draft()
     turned = between.reached(len(job.loaded.layers)) is not None
@@ -284,6 +287,7 @@ def _passes(job: _Job, analysis: Analysis) -> _Found:
         draft=draft,
         keep=None if moments is None else judge.keep,
         workers=job.workers,
+        half=half,
     )
     back = WayBack(
         job.loaded,
@@ -291,7 +295,7 @@ def _passes(job: _Job, analysis: Analysis) -> _Found:
         between,
         label_seeds(job.calibration.seed, kept),
         drawn=one.views.drawn_of,
-        half=half_products_pay(job.loaded.device),
+        half=half,
     )
     told = f"back: folds and losses of {len(job.options.formats)} formats, {DRAWN} output features of each tensor"
     one.run(back, job.stages.begin("back", told))

@@ -9,8 +9,8 @@ from qplan.card import ModelCard
 from qplan.formats import QuantFormat
 from qplan.roundings import needs_tokens
 
-FORWARD = 1 / 3
-"""Passes that a forward pass takes; ``reports/scale``."""
+FORWARD = 1 / 2
+"""Passes that a forward pass takes: backwards, gradients at inputs alone take as many products."""
 
 _ROUNDING_TOKENS = 3 * 4096
 """Tokens that pass through weights forwards and backwards in the time that rounding these takes; ``reports/scale``."""
@@ -37,7 +37,9 @@ class PassCosts:
 
     card: ModelCard
     tokens: int
-    """Calibration tokens."""
+    """Calibration tokens: those of a pass."""
+    measured: int
+    """Those of them that losses are measured on."""
     rounding: str
     """One of `qplan.roundings.ROUNDINGS`."""
 
@@ -48,12 +50,16 @@ class PassCosts:
         return _ROUNDING_TOKENS / self.tokens * self.card.tensor(name).weights / self._all
 
     def replayed(self, name: str) -> float:
-        """Running what a changed tensor reaches, over all calibration tokens."""
+        """Running what a changed tensor reaches."""
         spec = self.card.tensor(name)
         first = -1 if spec.tied else self._place(spec.layer)
-        return (
-            FORWARD * sum(other.weights for other in self.card.tensors if self._place(other.layer) >= first) / self._all
-        )
+        reached = sum(other.weights for other in self.card.tensors if self._place(other.layer) >= first)
+        return self.reference * reached / self._all
+
+    @property
+    def reference(self) -> float:
+        """Running the model as it is, which measured losses are compared with."""
+        return FORWARD * self.measured / self.tokens
 
     def _place(self, layer: int | None) -> int:
         return len(self.card.tensors) if layer is None else layer

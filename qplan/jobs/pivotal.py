@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Set as AbstractSet
+from collections.abc import Collection
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from torch import Tensor
@@ -14,7 +15,7 @@ from qplan.formats import Formats, QuantFormat
 from qplan.jobs.additivity import frontier_plans, sum_nats
 from qplan.jobs.deciding import decisions
 from qplan.jobs.options import MEASURED_PASSES
-from qplan.jobs.passes import FORWARD, PassBudget, PassCosts
+from qplan.jobs.passes import PassBudget, PassCosts
 from qplan.notes import note
 from qplan.quantize.rounder import Rounder
 from qplan.run.additivity import JointPoint
@@ -26,14 +27,12 @@ from qplan.sensitivity.stand_ins import stand_in_losses, stand_ins_of
 from qplan.settings import Progress, Say
 from qplan.spread.work import Workers
 
-_ROUNDS = 2
-"""Rounds of making plans from the known losses and measuring those that the plans depend on."""
+_DRAWS = 4
+"""How often losses are drawn from their error distributions, per budget."""
 
-_DRAWS = 2
-"""How often losses are drawn from their error distributions, per budget and round."""
-
-_JOINT_TOKENS = 1024
-"""Fewest tokens that whole plans are measured on: the ratio of a whole to a sum is known well from few."""
+_MEASURED_TOKENS = 1024
+"""Fewest tokens to measure on: what a whole loses over the sum of its parts, or a part over its estimate on the same
+tokens, is known well from few."""
 
 
 @dataclass
@@ -80,9 +79,9 @@ class Pivotal:
         """Plans and their joint losses in nats, on as few batches as suffice to know how losses add up."""
         analysis = self.analysis
         table = analysis.table("auto", analysis.all_rows("gradient"))
-        plans, batches = frontier_plans(table), self._some_batches()
+        plans, batches = frontier_plans(table), self._some_batches
         tokens = sum(batch.numel() for batch in batches)
-        if not budget.take(FORWARD * (1 + len(plans)) * tokens / self._tokens):
+        if not budget.take((1 + len(plans)) * self._costs.reference):
             return []
         self.say(f"measuring {len(plans)} whole plans on {tokens:,} tokens: how losses add up")
         losses = stand_in_losses(analysis, plans, batches, stand_ins_of(analysis, self.rounder))
@@ -94,41 +93,39 @@ class Pivotal:
             found.append((formats, nats * sum_nats(table, formats) / here if here else nats))
         return found
 
+    @cached_property
     def _some_batches(self) -> tuple[Tensor, ...]:
         found: list[Tensor] = []
         for batch in self.analysis.batches:
-            if sum(other.numel() for other in found) < _JOINT_TOKENS:
+            if sum(other.numel() for other in found) < _MEASURED_TOKENS:
                 found.append(batch)
         return tuple(found)
+
+    @cached_property
+    def _costs(self) -> PassCosts:
+        measured = sum(batch.numel() for batch in self._some_batches)
+        return PassCosts(self.analysis.loaded.card, self._tokens, measured, self.rounder.rounding)
 
     @property
     def _tokens(self) -> int:
         return sum(batch.numel() for batch in self.analysis.batches)
 
     def _deciding(self, budget: PassBudget) -> set[Entry]:
-        """Measure the entries that decide most for their price, in rounds; returns them."""
-        analysis = self.analysis
-        costs = PassCosts(analysis.loaded.card, self._tokens, self.rounder.rounding)
-        fixed = estimate_fixed(analysis.loaded.card)
+        """Measure the entries that decide most for their price; returns them."""
+        analysis, costs = self.analysis, self._costs
         generator = np.random.default_rng(analysis.conditions.seed)
-        measured: set[Entry] = set()
-        for left in range(_ROUNDS, 0, -1):
-            worth = _worth(self._known(measured), fixed, generator)
-            share = PassBudget((budget.most - budget.spent) / left)
-            new = {
-                entry
-                for entry in sorted(worth, key=lambda entry: -worth[entry] / _price(costs, entry))
-                if entry not in measured and share.take(_price(costs, entry))
-            }
-            if not new:
-                break
-            budget.take(share.spent)
-            self.say(f"measuring {len(new)} losses that plans depend on")
-            measure(analysis, new, workers=self.workers, progress=self.progress)
-            measured |= new
+        if not budget.take(costs.reference):
+            return set()
+        worth = _worth(self._known(()), estimate_fixed(analysis.loaded.card), generator)
+        ranked = sorted(worth, key=lambda entry: -worth[entry] / _price(costs, entry))
+        measured = {entry for entry in ranked if budget.take(_price(costs, entry))}
+        if measured:
+            self.say(f"measuring {len(measured)} losses that plans depend on, on {costs.measured:,} tokens")
+            part = replace(analysis, batches=self._some_batches)
+            measure(part, measured, workers=self.workers, progress=self.progress)
         return measured
 
-    def _known(self, measured: AbstractSet[Entry]) -> SensitivityTable:
+    def _known(self, measured: Collection[Entry]) -> SensitivityTable:
         """The table as far as it is known."""
         rows, _ = blend(self.analysis, measured, width_scales(self.analysis, measured))
         return self.analysis.table("auto", rows)

@@ -1,8 +1,9 @@
-"""Gradients at linears' inputs as products of bfloat16, on processors that are made for them.
+"""Products of bfloat16, on processors that are made for them, where float32's digits are not needed.
 
 A product's factors are rounded to 8 bits of mantissa and its terms added up in float32, so it is right to about a
-hundredth of its spread and without a bias: far less than what drawing labels leaves open. Products on the way there
-stay float32, since int8 activations are rounded from what they make. To keep float32's digits, three products would be
+hundredth of its spread and without a bias. For gradients at linears' inputs that is far less than what drawing labels
+leaves open, and second moments of inputs average it out. Where losses are estimated, products on the way there stay
+float32, since int8 activations are rounded from what they make. To keep float32's digits, three products would be
 needed, which takes a processor that is more than three times as fast at them.
 """
 
@@ -38,9 +39,23 @@ def with_half_gradients(linears: Iterable[nn.Linear]) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def with_half_outputs(linears: Iterable[nn.Linear]) -> Iterator[None]:
+    """Compute what some linears return in bfloat16; no gradients."""
+    with ExitStack() as stack:
+        for linear in linears:
+            stack.enter_context(with_forward(linear, partial(_half_forward, linear)))
+        yield
+
+
 def half_product(gradient: Tensor, weight: Tensor) -> Tensor:
     """The gradient ``[..., in]`` at a linear's input, of one ``[..., out]`` at its output; ``weight [out, in]``."""
     return (gradient.to(torch.bfloat16) @ weight.to(torch.bfloat16)).to(gradient.dtype)
+
+
+def _half_forward(linear: nn.Linear, inputs: Tensor) -> Tensor:
+    found = half_product(inputs, linear.weight.T)
+    return found if linear.bias is None else found + linear.bias
 
 
 def _forward(linear: nn.Linear, inputs: Tensor) -> Tensor:

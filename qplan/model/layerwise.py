@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from qplan.errors import MeasurementError
 from qplan.model.backward import GraphStart, log_likelihood_slope, probabilities_of
 from qplan.model.boundaries import Boundaries
-from qplan.model.half_products import with_half_gradients
+from qplan.model.half_products import with_half_gradients, with_half_outputs
 from qplan.model.load import LoadedModel
 from qplan.model.replace import with_forward
 
@@ -71,11 +71,16 @@ class WayThere:
     """Of so many first batches, what layers return is kept, for the way back."""
     between: Boundaries = field(default_factory=Boundaries)
     """What was kept; of the other batches, what the last layers returned."""
+    half: bool = False
+    """Whether layers compute products of bfloat16 on batches that are not kept, see `half_products`."""
 
     def run(self, index: int, number: int) -> None:
         """Compute a layer on a batch, after the layers before it; their number stands for the head."""
         given = self.between.get(index - 1, number) if index else None
-        with torch.no_grad():
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            if self.half and number >= self.kept and index < len(self.loaded.layers):
+                stack.enter_context(with_half_outputs(names_by_linear(self.loaded, index)))
             found = run_layer(self.loaded, index, self.batches[number], given)
         if index < len(self.loaded.layers):
             self.between.put(index, number, found)

@@ -126,6 +126,11 @@ class LoadedModel:
         linear = self.linear(name)
         return linear.bias[self.sites[name].rows] if has_bias(linear) else None
 
+    def release(self) -> None:
+        """Free the weights: from here on nothing can be computed, and only the card stays."""
+        for parameter in self.model.parameters():
+            parameter.data = parameter.data.new_empty(0)
+
     def logits(self, tokens: Tensor) -> Tensor:
         """Next-token logits ``[rows, seq_len, vocabulary]`` of token ids ``[rows, seq_len]``."""
         with torch.no_grad():

@@ -117,15 +117,18 @@ class _Rows:
             self.scale[index, own], self.zero[index, own] = grid.scale.squeeze(1), grid.zero.squeeze(1)
         scale, zero = self.scale[index], self.zero[index]
         signed, errors, inverse = self.signed[span], torch.empty_like(block), _inverse(scale)
+        diagonal = factor.diagonal().tolist()
+        columns = _lists(block, signed, errors, factor)
         for part in _parts(len(block)):
-            for column in range(part.start, part.stop):
-                centered = block[column] - zero
-                codes = nearest(centered * inverse)
-                signed[column] = codes
-                errors[column] = torch.addcmul(centered, codes, scale, value=-1).div_(factor[column, column])
-                rest = slice(column + 1, part.stop)
-                block[rest].addr_(factor[column, rest], errors[column], alpha=-1)
-            block[part.stop :].addmm_(factor[part, part.stop :].T, errors[part], alpha=-1)
+            for column, (given, codes, error, spread) in enumerate(columns[part], part.start):
+                centered = given - zero
+                codes.copy_(nearest(centered * inverse))
+                torch.addcmul(centered, codes, scale, value=-1, out=error).div_(diagonal[column])
+                if (behind := part.stop - column - 1) > 0:
+                    rest = block.narrow(0, column + 1, behind)
+                    rest.addr_(spread.narrow(0, column + 1, behind), error, alpha=-1)
+            if part.stop < len(block):
+                block[part.stop :].addmm_(factor[part, part.stop :].T, errors[part], alpha=-1)
         return errors
 
     def sweep(self) -> None:
@@ -171,15 +174,18 @@ class _Rows:
         span, nearest = self.span(index), self.nearest
         local, signed, scale = self.hessian[span, span], self.signed[span], self.scale[index]
         inverse, steps = _inverse(scale), torch.empty_like(signed)
+        diagonal = local.diagonal().tolist()
+        columns = _lists(pull, signed, steps, local)
         for part in _parts(len(signed)):
-            for column in range(part.start, part.stop):
-                wish = (pull[column] * inverse).div_(local[column, column])
-                fresh = nearest(wish.add_(signed[column]))
-                steps[column] = (fresh - signed[column]).mul_(scale)
-                signed[column] = fresh
-                rest = slice(column + 1, part.stop)
-                pull[rest].addr_(local[column, rest], steps[column], alpha=-1)
-            pull[part.stop :].addmm_(local[part, part.stop :].T, steps[part], alpha=-1)
+            for column, (pulled, codes, step, spread) in enumerate(columns[part], part.start):
+                fresh = nearest((pulled * inverse).div_(diagonal[column]).add_(codes))
+                torch.sub(fresh, codes, out=step).mul_(scale)
+                codes.copy_(fresh)
+                if (behind := part.stop - column - 1) > 0:
+                    rest = pull.narrow(0, column + 1, behind)
+                    rest.addr_(spread.narrow(0, column + 1, behind), step, alpha=-1)
+            if part.stop < len(signed):
+                pull[part.stop :].addmm_(local[part, part.stop :].T, steps[part], alpha=-1)
         return steps
 
     def span(self, index: int) -> slice:
@@ -207,6 +213,11 @@ def _to_levels(formats: Sequence[QuantFormat], rows: int, device: torch.device) 
     bounds = torch.tensor([extreme_levels(fmt) for fmt in formats], dtype=torch.float32, device=device)
     low, high = bounds.repeat_interleave(rows, 0).T.contiguous()
     return lambda steps: steps.round_().clamp_(low, high)
+
+
+def _lists(*matrices: Tensor) -> list[tuple[Tensor, ...]]:
+    """Row by row, the rows of several matrices: the loops over columns take longer to look rows up than to compute."""
+    return list(zip(*(matrix.unbind(0) for matrix in matrices), strict=True))
 
 
 def _parts(columns: int) -> list[slice]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-_BLOCK = 1024
+_BLOCK = 512
 """Columns of a block; narrower matrices are one product."""
 
 

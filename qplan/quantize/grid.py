@@ -57,13 +57,17 @@ def storable(fmt: QuantFormat, scale: Tensor, zero: Tensor) -> Grid:
     return Grid(fmt, scale, zero)
 
 
-def full_range(blocks: Tensor, fmt: QuantFormat, *, shrink: float = 1.0) -> Grid:
-    """The grid that spans each block's range, shrunk about its middle by ``shrink``."""
+def full_range(blocks: Tensor, fmt: QuantFormat) -> Grid:
+    """The grid that spans each block's range."""
+    return spanning(blocks.amin(-1), blocks.amax(-1), fmt)
+
+
+def spanning(low: Tensor, high: Tensor, fmt: QuantFormat, shrink: float | Tensor = 1.0) -> Grid:
+    """The grid that spans ranges ``[out, n_blocks]``, shrunk about their middles; factors broadcast against them."""
     low_int, high_int = extreme_levels(fmt)
     if fmt.symmetric:
-        scale = blocks.abs().amax(-1) * shrink / high_int
+        scale = torch.maximum(high, -low) * shrink / high_int
         return storable(fmt, scale, torch.zeros_like(scale))
-    low, high = blocks.amin(-1), blocks.amax(-1)
     scale = (high - low) * shrink / (high_int - low_int)
     middle = (high + low) / 2
     return storable(fmt, scale, middle - scale * (high_int + low_int) / 2)

@@ -12,13 +12,16 @@ from torch import Tensor
 
 from qplan.formats import QuantFormat
 from qplan.quantize.curvature import Curvature
-from qplan.quantize.grid import Grid, fit, full_range
+from qplan.quantize.grid import Grid, fit, spanning
 from qplan.quantize.stored import IntTensor, StoredTensor, by_rows, store_float
 
 _SHRINKS = {2: (0.4, 1.0, 16), 3: (0.5, 1.0, 16), 4: (0.6, 1.02, 15), 5: (0.75, 1.02, 10), 6: (0.85, 1.01, 9)}
 """Smallest and largest shrink factor and the number of factors, by bits; wide grids gain little by clipping."""
 
 _REFITS = 3
+
+_TOGETHER = 1 << 17
+"""Weights, counted once for each candidate, up to which candidates are tried at the same time."""
 
 
 def search_grid(blocks: Tensor, weight: Tensor, fmt: QuantFormat) -> Grid:
@@ -30,13 +33,15 @@ def search_grid(blocks: Tensor, weight: Tensor, fmt: QuantFormat) -> Grid:
         fmt: an integer format.
     """
     low, high, count = _SHRINKS.get(fmt.bits, (0.93, 1.005, 7))
-    best = full_range(blocks, fmt)
-    best_loss = _loss(best, blocks, weight)
-    for shrink in torch.linspace(low, high, count).tolist():
-        best, best_loss = _better(best, best_loss, full_range(blocks, fmt, shrink=shrink), blocks, weight)
+    shrinks = torch.tensor([1.0, *torch.linspace(low, high, count).tolist()], device=blocks.device).view(-1, 1, 1)
+    smallest, largest = blocks.amin(-1), blocks.amax(-1)
+    first, *others = shrinks.split(max(1, _TOGETHER // max(1, blocks.numel())))
+    best, best_loss = _least(spanning(smallest, largest, fmt, first), blocks, weight)
+    for some in others:
+        best, best_loss = _better(best, best_loss, *_least(spanning(smallest, largest, fmt, some), blocks, weight))
     for _ in range(_REFITS):
         refitted = fit(blocks, best.round(blocks), weight, fmt)
-        best, best_loss = _better(best, best_loss, refitted, blocks, weight)
+        best, best_loss = _better(best, best_loss, refitted, _loss(refitted, blocks, weight))
     return best
 
 
@@ -66,8 +71,14 @@ def _loss(grid: Grid, blocks: Tensor, weight: Tensor) -> Tensor:
     return (weight * error * error).sum(-1)
 
 
-def _better(best: Grid, best_loss: Tensor, other: Grid, blocks: Tensor, weight: Tensor) -> tuple[Grid, Tensor]:
-    loss = _loss(other, blocks, weight)
+def _least(grids: Grid, blocks: Tensor, weight: Tensor) -> tuple[Grid, Tensor]:
+    """Of grids whose scales are ``[candidates, out, n_blocks]``, each block's first with the least loss; the losses."""
+    loss, where = _loss(grids, blocks, weight).min(0)
+    scale, zero = (values.gather(0, where.unsqueeze(0)).squeeze(0) for values in (grids.scale, grids.zero))
+    return Grid(grids.format, scale, zero), loss
+
+
+def _better(best: Grid, best_loss: Tensor, other: Grid, loss: Tensor) -> tuple[Grid, Tensor]:
     wins = loss < best_loss
     scale, zero = torch.where(wins, other.scale, best.scale), torch.where(wins, other.zero, best.zero)
     return Grid(best.format, scale, zero), torch.where(wins, loss, best_loss)

@@ -15,7 +15,7 @@ from qplan.model.load import LoadedModel
 from qplan.notes import Note, few, note
 from qplan.quantize import IntTensor, StoredTensor, rtn
 from qplan.quantize.curvature import Curvature
-from qplan.quantize.gptq import gptq_widths
+from qplan.quantize.gptq import SWEEPS, gptq_widths
 from qplan.quantize.methods import round_with
 from qplan.quantize.moments import Moments
 from qplan.quantize.stored import joined, row_pieces
@@ -140,6 +140,7 @@ def round_widths(
     judge: Tensor | None,
     *,
     columns: Tensor | None = None,
+    sweeps: int = SWEEPS,
 ) -> dict[QuantFormat, StoredTensor]:
     """Store ``weight [out, in]``, any rows of a matrix, in several formats.
 
@@ -150,6 +151,7 @@ def round_widths(
         curvature: of the inputs that it is fitted to; needed unless the rounding fits to nothing.
         judge: moments ``[in, in]`` of other tokens, by which ``auto`` chooses; without, it takes its first candidate.
         columns: ``[in]``, factors of the weights' columns by which ``judge`` is not divided.
+        sweeps: passes of refinement after GPTQ, see `qplan.quantize.gptq`.
     """
     names = CANDIDATES if rounding == "auto" and judge is not None else (rounding,)
     found: dict[QuantFormat, StoredTensor] = {}
@@ -157,7 +159,7 @@ def round_widths(
         if fmt.is_float:
             found[fmt] = round_with("rtn", weight, fmt)
     for same in alike(fmt for fmt in formats if not fmt.is_float):
-        candidates = [_round_alike(name, weight, same, curvature) for name in names]
+        candidates = [_round_alike(name, weight, same, curvature, sweeps) for name in names]
         for index, fmt in enumerate(same):
             rivals = [candidate[index] for candidate in candidates]
             found[fmt] = rivals[0] if judge is None or len(rivals) == 1 else best_rows(weight, rivals, judge, columns)
@@ -173,11 +175,11 @@ def alike(formats: Iterable[QuantFormat]) -> list[list[QuantFormat]]:
 
 
 def _round_alike(
-    name: str, weight: Tensor, formats: Sequence[QuantFormat], curvature: Curvature | None
+    name: str, weight: Tensor, formats: Sequence[QuantFormat], curvature: Curvature | None, sweeps: int
 ) -> Sequence[StoredTensor]:
     """Round to formats that differ in their width alone."""
-    if name == "gptq" and curvature is not None and len(formats) > 1:
-        return gptq_widths(weight, formats, curvature)
+    if name == "gptq" and curvature is not None:
+        return gptq_widths(weight, formats, curvature, sweeps=sweeps)
     return [round_with(name, weight, fmt, curvature) for fmt in formats]
 
 

@@ -47,7 +47,7 @@ def blend(
 
     Args:
         analysis: the analysis, with estimates of all entries.
-        measured: entries that were measured.
+        measured: entries that were measured, on all batches or the first ones.
         by_width: scales to bring estimates of each width to, see `width_scales`; None for the common one.
 
     Returns:
@@ -60,7 +60,7 @@ def blend(
     for name, fmt, memory in analysis.entries():
         entry = (name, fmt.name, memory)
         if entry in measured:
-            rows.extend(analysis.rows(entry, "measured"))
+            rows.extend(_brought(analysis, entry, logs.get(entry, 0.0)))
             continue
         scale = math.exp(common) if by_width is None else by_width.get(fmt.bits, 1.0)
         twin = _twin(analysis, entry, logs)
@@ -71,11 +71,25 @@ def blend(
 
 
 def _log_ratio(analysis: Analysis, entry: Entry) -> float | None:
-    """Log of measured over gradient loss, over all batches; None if either is 0."""
-    sums = [
-        math.fsum(r.tokens * r.kl_nats for r in analysis.rows(entry, source)) for source in ("measured", "gradient")
-    ]
+    """Log of measured over gradient loss, over the batches that were measured; None if either is 0."""
+    pairs = [(ours, theirs) for ours, theirs in _pairs(analysis, entry) if ours is not None]
+    sums = [math.fsum(row.tokens * row.kl_nats for row in rows) for rows in zip(*pairs, strict=True)]
     return math.log(sums[0] / sums[1]) if min(sums) > 0 else None
+
+
+def _pairs(analysis: Analysis, entry: Entry) -> list[tuple[Measurement | None, Measurement]]:
+    """Of each batch, what was measured if anything was, and the estimate."""
+    known = analysis.kept.measurements
+    estimates = enumerate(analysis.rows(entry, "gradient"))
+    return [(known.get((*entry, batch, "measured")), estimate) for batch, estimate in estimates]
+
+
+def _brought(analysis: Analysis, entry: Entry, log: float) -> list[Measurement]:
+    """Measured batches, and the estimates of the others multiplied by what the measured ones say."""
+    return [
+        _scaled(estimate, math.exp(log)) if measured is None else measured
+        for measured, estimate in _pairs(analysis, entry)
+    ]
 
 
 def _twin(analysis: Analysis, entry: Entry, logs: Collection[Entry]) -> Entry | None:

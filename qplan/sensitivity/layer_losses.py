@@ -19,6 +19,7 @@ from torch import Tensor
 from qplan.formats import QuantFormat
 from qplan.quantize import Int8Activations
 from qplan.quantize.curvature import Curvature
+from qplan.quantize.gptq import SWEEPS
 from qplan.quantize.rounder import alike, one_thread, round_widths
 from qplan.sensitivity.rows import RowSample
 
@@ -88,6 +89,7 @@ def losses_of(
     *,
     activations: Int8Activations | None,
     columns: Tensor | None = None,
+    sweeps: int = SWEEPS,
 ) -> list[dict[QuantFormat, FormatLoss]]:
     """Losses of tensors with the same input, by format.
 
@@ -98,10 +100,11 @@ def losses_of(
         curvature: of the inputs that it is fitted to, divided by ``columns``; needed unless it fits to nothing.
         activations: the int8 activations of integer formats; None to leave them out.
         columns: ``[in]``, factors that the weights' columns are multiplied and their inputs divided by.
+        sweeps: passes of refinement after GPTQ, see `qplan.quantize.gptq`.
     """
     for seen in group:
         seen.products  # noqa: B018 - made here on all threads, and not by several at once
-    work = _Work.of(group, rounding, curvature, columns)
+    work = _Work.of(group, rounding, curvature, columns, sweeps)
     parts = alike(formats)
     tasks: list[Callable[[], Any]] = [partial(work.rounded, part) for part in parts]
     blocks: list[int] = []
@@ -129,19 +132,24 @@ class _Work:
     """``[in]``: of the columns."""
     weight: Tensor
     """float32 ``[drawn of all, in]``, multiplied by it."""
+    sweeps: int
 
     @classmethod
-    def of(cls, group: Sequence[Seen], rounding: str, curvature: Curvature | None, columns: Tensor | None) -> _Work:
+    def of(
+        cls, group: Sequence[Seen], rounding: str, curvature: Curvature | None, columns: Tensor | None, sweeps: int
+    ) -> _Work:
         inputs = group[0].inputs
         factor = torch.ones_like(inputs[0, 0]) if columns is None else columns.to(inputs)
         weight = torch.cat([seen.weight for seen in group]) * factor
-        return cls(group, rounding, curvature, factor, weight)
+        return cls(group, rounding, curvature, factor, weight, sweeps)
 
     def rounded(self, formats: Sequence[QuantFormat]) -> dict[QuantFormat, list[FormatLoss]]:
         """Losses from weight errors of each tensor, by format."""
         found: dict[QuantFormat, list[FormatLoss]] = {}
         inputs, judge = self.group[0].inputs, self.group[0].judge
-        stored_as = round_widths(self.weight, formats, self.rounding, self.curvature, judge, columns=self.factor)
+        stored_as = round_widths(
+            self.weight, formats, self.rounding, self.curvature, judge, columns=self.factor, sweeps=self.sweeps
+        )
         for fmt, stored in stored_as.items():
             # what inputs and products without the factor meet
             error = (stored.dequantize() - self.weight).div_(self.factor)

@@ -10,6 +10,7 @@ import torch
 from qplan.formats import QuantFormat
 from qplan.quantize import Int8Activations
 from qplan.quantize.curvature import Curvature
+from qplan.quantize.gptq import SWEEPS
 from qplan.sensitivity.layer_losses import FormatLoss, Seen, losses_of
 from qplan.spread.work import Task, Workers
 
@@ -26,11 +27,18 @@ class LossItem:
     rounding: str
     curvature: Curvature | None
     columns: torch.Tensor | None
+    sweeps: int = SWEEPS
 
     def losses(self, activations: Int8Activations | None) -> list[dict[QuantFormat, FormatLoss]]:
         """By tensor, the losses by format."""
         return losses_of(
-            self.group, self.formats, self.rounding, self.curvature, activations=activations, columns=self.columns
+            self.group,
+            self.formats,
+            self.rounding,
+            self.curvature,
+            activations=activations,
+            columns=self.columns,
+            sweeps=self.sweeps,
         )
 
 

@@ -8,10 +8,12 @@ output features had. What then is measured is how losses of this size add up, no
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from qplan.formats import Formats, QuantFormat
@@ -20,11 +22,15 @@ from qplan.model.load import LoadedModel
 from qplan.quantize import rtn
 from qplan.quantize.moments import Moments
 from qplan.quantize.rounder import Rounder
+from qplan.quantize.stored import row_pieces
 from qplan.roundings import needs_tokens
 from qplan.sensitivity.analysis import Analysis
-from qplan.sensitivity.metrics import TokenStats, compare, join, reference_of
+from qplan.sensitivity.metrics import compare, join, reference_of
 from qplan.sensitivity.stored_weights import StoredWeights
 from qplan.sensitivity.variants import apply_formats
+
+_POWER_ROWS = 256
+"""Output features, evenly spaced, that say how large the error of a rounding to nearest is beside the output."""
 
 
 @dataclass
@@ -36,16 +42,30 @@ class StandIns(StoredWeights):
     are rounded."""
     moments: Moments | None = None
     """Of the inputs that `noise` is about."""
+    _last: tuple[str, QuantFormat, Tensor] | None = None
+    """What was asked for last, since sequences follow each other."""
 
     def get(self, name: str, fmt: QuantFormat) -> Tensor:
         """float32 ``[out_features, in_features]``."""
-        weight = self.loaded.weight(name).float()
         if fmt.is_float or self.noise is None or self.moments is None or not self.moments.tokens[name]:
-            return (self.rounder or Rounder(self.loaded)).store(name, fmt).dequantize().to(weight.device)
-        error = rtn(weight, fmt).dequantize().to(weight.device) - weight
+            return (self.rounder or Rounder(self.loaded)).store(name, fmt).dequantize().to(self.loaded.device)
+        if self._last is not None and self._last[:2] == (name, fmt):
+            return self._last[2]
+        self._last = None  # it is as large as the next one
+        weight = self.loaded.weight(name).float()
+        some = weight[:: max(1, len(weight) // _POWER_ROWS)]
         seen = self.moments.of(name).to(weight.device)
-        ours, signal = (float(((part @ seen) * part).sum()) for part in (error, weight))
-        return weight + error * math.sqrt(self.noise[name, fmt] * signal / ours) if ours > 0 else weight
+        ours, signal = (float(((part @ seen) * part).sum()) for part in (_error(some, fmt), some))
+        factor = math.sqrt(self.noise[name, fmt] * signal / ours) if ours > 0 else 0.0
+        found = torch.empty_like(weight)
+        for rows in row_pieces(*weight.shape):
+            torch.add(weight[rows], _error(weight[rows], fmt), alpha=factor, out=found[rows])
+        self._last = name, fmt, found
+        return found
+
+
+def _error(weight: Tensor, fmt: QuantFormat) -> Tensor:
+    return rtn(weight, fmt).dequantize().to(weight.device).sub_(weight)
 
 
 def stand_ins_of(analysis: Analysis, rounder: Rounder) -> StandIns:
@@ -75,22 +95,42 @@ def stand_in_losses(
         MeasurementError: a loss is not finite.
     """
     loaded, layers = analysis.loaded, len(analysis.loaded.layers)
-    found: list[list[TokenStats]] = [[] for _ in plans]
     given: list[list[Any]] = [[None] * len(batches) for _ in (None, *plans)]
-    for index in range(layers + 1):
-        names = [spec.name for spec in loaded.card.tensors if _is_in(loaded, spec.name, index)]
+    for index in range(layers):
         references = [run_layer(loaded, index, batch, state) for batch, state in zip(batches, given[0], strict=True)]
-        for plan, formats in enumerate(plans):
-            here = {name: formats[name] for name in names}
-            with apply_formats(loaded, here, analysis.conditions.memory, analysis.activations, stored=stored):
-                for number, batch in enumerate(batches):
-                    output = run_layer(loaded, index, batch, given[1 + plan][number])
-                    if index < layers:
-                        given[1 + plan][number] = output
-                    else:
-                        found[plan].append(compare(reference_of(references[number], batch), output))
+        for plan, formats in enumerate(plans, 1):
+            with _with_formats(analysis, index, formats, stored):
+                given[plan] = [run_layer(loaded, index, *item) for item in zip(batches, given[plan], strict=True)]
         given[0] = references
-    return [join(stats).kl_nats for stats in found]
+    # what a softmax of logits takes is large: of one sequence at a time
+    ends = [[row for state in states for row in _rows(state)] for states in given]
+    rows = [row for batch in batches for row in batch.split(1)]
+    logits = [run_layer(loaded, layers, row, state) for row, state in zip(rows, ends[0], strict=True)]
+    found = []
+    for formats, states in zip(plans, ends[1:], strict=True):
+        with _with_formats(analysis, layers, formats, stored):
+            stats = [
+                compare(reference_of(reference, row), run_layer(loaded, layers, row, state))
+                for reference, row, state in zip(logits, rows, states, strict=True)
+            ]
+        found.append(join(stats).kl_nats)
+    return found
+
+
+def _with_formats(
+    analysis: Analysis, index: int, formats: Formats, stored: StoredWeights
+) -> AbstractContextManager[None]:
+    """Make one layer, or the head, compute as a plan has it."""
+    loaded, memory = analysis.loaded, analysis.conditions.memory
+    here = {name: fmt for name, fmt in formats.items() if _is_in(loaded, name, index)}
+    return apply_formats(loaded, here, memory, analysis.activations, stored=stored)
+
+
+def _rows(state: Any) -> Iterator[Any]:  # noqa: ANN401 - layers differ in what they return
+    """The sequences of a batch, of what a layer returned."""
+    first = state if isinstance(state, Tensor) else state[0]
+    for row in first.split(1):
+        yield row if isinstance(state, Tensor) else (row, *state[1:])
 
 
 def _is_in(loaded: LoadedModel, name: str, index: int) -> bool:

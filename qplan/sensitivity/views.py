@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from qplan.formats import QuantFormat
+from qplan.model.half_products import half_product
 from qplan.model.layerwise import LayerTrace
 from qplan.model.load import LoadedModel
 from qplan.model.mixture import RoutedLinear
@@ -40,6 +41,8 @@ class Views:
     seed: int
     judged: bool = True
     """Whether rounding chooses by the second moments of these tokens' inputs, so that they are needed."""
+    half: bool = False
+    """Whether slopes are products of bfloat16, see `qplan.model.half_products`."""
     head_sample: RowSample = field(init=False)
     """The drawn rows of the head, drawn before anything is known of its gradients: these are too many to keep."""
 
@@ -93,7 +96,8 @@ class Views:
             met = inputs.flatten(0, -2).square().sum(0) if judge is None else judge.diagonal()
             sample = RowSample.draw(importance * (error.square() @ met), self.drawn, self.seed)
             own = gradients[..., rows]
-            gradients, slopes = own[..., sample.rows.to(own.device)], own @ weight
+            slopes = half_product(own, weight) if self.half else own @ weight
+            gradients = own[..., sample.rows.to(own.device)]
         looked_up = None
         if lookups:
             flat = torch.cat(list(lookups)).flatten(0, -2).float()

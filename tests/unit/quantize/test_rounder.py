@@ -162,12 +162,12 @@ def test_the_cache_keeps_tensors_of_the_same_inputs(
     for fmt in (INT4, QuantFormat(3, 32, symmetric=True), FP16):
         first = Rounder(qwen2, "gptq", gathered, cache=cache).store(name, fmt)
         with monkeypatch.context() as patch:
-            patch.setattr(rounding, "round_with", None)
+            patch.setattr(rounding, "gptq_widths", None)
             again = Rounder(qwen2, "gptq", gathered, cache=cache).store(name, fmt)
         assert torch.equal(first.dequantize(), again.dequantize())
         assert first.weight_bytes() + first.alpha_bytes() == again.weight_bytes() + again.alpha_bytes()
     other = StoredCache(cache.folder, INPUTS | {"model": "b"})
-    monkeypatch.setattr(rounding, "round_with", lambda _name, weight, fmt, _curvature: rtn(weight, fmt))
+    monkeypatch.setattr(rounding, "gptq_widths", lambda weight, fmts, *_, **__: [rtn(weight, fmt) for fmt in fmts])
     computed = Rounder(qwen2, "gptq", gathered, cache=other).store(name, INT4)
     assert torch.equal(computed.dequantize(), rtn(qwen2.weight(name), INT4).dequantize())
 
