@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
 import traceback
@@ -31,13 +32,16 @@ from qplan.cli import (
 )
 from qplan.cli.app import App
 from qplan.cli.signals import InterruptedCommand, interruption, signals_interrupt
-from qplan.errors import QplanError, StorageError
+from qplan.errors import InputError, QplanError, StorageError
 from qplan.run.damage import RunFolderWarning
 
 _UsageError: Any = typer.BadParameter.__mro__[1]
 """Base class of typer's errors about a command line, which typer does not export by name."""
 
 _BAD_INPUT = 2
+
+_OUT_OF_MEMORY = re.compile(r"OutOfMemoryError|can't allocate memory")
+"""In what torch raises on processors and on GPUs."""
 
 _SHOWS = frozenset({"--help", "-h", "--version", "--show-completion", "--install-completion"})
 """Options that print text even with ``--json``."""
@@ -103,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console.begin()
     wants_json = "--json" in typed
     try:
-        with console.remarked(RunFolderWarning), _full_disk_told(), signals_interrupt():
+        with console.remarked(RunFolderWarning), _shortage_told(), signals_interrupt():
             code = int(app(typed, prog_name="qplan", standalone_mode=False) or 0)
     except InterruptedCommand as stop:
         _stop(stop, as_json=wants_json)
@@ -139,14 +143,24 @@ def _stop(stop: InterruptedCommand, *, as_json: bool) -> NoReturn:
 
 
 @contextmanager
-def _full_disk_told() -> Iterator[None]:
-    """Name a full disk that nothing closer to it named, such as that of the temporary folder or of standard output.
+def _shortage_told() -> Iterator[None]:
+    """Name a full disk that nothing closer to it named, such as that of the temporary folder, and a lack of memory.
 
     Raises:
         StorageError: a disk is full.
+        InputError: the system gives this process no more memory.
     """
     try:
         yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not _OUT_OF_MEMORY.search(f"{type(error).__name__}: {error}"):
+            raise
+        first = (str(error).strip().splitlines() or ["out of memory"])[0]
+        msg = (
+            f"no memory is left for this command: {first}. Free some, raise what limits it (such as ulimit -v), or let "
+            "it take less: --max-memory of analyze and emit, --batch-size of analyze. What is done is kept"
+        )
+        raise InputError(msg) from error
     except OSError as error:
         if error.errno not in FULL:
             raise

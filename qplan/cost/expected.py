@@ -69,15 +69,35 @@ class Expected:
         limit = machine.memory_bytes if most_memory is None else most_memory
         if self.memory_bytes > limit:
             stage = max(self.stages, key=lambda one: one.memory_bytes)
-            whose = "this machine has free" if most_memory is None else "--max-memory allows"
-            msg = (
-                f"{stage.name} needs about {self.memory_bytes / 1e9:.1f} GB of memory, and {whose} "
-                f"{limit / 1e9:.1f} GB: {', or '.join(remedies)}"
-            )
+            need, have = _apart(self.memory_bytes, limit)
+            whose, ways = ("this machine has free", remedies)
+            if most_memory is not None:
+                whose, ways = "--max-memory allows", ("a higher limit", *remedies)
+            msg = f"{stage.name} needs about {need} of memory, and {whose} {have}: {', or '.join(ways)}"
             raise InputError(msg)
         if self.disk_bytes > machine.disk_bytes:
+            need, have = _apart(self.disk_bytes, machine.disk_bytes)
             msg = (
-                f"the run folder needs about {self.disk_bytes / 1e9:.1f} GB on the disk, which has "
-                f"{machine.disk_bytes / 1e9:.1f} GB free: free some, or name a folder on a larger one with --run"
+                f"the run folder needs about {need} on the disk, which has {have} free: free some, or name a folder on "
+                "a larger one with --run"
             )
             raise StorageError(msg)
+
+
+_PLACES = (1, 2, 3)
+_UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("B", 1.0))
+
+
+def _apart(need: float, have: float) -> tuple[str, str]:
+    """Two sizes in bytes, with so many decimal places that they differ, and none is told as nothing."""
+    told = ("", "")
+    for places in _PLACES:
+        told = _told(need, places), _told(have, places)
+        if told[0] != told[1]:
+            break
+    return told
+
+
+def _told(size: float, places: int) -> str:
+    unit, divisor = next((one for one in _UNITS if size >= one[1] / 20), _UNITS[-1])
+    return f"{size / divisor:.{places}f} {unit}"

@@ -211,12 +211,12 @@ class OnePassCost:
         return self._stage("folded model", [work], held, written)
 
     def _measuring(self) -> ExpectedStage:
-        tokens = self.asked.judged
+        tokens, shape = self.asked.judged, self.shape
         one = self._all_forward(tokens).times(2)
-        shape, batch = self.shape, self.asked.batch_size * self.asked.seq_len
+        batch = self.asked.batch_size * self.asked.seq_len
         # what a pass keeps to be replayed, and the head's rows as they are compared
         kept = batch * (shape.hidden * len(shape.layers) + _FEW_COPIES * shape.head.outputs) + shape.head.weights
-        memory = WORKING_BYTES + _FLOAT * kept + self._batch()
+        memory = WORKING_BYTES + _FLOAT * kept + self._batch() + self._read(shape.head.weights)
         made = Work(values=float(_STAND_INS * _STAND_IN_VALUES * sum(given.weights for given in shape.inputs)))
         return self._stage("measuring what plans hang on", [one.times(self.asked.measured_passes) + made], memory)
 

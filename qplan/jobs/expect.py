@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
@@ -18,10 +19,11 @@ from qplan.model.half_products import half_products_pay
 from qplan.model.outline import outline
 from qplan.roundings import needs_tokens
 from qplan.run.folder import RunFolder
+from qplan.run.journal import begun_with
 from qplan.sensitivity.views import HEAD_SHARE
 
-REMEDIES = ("fewer --samples or --fit-tokens", "a smaller --batch-size", "a machine with more memory")
-"""What lets an analysis do with less memory."""
+FEWER = "fewer --samples or --fit-tokens"
+MORE = "a machine with more memory"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +32,6 @@ class AnalysisOutlook(Outlook):
 
     asked: OnePassOptions
     """What it was computed for: whether the model is streamed, and how many sequences go through it at a time."""
-    remedies: tuple[str, ...] = REMEDIES
 
 
 def expect_analysis(options: AnalyzeOptions, run: RunFolder, *, measure: bool = False) -> AnalysisOutlook | None:
@@ -47,15 +48,39 @@ def expect_analysis(options: AnalyzeOptions, run: RunFolder, *, measure: bool = 
     if options.effort == "thorough" or options.mode is not None or options.device != "cpu":
         return None
     shape = outline(options.model)
-    asked = _fitting(shape, one_pass_options(options, shape), options.max_memory_bytes or free_memory())
-    if options.batch_size is not None:
-        asked = replace(asked, batch_size=options.batch_size)
+    begun = begun_batch_size(options, run)
+    given = options.batch_size or begun
+    wanted = replace(options, batch_size=given)
+    asked = _fitting(shape, one_pass_options(wanted, shape), options.max_memory_bytes or free_memory())
+    if given is not None:
+        asked = replace(asked, batch_size=given)
+    fewer = (
+        "a smaller --batch-size" if options.batch_size else f"--restart with a --batch-size below this run's {begun}"
+    )
+    remedies = (FEWER, fewer, MORE) if given is not None and given > 1 else (FEWER, MORE)
+    kept_bytes = _held_by(run.rounding, run.folded)
 
     def outlook(machine: Machine) -> AnalysisOutlook:
         stages = OnePassCost(shape, asked, machine).stages()
-        return AnalysisOutlook(Expected(stages), machine, options.max_memory_bytes, asked=asked)
+        expected = Expected(stages)
+        return AnalysisOutlook(expected, machine, options.max_memory_bytes, remedies, kept_bytes, asked=asked)
 
     return on_this_machine(outlook, run, measure=measure)
+
+
+def _held_by(*folders: Path) -> int:
+    """Bytes of all files in some folders."""
+    files = (path for folder in folders for path in folder.rglob("*") if path.is_file())
+    return sum(path.stat().st_size for path in files)
+
+
+def begun_batch_size(options: AnalyzeOptions, run: RunFolder) -> int | None:
+    """Sequences per pass of the analysis that the run folder holds and this one goes on with; None if there is none.
+
+    What is free, and so how many fit, changes from run to run, and losses are journaled by batch.
+    """
+    found = None if options.restart else begun_with(run.journal).get("batch_size")
+    return found if isinstance(found, int) and found > 0 else None
 
 
 def _fitting(shape: Shape, asked: OnePassOptions, limit: float) -> OnePassOptions:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from qplan.artifact import free_bytes
+from qplan.artifact import free_bytes, writing
 from qplan.cost.free import existing, free_memory
 from qplan.cost.work import Machine
 from qplan.formats import DEFAULT_FORMATS
@@ -22,7 +22,8 @@ from qplan.scratch import Scratch
 _TOKENS, _WIDTH, _ROUNDED = 1024, 1024, 1024
 _FEW, _MANY = 8, 128
 """Rows that are rounded, to tell what each row takes from what each column does."""
-_FILE_BYTES = 64 << 20
+_FILE_BYTES, _LEAST_BYTES = 64 << 20, 1 << 20
+"""To write and read, or a quarter of what is free, but no less than so much."""
 _LEAST_S, _MOST_REPEATS = 0.25, 12
 
 
@@ -87,17 +88,23 @@ def _rounding(inputs: torch.Tensor, weight: torch.Tensor, flops: float, clock: C
 
 
 def _disk(folder: Path, clock: Clock) -> tuple[float, float]:
-    """Bytes per second that are read and turned into float32, and written."""
-    data = np.random.default_rng(0).integers(0, 2**15, _FILE_BYTES // 2, dtype=np.int16)
-    with Scratch("disk", beside=folder / "calibration") as scratch:
+    """Bytes per second that are read and turned into float32, and written.
+
+    Raises:
+        InputError: nothing can be written there.
+        StorageError: there is next to no room.
+    """
+    size = min(_FILE_BYTES, max(_LEAST_BYTES, free_bytes(folder) // 4))
+    data = np.random.default_rng(0).integers(0, 2**15, size // 2, dtype=np.int16)
+    with writing(folder, need=size), Scratch("disk", beside=folder / "calibration") as scratch:
         path = scratch / "data"
         start = clock()
         with path.open("wb") as file:
             file.write(data.tobytes())
             file.flush()
             os.fsync(file.fileno())
-        written = _FILE_BYTES / (clock() - start)
-        read = _FILE_BYTES / _seconds(
+        written = size / max(clock() - start, 1e-9)
+        read = size / _seconds(
             lambda: torch.from_numpy(np.fromfile(path, dtype=np.int16)).view(torch.bfloat16).float(), clock
         )
     return read, written

@@ -16,6 +16,7 @@ from qplan.artifact import is_there, sha256_json, versions
 from qplan.folding.analyzed import load_folded
 from qplan.folding.decide import store_folded
 from qplan.folding.one_pass import OnePass, label_seeds, model_losses
+from qplan.jobs.left_behind import can_go_on
 from qplan.jobs.options import AnalyzeOptions
 from qplan.jobs.pivotal import Pivotal
 from qplan.jobs.stages import Stages
@@ -223,10 +224,12 @@ class _Judge:
     """What the matrices depend on until all are there."""
     tokens: dict[str, int] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
+    @classmethod
+    def of(cls, job: _Job, key_of: dict[str, str]) -> _Judge:
         """Go on from what was written before a kill."""
-        kept = Moments.open(self.folder, self.inputs)
-        self.tokens = {} if kept is None else dict(kept.tokens)
+        folder, inputs = moments_folder(job.run, "judge", job.calibration.sha256), job.inputs | {"unfinished": "yes"}
+        kept = Moments.open(folder, inputs)
+        return cls(folder, key_of, inputs, {} if kept is None else dict(kept.tokens))
 
     def keep(self, seen: Seen, columns: Tensor | None) -> None:
         """Write the matrix of a tensor's input, unless another with the same input was there first."""
@@ -252,27 +255,36 @@ def _passes(job: _Job, analysis: Analysis) -> _Found:
     gather = fits and moments is None
     behind = job.fit if gather else witnesses
     between = job.between()
-    turned = between.reached(len(job.loaded.layers)) is not None
-    if gather and turned and between.folder is not None:
-        shutil.rmtree(between.folder)
     half = half_products_pay(job.loaded.device)
     way = WayThere(job.loaded, judged + behind, kept, between, half)
+    judge = _Judge.of(job, {} if moments is None else moments.key_of)
+    draft = job.draft()
+    turned = between.reached(len(job.loaded.layers)) is not None
+    whole = can_go_on(
+        analysis,
+        between,
+        kept,
+        0 if turned else way.done,
+        draft=draft if job.options.fold == "auto" else None,
+        judged=judge.tokens if fits else None,
+    )
+    if between.folder is not None and ((gather and turned) or not whole):
+        shutil.rmtree(between.folder, ignore_errors=True)
+        turned = False
     more = ", second moments of all inputs" if gather else ""
     progress = job.stages.begin("there", f"there: {sum(b.numel() for b in way.batches)} tokens{more}")
     if gather:
         moments = gather_on_the_way(way, len(judged), folder, inputs=inputs, progress=progress)
+        judge = replace(judge, key_of=moments.key_of)
     elif not turned:
         _go(way, progress)
-    folder = moments_folder(job.run, "judge", job.calibration.sha256)
-    unfinished = job.inputs | {"unfinished": "yes"}
-    judge = _Judge(folder, {} if moments is None else moments.key_of, unfinished)
     one = OnePass(
         analysis,
         witnesses,
         moments,
         DRAWN,
         fold=job.options.fold == "auto",
-        draft=job.draft(),
+        draft=draft,
         keep=None if moments is None else judge.keep,
         workers=job.workers,
         half=half,

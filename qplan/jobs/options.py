@@ -114,6 +114,12 @@ class AnalyzeOptions:
             asked = "--effort thorough" if self.effort == "thorough" else f"--mode {self.mode}"
             msg = f"--max-memory {asked}: it measures whole models, whatever memory these take; leave one of them out"
             raise InputError(msg)
+        if self.max_memory_bytes is not None and self.device != "cpu":
+            msg = (
+                f"--max-memory --device {self.device}: what a GPU takes is not known beforehand, and weights are not "
+                "read layer by layer there; leave one of them out"
+            )
+            raise InputError(msg)
         if self.dynamic_option == 2 and self.memory != "low":
             msg = f"--dynamic-option 2 has no effect under --memory {self.memory}; leave one of them out"
             raise InputError(msg)

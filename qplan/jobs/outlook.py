@@ -31,6 +31,8 @@ class Outlook:
     """The limit that was given."""
     remedies: tuple[str, ...] = ("a machine with more memory",)
     """What lets the command do with less memory."""
+    kept_bytes: int = 0
+    """What the run folder holds already, of what the command would write or would remove before."""
 
     @property
     def is_long(self) -> bool:
@@ -44,7 +46,8 @@ class Outlook:
             InputError: not enough memory.
             StorageError: not enough room on the disk.
         """
-        self.expected.check(self.machine, self.remedies, most_memory=self.most_memory)
+        machine = replace(self.machine, disk_bytes=self.machine.disk_bytes + self.kept_bytes)
+        self.expected.check(machine, self.remedies, most_memory=self.most_memory)
         folder = Path(tempfile.gettempdir())
         need, free = self.expected.temporary_bytes, free_bytes(folder)
         if need > free:

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Sequence
 from fnmatch import fnmatch
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def _fetched(url: str, patterns: Sequence[str]) -> Path:
     import fsspec  # noqa: PLC0415 - folders need none of it
 
     files, root = fsspec.core.url_to_fs(url)
-    found = [_Entry(entry) for entry in files.ls(root, detail=True) if entry["type"] == "file"]
+    found = [_Entry(entry) for entry in map(partial(_followed, files), files.ls(root, detail=True)) if _is_file(entry)]
     wanted = [entry for entry in found if any(fnmatch(entry.name, pattern) for pattern in patterns)]
     if not any(entry.name == "config.json" for entry in wanted):
         msg = f"{url} holds no config.json; give the folder of a Hugging Face causal language model"
@@ -64,6 +65,18 @@ def _fetched(url: str, patterns: Sequence[str]) -> Path:
                 for entry in wanted:
                     files.get_file(entry.path, str(draft / entry.name))
     return folder
+
+
+def _followed(files: Any, entry: dict[str, Any]) -> dict[str, Any]:  # noqa: ANN401 - a file system
+    """A listing's entry; of a link, as in folders that the Hugging Face hub makes, what it leads to."""
+    if not entry.get("islink"):
+        return entry
+    target = os.path.realpath(entry["name"])
+    return {**files.info(target), "name": entry["name"]} if files.exists(target) else entry
+
+
+def _is_file(entry: dict[str, Any]) -> bool:
+    return bool(entry["type"] == "file")
 
 
 class _Entry:

@@ -54,16 +54,26 @@ class Checkpoint:
         Raises:
             InputError: the files do not hold it under a name that is known.
         """
-        if name in self.file_of:
-            return (name,)
-        parts = tuple(_GATE_UP.sub(part, name) for part in _PARTS)
-        if _GATE_UP.search(name) and all(part in self.file_of for part in parts):
-            return parts
+        # files of a bare decoder lack the prefix that all its modules share
+        for known in (name, name.partition(".")[2]):
+            if known in self.file_of:
+                return (known,)
+            parts = tuple(_GATE_UP.sub(part, known) for part in _PARTS)
+            if _GATE_UP.search(known) and all(part in self.file_of for part in parts):
+                return parts
         msg = (
             f"{self.folder} holds no {name}, under that name, so its layers can't be read one at a time; give a "
             "--max-memory that the whole model fits in, or save the model again with save_pretrained"
         )
         raise InputError(msg)
+
+    def has(self, name: str) -> bool:
+        """Whether the files hold a parameter of a loaded model, see `keys_of`."""
+        try:
+            self.keys_of(name)
+        except InputError:
+            return False
+        return True
 
     def shape(self, keys: Sequence[str]) -> tuple[int, ...]:
         """Shape of some tensors, one below the other."""
@@ -71,12 +81,12 @@ class Checkpoint:
         return (sum(self.headers[key].shape[0] for key in keys), *first[1:]) if first else first
 
     def equal(self, *names: str) -> bool:
-        """Whether two tensors hold the same values."""
+        """Whether two tensors hold the same values as floats, whatever types they are stored in."""
         (first,), (second,) = (self.keys_of(name) for name in names)
-        if self.headers[first] != self.headers[second]:
+        if self.headers[first].shape != self.headers[second].shape:
             return False
         parts = zip(self.mapped(first).split(_ROWS), self.mapped(second).split(_ROWS), strict=True)
-        return all(torch.equal(one, other) for one, other in parts)
+        return all(torch.equal(one.float(), other.float()) for one, other in parts)
 
     def mapped(self, key: str) -> Tensor:
         """A tensor as it is stored, mapped and not yet read; let go of it soon, since it keeps what was read of it."""

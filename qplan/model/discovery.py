@@ -106,7 +106,7 @@ def tie_equal_head(
         equal = tied or (head.weight.shape == weight.shape and torch.equal(head.weight, weight))
     else:
         keys = [f"{path}.weight" for path in (architecture.head, architecture.embedding)]
-        alone = tied and not all(key in checkpoint.file_of for key in keys)
+        alone = tied and not all(map(checkpoint.has, keys))
         equal = alone or checkpoint.equal(*keys)
         if tied and not equal:
             msg = (

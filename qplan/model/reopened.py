@@ -60,8 +60,9 @@ def reopened(place: ModelPlace) -> LoadedModel:
 
 
 def weight_bytes(loaded: LoadedModel) -> int:
-    """RAM of a model's weights, a tied one once."""
-    return sum(parameter.nbytes for parameter in loaded.model.parameters())
+    """RAM of a model's weights, a tied one once; of a streamed model, of the largest that is read at a time."""
+    read = 4 * max(spec.weights for spec in loaded.card.tensors) if loaded.streamed else 0
+    return read + sum(parameter.nbytes for parameter in loaded.model.parameters())
 
 
 def _reduced(loaded: LoadedModel) -> tuple[Callable[[ModelPlace], LoadedModel], tuple[ModelPlace]]:

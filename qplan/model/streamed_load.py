@@ -72,20 +72,19 @@ def fill(
         InputError: weights that are absent, of another shape, or left over.
     """
     used: set[str] = set()
-    by_parameter: dict[int, tuple[str, ...]] = {}
+    names = _names_by_parameter(model)
     for path, module in list(model.named_modules()):
         for name, parameter in list(module.named_parameters(recurse=False)):
-            # a tied head has the embedding's parameter, and its name
             full = f"{path}.{name}"
-            keys = by_parameter.get(id(parameter)) or checkpoint.keys_of(full)
-            by_parameter[id(parameter)] = keys
+            # a tied head has the embedding's parameter, and the files may hold it under either name
+            keys = checkpoint.keys_of(next(filter(checkpoint.has, names[id(parameter)]), full))
             if checkpoint.shape(keys) != tuple(parameter.shape):
                 msg = (
                     f"{checkpoint.folder}: config.json makes {full} {list(parameter.shape)}, and the weight files "
                     f"hold {list(checkpoint.shape(keys))}; are they of the same model?"
                 )
                 raise InputError(msg)
-            used.update((*keys, full))
+            used.update((*keys, *names[id(parameter)]))
             if name == "weight" and path in paths and isinstance(module, nn.Linear | nn.Embedding):
                 stream(module, WeightSource(checkpoint, keys, dtype, device))
             else:
@@ -94,3 +93,11 @@ def fill(
     ignored = [re.compile(one) for one in (*(getattr(model, _IGNORED, None) or ()), _ROTATIONS)]
     left = sorted(key for key in checkpoint.file_of.keys() - used if not any(one.search(key) for one in ignored))
     refuse_unexpected(checkpoint.folder, left, type(model).__name__)
+
+
+def _names_by_parameter(model: nn.Module) -> dict[int, list[str]]:
+    """All names of each parameter, by its identity."""
+    found: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        found.setdefault(id(parameter), []).append(name)
+    return found

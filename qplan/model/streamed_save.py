@@ -68,8 +68,11 @@ def _tensors(loaded: LoadedModel, paths: list[str]) -> Iterator[tuple[str, Tenso
         for name, parameter in module.named_parameters(recurse=False):
             yield f"{path}.{name}", parameter.detach().cpu().contiguous()
         if isinstance(module, Streamed):
-            weight, start = module.weight.cpu(), 0
-            for key in module.source.keys:
+            weight, keys, start = module.weight.cpu(), module.source.keys, 0
+            if len(keys) == 1:
+                yield f"{path}.weight", weight.contiguous()
+                continue
+            for key in keys:
                 rows = module.source.checkpoint.headers[key].shape[0]
                 yield key, weight[start : start + rows].contiguous()
                 start += rows

@@ -28,7 +28,7 @@ class RunFolder:
     @classmethod
     def for_model(cls, source: str, root: Path = RUNS) -> RunFolder:
         """The default run folder of a model: ``qplan-runs/<last part of its name>``."""
-        name = Path(source).resolve().name if Path(source).exists() else source.rsplit("/", 1)[-1]
+        name = Path(source).resolve().name if Path(source).exists() else source.rstrip("/").rsplit("/", 1)[-1]
         return cls(root / _folder_name(name))
 
     @classmethod

@@ -217,6 +217,19 @@ class Journal(Memo):
         return True
 
 
+def begun_with(path: Path) -> dict[str, Any]:
+    """The fingerprint of the journal of a run that was begun; empty without one, or if its first line was damaged."""
+    if not is_there(path):
+        return {}
+    with path.open("rb") as stream:
+        head = _parse(stream.readline())
+    if head is None or head.get("kind") != KIND:
+        return {}
+    seal, found = head.pop(SEAL, None), head.get("fingerprint")
+    whole = isinstance(found, dict) and seal in {None, sha256_json([found, head])[:_SEAL_DIGITS]}
+    return dict(found) if whole and isinstance(found, dict) else {}
+
+
 def _encode(measurement: Measurement) -> dict[str, Any]:
     """JSON has no infinity: in a metric that may be infinite, null stands for it, and an unknown value is left out."""
     given = asdict(measurement)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ from qplan.settings import Progress
 
 Logits = NDArray[np.float32]
 """``[tokens, vocabulary]``."""
+
+_PIECE = 1 << 24
+"""Bytes to write at a time."""
 
 
 @dataclass(frozen=True)
@@ -77,13 +80,22 @@ def kept_logits(loaded: LoadedModel, rows: NDArray[np.int64], progress: Progress
         need = math.prod(shape) * np.dtype(np.float32).itemsize
         # a mapped file that finds no space when it is filled would end the process by a signal
         with writing(path, need=need), path.open("wb") as stream:
-            os.posix_fallocate(stream.fileno(), 0, need)
+            _reserve(stream, need)
         logits = np.memmap(path, np.float32, "r+", shape=shape)
         for number, found in enumerate(_logits(loaded, rows, progress)):
             logits[number] = found.to("cpu", torch.float32).numpy()
             _let_go(logits)
         yield KeptLogits(rows, logits)
         del logits
+
+
+def _reserve(stream: BinaryIO, size: int) -> None:
+    """Give an empty file its size, with room on the disk for all of it."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(stream.fileno(), 0, size)
+        return
+    # macOS has no such call
+    stream.writelines(bytes(min(_PIECE, size - start)) for start in range(0, size, _PIECE))
 
 
 def _logits(loaded: LoadedModel, rows: NDArray[np.int64], progress: Progress | None) -> Iterator[Tensor]:

@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from qplan.cli import completion
-from qplan.cli.main import app
+from qplan.cli.main import app, main
 from tests.support.command import qplan
 from tests.support.commands import commands, parses
 from tests.support.invented_run import small_run
@@ -96,6 +96,29 @@ def test_a_pressed_ctrl_c_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 HEAVY = "'torch', 'transformers', 'numpy', 'scipy', 'pyarrow', 'matplotlib', 'jinja2', 'datasets', 'MNN'"
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (MemoryError(), "no memory is left for this command: out of memory."),
+        (
+            RuntimeError("alloc_cpu.cpp:118: can't allocate memory: 8 bytes\nmore"),
+            "can't allocate memory: 8 bytes. Free",
+        ),
+    ],
+)
+def test_a_lack_of_memory_is_told(
+    error: Exception, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_arguments: object, **_options: object) -> None:
+        raise error
+
+    monkeypatch.setattr("qplan.cli.main.app", fail)
+    with pytest.raises(SystemExit) as ended:
+        main(["check", "model"])
+    assert ended.value.code == 2
+    assert told in " ".join(capsys.readouterr().err.split())
 
 
 def test_help_and_completion_import_nothing_heavy() -> None:

@@ -25,9 +25,24 @@ def test_too_little_memory_is_refused_with_need_have_and_remedy() -> None:
         EXPECTED.check(ROOMY, ("a cluster",), most_memory=8e9)
 
 
+@pytest.mark.parametrize(
+    ("limit", "told"),
+    [
+        (8e9, r"9\.0 GB of memory, and --max-memory allows 8\.0 GB: a higher limit, or a cluster"),
+        (8.99e9, r"9\.00 GB of memory, and --max-memory allows 8\.99 GB"),
+        (1e3, r"9\.0 GB of memory, and --max-memory allows 1\.0 kB"),
+    ],
+)
+def test_a_limit_is_told_in_digits_that_show_why_it_is_too_low(limit: float, told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        EXPECTED.check(ROOMY, ("a cluster",), most_memory=limit)
+
+
 def test_too_little_disk_is_refused_with_need_have_and_remedy() -> None:
     with pytest.raises(StorageError, match=r"30\.0 GB on the disk, which has 20\.0 GB free: .*--run"):
         EXPECTED.check(replace(ROOMY, disk_bytes=2 * 10**10), ("a cluster",))
+    with pytest.raises(StorageError, match=r"30\.0 GB on the disk, which has 0\.2 MB free"):
+        EXPECTED.check(replace(ROOMY, disk_bytes=200_000), ("a cluster",))
 
 
 def test_totals_are_those_of_the_stages() -> None:

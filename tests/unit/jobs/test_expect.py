@@ -7,10 +7,12 @@ import pytest
 
 from qplan.cli.main import main
 from qplan.cost.work import REFERENCE
+from qplan.errors import InputError, StorageError
 from qplan.jobs import outlook as outlook_module
 from qplan.jobs.expect import expect_analysis
 from qplan.jobs.options import AnalyzeOptions
 from qplan.run.folder import RunFolder
+from qplan.run.journal import Journal
 
 
 def test_a_short_job_is_expected_without_measuring_the_machine(
@@ -49,3 +51,40 @@ def test_a_dry_run_on_a_machine_too_small_is_refused(
         main(["analyze", str(model_folders["qwen2"]), "--effort", "quick", "--dry-run"])
     assert ended.value.code == 2
     assert "this machine has free 0.1 GB: fewer --samples" in capsys.readouterr().err
+
+
+def test_a_run_goes_on_with_the_sequences_per_pass_that_it_began_with(
+    model_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    run, options = RunFolder(tmp_path), AnalyzeOptions(model=str(model_folders["qwen2"]), effort="quick")
+    Journal(run.journal, {"batch_size": 3}).__exit__(None, None, None)
+    expected = {}
+    asked = {"on": options, "anew": replace(options, restart=True), "other": replace(options, batch_size=2)}
+    for name, given in asked.items():
+        outlook = expect_analysis(given, run)
+        assert outlook is not None
+        expected[name] = outlook.asked.batch_size
+    assert expected == {"on": 3, "anew": 4, "other": 2}
+    # whatever is free now
+    short = expect_analysis(replace(options, max_memory_bytes=10**6), run)
+    assert short is not None
+    assert (short.asked.streamed, short.asked.batch_size) == (True, 3)
+    told = r"allows 1\.0 MB: a higher limit, or fewer .*, or --restart with a --batch-size below this run's 3,"
+    with pytest.raises(InputError, match=told):
+        short.check()
+
+
+def test_what_a_run_wrote_already_needs_no_room_again(
+    model_folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, options = RunFolder(tmp_path), AnalyzeOptions(model=str(model_folders["qwen2"]), effort="quick")
+    monkeypatch.setattr(outlook_module, "free_bytes", lambda folder: 1000 if folder == run.folder else 10**12)
+    outlook = expect_analysis(options, run)
+    assert outlook is not None
+    with pytest.raises(StorageError, match=r"has 1\.0 kB free"):
+        outlook.check()
+    run.rounding.mkdir(parents=True)
+    (run.rounding / "moments").write_bytes(bytes(int(outlook.expected.disk_bytes)))
+    again = expect_analysis(options, run)
+    assert again is not None
+    again.check()

@@ -31,7 +31,7 @@ def test_a_model_in_a_bucket_is_the_model(url: str, qwen2: LoadedModel, tmp_path
     assert local_folder(url) is None
     assert loaded.folder.is_relative_to(tmp_path / "cache" / "qplan" / "models")
     assert not (loaded.folder / "weights.bin").exists()
-    assert RunFolder.for_model(url).folder.name == "tiny"
+    assert RunFolder.for_model(url).folder.name == RunFolder.for_model(f"{url}/").folder.name == "tiny"
 
 
 def test_it_is_fetched_again_only_if_it_changed(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,6 +41,21 @@ def test_it_is_fetched_again_only_if_it_changed(url: str, monkeypatch: pytest.Mo
         assert fetch(url) == first
     fsspec.filesystem("memory").pipe_file("/bucket/tiny/generation_config.json", b'{"eos_token_id": 0}')
     assert fetch(url) != first
+
+
+def test_links_are_followed(model_folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    snapshot = tmp_path / "snapshot"
+    snapshot.mkdir()
+    for path in model_folders["qwen2"].iterdir():
+        (snapshot / path.name).symlink_to(path)
+    fetched = fetch(f"file://{snapshot}")
+    assert (fetched / "config.json").read_bytes() == (snapshot / "config.json").read_bytes()
+    assert not (fetched / "model.safetensors").is_symlink()
+    (snapshot / "config.json").unlink()
+    (snapshot / "config.json").symlink_to(tmp_path / "gone")
+    with pytest.raises(InputError, match=r"holds no config\.json"):
+        fetch(f"file://{snapshot}")
 
 
 @pytest.mark.parametrize(

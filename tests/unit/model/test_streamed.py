@@ -117,3 +117,36 @@ def test_a_model_is_streamed_where_memory_is_short(tiny: LoadedModel, monkeypatc
     assert load_model(str(tiny.folder)).streamed
     monkeypatch.setattr("qplan.model.load.free_memory", lambda: 2 * need)
     assert not load_model(str(tiny.folder)).streamed
+
+
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+def _under_the_head(tensors: dict[str, torch.Tensor]) -> None:
+    tensors[HEAD] = tensors.pop(EMBEDDING)
+
+
+def _of_a_bare_decoder(tensors: dict[str, torch.Tensor]) -> None:
+    for name in list(tensors):
+        tensors[name.removeprefix("model.")] = tensors.pop(name)
+
+
+def _equal_in_another_type(tensors: dict[str, torch.Tensor]) -> None:
+    tensors[EMBEDDING] = tensors[EMBEDDING].bfloat16()
+    tensors[HEAD] = tensors[EMBEDDING].float()
+
+
+@pytest.mark.parametrize("change", [_under_the_head, _of_a_bare_decoder, _equal_in_another_type])
+def test_matrices_are_found_where_transformers_finds_them(
+    change: Callable[[dict[str, torch.Tensor]], None], model_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = _edited(model_folders["qwen2"], tmp_path / "edited", change)
+    if change is _equal_in_another_type:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    whole, streamed = (load_model(str(folder), stream=stream) for stream in (False, True))
+    assert streamed.card == whole.card
+    assert streamed.card.tensors[-1].tied
+    assert torch.equal(streamed.logits(IDS), whole.logits(IDS))
+    save_folded(streamed, tmp_path / "saved")
+    assert torch.equal(load_model(str(tmp_path / "saved"), stream=False).logits(IDS), whole.logits(IDS))

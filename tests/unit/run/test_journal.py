@@ -17,7 +17,7 @@ from qplan.errors import StaleArtifactError
 from qplan.formats import INT4, INT8
 from qplan.model.load import LoadedModel
 from qplan.run.calibration import CalibrationSet
-from qplan.run.journal import Journal
+from qplan.run.journal import Journal, begun_with
 from qplan.sensitivity.replay import ReferencePass
 from tests.support.whole_tables import measured_table
 
@@ -113,3 +113,14 @@ def test_the_header_alone_may_be_torn(tmp_path: Path, qwen2: LoadedModel, calibr
     path = tmp_path / "journal.jsonl"
     path.write_text('{"kind": "qplan-jour')
     assert torch.tensor(len(measured_table(qwen2, calibration, (INT8,), journal=path).measurements)) == 88
+
+
+def test_what_a_journal_was_begun_with_is_known_unless_that_was_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    assert begun_with(path) == {}
+    with Journal(path, {"batch_size": 3, "memory": "low"}):
+        assert begun_with(path) == {"batch_size": 3, "memory": "low"}
+    path.write_bytes(path.read_bytes().replace(b'"batch_size": 3', b'"batch_size": 1'))
+    assert begun_with(path) == {}
+    path.write_bytes(b"\0" * 100)
+    assert begun_with(path) == {}
