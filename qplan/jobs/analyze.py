@@ -51,7 +51,7 @@ def run_analyze(options: AnalyzeOptions, run: RunFolder, say: Say, progress: Pro
     """
     check_analyze(options)
     with workers_at(options.ray, run, local_folder(options.model), say) as workers:
-        return _analyze(options, run, workers, say, progress)
+        return _analyze(options, run if workers is None else run.from_anywhere(), workers, say, progress)
 
 
 def _analyze(

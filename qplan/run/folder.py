@@ -57,6 +57,10 @@ class RunFolder:
             msg = f"--run {self.folder} {what} no folder; name one, which is made if need be"
             raise InputError(msg)
 
+    def from_anywhere(self) -> RunFolder:
+        """The same by its absolute path, for processes that work in other folders."""
+        return RunFolder(self.folder.absolute())
+
     @property
     def is_finished(self) -> bool:
         """Whether an analysis left its table here."""

@@ -60,6 +60,7 @@ _NAMES = (
     (r"/[0-9a-f]{12}", ""),
     (r"(model\.layers|lm_head).*", "NAME"),
     (r"slopes-\d+", "slopes"),
+    (r"(draft|replaced)/.*", r"\1/FILE"),
 )
 """What is left of a file's name to tell kinds of files apart."""
 

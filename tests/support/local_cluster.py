@@ -13,6 +13,7 @@ ENVIRONMENT = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     # how long a starting node is waited for; 30 s are too little on a busy machine
     "RAY_raylet_start_wait_time_s": "240",
+    "RAY_agent_register_timeout_ms": "240000",
 }
 
 NODE: dict[str, Any] = {
