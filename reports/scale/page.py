@@ -13,7 +13,7 @@ Written by `python -m reports.scale.run MODEL --work FOLDER`, from `results.json
 `qwen2.5-0.5b` and `qwen2.5-7b` are shapes with random weights (`reports/scale/shapes.py`), other names are folders of
 trained models. A pass is once forwards and backwards over the calibration tokens. *Processor* is the time of all
 threads, which other programs on a shared machine change little, and passes are multiples of it; *seconds* are on the
-clock. Memory is the peak of the command and its children. What `qplan analyze --dry-run` said before, from the shape
+clock. Memory is the peak of the command and its children. What `--dry-run` said before, from the shape
 and a few seconds of measuring, stands beside what happened; on a machine that others use, the clock differs."""
 
 
@@ -30,12 +30,11 @@ def _model(name: str, results: Mapping[str, Any]) -> Iterator[str]:
     how = "computed from its products" if one["computed"] else "measured"
     yield f"\n## {name}\n"
     yield f"A pass over {results['tokens']:,} tokens takes {one['processor_s']:.1f} processor seconds, {how}."
-    for command, stages in results["commands"].items():
+    for command, found in results["commands"].items():
         yield f"\n```sh\n{command}\n```\n"
         yield "| stage | seconds | processor, s | passes | peak, GB |\n|---|---:|---:|---:|---:|"
-        yield from _rows(stages, one["processor_s"])
-        if " analyze " in command:
-            yield from _beside(results["expected"], stages, results["disk_bytes"])
+        yield from _rows(found["stages"], one["processor_s"])
+        yield from _beside(found)
     yield "\n| in the run folder | GB |\n|---|---:|"
     yield from (f"| `{part}` | {size / 1e9:.2f} |" for part, size in results["disk_bytes"].items() if size >= 5e6)  # noqa: PLR2004
 
@@ -53,13 +52,12 @@ def _rows(stages: Sequence[Mapping[str, Any]], one: float) -> Iterator[str]:
         yield "| {} | {:.0f} | {:.0f} | {:.1f} | {:.1f} |".format(label, *numbers)
 
 
-def _beside(
-    expected: Mapping[str, Any], stages: Sequence[Mapping[str, Any]], written: Mapping[str, int]
-) -> Iterator[str]:
+def _beside(found: Mapping[str, Any]) -> Iterator[str]:
     """What was expected beside what happened."""
+    expected, stages = found["expected"], found["stages"]
     seconds = sum(stage["seconds"] for stage in stages)
-    peak, size = max(stage["peak_bytes"] for stage in stages), sum(written.values())
+    peak = max(stage["peak_bytes"] for stage in stages)
     yield "\n| | expected | happened |\n|---|---:|---:|"
     yield f"| seconds | {expected['seconds']:.0f} | {seconds:.0f} |"
-    yield f"| peak, GB | {expected['memory_bytes'] / 1e9:.1f} | {peak / 1e9:.1f} |"
-    yield f"| written, GB | {expected['disk_bytes'] / 1e9:.1f} | {size / 1e9:.1f} |"
+    yield f"| peak, GB | {expected['memory_bytes'] / 1e9:.2f} | {peak / 1e9:.2f} |"
+    yield f"| written, GB | {expected['disk_bytes'] / 1e9:.2f} | {found['written_bytes'] / 1e9:.2f} |"

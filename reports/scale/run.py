@@ -140,29 +140,38 @@ def measure(name: str, folder: Path, work: Path, more: dict[str, tuple[str, ...]
     program = str(Path(sys.executable).with_name("qplan"))
     run = work / f"run-{name}"
     analyze = [str(folder), "--effort", "quick", "--run", str(run), *more["analyze"], *also]
-    told = subprocess.run(
-        [program, "analyze", *analyze, "--dry-run", "--json"], cwd=work, check=True, stdout=subprocess.PIPE, text=True
-    )
-    forecast = json.loads(told.stdout)
+    commands = {
+        "analyze": [*analyze, "--restart"],
+        "emit": ["--run", str(run), "--budget", "int4", *more["emit"]],
+    }
     rows = int(more["analyze"][1]) if more["analyze"] else SAMPLES
     results: dict[str, Any] = {
         "python": platform.python_version(),
         "versions": versions(),
         "processors": len(os.sched_getaffinity(0)),
         "tokens": rows * SEQ_LEN,
-        "machine": forecast["machine"],
-        "expected": forecast["expected"],
-        "pass": pass_seconds(folder, rows, forecast["machine"]),
         "commands": {},
     }
-    for command, arguments in (
-        ("analyze", [*analyze, "--restart"]),
-        ("emit", ["--run", str(run), "--budget", "int4", *more["emit"]]),
-    ):
+    for command, arguments in commands.items():
+        told = subprocess.run(
+            [program, command, *arguments, "--dry-run", "--json"],
+            cwd=work,
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        forecast = json.loads(told.stdout)
+        results.setdefault("pass", pass_seconds(folder, rows, forecast["machine"]))
+        before = disk(run) if run.is_dir() else {}
         stages = follow([program, command, *arguments], work)
         shown = " ".join(("qplan", command, *arguments)).replace(f"{work}/", "").replace(str(folder), folder.name)
-        results["commands"][shown] = [vars(stage) for stage in stages]
         results["disk_bytes"] = disk(run)
+        results["commands"][shown] = {
+            "machine": forecast["machine"],
+            "expected": forecast["expected"],
+            "stages": [vars(stage) for stage in stages],
+            "written_bytes": sum(results["disk_bytes"].values()) - (sum(before.values()) if command == "emit" else 0),
+        }
         keep(name, results)
     return results
 
