@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -96,7 +97,16 @@ def test_losses_with_moved_scales_are_those_of_a_model_that_was_folded_first(
     ours, scales = _table(qwen2, calibration, tmp_path, fold=True)
     assert scales
     folded = fold(qwen2, {name: torch.tensor(scale) for name, scale in scales.items()})
-    _equal(ours, estimated_table(folded, calibration, FORMATS), 0.02)
+    theirs = estimated_table(folded, calibration, FORMATS)
+    off = [
+        abs(math.log(ours.losses(memory)[name][fmt].kl_nats / loss.kl_nats))
+        for memory in ("low", "normal")
+        for name, row in theirs.losses(memory).items()
+        for fmt, loss in row.items()
+    ]
+    # an activation that lies between two steps may go to the other one, and there are few tokens
+    assert median(off) < 0.001
+    assert max(off) < 0.04
 
 
 def test_scales_stay_where_they_are_unless_moving_them_pays(
