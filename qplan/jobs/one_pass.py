@@ -121,6 +121,10 @@ def analyze_in_one_pass(
         dynamic_option=options.dynamic_option,
         rounder=Rounder(loaded, options.rounding),
         drawn=DRAWN,
+        also={
+            "fold": options.fold,
+            "scales fitted to": calibration.fit_sha256 if options.fold == "auto" else "nothing",
+        },
         journal=run.journal,
     )
     with opened as begun:
