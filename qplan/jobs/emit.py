@@ -126,13 +126,14 @@ def emission_of(options: EmitOptions, run: RunFolder) -> Emission:
     calibration = CalibrationSet.read(run.calibration)
     judged = options.tokens // calibration.seq_len
     judged = judged if options.text is not None else min(judged, len(calibration.heldout))
+    table = retarget_table(SensitivityTable.read(run.sensitivity), options.target)
     return Emission(
         options=options,
         run=run,
-        table=retarget_table(SensitivityTable.read(run.sensitivity), options.target),
+        table=table,
         calibration=calibration,
         given=given,
-        planning_rows=len(planning_rows(calibration)),
+        planning_rows=len(planning_rows(calibration, table.model.parameters)),
         judged_rows=judged,
         decode_rows=_decode_rows(judged),
     )
