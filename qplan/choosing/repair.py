@@ -30,7 +30,7 @@ _MOVES = 15
 """Most single moves that one round measures."""
 _LEAST = 3
 """Fewest whole models that a repair can do anything with: two moves and the plan."""
-_FORWARDS = 3
+_FORWARDS = 2
 """Passes forwards that take as long as one forwards and backwards."""
 _SHARE = 0.6
 """Of a forward pass, what a plan takes that differs in one tensor from another: nothing before that, and the head."""

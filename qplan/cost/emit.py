@@ -12,6 +12,7 @@ from qplan.cost.forward import FLOAT_BYTES, LOGIT_VALUES, all_forward, factored,
 from qplan.cost.one_pass import PROCESS_BYTES, WORKING_BYTES
 from qplan.cost.shape import Shape
 from qplan.cost.work import NOTHING, Machine, Work
+from qplan.uniform import COMPARED
 
 LOADING, EXPORTING, REFERENCE, GATE = "loading", "export of the graph", "FP32 reference", "gate: FP16 on the engine"
 KEEPING, ROUNDING, COMPARING = "FP32 reference for planning", "choosing integers", "whole models: plan and uniform"
@@ -32,7 +33,7 @@ _FORK = 0.6
 """Of a pass, what a plan takes that differs in one tensor from another."""
 _SOLVED_S = 2e-4
 """Seconds of a solver per budget and format of a tensor."""
-_LOADING_S, _REPORT_S = 2.0, 2.0
+_LOADING_S, _REPORT_S = 0.5, 1.0
 """Of what does not grow with the model: reading the run and the tokenizer; pages and figures."""
 
 
@@ -246,7 +247,10 @@ class EmitCost:
 
     def _proving(self) -> ExpectedStage:
         engine, tokens, parts = self.engine, self.asked.judged, []
-        for bits in engine.uniform:
+        for bits in COMPARED.values():
+            if bits not in engine.uniform:
+                parts.append(NOTHING)
+                continue
             work = engine.built(bits) + engine.measured(bits, tokens)
             floats = bits == 16  # noqa: PLR2004
             work += self._swept(tokens, 1 if floats else 2, lossy=not floats) + self._stored(bits, nearest=True)

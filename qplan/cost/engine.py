@@ -12,25 +12,25 @@ from qplan.cost.work import Work
 from qplan.settings import Memory
 
 # measured with MNN 3.6.1 and llmexport 0.0.5 on the embedded model, qwen2-8m and SmolLM2-135M
-_EXPORT_S, _EXPORT_OP_S = 5.0, 0.02
+_EXPORT_S, _EXPORT_OP_S = 5.5, 0.01
 """Seconds of an export: starting Python with torch and llmexport, and for each linear of the graph."""
 _EXPORT_VALUES = 20
 """Numbers that an export reads and writes per weight of the embedding."""
-_CONVERTER_S, _CONVERTER_OP_S = 0.4, 0.002
+_CONVERTER_S, _CONVERTER_OP_S = 0.3, 0.001
 """Seconds that patching the graph and converting it take, with starting the converter, and for each linear."""
 _HASHED = 1.5
 """Bytes that are read, for each byte of a built model: it is hashed."""
-_START_S = 0.5
+_START_S = 0.25
 """Seconds until the engine's process is there."""
 _LOADED_VALUES = {"low": 1.0, "normal": 3.0}
 """Numbers read and written per weight that the engine loads."""
-_PREFILL = {"low": 1.0, "normal": 1.0}
+_PREFILL = {"low": 0.7, "normal": 1.2}
 """Time of the engine's products of many tokens, in that of as many operations in torch on one processor."""
 _STEP = {"low": 8.0, "normal": 8.0}
 """The same of a token by itself."""
 _STEP_S = 5e-5
 """Seconds that each linear takes of a token by itself whatever its size, and what lies around it."""
-_TOKENIZED_S = 0.5
+_TOKENIZED_S = 0.2
 """Seconds in which texts are tokenized by engine and Hugging Face."""
 _COMPARED_VALUES = 14
 """Numbers read and written per logit of the engine that is compared."""

@@ -24,6 +24,7 @@ from qplan.model.outline import shape_of
 from qplan.model.source import fetch
 from qplan.planner.metric import Metric
 from qplan.roundings import needs_tokens
+from qplan.run.baselines import baseline_path, is_measured
 from qplan.run.calibration import CalibrationSet
 from qplan.run.fold import fold_of
 from qplan.run.folder import RunFolder
@@ -32,7 +33,7 @@ from qplan.run.table import SensitivityTable
 from qplan.settings import MEMORIES
 from qplan.uniform import COMPARED
 from qplan.verify.measure import Trial
-from qplan.verify.prove import GATE_TOKENS
+from qplan.verify.prove import GATE_TOKENS, baseline_inputs
 
 REMEDIES = ("--max-memory, which reads weights from the disk when they are used", "a machine with more memory")
 LIMITED_REMEDIES = ("raise it", "use --no-build, which leaves the engine out")
@@ -100,6 +101,24 @@ class Emission:
         return missing
 
     @property
+    def uniform(self) -> tuple[int, ...]:
+        """Widths of the uniform models that the run has no measurements of on these tokens."""
+        options, calibration = self.options, self.calibration
+        if options.text is not None:  # whose tokens are not known yet
+            return tuple(COMPARED.values())
+        record = fold_of(self.run, self.table.model)
+        counts = (options.threads, self.decode_rows, Trial.prompt_tokens, Trial.decode_tokens, Trial.repeats)
+        inputs = baseline_inputs(
+            self.table.model.sha256 if record is None else record.original_sha256,
+            calibration.heldout_sha256,
+            find_exporter(options.llmexport).version,
+            Trial.settings_of((self.judged_rows, calibration.seq_len), counts),
+        )
+        folder = self.run.baselines_for(None if options.engine is None else str(options.target.engine))
+        known = {name for name in COMPARED if is_measured(baseline_path(folder, name), inputs)}
+        return tuple(bits for name, bits in COMPARED.items() if name not in known)
+
+    @property
     def evaluations(self) -> int:
         """Whole models that a repair measures."""
         wanted, asked = self.options.wanted, self.options.evaluations
@@ -125,7 +144,7 @@ class Emission:
             fits=needs_tokens(rounding),
             chosen=rounding == "auto",
             solves=self.given is None,
-            choices=len(table.measurements) // len(table.memories),
+            choices=sum(len(table.formats_of(spec.name)) for spec in table.model.tensors),
             memories=len(table.memories),
             evaluations=self.evaluations,
             weighs_activations=table.goal == "low" and options.dynamic_option != 0,
@@ -141,7 +160,7 @@ class Emission:
         return EngineCost(
             shape=shape,
             bits=self.bits,
-            uniform=tuple(COMPARED.values()),
+            uniform=self.uniform,
             memories=MEMORIES,
             seq_len=self.calibration.seq_len,
             gate_tokens=GATE_TOKENS,

@@ -60,6 +60,17 @@ def measured_once(
     return built
 
 
+def is_measured(path: Path, inputs: Mapping[str, str]) -> bool:
+    """Whether a file has measurements of these inputs, whatever the formats."""
+    if not is_there(path):
+        return False
+    try:
+        found = read_json(path, KIND, SCHEMA, remedy=MAKE_AGAIN)["inputs"]
+    except DamagedArtifactError:
+        return False  # `measured_once` tells it
+    return all(found.get(key) == value for key, value in inputs.items())
+
+
 def _kept(path: Path, wanted: Mapping[str, str]) -> BuiltModel | None:
     """The measurements in a file, None if they depend on something else.
 

@@ -14,13 +14,12 @@ from qplan.model.half_products import half_product
 from qplan.model.layerwise import LayerTrace
 from qplan.model.load import LoadedModel
 from qplan.model.mixture import RoutedLinear
-from qplan.quantize import rtn
 from qplan.quantize.gram import gram
 from qplan.sensitivity.layer_losses import Seen
 from qplan.sensitivity.rows import RowSample
 
 _ROUGH = QuantFormat(4)
-"""Format whose error, rounded to nearest, says roughly which output features will lose most in any format."""
+"""Format, by the ranges of whose blocks it is known roughly which output features will lose most in any format."""
 
 HEAD_SHARE = 4
 """How many times as many output features of the head are drawn: a vocabulary is large and its tokens differ most."""
@@ -91,10 +90,8 @@ class Views:
             sample, slopes = self.head_sample, joined(trace.slopes[module][:count]).float()
         else:
             importance = torch.stack([energy[rows] for energy in trace.energies[module][:count]]).sum(0)
-            error = rtn(weight, _ROUGH.resolve(weight.shape[1])).dequantize() - weight
-            # only their proportions matter
             met = inputs.flatten(0, -2).square().sum(0) if judge is None else judge.diagonal()
-            sample = RowSample.draw(importance * (error.square() @ met), self.drawn, self.seed)
+            sample = RowSample.draw(importance * _rough_errors(weight, met), self.drawn, self.seed)
             own = gradients[..., rows]
             slopes = half_product(own, weight) if self.half else own @ weight
             gradients = own[..., sample.rows.to(own.device)]
@@ -130,6 +127,18 @@ class Views:
                 part = torch.zeros(len(sample.rows), slope.shape[-1], device=device)
                 parts.append(part.index_add_(0, where[here].to(device), slope[here.to(device)].float()))
         return torch.stack(parts)
+
+
+def _rough_errors(weight: Tensor, met: Tensor) -> Tensor:
+    """Squared errors ``[out]`` that rows of ``weight [out, in]`` get from the steps of their blocks, up to a factor.
+
+    Args:
+        weight: the rows.
+        met: ``[in]``, mean squares of the inputs, up to a factor.
+    """
+    size = _ROUGH.resolve(weight.shape[1]).block_size(weight.shape[1])
+    blocks = weight.view(len(weight), -1, size)
+    return (blocks.amax(2) - blocks.amin(2)).square() @ met.view(-1, size).sum(1)
 
 
 def joined(parts: Sequence[Tensor]) -> Tensor:

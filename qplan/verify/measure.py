@@ -47,7 +47,12 @@ class Trial:
     def settings(self) -> str:
         """Everything besides the tokens that changes results, as text."""
         counts = (self.threads, self.decode_rows, self.prompt_tokens, self.decode_tokens, self.repeats)
-        return f"{self.reference.rows.shape}, {counts}"
+        return self.settings_of(self.reference.rows.shape, counts)
+
+    @staticmethod
+    def settings_of(shape: tuple[int, ...], counts: tuple[int, int, int, int, int]) -> str:
+        """The same from the shape of the tokens, and the numbers in their order."""
+        return f"{shape}, {counts}"
 
 
 def measure_model(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -308,18 +308,11 @@ def _kept_tokens(bench: BuildBench, name: str, path: Path) -> Iterator[Keep]:
 def _baseline(bench: BuildBench, name: str, bits: int) -> BuiltModel | None:
     """A uniform model under the settings in which it can be run; None if in none."""
     formats = {name_: bench.target.wide(fmt) for name_, fmt in uniform_formats(bench.loaded.card, bits).items()}
-    inputs = {
-        "model": bench.loaded.card.sha256,
-        "text": bench.text_sha256,
-        "exporter": bench.skeleton.exporter,
-        "engine": versions()["MNN"],
-        "trial": bench.trial.settings,
-    }
     memories = bench.settings(formats)
     if not memories:
         return None
-    if memories != MEMORIES:
-        inputs["trial"] += f", memory {' '.join(memories)}"
+    card, trial = bench.loaded.card, bench.trial.settings
+    inputs = baseline_inputs(card.sha256, bench.text_sha256, bench.skeleton.exporter, trial, memories)
 
     def measure() -> BuiltModel:
         folder = bench.baselines / name
@@ -342,6 +335,24 @@ def _baseline(bench: BuildBench, name: str, bits: int) -> BuiltModel | None:
             shutil.rmtree(folder)
 
     return measured_once(baseline_path(bench.baselines, name), inputs, formats, measure)
+
+
+def baseline_inputs(
+    model_sha256: str, text_sha256: str, exporter: str, trial: str, memories: Sequence[Memory] = MEMORIES
+) -> dict[str, str]:
+    """What the measurements of a uniform model depend on, beside its formats.
+
+    Args:
+        model_sha256: the model as it is exported uniformly.
+        text_sha256: what it is measured on.
+        exporter: that made the graph.
+        trial: see `Trial.settings`.
+        memories: the settings that it is run under.
+    """
+    if tuple(memories) != MEMORIES:
+        trial += f", memory {' '.join(memories)}"
+    found = {"model": model_sha256, "text": text_sha256, "exporter": exporter}
+    return found | {"engine": versions()["MNN"], "trial": trial}
 
 
 def _rival(plan: Plan, uniform: Mapping[str, BuiltModel]) -> BuiltModel | None:

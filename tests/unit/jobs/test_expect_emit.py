@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from qplan.artifact import write_json
 from qplan.choosing.request import PlanRequest
 from qplan.cli.main import main
 from qplan.cost.emit import EXPORTING, GATE, REPAIRING
@@ -15,10 +16,14 @@ from qplan.jobs import outlook as outlook_module
 from qplan.jobs.emit import emission_of
 from qplan.jobs.expect_emit import expect_emit
 from qplan.jobs.options import EmitOptions
+from qplan.mnn.build.exporter_source import find_exporter
 from qplan.model.load import LoadedModel
 from qplan.planner.budget import parse_budgets
+from qplan.run.baselines import KIND, SCHEMA, baseline_path
 from qplan.run.calibration import CalibrationSet
 from qplan.run.folder import RunFolder
+from qplan.verify.measure import Trial
+from qplan.verify.prove import baseline_inputs
 from tests.support.whole_tables import estimated_table
 
 
@@ -51,6 +56,23 @@ def test_nothing_is_measured_for_a_short_emit(run: RunFolder, monkeypatch: pytes
     assert without.memory_bytes <= expected.memory_bytes
 
 
+def test_uniform_models_that_were_measured_are_not_measured_again(run: RunFolder, calibration: CalibrationSet) -> None:
+    options = _options()
+    emission = emission_of(options, run)
+    assert emission.uniform == (16, 8, 4)
+    settings = Trial.settings_of((emission.judged_rows, calibration.seq_len), (1, emission.decode_rows, 128, 32, 5))
+    exporter = find_exporter(None).version
+    inputs = baseline_inputs(emission.table.model.sha256, calibration.heldout_sha256, exporter, settings)
+    path = baseline_path(run.baselines, "int8")
+    write_json(path, KIND, SCHEMA, inputs, {"model": {}})
+    before = expect_emit(emission_of(replace(options, threads=2), run)).expected
+    assert emission.uniform == (16, 4)
+    assert expect_emit(emission).expected.seconds < before.seconds
+    path.write_text("{", encoding="utf-8")
+    assert emission.uniform == (16, 8, 4)
+    path.unlink()
+
+
 def test_a_dry_run_prints_its_stages_and_writes_nothing(
     run: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -80,7 +102,7 @@ def test_an_emit_that_cannot_be_is_refused_before_it_begins(
     machine: dict[str, int],
     said: str,
 ) -> None:
-    _machine(monkeypatch, replace(REFERENCE, **({"memory_bytes": 10**10, "disk_bytes": 10**11} | machine)))  # type: ignore[arg-type]
+    _machine(monkeypatch, replace(REFERENCE, **({"memory_bytes": 10**10, "disk_bytes": 10**11} | machine)))
     with pytest.raises(SystemExit) as ended:
         main(["emit", "--run", str(run.folder), "--budget", "int4", "--tokens", "32", "--dry-run", *more])
     assert ended.value.code not in (None, 0, 1)
