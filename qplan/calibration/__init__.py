@@ -2,7 +2,7 @@
 
 from qplan.calibration.door import check_text
 from qplan.calibration.text import Text, load_text
-from qplan.calibration.token_set import tokenize
+from qplan.calibration.token_set import check_limits, tokenize
 from qplan.calibration.tokenizer import check_chat_template, check_ids, start_of_text
 from qplan.run.calibration import CalibrationSet
 
@@ -11,6 +11,7 @@ __all__ = [
     "Text",
     "check_chat_template",
     "check_ids",
+    "check_limits",
     "check_text",
     "load_text",
     "start_of_text",

@@ -43,7 +43,7 @@ def tokenize(
     Raises:
         InputError: limits that cannot be met, a text that is too short, or a tokenizer of another model.
     """
-    _check_limits(samples, seq_len, context)
+    check_limits(samples, seq_len, context)
     check_ids(tokenizer, vocabulary)
     ids = _token_ids(text, tokenizer)
     needed = (samples + 1) * seq_len
@@ -76,7 +76,12 @@ def sha256_tokenizer(tokenizer: Any) -> str:  # noqa: ANN401
     return sha256_json(tokenizer.get_vocab())
 
 
-def _check_limits(samples: int, seq_len: int, context: int) -> None:
+def check_limits(samples: int, seq_len: int, context: int) -> None:
+    """Refuse windows that no text has, or that are longer than a model's context.
+
+    Raises:
+        InputError: the option, its value and the limit.
+    """
     if samples < 1:
         msg = f"--samples {samples}: at least 1 sequence is needed"
         raise InputError(msg)

@@ -14,7 +14,7 @@ from qplan.cli.documents import analysis_document
 from qplan.cli.forecast import DryRun, show_forecast
 from qplan.cli.modes import with_modes
 from qplan.cli.ray import RayOption
-from qplan.cli.rules import memory_limit
+from qplan.cli.rules import MaxMemory, memory_limit
 from qplan.cli.tidy import tidied
 from qplan.errors import InputError
 from qplan.formats import parse_formats
@@ -183,16 +183,7 @@ def command(
         bool,
         typer.Option("--restart", help="Discard an earlier run with other inputs.", rich_help_panel=panels.FOLDERS),
     ] = AnalyzeOptions.restart,
-    max_memory: Annotated[
-        str | None,
-        typer.Option(
-            "--max-memory",
-            metavar="BYTES",
-            help="Most memory to take, e.g. `10GB`; a model that needs more is read from the disk layer by layer.",
-            show_default="what is free",
-            rich_help_panel=panels.MACHINE,
-        ),
-    ] = None,
+    max_memory: MaxMemory = None,
     dry_run: DryRun = False,
 ) -> None:
     """Find the loss of every format of every linear tensor.
@@ -230,12 +221,13 @@ def command(
     )
     from qplan.jobs.checks import check_analyze  # noqa: PLC0415 - NumPy and pyarrow: not for --help
 
+    folder = RunFolder(run) if run is not None else RunFolder.for_model(model)
+    folder.check_place()
     check_analyze(options)
     # torch and transformers take seconds to import: not for a wrong word
     from qplan.cli.tables import sensitivity_table  # noqa: PLC0415
     from qplan.jobs.analyze import run_analyze  # noqa: PLC0415
 
-    folder = RunFolder(run) if run is not None else RunFolder.for_model(model)
     if dry_run:
         _forecast(options, folder)
         return
@@ -261,11 +253,13 @@ def _forecast(options: AnalyzeOptions, run: RunFolder) -> None:
     """Print what an analysis takes.
 
     Raises:
-        InputError: nothing is known about this one, or this machine has too little memory for it.
+        InputError: nothing is known about this one, it would be refused, or this machine has too little memory for it.
         StorageError: it has too little room on the disk.
     """
     from qplan.jobs.expect import expect_analysis  # noqa: PLC0415 - not for --help
+    from qplan.jobs.model_context import check_context  # noqa: PLC0415
 
+    check_context(options)
     outlook = expect_analysis(options, run, measure=True)
     if outlook is None:
         msg = (

@@ -180,8 +180,9 @@ def error(message: str) -> None:
 
 @contextmanager
 def remarked(kind: type[Warning]) -> Iterator[None]:
-    """Print warnings of one kind as remarks, in one line; others as Python does."""
+    """Print warnings of one kind as remarks, in one line and each once; others as Python does."""
     shown = warnings.showwarning
+    told: set[str] = set()
 
     def show(
         message: Warning | str,
@@ -191,10 +192,11 @@ def remarked(kind: type[Warning]) -> Iterator[None]:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        if issubclass(category, kind):
-            remark(str(message))
-        else:
+        if not issubclass(category, kind):
             shown(message, category, filename, lineno, file, line)
+        elif str(message) not in told:
+            told.add(str(message))
+            remark(str(message))
 
     warnings.showwarning = show
     try:

@@ -72,9 +72,10 @@ MaxMemory = Annotated[
     typer.Option(
         "--max-memory",
         metavar="BYTES",
-        help="Most memory of qplan and what it starts, e.g. `10GB`.",
-        show_default="no limit",
-        rich_help_panel=panels.LIMITS,
+        help="Most memory of qplan and what it starts, e.g. `10GB`; a model that needs more is read from the disk "
+        "layer by layer.",
+        show_default="what is free",
+        rich_help_panel=panels.MACHINE,
     ),
 ]
 LatestRun = Annotated[

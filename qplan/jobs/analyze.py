@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 
 import torch
 
+from qplan.artifact import remove_folder
 from qplan.calibration import check_chat_template, check_ids, load_text, tokenize
 from qplan.cost.file_bytes import estimate_fixed
 from qplan.folding.decide import run_fold
@@ -21,6 +21,7 @@ from qplan.jobs.options import AnalyzeOptions, sequences_per_pass
 from qplan.jobs.stages import Stages
 from qplan.model.load import LoadedModel, load_model, loading_line
 from qplan.model.source import local_folder
+from qplan.model.tokenizer_class import unknown_tokenizer_class
 from qplan.notes import Note, note
 from qplan.planner.elbow_room import notes_on_menu
 from qplan.quantize.round_all import default_jobs, round_all
@@ -50,7 +51,7 @@ def run_analyze(options: AnalyzeOptions, run: RunFolder, say: Say, progress: Pro
     """
     check_analyze(options)
     with workers_at(options.ray, run, local_folder(options.model), say) as workers:
-        return _analyze(options, run, workers, say, progress)
+        return _analyze(options, run if workers is None else run.from_anywhere(), workers, say, progress)
 
 
 def _analyze(
@@ -179,7 +180,7 @@ def _discard(run: RunFolder) -> None:
     for path in (run.journal, run.sensitivity, run.calibration, run.fold, run.fold_draft):
         path.unlink(missing_ok=True)
     for folder in (run.rounding, run.folded):
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_folder(folder)
 
 
 def _notes_on(loaded: LoadedModel) -> tuple[Note, ...]:
@@ -192,6 +193,9 @@ def _notes_on(loaded: LoadedModel) -> tuple[Note, ...]:
     notes = check_chat_template(loaded.tokenizer)
     if loaded.own_classes:
         notes += (note("own-code-not-run", classes=list(loaded.own_classes)),)
+    named = unknown_tokenizer_class(loaded.folder)
+    if named is not None:
+        notes += (note("tokenizer-class-unknown", named=named, used=type(loaded.tokenizer).__name__),)
     if loaded.tied_by_values:
         notes += (note("tied-by-values", head=loaded.architecture.head),)
     return notes

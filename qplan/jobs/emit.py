@@ -115,6 +115,7 @@ def run_emit(options: EmitOptions, run: RunFolder, say: Say, progress: Progress,
     check_emit(options, run)
     model = local_folder(SensitivityTable.read(run.sensitivity).model.source)
     with workers_at(options.ray, run, model, say) as workers:
+        run = run if workers is None else run.from_anywhere()
         return _emit(options, run, say, progress, command, workers=workers)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from qplan.calibration import check_limits
 from qplan.compat.settings import check_settings
 from qplan.compat.table import CompatTable
 from qplan.errors import InputError
@@ -26,10 +27,11 @@ class ModelContext:
 
 
 def check_context(options: AnalyzeOptions) -> ModelContext:
-    """Hold a model's config against what the exporter gets right.
+    """Hold a model's config against what the exporter gets right, and sequences against its context.
 
     Raises:
-        InputError: the exporter would drop a setting within the context, or ``--max-context`` is above the model's.
+        InputError: the exporter would drop a setting within the context, ``--max-context`` is above the model's, or
+            ``--seq-len`` above both.
     """
     folder = fetch(options.model)
     with inert_view(folder) as view:
@@ -43,5 +45,6 @@ def check_context(options: AnalyzeOptions) -> ModelContext:
     context = own if limit is None else limit
     exporter = find_exporter(options.llmexport).version
     found = check_settings(CompatTable.read(), config.model_type, settings_of(config), context, exporter)
+    check_limits(options.samples, options.seq_len, context)
     limited = (note("context-limited", tokens=context, own_tokens=own),) if context < own else ()
     return ModelContext(context, (*limited, *found))

@@ -7,6 +7,7 @@ from pathlib import Path
 from qplan.mnn.build.exporter import export_skeleton
 from qplan.mnn.build.exporter_source import find_exporter
 from qplan.mnn.build.skeleton import Skeleton
+from qplan.mnn.build.writer import read_context, set_context
 from qplan.model.load import LoadedModel
 from qplan.run.folder import RunFolder
 from qplan.run.skeleton_record import SkeletonRecord
@@ -40,9 +41,14 @@ def run_skeleton(
     """
     exporter = find_exporter(llmexport).version
     made_from = (loaded.card.sha256, exporter)
+    context = loaded.card.context
     folder, record = run.skeleton_for(c4=c4, unfolded=unfolded)
     kept = SkeletonRecord.kept(record)
     if kept is not None and (kept.model, kept.exporter) == made_from and folder.is_dir():
+        if read_context(folder) != context:
+            record.unlink()
+            set_context(folder, context)
+            SkeletonRecord.of(folder, *made_from).write(record)
         return Skeleton.open(folder)
     record.unlink(missing_ok=True)
     say(f"exporting the graph with {exporter}")
@@ -58,5 +64,6 @@ def run_skeleton(
     )
     if skeleton.whole:
         say(f"{exporter} read and wrote every weight: it works otherwise than the exporters that qplan knows")
+    set_context(folder, context)
     SkeletonRecord.of(folder, *made_from).write(record)
     return skeleton

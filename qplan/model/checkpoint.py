@@ -19,7 +19,7 @@ _GATE_UP = re.compile(r"\.gate_up_proj\.weight$")
 _PARTS = (".gate_proj.weight", ".up_proj.weight")
 """An expert's two matrices are one module in `qplan.model.mixture`, and two tensors in weight files."""
 
-_ROWS = 4096
+_ROWS = 1024
 """Rows of two matrices to compare at a time."""
 
 
@@ -80,13 +80,13 @@ class Checkpoint:
         first = self.headers[keys[0]].shape
         return (sum(self.headers[key].shape[0] for key in keys), *first[1:]) if first else first
 
-    def equal(self, *names: str) -> bool:
-        """Whether two tensors hold the same values as floats, whatever types they are stored in."""
+    def equal(self, *names: str, types: Sequence[torch.dtype] = (torch.float32,)) -> bool:
+        """Whether two tensors hold the same values in one of some types; read up to the first that differs."""
         (first,), (second,) = (self.keys_of(name) for name in names)
         if self.headers[first].shape != self.headers[second].shape:
             return False
         parts = zip(self.mapped(first).split(_ROWS), self.mapped(second).split(_ROWS), strict=True)
-        return all(torch.equal(one.float(), other.float()) for one, other in parts)
+        return all(any(torch.equal(one.to(dtype), other.to(dtype)) for dtype in types) for one, other in parts)
 
     def mapped(self, key: str) -> Tensor:
         """A tensor as it is stored, mapped and not yet read; let go of it soon, since it keeps what was read of it."""

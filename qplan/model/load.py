@@ -325,7 +325,7 @@ def load_tokenizer(folder: Path, view: Path) -> Any:  # noqa: ANN401 - a PreTrai
         InputError: there is none, or none that transformers can load by itself.
     """
     check_tokenizer_there(folder)
-    with blamed_on(folder, "has no usable tokenizer"):
+    with blamed_on(folder, "has no usable tokenizer", _AGAIN):
         tokenizer = AutoTokenizer.from_pretrained(view, local_files_only=True, trust_remote_code=False)
         empty = not tokenizer(_WORDS, add_special_tokens=False)["input_ids"]
     if empty:

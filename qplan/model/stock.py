@@ -61,11 +61,16 @@ def check_class(folder: Path, config: Mapping[str, Any], stock: str) -> None:
 
 
 @contextmanager
-def blamed_on(folder: Path, what: str) -> Iterator[None]:
+def blamed_on(folder: Path, what: str, remedy: str = "") -> Iterator[None]:
     """Turn whatever a library raises about a folder into an error about the folder.
 
     transformers and tokenizers check little of what they read: what is wrong with a folder may come as any exception,
     from deep within. Within the block must be nothing but their work on that folder.
+
+    Args:
+        folder: the folder.
+        what: what is wrong with it.
+        remedy: what to do about it, where the library's own words leave that open.
 
     Raises:
         InputError: in place of any other exception.
@@ -76,7 +81,7 @@ def blamed_on(folder: Path, what: str) -> Iterator[None]:
         raise
     except Exception as error:
         text = str(error).strip() or "no more is said"
-        msg = f"{folder} {what}: {type(error).__name__}: {text[:_MOST_QUOTED]}"
+        msg = f"{folder} {what}: {type(error).__name__}: {text[:_MOST_QUOTED]}{remedy and f'; {remedy}'}"
         raise InputError(msg) from error
 
 

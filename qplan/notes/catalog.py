@@ -127,6 +127,12 @@ CATALOG: Mapping[str, NoteKind] = {
         "the model's folder has code of its own for {classes}, which was not run: the classes are transformers' own",
         classes=list[str],
     ),
+    "tokenizer-class-unknown": _kind(
+        "tokenizer_config.json names {named}, which transformers does not know: {used} reads the tokenizer's files, "
+        "and what {named} does beyond them is left out; compare the tokens of a few texts",
+        named=str,
+        used=str,
+    ),
     "left-out-for-memory": _kind(
         "--max-memory {limit_gb:.3g} GB allowed no run on the engine of {settings:and}; logits are compared one by one "
         "after the first {layers} layers where memory normal is among these",

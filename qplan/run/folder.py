@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,22 @@ class RunFolder:
             msg = f"no finished analysis under {root}/; run 'qplan analyze MODEL' first or name one with --run"
             raise InputError(msg)
         return runs[-1]
+
+    def check_place(self) -> None:
+        """Refuse a place where there can be no folder.
+
+        Raises:
+            InputError: there is something else.
+        """
+        there = next(path for path in (self.folder, *self.folder.absolute().parents) if os.path.lexists(path))
+        if not there.is_dir():
+            what = "is" if there == self.folder else f"cannot be made: {there} is"
+            msg = f"--run {self.folder} {what} no folder; name one, which is made if need be"
+            raise InputError(msg)
+
+    def from_anywhere(self) -> RunFolder:
+        """The same by its absolute path, for processes that work in other folders."""
+        return RunFolder(self.folder.absolute())
 
     @property
     def is_finished(self) -> bool:

@@ -56,9 +56,11 @@ def locked_run(run: RunFolder, command: str) -> Iterator[None]:
         command: what holds it, for the message to others.
 
     Raises:
+        InputError: there can be no folder.
         BusyError: another process holds it.
         StorageError: the disk is full.
     """
+    run.check_place()
     missing = [folder for folder in (run.folder, *run.folder.parents) if not folder.exists()]
     path = run.folder / LOCK_FILE
     with writing(path):

@@ -150,19 +150,24 @@ class Bench:
         return path.read_bytes().splitlines() if path.is_file() else []
 
     def results(self) -> dict[str, str]:
-        """Hashes of the table, the plan and the model's files, as far as they are there.
+        """See `results_of`."""
+        return results_of(self.run, "int8")
 
-        MNN's converter writes a random identifier into every export: it is taken out, and so are its checksums.
-        """
-        paths = [*self.run.glob("sensitivity.parquet"), *sorted(self.run.glob("int8/model/*"))]
-        contents = {path: _UUID.sub(b"", path.read_bytes()) for path in paths if path.name != "checksums.json"}
-        found = {str(path.relative_to(self.run)): _sha256(data) for path, data in contents.items()}
-        plan = self.run / "int8" / "plan.json"
-        if plan.is_file():
-            document = json.loads(plan.read_text(encoding="utf-8"))
-            document["solver"].pop("seconds", None)
-            found["int8/plan.json"] = _sha256(json.dumps(document).encode())
-        return found
+
+def results_of(run: Path, budget: str) -> dict[str, str]:
+    """Hashes of the table, rounded tensors, a plan and its model's files, as far as a run has them.
+
+    MNN's converter writes a random identifier into every export: it is taken out, and so are its checksums.
+    """
+    paths = [*run.glob("sensitivity.parquet"), *run.glob("rounding/tensors-*/*"), *run.glob(f"{budget}/model/*")]
+    contents = {path: _UUID.sub(b"", path.read_bytes()) for path in sorted(paths) if path.name != "checksums.json"}
+    found = {str(path.relative_to(run)): _sha256(data) for path, data in contents.items()}
+    plan = run / budget / "plan.json"
+    if plan.is_file():
+        document = json.loads(plan.read_text(encoding="utf-8"))
+        document["solver"].pop("seconds", None)
+        found[f"{budget}/plan.json"] = _sha256(json.dumps(document).encode())
+    return found
 
 
 def small_model(out: Path) -> Path:

@@ -24,6 +24,7 @@ def main(path: Path = HOME / "results.json") -> None:
     ]
     lines += [line for remark in results.get("remarks", []) for line in (remark, "")]
     lines += _kills(results.get("kills", []))
+    lines += _streamed(results.get("streamed", []))
     lines += _disks(results.get("disks", []))
     lines += _flips(results.get("flips", []))
     lines += _folders(results.get("folders", []))
@@ -76,6 +77,43 @@ def _kills(rows: list[Row]) -> list[str]:
         told = ", ".join(sorted({f"{row['command']}: {row['stage']}" for row in missed}))
         lines += ["", f"Over before the signal came, so not counted: {len(missed)} ({told})."]
     return [*lines, ""]
+
+
+def _streamed(rows: list[Row]) -> list[str]:
+    if not rows:
+        return []
+    hits, ends = [row for row in rows if row["signal"]], [row for row in rows if not row["signal"]]
+    wrong = sum(row["code"] != row["expected_code"] for row in rows)
+    left = sum(bool(row["leftovers"]) for row in rows if row["signal"] != "SIGKILL")
+    same = sum(not row["code"] and not row["differs"] for row in ends)
+    lines = [
+        f"## {len(hits)} signals while the model stays on the disk",
+        "",
+        "Tiny models of two or three layers (`streamed.py`); three signals in four are SIGKILL, the fourth SIGTERM.",
+        "`analyze` is hit before every kind of change to its run folder in every stage: a file that is written and has",
+        "not got its name, one that just got it, and each removal. `emit` is hit in the midst of every step and every",
+        "kind of child process. Each command goes on from what the hit before it left.",
+        f"{wrong} wrong exit codes; {left} commands left unfinished files behind, SIGKILL apart.",
+        f"Of {len(ends)} commands that were hit everywhere and then ended, {same} left the bytes of an undisturbed",
+        "one: of everything in the run folder after `analyze`, of table, rounded tensors, plan and model after `emit`.",
+        *(f"Others: {row['command']} left another {', '.join(row['differs'])}." for row in ends if row["differs"]),
+        "",
+        "| command | model | effort | stage | hits | codes | in the end |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in ends:
+        own = [hit for hit in hits if _command(hit) == _command(row)]
+        for stage in dict.fromkeys(hit["stage"] for hit in own):
+            of = [hit for hit in own if hit["stage"] == stage]
+            codes = ", ".join(f"{count} of {code}" for code, count in Counter(hit["code"] for hit in of).items())
+            lines.append(f"| {' | '.join(_command(row))} | {stage} | {len(of)} | {codes} | |")
+        verdict = "the same bytes" if not row["differs"] else "OTHER BYTES"
+        lines.append(f"| {' | '.join(_command(row))} | to the end | {len(own)} | {row['code']} | {verdict} |")
+    return [*lines, ""]
+
+
+def _command(row: Row) -> tuple[str, str, str]:
+    return row["command"], row["model"], row["effort"]
 
 
 _SIGNALS = ("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP")

@@ -30,6 +30,7 @@ from qplan.sensitivity.menu import resolve_menu
 from qplan.spread.cluster import Cluster
 from qplan.spread.nodes import workers_at
 from qplan.spread.work import Task
+from reports.ray.emit import section
 from reports.ray.shapes import COPIES, FIT_TOKENS, MATRICES, SHAPES, Shape
 from tests.support.local_cluster import NODE, local_cluster
 
@@ -173,7 +174,7 @@ clusters wrote {verdict} as this process.
 A worker starts once per command: it imports torch and loads the model. Two workers do
 {two.total_s / one.total_s:.2f} times the work of one in all: each factors the moments that it needs.
 
-## On paper: 70B and 671B
+{section()}## On paper: 70B and 671B
 
 Rounding every tensor to one format, as `emit` does, with moments of {FIT_TOKENS:,} tokens. Nothing here was run.
 

@@ -9,8 +9,12 @@ import pytest
 
 import qplan
 from qplan.errors import InputError
+from qplan.jobs.skeletons import run_skeleton
 from qplan.mnn.files import CONTEXT_KEY, LLM_CONFIG_FILE
+from qplan.mnn.preflight import check_folder
+from qplan.model.load import load_model
 from qplan.model.specimen import save_specimen
+from qplan.run.folder import RunFolder
 from qplan.run.plan import Plan
 from qplan.run.verification import Verification
 from tests.support.command import qplan as run_qplan
@@ -39,6 +43,11 @@ def test_a_window_is_refused_at_the_door_or_becomes_the_built_models_context(tmp
     proof = Verification.read(tmp_path / "run" / "int8" / "verification.json")
     assert proof.passed
     assert "preflight" in {check.promise.code for check in proof.checks}
+    run = RunFolder(tmp_path / "run")
+    assert check_folder(run.folder / "skeleton").context == WINDOW
+    # another limit costs no other export
+    run_skeleton(run, load_model(str(model)).within(WINDOW - 1), None, pytest.fail)
+    assert check_folder(run.folder / "skeleton").context == WINDOW - 1
     built = tmp_path / "run" / "int8" / "model"
     assert json.loads((built / LLM_CONFIG_FILE).read_text(encoding="utf-8"))[CONTEXT_KEY] == WINDOW
     with qplan.Engine(built) as engine:

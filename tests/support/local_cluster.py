@@ -11,6 +11,9 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # the name is older than what it does on Linux as well: the driver's address is the loopback
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    # how long a starting node is waited for; 30 s are too little on a busy machine
+    "RAY_raylet_start_wait_time_s": "240",
+    "RAY_agent_register_timeout_ms": "240000",
 }
 
 NODE: dict[str, Any] = {

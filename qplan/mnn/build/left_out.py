@@ -32,8 +32,6 @@ _HEAD_COPIES = 4
 
 _ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
-_COMPARED_ROWS = 64
-
 
 @dataclass(frozen=True)
 class Kept:
@@ -56,14 +54,19 @@ def kept_of(model_dir: Path) -> Kept | None:
     architecture = ARCHITECTURES.get(str(read_config(model_dir / CONFIG_FILE).get("model_type")))
     if architecture is None:
         return None
-    places = {name: (path, tensor) for path in weight_files(model_dir) for name, tensor in read_header(path).items()}
-    headers = {name: tensor for name, (_, tensor) in places.items()}
+    import torch  # noqa: PLC0415 - slow, and not for those who only ask for the memory
+
+    from qplan.model.checkpoint import Checkpoint  # noqa: PLC0415
+
+    checkpoint = Checkpoint.open(model_dir)
+    headers = checkpoint.headers
     embedding, head = (_named(headers, path) for path in (architecture.embedding, architecture.head))
     if embedding is None:
         return None
     weights = math.prod(headers[embedding].shape)
     peak = _BASE_BYTES + max(_EMBEDDING_COPIES * weights, 4 * weights + _stored_bytes(headers[embedding]))
-    if head is None or _differ(places[embedding], places[head], embedding, head):
+    # the exporter compares what it loaded, in half precision
+    if head is None or not checkpoint.equal(embedding, head, types=(torch.bfloat16, torch.float16)):
         return Kept((_last(architecture.embedding),), peak)
     peak += _stored_bytes(headers[head]) + _HEAD_COPIES * math.prod(headers[head].shape)
     return Kept((_last(architecture.embedding), _last(architecture.head)), peak)
@@ -101,23 +104,6 @@ def check_fits(what: str, need: int, limit: int | None, remedy: str) -> None:
             f"{left / 1e9:.1f} GB beside qplan itself; raise it, {remedy}"
         )
         raise InputError(msg)
-
-
-def _differ(first: tuple[Path, TensorHeader], second: tuple[Path, TensorHeader], *names: str) -> bool:
-    """Whether two matrices hold different values, in any precision that they may be loaded in; read up to the first."""
-    import torch  # noqa: PLC0415
-    from safetensors import safe_open  # noqa: PLC0415
-
-    shape = first[1].shape
-    if second[1].shape != shape:
-        return True
-    with safe_open(first[0], framework="pt") as one, safe_open(second[0], framework="pt") as other:
-        slices = one.get_slice(names[0]), other.get_slice(names[1])
-        for start in range(0, shape[0], _COMPARED_ROWS):
-            rows = [matrix[start : start + _COMPARED_ROWS] for matrix in slices]
-            if not any(torch.equal(*(part.to(dtype) for part in rows)) for dtype in (torch.bfloat16, torch.float16)):
-                return True
-    return False
 
 
 def _named(headers: Mapping[str, TensorHeader], path: str) -> str | None:

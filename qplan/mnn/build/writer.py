@@ -106,6 +106,19 @@ def set_runtime(folder: Path, runtime: RuntimeConfig) -> None:
     write_text(path, json.dumps(settings, ensure_ascii=False, indent=4))
 
 
+def read_context(folder: Path) -> int | None:
+    """Longest sequence that a folder says to be good for; None if it leaves that open."""
+    found = json.loads((folder / LLM_CONFIG_FILE).read_text(encoding="utf-8")).get(CONTEXT_KEY)
+    return found if isinstance(found, int) else None
+
+
+def set_context(folder: Path, context: int) -> None:
+    """Change the longest sequence, in tokens, that a folder says to be good for."""
+    path = folder / LLM_CONFIG_FILE
+    model = json.loads(path.read_text(encoding="utf-8")) | {CONTEXT_KEY: context}
+    write_text(path, json.dumps(model, ensure_ascii=False, indent=4))
+
+
 def _check_read_back(ops: tuple[Linear, ...], formats: Mapping[str, QuantFormat]) -> None:
     wrong = [op for op in ops if not op.holds(formats[op.name])]
     if wrong or len(ops) != len(formats):

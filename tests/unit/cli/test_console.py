@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -24,6 +25,7 @@ from qplan.planner.diff import diff
 from qplan.planner.explain import explain_all
 from qplan.planner.frontier import frontier
 from qplan.report.literal import visible
+from qplan.run.damage import RunFolderWarning, tell_damaged
 from tests.support.hostile import NAME, named_run
 
 
@@ -94,6 +96,16 @@ def test_names_in_every_table_are_text(written: StringIO) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+def test_a_remark_is_made_once_however_often_it_is_due(written: StringIO) -> None:
+    with warnings.catch_warnings(), console.remarked(RunFolderWarning):
+        warnings.simplefilter("always")
+        for problem in ("skeleton.json is damaged", "fold.json is damaged", "skeleton.json is damaged"):
+            for _ in range(2):
+                tell_damaged(problem)
+    assert plain(written).count("skeleton.json is damaged") == 1
+    assert plain(written).count("fold.json is damaged") == 1
+
+
 def test_a_full_disk_is_told_and_is_no_bug() -> None:
     code = "from qplan.cli.main import main; main(['emit', '--budget', 'int44', '--json'])"
     with Path("/dev/full").open("w") as full:

@@ -118,7 +118,9 @@ def test_what_the_exporter_gets_wrong_is_refused_with_the_setting(tmp_path: Path
 
 def test_a_limited_context_is_let_in_and_told(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, "mistral", {"sliding_window": 96})
-    found = check_context(AnalyzeOptions(model=str(folder), max_context=96))
+    found = check_context(AnalyzeOptions(model=str(folder), max_context=96, seq_len=96))
     assert (found.tokens, {told.code for told in found.notes}) == (96, {"context-limited", "setting-beyond-context"})
     with pytest.raises(InputError, match="--max-context 1024 is above the model's own context of 512"):
         check_context(AnalyzeOptions(model=str(folder), max_context=1024))
+    with pytest.raises(InputError, match="--seq-len 97 is above the model's context of 96 tokens; lower it"):
+        check_context(AnalyzeOptions(model=str(folder), max_context=96, seq_len=97))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,8 @@ from qplan.run.fold import FoldRecord
 from qplan.run.folder import RunFolder
 from qplan.run.moments import write_matrix
 from qplan.run.table import SensitivityTable
+from qplan.scratch import remove_leftovers
+from tests.support.ended_early import Ender, forked
 from tests.support.tiny_models import words
 
 
@@ -134,6 +138,43 @@ def test_a_killed_analysis_goes_on_and_ends_the_same(
     # and a model in memory has the same losses
     tables = [SensitivityTable.read(RunFolder(tmp_path / name).sensitivity) for name in ("kept in memory", "run")]
     assert tables[0].measurements == tables[1].measurements
+
+
+KILLED_BEFORE = (
+    ("os.rename", "rounding/between/*/.layer-1-0.*"),
+    ("os.rename", "rounding/between/*/.slopes-2.*"),
+    ("os.rename", ".fold.json.*"),
+    ("os.rename", "rounding/fit-*/.model.layers.1.*"),
+    ("os.remove", "rounding/.between.*/between/*/layer-*"),
+    ("os.remove", "rounding/.original-*/original-*/model.layers.1.*"),
+)
+"""Files of a streamed analysis that is killed when they are written, and not yet under their names, or are removed."""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="torch has threads for GPUs, which a forked process lacks")
+def test_a_streamed_analysis_that_is_killed_in_every_stage_ends_in_the_same_bytes(
+    model_folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qplan.jobs.expect._fitting", lambda _shape, asked, _limit: replace(asked, streamed=True))
+    options = replace(_options(model_folders["qwen2"], tmp_path), samples=4, seq_len=32, fit_tokens=256)
+    whole, run = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "run")
+
+    def analyze(into: RunFolder) -> None:
+        torch.set_num_threads(1)
+        run_analyze(options, into, print, lambda _done, _total: None)
+
+    assert forked(lambda: analyze(whole), tmp_path / "told.txt") == 0
+    for place in KILLED_BEFORE:
+
+        def killed(event: str, path: Path, place: tuple[str, str] = place) -> signal.Signals | None:
+            return signal.SIGKILL if event == place[0] and fnmatch(str(path), place[1]) else None
+
+        code = forked(lambda: analyze(run), tmp_path / "told.txt", Ender(run.folder, killed))
+        assert code == -signal.SIGKILL, (place, (tmp_path / "told.txt").read_text())
+        assert list(run.folder.glob(place[1]))
+        remove_leftovers(run.folder, deep=True)  # as the command does
+    assert forked(lambda: analyze(run), tmp_path / "told.txt") == 0
+    assert _bytes(run) == _bytes(whole)
 
 
 def _interrupted_at(part: str) -> Callable[..., None]:

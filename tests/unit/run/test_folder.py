@@ -16,6 +16,18 @@ def test_run_folders_are_named_after_the_model(tmp_path: Path) -> None:
     assert RunFolder.for_model(str(tmp_path / "my model")).folder.name == "my-model"
 
 
+def test_a_place_where_no_folder_can_be_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    for place in ("/dev/null", tmp_path / "file", tmp_path / "nowhere"):
+        with pytest.raises(InputError, match=f"--run {place} is no folder; name one"):
+            RunFolder(Path(place)).check_place()
+    with pytest.raises(InputError, match=r"--run .*/file/run cannot be made: .*/file is no folder; name one"):
+        RunFolder(tmp_path / "file" / "run").check_place()
+    for good in (tmp_path, tmp_path / "new" / "run", Path("new")):
+        RunFolder(good).check_place()
+
+
 def test_budget_folders(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     assert [run.budget(b).name for b in ("int8", "4.5bpw", "300MB", "60%")] == ["int8", "4.5bpw", "300mb", "60pct"]

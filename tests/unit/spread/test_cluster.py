@@ -15,24 +15,29 @@ import pytest
 import torch
 
 from qplan.errors import InputError, MeasurementError, ToolError
+from qplan.folding.analyzed import load_analyzed
 from qplan.formats import FP16, INT4, INT8, QuantFormat
 from qplan.jobs.analyze import run_analyze
-from qplan.jobs.options import AnalyzeOptions
+from qplan.jobs.emit import run_emit
+from qplan.jobs.options import AnalyzeOptions, EmitOptions
 from qplan.model.load import LoadedModel
 from qplan.quantize.moment_tasks import gather_by
 from qplan.quantize.moments import Moments, gather_moments
 from qplan.quantize.round_all import round_all
 from qplan.quantize.rounder import Rounder
+from qplan.quantize.run_rounder import run_rounder
 from qplan.quantize.stored_cache import StoredCache
 from qplan.run.calibration import CalibrationSet
 from qplan.run.folder import RunFolder
 from qplan.run.moments import write_matrix
+from qplan.run.table import SensitivityTable
 from qplan.sensitivity.analysis import Analysis, open_analysis
 from qplan.sensitivity.measured import measure
+from qplan.settings import Progress, Say
 from qplan.spread import cluster as clusters
 from qplan.spread.cluster import Cluster, connected
 from qplan.spread.nodes import workers_at
-from qplan.spread.work import Task
+from qplan.spread.work import Task, Workers
 from tests.support.local_cluster import local_cluster
 from tests.support.tiny_models import words
 
@@ -173,9 +178,20 @@ def test_without_ray_the_command_that_installs_it_is_told(monkeypatch: pytest.Mo
         pass
 
 
-def test_the_quick_analysis_ends_in_the_same_table_and_journal(
+def rounding_alone(
+    options: EmitOptions, run: RunFolder, say: Say, progress: Progress, _command: str, *, workers: Workers | None
+) -> None:
+    """What the cluster does of an emit."""
+    table = SensitivityTable.read(run.sensitivity)
+    loaded = load_analyzed(run, table.model, say, most_bytes=0).loaded
+    rounder = run_rounder(run, loaded, CalibrationSet.read(run.calibration), "auto", workers=workers)
+    round_all(rounder, {spec.name: (INT4,) for spec in loaded.card.tensors}, progress=progress)
+
+
+def test_a_quick_analysis_and_what_emit_rounds_are_the_same(
     qwen2: LoadedModel, workers: tuple[Cluster, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)  # where the cluster was not started, and run folders are named from
     (tmp_path / "text.txt").write_text(words(2000, seed=1))
     options = AnalyzeOptions(
         model=str(qwen2.folder),
@@ -187,15 +203,24 @@ def test_the_quick_analysis_ends_in_the_same_table_and_journal(
         formats=(INT8, INT4),
         ray="auto",
     )
-    tables, journals = [], []
+    tables, journals, tensors = [], [], []
+    monkeypatch.setattr("qplan.jobs.emit._emit", rounding_alone)
     for hands in (None, workers[0]):
-        monkeypatch.setattr("qplan.jobs.analyze.workers_at", lambda *_, hands=hands: nullcontext(hands))
-        run = RunFolder(tmp_path / f"run-{hands is None}")
+        for job in ("analyze", "emit"):
+            monkeypatch.setattr(f"qplan.jobs.{job}.workers_at", lambda *_, hands=hands: nullcontext(hands))
+        run = RunFolder(Path(f"run-{hands is None}"))
         tables.append(run_analyze(options, run, lambda _line: None, lambda _done, _total: None))
         journals.append(sorted(run.journal.read_bytes().splitlines()))
+        seen: list[tuple[int, int]] = []
+        run_emit(EmitOptions(ray="auto"), run, lambda _line: None, lambda *done, seen=seen: seen.append(done), "")
+        assert seen[-1] == (len(qwen2.card.tensors), len(qwen2.card.tensors))
+        (folder,) = run.rounding.glob("tensors-*")
+        tensors.append(files(folder))
     assert tables[0].measurements == tables[1].measurements
     assert tables[0].sha256 == tables[1].sha256
     assert journals[0] == journals[1]
+    assert tensors[0] == tensors[1]
+    assert len(tensors[0]) == len(qwen2.card.tensors)
 
 
 def test_losses_are_the_same_though_a_node_dies_among_them(  # noqa: PLR0917 - fixtures
