@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from qplan.cost.engine import EngineCost
 from qplan.cost.expected import ExpectedStage
-from qplan.cost.forward import FLOAT_BYTES, LOGIT_VALUES, all_forward, factored, rounding
+from qplan.cost.forward import COMPARED_VALUES, FLOAT_BYTES, REFERENCE_VALUES, all_forward, factored, rounding
 from qplan.cost.one_pass import PROCESS_BYTES, WORKING_BYTES
 from qplan.cost.shape import Shape
 from qplan.cost.work import NOTHING, Machine, Work
@@ -20,17 +20,17 @@ REPAIRING, ACTIVATIONS = "promotions and demotions", "int8 activations per token
 BUILDING, PROVING, REPORTING = "building the plan", "proof on the engine", "report"
 """Names of an emit's stages."""
 
-# set from emits of the embedded model, qwen2-8m and SmolLM2-135M
+# counted in processor time beside `qplan.jobs.machine`'s own numbers, and set from emits of the embedded model
 _ACTIVATION_VALUES = 10
 """Numbers read and written per activation that is rounded to int8."""
-_STORED_VALUES = 6
+_STORED_VALUES = 4
 """Per weight that is turned from integers into floats."""
-_NEAREST_VALUES = 24
+_NEAREST_VALUES = 22
 """Per weight that is rounded to nearest."""
-_COMPARED_VALUES = 14
-"""Per logit that is compared with the reference's."""
 _FORK = 0.6
 """Of a pass, what a plan takes that differs in one tensor from another."""
+_REPAIR_SWEEPS = 3
+"""The plan, moves one by one, and their combination."""
 _SOLVED_S = 2e-4
 """Seconds of a solver per budget and format of a tensor."""
 _LOADING_S, _REPORT_S = 0.5, 1.0
@@ -184,13 +184,14 @@ class EmitCost:
         values = _NEAREST_VALUES if nearest and bits < 16 else _STORED_VALUES  # noqa: PLR2004
         return Work(values=values * float(sum(given.weights for given in self.shape.inputs)))
 
-    def _swept(self, tokens: float, variants: float, *, lossy: bool = True) -> Work:
-        """Whole models on their way through all layers, and what their logits lose."""
+    def _swept(self, tokens: float, variants: float, sweeps: int = 1, *, lossy: bool = True) -> Work:
+        """Whole models on their way through all layers in so many sweeps, and what their logits lose."""
         work = self._forward(tokens)
         numbers = sum(given.width * given.share for given in self.shape.inputs)
         work += Work(values=(_ACTIVATION_VALUES * numbers if lossy else 0.0) * tokens)
-        work += Work(values=(_COMPARED_VALUES - LOGIT_VALUES / 2) * tokens * self.shape.head.outputs)
-        return work.times(variants)
+        logits = float(tokens * self.shape.head.outputs)
+        work += Work(values=COMPARED_VALUES * logits)
+        return work.times(variants) + Work(values=REFERENCE_VALUES * logits * sweeps)
 
     def _planning(self) -> list[ExpectedStage]:
         asked, tokens = self.asked, self.asked.planning
@@ -228,7 +229,7 @@ class EmitCost:
         asked, tokens = self.asked, self.asked.planning
         ours = asked.memories * (2 if asked.evaluations else 1)
         variants = ours + asked.memories + 1
-        work = self._swept(tokens, variants)
+        work = self._swept(tokens, variants, variants // 2 + 1)
         work += self._stored(8, nearest=False).times(ours / asked.memories) + self._stored(8, nearest=True).times(2)
         memory = self._batch(tokens, asked.memories) + self._kept_weights
         work += Work(seconds_anywhere=_SOLVED_S * asked.choices)
@@ -236,7 +237,7 @@ class EmitCost:
 
     def _repairing(self) -> ExpectedStage:
         asked, tokens = self.asked, self.asked.planning / 2
-        work = self._swept(tokens, asked.evaluations * _FORK) + self._stored(8, nearest=False).times(3)
+        work = self._swept(tokens, asked.evaluations * _FORK, _REPAIR_SWEEPS) + self._stored(8, nearest=False).times(3)
         memory = self._batch(int(tokens), asked.evaluations) + self._kept_weights
         return self._stage(REPAIRING, [work], memory, units=int(asked.evaluations * tokens) // asked.seq_len)
 
@@ -262,7 +263,7 @@ class EmitCost:
         logits = 4.0 * FLOAT_BYTES * self.asked.seq_len * self.shape.head.outputs
         exact = self._with_engine(self._whole_stored, engine.bits)
         memory = max(exact, self._with_engine(WORKING_BYTES + logits, widest))
-        return self._stage(PROVING, parts, memory)
+        return self._stage(PROVING, parts, memory, at_once=engine.threads)
 
     def _reporting(self) -> ExpectedStage:
         asked = self.asked

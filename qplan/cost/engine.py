@@ -6,12 +6,12 @@ import math
 from dataclasses import dataclass
 
 from qplan.cost.file_bytes import estimate_fixed
-from qplan.cost.forward import FLOAT_BYTES
+from qplan.cost.forward import COMPARED_VALUES, FLOAT_BYTES, REFERENCE_VALUES
 from qplan.cost.shape import Shape
 from qplan.cost.work import Work
 from qplan.settings import Memory
 
-# measured with MNN 3.6.1 and llmexport 0.0.5 on the embedded model, qwen2-8m and SmolLM2-135M
+# processor seconds of MNN 3.6.1 and llmexport 0.0.5, on the embedded model and the shape of Qwen2.5-0.5B
 _EXPORT_S, _EXPORT_OP_S = 5.5, 0.01
 """Seconds of an export: starting Python with torch and llmexport, and for each linear of the graph."""
 _EXPORT_VALUES = 20
@@ -24,18 +24,24 @@ _START_S = 0.25
 """Seconds until the engine's process is there."""
 _LOADED_VALUES = {"low": 1.0, "normal": 3.0}
 """Numbers read and written per weight that the engine loads."""
-_PREFILL = {"low": 0.7, "normal": 1.2}
-"""Time of the engine's products of many tokens, in that of as many operations in torch on one processor."""
-_STEP = {"low": 8.0, "normal": 8.0}
-"""The same of a token by itself."""
-_STEP_S = 5e-5
-"""Seconds that each linear takes of a token by itself whatever its size, and what lies around it."""
+_PREFILL, _INTEGER_PREFILL = 1.0, 1.2
+"""Time of the engine's products of many tokens with float and with int8 activations, in that of as many operations in
+torch on one processor."""
+_STEP, _INTEGER_STEP = 10.0, 2.1
+"""The same of a token by itself: it waits for the weights, which are float32 or integers in memory."""
+_STEP_S = 4e-6
+"""Seconds that each linear takes of a token by itself whatever its size."""
 _TOKENIZED_S = 0.2
 """Seconds in which texts are tokenized by engine and Hugging Face."""
-_COMPARED_VALUES = 14
-"""Numbers read and written per logit of the engine that is compared."""
 _TURNS = 6
 """Times that the built model is loaded and timed to choose scales of activations: `qplan.verify.measure`."""
+_JSON_BYTES = 8
+"""Bytes of the graph as JSON for each byte of the graph."""
+_COPIES_AT_LOAD = 1.4
+"""Of `qplan.verify.engine_memory`."""
+_FLOAT_BITS = 16
+_INTEGER_BYTES = 1.2
+"""Bytes of an integer in memory, with its share of a scale and a zero point: `qplan.cost.targets`."""
 _BASE_BYTES = 130e6
 """The engine without a model."""
 
@@ -102,47 +108,50 @@ class EngineCost:
         work = Work(seconds_anywhere=_START_S, values=_LOADED_VALUES[memory] * self._weights)
         return work + Work(read=self.file_bytes(bits) / 4)
 
-    def _prefill(self, memory: Memory, tokens: float) -> Work:
+    def _prefill(self, memory: Memory, bits: float, tokens: float) -> Work:
         scores = 4.0 * self.seq_len * self.shape.hidden * len(self.shape.layers)
-        return Work(engine_flops=_PREFILL[memory] * tokens * (2.0 * self._met + scores))
+        slow = _INTEGER_PREFILL if memory == "low" and bits < _FLOAT_BITS else _PREFILL
+        return Work(engine_flops=slow * tokens * (2.0 * self._met + scores))
 
-    def _steps(self, memory: Memory, tokens: float) -> Work:
-        work = Work(engine_flops=_STEP[memory] * tokens * 2.0 * self._met)
+    def _steps(self, bits: float, tokens: float) -> Work:
+        """Tokens by themselves, under memory low."""
+        slow = _INTEGER_STEP if bits < _FLOAT_BITS else _STEP
+        work = Work(engine_flops=slow * tokens * 2.0 * self._met)
         return work + Work(seconds_anywhere=_STEP_S * self._ops * tokens)
 
-    def _timed(self, memory: Memory) -> Work:
-        """Speeds of prefill and decode, after a warm-up."""
-        one = self._prefill(memory, self.prompt_tokens) + self._steps(memory, self.decode_tokens)
+    def _timed(self, bits: float) -> Work:
+        """Speeds of prefill and decode under memory low, after a warm-up."""
+        one = self._prefill("low", bits, self.prompt_tokens) + self._steps(bits, self.decode_tokens)
         return one.times(self.repeats + 1)
 
     def _compared(self, tokens: float) -> Work:
-        return Work(values=_COMPARED_VALUES * tokens * self.shape.head.outputs)
+        return Work(values=float(REFERENCE_VALUES + COMPARED_VALUES) * tokens * self.shape.head.outputs)
 
     def exact(self, bits: float) -> Work:
         """Logits of a few tokens with float activations, of as many layers as fit, and the texts of the tokenizer."""
-        work = self._loaded("normal", bits) + self._prefill("normal", self.gate_tokens)
-        return work.times(min(1.0, max(0.0, self.most_bytes) / self.memory(bits, "normal"))) + Work(
-            seconds_anywhere=_TOKENIZED_S
-        )
+        work = self._loaded("normal", bits) + self._prefill("normal", bits, self.gate_tokens)
+        share = min(1.0, max(0.0, self.most_bytes) / self.memory(bits, "normal"))
+        return work.times(share) + Work(seconds_anywhere=_TOKENIZED_S)
 
     def measured(self, bits: float, tokens: int, *, beside: bool = False) -> Work:
         """A built model under all settings; ``beside`` with the other scales of int8 activations too, in turns."""
         work, runs = Work(), self.runs(bits)
         for memory in (*runs, *(("low",) if beside and "low" in runs else ())):
-            work += self._loaded(memory, bits) + self._prefill(memory, tokens) + self._compared(tokens)
+            work += self._loaded(memory, bits) + self._prefill(memory, bits, tokens) + self._compared(tokens)
             if memory == "low":
                 steps = self.decode_rows * self.seq_len
-                work += self._steps(memory, steps) + self._compared(steps)
+                work += self._steps(bits, steps) + self._compared(steps)
         if "low" not in runs:
             return work
-        one = self._timed("low")
+        one = self._timed(bits)
         return work + ((self._loaded("low", bits) + one).times(_TURNS) if beside else one)
 
     def memory(self, bits: float, memory: Memory) -> float:
         """Bytes of the engine's process with a model."""
-        stored = self._weights * (FLOAT_BYTES if memory == "normal" else max(bits, 8) / 8)
+        floats = memory == "normal" or bits >= _FLOAT_BITS
+        stored = self._weights * (FLOAT_BYTES if floats else _INTEGER_BYTES)
         largest = max(spec.weights for spec in self.shape.card.tensors)
-        loading = largest * (FLOAT_BYTES if memory == "normal" or bits >= 16 else _COPIES_AT_LOAD)  # noqa: PLR2004
+        loading = largest * (FLOAT_BYTES if floats else _COPIES_AT_LOAD)
         logits = 3.0 * FLOAT_BYTES * self.seq_len * self.shape.head.outputs
         return _BASE_BYTES + stored + max(loading, logits)
 
@@ -153,9 +162,3 @@ class EngineCost:
     def peak(self, bits: float) -> float:
         """Bytes of the engine's process at most, whatever is run of a model."""
         return min(self.most_bytes, max(self.memory(bits, memory) for memory in self.memories))
-
-
-_JSON_BYTES = 8
-"""Bytes of the graph as JSON for each byte of the graph."""
-_COPIES_AT_LOAD = 1.4
-"""Of `qplan.verify.engine_memory`."""

@@ -16,6 +16,8 @@ _SCORE_VALUES = 4
 """Per attention score."""
 LOGIT_VALUES = 12
 """The same of the head, per logit, forwards and backwards."""
+REFERENCE_VALUES, COMPARED_VALUES = 47, 13
+"""Per logit of a reference that others are compared with, and of what is compared: `qplan.sensitivity.metrics`."""
 SWEEPS, _CANDIDATES = 3, 3
 """Of `qplan.quantize.gptq`, and roundings that ``auto`` chooses from."""
 
