@@ -76,11 +76,11 @@ def test_what_a_killed_process_left_is_removed_and_what_a_living_one_holds_is_no
 def test_a_signal_in_the_midst_of_a_removal_leaves_nothing(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scratch, remove, calls = Scratch("test"), shutil.rmtree, list[Path]()
 
-    def interrupted(path: Path, **how: bool) -> None:
+    def interrupted(path: Path, *, ignore_errors: bool = False) -> None:
         calls.append(path)
         if len(calls) == 1:
             raise KeyboardInterrupt
-        remove(path, **how)
+        remove(path, ignore_errors=ignore_errors)
 
     monkeypatch.setattr("qplan.scratch.shutil.rmtree", interrupted)
     with pytest.raises(KeyboardInterrupt):
