@@ -164,6 +164,17 @@ def new_folder(out: Path, *, replace: bool = False) -> Iterator[Path]:
             draft.rename(out)
 
 
+def remove_folder(folder: Path) -> None:
+    """Remove a folder all at once, if it is there: a kill leaves it whole, or nothing under its name."""
+    if not folder.is_dir():
+        return
+    try:
+        with Scratch(beside=folder) as temporary:
+            folder.rename(temporary / folder.name)
+    except OSError:  # no room for another name
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 @contextmanager
 def temporary_folder(purpose: str) -> Iterator[Path]:
     """Yield a temporary folder; a block that fails because there is no space for it, in a child too, says so.

@@ -124,7 +124,13 @@ def _lives(process: int) -> bool:
 
 
 def _remove(folder: Path, handle: int, owner: int) -> None:
-    if os.getpid() == owner:
-        with suppress(FileNotFoundError):
+    try:
+        if os.getpid() == owner:
             shutil.rmtree(folder)
-    os.close(handle)
+    except FileNotFoundError:
+        pass
+    except BaseException:  # a signal in the midst of it; nobody would come back for the rest
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    finally:
+        os.close(handle)

@@ -70,10 +70,8 @@ class Expected:
         if self.memory_bytes > limit:
             stage = max(self.stages, key=lambda one: one.memory_bytes)
             need, have = _apart(self.memory_bytes, limit)
-            whose, ways = ("this machine has free", remedies)
-            if most_memory is not None:
-                whose, ways = "--max-memory allows", ("a higher limit", *remedies)
-            msg = f"{stage.name} needs about {need} of memory, and {whose} {have}: {', or '.join(ways)}"
+            whose = "this machine has free" if most_memory is None else "--max-memory allows"
+            msg = f"{stage.name} needs about {need} of memory, and {whose} {have}: {', or '.join(remedies)}"
             raise InputError(msg)
         if self.disk_bytes > machine.disk_bytes:
             need, have = _apart(self.disk_bytes, machine.disk_bytes)

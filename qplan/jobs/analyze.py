@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 
 import torch
 
+from qplan.artifact import remove_folder
 from qplan.calibration import check_chat_template, check_ids, load_text, tokenize
 from qplan.cost.file_bytes import estimate_fixed
 from qplan.folding.decide import run_fold
@@ -180,7 +180,7 @@ def _discard(run: RunFolder) -> None:
     for path in (run.journal, run.sensitivity, run.calibration, run.fold, run.fold_draft):
         path.unlink(missing_ok=True)
     for folder in (run.rounding, run.folded):
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_folder(folder)
 
 
 def _notes_on(loaded: LoadedModel) -> tuple[Note, ...]:

@@ -13,6 +13,7 @@ from qplan.cost.file_bytes import FixedBytes
 from qplan.errors import InfeasibleError
 from qplan.formats import QuantFormat
 from qplan.planner.budget import parse_budgets
+from qplan.planner.elbow_room import rules_within
 from qplan.planner.planning import make_plan
 from qplan.run.measurement import Loss
 from qplan.run.plan import Plan
@@ -62,12 +63,13 @@ def decisions(
     table: SensitivityTable, fixed: FixedBytes, generator: np.random.Generator, draws: int
 ) -> Iterator[Decided]:
     """Plan at each of `BUDGETS` that can be met, and as often as ``draws`` with losses drawn within their errors."""
+    rules = rules_within(table)
     errors = {
         (name, fmt): _relative_error(fmt, loss) for name, row in table.losses().items() for fmt, loss in row.items()
     }
     for budget in BUDGETS:
         try:
-            plan = make_plan(table, budget, fixed)
+            plan = make_plan(table, budget, fixed, rules=rules)
         except InfeasibleError:
             continue
         others, regrets = [], []
@@ -75,7 +77,7 @@ def decisions(
             factors = {key: math.exp(error * generator.standard_normal()) for key, error in errors.items()}
             rows = (replace(m, kl_nats=m.kl_nats * factors[m.tensor, m.format]) for m in table.measurements)
             drawn = replace(table, measurements=tuple(rows))
-            other, losses = make_plan(drawn, budget, fixed), drawn.kl(table.goal)
+            other, losses = make_plan(drawn, budget, fixed, rules=rules), drawn.kl(table.goal)
             others.append(other)
             ours = math.fsum(losses[name][fmt.name] for name, fmt in plan.formats.items())
             regrets.append(ours / least - 1 if (least := other.solver.objective_nats) else 0.0)

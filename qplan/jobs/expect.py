@@ -22,8 +22,8 @@ from qplan.run.folder import RunFolder
 from qplan.run.journal import begun_with
 from qplan.sensitivity.views import HEAD_SHARE
 
-FEWER = "fewer --samples or --fit-tokens"
-MORE = "a machine with more memory"
+FEWER, MORE = "fewer --samples or --fit-tokens", "a machine with more memory"
+"""What lets an analysis do with less memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,9 @@ def expect_analysis(options: AnalyzeOptions, run: RunFolder, *, measure: bool = 
     fewer = (
         "a smaller --batch-size" if options.batch_size else f"--restart with a --batch-size below this run's {begun}"
     )
-    remedies = (FEWER, fewer, MORE) if given is not None and given > 1 else (FEWER, MORE)
+    remedies = (FEWER, fewer) if given is not None and given > 1 else (FEWER,)
+    # a batch size that was not given is the least that there is, where even that is too much
+    remedies = (*remedies, MORE) if options.max_memory_bytes is None else ("raise it", *remedies)
     kept_bytes = _held_by(run.rounding, run.folded)
 
     def outlook(machine: Machine) -> AnalysisOutlook:

@@ -5,14 +5,13 @@ That is the quick effort. The default one then measures what plans hang on: `qpl
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from qplan.artifact import is_there, sha256_json, versions
+from qplan.artifact import is_there, remove_folder, sha256_json, versions
 from qplan.folding.analyzed import load_folded
 from qplan.folding.decide import store_folded
 from qplan.folding.one_pass import OnePass, label_seeds, model_losses
@@ -89,13 +88,23 @@ class _Job:
         """What was decided about folding before a kill."""
         return FoldDraft.open(self.run.fold_draft, self.inputs, self.say)
 
+    @property
+    def original(self) -> Path:
+        """Where moments of the model as it was given are, until those of the one that is analyzed are written."""
+        return self.run.rounding / f"original-{self.calibration.fit_sha256[:12]}"
+
+    def forget(self) -> None:
+        """Remove what only a killed analysis goes on from; one that is killed here does it again."""
+        for folder in (self.run.between, self.original):
+            remove_folder(folder)
+
     def between(self) -> Boundaries:
         """What lies between layers, as far as a killed analysis of the same came."""
         depends = self.inputs | {"batch": str(self.batch_size), "formats": " ".join(map(str, self.options.formats))}
         depends |= {"fold": self.options.fold} | versions()
         folder = self.run.between / sha256_json(depends)[:12]
         if not folder.is_dir():
-            shutil.rmtree(self.run.between, ignore_errors=True)
+            remove_folder(self.run.between)
         return Boundaries(folder, self.loaded.device)
 
 
@@ -121,12 +130,17 @@ def analyze_in_one_pass(
         dynamic_option=options.dynamic_option,
         rounder=Rounder(loaded, options.rounding),
         drawn=DRAWN,
+        also={
+            "fold": options.fold,
+            "scales fitted to": calibration.fit_sha256 if options.fold == "auto" else "nothing",
+        },
         journal=run.journal,
     )
     with opened as begun:
         # whole tensors are rounded where a loss of exactly 0 must be proved, and need not be rounded well for that
         analysis = replace(begun, stored=StoredWeights(loaded))
         folded, notes = _left(job, analysis) or _found(job, analysis)
+        job.forget()
         if folded is not loaded:
             loaded.release()
         if options.effort == "default":
@@ -151,7 +165,6 @@ def _found(job: _Job, analysis: Analysis) -> tuple[LoadedModel, tuple[Note, ...]
     folded, notes = _fold(job, found.one)
     if found.moments is not None:
         found.finish_moments(job, folded)
-    shutil.rmtree(job.run.between, ignore_errors=True)
     return folded, notes
 
 
@@ -197,7 +210,7 @@ class _Found:
         if given is None:
             return
         folder = moments_folder(job.run, "fit", job.calibration.fit_sha256)
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_folder(folder)
         for key in dict.fromkeys(given.key_of.values()):
             if given.tokens[key]:
                 write_matrix(folder, key, _scaled(given.of(key), self.one.columns(key)).numpy())
@@ -207,11 +220,10 @@ class _Found:
             columns, lookups = self.one.columns(head), torch.cat(self.lookups)
             fit.add_lookups(head, lookups if columns is None else lookups / columns)
         # from here on a killed analysis starts again: what is written now ends what it would go on from
-        shutil.rmtree(job.run.between, ignore_errors=True)
+        remove_folder(job.run.between)
         fit.write_index({"model": folded.card.sha256, "tokens": job.calibration.fit_sha256})
         judged = Moments(self.judge.folder, given.key_of, self.judge.tokens)
         judged.write_index({"model": folded.card.sha256, "tokens": job.calibration.sha256})
-        shutil.rmtree(given.folder, ignore_errors=True)
 
 
 @dataclass
@@ -249,7 +261,7 @@ def _passes(job: _Job, analysis: Analysis) -> _Found:
     judged, witnesses = list(analysis.batches), job.witnesses
     fits = needs_tokens(job.options.rounding)
     kept = len(judged) + len(witnesses)
-    folder = job.run.rounding / f"original-{job.calibration.fit_sha256[:12]}"
+    folder = job.original
     inputs = {"model": job.loaded.card.sha256, "tokens": job.calibration.fit_sha256}
     moments = Moments.open(folder, inputs) if fits else None
     gather = fits and moments is None
@@ -269,7 +281,7 @@ def _passes(job: _Job, analysis: Analysis) -> _Found:
         judged=judge.tokens if fits else None,
     )
     if between.folder is not None and ((gather and turned) or not whole):
-        shutil.rmtree(between.folder, ignore_errors=True)
+        remove_folder(between.folder)
         turned = False
     more = ", second moments of all inputs" if gather else ""
     progress = job.stages.begin("there", f"there: {sum(b.numel() for b in way.batches)} tokens{more}")

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from qplan.artifact import new_folder, sha256_json
+from qplan.artifact import new_folder, sha256_json, writing
 from qplan.errors import InputError, QplanError
 
 _URL = re.compile(r"(?!https?:)[a-z][a-z0-9+.-]*://.+")
@@ -57,8 +57,10 @@ def _fetched(url: str, patterns: Sequence[str]) -> Path:
         msg = f"{url} holds no config.json; give the folder of a Hugging Face causal language model"
         raise InputError(msg)
     folder = _cache() / sha256_json([url, sorted(entry.stamp for entry in wanted)])[:16]
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_suffix(".lock").open("w") as lock:
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = folder.with_suffix(".lock").open("w")
+    with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not folder.is_dir():
             with new_folder(folder) as draft:

@@ -81,10 +81,7 @@ class Checkpoint:
         return (sum(self.headers[key].shape[0] for key in keys), *first[1:]) if first else first
 
     def equal(self, *names: str, types: Sequence[torch.dtype] = (torch.float32,)) -> bool:
-        """Whether two tensors hold the same values in one of some types, whatever types they are stored in.
-
-        They are read up to the first value that differs.
-        """
+        """Whether two tensors hold the same values in one of some types; read up to the first that differs."""
         (first,), (second,) = (self.keys_of(name) for name in names)
         if self.headers[first].shape != self.headers[second].shape:
             return False

@@ -33,9 +33,15 @@ def narrower_bits(problem: Problem) -> int | None:
     return max((bits for bits in INT_BITS if bits < min(widths, default=0)), default=None)
 
 
+def rules_within(table: SensitivityTable) -> Rules:
+    """The default rules as far as a table's formats allow; `emit` asks for ``--logits-bits`` where they don't."""
+    widest = max((fmt.bits for fmt in table.formats_of(table.model.tensors[-1].name)), default=0)
+    return Rules(logits_bits=min(Rules.logits_bits, widest))
+
+
 def notes_on_menu(table: SensitivityTable, fixed: FixedBytes, budgets: Sequence[Budget]) -> Iterator[Note]:
     """Say at which budgets a table's formats leave no choice, under the default rules."""
-    rules = Rules()
+    rules = rules_within(table)
     problem = rules.problem(table.model, rules.losses(table), None)
     cramped = [
         budget.text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -154,6 +154,7 @@ def open_analysis(
     dynamic_option: DynamicOption = 0,
     rounder: Rounder | None = None,
     drawn: int | None = None,
+    also: Mapping[str, str] | None = None,
     journal: Path | None = None,
 ) -> Iterator[Analysis]:
     """Start an analysis, or resume the one in a journal; all modes share a journal.
@@ -168,6 +169,7 @@ def open_analysis(
         dynamic_option: MNN's setting that int8 activations are rounded with.
         rounder: chooses the integers; None rounds to nearest.
         drawn: output features of every tensor that losses are estimated from; None for all.
+        also: what else losses depend on, by readable names.
         journal: file that measurements are appended to; a run with the journal of an interrupted one resumes it.
 
     Raises:
@@ -208,6 +210,7 @@ def open_analysis(
     }
     if drawn is not None:
         fingerprint["output features drawn"] = drawn
+    fingerprint |= also or {}
     batches = torch.from_numpy(calibration.tokens).split(batch_size)
     opened = nullcontext(Memo()) if journal is None else Journal(journal, fingerprint)
     with opened as kept:

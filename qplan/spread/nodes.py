@@ -12,6 +12,7 @@ from typing import Any
 from qplan.artifact import sha256_bytes, versions, write_text
 from qplan.errors import InputError, StaleArtifactError
 from qplan.run.folder import RunFolder
+from qplan.scratch import sibling_prefix
 from qplan.settings import Say
 from qplan.spread.cluster import Cluster, connected
 
@@ -31,6 +32,11 @@ class NodeFacts:
     """Hash of the model's configuration; None if it sees none."""
 
 
+def token_in(run: Path) -> Path:
+    """A new name in a run folder for what nodes are to see there; if a kill leaves it, the next command removes it."""
+    return run / f"{sibling_prefix(run / 'ray')}{secrets.token_hex(4)}"
+
+
 def look(token: Path, config: Path | None) -> NodeFacts:
     """What the node that this runs on has."""
     import torch  # noqa: PLC0415 - slow, and not for --help
@@ -38,7 +44,7 @@ def look(token: Path, config: Path | None) -> NodeFacts:
     run, wrote = None, False
     try:
         run = token.read_text()
-        answer = token.with_name(f"{token.name}-{secrets.token_hex(4)}")
+        answer = token.with_name(f"{token.name}.{secrets.token_hex(4)}")
         answer.touch()
         answer.unlink()
         wrote = True
@@ -119,7 +125,9 @@ def _look_everywhere(
 ) -> tuple[NodeFacts, list[NodeFacts]]:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: PLC0415 - an extra
 
-    token = run.resolve() / f".ray-{secrets.token_hex(8)}"
+    token = (
+        run.resolve() / f"{sibling_prefix(Path('ray'))}{secrets.token_hex(4)}"
+    )  # a kill leaves it to the next command
     config = None if model is None else model / "config.json"
     remote = cluster.ray.remote(look)
     try:

@@ -30,6 +30,7 @@ from qplan.model.outline import outline
 from qplan.settings import Effort
 from reports.faults.bench import results_of
 from reports.faults.chain import Chain, Row
+from reports.faults.page import TIDYING
 from tests.support.ended_early import forked
 from tests.support.tiny_models import save_model, words
 
@@ -184,13 +185,13 @@ def _series(home: Path, label: str, effort: Effort) -> Series:
 
 def _numbered_stage(told: str) -> str:
     found = _STAGE.findall(told)
-    return found[-1].strip() if found else "before the first"
+    return found[-1].strip() if found else TIDYING
 
 
 def _told_stage(told: str) -> str:
     """The last line about a step, without its values."""
     lines = [line.removeprefix("· ") for line in told.splitlines() if line.startswith("· ")]
-    line = re.sub(r"/\S+", "MODEL", lines[-1] if lines else "before the first")
+    line = re.sub(r"/\S+", "MODEL", lines[-1] if lines else TIDYING)
     return re.sub(r"\d[\d.,e%-]*", "N", line).replace(": ", ", ")[:60]
 
 

@@ -6,7 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from qplan.artifact import atomic_path, is_there, read_json, sha256_bytes, sha256_files, temporary_folder, write_json
+from qplan.artifact import (
+    atomic_path,
+    is_there,
+    read_json,
+    remove_folder,
+    sha256_bytes,
+    sha256_files,
+    temporary_folder,
+    write_json,
+)
 from qplan.errors import InputError, StaleArtifactError, StorageError, ToolError
 
 
@@ -31,6 +40,21 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> Non
         raise RuntimeError
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_is_removed_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def folder() -> Path:
+        made = tmp_path / "folder"
+        (made / "deep").mkdir(parents=True)
+        (made / "deep" / "file").touch()
+        return made
+
+    remove_folder(folder())
+    assert not list(tmp_path.iterdir())
+    remove_folder(tmp_path / "folder")  # nothing there
+    monkeypatch.setattr("qplan.scratch.shutil.rmtree", lambda *_, **__: None)  # killed before it
+    remove_folder(folder())
+    assert not (tmp_path / "folder").exists()
 
 
 def test_a_newer_schema_and_another_kind_are_refused(tmp_path: Path) -> None:

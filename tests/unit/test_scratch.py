@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -70,6 +71,21 @@ def test_what_a_killed_process_left_is_removed_and_what_a_living_one_holds_is_no
         assert remove_leftovers(home, deep=False) == 1
         assert remove_leftovers(home, deep=True) == remove_leftovers(temporary) == 1
     assert names(tmp_path) == ["deep", "run", "tmp"]
+
+
+def test_a_signal_in_the_midst_of_a_removal_leaves_nothing(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scratch, remove, calls = Scratch("test"), shutil.rmtree, list[Path]()
+
+    def interrupted(path: Path, *, ignore_errors: bool = False) -> None:
+        calls.append(path)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        remove(path, ignore_errors=ignore_errors)
+
+    monkeypatch.setattr("qplan.scratch.shutil.rmtree", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        scratch.remove()
+    assert not list(temporary.iterdir())
 
 
 def test_the_number_of_a_process_does_not_suffice(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def test_too_little_memory_is_refused_with_need_have_and_remedy() -> None:
 @pytest.mark.parametrize(
     ("limit", "told"),
     [
-        (8e9, r"9\.0 GB of memory, and --max-memory allows 8\.0 GB: a higher limit, or a cluster"),
+        (8e9, r"9\.0 GB of memory, and --max-memory allows 8\.0 GB: a cluster"),
         (8.99e9, r"9\.00 GB of memory, and --max-memory allows 8\.99 GB"),
         (1e3, r"9\.0 GB of memory, and --max-memory allows 1\.0 kB"),
     ],

@@ -69,7 +69,7 @@ def test_a_run_goes_on_with_the_sequences_per_pass_that_it_began_with(
     short = expect_analysis(replace(options, max_memory_bytes=10**6), run)
     assert short is not None
     assert (short.asked.streamed, short.asked.batch_size) == (True, 3)
-    told = r"allows 1\.0 MB: a higher limit, or fewer .*, or --restart with a --batch-size below this run's 3,"
+    told = r"allows 1\.0 MB: raise it, or fewer .*, or --restart with a --batch-size below this run's 3$"
     with pytest.raises(InputError, match=told):
         short.check()
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from qplan.errors import StaleArtifactError
 from qplan.formats import INT8
 from qplan.jobs.analyze import run_analyze
 from qplan.jobs.options import AnalyzeOptions
@@ -76,3 +79,16 @@ def test_what_is_lost_is_found_again(lose: Callable[[RunFolder], None], left: Le
     assert table.measurements == expected.measurements
     assert table.model == expected.model
     assert not run.between.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "told"), [({"fold": "off"}, "fold was auto, now off"), ({"fit_tokens": 256}, "scales fitted to was")]
+)
+def test_losses_of_other_folds_are_not_taken_over(
+    change: dict[str, Any], told: str, left: Left, tmp_path: Path
+) -> None:
+    options, killed, _ = left
+    run = RunFolder(tmp_path / "run")
+    shutil.copytree(killed.folder, run.folder)
+    with pytest.raises(StaleArtifactError, match=told):
+        run_analyze(replace(options, **change), run, lambda _: None, lambda *_: None)

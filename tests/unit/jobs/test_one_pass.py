@@ -141,20 +141,22 @@ def test_a_killed_analysis_goes_on_and_ends_the_same(
 
 
 KILLED_BEFORE = (
-    "rounding/between/*/.layer-1-0.*",
-    "rounding/between/*/.slopes-2.*",
-    "rounding/fit-*/.model.layers.1.*",
-    ".fold.json.*",
+    ("os.rename", "rounding/between/*/.slopes-2.*"),
+    ("os.rename", "rounding/fit-*/.model.layers.1.*"),
+    ("os.remove", "rounding/.between.*/between/*/layer-*"),
+    ("os.remove", "rounding/.original-*/original-*/model.layers.1.*"),
 )
-"""Files that were just written, and are not yet under their names, when a streamed analysis is killed."""
+"""Files of a streamed analysis that is killed when they are written, and not yet under their names, or are removed."""
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="torch has threads for GPUs, which a forked process lacks")
-def test_a_streamed_analysis_that_is_killed_in_every_stage_ends_in_the_same_bytes(
+def test_a_streamed_analysis_that_is_killed_again_and_again_ends_in_the_same_bytes(
     model_folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("qplan.jobs.expect._fitting", lambda _shape, asked, _limit: replace(asked, streamed=True))
-    options = replace(_options(model_folders["qwen3_moe"], tmp_path), samples=4, seq_len=32, fit_tokens=256)
+    options = replace(
+        _options(model_folders["qwen2"], tmp_path), samples=2, seq_len=32, fit_tokens=128, formats=(INT8,)
+    )
     whole, run = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "run")
 
     def analyze(into: RunFolder) -> None:
@@ -162,14 +164,14 @@ def test_a_streamed_analysis_that_is_killed_in_every_stage_ends_in_the_same_byte
         run_analyze(options, into, print, lambda _done, _total: None)
 
     assert forked(lambda: analyze(whole), tmp_path / "told.txt") == 0
-    for pattern in KILLED_BEFORE:
+    for place in KILLED_BEFORE:
 
-        def killed(event: str, path: Path, pattern: str = pattern) -> signal.Signals | None:
-            return signal.SIGKILL if event == "os.rename" and fnmatch(str(path), pattern) else None
+        def killed(event: str, path: Path, place: tuple[str, str] = place) -> signal.Signals | None:
+            return signal.SIGKILL if event == place[0] and fnmatch(str(path), place[1]) else None
 
         code = forked(lambda: analyze(run), tmp_path / "told.txt", Ender(run.folder, killed))
-        assert code == -signal.SIGKILL, (pattern, (tmp_path / "told.txt").read_text())
-        assert list(run.folder.glob(pattern))
+        assert code == -signal.SIGKILL, (place, (tmp_path / "told.txt").read_text())
+        assert list(run.folder.glob(place[1]))
         remove_leftovers(run.folder, deep=True)  # as the command does
     assert forked(lambda: analyze(run), tmp_path / "told.txt") == 0
     assert _bytes(run) == _bytes(whole)

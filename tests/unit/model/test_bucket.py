@@ -68,3 +68,10 @@ def test_links_are_followed(model_folders: dict[str, Path], tmp_path: Path, monk
 def test_what_cannot_be_fetched_is_refused(url: str, given: str, told: str) -> None:
     with pytest.raises(InputError, match=told):
         fetch(given)
+
+
+def test_a_cache_that_cannot_be_written_is_named(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(InputError, match=r"file/qplan/models/\w+ cannot be written: "):
+        fetch(url)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from qplan.cost.file_bytes import FixedBytes
 from qplan.formats import INT4
+from qplan.jobs.deciding import decisions
 from qplan.planner.budget import Budget, parse_budgets
-from qplan.planner.elbow_room import notes_on_menu
+from qplan.planner.elbow_room import notes_on_menu, rules_within
 from qplan.planner.planning import make_plan
 from qplan.planner.rules import Rules
 from tests.support.invented_table import make_table
@@ -42,3 +44,12 @@ def test_what_the_user_pinned_is_not_held_against_the_menu(fixed: FixedBytes) ->
     rules = Rules(pins={"*.0.*": INT4})
     plan = make_plan(make_table(NARROW), Budget.parse("int4"), fixed, rules=rules)
     assert "no-choice-left" not in {note.code for note in plan.notes}
+
+
+def test_a_menu_without_formats_that_heads_should_have_is_no_error(fixed: FixedBytes) -> None:
+    table = make_table(("int4",))
+    assert not {note.code for note in notes_on_menu(table, fixed, BUDGETS)} - {"menu-without-choice"}
+    assert rules_within(table).logits_bits == 4
+    (decided, *_) = decisions(table, fixed, np.random.default_rng(0), draws=1)
+    assert {fmt.bits for fmt in decided.plan.formats.values()} == {4}
+    assert rules_within(make_table(NARROW)) == Rules()

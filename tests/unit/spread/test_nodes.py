@@ -9,7 +9,8 @@ import pytest
 
 from qplan.errors import InputError, QplanError, StaleArtifactError
 from qplan.jobs.options import AnalyzeOptions, EmitOptions
-from qplan.spread.nodes import NodeFacts, check_facts, look
+from qplan.scratch import remove_leftovers
+from qplan.spread.nodes import NodeFacts, check_facts, look, token_in
 
 HERE = NodeFacts({"qplan": "1", "torch": "2"}, "AVX512", "token", wrote=True, model="sha")
 RUN, MODEL = Path("/runs/mine"), Path("/models/mine")
@@ -61,3 +62,11 @@ def test_a_word_that_names_no_cluster_is_refused(address: str) -> None:
 def test_workers_have_no_gpu() -> None:
     with pytest.raises(InputError, match="--ray auto --device cuda: workers of a cluster compute on processors"):
         AnalyzeOptions(model="m", ray="auto", device="cuda")
+
+
+def test_what_a_kill_leaves_in_the_run_folder_is_removed(tmp_path: Path) -> None:
+    token = token_in(tmp_path)
+    token.touch()
+    token.with_name(f"{token.name}.0123abcd").touch()  # a node's answer
+    assert remove_leftovers(tmp_path) == 2
+    assert not list(tmp_path.iterdir())
