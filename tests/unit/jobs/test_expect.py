@@ -35,7 +35,7 @@ def test_a_dry_run_prints_its_stages_and_writes_nothing(
     monkeypatch.setattr(outlook_module, "measure_machine", lambda _folder: machine)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as ended:
-        main(["analyze", str(model_folders["qwen2"]), "--effort", "quick", "--dry-run"])
+        main(["analyze", str(model_folders["qwen2"]), "--effort", "quick", "--seq-len", "64", "--dry-run"])
     assert ended.value.code in (None, 0)
     assert "back: folds and losses" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
@@ -48,7 +48,7 @@ def test_a_dry_run_on_a_machine_too_small_is_refused(
     monkeypatch.setattr(outlook_module, "measure_machine", lambda _folder: machine)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as ended:
-        main(["analyze", str(model_folders["qwen2"]), "--effort", "quick", "--dry-run"])
+        main(["analyze", str(model_folders["qwen2"]), "--effort", "quick", "--seq-len", "64", "--dry-run"])
     assert ended.value.code == 2
     assert "this machine has free 0.1 GB: fewer --samples" in capsys.readouterr().err
 
