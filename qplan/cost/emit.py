@@ -12,6 +12,7 @@ from qplan.cost.forward import COMPARED_VALUES, FLOAT_BYTES, REFERENCE_VALUES, a
 from qplan.cost.one_pass import PROCESS_BYTES, WORKING_BYTES
 from qplan.cost.shape import Shape
 from qplan.cost.work import NOTHING, Machine, Work
+from qplan.tensors import TensorSpec
 from qplan.uniform import COMPARED
 
 LOADING, EXPORTING, REFERENCE, GATE = "loading", "export of the graph", "FP32 reference", "gate: FP16 on the engine"
@@ -20,7 +21,8 @@ REPAIRING, ACTIVATIONS = "promotions and demotions", "int8 activations per token
 BUILDING, PROVING, REPORTING = "building the plan", "proof on the engine", "report"
 """Names of an emit's stages."""
 
-# counted in processor time beside `qplan.jobs.machine`'s own numbers, and set from emits of the embedded model
+# counted in processor time beside `qplan.jobs.machine`'s own numbers, and set from emits of the embedded
+# model and SmolLM2-135M
 _ACTIVATION_VALUES = 10
 """Numbers read and written per activation that is rounded to int8."""
 _STORED_VALUES = 4
@@ -31,6 +33,8 @@ _FORK = 0.6
 """Of a pass, what a plan takes that differs in one tensor from another."""
 _REPAIR_SWEEPS = 3
 """The plan, moves one by one, and their combination."""
+_MOVED = 8
+"""Tensors that a repair rounds to formats that the plan does not have; wide ones take longest."""
 _SOLVED_S = 2e-4
 """Seconds of a solver per budget and format of a tensor."""
 _LOADING_S, _REPORT_S = 0.5, 1.0
@@ -141,11 +145,9 @@ class EmitCost:
         return FLOAT_BYTES * layer + (head if head < 1 << 30 else 0.0) + read
 
     def _loading(self) -> ExpectedStage:
-        asked, matrices = self.asked, 0.0
-        if asked.fits:
-            matrices = 2.0 * FLOAT_BYTES * sum(given.width**2 for given in self.shape.inputs)
+        asked = self.asked
         work = Work(
-            read=2.0 * asked.checkpoint_bytes + matrices,
+            read=float(asked.checkpoint_bytes),
             values=4.0 * self.shape.parameters * asked.models,
             seconds_anywhere=_LOADING_S,
         )
@@ -210,11 +212,11 @@ class EmitCost:
         return found
 
     def _rounding(self) -> ExpectedStage:
-        asked, work = self.asked, NOTHING
+        work = NOTHING
         for given in self.shape.inputs:
-            work += factored(given.width)
+            work += factored(given.width).times(1 - len(given.readers))  # once, and not for each of them
             for spec in given.readers:
-                work += rounding(given.width, spec.out_features, 1, fits=True, chosen=asked.chosen)
+                work += self._rounded(spec)
         widest = max(given.width for given in self.shape.inputs)
         largest = max(spec.weights for spec in self.shape.card.tensors)
         memory = FLOAT_BYTES * (4.0 * widest**2 + self.machine.processors * 5.0 * min(largest, 1 << 24))
@@ -224,13 +226,17 @@ class EmitCost:
             ROUNDING, [work], memory + WORKING_BYTES, disk=disk, at_once=self.machine.processors, units=tensors
         )
 
+    def _rounded(self, spec: TensorSpec) -> Work:
+        """A tensor rounded whole, in one format."""
+        width = spec.in_features
+        return factored(width) + rounding(width, spec.out_features, 1, fits=True, chosen=self.asked.chosen)
+
     def _comparing(self) -> ExpectedStage:
-        """The plan and uniform under all settings, the plan rounded to nearest, and the repaired one."""
+        """The plan and uniform under all settings, and the plan rounded to nearest: repairs seldom make another."""
         asked, tokens = self.asked, self.asked.planning
-        ours = asked.memories * (2 if asked.evaluations else 1)
-        variants = ours + asked.memories + 1
+        variants = 2 * asked.memories + 1
         work = self._swept(tokens, variants, variants // 2 + 1)
-        work += self._stored(8, nearest=False).times(ours / asked.memories) + self._stored(8, nearest=True).times(2)
+        work += self._stored(8, nearest=False) + self._stored(8, nearest=True).times(2)
         memory = self._batch(tokens, asked.memories) + self._kept_weights
         work += Work(seconds_anywhere=_SOLVED_S * asked.choices)
         return self._stage(COMPARING, [work], memory, units=variants * tokens // asked.seq_len)
@@ -238,6 +244,8 @@ class EmitCost:
     def _repairing(self) -> ExpectedStage:
         asked, tokens = self.asked, self.asked.planning / 2
         work = self._swept(tokens, asked.evaluations * _FORK, _REPAIR_SWEEPS) + self._stored(8, nearest=False).times(3)
+        if asked.fits:
+            work += self._rounded(max(self.shape.card.tensors, key=lambda spec: spec.in_features)).times(_MOVED)
         memory = self._batch(int(tokens), asked.evaluations) + self._kept_weights
         return self._stage(REPAIRING, [work], memory, units=int(asked.evaluations * tokens) // asked.seq_len)
 

@@ -11,8 +11,8 @@ from qplan.cost.shape import Shape
 from qplan.cost.work import Work
 from qplan.settings import Memory
 
-# processor seconds of MNN 3.6.1 and llmexport 0.0.5, on the embedded model and the shape of Qwen2.5-0.5B
-_EXPORT_S, _EXPORT_OP_S = 5.5, 0.01
+# processor seconds of MNN 3.6.1 and llmexport 0.0.5, on the embedded model, SmolLM2-135M and Qwen2.5-0.5B
+_EXPORT_S, _EXPORT_OP_S = 4.5, 0.037
 """Seconds of an export: starting Python with torch and llmexport, and for each linear of the graph."""
 _EXPORT_VALUES = 20
 """Numbers that an export reads and writes per weight of the embedding."""
