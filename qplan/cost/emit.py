@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from qplan.cost.engine import EngineCost
 from qplan.cost.expected import ExpectedStage
 from qplan.cost.forward import COMPARED_VALUES, FLOAT_BYTES, REFERENCE_VALUES, all_forward, factored, rounding
-from qplan.cost.one_pass import PROCESS_BYTES, WORKING_BYTES
+from qplan.cost.one_pass import PROCESS_BYTES
 from qplan.cost.shape import Shape
 from qplan.cost.work import NOTHING, Machine, Work
 from qplan.tensors import TensorSpec
@@ -37,6 +37,8 @@ _MOVED = 8
 """Tensors that a repair rounds to formats that the plan does not have; wide ones take longest."""
 _SOLVED_S = 2e-4
 """Seconds of a solver per budget and format of a tensor."""
+_WORKING_BYTES = 100e6
+"""What torch's libraries and the allocator hold once they compute, where nothing goes back."""
 _LOADING_S, _REPORT_S = 0.5, 1.0
 """Of what does not grow with the model: reading the run and the tokenizer; pages and figures."""
 
@@ -134,7 +136,7 @@ class EmitCost:
         hidden = min(1 << 29, FLOAT_BYTES * tokens * shape.hidden * max(1, variants)) * 2
         layer = FLOAT_BYTES * row * max(sum(given.width + given.outputs for given in la) for la in shape.layers)
         logits = 5 * FLOAT_BYTES * row * shape.head.outputs
-        return WORKING_BYTES + hidden + max(layer, logits)
+        return _WORKING_BYTES + hidden + max(layer, logits)
 
     @property
     def _kept_weights(self) -> float:
@@ -179,7 +181,7 @@ class EmitCost:
     @property
     def _whole_stored(self) -> float:
         """Bytes of stored weights that comparing logits exactly keeps as floats."""
-        return min(1 << 30, FLOAT_BYTES * sum(given.weights for given in self.shape.inputs)) + WORKING_BYTES
+        return min(1 << 30, FLOAT_BYTES * sum(given.weights for given in self.shape.inputs)) + _WORKING_BYTES
 
     def _stored(self, bits: float, *, nearest: bool) -> Work:
         """All weights turned into the values that are stored."""
@@ -223,7 +225,7 @@ class EmitCost:
         disk = float(sum(spec.weights for spec in self.shape.card.tensors))
         tensors = len(self.shape.card.tensors)
         return self._stage(
-            ROUNDING, [work], memory + WORKING_BYTES, disk=disk, at_once=self.machine.processors, units=tensors
+            ROUNDING, [work], memory + _WORKING_BYTES, disk=disk, at_once=self.machine.processors, units=tensors
         )
 
     def _rounded(self, spec: TensorSpec) -> Work:
@@ -252,7 +254,7 @@ class EmitCost:
     def _building(self) -> ExpectedStage:
         engine = self.engine
         work, disk = engine.built(engine.bits), engine.file_bytes(engine.bits)
-        return self._stage(BUILDING, [work], self._with_engine(WORKING_BYTES, engine.bits), disk=disk)
+        return self._stage(BUILDING, [work], self._with_engine(_WORKING_BYTES, engine.bits), disk=disk)
 
     def _proving(self) -> ExpectedStage:
         engine, tokens, parts = self.engine, self.asked.judged, []
@@ -270,10 +272,10 @@ class EmitCost:
         widest = max((*engine.uniform, engine.bits))
         logits = 4.0 * FLOAT_BYTES * self.asked.seq_len * self.shape.head.outputs
         exact = self._with_engine(self._whole_stored, engine.bits)
-        memory = max(exact, self._with_engine(WORKING_BYTES + logits, widest))
+        memory = max(exact, self._with_engine(_WORKING_BYTES + logits, widest))
         return self._stage(PROVING, parts, memory, at_once=engine.threads)
 
     def _reporting(self) -> ExpectedStage:
         asked = self.asked
         seconds = _REPORT_S + _SOLVED_S * asked.choices * asked.budgets
-        return self._stage(REPORTING, [Work(seconds_anywhere=seconds)], WORKING_BYTES)
+        return self._stage(REPORTING, [Work(seconds_anywhere=seconds)], _WORKING_BYTES)

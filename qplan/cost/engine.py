@@ -42,7 +42,7 @@ _COPIES_AT_LOAD = 1.4
 _FLOAT_BITS = 16
 _INTEGER_BYTES = 1.2
 """Bytes of an integer in memory, with its share of a scale and a zero point: `qplan.cost.targets`."""
-_BASE_BYTES = 130e6
+_BASE_BYTES = 80e6
 """The engine without a model."""
 
 
