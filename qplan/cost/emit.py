@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from qplan.cost.engine import EngineCost
 from qplan.cost.expected import ExpectedStage
 from qplan.cost.forward import COMPARED_VALUES, FLOAT_BYTES, REFERENCE_VALUES, all_forward, factored, rounding
-from qplan.cost.one_pass import PROCESS_BYTES, WORKING_BYTES
+from qplan.cost.one_pass import PROCESS_BYTES
 from qplan.cost.shape import Shape
 from qplan.cost.work import NOTHING, Machine, Work
+from qplan.tensors import TensorSpec
 from qplan.uniform import COMPARED
 
 LOADING, EXPORTING, REFERENCE, GATE = "loading", "export of the graph", "FP32 reference", "gate: FP16 on the engine"
@@ -20,7 +21,8 @@ REPAIRING, ACTIVATIONS = "promotions and demotions", "int8 activations per token
 BUILDING, PROVING, REPORTING = "building the plan", "proof on the engine", "report"
 """Names of an emit's stages."""
 
-# counted in processor time beside `qplan.jobs.machine`'s own numbers, and set from emits of the embedded model
+# counted in processor time beside `qplan.jobs.machine`'s own numbers, and set from emits of the embedded
+# model and SmolLM2-135M
 _ACTIVATION_VALUES = 10
 """Numbers read and written per activation that is rounded to int8."""
 _STORED_VALUES = 4
@@ -31,8 +33,12 @@ _FORK = 0.6
 """Of a pass, what a plan takes that differs in one tensor from another."""
 _REPAIR_SWEEPS = 3
 """The plan, moves one by one, and their combination."""
+_MOVED = 8
+"""Tensors that a repair rounds to formats that the plan does not have; wide ones take longest."""
 _SOLVED_S = 2e-4
 """Seconds of a solver per budget and format of a tensor."""
+_WORKING_BYTES = 100e6
+"""What torch's libraries and the allocator hold once they compute, where nothing goes back."""
 _LOADING_S, _REPORT_S = 0.5, 1.0
 """Of what does not grow with the model: reading the run and the tokenizer; pages and figures."""
 
@@ -130,7 +136,7 @@ class EmitCost:
         hidden = min(1 << 29, FLOAT_BYTES * tokens * shape.hidden * max(1, variants)) * 2
         layer = FLOAT_BYTES * row * max(sum(given.width + given.outputs for given in la) for la in shape.layers)
         logits = 5 * FLOAT_BYTES * row * shape.head.outputs
-        return WORKING_BYTES + hidden + max(layer, logits)
+        return _WORKING_BYTES + hidden + max(layer, logits)
 
     @property
     def _kept_weights(self) -> float:
@@ -141,11 +147,9 @@ class EmitCost:
         return FLOAT_BYTES * layer + (head if head < 1 << 30 else 0.0) + read
 
     def _loading(self) -> ExpectedStage:
-        asked, matrices = self.asked, 0.0
-        if asked.fits:
-            matrices = 2.0 * FLOAT_BYTES * sum(given.width**2 for given in self.shape.inputs)
+        asked = self.asked
         work = Work(
-            read=2.0 * asked.checkpoint_bytes + matrices,
+            read=float(asked.checkpoint_bytes),
             values=4.0 * self.shape.parameters * asked.models,
             seconds_anywhere=_LOADING_S,
         )
@@ -177,7 +181,7 @@ class EmitCost:
     @property
     def _whole_stored(self) -> float:
         """Bytes of stored weights that comparing logits exactly keeps as floats."""
-        return min(1 << 30, FLOAT_BYTES * sum(given.weights for given in self.shape.inputs)) + WORKING_BYTES
+        return min(1 << 30, FLOAT_BYTES * sum(given.weights for given in self.shape.inputs)) + _WORKING_BYTES
 
     def _stored(self, bits: float, *, nearest: bool) -> Work:
         """All weights turned into the values that are stored."""
@@ -210,27 +214,31 @@ class EmitCost:
         return found
 
     def _rounding(self) -> ExpectedStage:
-        asked, work = self.asked, NOTHING
+        work = NOTHING
         for given in self.shape.inputs:
-            work += factored(given.width)
+            work += factored(given.width).times(1 - len(given.readers))  # once, and not for each of them
             for spec in given.readers:
-                work += rounding(given.width, spec.out_features, 1, fits=True, chosen=asked.chosen)
+                work += self._rounded(spec)
         widest = max(given.width for given in self.shape.inputs)
         largest = max(spec.weights for spec in self.shape.card.tensors)
         memory = FLOAT_BYTES * (4.0 * widest**2 + self.machine.processors * 5.0 * min(largest, 1 << 24))
         disk = float(sum(spec.weights for spec in self.shape.card.tensors))
         tensors = len(self.shape.card.tensors)
         return self._stage(
-            ROUNDING, [work], memory + WORKING_BYTES, disk=disk, at_once=self.machine.processors, units=tensors
+            ROUNDING, [work], memory + _WORKING_BYTES, disk=disk, at_once=self.machine.processors, units=tensors
         )
 
+    def _rounded(self, spec: TensorSpec) -> Work:
+        """A tensor rounded whole, in one format."""
+        width = spec.in_features
+        return factored(width) + rounding(width, spec.out_features, 1, fits=True, chosen=self.asked.chosen)
+
     def _comparing(self) -> ExpectedStage:
-        """The plan and uniform under all settings, the plan rounded to nearest, and the repaired one."""
+        """The plan and uniform under all settings, and the plan rounded to nearest: repairs seldom make another."""
         asked, tokens = self.asked, self.asked.planning
-        ours = asked.memories * (2 if asked.evaluations else 1)
-        variants = ours + asked.memories + 1
+        variants = 2 * asked.memories + 1
         work = self._swept(tokens, variants, variants // 2 + 1)
-        work += self._stored(8, nearest=False).times(ours / asked.memories) + self._stored(8, nearest=True).times(2)
+        work += self._stored(8, nearest=False) + self._stored(8, nearest=True).times(2)
         memory = self._batch(tokens, asked.memories) + self._kept_weights
         work += Work(seconds_anywhere=_SOLVED_S * asked.choices)
         return self._stage(COMPARING, [work], memory, units=variants * tokens // asked.seq_len)
@@ -238,13 +246,15 @@ class EmitCost:
     def _repairing(self) -> ExpectedStage:
         asked, tokens = self.asked, self.asked.planning / 2
         work = self._swept(tokens, asked.evaluations * _FORK, _REPAIR_SWEEPS) + self._stored(8, nearest=False).times(3)
+        if asked.fits:
+            work += self._rounded(max(self.shape.card.tensors, key=lambda spec: spec.in_features)).times(_MOVED)
         memory = self._batch(int(tokens), asked.evaluations) + self._kept_weights
         return self._stage(REPAIRING, [work], memory, units=int(asked.evaluations * tokens) // asked.seq_len)
 
     def _building(self) -> ExpectedStage:
         engine = self.engine
         work, disk = engine.built(engine.bits), engine.file_bytes(engine.bits)
-        return self._stage(BUILDING, [work], self._with_engine(WORKING_BYTES, engine.bits), disk=disk)
+        return self._stage(BUILDING, [work], self._with_engine(_WORKING_BYTES, engine.bits), disk=disk)
 
     def _proving(self) -> ExpectedStage:
         engine, tokens, parts = self.engine, self.asked.judged, []
@@ -262,10 +272,10 @@ class EmitCost:
         widest = max((*engine.uniform, engine.bits))
         logits = 4.0 * FLOAT_BYTES * self.asked.seq_len * self.shape.head.outputs
         exact = self._with_engine(self._whole_stored, engine.bits)
-        memory = max(exact, self._with_engine(WORKING_BYTES + logits, widest))
+        memory = max(exact, self._with_engine(_WORKING_BYTES + logits, widest))
         return self._stage(PROVING, parts, memory, at_once=engine.threads)
 
     def _reporting(self) -> ExpectedStage:
         asked = self.asked
         seconds = _REPORT_S + _SOLVED_S * asked.choices * asked.budgets
-        return self._stage(REPORTING, [Work(seconds_anywhere=seconds)], WORKING_BYTES)
+        return self._stage(REPORTING, [Work(seconds_anywhere=seconds)], _WORKING_BYTES)

@@ -11,8 +11,8 @@ from qplan.cost.shape import Shape
 from qplan.cost.work import Work
 from qplan.settings import Memory
 
-# processor seconds of MNN 3.6.1 and llmexport 0.0.5, on the embedded model and the shape of Qwen2.5-0.5B
-_EXPORT_S, _EXPORT_OP_S = 5.5, 0.01
+# processor seconds of MNN 3.6.1 and llmexport 0.0.5, on the embedded model, SmolLM2-135M and Qwen2.5-0.5B
+_EXPORT_S, _EXPORT_OP_S = 4.5, 0.037
 """Seconds of an export: starting Python with torch and llmexport, and for each linear of the graph."""
 _EXPORT_VALUES = 20
 """Numbers that an export reads and writes per weight of the embedding."""
@@ -42,7 +42,7 @@ _COPIES_AT_LOAD = 1.4
 _FLOAT_BITS = 16
 _INTEGER_BYTES = 1.2
 """Bytes of an integer in memory, with its share of a scale and a zero point: `qplan.cost.targets`."""
-_BASE_BYTES = 130e6
+_BASE_BYTES = 80e6
 """The engine without a model."""
 
 
