@@ -33,8 +33,8 @@ _FORK = 0.6
 """Of a pass, what a plan takes that differs in one tensor from another."""
 _REPAIR_SWEEPS = 3
 """The plan, moves one by one, and their combination."""
-_MOVED = 8
-"""Tensors that a repair rounds to formats that the plan does not have; wide ones take longest."""
+_MOVED = 15
+"""Tensors that a repair rounds to formats that the plan does not have, at most; wide ones take longest."""
 _SOLVED_S = 2e-4
 """Seconds of a solver per budget and format of a tensor."""
 _WORKING_BYTES = 100e6
