@@ -142,7 +142,6 @@ def test_a_killed_analysis_goes_on_and_ends_the_same(
 
 KILLED_BEFORE = (
     ("os.rename", "rounding/between/*/.slopes-2.*"),
-    ("os.rename", "rounding/fit-*/.model.layers.1.*"),
     ("os.remove", "rounding/.between.*/between/*/layer-*"),
     ("os.remove", "rounding/.original-*/original-*/model.layers.1.*"),
 )
