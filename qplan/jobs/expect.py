@@ -100,7 +100,7 @@ def one_pass_options(options: AnalyzeOptions, shape: Shape) -> OnePassOptions:
     return OnePassOptions(
         judged=options.samples * seq_len,
         fit=fit,
-        witnesses=min(WITNESS_TOKENS, options.most_fit_tokens) // seq_len * seq_len,
+        witnesses=max(1, min(WITNESS_TOKENS, options.most_fit_tokens) // seq_len) * seq_len,
         seq_len=seq_len,
         batch_size=options.batch_size or sequences_per_pass(shape.card, seq_len),
         formats=options.formats,

@@ -22,6 +22,7 @@ from qplan.model.boundaries import Boundaries
 from qplan.model.half_products import with_half_gradients, with_half_outputs
 from qplan.model.load import LoadedModel
 from qplan.model.replace import with_forward
+from qplan.tensors import Role
 
 Step = Callable[[], None]
 """Called after each batch of each layer."""
@@ -80,7 +81,7 @@ class WayThere:
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())
             if self.half and number >= self.kept and index < len(self.loaded.layers):
-                stack.enter_context(with_half_outputs(names_by_linear(self.loaded, index)))
+                stack.enter_context(with_half_outputs(_but_routers(self.loaded, index)))
             found = run_layer(self.loaded, index, self.batches[number], given)
         if index < len(self.loaded.layers):
             self.between.put(index, number, found)
@@ -222,6 +223,12 @@ class WayBack:
 def _first(value: Any) -> Tensor:  # noqa: ANN401 - a layer's output
     found: Tensor = value if isinstance(value, Tensor) else value[0]
     return found
+
+
+def _but_routers(loaded: LoadedModel, index: int) -> list[nn.Linear]:
+    """Linears of a layer but its routers, whose choice between experts a little error turns."""
+    names = names_by_linear(loaded, index)
+    return [linear for linear, (first, *_) in names.items() if loaded.card.tensor(first).role is not Role.ROUTER]
 
 
 def names_by_linear(loaded: LoadedModel, index: int) -> dict[nn.Linear, list[str]]:
