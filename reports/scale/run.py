@@ -139,7 +139,7 @@ def measure(name: str, folder: Path, work: Path, more: dict[str, tuple[str, ...]
     """Expect, then run, the two commands."""
     program = str(Path(sys.executable).with_name("qplan"))
     run = work / f"run-{name}"
-    analyze = [str(folder), "--effort", "quick", "--run", str(run), *more["analyze"], *also]
+    analyze = [str(folder), "--run", str(run), *more["analyze"], *also]
     commands = {
         "analyze": [*analyze, "--restart"],
         "emit": ["--run", str(run), "--budget", "int4", *more["emit"]],
