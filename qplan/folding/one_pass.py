@@ -122,10 +122,12 @@ class OnePass:
         flat = torch.cat(list(behind)).flatten(0, -2).float() if behind else None
         curvatures = LayerCurvatures(self.moments, self.analysis.conditions.rounding, flat)
         sites = {site.name: site for name in seen if (site := self._sites.get(name)) is not None}
-        for site in sites.values():
-            if site.name not in self.draft.losses:
-                evidence = self._witness.of(site, trace, lookups)
-                self._decide(evidence, [seen[name] for name in site.readers], curvatures)
+        fresh = [site for site in sites.values() if site.name not in self.draft.losses]
+        for site in fresh:
+            evidence = self._witness.of(site, trace, lookups)
+            self._decide(evidence, [seen[name] for name in site.readers], curvatures)
+        if fresh:
+            self.draft.write()
         groups = _alike(seen.values(), self.analysis.menu)
         asked = (item for group in groups if (item := self._asked(group, curvatures)) is not None)
         for item, found in self._losses(asked):
@@ -159,7 +161,7 @@ class OnePass:
             self.draft.scales[site.name] = scale.tolist()
         found = {f"{_ORIGINAL}, {key}": value for key, value in before.items()}
         found |= {f"{_FOLDED}, {key}": value for key, value in (after if pays else before).items()}
-        self.draft.add_losses(site.name, found, None)
+        self.draft.losses[site.name] = found
 
     def _uniform_losses(
         self, seen: Sequence[Seen], columns: Tensor | None, curvatures: LayerCurvatures
