@@ -12,9 +12,10 @@ _INTRODUCTION = """\
 Written by `python -m reports.scale.run MODEL --work FOLDER`, from `results.json`: one command for each model.
 `qwen2.5-0.5b` and `qwen2.5-7b` are shapes with random weights (`reports/scale/shapes.py`), other names are folders of
 trained models. A pass is once forwards and backwards over the calibration tokens. *Processor* is the time of all
-threads, which other programs on a shared machine change little, and passes are multiples of it; *seconds* are on the
-clock. Memory is the peak of the command and its children. What `--dry-run` said before, from the shape
-and a few seconds of measuring, stands beside what happened; on a machine that others use, the clock differs."""
+threads, and passes are multiples of it; *seconds* are on the clock. Memory is the peak of the command and its children.
+What `--dry-run` said before, from the shape and a few seconds of measuring, stands beside what happened. Other programs
+on a shared machine lengthen the clock by any factor, and processor time by up to a half: those of `qwen2.5-0.5b` ran
+beside others, and were halted for minutes."""
 
 
 def page(everything: Mapping[str, Mapping[str, Any]]) -> str:
