@@ -69,12 +69,12 @@ class Expected:
         limit = machine.memory_bytes if most_memory is None else most_memory
         if self.memory_bytes > limit:
             stage = max(self.stages, key=lambda one: one.memory_bytes)
-            need, have = _apart(self.memory_bytes, limit)
+            need, have = apart(self.memory_bytes, limit)
             whose = "this machine has free" if most_memory is None else "--max-memory allows"
             msg = f"{stage.name} needs about {need} of memory, and {whose} {have}: {', or '.join(remedies)}"
             raise InputError(msg)
         if self.disk_bytes > machine.disk_bytes:
-            need, have = _apart(self.disk_bytes, machine.disk_bytes)
+            need, have = apart(self.disk_bytes, machine.disk_bytes)
             msg = (
                 f"the run folder needs about {need} on the disk, which has {have} free: free some, or name a folder on "
                 "a larger one with --run"
@@ -86,7 +86,7 @@ _PLACES = (1, 2, 3)
 _UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("B", 1.0))
 
 
-def _apart(need: float, have: float) -> tuple[str, str]:
+def apart(need: float, have: float) -> tuple[str, str]:
     """Two sizes in bytes, with so many decimal places that they differ, and none is told as nothing."""
     told = ("", "")
     for places in _PLACES:

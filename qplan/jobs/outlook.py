@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from qplan.artifact import free_bytes
-from qplan.cost.expected import Expected
+from qplan.cost.expected import Expected, apart
 from qplan.cost.free import free_memory
 from qplan.cost.work import REFERENCE, Machine, spell_time
 from qplan.errors import StorageError
@@ -49,11 +49,12 @@ class Outlook:
         machine = replace(self.machine, disk_bytes=self.machine.disk_bytes + self.kept_bytes)
         self.expected.check(machine, self.remedies, most_memory=self.most_memory)
         folder = Path(tempfile.gettempdir())
-        need, free = self.expected.temporary_bytes, free_bytes(folder)
-        if need > free:
+        free = free_bytes(folder)
+        if self.expected.temporary_bytes > free:
+            need, have = apart(self.expected.temporary_bytes, free)
             msg = (
-                f"logits of the reference take about {need / 1e9:.1f} GB in {folder}, which has {free / 1e9:.1f} GB "
-                "free: free some, set TMPDIR to a folder on a larger disk, or take fewer --tokens"
+                f"logits of the reference take about {need} in {folder}, which has {have} free: free some, set TMPDIR "
+                "to a folder on a larger disk, or take fewer --tokens"
             )
             raise StorageError(msg)
 

@@ -79,11 +79,10 @@ class Pivotal:
         """Plans and their joint losses in nats, on as few batches as suffice to know how losses add up."""
         analysis = self.analysis
         table = analysis.table("auto", analysis.all_rows("gradient"))
-        plans, batches = frontier_plans(table), self._some_batches
-        tokens = sum(batch.numel() for batch in batches)
-        if not budget.take((1 + len(plans)) * self._costs.reference):
+        plans, batches, costs = frontier_plans(table), self._some_batches, self._costs
+        if not budget.take((1 + len(plans)) * costs.reference):
             return []
-        self.say(f"measuring {len(plans)} whole plans on {tokens:,} tokens: how losses add up")
+        self.say(f"measuring {len(plans)} whole plans on {costs.measured:,} tokens: how losses add up")
         losses = stand_in_losses(analysis, plans, batches, stand_ins_of(analysis, self.rounder))
         # what these batches lose is brought to all of them by the sums of single losses on either
         part = replace(table, measurements=tuple(row for row in table.measurements if row.batch < len(batches)))

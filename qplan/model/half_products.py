@@ -48,9 +48,9 @@ def with_half_outputs(linears: Iterable[nn.Linear]) -> Iterator[None]:
         yield
 
 
-def half_product(gradient: Tensor, weight: Tensor) -> Tensor:
-    """The gradient ``[..., in]`` at a linear's input, of one ``[..., out]`` at its output; ``weight [out, in]``."""
-    return (gradient.to(torch.bfloat16) @ weight.to(torch.bfloat16)).to(gradient.dtype)
+def half_product(values: Tensor, matrix: Tensor) -> Tensor:
+    """``values [..., n] @ matrix [n, m]``, in the type of ``values``."""
+    return (values.to(torch.bfloat16) @ matrix.to(torch.bfloat16)).to(values.dtype)
 
 
 def _half_forward(linear: nn.Linear, inputs: Tensor) -> Tensor:

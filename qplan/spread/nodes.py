@@ -125,9 +125,7 @@ def _look_everywhere(
 ) -> tuple[NodeFacts, list[NodeFacts]]:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: PLC0415 - an extra
 
-    token = (
-        run.resolve() / f"{sibling_prefix(Path('ray'))}{secrets.token_hex(4)}"
-    )  # a kill leaves it to the next command
+    token = token_in(run.resolve())
     config = None if model is None else model / "config.json"
     remote = cluster.ray.remote(look)
     try:

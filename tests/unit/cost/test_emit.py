@@ -10,13 +10,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from qplan.cost.emit import BUILDING, COMPARING, EXPORTING, GATE, KEEPING, PROVING, REPAIRING, EmitAsked, EmitCost
-from qplan.cost.engine import EngineCost
 from qplan.cost.expected import Expected, ExpectedStage
 from qplan.cost.shape import Shape
 from qplan.cost.work import REFERENCE, Machine
 from qplan.errors import InputError
 from qplan.model.load import LoadedModel
-from qplan.settings import MEMORIES
+from tests.support.costs import COUNTING, engine_cost
 
 ROWS, SEQ_LEN = 8, 16
 
@@ -39,39 +38,12 @@ ASKED = EmitAsked(
     build=True,
 )
 
-COUNTING = Machine(
-    processors=1,
-    flops=1.0,
-    bf16_flops=math.inf,
-    factor_flops=math.inf,
-    values=math.inf,
-    roundings=math.inf,
-    steps=math.inf,
-    read=math.inf,
-    written=math.inf,
-    memory_bytes=0,
-    disk_bytes=0,
-)
-"""Its seconds are floating-point operations."""
-
 
 def _stages(
     loaded: LoadedModel, asked: EmitAsked = ASKED, machine: Machine = REFERENCE, most: float = math.inf
 ) -> dict[str, ExpectedStage]:
     shape = Shape.of(loaded.card, asked.checkpoint_bytes)
-    engine = EngineCost(
-        shape=shape,
-        bits=8,
-        uniform=(16, 8, 4),
-        memories=MEMORIES,
-        seq_len=SEQ_LEN,
-        gate_tokens=16,
-        decode_rows=2,
-        prompt_tokens=32,
-        decode_tokens=8,
-        repeats=5,
-        most_bytes=most - 5e8,
-    )
+    engine = engine_cost(shape, SEQ_LEN, most - 5e8)
     return {stage.name: stage for stage in EmitCost(shape, asked, engine, machine, most).stages()}
 
 

@@ -9,23 +9,12 @@ from qplan.cost.engine import EngineCost
 from qplan.cost.file_bytes import estimate_fixed, file_bytes
 from qplan.cost.shape import Shape
 from qplan.model.load import LoadedModel
-from qplan.settings import MEMORIES
 from qplan.uniform import uniform_formats
+from tests.support.costs import engine_cost
 
 
 def _cost(loaded: LoadedModel) -> EngineCost:
-    return EngineCost(
-        shape=Shape.of(loaded.card, 0),
-        bits=8,
-        uniform=(16, 8, 4),
-        memories=MEMORIES,
-        seq_len=16,
-        gate_tokens=16,
-        decode_rows=2,
-        prompt_tokens=32,
-        decode_tokens=8,
-        repeats=5,
-    )
+    return engine_cost(Shape.of(loaded.card, 0), 16)
 
 
 @pytest.mark.parametrize("name", ["qwen2", "llama"])

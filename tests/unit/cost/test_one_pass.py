@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import pytest
@@ -15,6 +14,7 @@ from qplan.cost.shape import Shape
 from qplan.cost.work import REFERENCE, Machine
 from qplan.formats import INT4, INT8
 from qplan.model.load import LoadedModel
+from tests.support.costs import COUNTING, ENDLESS
 
 ROWS, SEQ_LEN = 4, 32
 
@@ -30,23 +30,6 @@ ASKED = OnePassOptions(
     chosen=True,
     fold=False,
 )
-
-ENDLESS = replace(
-    REFERENCE,
-    processors=1,
-    flops=math.inf,
-    bf16_flops=math.inf,
-    factor_flops=math.inf,
-    values=math.inf,
-    roundings=math.inf,
-    steps=math.inf,
-    read=math.inf,
-    written=math.inf,
-)
-"""Does everything at once."""
-
-COUNTING = replace(ENDLESS, flops=1.0)
-"""Its seconds are floating-point operations."""
 
 
 def _cost(loaded: LoadedModel, asked: OnePassOptions, machine: Machine) -> OnePassCost:
