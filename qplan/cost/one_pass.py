@@ -14,7 +14,7 @@ from qplan.formats import QuantFormat
 _FLOAT, _DOUBLE = FLOAT_BYTES, 8
 
 # counts of the code, and constants set from profiles of the embedded model, qwen2-8m and two layers of the 0.5B shape
-_FIT_STEPS, _FIT_ROWS, _FIT_VALUES = 40, 512, 32
+_FIT_STEPS, _FIT_ROWS, _FIT_VALUES = 60, 512, 32
 """Steps of `qplan.folding.fit`, rows of each reader that one looks at, numbers it touches per weight of those."""
 _FIT_COLUMNS = 12.0
 """Columns that rounding goes through in the time that such a step takes whatever its size: a second per layer."""

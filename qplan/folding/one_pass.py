@@ -19,7 +19,7 @@ from torch import Tensor
 
 from qplan.folding.curvatures import LayerCurvatures
 from qplan.folding.evidence import Evidence
-from qplan.folding.fit import FEW_STEPS, expected_loss, fit_scales
+from qplan.folding.fit import expected_loss, fit_scales
 from qplan.folding.fold import FoldSite, fold_sites
 from qplan.folding.witness import Witness
 from qplan.formats import QuantFormat
@@ -151,7 +151,7 @@ class OnePass:
         if not evidence.flat:
             plans = list(self._uniform.values())
             totals = expected_loss(evidence, loaded, torch.ones(site.channels, device=loaded.device), plans, memories)
-            scale = fit_scales(evidence, loaded, plans, totals.clamp(min=1e-30), memories, steps=FEW_STEPS)
+            scale = fit_scales(evidence, loaded, plans, totals.clamp(min=1e-30), memories)
         candidates = {_ORIGINAL: None} | ({} if scale is None else {_FOLDED: site.expand(scale)})
         for label, columns in candidates.items():
             losses[label] = self._uniform_losses(seen, columns, curvatures)
