@@ -11,7 +11,8 @@ from qplan.quantize.curvature import Curvature
 from qplan.quantize.gram import divided, gram
 from qplan.quantize.moments import Moments
 from qplan.quantize.rounder import FEW_TOKENS
-from qplan.sensitivity.layer_losses import MOST_AT_ONCE, Seen
+from qplan.sensitivity.layer_losses import MOST_AT_ONCE
+from qplan.sensitivity.seen import Seen
 
 
 @dataclass

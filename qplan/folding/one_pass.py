@@ -30,8 +30,8 @@ from qplan.run.fold_draft import FoldDraft
 from qplan.run.journal import ReferenceRecord, cell_of
 from qplan.run.measurement import Measurement
 from qplan.sensitivity.analysis import Analysis
-from qplan.sensitivity.layer_losses import FormatLoss, Seen
 from qplan.sensitivity.loss_tasks import LossItem, losses_by
+from qplan.sensitivity.seen import FormatLoss, Seen
 from qplan.sensitivity.views import Views
 from qplan.settings import Memory, Progress, memories_of
 from qplan.spread.work import Workers

@@ -36,7 +36,7 @@ from qplan.run.folder import RunFolder
 from qplan.run.moments import Part, moments_folder, write_matrix
 from qplan.run.table import SensitivityTable
 from qplan.sensitivity.analysis import Analysis, open_analysis
-from qplan.sensitivity.layer_losses import Seen
+from qplan.sensitivity.seen import Seen
 from qplan.sensitivity.stored_weights import StoredWeights
 from qplan.settings import Progress, Say
 from qplan.spread.work import Workers

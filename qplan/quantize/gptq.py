@@ -62,16 +62,59 @@ def gptq_widths(
         sweeps: passes of refinement.
     """
     ordered = curvature.ordered(formats[0].block_size(weight.shape[1]))
-    columns, blocks = ordered.columns.argsort(), ordered.blocks.argsort()
-    parts: list[list[IntTensor]] = [[] for _ in formats]
-    for rows in weight.split(max(1, _CHUNK_ROWS // len(formats))):
-        work = _Rows.feedback(rows.to(torch.float32)[:, ordered.columns], formats, ordered)
+    parts = []
+    for _, work in _chunks(weight, formats, ordered):
         for _ in range(sweeps):
             work.sweep()
-        for part, found in zip(parts, work.store(), strict=True):
-            zero = None if found.zero is None else found.zero[:, blocks]
-            part.append(IntTensor(found.format, found.codes[:, columns], found.scale[:, blocks], zero))
-    return [stacked(part) for part in parts]
+        parts.append(work.store())
+    return _in_place(parts, ordered)
+
+
+def gptq_phases(
+    weight: Tensor, formats: Sequence[QuantFormat], curvature: Curvature, few: Tensor, *, sweeps: int = SWEEPS
+) -> tuple[list[IntTensor], list[IntTensor]]:
+    """The same after error feedback, and some rows of it after refinement too.
+
+    Args:
+        weight: the matrix.
+        formats: integer formats, the same but for their bits.
+        curvature: of the inputs.
+        few: int64 ``[few]``, ascending: the rows to refine.
+        sweeps: passes of refinement.
+    """
+    ordered = curvature.ordered(formats[0].block_size(weight.shape[1]))
+    parts, refined = [], []
+    for span, work in _chunks(weight, formats, ordered):
+        parts.append(work.store())
+        inside = few[(few >= span.start) & (few < span.stop)] - span.start
+        if len(inside):
+            some = work.take(inside)
+            for _ in range(sweeps):
+                some.sweep()
+            refined.append(some.store())
+    return _in_place(parts, ordered), _in_place(refined, ordered)
+
+
+def _chunks(weight: Tensor, formats: Sequence[QuantFormat], ordered: Ordered) -> Iterator[tuple[slice, _Rows]]:
+    """Some rows after the others, after error feedback."""
+    step = max(1, _CHUNK_ROWS // len(formats))
+    for start in range(0, len(weight), step):
+        rows = weight[start : start + step]
+        yield (
+            slice(start, start + len(rows)),
+            _Rows.feedback(rows.to(torch.float32)[:, ordered.columns], formats, ordered),
+        )
+
+
+def _in_place(parts: Sequence[Sequence[IntTensor]], ordered: Ordered) -> list[IntTensor]:
+    """Chunks of rows, in each format, as whole matrices with their columns in the order that they are stored in."""
+    columns, blocks = ordered.columns.argsort(), ordered.blocks.argsort()
+    found = []
+    for own in zip(*parts, strict=True):
+        whole = stacked(own)
+        zero = None if whole.zero is None else whole.zero[:, blocks]
+        found.append(IntTensor(whole.format, whole.codes[:, columns], whole.scale[:, blocks], zero))
+    return found
 
 
 @dataclass
@@ -193,11 +236,21 @@ class _Rows:
         size = len(self.weight) // len(self.scale)
         return slice(index * size, (index + 1) * size)
 
-    def store(self) -> Iterator[IntTensor]:
-        """The rows as MNN stores them, in each format."""
+    def take(self, rows: Tensor) -> _Rows:
+        """A copy of some rows, in every format."""
+        places = torch.cat([own.start + rows for _, own in self._by_format()])
+        nearest = _to_levels(self.formats, len(rows), rows.device)
+        taken = (part[:, places] for part in (self.weight, self.signed, self.scale, self.zero))
+        return _Rows(self.formats, nearest, self.hessian, *taken)
+
+    def store(self) -> list[IntTensor]:
+        """The rows as MNN stores them, in each format, their columns in the order in which they were rounded."""
+        found = []
         for fmt, own in self._by_format():
             signed = self.signed[:, own].T.reshape(own.stop - own.start, len(self.scale), -1)
-            yield Grid(fmt, self.scale[:, own].T.contiguous(), self.zero[:, own].T.contiguous()).store(signed)
+            grid = Grid(fmt, self.scale[:, own].T.contiguous(), self.zero[:, own].T.contiguous())
+            found.append(grid.store(signed))
+        return found
 
     def _by_format(self) -> Iterator[tuple[QuantFormat, slice]]:
         """Where the rows of each format are."""

@@ -15,7 +15,7 @@ from qplan.model.load import LoadedModel
 from qplan.notes import Note, few, note
 from qplan.quantize import IntTensor, StoredTensor, rtn
 from qplan.quantize.curvature import Curvature
-from qplan.quantize.gptq import SWEEPS, gptq_widths
+from qplan.quantize.gptq import SWEEPS, gptq_phases, gptq_widths
 from qplan.quantize.methods import round_with
 from qplan.quantize.moments import Moments
 from qplan.quantize.stored import joined, row_pieces
@@ -153,16 +153,63 @@ def round_widths(
         columns: ``[in]``, factors of the weights' columns by which ``judge`` is not divided.
         sweeps: passes of refinement after GPTQ, see `qplan.quantize.gptq`.
     """
-    names = CANDIDATES if rounding == "auto" and judge is not None else (rounding,)
-    found: dict[QuantFormat, StoredTensor] = {}
-    for fmt in formats:
-        if fmt.is_float:
-            found[fmt] = round_with("rtn", weight, fmt)
+    found: dict[QuantFormat, StoredTensor] = {fmt: round_with("rtn", weight, fmt) for fmt in formats if fmt.is_float}
     for same in alike(fmt for fmt in formats if not fmt.is_float):
-        candidates = [_round_alike(name, weight, same, curvature, sweeps) for name in names]
-        for index, fmt in enumerate(same):
-            rivals = [candidate[index] for candidate in candidates]
-            found[fmt] = rivals[0] if judge is None or len(rivals) == 1 else best_rows(weight, rivals, judge, columns)
+        candidates = [_round_alike(name, weight, same, curvature, sweeps) for name in _candidates(rounding, judge)]
+        found |= _best(weight, same, candidates, judge, columns)
+    return found
+
+
+def round_phases(
+    weight: Tensor,
+    formats: Sequence[QuantFormat],
+    rounding: str,
+    curvature: Curvature,
+    few: Tensor,
+    *,
+    judge: Tensor | None,
+    columns: Tensor | None = None,
+    sweeps: int = SWEEPS,
+) -> tuple[dict[QuantFormat, StoredTensor], dict[QuantFormat, StoredTensor]]:
+    """Store rows by error feedback alone, and a few of them as `round_widths` does too.
+
+    Args:
+        weight: the rows.
+        formats: any formats; floats are stored as they are.
+        rounding: ``gptq`` or ``auto``.
+        curvature: of the inputs.
+        few: int64 ``[few]``, ascending: rows to store in full.
+        judge: see `round_widths`.
+        columns: see `round_widths`.
+        sweeps: passes of refinement.
+    """
+    found: dict[QuantFormat, StoredTensor] = {fmt: round_with("rtn", weight, fmt) for fmt in formats if fmt.is_float}
+    refined = {fmt: stored.rows(few) for fmt, stored in found.items()}
+    some = weight[few]
+    for same in alike(fmt for fmt in formats if not fmt.is_float):
+        feedback, better = gptq_phases(weight, same, curvature, few, sweeps=sweeps)
+        found |= dict(zip(same, feedback, strict=True))
+        others = [name for name in _candidates(rounding, judge) if name != "gptq"]
+        candidates = [better, *(_round_alike(name, some, same, curvature, sweeps) for name in others)]
+        refined |= _best(some, same, candidates, judge, columns)
+    return found, refined
+
+
+def _candidates(rounding: str, judge: Tensor | None) -> Sequence[str]:
+    return CANDIDATES if rounding == "auto" and judge is not None else ("gptq" if rounding == "auto" else rounding,)
+
+
+def _best(
+    weight: Tensor,
+    formats: Sequence[QuantFormat],
+    candidates: Sequence[Sequence[StoredTensor]],
+    judge: Tensor | None,
+    columns: Tensor | None,
+) -> dict[QuantFormat, StoredTensor]:
+    """Of several roundings to the same formats, the better one for every row."""
+    found = {}
+    for fmt, *rivals in zip(formats, *candidates, strict=True):
+        found[fmt] = rivals[0] if judge is None or len(rivals) == 1 else best_rows(weight, rivals, judge, columns)
     return found
 
 

@@ -11,7 +11,8 @@ from qplan.formats import QuantFormat
 from qplan.quantize import Int8Activations
 from qplan.quantize.curvature import Curvature
 from qplan.quantize.gptq import SWEEPS
-from qplan.sensitivity.layer_losses import FormatLoss, Seen, losses_of
+from qplan.sensitivity.layer_losses import losses_of
+from qplan.sensitivity.seen import FormatLoss, Seen
 from qplan.spread.work import Task, Workers
 
 _COPIES, _MATRICES = 6, 12

@@ -44,6 +44,36 @@ class RowSample:
         drawn = order[torch.diff(passed, prepend=start.floor().unsqueeze(0)) > 0].sort().values
         return cls(drawn, 1 / chances[drawn], rough[drawn], float(rough.sum()))
 
+    @property
+    def whole(self) -> bool:
+        """Whether all features were drawn."""
+        return bool((self.weights == 1).all())
+
+    def ratio(
+        self, rough: Tensor, exact: Tensor, places: Tensor, factors: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Estimate the ratio of a sum over all features to what it is with rough values, from some that were drawn.
+
+        Args:
+            rough: float64 ``[drawn]``.
+            exact: float64 ``[few]``.
+            places: int64 ``[few]``: which of the drawn ones these are.
+            factors: float64 ``[drawn]``: of both.
+
+        Returns:
+            The ratio and its standard error.
+        """
+        weights = (self.weights if factors is None else self.weights * factors)[places]
+        known = rough[places]
+        total = known @ weights
+        if float(total) <= 0:
+            return torch.ones_like(total), torch.zeros_like(total)
+        found = (exact @ weights) / total
+        residual = weights * (exact - found * known)
+        few, drawn = len(places), len(self.rows)
+        error = residual.square().sum() * (few / max(1, few - 1)) * (1 - few / drawn)
+        return found, error.sqrt() / total
+
     def sum(self, found: Tensor) -> tuple[Tensor, Tensor]:
         """Estimate sums over all features.
 
@@ -55,7 +85,7 @@ class RowSample:
         """
         weighted = found @ self.weights
         rough = float(self.rough @ self.weights)
-        if bool((self.weights == 1).all()):
+        if self.whole:
             return weighted, torch.zeros_like(weighted)
         scale = self.total / rough if rough else 1.0
         residual = found - (weighted / rough).unsqueeze(-1) * self.rough if rough else found

@@ -15,8 +15,8 @@ from qplan.model.layerwise import LayerTrace
 from qplan.model.load import LoadedModel
 from qplan.model.mixture import RoutedLinear
 from qplan.quantize.gram import gram
-from qplan.sensitivity.layer_losses import Seen
 from qplan.sensitivity.rows import RowSample
+from qplan.sensitivity.seen import Seen
 
 _ROUGH = QuantFormat(4)
 """Format, by the ranges of whose blocks it is known roughly which output features will lose most in any format."""
