@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ from qplan.sensitivity.metrics import compare, join, reference_of
 from qplan.sensitivity.stored_weights import StoredWeights
 from qplan.sensitivity.variants import apply_formats
 
-_POWER_ROWS = 256
+_POWER_ROWS = 128
 """Output features, evenly spaced, that say how large the error of a rounding to nearest is beside the output."""
 
 
@@ -44,6 +44,9 @@ class StandIns(StoredWeights):
     """Of the inputs that `noise` is about."""
     _last: tuple[str, QuantFormat, Tensor] | None = None
     """What was asked for last, since sequences follow each other."""
+    _factors: dict[tuple[str, QuantFormat], float] = field(default_factory=dict)
+    _signals: dict[str, float] = field(default_factory=dict)
+    """Squares of the output, of some features, by tensor."""
 
     def get(self, name: str, fmt: QuantFormat) -> Tensor:
         """float32 ``[out_features, in_features]``."""
@@ -53,15 +56,27 @@ class StandIns(StoredWeights):
             return self._last[2]
         self._last = None  # it is as large as the next one
         weight = self.loaded.weight(name).float()
-        some = weight[:: max(1, len(weight) // _POWER_ROWS)]
-        seen = self.moments.of(name).to(weight.device)
-        ours, signal = (float(((part @ seen) * part).sum()) for part in (_error(some, fmt), some))
-        factor = math.sqrt(self.noise[name, fmt] * signal / ours) if ours > 0 else 0.0
+        if (name, fmt) not in self._factors:
+            self._factors[name, fmt] = self._factor(name, fmt, weight, self.noise[name, fmt], self.moments)
+        factor = self._factors[name, fmt]
         found = torch.empty_like(weight)
         for rows in row_pieces(*weight.shape):
             torch.add(weight[rows], _error(weight[rows], fmt), alpha=factor, out=found[rows])
         self._last = name, fmt, found
         return found
+
+    def _factor(self, name: str, fmt: QuantFormat, weight: Tensor, noise: float, moments: Moments) -> float:
+        """What the error of rounding to nearest is multiplied by."""
+        some = weight[:: max(1, len(weight) // _POWER_ROWS)]
+        seen = moments.of(name).to(weight.device)
+        if name not in self._signals:
+            self._signals[name] = _power(some, seen)
+        ours = _power(_error(some, fmt), seen)
+        return math.sqrt(noise * self._signals[name] / ours) if ours > 0 else 0.0
+
+
+def _power(rows: Tensor, moments: Tensor) -> float:
+    return float(((rows @ moments) * rows).sum())
 
 
 def _error(weight: Tensor, fmt: QuantFormat) -> Tensor:
