@@ -12,11 +12,8 @@ from qplan.errors import MeasurementError
 from qplan.quantize.gram import divided
 
 DAMPING = 0.01
-"""Fraction of the mean diagonal that is added to H before it is inverted, as in the GPTQ paper."""
+"""Fraction of the mean diagonal that is added to H before it is factored, as in the GPTQ paper."""
 
-
-_SMALL = 256
-"""Size up to which a triangular matrix is inverted at once."""
 
 _STRIP = 256
 """Rows of a matrix that are copied at once."""
@@ -37,14 +34,19 @@ class Ordered:
     hessian: Tensor
     """float32 ``[in, in]``: H, its diagonal raised by ``damping`` times its mean, in that order."""
     factor: Tensor
-    """float32 ``[in, in]``: upper Cholesky factor of H's inverse; row j tells how column j's error is spread."""
+    """float32 ``[in, in]``: upper ``U`` with ``H = U U'``; row j tells how column j's error weighs on those behind.
+
+    ``e H e'`` is the sum over columns j of ``(sum over i <= j of e_i U_ij)^2``, so where all columns before j are
+    rounded, the best that column j can do is to make up for ``sum over i < j of e_i U_ij``. That is GPTQ's update,
+    which is commonly written with the factor of H's inverse (Chen et al., arXiv 2507.18553).
+    """
 
 
 @dataclass(frozen=True, eq=False)
 class Curvature:
     """Second moments of a tensor's inputs.
 
-    Ordering and factoring cost as much as several inversions of H: share one curvature between all formats of all
+    Ordering and factoring cost a third of an inversion of H: share one curvature between all formats of all
     tensors that read the same input. May be used by several threads.
     """
 
@@ -98,7 +100,7 @@ class Curvature:
         hessian = _reordered(self.moments, columns)
         # features that never fired get a fraction of the mean of all
         hessian.diagonal().add_(self.damping * mean)
-        factor = _inverse_factor(hessian.to(self.precision, copy=True)).to(torch.float32)
+        factor = _upper_factor(hessian.to(self.precision, copy=True)).to(torch.float32)
         return Ordered(columns, blocks, hessian, factor)
 
     def scaled(self, columns: Tensor) -> Curvature:
@@ -108,7 +110,7 @@ class Curvature:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class _Scaled(Curvature):
-    """With ``D`` the columns, the inverse of ``H / D D'`` is ``D inverse(H) D``, so factors are multiplied by D.
+    """With ``D`` the columns, the rows of H's factor are divided by D to give that of ``H / D D'``.
 
     `moments` are the base's.
     """
@@ -126,8 +128,9 @@ class _Scaled(Curvature):
         if self.sparing:
             self.base.forget()
             hessian = divided(given.hessian, factors, out=given.hessian)
-            return Ordered(given.columns, given.blocks, hessian, given.factor.mul_(factors))
-        return Ordered(given.columns, given.blocks, divided(given.hessian, factors), given.factor * factors)
+            return Ordered(given.columns, given.blocks, hessian, given.factor.div_(factors.unsqueeze(1)))
+        scaled = given.factor / factors.unsqueeze(1)
+        return Ordered(given.columns, given.blocks, divided(given.hessian, factors), scaled)
 
 
 def _reordered(matrix: Tensor, columns: Tensor) -> Tensor:
@@ -138,15 +141,11 @@ def _reordered(matrix: Tensor, columns: Tensor) -> Tensor:
     return found
 
 
-def _inverse_factor(hessian: Tensor) -> Tensor:
-    """Upper ``R`` with ``R' R`` the inverse of H: where ``H = U U'`` with an upper U, R is the inverse of U.
-
-    U is H's Cholesky factor with rows and columns taken from last to first. H's memory is used up.
-    """
+def _upper_factor(hessian: Tensor) -> Tensor:
+    """Upper ``U`` with ``H = U U'``, in H's memory: its Cholesky factor if rows and columns go from last to first."""
     _turn(hessian)
     factor: Tensor = torch.linalg.cholesky(hessian, out=hessian)
     _turn(factor)
-    _invert_upper(factor)
     return factor
 
 
@@ -159,17 +158,3 @@ def _turn(matrix: Tensor) -> None:
         turned = first.flip(0, 1)
         first.copy_(last.flip(0, 1))
         last.copy_(turned)
-
-
-def _invert_upper(matrix: Tensor) -> None:
-    """Invert an upper triangular matrix by halves, in place, which leaves nearly all of it to matrix products."""
-    size = len(matrix)
-    if size <= _SMALL:
-        eye = torch.eye(size, dtype=matrix.dtype, device=matrix.device)
-        matrix.copy_(torch.linalg.solve_triangular(matrix, eye, upper=True))
-        return
-    half = size // 2
-    _invert_upper(matrix[:half, :half])
-    _invert_upper(matrix[half:, half:])
-    corner = matrix[:half, half:]
-    torch.mm(matrix[:half, :half], corner @ matrix[half:, half:], out=corner).neg_()

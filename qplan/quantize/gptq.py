@@ -144,34 +144,44 @@ class _Rows:
         scale, zero = work.new_empty(blocks), work.new_empty(blocks)
         nearest = _to_levels(formats, len(weight), work.device)
         rows = cls(formats, nearest, ordered.hessian, work, torch.empty_like(work), scale, zero)
-        work = work.clone()
+        carried = torch.zeros_like(work)
         for index in range(blocks[0]):
             span = rows.span(index)
-            errors = rows._round_block(index, work[span], ordered.factor[span, span])
-            work[span.stop :].addmm_(ordered.factor[span, span.stop :].T, errors, alpha=-1)
+            errors = rows._round_block(index, carried[span], ordered.factor[span, span])
+            carried[span.stop :].addmm_(ordered.factor[span, span.stop :].T, errors)
         return rows
 
-    def _round_block(self, index: int, block: Tensor, factor: Tensor) -> Tensor:
-        """Search a block's grid, round its columns, and return their errors ``[block, rows]`` over the diagonal."""
+    def _round_block(self, index: int, carried: Tensor, factor: Tensor) -> Tensor:
+        """Search a block's grid and round its columns.
+
+        Args:
+            index: of the block.
+            carried: ``[block, rows]``: errors of the columns before, each multiplied by its row of the factor; used up.
+            factor: of the block.
+
+        Returns:
+            the errors ``[block, rows]``.
+        """
         span, nearest = self.span(index), self.nearest
+        weight = self.weight[span]
+        corrected = weight + torch.linalg.solve_triangular(factor.T, carried, upper=False) if index else weight
         importance = self.hessian.diagonal()[span].view(1, 1, -1)
         for fmt, own in self._by_format():
-            grid = search_grid(block[:, own].T.contiguous().unsqueeze(1), importance, fmt)
+            grid = search_grid(corrected[:, own].T.contiguous().unsqueeze(1), importance, fmt)
             self.scale[index, own], self.zero[index, own] = grid.scale.squeeze(1), grid.zero.squeeze(1)
-        scale, zero = self.scale[index], self.zero[index]
-        signed, errors, inverse = self.signed[span], torch.empty_like(block), _inverse(scale)
-        diagonal = factor.diagonal().tolist()
-        columns = _lists(block, signed, errors, factor)
-        for part in _parts(len(block)):
-            for column, (given, codes, error, spread) in enumerate(columns[part], part.start):
-                centered = given - zero
-                codes.copy_(nearest(centered * inverse))
-                torch.addcmul(centered, codes, scale, value=-1, out=error).div_(diagonal[column])
+        scale = self.scale[index]
+        inverse, centered = _inverse(scale), weight - self.zero[index]
+        signed, errors = self.signed[span], torch.empty_like(centered)
+        shares = (1 / factor.diagonal()).tolist()
+        columns = _lists(centered, carried, signed, errors, factor)
+        for part in _parts(len(centered)):
+            for column, (given, owed, codes, error, spread) in enumerate(columns[part], part.start):
+                codes.copy_(nearest(torch.add(given, owed, alpha=shares[column]).mul_(inverse)))
+                torch.addcmul(given, codes, scale, value=-1, out=error)
                 if (behind := part.stop - column - 1) > 0:
-                    rest = block.narrow(0, column + 1, behind)
-                    rest.addr_(spread.narrow(0, column + 1, behind), error, alpha=-1)
-            if part.stop < len(block):
-                block[part.stop :].addmm_(factor[part, part.stop :].T, errors[part], alpha=-1)
+                    carried.narrow(0, column + 1, behind).addr_(spread.narrow(0, column + 1, behind), error)
+            if part.stop < len(centered):
+                carried[part.stop :].addmm_(factor[part, part.stop :].T, errors[part])
         return errors
 
     def sweep(self) -> None:

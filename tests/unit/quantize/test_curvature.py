@@ -18,11 +18,11 @@ def _same(one: Ordered, other: Ordered) -> bool:
     )
 
 
-def test_the_factor_is_that_of_the_inverse() -> None:
+def test_the_factor_is_upper_and_makes_the_moments() -> None:
     found = Curvature(_moments()).ordered(70)
     assert torch.equal(found.factor, found.factor.triu())
-    product = found.factor.double().T @ found.factor.double() @ found.hessian.double()
-    torch.testing.assert_close(product, torch.eye(700, dtype=torch.float64), rtol=0, atol=1e-3)
+    product = found.factor.double() @ found.factor.double().T
+    torch.testing.assert_close(product, found.hessian.double(), rtol=0, atol=1e-5)
 
 
 def test_a_sparing_curvature_finds_the_same_and_keeps_one_ordering() -> None:
