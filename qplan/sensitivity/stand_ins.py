@@ -8,7 +8,7 @@ output features had. What then is measured is how losses of this size add up, no
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,29 +50,55 @@ class StandIns(StoredWeights):
 
     def get(self, name: str, fmt: QuantFormat) -> Tensor:
         """float32 ``[out_features, in_features]``."""
-        if fmt.is_float or self.noise is None or self.moments is None or not self.moments.tokens[name]:
+        if self._as_rounded(name, fmt):
             return (self.rounder or Rounder(self.loaded)).store(name, fmt).dequantize().to(self.loaded.device)
         if self._last is not None and self._last[:2] == (name, fmt):
             return self._last[2]
         self._last = None  # it is as large as the next one
-        weight = self.loaded.weight(name).float()
-        if (name, fmt) not in self._factors:
-            self._factors[name, fmt] = self._factor(name, fmt, weight, self.noise[name, fmt], self.moments)
-        factor = self._factors[name, fmt]
-        found = torch.empty_like(weight)
-        for rows in row_pieces(*weight.shape):
-            torch.add(weight[rows], _error(weight[rows], fmt), alpha=factor, out=found[rows])
+        spec = self.loaded.card.tensor(name)
+        found = torch.empty(spec.out_features, spec.in_features, device=self.loaded.device)
+        for rows, part in self._pieces(name, fmt):
+            found[rows] = part
         self._last = name, fmt, found
         return found
 
-    def _factor(self, name: str, fmt: QuantFormat, weight: Tensor, noise: float, moments: Moments) -> float:
+    def look_up(self, name: str, fmt: QuantFormat, exact: Callable[[Tensor], Tensor], ids: Tensor) -> Tensor:
+        """Rows ``[*ids, in_features]`` of `get`, and no others."""
+        if self._as_rounded(name, fmt):
+            return super().look_up(name, fmt, exact, ids)
+        wanted, places = ids.unique(return_inverse=True)
+        rows = exact(wanted)
+        return rows.add(_error(rows, fmt), alpha=self._factor(name, fmt))[places]
+
+    def pieces(self, name: str, fmt: QuantFormat) -> Iterator[tuple[slice, Tensor]]:
+        """`get` a few rows at a time, where the matrix is large."""
+        here = self._as_rounded(name, fmt) or self._fits(name, fmt)
+        yield from super().pieces(name, fmt) if here else self._pieces(name, fmt)
+
+    def _as_rounded(self, name: str, fmt: QuantFormat) -> bool:
+        return fmt.is_float or self.noise is None or self.moments is None or not self.moments.tokens[name]
+
+    def _pieces(self, name: str, fmt: QuantFormat) -> Iterator[tuple[slice, Tensor]]:
+        spec, factor = self.loaded.card.tensor(name), self._factor(name, fmt)
+        for rows in row_pieces(spec.out_features, spec.in_features):
+            weight = self.loaded.weight(name, rows).float()
+            yield rows, weight.add(_error(weight, fmt), alpha=factor)
+
+    def _factor(self, name: str, fmt: QuantFormat) -> float:
         """What the error of rounding to nearest is multiplied by."""
-        some = weight[:: max(1, len(weight) // _POWER_ROWS)]
-        seen = moments.of(name).to(weight.device)
-        if name not in self._signals:
-            self._signals[name] = _power(some, seen)
-        ours = _power(_error(some, fmt), seen)
-        return math.sqrt(noise * self._signals[name] / ours) if ours > 0 else 0.0
+        if self.noise is None or self.moments is None:
+            return 1.0
+        if (name, fmt) not in self._factors:
+            features = self.loaded.card.tensor(name).out_features
+            places = torch.arange(0, features, max(1, features // _POWER_ROWS), device=self.loaded.device)
+            some, seen = self.loaded.weight_rows(name, places).float(), self.moments.of(name).to(places.device)
+            if name not in self._signals:
+                self._signals[name] = _power(some, seen)
+            ours = _power(_error(some, fmt), seen)
+            self._factors[name, fmt] = (
+                math.sqrt(self.noise[name, fmt] * self._signals[name] / ours) if ours > 0 else 0.0
+            )
+        return self._factors[name, fmt]
 
 
 def _power(rows: Tensor, moments: Tensor) -> float:
