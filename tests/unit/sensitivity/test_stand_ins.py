@@ -47,3 +47,18 @@ def test_an_error_is_brought_to_the_size_that_was_estimated(
     noise, signal = (float(((part @ seen) * part).sum()) for part in (found, weight))
     assert noise / signal == pytest.approx(0.01, rel=1e-4)
     assert torch.allclose(found / found.norm(), nearest / nearest.norm(), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["qwen2", "gemma2"])
+def test_rows_that_are_looked_up_are_those_of_the_whole(
+    tiny_models: dict[str, LoadedModel], calibration: CalibrationSet, tmp_path: Path, name: str
+) -> None:
+    tiny = tiny_models[name]
+    head = tiny.architecture.head
+    assert tiny.card.tensor(head).tied
+    moments = gather_moments(tiny, torch.from_numpy(calibration.tokens), tmp_path, inputs={})
+    fmt = INT4.resolve(tiny.card.tensor(head).in_features)
+    stored, ids = StandIns(tiny, noise={(head, fmt): 0.05}, moments=moments), torch.tensor([[3, 1], [3, 0]])
+    weight = tiny.weight(head)
+    assert torch.equal(stored.look_up(head, fmt, lambda rows: weight[rows], ids), stored.get(head, fmt)[ids])
+    assert not torch.equal(stored.get(head, fmt), weight)
