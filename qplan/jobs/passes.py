@@ -50,7 +50,7 @@ class PassCosts:
         return _ROUNDING_TOKENS / self.tokens * self.card.tensor(name).weights / self._all
 
     def replayed(self, name: str) -> float:
-        """Running what a changed tensor reaches."""
+        """Running what a changed tensor reaches; as much again, once for all of its layer, to check the unchanged."""
         spec = self.card.tensor(name)
         first = -1 if spec.tied else self._place(spec.layer)
         reached = sum(other.weights for other in self.card.tensors if self._place(other.layer) >= first)

@@ -117,7 +117,14 @@ class Pivotal:
             return set()
         worth = _worth(self._known(()), estimate_fixed(analysis.loaded.card), generator)
         ranked = sorted(worth, key=lambda entry: -worth[entry] / _price(costs, entry))
-        measured = {entry for entry in ranked if budget.take(_price(costs, entry))}
+        measured: set[Entry] = set()
+        begun: set[int | None] = set()
+        for entry in ranked:
+            layer = analysis.loaded.card.tensor(entry[0]).layer
+            control = 0.0 if layer in begun else costs.replayed(entry[0])
+            if budget.take(_price(costs, entry) + control):
+                measured.add(entry)
+                begun.add(layer)
         if measured:
             self.say(f"measuring {len(measured)} losses that plans depend on, on {costs.measured:,} tokens")
             part = replace(analysis, batches=self._some_batches)
