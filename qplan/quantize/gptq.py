@@ -13,14 +13,15 @@ whole row, only those of a part of it; everything else is a product of matrices.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from qplan.formats import QuantFormat
-from qplan.quantize.codes import extreme_levels, to_levels
+from qplan.quantize.codes import extreme_levels
+from qplan.quantize.columns import refine_columns, round_columns
 from qplan.quantize.curvature import Curvature, Ordered
 from qplan.quantize.grid import Grid, storable
 from qplan.quantize.range_search import search_grid
@@ -123,8 +124,8 @@ class _Rows:
 
     formats: Sequence[QuantFormat]
     """They differ in their width alone."""
-    nearest: Callable[[Tensor], Tensor]
-    """Rounds steps ``[..., rows]`` to levels, in place."""
+    levels: tuple[Tensor, Tensor]
+    """Smallest and largest level, ``[rows]`` each."""
     hessian: Tensor
     """Damped, ``[in, in]``."""
     weight: Tensor
@@ -142,8 +143,8 @@ class _Rows:
         work = weight.T.repeat(1, len(formats))
         blocks = (len(work) // formats[0].block_size(len(work)), work.shape[1])
         scale, zero = work.new_empty(blocks), work.new_empty(blocks)
-        nearest = _to_levels(formats, len(weight), work.device)
-        rows = cls(formats, nearest, ordered.hessian, work, torch.empty_like(work), scale, zero)
+        levels = _extreme_levels(formats, len(weight), work.device)
+        rows = cls(formats, levels, ordered.hessian, work, torch.empty_like(work), scale, zero)
         carried = torch.zeros_like(work)
         for index in range(blocks[0]):
             span = rows.span(index)
@@ -162,26 +163,16 @@ class _Rows:
         Returns:
             the errors ``[block, rows]``.
         """
-        span, nearest = self.span(index), self.nearest
+        span = self.span(index)
         weight = self.weight[span]
         corrected = weight + torch.linalg.solve_triangular(factor.T, carried, upper=False) if index else weight
         importance = self.hessian.diagonal()[span].view(1, 1, -1)
         for fmt, own in self._by_format():
             grid = search_grid(corrected[:, own].T.contiguous().unsqueeze(1), importance, fmt)
             self.scale[index, own], self.zero[index, own] = grid.scale.squeeze(1), grid.zero.squeeze(1)
-        scale = self.scale[index]
-        inverse, centered = _inverse(scale), weight - self.zero[index]
-        signed, errors = self.signed[span], torch.empty_like(centered)
-        shares = (1 / factor.diagonal()).tolist()
-        columns = _lists(centered, carried, signed, errors, factor)
-        for part in _parts(len(centered)):
-            for column, (given, owed, codes, error, spread) in enumerate(columns[part], part.start):
-                codes.copy_(nearest(torch.add(given, owed, alpha=shares[column]).mul_(inverse)))
-                torch.addcmul(given, codes, scale, value=-1, out=error)
-                if (behind := part.stop - column - 1) > 0:
-                    carried.narrow(0, column + 1, behind).addr_(spread.narrow(0, column + 1, behind), error)
-            if part.stop < len(centered):
-                carried[part.stop :].addmm_(factor[part, part.stop :].T, errors[part])
+        errors = torch.empty_like(weight)
+        scale, (low, high) = self.scale[index], self.levels
+        round_columns(weight - self.zero[index], carried, factor, scale, low, high, self.signed[span], errors, _PART)
         return errors
 
     def sweep(self) -> None:
@@ -224,21 +215,10 @@ class _Rows:
         Returns:
             how the values moved, ``[block, rows]``; ``pull`` is used up.
         """
-        span, nearest = self.span(index), self.nearest
-        local, signed, scale = self.hessian[span, span], self.signed[span], self.scale[index]
-        inverse, steps = _inverse(scale), torch.empty_like(signed)
-        diagonal = local.diagonal().tolist()
-        columns = _lists(pull, signed, steps, local)
-        for part in _parts(len(signed)):
-            for column, (pulled, codes, step, spread) in enumerate(columns[part], part.start):
-                fresh = nearest((pulled * inverse).div_(diagonal[column]).add_(codes))
-                torch.sub(fresh, codes, out=step).mul_(scale)
-                codes.copy_(fresh)
-                if (behind := part.stop - column - 1) > 0:
-                    rest = pull.narrow(0, column + 1, behind)
-                    rest.addr_(spread.narrow(0, column + 1, behind), step, alpha=-1)
-            if part.stop < len(signed):
-                pull[part.stop :].addmm_(local[part, part.stop :].T, steps[part], alpha=-1)
+        span = self.span(index)
+        signed, (low, high) = self.signed[span], self.levels
+        steps = torch.empty_like(signed)
+        refine_columns(pull, self.hessian[span, span], self.scale[index], low, high, signed, steps, _PART)
         return steps
 
     def span(self, index: int) -> slice:
@@ -249,9 +229,9 @@ class _Rows:
     def take(self, rows: Tensor) -> _Rows:
         """A copy of some rows, in every format."""
         places = torch.cat([own.start + rows for _, own in self._by_format()])
-        nearest = _to_levels(self.formats, len(rows), rows.device)
+        levels = _extreme_levels(self.formats, len(rows), rows.device)
         taken = (part[:, places] for part in (self.weight, self.signed, self.scale, self.zero))
-        return _Rows(self.formats, nearest, self.hessian, *taken)
+        return _Rows(self.formats, levels, self.hessian, *taken)
 
     def store(self) -> list[IntTensor]:
         """The rows as MNN stores them, in each format, their columns in the order in which they were rounded."""
@@ -269,27 +249,11 @@ class _Rows:
             yield fmt, slice(number * rows, (number + 1) * rows)
 
 
-def _to_levels(formats: Sequence[QuantFormat], rows: int, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """Rounds steps ``[..., formats * rows]`` to their nearest levels, in place."""
-    if len(formats) == 1:
-        return to_levels(formats[0])
+def _extreme_levels(formats: Sequence[QuantFormat], rows: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Smallest and largest levels ``[formats * rows]``."""
     bounds = torch.tensor([extreme_levels(fmt) for fmt in formats], dtype=torch.float32, device=device)
     low, high = bounds.repeat_interleave(rows, 0).T.contiguous()
-    return lambda steps: steps.round_().clamp_(low, high)
-
-
-def _lists(*matrices: Tensor) -> list[tuple[Tensor, ...]]:
-    """Row by row, the rows of several matrices: the loops over columns take longer to look rows up than to compute."""
-    return list(zip(*(matrix.unbind(0) for matrix in matrices), strict=True))
-
-
-def _parts(columns: int) -> list[slice]:
-    return [slice(start, min(start + _PART, columns)) for start in range(0, columns, _PART)]
-
-
-def _inverse(scale: Tensor) -> Tensor:
-    """``1 / scale``; 0 where a block holds one value only."""
-    return torch.where(scale == 0, 0, 1 / scale)
+    return low, high
 
 
 def _solve_block(codes: Tensor, target: Tensor, weighted: Tensor, ones: Tensor, fmt: QuantFormat) -> Grid:
