@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from qplan.formats import QuantFormat
+from qplan.model.half_products import half_product, half_products_pay
 from qplan.quantize import StoredTensor
 from qplan.quantize.curvature import Curvature
 from qplan.quantize.rounder import round_phases, round_widths
@@ -58,15 +59,19 @@ class WeightErrors:
             whole = round_widths(
                 self.weight, formats, self.rounding, curvature, judge, columns=self.factor, sweeps=self.sweeps
             )
-            return {fmt: self._found(self._error(self.weight, stored)) for fmt, stored in whole.items()}
+            errors = [self._error(self.weight, whole[fmt]) for fmt in formats]
+            found = map(self._found, errors, self._energies(errors))
+            return dict(zip(formats, found, strict=True))
         feedback, refined = round_phases(
             self.weight, formats, self.rounding, curvature, few, judge=judge, columns=self.factor, sweeps=self.sweeps
         )
-        found: dict[QuantFormat, list[FormatLoss]] = {}
-        for fmt in formats:
-            error = self._error(self.weight, feedback[fmt])
-            found[fmt] = self._found(error, few, self._error(self.weight[few], refined[fmt]))
-        return found
+        errors = [self._error(self.weight, feedback[fmt]) for fmt in formats]
+        better = [self._error(self.weight[few], refined[fmt]) for fmt in formats]
+        energies = self._energies(errors + better)
+        return {
+            fmt: self._found(errors[place], energies[place], few, energies[place + len(formats)])
+            for place, fmt in enumerate(formats)
+        }
 
     def _few(self) -> Tensor | None:
         """int64 ``[few]``: rows of `weight` to round in full, evenly spread over each tensor's; None for all."""
@@ -85,23 +90,29 @@ class WeightErrors:
         """Rounding errors ``[rows, in]``, as inputs and products without the factor meet them."""
         return (stored.dequantize() - weight).div_(self.factor)
 
-    def _energy(self, error: Tensor) -> Tensor:
-        """Squares ``[rows]`` of errors at the output, summed over tokens."""
-        first = self.group[0]
+    def _energies(self, errors: Sequence[Tensor]) -> list[Tensor]:
+        """Squares ``[rows]`` of errors ``[rows, in]`` at the output, summed over tokens, float64."""
+        first, every = self.group[0], torch.cat(list(errors))
         if first.judge is None or first.lookups is not None:
-            return (first.inputs.flatten(0, -2) @ error.T).square_().sum(0).to("cpu", torch.float64)
-        return ((error @ first.judge).mul_(error).sum(1) * first.tokens).to("cpu", torch.float64)
+            found = (first.inputs.flatten(0, -2) @ every.T).square_().sum(0)
+        else:
+            half = half_products_pay(every.device)
+            found = half_product(every, first.judge) if half else every @ first.judge
+            found = found.mul_(every).sum(1) * first.tokens
+        found = found.to("cpu", torch.float64)
+        return list(torch.split(found, [len(error) for error in errors]))
 
-    def _found(self, error: Tensor, few: Tensor | None = None, refined: Tensor | None = None) -> list[FormatLoss]:
+    def _found(
+        self, error: Tensor, energy: Tensor, few: Tensor | None = None, better: Tensor | None = None
+    ) -> list[FormatLoss]:
         """The loss of each tensor.
 
         Args:
             error: of all rows.
-            few: those of which there are better ones.
-            refined: these.
+            energy: see `_energies`.
+            few: rows of which there are better errors.
+            better: energies of these.
         """
-        energy = self._energy(error)
-        better = None if refined is None else self._energy(refined)
         losses = []
         start = taken = 0
         for seen in self.group:
