@@ -29,9 +29,9 @@ from qplan.settings import Memory
 _STEPS, _RATE = 60, 0.08
 """Steps and learning rate of Adam on log s; 200 steps at 0.04 lower the loss by another thousandth. With 40 steps at
 0.12, folding left 0.76 of uniform int8's loss on the embedded model, where these leave 0.69."""
-_TOKENS, _ROWS, _WORDS = 512, 256, 512
-"""Samples per step: tokens, and rows of each reader in proportion to their slopes, of a tied head more. With half as
-many tokens or words, folding the embedded model's head lost what it gains."""
+_TOKENS, _ROWS = 512, 512
+"""Samples per step: tokens, and rows of each reader in proportion to their slopes. With half as many of either, folding
+the embedded model's head lost what it gains, and a plan from few tokens a tenth."""
 _MANY_ROWS = 8192
 """Most rows to evaluate where no sampling is wanted; a larger vocabulary is sampled evenly by importance."""
 _SMALLEST = 1e-9
@@ -125,7 +125,7 @@ def expected_loss(
     if evidence.lookups is not None and evidence.looked_up is not None:
         uses.append((evidence.site.name, evidence.looked_up, evidence.lookups / columns.square()))
     for name, importance, met in uses:
-        rows, factor = _drawn(importance, generator, _WORDS if evidence.site.tied else _ROWS)
+        rows, factor = _drawn(importance, generator)
         weight = loaded.weight_rows(name, rows)
         loss = loss + _roundings(weight, columns, [plan[name] for plan in plans], factor, met)
     return loss
@@ -181,9 +181,9 @@ def _reach(weight: Tensor, columns: Tensor, blocks: Tensor, *, symmetric: bool) 
     return at(blocks.argmax(2)) - at(blocks.argmin(2))
 
 
-def _drawn(importance: Tensor, generator: torch.Generator | None, count: int) -> tuple[Tensor, Tensor]:
-    """Row indices and their factors: all rows with their importance, or ``count`` sampled in proportion to it."""
-    count = _MANY_ROWS if generator is None else count
+def _drawn(importance: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    """Row indices and their factors: all rows with their importance, or rows sampled in proportion to it."""
+    count = _MANY_ROWS if generator is None else _ROWS
     if len(importance) <= count:
         return torch.arange(len(importance), device=importance.device), importance
     cumulative = importance.to(torch.float64).cumsum(0)
