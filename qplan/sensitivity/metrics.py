@@ -115,7 +115,7 @@ def reference_of(logits: Tensor, tokens: Tensor) -> Reference:
         MeasurementError: logits are not finite.
     """
     flat = logits.to(torch.float32).flatten(0, -2)
-    if not torch.isfinite(flat).all():
+    if not all(torch.isfinite(extreme) for extreme in flat.aminmax()):  # a NaN is both: thirty times as fast as each
         msg = "the reference's logits are not finite; the model overflows in float32 on this text"
         raise MeasurementError(msg)
     labels = functional.pad(tokens[..., 1:], (0, 1), value=-1).flatten().to(flat.device)

@@ -67,6 +67,8 @@ def test_generation_is_the_greedy_one(engine: EngineSession, token_ids: list[int
 def test_speed_and_memory_are_measured(engine: EngineSession) -> None:
     sample = engine.measure_speed(prompt_tokens=16, decode_tokens=4, repeats=3)
     assert (len(sample.prefill_s), len(sample.decode_s)) == (3, 12)
+    some = engine.measure_speed(prompt_tokens=16, decode_tokens=4, repeats=30, least=2, enough_s=1e-6)
+    assert (len(some.prefill_s), len(some.decode_s)) == (2, 8)
     assert min(sample.prefill_tokens_per_s, sample.decode_tokens_per_s) > 0
     assert engine.ram_bytes > 0
     assert engine.version.count(".") == 2
