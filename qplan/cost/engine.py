@@ -33,6 +33,8 @@ _STEP_S = 4e-6
 """Seconds that each linear takes of a token by itself whatever its size."""
 _TOKENIZED_S = 0.2
 """Seconds in which texts are tokenized by engine and Hugging Face."""
+_FLOAT_STEPS = 32
+"""Tokens of a sequence that floats are run on by themselves: `qplan.verify.measure`."""
 _TURNS = 6
 """Times that the built model is loaded and timed to choose scales of activations: `qplan.verify.measure`."""
 _LEAST_REPEATS = 2
@@ -143,10 +145,12 @@ class EngineCost:
     def measured(self, bits: float, tokens: int, *, beside: bool = False) -> Work:
         """A built model under all settings; ``beside`` with the other scales of int8 activations too, in turns."""
         work, runs = Work(), self.runs(bits)
-        for memory in (*runs, *(("low",) if beside and "low" in runs else ())):
+        floats = bits >= _FLOAT_BITS
+        run_once = runs[:1] if floats else runs  # floats are computed alike under all settings
+        for memory in (*run_once, *(("low",) if beside and "low" in runs else ())):
             work += self._loaded(memory, bits) + self._prefill(memory, bits, tokens) + self._compared(tokens)
             if memory == "low":
-                steps = self.decode_rows * self.seq_len
+                steps = self.decode_rows * (min(self.seq_len, _FLOAT_STEPS) if floats else self.seq_len)
                 work += self._steps(bits, steps) + self._compared(steps)
         if "low" not in runs:
             return work

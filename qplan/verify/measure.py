@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from qplan.formats import QuantFormat
+from qplan.formats import QuantFormat, applies
 from qplan.mnn.build.skeleton import folder_bytes
 from qplan.mnn.engine.session import EngineSession
 from qplan.mnn.runtime import RuntimeConfig
@@ -27,6 +27,10 @@ TURNS = 3
 
 LEAST_REPEATS = 2
 """Of timing prefill and decode, unless they are timed in several turns."""
+
+FLOAT_STEPS = 32
+"""Tokens of a sequence that a model without integers is run on token by token: no rounding of activations depends on
+how many there are, so this need only show it, and reading floats for each token takes an engine longest."""
 
 STRETCH = 16
 """Tokens in a row whose losses are taken together where their scatter is measured."""
@@ -97,6 +101,7 @@ def measure_model(
     """
     loaded = rounder.loaded
     beside = beside if "low" in memories else None
+    integers = applies("low", formats)
     runs: list[EngineRun] = []
     emulated: dict[str, float] = {}
     scatter: dict[str, float] = {}
@@ -104,7 +109,9 @@ def measure_model(
     if beside is not None and speeds is None:
         speeds = speeds_by_turns(folder, trial, loaded.card.context)
     timed = dict(speeds or {})
-    settings: list[tuple[Memory, DynamicOption]] = [(memory, dynamic_option) for memory in memories]
+    settings: list[tuple[Memory, DynamicOption]] = [
+        (memory, dynamic_option) for memory in (memories if integers else memories[:1])
+    ]
     if beside is not None:
         settings.append(("low", beside))
     for memory, option in settings:
@@ -116,13 +123,19 @@ def measure_model(
             if keep is not None and option == dynamic_option:
                 keep(memory, stats)
             if memory == "low":
-                stepwise = trial.reference.compare(engine.logits_stepwise, trial.decode_rows)
+                steps = None if integers else FLOAT_STEPS
+                stepwise = trial.reference.compare(engine.logits_stepwise, trial.decode_rows, steps)
                 runs.append(EngineRun(memory, "decode", accuracy_of(stepwise), option))
                 if option not in timed:
                     timed[option] = _speed(engine, trial, loaded.card.context, least=LEAST_REPEATS)
         if option == dynamic_option:
             emulated[memory] = in_torch[memory].kl_nats
             scatter[memory] = mean_stderr((in_torch[memory].kl - stats.kl).reshape(trial.reference.rows.shape))
+    for memory in () if integers else memories[1:]:  # floats are computed alike under all settings
+        runs.append(replace(runs[0], memory=memory))
+        emulated[memory], scatter[memory] = in_torch[memory].kl_nats, scatter[memories[0]]
+        if keep is not None:
+            keep(memory, stats)
     return BuiltModel(
         name,
         folder_bytes(folder),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from qplan.errors import InputError, ToolError
-from qplan.formats import INT8
+from qplan.formats import FP16, INT8
 from qplan.mnn.engine.session import EngineSession
 from qplan.mnn.runtime import RuntimeConfig
 from tests.support.mnn_models import ExportedModel
@@ -53,6 +53,17 @@ def test_calls_do_not_depend_on_each_other(engine: EngineSession, token_ids: lis
 def test_prefill_and_decode_differ_under_memory_low(engine: EngineSession, token_ids: list[int]) -> None:
     prefill, decode = engine.logits(token_ids), engine.logits_stepwise(token_ids)
     assert 1e-4 < np.linalg.norm(prefill - decode) / np.linalg.norm(prefill) < 0.2
+
+
+def test_floats_are_computed_alike_under_all_settings(
+    tied_model: ExportedModel, token_ids: list[int], tmp_path: Path
+) -> None:
+    tied_model.build(tied_model.tensors(tied_model.formats(FP16)), tmp_path / "fp16")
+    with EngineSession(tmp_path / "fp16", RuntimeConfig("low")) as low:
+        found, steps = low.logits(token_ids), low.logits_stepwise(token_ids)
+    with EngineSession(tmp_path / "fp16", RuntimeConfig("normal")) as normal:
+        np.testing.assert_array_equal(normal.logits(token_ids), found)
+    np.testing.assert_allclose(steps, found, rtol=1e-4, atol=1e-5 * float(np.abs(found).max()))
 
 
 def test_generation_is_the_greedy_one(engine: EngineSession, token_ids: list[int]) -> None:
