@@ -6,6 +6,7 @@ All losses are in nats. Logits are float32; sums end in float64 on devices that 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,6 +69,11 @@ class TokenStats:
             msg = f"{int((~torch.isfinite(kl)).sum())} of {len(kl)} tokens have a loss that is not finite"
             raise MeasurementError(msg)
         return cls(kl.cpu().to(torch.float64), same_top.cpu(), nll)
+
+    def rows(self, count: int, parts: Iterable[slice]) -> list[TokenStats]:
+        """The comparisons of some of the ``count`` sequences, all of one length."""
+        kl, same_top, nll = (values.view(count, -1) for values in (self.kl, self.same_top, self.nll))
+        return [TokenStats(kl[part].flatten(), same_top[part].flatten(), nll[part].flatten()) for part in parts]
 
     @property
     def tokens(self) -> int:
