@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -22,11 +23,11 @@ LEAST_GAIN = 0.1
 MOST_SLOWDOWN = 0.15
 """Largest share of decode speed that it may cost to be chosen by default."""
 
-GAIN_TOKENS = 1024
+GAIN_TOKENS = 512
 """Held-out tokens that the gain is measured on at first."""
 
 _DOUBT = 0.1
-"""Distance to the least gain below which it is measured on all tokens."""
+"""Distance to the least gain below which so many leave a doubt; it falls with their root."""
 
 _PATHS: tuple[EnginePath, ...] = ("prefill", "decode")
 
@@ -50,8 +51,10 @@ def measure_gain(
     heldout: NDArray[np.int64],
     kept: KeptLogits | None = None,
     progress: Progress | None = None,
+    *,
+    half: bool = False,
 ) -> BlockGain:
-    """Compute the plan's joint losses with both options in torch, on some of the tokens if these leave no doubt.
+    """Compute the plan's joint losses with both options in torch, on as many tokens as leave no doubt.
 
     Args:
         plan: a plan without formats that the engine garbles.
@@ -59,13 +62,17 @@ def measure_gain(
         heldout: tokens, int64 ``[rows, seq_len]``.
         kept: what the model in FP32 says of them; None to compute it.
         progress: called with the passes that are done.
+        half: whether products of bfloat16 suffice, see `qplan.choosing.halves`.
     """
     step = max(1, heldout.size // GAIN_TOKENS)
-    reference = None if kept is None else kept.take(slice(0, None, step))
-    some = _gain(plan, rounder, heldout[::step], reference, progress)
-    if step == 1 or abs(max(some.prefill, some.decode) - (1 - LEAST_GAIN)) > _DOUBT:
-        return some
-    return _gain(plan, rounder, heldout, kept, progress)
+    while True:
+        some = heldout[::step]
+        reference = None if kept is None else kept.take(slice(0, None, step))
+        gain = _gain(plan, rounder, some, reference, progress, half=half)
+        doubt = _DOUBT * math.sqrt(GAIN_TOKENS / some.size)
+        if step == 1 or abs(max(gain.prefill, gain.decode) - (1 - LEAST_GAIN)) > doubt:
+            return gain
+        step //= 2
 
 
 def _gain(
@@ -74,12 +81,14 @@ def _gain(
     heldout: NDArray[np.int64],
     kept: KeptLogits | None,
     progress: Progress | None,
+    *,
+    half: bool,
 ) -> BlockGain:
     found = variant_losses(
         rounder.loaded,
         torch.from_numpy(heldout),
         {
-            f"{path} {option}": Variant(plan.formats, "low", Int8Activations(path, option))
+            f"{path} {option}": Variant(plan.formats, "low", Int8Activations(path, option), half)
             for path in _PATHS
             for option in DYNAMIC_OPTIONS
         },

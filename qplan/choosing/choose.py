@@ -88,8 +88,7 @@ def with_price_of_nearest(plan: Plan, context: PlanningContext) -> Plan:
     folded = context.nearest.loaded is not rounder.loaded
     if rounder.rounding == "rtn" and not folded:
         return plan
-    ours = context.whole_nats(plan.formats)
-    theirs = context.whole_nats(plan.formats, rounder=context.nearest)
+    ours, theirs = context.nearest_nats(plan.formats)
     if not ours:
         return plan
     feedback = rounder.rounding != "rtn"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TypedDict
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from qplan.card import ModelCard
+from qplan.choosing.halves import Halves
 from qplan.cost.emit import COMPARING, ROUNDING
 from qplan.cost.file_bytes import FixedBytes
 from qplan.formats import Formats, QuantFormat
@@ -21,10 +23,17 @@ from qplan.quantize.round_all import pending, round_all
 from qplan.quantize.rounder import Rounder
 from qplan.run.safetensors_file import ALL
 from qplan.run.table import SensitivityTable
-from qplan.sensitivity.joint import Variant, joint_losses, variant_losses
+from qplan.sensitivity.joint import Variant, variant_losses
 from qplan.sensitivity.kept_logits import KeptLogits
-from qplan.sensitivity.metrics import TokenStats
+from qplan.sensitivity.metrics import TokenStats, join
 from qplan.settings import Memory, Progress, Say, Visit
+
+EVEN, ODD = slice(0, None, 2), slice(1, None, 2)
+"""Halves of the held-out rows: whole models are measured on one, or on both."""
+
+_DOUBT_STDERRS = 5.0
+"""Standard errors, over single tokens, by which a plan must lose less than another on one half of the rows, for the
+other to be left out. Tokens of a sequence depend on each other: this stands for two or three."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +57,10 @@ class PlanningContext:
     kept: KeptLogits | None = None
     """What the model in FP32 says of the held-out tokens; None to compute it whenever it is needed. A folded model and
     the one before folding compute the same."""
-    known: dict[object, float] = field(default_factory=dict)
-    """Losses of whole models that were measured already; may be shared by several contexts."""
+    known: dict[object, TokenStats] = field(default_factory=dict)
+    """Whole models on half of the rows that were measured already; may be shared by several contexts."""
+    halves: Halves = field(default_factory=Halves)
+    """Whether these are measured by products of bfloat16; shared by contexts that share `known`."""
     jobs: int = 1
     """Tensors to round at a time."""
     visit: Visit | None = None
@@ -75,6 +86,7 @@ class PlanningContext:
         rounder: Rounder | None = None,
         rows: slice = ALL,
         stage: str = COMPARING,
+        exact: bool = False,
     ) -> dict[str, TokenStats]:
         """Measure whole models in torch, with the same int8 activations as the table's losses.
 
@@ -82,32 +94,26 @@ class PlanningContext:
             plans: formats by tensor name, by label.
             memory: memory setting; the table's goal by default.
             rounder: chooses the integers; the context's by default.
-            rows: of `heldout`.
+            rows: of `heldout`: a half, or all.
             stage: that this belongs to, see `qplan.cost.emit`.
+            exact: whether products must be float32, as the losses are told and not only compared.
         """
-        rounder = rounder or self.rounder
-        self.round(plans.values(), rounder)
-        return joint_losses(
-            rounder.loaded,
-            torch.from_numpy(self.heldout[rows]),
-            plans,
-            memory or self.table.goal,
-            self._activations,
-            rounder=rounder,
-            progress=self._progress(stage),
-            **self._shared(rows),
-        )
-
-    def whole_nats(self, formats: Formats, memory: Memory | None = None, *, rounder: Rounder | None = None) -> float:
-        """Mean KL per held-out token of a whole model, in nats."""
-        memory = memory or self.table.goal
-        return self._nats(formats, (memory,), rounder or self.rounder)[memory]
+        variants = {label: self._variant(formats, memory or self.table.goal) for label, formats in plans.items()}
+        return self._measured(variants, rounder or self.rounder, rows, stage, exact=exact)
 
     def against(self, formats: Formats, uniform: Formats) -> dict[Memory, float]:
-        """Ratio of a plan's joint loss to that of a uniform export rounded to nearest, by memory setting."""
-        ours = self._nats(formats, self.table.memories, self.rounder)
-        theirs = self._nats(uniform, self.table.memories, self.nearest)
-        return {m: ours[m] / theirs[m] if theirs[m] else float(ours[m] > 0) for m in self.table.memories}
+        """Ratio of a plan's joint loss to that of a uniform export rounded to nearest, by memory setting.
+
+        Of half of the rows, where the plan loses less there beyond doubt under all settings.
+        """
+        return self._ratios(formats, uniform, EVEN) or self._ratios(formats, uniform, ALL)
+
+    def nearest_nats(self, formats: Formats) -> tuple[float, float]:
+        """Mean KL per token of a plan, and of the same formats rounded to nearest, on half of the rows."""
+        ours, theirs = (
+            self.whole({"": formats}, rounder=rounder, rows=EVEN)[""] for rounder in (self.rounder, self.nearest)
+        )
+        return ours.kl_nats, theirs.kl_nats
 
     def round(self, plans: Iterable[Formats], rounder: Rounder) -> None:
         """Choose the integers of plans, several tensors at a time, where the run does not hold them."""
@@ -124,20 +130,58 @@ class PlanningContext:
                 self.say(told)
             round_all(rounder, menu, jobs=self.jobs, progress=self._progress(ROUNDING, told))
 
-    def _nats(self, formats: Formats, memories: Sequence[Memory], rounder: Rounder) -> dict[Memory, float]:
-        """Mean KL per held-out token, by memory setting: of both at once, since they share weights."""
-        of = (rounder.loaded.card.sha256, rounder.rounding, tuple(sorted(formats.items())))
-        new: dict[str, Variant] = {
-            m: Variant(formats, m, self._activations) for m in memories if (m, of) not in self.known
+    def _ratios(self, formats: Formats, uniform: Formats, rows: slice) -> dict[Memory, float]:
+        """See `against`; empty where half of the rows leave a doubt."""
+        found: dict[Memory, float] = {}
+        ours, theirs = (
+            self._measured({m: self._variant(plan, m) for m in self.table.memories}, rounder, rows, COMPARING)
+            for plan, rounder in ((formats, self.rounder), (uniform, self.nearest))
+        )
+        for memory in self.table.memories:
+            if rows != ALL and not _clearly_less(ours[memory], theirs[memory]):
+                return {}
+            mine, its = ours[memory].kl_nats, theirs[memory].kl_nats
+            found[memory] = mine / its if its else float(mine > 0)
+        return found
+
+    def _variant(self, formats: Formats, memory: Memory) -> Variant:
+        return Variant(formats, memory, Int8Activations("prefill", self.table.conditions.dynamic_option))
+
+    def _measured(
+        self, variants: Mapping[str, Variant], rounder: Rounder, rows: slice, stage: str, *, exact: bool = False
+    ) -> dict[str, TokenStats]:
+        """Measure whole models, all in one sweep since they share weights, on what is not known of the rows."""
+        if not exact:
+            first = next(iter(variants.values())).formats
+            suffice = self.halves.suffice(self.rounder.loaded, self.table, first, self.kept)
+            variants = {label: replace(variant, half=suffice) for label, variant in variants.items()}
+        model = rounder.loaded.card.sha256, rounder.rounding
+        halves = [half for half in ((EVEN, ODD) if rows == ALL else (rows,)) if len(self.heldout[half])]
+        of = {
+            label: (*model, variant.memory, variant.half, tuple(sorted(variant.formats.items())))
+            for label, variant in variants.items()
         }
-        if new:
-            self.round([formats], rounder)
-            tokens = torch.from_numpy(self.heldout)
+        missing = [half for half in halves if any((key, half.start) not in self.known for key in of.values())]
+        if missing:
+            new = {
+                label: variant
+                for label, variant in variants.items()
+                if any((of[label], half.start) not in self.known for half in missing)
+            }
+            wanted = ALL if len(missing) > 1 else missing[0]
+            self.round([variant.formats for variant in new.values()], rounder)
             found = variant_losses(
-                rounder.loaded, tokens, new, rounder=rounder, progress=self._progress(COMPARING), **self._shared(ALL)
+                rounder.loaded,
+                torch.from_numpy(self.heldout[wanted]),
+                new,
+                rounder=rounder,
+                progress=self._progress(stage),
+                **self._shared(wanted),
             )
-            self.known.update({(memory, of): stats.kl_nats for memory, stats in found.items()})
-        return {memory: self.known[memory, of] for memory in memories}
+            for label, stats in found.items():
+                parts = stats.rows(len(self.heldout), missing) if wanted == ALL else [stats]
+                self.known.update({(of[label], half.start): part for half, part in zip(missing, parts, strict=True)})
+        return {label: join([self.known[key, half.start] for half in halves]) for label, key in of.items()}
 
     def _shared(self, rows: slice) -> _Shared:
         """What all measurements of whole models have in common."""
@@ -149,10 +193,6 @@ class PlanningContext:
     def _progress(self, stage: str, told: str = "") -> Progress | None:
         return None if self.visit is None else self.visit(stage, told)
 
-    @property
-    def _activations(self) -> Int8Activations:
-        return Int8Activations("prefill", self.table.conditions.dynamic_option)
-
 
 class _Shared(TypedDict):
     reference: KeptLogits | None
@@ -161,6 +201,12 @@ class _Shared(TypedDict):
 
 
 _ROWS_TOGETHER = 4
+
+
+def _clearly_less(ours: TokenStats, theirs: TokenStats) -> bool:
+    """Whether one model loses less than another on the same tokens, beyond doubt."""
+    more = theirs.kl - ours.kl
+    return float(more.mean()) > _DOUBT_STDERRS * float(more.std()) / math.sqrt(len(more))
 
 
 def _weights(model: ModelCard) -> int:

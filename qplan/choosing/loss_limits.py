@@ -102,7 +102,7 @@ def _repaired(
 
 def whole_loss(context: PlanningContext, formats: Formats) -> WholeLoss:
     """Measure a whole model in torch, as the table's losses were measured."""
-    found = context.whole({"fp32": {}, "plan": formats})
+    found = context.whole({"fp32": {}, "plan": formats}, exact=True)
     before, after = found["fp32"].nll_nats, found["plan"].nll_nats
     return WholeLoss(found["plan"].kl_nats, after - before, math.exp(after) - math.exp(before))
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
-from qplan.choosing.context import PlanningContext
+from qplan.choosing.context import EVEN, ODD, PlanningContext
 from qplan.choosing.request import EVALUATIONS, REPAIR_PASSES
 from qplan.cost.emit import REPAIRING
 from qplan.cost.file_bytes import file_bytes
@@ -68,10 +68,10 @@ def repair(
     if evaluations is None:
         evaluations = affordable(context)
         context.say(
-            f"promotions and demotions: at most {evaluations} whole models on {heldout[::2].size:,} tokens, about "
+            f"promotions and demotions: at most {evaluations} whole models on {heldout[EVEN].size:,} tokens, about "
             f"{REPAIR_PASSES:g} passes over the calibration"
         )
-    choosing, confirming = (partial(context.whole, rows=slice(start, None, 2), stage=REPAIRING) for start in (0, 1))
+    choosing, confirming = (partial(context.whole, rows=half, stage=REPAIRING) for half in (EVEN, ODD))
     first, best = picks, choosing({"": plan.formats})[""]
     start_nats, left = best.kl_nats, evaluations - 1
     while left >= 3:  # two moves and their combination
@@ -108,7 +108,7 @@ def repair(
 
 def affordable(context: PlanningContext) -> int:
     """Most whole models that a repair may measure by default."""
-    return most_models(context.pass_tokens, context.heldout[::2].size)
+    return most_models(context.pass_tokens, context.heldout[EVEN].size)
 
 
 def most_models(pass_tokens: int, tokens: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qplan.cost.engine import EngineCost
 from qplan.cost.expected import ExpectedStage
@@ -37,6 +37,8 @@ _MOVED = 15
 """Tensors that a repair rounds to formats that the plan does not have, at most; wide ones take longest."""
 _SOLVED_S = 2e-4
 """Seconds of a solver per budget and format of a tensor."""
+_HALF_BITS = 6
+"""Mean bits up to which a plan usually loses enough to be compared by products of bfloat16: `qplan.choosing.halves`."""
 _WORKING_BYTES = 100e6
 """What torch's libraries and the allocator hold once they compute, where nothing goes back."""
 _LOADING_S, _REPORT_S = 0.5, 1.0
@@ -188,9 +190,13 @@ class EmitCost:
         values = _NEAREST_VALUES if nearest and bits < 16 else _STORED_VALUES  # noqa: PLR2004
         return Work(values=values * float(sum(given.weights for given in self.shape.inputs)))
 
-    def _swept(self, tokens: float, variants: float, sweeps: int = 1, *, lossy: bool = True) -> Work:
+    def _swept(
+        self, tokens: float, variants: float, sweeps: int = 1, *, lossy: bool = True, half: bool = False
+    ) -> Work:
         """Whole models on their way through all layers in so many sweeps, and what their logits lose."""
         work = self._forward(tokens)
+        if half and self.machine.bf16_pays and self.engine.bits <= _HALF_BITS:
+            work = replace(work, flops=0.0, half_flops=work.flops)
         numbers = sum(given.width * given.share for given in self.shape.inputs)
         work += Work(values=(_ACTIVATION_VALUES * numbers if lossy else 0.0) * tokens)
         logits = float(tokens * self.shape.head.outputs)
@@ -207,8 +213,8 @@ class EmitCost:
             if asked.evaluations:
                 found.append(self._repairing())
         if asked.weighs_activations:
-            some = min(tokens, 1024)
-            work = self._swept(some, 4) + self._stored(8, nearest=False)
+            some = min(tokens, 512)
+            work = self._swept(some, 4, half=True) + self._stored(8, nearest=False)
             memory = self._batch(some, 4) + self._kept_weights
             found.append(self._stage(ACTIVATIONS, [work], memory, units=4 * some // asked.seq_len))
         return found
@@ -234,10 +240,13 @@ class EmitCost:
         return factored(width) + rounding(width, spec.out_features, 1, fits=True, chosen=self.asked.chosen)
 
     def _comparing(self) -> ExpectedStage:
-        """The plan and uniform under all settings, and the plan rounded to nearest: repairs seldom make another."""
-        asked, tokens = self.asked, self.asked.planning
+        """The plan and uniform under all settings, and the plan rounded to nearest: repairs seldom make another.
+
+        On half of the tokens, which seldom leave a doubt.
+        """
+        asked, tokens = self.asked, self.asked.planning // 2
         variants = 2 * asked.memories + 1
-        work = self._swept(tokens, variants, variants // 2 + 1)
+        work = self._swept(tokens, variants, variants // 2 + 1, half=True)
         work += self._stored(8, nearest=False) + self._stored(8, nearest=True).times(2)
         memory = self._batch(tokens, asked.memories) + self._kept_weights
         work += Work(seconds_anywhere=_SOLVED_S * asked.choices)
@@ -245,7 +254,8 @@ class EmitCost:
 
     def _repairing(self) -> ExpectedStage:
         asked, tokens = self.asked, self.asked.planning / 2
-        work = self._swept(tokens, asked.evaluations * _FORK, _REPAIR_SWEEPS) + self._stored(8, nearest=False).times(3)
+        work = self._swept(tokens, asked.evaluations * _FORK, _REPAIR_SWEEPS, half=True)
+        work += self._stored(8, nearest=False).times(3)
         if asked.fits:
             work += self._rounded(max(self.shape.card.tensors, key=lambda spec: spec.in_features)).times(_MOVED)
         memory = self._batch(int(tokens), asked.evaluations) + self._kept_weights

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from qplan.cost.file_bytes import estimate_fixed
 from qplan.cost.forward import COMPARED_VALUES, FLOAT_BYTES, REFERENCE_VALUES
 from qplan.cost.shape import Shape
-from qplan.cost.work import Work
+from qplan.cost.work import REFERENCE, Work
 from qplan.settings import Memory
 
 # processor seconds of MNN 3.6.1 and llmexport 0.0.5, on the embedded model, SmolLM2-135M and Qwen2.5-0.5B
@@ -33,8 +33,13 @@ _STEP_S = 4e-6
 """Seconds that each linear takes of a token by itself whatever its size."""
 _TOKENIZED_S = 0.2
 """Seconds in which texts are tokenized by engine and Hugging Face."""
+_FLOAT_STEPS = 32
+"""Tokens of a sequence that floats are run on by themselves: `qplan.verify.measure`."""
 _TURNS = 6
 """Times that the built model is loaded and timed to choose scales of activations: `qplan.verify.measure`."""
+_LEAST_REPEATS = 2
+"""Of timing, otherwise."""
+_WARM_UP_STEPS = 4
 _JSON_BYTES = 8
 """Bytes of the graph as JSON for each byte of the graph."""
 _COPIES_AT_LOAD = 1.4
@@ -65,7 +70,9 @@ class EngineCost:
     prompt_tokens: int
     decode_tokens: int
     repeats: int
-    """Of timing prefill and decode."""
+    """Of timing prefill and decode, at most."""
+    enough_s: float
+    """Seconds of timing after which no further repeat is begun."""
     threads: int = 1
     most_bytes: float = math.inf
     """Most memory of the engine's process: what takes more is left out, see `qplan.verify.engine_memory`."""
@@ -119,10 +126,12 @@ class EngineCost:
         work = Work(engine_flops=slow * tokens * 2.0 * self._met)
         return work + Work(seconds_anywhere=_STEP_S * self._ops * tokens)
 
-    def _timed(self, bits: float) -> Work:
+    def _timed(self, bits: float, least: int) -> Work:
         """Speeds of prefill and decode under memory low, after a warm-up."""
-        one = self._prefill("low", bits, self.prompt_tokens) + self._steps(bits, self.decode_tokens)
-        return one.times(self.repeats + 1)
+        prefill = self._prefill("low", bits, self.prompt_tokens)
+        one = prefill + self._steps(bits, self.decode_tokens)
+        enough = math.ceil(self.enough_s / one.seconds(REFERENCE))
+        return prefill + self._steps(bits, _WARM_UP_STEPS) + one.times(min(self.repeats, max(least, enough)))
 
     def _compared(self, tokens: float) -> Work:
         return Work(values=float(REFERENCE_VALUES + COMPARED_VALUES) * tokens * self.shape.head.outputs)
@@ -136,15 +145,18 @@ class EngineCost:
     def measured(self, bits: float, tokens: int, *, beside: bool = False) -> Work:
         """A built model under all settings; ``beside`` with the other scales of int8 activations too, in turns."""
         work, runs = Work(), self.runs(bits)
-        for memory in (*runs, *(("low",) if beside and "low" in runs else ())):
+        floats = bits >= _FLOAT_BITS
+        run_once = runs[:1] if floats else runs  # floats are computed alike under all settings
+        for memory in (*run_once, *(("low",) if beside and "low" in runs else ())):
             work += self._loaded(memory, bits) + self._prefill(memory, bits, tokens) + self._compared(tokens)
             if memory == "low":
-                steps = self.decode_rows * self.seq_len
+                steps = self.decode_rows * (min(self.seq_len, _FLOAT_STEPS) if floats else self.seq_len)
                 work += self._steps(bits, steps) + self._compared(steps)
         if "low" not in runs:
             return work
-        one = self._timed(bits)
-        return work + ((self._loaded("low", bits) + one).times(_TURNS) if beside else one)
+        if not beside:
+            return work + self._timed(bits, _LEAST_REPEATS)
+        return work + (self._loaded("low", bits) + self._timed(bits, 1)).times(_TURNS)
 
     def memory(self, bits: float, memory: Memory) -> float:
         """Bytes of the engine's process with a model."""

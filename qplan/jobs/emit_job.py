@@ -21,6 +21,7 @@ from qplan.choosing.activations import (
 from qplan.choosing.budget_plan import within_uniform
 from qplan.choosing.choose import with_price_of_nearest
 from qplan.choosing.context import PlanningContext
+from qplan.choosing.halves import Halves
 from qplan.choosing.loss_limits import choose_requested
 from qplan.choosing.planned import PlannedOn
 from qplan.choosing.retarget import computable, retarget_rules
@@ -41,6 +42,7 @@ from qplan.run.plan import Plan
 from qplan.run.plan_folder import PLAN_FILE, PlanFolder
 from qplan.run.table import SensitivityTable
 from qplan.sensitivity.kept_logits import KeptLogits, kept_logits
+from qplan.sensitivity.metrics import TokenStats
 from qplan.settings import Say
 
 
@@ -124,9 +126,20 @@ class EmitJob:
         return self.open.enter_context(kept_logits(self.model.loaded, self.heldout, progress))
 
     @cached_property
-    def _known(self) -> dict[object, float]:
-        """Losses of whole models that were measured already."""
+    def _known(self) -> dict[object, TokenStats]:
+        """Whole models that were measured already."""
         return {}
+
+    @cached_property
+    def _halves(self) -> Halves:
+        """Whether products of bfloat16 suffice to compare whole models."""
+        return Halves()
+
+    def gain(self, plan: Plan) -> BlockGain:
+        """What ``dynamic_option`` 2 gains in torch."""
+        half = self._halves.suffice(self.model.loaded, self.table, plan.formats, self.kept)
+        progress = self.stages.visit(ACTIVATIONS, "joint loss with activation scales per token and per block")
+        return measure_gain(plan, self.rounder, self.heldout, self.kept, progress, half=half)
 
     def context(self, table: SensitivityTable, fixed: FixedBytes, nearest: LoadedModel) -> PlanningContext:
         """What plans are made from and measured with.
@@ -145,6 +158,7 @@ class EmitJob:
             self.say,
             kept=self.kept,
             known=self._known,
+            halves=self._halves,
             jobs=self.jobs,
             visit=self.stages.visit,
         )
@@ -187,8 +201,7 @@ def _first_option(plan: Plan, options: EmitOptions, job: EmitJob) -> tuple[Plan,
     names = garbled(plan.formats)
     if names:
         return without_block_scales(plan, names), None
-    progress = job.stages.visit(ACTIVATIONS, "joint loss with activation scales per token and per block")
-    gain = measure_gain(plan, job.rounder, job.heldout, job.kept, progress)
+    gain = job.gain(plan)
     if options.dynamic_option == 2:
         return with_requested_option(plan, gain), None
     if gain.pays and options.build:

@@ -169,6 +169,7 @@ class Emission:
             prompt_tokens=Trial.prompt_tokens,
             decode_tokens=Trial.decode_tokens,
             repeats=Trial.repeats,
+            enough_s=Trial.enough_s,
             most_bytes=most_bytes,
         )
 

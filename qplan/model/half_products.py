@@ -2,8 +2,9 @@
 
 A product's factors are rounded to 8 bits of mantissa and its terms added up in float32, so it is right to about a
 hundredth of its spread and without a bias. For gradients at linears' inputs that is far less than what drawing labels
-leaves open, and second moments of inputs average it out. Where losses are estimated, products on the way there stay
-float32, since int8 activations are rounded from what they make. To keep float32's digits, three products would be
+leaves open, and second moments of inputs average it out. Where small losses are measured, products on the way there
+stay float32, since int8 activations are rounded from what they make; whole models that lose a hundred times as much as
+such products do are compared by them (`qplan.choosing.halves`). To keep float32's digits, three products would be
 needed, which takes a processor that is more than three times as fast at them.
 """
 
@@ -53,9 +54,14 @@ def half_product(values: Tensor, matrix: Tensor) -> Tensor:
     return (values.to(torch.bfloat16) @ matrix.to(torch.bfloat16)).to(values.dtype)
 
 
+def half_linear(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``inputs [..., n]`` through ``weight [m, n]``, in the type of the inputs."""
+    found = half_product(inputs, weight.T)
+    return found if bias is None else found + bias
+
+
 def _half_forward(linear: nn.Linear, inputs: Tensor) -> Tensor:
-    found = half_product(inputs, linear.weight.T)
-    return found if linear.bias is None else found + linear.bias
+    return half_linear(inputs, linear.weight, linear.bias)
 
 
 def _forward(linear: nn.Linear, inputs: Tensor) -> Tensor:

@@ -81,7 +81,7 @@ class WayThere:
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())
             if self.half and number >= self.kept and index < len(self.loaded.layers):
-                stack.enter_context(with_half_outputs(_but_routers(self.loaded, index)))
+                stack.enter_context(with_half_outputs(but_routers(self.loaded, index)))
             found = run_layer(self.loaded, index, self.batches[number], given)
         if index < len(self.loaded.layers):
             self.between.put(index, number, found)
@@ -225,7 +225,7 @@ def _first(value: Any) -> Tensor:  # noqa: ANN401 - a layer's output
     return found
 
 
-def _but_routers(loaded: LoadedModel, index: int) -> list[nn.Linear]:
+def but_routers(loaded: LoadedModel, index: int) -> list[nn.Linear]:
     """Linears of a layer but its routers, whose choice between experts a little error turns."""
     names = names_by_linear(loaded, index)
     return [linear for linear, (first, *_) in names.items() if loaded.card.tensor(first).role is not Role.ROUTER]

@@ -88,9 +88,10 @@ def int8_prefill(x: Tensor) -> Tensor:
 
     Symmetric per token over all features: ``scale = max|x| / 127``.
     """
-    scale = x.abs().amax(-1, keepdim=True) / 127
+    scale = torch.maximum(-x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)) / 127
     divisor = torch.where(scale == 0, torch.ones_like(scale), scale)
-    return torch.round(x / divisor).clamp(-127, 127) * scale
+    # in place: new memory for each step would cost as much as the step
+    return (x / divisor).round_().clamp_(-127, 127).mul_(scale)
 
 
 def int8_decode(x: Tensor) -> Tensor:
@@ -144,5 +145,5 @@ def _asymmetric(x: Tensor, *, shifted: bool = False) -> Tensor:
     steps_to_zero = -low / scale
     if shifted:
         steps_to_zero = torch.round(steps_to_zero)
-    codes = torch.round(x / scale + steps_to_zero).clamp(0, 255)
-    return torch.where(flat, high, codes * scale + low)
+    seen = (x / scale).add_(steps_to_zero).round_().clamp_(0, 255).mul_(scale).add_(low)
+    return torch.where(flat, high, seen)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor
 
 from qplan.formats import QuantFormat
-from qplan.model.layerwise import run_layer
+from qplan.model.half_products import with_half_outputs
+from qplan.model.layerwise import but_routers, run_layer
 from qplan.model.load import LoadedModel
 from qplan.quantize import Int8Activations
 from qplan.quantize.rounder import Rounder
@@ -37,6 +39,8 @@ class Variant:
     """MNN's memory setting whose arithmetic is emulated."""
     activations: Int8Activations = PREFILL
     """The int8 activations to emulate under ``low``."""
+    half: bool = False
+    """Whether linears compute products of bfloat16."""
 
 
 def joint_losses(
@@ -228,18 +232,23 @@ class _Sweep:
             return ()
         variant = self.variants[label]
         found: list[object] = ["embedding"] if index == 0 and self.engine_embedding else []
+        found += ["half"] if variant.half else []
         for name, fmt in self._formats(label, index).items():
             rounds = variant.memory == "low" and not fmt.is_float
             found.append((name, fmt, variant.activations if rounds else None))
         return tuple(found)
 
-    def _applied(self, label: str | None, index: int) -> Any:  # noqa: ANN401 - a context manager
+    @contextmanager
+    def _applied(self, label: str | None, index: int) -> Iterator[None]:
         variant = Variant({}) if label is None else self.variants[label]
-        return apply_formats(
+        formats = apply_formats(
             self.loaded,
             self._formats(label, index),
             variant.memory,
             variant.activations,
             stored=self.stored,
             engine_embedding=self.engine_embedding and index == 0 and label is not None,
+            half=variant.half,
         )
+        with with_half_outputs(but_routers(self.loaded, index) if variant.half else ()), formats:
+            yield

@@ -46,15 +46,18 @@ class KeptLogits:
         """The same of some rows."""
         return KeptLogits(self.rows[rows], self.logits[rows])
 
-    def compare(self, logits_of: Callable[[Sequence[int]], Logits], rows: int | None = None) -> TokenStats:
+    def compare(
+        self, logits_of: Callable[[Sequence[int]], Logits], rows: int | None = None, tokens: int | None = None
+    ) -> TokenStats:
         """Compare another model's logits with these, row by row.
 
         Args:
             logits_of: the other model, from token ids to float32 ``[tokens, vocabulary]``.
             rows: how many rows to take; None for all.
+            tokens: how many tokens of each row to take; None for all.
         """
         parts = []
-        for ids, expected in zip(self.rows[:rows], self.logits[:rows], strict=True):
+        for ids, expected in zip(self.rows[:rows, :tokens], self.logits[:rows, :tokens], strict=True):
             prepared = reference_of(torch.from_numpy(_read(expected)), torch.from_numpy(ids))
             parts.append(compare(prepared, torch.from_numpy(logits_of(ids.tolist()))))
         return join(parts)

@@ -6,7 +6,7 @@ weights when it runs. So a plan takes no more memory than what `StoredWeights` k
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from qplan.formats import QuantFormat
 from qplan.model.discovery import Site
+from qplan.model.half_products import half_linear
 from qplan.model.load import LoadedModel
 from qplan.model.mixture import RoutedLinear
 from qplan.model.replace import bfloat16_values, with_forward, with_lookups
@@ -24,6 +25,7 @@ from qplan.quantize import Int8Activations
 from qplan.quantize.stored import row_pieces
 from qplan.sensitivity.stored_weights import StoredWeights
 from qplan.settings import Memory
+from qplan.tensors import Role
 
 PREFILL = Int8Activations()
 """Int8 activations of a prefill with a scale per token: what losses are measured with by default."""
@@ -38,6 +40,7 @@ def apply_formats(
     *,
     stored: StoredWeights | None = None,
     engine_embedding: bool = False,
+    half: bool = False,
 ) -> Iterator[None]:
     """Make tensors compute as MNN would, one tensor or a whole plan; the model is restored exactly afterwards.
 
@@ -52,6 +55,7 @@ def apply_formats(
         activations: the int8 activations to emulate under ``low``.
         stored: cache of stored weights, to share between calls.
         engine_embedding: also round an untied embedding to bfloat16, as MNN stores it.
+        half: compute products of bfloat16, but for routers; see `qplan.model.half_products`.
 
     Raises:
         InputError: a tensor cannot have its format, or the engine garbles it with these activations.
@@ -62,7 +66,8 @@ def apply_formats(
     for name, fmt in formats.items():
         stored.check(name, fmt)
         module = loaded.linear(name)
-        linear = linears.setdefault(module, _Linear(module, stored, rounding))
+        product = half_linear if half and loaded.card.tensor(name).role is not Role.ROUTER else functional.linear
+        linear = linears.setdefault(module, _Linear(module, stored, rounding, product))
         block = None if memory == "normal" or fmt.is_float else activations.block(fmt)
         linear.parts.append(_Part(name, loaded.sites[name], fmt, block))
     with ExitStack() as stack:
@@ -111,6 +116,7 @@ class _Linear:
     module: nn.Linear
     stored: StoredWeights
     rounding: _Rounding
+    product: Callable[[Tensor, Tensor, Tensor | None], Tensor]
     parts: list[_Part] = field(default_factory=list)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -121,14 +127,14 @@ class _Linear:
         covered = sum(part.site.stop - part.site.start for part in self.parts) == self.module.out_features
         blocks = {part.block for part in self.parts} | (set() if covered else {None})
         if len(blocks) == 1:
-            return functional.linear(self._seen(x, blocks.pop()), weight, bias)
-        output = functional.linear(x, weight, bias)
+            return self.product(self._seen(x, blocks.pop()), weight, bias)
+        output = self.product(x, weight, bias)
         for block in sorted(block for block in blocks if block is not None):
             rounded = self._seen(x, block)
             for part in self.parts:
                 if part.block == block:
                     own = None if bias is None else bias[part.site.rows]
-                    output[..., part.site.rows] = functional.linear(rounded, weight[part.site.rows], own)
+                    output[..., part.site.rows] = self.product(rounded, weight[part.site.rows], own)
         return output
 
     def _weight(self) -> Tensor:
@@ -148,7 +154,7 @@ class _Linear:
             start = self.module.out_features if part is None else part.site.start
             if start > at:
                 bias = None if self.module.bias is None else self.module.bias[at:start]
-                outputs.append(functional.linear(x, self.module.weight[at:start], bias))
+                outputs.append(self.product(x, self.module.weight[at:start], bias))
             if part is None:
                 break
             if part.block not in seen:
@@ -156,7 +162,7 @@ class _Linear:
             for rows, weight in self.stored.pieces(part.name, part.format):
                 own = slice(start + rows.start, start + rows.stop)
                 bias = None if self.module.bias is None else self.module.bias[own]
-                outputs.append(functional.linear(seen[part.block], weight.to(x), bias))
+                outputs.append(self.product(seen[part.block], weight.to(x), bias))
             at = part.site.stop
         return torch.cat(outputs, -1)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from qplan.formats import QuantFormat
+from qplan.formats import QuantFormat, applies
 from qplan.mnn.build.skeleton import folder_bytes
 from qplan.mnn.engine.session import EngineSession
 from qplan.mnn.runtime import RuntimeConfig
@@ -22,8 +22,15 @@ from qplan.sensitivity.metrics import TokenStats
 from qplan.settings import MEMORIES, DynamicOption, Memory, Say
 from qplan.verify.reference import accuracy_of
 
-_TURNS = 3
+TURNS = 3
 """How often each ``dynamic_option`` is timed."""
+
+LEAST_REPEATS = 2
+"""Of timing prefill and decode, unless they are timed in several turns."""
+
+FLOAT_STEPS = 32
+"""Tokens of a sequence that a model without integers is run on token by token: no rounding of activations depends on
+how many there are, so this need only show it, and reading floats for each token takes an engine longest."""
 
 STRETCH = 16
 """Tokens in a row whose losses are taken together where their scatter is measured."""
@@ -42,6 +49,10 @@ class Trial:
     prompt_tokens: int = 128
     decode_tokens: int = 32
     repeats: int = 5
+    """Of timing prefill and decode, at most."""
+    enough_s: float = 4.0
+    """Seconds of timing after which no further repeat is begun: a large model's prefill and tokens take long enough to
+    be timed well by few."""
 
     @property
     def settings(self) -> str:
@@ -90,6 +101,7 @@ def measure_model(
     """
     loaded = rounder.loaded
     beside = beside if "low" in memories else None
+    integers = applies("low", formats)
     runs: list[EngineRun] = []
     emulated: dict[str, float] = {}
     scatter: dict[str, float] = {}
@@ -97,7 +109,9 @@ def measure_model(
     if beside is not None and speeds is None:
         speeds = speeds_by_turns(folder, trial, loaded.card.context)
     timed = dict(speeds or {})
-    settings: list[tuple[Memory, DynamicOption]] = [(memory, dynamic_option) for memory in memories]
+    settings: list[tuple[Memory, DynamicOption]] = [
+        (memory, dynamic_option) for memory in (memories if integers else memories[:1])
+    ]
     if beside is not None:
         settings.append(("low", beside))
     for memory, option in settings:
@@ -109,13 +123,19 @@ def measure_model(
             if keep is not None and option == dynamic_option:
                 keep(memory, stats)
             if memory == "low":
-                stepwise = trial.reference.compare(engine.logits_stepwise, trial.decode_rows)
+                steps = None if integers else FLOAT_STEPS
+                stepwise = trial.reference.compare(engine.logits_stepwise, trial.decode_rows, steps)
                 runs.append(EngineRun(memory, "decode", accuracy_of(stepwise), option))
                 if option not in timed:
-                    timed[option] = _speed(engine, trial, loaded.card.context)
+                    timed[option] = _speed(engine, trial, loaded.card.context, least=LEAST_REPEATS)
         if option == dynamic_option:
             emulated[memory] = in_torch[memory].kl_nats
             scatter[memory] = mean_stderr((in_torch[memory].kl - stats.kl).reshape(trial.reference.rows.shape))
+    for memory in () if integers else memories[1:]:  # floats are computed alike under all settings
+        runs.append(replace(runs[0], memory=memory))
+        emulated[memory], scatter[memory] = in_torch[memory].kl_nats, scatter[memories[0]]
+        if keep is not None:
+            keep(memory, stats)
     return BuiltModel(
         name,
         folder_bytes(folder),
@@ -147,11 +167,11 @@ def speeds_by_turns(folder: Path, trial: Trial, context: int) -> dict[DynamicOpt
         ToolError: the engine failed.
     """
     runs: dict[DynamicOption, list[Speed]] = {0: [], 2: []}
-    for _ in range(_TURNS):
+    for _ in range(TURNS):
         for option, found in runs.items():
             runtime = RuntimeConfig("low", threads=trial.threads, dynamic_option=option)
             with EngineSession(folder, runtime, context=context) as engine:
-                found.append(_speed(engine, trial, context))
+                found.append(_speed(engine, trial, context, least=1))
     return {option: _best(found) for option, found in runs.items()}
 
 
@@ -160,10 +180,10 @@ def _best(speeds: Sequence[Speed]) -> Speed:
     return replace(max(speeds, key=lambda speed: speed.decode_tokens_per_s), prefill_tokens_per_s=prefill)
 
 
-def _speed(engine: EngineSession, trial: Trial, context: int) -> Speed:
+def _speed(engine: EngineSession, trial: Trial, context: int, *, least: int) -> Speed:
     decode = max(1, min(trial.decode_tokens, context // 4))
     prompt = max(1, min(trial.prompt_tokens, context - decode))
-    sample = engine.measure_speed(prompt, decode, trial.repeats)
+    sample = engine.measure_speed(prompt, decode, trial.repeats, least=least, enough_s=trial.enough_s)
     return Speed(
         memory=engine.runtime.memory,
         threads=engine.runtime.threads,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from qplan.errors import InputError, ToolError
-from qplan.formats import INT8
+from qplan.formats import FP16, INT8
 from qplan.mnn.engine.session import EngineSession
 from qplan.mnn.runtime import RuntimeConfig
 from tests.support.mnn_models import ExportedModel
@@ -55,6 +55,17 @@ def test_prefill_and_decode_differ_under_memory_low(engine: EngineSession, token
     assert 1e-4 < np.linalg.norm(prefill - decode) / np.linalg.norm(prefill) < 0.2
 
 
+def test_floats_are_computed_alike_under_all_settings(
+    tied_model: ExportedModel, token_ids: list[int], tmp_path: Path
+) -> None:
+    tied_model.build(tied_model.tensors(tied_model.formats(FP16)), tmp_path / "fp16")
+    with EngineSession(tmp_path / "fp16", RuntimeConfig("low")) as low:
+        found, steps = low.logits(token_ids), low.logits_stepwise(token_ids)
+    with EngineSession(tmp_path / "fp16", RuntimeConfig("normal")) as normal:
+        np.testing.assert_array_equal(normal.logits(token_ids), found)
+    np.testing.assert_allclose(steps, found, rtol=1e-4, atol=1e-5 * float(np.abs(found).max()))
+
+
 def test_generation_is_the_greedy_one(engine: EngineSession, token_ids: list[int]) -> None:
     prompt = token_ids[:6]
     found = greedy(engine, prompt, 5)
@@ -67,6 +78,8 @@ def test_generation_is_the_greedy_one(engine: EngineSession, token_ids: list[int
 def test_speed_and_memory_are_measured(engine: EngineSession) -> None:
     sample = engine.measure_speed(prompt_tokens=16, decode_tokens=4, repeats=3)
     assert (len(sample.prefill_s), len(sample.decode_s)) == (3, 12)
+    some = engine.measure_speed(prompt_tokens=16, decode_tokens=4, repeats=30, least=2, enough_s=1e-6)
+    assert (len(some.prefill_s), len(some.decode_s)) == (2, 8)
     assert min(sample.prefill_tokens_per_s, sample.decode_tokens_per_s) > 0
     assert engine.ram_bytes > 0
     assert engine.version.count(".") == 2

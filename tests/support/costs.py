@@ -41,5 +41,6 @@ def engine_cost(shape: Shape, seq_len: int, most_bytes: float = math.inf) -> Eng
         prompt_tokens=32,
         decode_tokens=8,
         repeats=5,
+        enough_s=4.0,
         most_bytes=most_bytes,
     )

@@ -200,14 +200,23 @@ class EngineSession:
         return Step(**self._ask(command="step", token=self.checked([token])[0]))
 
     def measure_speed(
-        self, prompt_tokens: int = 128, decode_tokens: int = 32, repeats: int = 5, *, own_time: bool = False
+        self,
+        prompt_tokens: int = 128,
+        decode_tokens: int = 32,
+        repeats: int = 5,
+        *,
+        least: int = 1,
+        enough_s: float | None = None,
+        own_time: bool = False,
     ) -> SpeedSample:
         """Time prefill and decode, logits of the last position only, as in generation.
 
         Args:
             prompt_tokens: length of the prefill.
             decode_tokens: tokens after it, one at a time.
-            repeats: how often both are timed, after a warm-up.
+            repeats: how often both are timed at most, after a warm-up.
+            least: how often at least.
+            enough_s: seconds after which no further repeat is begun; None to time all of them.
             own_time: measure the thread's CPU time, not wall time: the same on an idle machine, and undisturbed by
                 other processes on a busy one. For one thread only.
 
@@ -224,7 +233,15 @@ class EngineSession:
         ids = [(7919 * step) % self.vocabulary for step in range(prompt_tokens)]
         ids = self.checked(ids, decode_tokens)
         self._begin(len(ids))
-        reply = self._ask(command="speed", ids=ids, decode_tokens=decode_tokens, repeats=repeats, own_time=own_time)
+        reply = self._ask(
+            command="speed",
+            ids=ids,
+            decode_tokens=decode_tokens,
+            repeats=repeats,
+            least=repeats if enough_s is None else least,
+            enough_s=enough_s or 0.0,
+            own_time=own_time,
+        )
         return SpeedSample(prompt_tokens, tuple(reply["prefill_s"]), tuple(reply["decode_s"]))
 
     def close(self) -> None:

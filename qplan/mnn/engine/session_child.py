@@ -23,6 +23,9 @@ import numpy as np
 Request = dict[str, Any]
 Answer = dict[str, Any]
 
+WARM_UP_STEPS = 4
+"""Tokens decoded before anything is timed."""
+
 
 def resident_bytes() -> int:
     """Resident memory of this process; 0 where the system does not report it."""
@@ -120,21 +123,32 @@ class Session:
             return bytes(error.object)
 
     def speed(self, request: Request) -> Answer:
-        """Seconds of each prefill and of each decoded token, logits of the last position only."""
+        """Seconds of each prefill and of each decoded token, logits of the last position only.
+
+        After ``least`` of them, repeats end where they have taken ``enough_s``.
+        """
         prompt, steps = request["ids"], int(request["decode_tokens"])
         prefill: list[float] = []
         decode: list[float] = []
         clock = time.thread_time if request["own_time"] else time.perf_counter
         self.llm.set_config({"all_logits": False})
         try:
-            for _ in range(request["repeats"] + 1):  # the first warms up
-                self.llm.reset()
-                self.llm.generate_init()
-                prefill.append(self._timed(prompt, clock))
-                decode += [self._timed([prompt[step % len(prompt)]], clock) for step in range(steps)]
+            self._timed_sequence(prompt, min(steps, WARM_UP_STEPS), clock)
+            for repeat in range(request["repeats"]):
+                if repeat >= request["least"] and sum(prefill) + sum(decode) >= request["enough_s"]:
+                    break
+                first, others = self._timed_sequence(prompt, steps, clock)
+                prefill.append(first)
+                decode += others
         finally:
             self.llm.set_config({"all_logits": True})
-        return {"prefill_s": prefill[1:], "decode_s": decode[steps:]}
+        return {"prefill_s": prefill, "decode_s": decode}
+
+    def _timed_sequence(self, prompt: list[int], steps: int, clock: Callable[[], float]) -> tuple[float, list[float]]:
+        self.llm.reset()
+        self.llm.generate_init()
+        first = self._timed(prompt, clock)
+        return first, [self._timed([prompt[step % len(prompt)]], clock) for step in range(steps)]
 
     def _timed(self, ids: list[int], clock: Callable[[], float]) -> float:
         started = clock()

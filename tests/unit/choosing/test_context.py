@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from qplan.choosing.context import PlanningContext
+from qplan.choosing.context import EVEN, PlanningContext
+from qplan.choosing.halves import Halves
 from qplan.choosing.repair import affordable
 from qplan.choosing.request import EVALUATIONS, REPAIR_PASSES
 from qplan.cost.file_bytes import estimate_fixed
@@ -19,9 +20,11 @@ from qplan.quantize.moments import gather_moments
 from qplan.quantize.rounder import Rounder
 from qplan.quantize.stored_cache import StoredCache
 from qplan.run.calibration import CalibrationSet
+from qplan.run.safetensors_file import ALL
 from qplan.run.table import SensitivityTable
 from qplan.sensitivity.joint import joint_losses
 from qplan.sensitivity.kept_logits import kept_logits
+from qplan.settings import Memory
 from tests.support.invented_table import make_table
 
 
@@ -58,9 +61,9 @@ def test_a_plan_is_rounded_with_jobs_before_it_is_measured(
             jobs=jobs,
             visit=Stages(None, said.append, lambda done, total: seen.append((done, total))).visit,
         )
-        losses.append(context.whole_nats(plan))
+        losses.append(context.whole({"": plan})[""].kl_nats)
         count = len(said)
-        assert context.whole_nats(plan) == losses[-1]
+        assert context.whole({"": plan})[""].kl_nats == losses[-1]
         assert len(said) == count
     assert losses[0] == losses[1]
     assert f"{len(plan) - 1} tensors" in said[0]
@@ -71,27 +74,32 @@ def test_a_plan_is_rounded_with_jobs_before_it_is_measured(
     assert files == {path.name: path.read_bytes() for path in (tmp_path / "2").iterdir()}
 
 
-def test_losses_with_a_kept_reference_are_measured_once(
+def test_losses_with_a_kept_reference_are_measured_once_and_on_half_where_that_leaves_no_doubt(
     qwen2: LoadedModel, calibration: CalibrationSet, table: SensitivityTable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours, uniform = plan_of(qwen2, INT8), plan_of(qwen2, INT4)
     rows = calibration.heldout
     tokens = torch.from_numpy(rows)
-    expected = {
-        memory: [
-            joint_losses(qwen2, tokens, {"": plan}, memory, batch_size=1, engine_embedding=True)[""].kl_nats
-            for plan in (ours, uniform)
-        ]
-        for memory in table.memories
-    }
+    same = dict(list(ours.items())[:-1]) | dict(list(uniform.items())[-1:])
+
+    def losses(plan: dict[str, QuantFormat], memory: Memory, rows: slice) -> float:
+        found = joint_losses(qwen2, tokens[rows], {"": plan}, memory, batch_size=1, engine_embedding=True)
+        return found[""].kl_nats
+
     nearest = Rounder(qwen2)
     with kept_logits(qwen2, rows) as kept:
-        context = PlanningContext(table, estimate_fixed(table.model), nearest, nearest, rows, print, kept=kept)
-        found = context.against(ours, uniform)
+        fixed, halves = estimate_fixed(table.model), Halves(taken=False)
+        context = PlanningContext(table, fixed, nearest, nearest, rows, print, kept=kept, halves=halves)
+        clear, doubtful = context.against(ours, uniform), context.against(same, same)
         monkeypatch.setattr("qplan.choosing.context.variant_losses", None)
-        assert context.against(ours, uniform) == found
-        assert context.whole_nats(uniform, "normal") == expected["normal"][1]
-    assert found == {memory: of[0] / of[1] for memory, of in expected.items()}
+        assert context.against(ours, uniform) == clear
+        assert context.against(same, same) == doubtful
+        assert context.whole({"": same}, "normal")[""].kl_nats == pytest.approx(losses(same, "normal", ALL), rel=1e-12)
+        assert context.whole({"": uniform}, "low", rows=EVEN)[""].kl_nats == losses(uniform, "low", EVEN)
+        with pytest.raises(TypeError):
+            context.whole({"": uniform}, "low")
+    assert clear == {memory: losses(ours, memory, EVEN) / losses(uniform, memory, EVEN) for memory in table.memories}
+    assert set(doubtful.values()) == {1.0}
 
 
 @pytest.mark.parametrize("rows", [2, 6, 12])

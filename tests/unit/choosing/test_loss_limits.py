@@ -13,7 +13,7 @@ from qplan.choosing.loss_limits import choose_requested, whole_loss
 from qplan.choosing.request import Increase, PlanRequest
 from qplan.cost.file_bytes import estimate_fixed
 from qplan.errors import InfeasibleError
-from qplan.formats import parse_formats
+from qplan.formats import Formats, parse_formats
 from qplan.model.load import LoadedModel
 from qplan.quantize.rounder import Rounder
 from qplan.run.calibration import CalibrationSet
@@ -57,6 +57,10 @@ def smallest(context: PlanningContext, *, max_kl: float | None = None, increase:
     return choose_requested(context, wanted, RunFolder(Path("none")))
 
 
+def nats(context: PlanningContext, formats: Formats) -> float:
+    return context.whole({"": formats})[""].kl_nats
+
+
 def test_a_whole_loss_is_that_of_the_model_with_everything_stored(
     measured: SensitivityTable, qwen2: LoadedModel, calibration: CalibrationSet
 ) -> None:
@@ -64,7 +68,7 @@ def test_a_whole_loss_is_that_of_the_model_with_everything_stored(
     formats = uniform_formats(measured.model, 4)
     found = context.whole({"fp32": {}, "int4": formats})
     loss = whole_loss(context, formats)
-    assert loss.kl_nats == found["int4"].kl_nats == context.whole_nats(formats)
+    assert loss.kl_nats == found["int4"].kl_nats == nats(context, formats)
     assert loss.nll_nats == pytest.approx(found["int4"].nll_nats - found["fp32"].nll_nats)
     assert loss.perplexity == pytest.approx(math.exp(found["int4"].nll_nats) - math.exp(found["fp32"].nll_nats))
     assert context.against(formats, uniform_formats(measured.model, 8))["normal"] > 1
@@ -75,11 +79,11 @@ def test_the_smallest_plan_keeps_its_limit_and_a_tighter_one_is_larger(
     measured: SensitivityTable, qwen2: LoadedModel, calibration: CalibrationSet
 ) -> None:
     context, _ = context_of(measured, qwen2, calibration)
-    low, high = (context.whole_nats(uniform_formats(measured.model, bits)) for bits in (8, 4))
+    low, high = (nats(context, uniform_formats(measured.model, bits)) for bits in (8, 4))
     limits = [high / 2, math.sqrt(low * high), 2 * low]
     plans = [smallest(context, max_kl=limit) for limit in limits]
     for plan, limit in zip(plans, limits, strict=True):
-        assert context.whole_nats(plan.formats) <= limit
+        assert nats(context, plan.formats) <= limit
         assert plan.objective == "file size"
     sizes = [plan.files.total for plan in plans]
     assert sizes == sorted(sizes)
@@ -91,11 +95,11 @@ def test_losses_that_promise_too_much_are_found_out(
 ) -> None:
     flattering = tuple(replace(m, kl_nats=m.kl_nats / 20) for m in measured.measurements)
     context, heard = context_of(replace(measured, measurements=flattering), qwen2, calibration)
-    low, high = (context.whole_nats(uniform_formats(measured.model, bits)) for bits in (8, 4))
+    low, high = (nats(context, uniform_formats(measured.model, bits)) for bits in (8, 4))
     limit = math.sqrt(low * high)
     plan = smallest(context, max_kl=limit)
     assert heard.rounds() >= 1
-    assert context.whole_nats(plan.formats) <= limit
+    assert nats(context, plan.formats) <= limit
     assert "held-out tokens" in str(plan.notes[-1])
 
 
@@ -119,7 +123,7 @@ def test_a_limit_that_nothing_keeps_names_the_nearest(
     # the table promises that anything goes, whole models never agree
     nothing = tuple(replace(m, kl_nats=m.kl_nats * 1e-9) for m in measured.measurements)
     hopeless, heard = context_of(replace(measured, measurements=nothing), qwen2, calibration)
-    least = hopeless.whole_nats(uniform_formats(measured.model, 16))
+    least = nats(hopeless, uniform_formats(measured.model, 16))
     with pytest.raises(InfeasibleError, match="nearest has KL"):
         smallest(hopeless, max_kl=least / 2)
     assert heard.rounds() == 5

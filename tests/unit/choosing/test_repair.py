@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from qplan.planner.budget import Budget
 from qplan.planner.planning import make_plan
 from qplan.quantize.rounder import Rounder
 from qplan.run.plan import Plan
+from qplan.sensitivity.joint import Variant
 from qplan.sensitivity.metrics import TokenStats
 from tests.support.invented_table import make_table
 
@@ -39,10 +41,10 @@ class Whole:
         self.factors, self.confirming = factors, confirming
         self.measured = 0
 
-    def joint_losses(self, _loaded: Any, _tokens: Any, plans: Mapping[str, Any], *_: Any, **__: Any) -> Any:
-        self.measured += len(plans)
-        factors = self.confirming if self.confirming is not None and "before" in plans else self.factors
-        return {label: stats(self.loss(formats, factors)) for label, formats in plans.items()}
+    def variant_losses(self, _loaded: Any, _tokens: Any, variants: Mapping[str, Variant], **__: Any) -> Any:
+        self.measured += len(variants)
+        factors = self.confirming if self.confirming is not None and "before" in variants else self.factors
+        return {label: stats(self.loss(variant.formats, factors)) for label, variant in variants.items()}
 
     def loss(self, formats: Mapping[str, QuantFormat], factors: Mapping[str, float]) -> float:
         losses, specs = self.table.kl("normal"), {spec.name: spec.kind for spec in self.table.model.tensors}
@@ -50,11 +52,11 @@ class Whole:
 
 
 def run(monkeypatch: pytest.MonkeyPatch, whole: Whole, evaluations: int = 48) -> tuple[Plan, Plan]:
-    monkeypatch.setattr(context, "joint_losses", whole.joint_losses)
+    monkeypatch.setattr(context, "variant_losses", whole.variant_losses)
     fixed = estimate_fixed(whole.table.model)
     plan = make_plan(whole.table, Budget.parse("6bpw"), fixed)
-    nothing: Any = None
-    rounder = Rounder(nothing)
+    loaded: Any = SimpleNamespace(card=whole.table.model)
+    rounder = Rounder(loaded)
     judges = PlanningContext(whole.table, fixed, rounder, rounder, ROWS, lambda _: None)
     return plan, repair(plan, judges, evaluations=evaluations)
 
