@@ -27,7 +27,7 @@ _TURN = 4
 _WORKS_S = 0.3
 """How long a child process is at work before the signal."""
 
-_AFTER_KILLS = 5
+_AFTER_KILLS = 8
 """Of places that only a killed command leads to, every so manieth is hit where not all are."""
 
 _LATER = " of its time later"

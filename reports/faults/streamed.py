@@ -55,9 +55,8 @@ SERIES: tuple[tuple[str, str, Effort], ...] = (
 EVERYWHERE = SERIES[:1]
 """Those that are hit before every kind of change; of others, a few are drawn from every stage."""
 
-_PER_STAGE = 3
-_ANALYSIS_MIDST = (0.3, 0.7)
-_EMIT_MIDST = (0.4,)
+_PER_STAGE = 2
+_MIDST = (0.5,)
 
 _FORMATS = "int8,int4,int3"
 _SIZES = {"quick": (6, 32, 3), "default": (24, 64, 12)}
@@ -65,7 +64,8 @@ _SIZES = {"quick": (6, 32, 3), "default": (24, 64, 12)}
 
 _FIT_TOKENS = 512
 _EMIT = "--budget int4 --repair 1 --tokens 64 --dynamic-option 0 --max-memory 4GB"
-_STAGE = re.compile(r"stage \d+ of \d+, ([a-z ]+)")
+_STAGE = re.compile(r"stage \d+ of \d+, ([^:,/(\n]+)")
+_NUMBER = re.compile(r"\b\d[\d.e-]*")
 _NAMES = (
     (r"\.([^/]+)\.qplan-\d+-\w{8}(\.\w+)?", r"\1"),
     (r"\d+-\d+(?=\.safetensors)", "N"),
@@ -115,13 +115,13 @@ class Series:
         words_ = [str(word) for pair in given.items() for word in pair]
         line = ["analyze", asked.model, *words_]
         chain = Chain(self.home, self.run, line, _numbered_stage, _kind, self._everything, self._opened)
-        return replace(chain, midst=_ANALYSIS_MIDST)
+        return replace(chain, midst=_MIDST)
 
     def emit(self) -> Chain:
         """An emit from the finished analysis, which is hit in the midst of stages and of child processes."""
         line = ["emit", "--run", str(self.run), *_EMIT.split()]
         results = partial(results_of, self.run, "int4")
-        return Chain(self.home, self.run, line, _told_stage, _started, results, self._opened, midst=_EMIT_MIDST)
+        return Chain(self.home, self.run, line, _numbered_stage, _started, results, self._opened, midst=_MIDST)
 
     @property
     def _opened(self) -> Path:
@@ -198,14 +198,7 @@ def _series(home: Path, label: str, effort: Effort) -> Series:
 
 def _numbered_stage(told: str) -> str:
     found = _STAGE.findall(told)
-    return found[-1].strip() if found else TIDYING
-
-
-def _told_stage(told: str) -> str:
-    """The last line about a step, without its values."""
-    lines = [line.removeprefix("· ") for line in told.splitlines() if line.startswith("· ")]
-    line = re.sub(r"/\S+", "MODEL", lines[-1] if lines else TIDYING)
-    return re.sub(r"\d[\d.,e%-]*", "N", line).replace(": ", ", ")[:60]
+    return _NUMBER.sub("N", found[-1]).strip() if found else TIDYING
 
 
 def _kind(event: str, path: str) -> str | None:
