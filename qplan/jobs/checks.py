@@ -25,7 +25,7 @@ from qplan.run.calibration import CalibrationSet
 from qplan.run.fold import check_model_there
 from qplan.run.folder import RunFolder
 from qplan.run.plan import Plan
-from qplan.run.plans import FoundPlan
+from qplan.run.plans import FoundPlan, run_of
 from qplan.run.table import SensitivityTable
 from qplan.verify.ladder import LadderOptions
 
@@ -48,7 +48,7 @@ def check_analyze(options: AnalyzeOptions) -> None:
 
 
 def check_ladder(options: LadderOptions) -> None:
-    """Refuse a model, a text or an exporter that is missing or cannot be used.
+    """Refuse a model, a text or an exporter that is missing or cannot be used, and sequences too long for the plan.
 
     Raises:
         InputError: about the first such input.
@@ -56,6 +56,12 @@ def check_ladder(options: LadderOptions) -> None:
     check_source(options.model)
     check_text(options.text, "--text")
     find_exporter(options.llmexport)
+    if options.plan is None:
+        return
+    context = SensitivityTable.read(run_of(options.plan).sensitivity).model.context
+    if options.seq_len > context:
+        msg = f"--seq-len {options.seq_len} is above the context of {context} tokens of {options.plan}; lower it"
+        raise InputError(msg)
 
 
 def check_profile(run: RunFolder, llmexport: Path | None) -> None:

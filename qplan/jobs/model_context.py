@@ -10,10 +10,7 @@ from qplan.compat.table import CompatTable
 from qplan.errors import InputError
 from qplan.jobs.options import AnalyzeOptions
 from qplan.mnn.build.exporter_source import find_exporter
-from qplan.model.inert import inert_view
-from qplan.model.model_settings import read_model_config, settings_of
-from qplan.model.registry import architecture_of
-from qplan.model.source import fetch
+from qplan.model.model_settings import model_config, settings_of
 from qplan.notes import Note, note
 
 
@@ -33,10 +30,7 @@ def check_context(options: AnalyzeOptions) -> ModelContext:
         InputError: the exporter would drop a setting within the context, ``--max-context`` is above the model's, or
             ``--seq-len`` above both.
     """
-    folder = fetch(options.model)
-    with inert_view(folder) as view:
-        config = read_model_config(view)
-    architecture_of(config.model_type)
+    config = model_config(options.model)
     own = config.max_position_embeddings
     limit = options.max_context
     if limit is not None and limit > own:

@@ -15,7 +15,10 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
 from qplan.errors import InputError
+from qplan.model.inert import inert_view
+from qplan.model.registry import architecture_of
 from qplan.model.setting_specimens import ROTATION, WINDOW
+from qplan.model.source import fetch
 
 CAPS = ("attn_logit_softcapping", "final_logit_softcapping")
 """Settings that hold a number, or nothing."""
@@ -67,6 +70,21 @@ def read_model_config(view: Path) -> Any:  # noqa: ANN401 - a PreTrainedConfig
         told = " ".join(str(error).split())
         msg = f"config.json cannot be used by transformers: {told}"
         raise InputError(msg) from error
+
+
+def model_config(source: str) -> Any:  # noqa: ANN401 - a PreTrainedConfig
+    """The config of a model that a user named, without its weights.
+
+    Args:
+        source: local folder, hub id or URL.
+
+    Raises:
+        InputError: there is no such model, transformers refuses its config, or qplan does not know its architecture.
+    """
+    with inert_view(fetch(source)) as view:
+        config = read_model_config(view)
+    architecture_of(config.model_type)
+    return config
 
 
 def settings_of(config: Any) -> tuple[ModelSetting, ...]:  # noqa: ANN401 - a PreTrainedConfig

@@ -72,8 +72,7 @@ def locked_run(run: RunFolder, command: str) -> Iterator[None]:
             os.write(handle, json.dumps({"pid": os.getpid(), "command": command, "since": since}).encode())
         yield
     finally:
-        path.unlink(missing_ok=True)
-        os.close(handle)
+        _release(path, handle)
         with suppress(OSError):  # not empty
             for folder in missing:
                 folder.rmdir()
@@ -107,6 +106,16 @@ def _hold(path: Path) -> int:
         with suppress(FileNotFoundError):
             if os.stat(path).st_ino == os.fstat(handle).st_ino:  # noqa: PTH116 - beside fstat
                 return handle
+        os.close(handle)
+
+
+def _release(path: Path, handle: int) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except BaseException:  # a signal: nobody would come back for the file
+        path.unlink(missing_ok=True)
+        raise
+    finally:
         os.close(handle)
 
 

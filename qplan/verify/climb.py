@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qplan.artifact import temporary_folder
-from qplan.calibration import load_text, tokenize
+from qplan.calibration import check_limits, load_text, tokenize
 from qplan.errors import InputError, StaleArtifactError
 from qplan.folding.analyzed import load_analyzed
 from qplan.formats import FP16, FP32, QuantFormat
@@ -20,6 +20,7 @@ from qplan.mnn.build.writer import build_model
 from qplan.mnn.engine.session import EngineSession
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import LoadedModel, load_model
+from qplan.model.model_settings import model_config
 from qplan.quantize.rounder import Rounder
 from qplan.quantize.run_rounder import run_rounder
 from qplan.run.calibration import CalibrationSet
@@ -68,10 +69,11 @@ def run_ladder(options: LadderOptions, say: Say, progress: Callable[[int, int], 
     """Build, run and judge rung by rung.
 
     Raises:
-        InputError: a model, text, plan or tolerance that cannot be used.
+        InputError: a model, text, plan, tolerance or length of sequences that cannot be used.
         ToolError: exporter, converter or engine failed.
     """
     limits = tolerances(options.limits)
+    check_limits(options.samples, options.seq_len, model_config(options.model).max_position_embeddings)
     say(f"loading {options.model}")
     loaded = load_model(options.model)
     rows, text = _rows(options, loaded, say)
@@ -100,7 +102,7 @@ def _rows(options: LadderOptions, loaded: LoadedModel, say: Say) -> tuple[NDArra
     judged = tokenize(
         text,
         loaded.tokenizer,
-        samples=options.tokens // options.seq_len,
+        samples=options.samples,
         seq_len=options.seq_len,
         seed=0,
         context=loaded.card.context,

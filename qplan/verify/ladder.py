@@ -46,6 +46,11 @@ class LadderOptions:
             raise InputError(msg)
         tolerances(self.limits)
 
+    @property
+    def samples(self) -> int:
+        """Sequences of the text."""
+        return self.tokens // self.seq_len
+
 
 @dataclass(frozen=True)
 class Rung:

@@ -1,4 +1,4 @@
-"""A command that is hit again and again, each time where it was not hit before, and goes on until it ends in peace.
+"""A command that can be hit, and what it comes to when it is not.
 
 It runs in forked processes, which send the signal to themselves: at a change of the run folder, while a child process
 is at work, or in the midst of a stage.
@@ -6,30 +6,19 @@ is at work, or in the midst of a stage.
 
 from __future__ import annotations
 
-import os
-import re
-import signal
+import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from qplan.cli.main import main
+from reports.faults.course import Course
 from tests.support.ended_early import Ender, forked
 
-CODES = {signal.SIGKILL: -9, signal.SIGTERM: 143}
-
-Row = dict[str, Any]
-
-_TURN = 4
-"""Every so manieth signal is SIGTERM, the others SIGKILL."""
-
-_WORKS_S = 0.3
-"""How long a stage or a child process is at work before the signal."""
-
-_UNFINISHED = re.compile(r"\..*\.qplan-\d+-|^\.lock$")
+LOOKS_S = 0.02
+"""How long until one looks again which stage a command came to."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +38,10 @@ class Chain:
     """Hashes of what must be the same in the end."""
     reads: Path
     """A file that it opens while it loads."""
-    midst: bool = False
-    """Whether to hit stages in their midst."""
+    midst: Sequence[float] = ()
+    """After which shares of its time, in an undisturbed command, a stage is hit whatever it does."""
+    per_stage: int | None = None
+    """How many of a stage's changes are hit, evenly spread; None for all."""
 
     @property
     def told(self) -> Path:
@@ -58,83 +49,53 @@ class Chain:
         return self.home / "told.txt"
 
     @property
-    def _noted(self) -> Path:
+    def noted(self) -> Path:
+        """The place where it was hit."""
         return self.home / "hit.txt"
 
-    def do(self) -> None:
+    @property
+    def seen(self) -> Path:
+        """Places that an undisturbed command does not come to, in the order in which they were seen."""
+        return self.home / "seen.txt"
+
+    def do(self) -> Course:
         """Run the command in peace.
 
         Raises:
             RuntimeError: it did not end well.
         """
-        if forked(lambda: main(self.line), self.told):
-            msg = f"{' '.join(self.line)}: undisturbed, it ended ill: {self.told.read_text(encoding='utf-8')[-1000:]}"
-            raise RuntimeError(msg)
+        noted = self.home / "course.jsonl"
+        noted.unlink(missing_ok=True)
 
-    def hits(self, expected: Mapping[str, str], what: Mapping[str, object]) -> Iterator[Row]:
-        """Run it until it ends in peace, hit at every kind of place once; a row for each command.
+        def note(place: tuple[str, str]) -> None:
+            with noted.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps((*place, time.monotonic())) + "\n")
 
-        Args:
-            expected: results of an undisturbed one.
-            what: the command, for the rows.
-        """
-        hit: set[str] = set()
-        while True:
-            number = signal.SIGTERM if len(hit) % _TURN == _TURN - 1 else signal.SIGKILL
-            self._noted.unlink(missing_ok=True)
-            begin = time.monotonic()
-            code = self._hit(hit, number)
-            told = self.told.read_text(encoding="utf-8")
-            row: Row = {"part": "streamed", **what, "code": code, "seconds": round(time.monotonic() - begin, 1)}
-            row |= {"streamed": "stay on the disk" in told, "leftovers": self._leftovers()}
-            if not self._noted.exists():
-                found = self.results()
-                differs = sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))
-                yield (
-                    row
-                    | {"stage": "to the end", "signal": "", "expected_code": 0, "differs": differs}
-                    | ({"told": told[-1000:]} if code else {})
-                )
-                return
-            place = self._noted.read_text(encoding="utf-8")
-            hit.add(place)
-            stage, _, change = place.partition(": ")
-            wrong = {"told": told[-1000:]} if code != CODES[number] else {}
-            yield (
-                row | {"stage": stage, "change": change, "signal": number.name, "expected_code": CODES[number]} | wrong
-            )
-
-    def _hit(self, hit: set[str], number: signal.Signals) -> int:
-        def new(change: str) -> bool:
-            place = f"{self.stage_of(self.told.read_text(encoding='utf-8'))}: {change}"
-            if place in hit or self._noted.exists():
-                return False
-            self._noted.write_text(place, encoding="utf-8")
-            return True
-
-        def asked(event: str, path: Path) -> signal.Signals | None:
+        def asked(event: str, path: Path) -> None:
             kind = self.kind_of(event, str(path))
-            if kind is None or not new(kind):
-                return None
-            if event != "starts":
-                return number
-            threading.Timer(_WORKS_S, os.kill, (os.getpid(), number)).start()
-            return None
+            if kind is not None:
+                note((self.stage(), kind))
 
         def watch() -> None:
-            while not new("in its midst"):
-                time.sleep(0.02)
-            time.sleep(_WORKS_S)
-            os.kill(os.getpid(), number)
+            stage = ""
+            while True:
+                if (now := self.stage()) != stage:
+                    stage = now
+                    note((stage, ""))
+                time.sleep(LOOKS_S)
 
         def job() -> None:
-            if self.midst:
-                threading.Thread(target=watch, daemon=True).start()
-            main(self.line)
+            threading.Thread(target=watch, daemon=True).start()
+            try:
+                main(self.line)
+            finally:
+                note(("", ""))
 
-        return forked(job, self.told, Ender(self.run, asked, self.reads))
+        if forked(job, self.told, Ender(self.run, asked, self.reads)):
+            msg = f"{' '.join(self.line)}: undisturbed, it ended ill: {self.told.read_text(encoding='utf-8')[-1000:]}"
+            raise RuntimeError(msg)
+        return Course.of([json.loads(line) for line in noted.read_text(encoding="utf-8").splitlines()])
 
-    def _leftovers(self) -> list[str]:
-        """Unfinished files, and locks."""
-        found = [path for path in self.run.rglob("*") if _UNFINISHED.search(path.name)]
-        return sorted(str(path.relative_to(self.run)) for path in found)
+    def stage(self) -> str:
+        """The stage that the last command has come to."""
+        return self.stage_of(self.told.read_text(encoding="utf-8"))

@@ -92,11 +92,12 @@ def _streamed(rows: list[Row]) -> list[str]:
         f"## {len(hits)} signals while the model stays on the disk",
         "",
         "Tiny models of two or three layers (`streamed.py`); three signals in four are SIGKILL, the fourth SIGTERM.",
-        "`analyze` is hit before every kind of change to its run folder in every stage: a file that is written and has",
-        "not got its name, one that just got it, and each removal. `emit` is hit in the midst of every step and every",
-        "kind of child process. Each command goes on from what the hit before it left.",
+        "`analyze` of the tied model by effort quick is hit before every kind of change to its run folder: a file that",
+        "is written and has not got its name, one that just got it, and each removal. Elsewhere a few of every stage's",
+        "kinds are drawn (of `emit`'s: kinds of child processes at work), and each stage is hit in its midst as well.",
+        "Each command goes on from what the hit before it left.",
         f"{wrong} wrong exit codes; {left} commands left unfinished files behind, SIGKILL apart.",
-        f"Of {len(ends)} commands that were hit everywhere and then ended, {same} left the bytes of an undisturbed",
+        f"Of {len(ends)} commands that were hit in every stage and then ended, {same} left the bytes of an undisturbed",
         "one: of everything in the run folder after `analyze`, of table, rounded tensors, plan and model after `emit`.",
         *(f"Others: {row['command']} left another {', '.join(row['differs'])}." for row in ends if row["differs"]),
         "",
@@ -104,17 +105,18 @@ def _streamed(rows: list[Row]) -> list[str]:
         "|---|---|---|---|---|---|---|",
     ]
     for row in ends:
-        own = [hit for hit in hits if _command(hit) == _command(row)]
+        own = [hit for hit in hits if series_of(hit) == series_of(row)]
         for stage in dict.fromkeys(hit["stage"] for hit in own):
             of = [hit for hit in own if hit["stage"] == stage]
             codes = ", ".join(f"{count} of {code}" for code, count in Counter(hit["code"] for hit in of).items())
-            lines.append(f"| {' | '.join(_command(row))} | {stage} | {len(of)} | {codes} | |")
+            lines.append(f"| {' | '.join(series_of(row))} | {stage} | {len(of)} | {codes} | |")
         verdict = "the same bytes" if not row["differs"] else "OTHER BYTES"
-        lines.append(f"| {' | '.join(_command(row))} | to the end | {len(own)} | {row['code']} | {verdict} |")
+        lines.append(f"| {' | '.join(series_of(row))} | to the end | {len(own)} | {row['code']} | {verdict} |")
     return [*lines, ""]
 
 
-def _command(row: Row) -> tuple[str, str, str]:
+def series_of(row: Row) -> tuple[str, str, str]:
+    """The command, model and effort that a streamed row is about."""
     return row["command"], row["model"], row["effort"]
 
 

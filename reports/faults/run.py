@@ -12,6 +12,7 @@ import argparse
 import json
 import signal
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from reports.faults.flips import flips
 from reports.faults.folders import folders
 from reports.faults.interrupts import interrupts
 from reports.faults.kills import kills
+from reports.faults.page import series_of
 from reports.faults.processes import adopt_orphans
-from reports.faults.streamed import streamed
+from reports.faults.streamed import SERIES, streamed
 
 HOME = Path(__file__).parent
 PARTS = {
@@ -41,6 +43,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a part of every part")
     parser.add_argument("--only", choices=tuple(PARTS), action="append")
+    parser.add_argument(
+        "--series", choices=[" ".join(one) for one in SERIES], action="append", help="of the streamed ones; others stay"
+    )
     parser.add_argument("--work", type=Path, help="folder for runs; kept")
     parser.add_argument("--results", type=Path, default=HOME / "results.json")
     arguments = parser.parse_args()
@@ -53,14 +58,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="faults-") as temporary:
         work = (arguments.work or Path(temporary)).resolve()
         for part in arguments.only or PARTS:
-            results[part] = []
+            run, kept = PARTS[part], []
+            if part == "streamed" and arguments.series:
+                series = [one for one in SERIES if " ".join(one) in arguments.series]
+                run = partial(streamed, series=series)
+                kept = [row for row in results.get(part, []) if series_of(row) not in series]
+            results[part] = kept
 
             def done(row: dict[str, Any], rows: list[dict[str, Any]] = results[part]) -> None:
                 print(row, flush=True)
                 rows.append(row)
                 path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
-            PARTS[part](work, done, quick=arguments.quick)
+            run(work, done, quick=arguments.quick)
     page.main(path)
 
 

@@ -1,4 +1,4 @@
-"""Signals in every stage of analyses and emits of models that stay on the disk; see `reports.faults.chain`.
+"""Signals in every stage of analyses and emits of models that stay on the disk; see `reports.faults.hits`.
 
 An analysis gets a ``--max-memory`` that lies between what it takes with the model on the disk and in memory. An emit of
 a model this small would have no room for an engine under such a limit: it is told to leave the weights where they are.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,8 @@ from qplan.jobs.options import AnalyzeOptions
 from qplan.model.outline import outline
 from qplan.settings import Effort
 from reports.faults.bench import results_of
-from reports.faults.chain import Chain, Row
+from reports.faults.chain import Chain
+from reports.faults.hits import Row, hits
 from reports.faults.page import TIDYING
 from tests.support.ended_early import forked
 from tests.support.tiny_models import save_model, words
@@ -37,15 +38,25 @@ from tests.support.tiny_models import save_model, words
 MODELS = {"tied": "qwen2", "untied": "llama", "mixture of experts": "qwen3_moe"}
 """Tiny random models of three layers, or two with experts."""
 
-SERIES: tuple[tuple[str, Effort], ...] = (
-    ("tied", "quick"),
-    ("untied", "default"),
-    ("mixture of experts", "quick"),
-    ("tied", "default"),
-    ("untied", "quick"),
-    ("mixture of experts", "default"),
+SERIES: tuple[tuple[str, str, Effort], ...] = (
+    ("analyze", "tied", "quick"),
+    ("analyze", "untied", "default"),
+    ("emit", "untied", "default"),
+    ("analyze", "mixture of experts", "default"),
+    ("emit", "mixture of experts", "default"),
+    ("analyze", "tied", "default"),
+    ("emit", "tied", "default"),
+    ("analyze", "untied", "quick"),
+    ("analyze", "mixture of experts", "quick"),
+    ("emit", "tied", "quick"),
 )
-EMITTED = ("tied", "mixture of experts")
+"""Commands that are hit, on a model with an effort."""
+
+EVERYWHERE = SERIES[:1]
+"""Those that are hit before every kind of change; of others, a few are drawn from every stage."""
+
+_PER_STAGE = 2
+_MIDST = (0.5,)
 
 _FORMATS = "int8,int4,int3"
 _SIZES = {"quick": (6, 32, 3), "default": (24, 64, 12)}
@@ -53,7 +64,8 @@ _SIZES = {"quick": (6, 32, 3), "default": (24, 64, 12)}
 
 _FIT_TOKENS = 512
 _EMIT = "--budget int4 --repair 1 --tokens 64 --dynamic-option 0 --max-memory 4GB"
-_STAGE = re.compile(r"stage \d+ of \d+, ([a-z ]+)")
+_STAGE = re.compile(r"stage \d+ of \d+, ([^:,/(\n]+)")
+_NUMBER = re.compile(r"\b\d[\d.e-]*")
 _NAMES = (
     (r"\.([^/]+)\.qplan-\d+-\w{8}(\.\w+)?", r"\1"),
     (r"\d+-\d+(?=\.safetensors)", "N"),
@@ -102,13 +114,14 @@ class Series:
         given |= {"--fit-tokens": asked.fit_tokens, "--run": self.run, "--max-memory": f"{_limit(asked):.0f}B"}
         words_ = [str(word) for pair in given.items() for word in pair]
         line = ["analyze", asked.model, *words_]
-        return Chain(self.home, self.run, line, _numbered_stage, _kind, self._everything, self._opened)
+        chain = Chain(self.home, self.run, line, _numbered_stage, _kind, self._everything, self._opened)
+        return replace(chain, midst=_MIDST)
 
     def emit(self) -> Chain:
         """An emit from the finished analysis, which is hit in the midst of stages and of child processes."""
         line = ["emit", "--run", str(self.run), *_EMIT.split()]
         results = partial(results_of, self.run, "int4")
-        return Chain(self.home, self.run, line, _told_stage, _started, results, self._opened, midst=True)
+        return Chain(self.home, self.run, line, _numbered_stage, _started, results, self._opened, midst=_MIDST)
 
     @property
     def _opened(self) -> Path:
@@ -125,40 +138,40 @@ class Series:
         return found
 
 
-def streamed(home: Path, done: Callable[[Row], None], *, quick: bool) -> None:
-    """Run all series.
+def streamed(
+    home: Path, done: Callable[[Row], None], *, quick: bool, series: Sequence[tuple[str, str, Effort]] = ()
+) -> None:
+    """Run series.
 
     Args:
         home: folder for it all.
         done: called with every row.
         quick: a single analysis.
+        series: those to run; empty for all.
     """
     torch.set_num_threads(1)
     home.mkdir(parents=True, exist_ok=True)
     (home / "text.txt").write_text(words(4000, seed=1), encoding="utf-8")
-    for label, effort in SERIES[:1] if quick else SERIES:
-        for row in analyses(home, label, effort):
-            done(row)
-    for label in () if quick else EMITTED:
-        for row in emits(home, label):
-            done(row)
+    for one in series or (SERIES[:1] if quick else SERIES):
+        command, label, effort = one
+        run = analyses if command == "analyze" else emits
+        for row in run(_series(home, label, effort), None if one in EVERYWHERE else _PER_STAGE):
+            done({"command": command, "model": label, "effort": effort} | row)
 
 
-def analyses(home: Path, label: str, effort: Effort) -> Iterator[Row]:
+def analyses(series: Series, per_stage: int | None) -> Iterator[Row]:
     """An analysis in peace, and one that is hit."""
-    series = _series(home, label, effort)
-    chain = series.analysis()
-    chain.do()
+    chain = replace(series.analysis(), per_stage=per_stage)
+    course = chain.do()
     expected = chain.results()
     shutil.rmtree(series.run)
-    yield from chain.hits(expected, {"command": "analyze", "model": label, "effort": effort})
+    yield from hits(chain, course, expected)
 
 
-def emits(home: Path, label: str) -> Iterator[Row]:
+def emits(series: Series, per_stage: int | None) -> Iterator[Row]:
     """An emit in peace, and one that is hit, from the same analysis."""
-    series = _series(home, label, "quick")
     series.analysis().do()
-    chain = series.emit()
+    chain = replace(series.emit(), per_stage=per_stage)
     before = series.home / "analyzed"
     shutil.copytree(series.run, before)
 
@@ -166,11 +179,11 @@ def emits(home: Path, label: str) -> Iterator[Row]:
         return load_analyzed(*args, most_bytes=0)
 
     with patch("qplan.jobs.emit.load_analyzed", on_disk):
-        chain.do()
+        course = chain.do()
         expected = chain.results()
         shutil.rmtree(series.run)
         before.rename(series.run)
-        yield from chain.hits(expected, {"command": "emit", "model": label, "effort": "quick"})
+        yield from hits(chain, course, expected)
 
 
 def _series(home: Path, label: str, effort: Effort) -> Series:
@@ -185,14 +198,7 @@ def _series(home: Path, label: str, effort: Effort) -> Series:
 
 def _numbered_stage(told: str) -> str:
     found = _STAGE.findall(told)
-    return found[-1].strip() if found else TIDYING
-
-
-def _told_stage(told: str) -> str:
-    """The last line about a step, without its values."""
-    lines = [line.removeprefix("· ") for line in told.splitlines() if line.startswith("· ")]
-    line = re.sub(r"/\S+", "MODEL", lines[-1] if lines else TIDYING)
-    return re.sub(r"\d[\d.,e%-]*", "N", line).replace(": ", ", ")[:60]
+    return _NUMBER.sub("N", found[-1]).strip() if found else TIDYING
 
 
 def _kind(event: str, path: str) -> str | None:

@@ -15,7 +15,7 @@ from qplan.artifact import free_bytes, new_folder, no_space
 from qplan.errors import InputError, ToolError
 from qplan.mnn.build.export_view import export_view
 from qplan.mnn.build.exporter_source import Exporter, ExportOptions, find_exporter
-from qplan.mnn.build.left_out import KEEP_VARIABLE, LEFT_OUT_FILE, Kept, check_fits, kept_of, whole_bytes
+from qplan.mnn.build.left_out import LEFT_OUT_FILE, Kept, check_fits, kept_of, whole_bytes
 from qplan.mnn.build.skeleton import REQUIRED_FILES, Skeleton, write_marker
 from qplan.mnn.build.tokenizer_ids import settle_ids
 from qplan.mnn.child import run_child
@@ -160,7 +160,7 @@ class _Run:
         Raises:
             ToolError: the exporter failed.
         """
-        self._run({})
+        self._run("", "")
 
     def without_weights(self, kept: Kept) -> bool:
         """Write holes in place of matrices; False, and nothing written, if this exporter cannot do without values.
@@ -169,7 +169,7 @@ class _Run:
             ToolError: the exporter failed for another reason.
         """
         try:
-            self._run({KEEP_VARIABLE: ",".join(kept.modules)})
+            self._run(",".join(kept.modules), LEFT_OUT_FILE)
         except ToolError as error:
             # killed, out of time, or failed before it met a matrix: it would be so with all weights as well
             if error.code is None or error.code < 0 or not (self.work / LEFT_OUT_FILE).is_file():
@@ -179,17 +179,17 @@ class _Run:
             return False
         return True
 
-    def _run(self, more: Mapping[str, str]) -> None:
+    def _run(self, keep: str, mark: str) -> None:
         # the default converter is a path relative to the working folder; an empty one selects the installed MNN
         arguments = [*self.options.arguments(self.exporter, Path("model"), Path("../draft")), "--mnnconvert="]
         what = f"{self.exporter.version} failed to export {self.model_dir}"
         output = run_child(
             "build/exporter_child.py",
-            [str(self.exporter.script), *arguments],
+            [keep, mark, str(self.exporter.script), *arguments],
             what=what,
             cwd=self.work,
             timeout_s=self.timeout_s,
-            environment={**self.environment, **more},
+            environment=self.environment,
             progress=None if self.progress is None else _without_frames(self.progress),
         )
         missing = [name for name in REQUIRED_FILES if not (self.draft / name).is_file()]

@@ -1,6 +1,9 @@
-"""Run in a child process: llmexport, from its own folder. Arguments: path of llmexport.py, then its arguments.
+"""Run in a child process: llmexport, from its own folder.
 
-With ``QPLAN_KEEP`` in the environment, llmexport gets the matrices of linears without their values: tensors of torch's
+Arguments: modules whose matrices are read, and a file to make as soon as a matrix is left out or that is seen to be
+impossible, both empty to read all; path of llmexport.py; its arguments.
+
+Without all matrices, llmexport gets those of linears without their values: tensors of torch's
 ``meta`` device have shapes and types, take no memory, and whatever asks for a value fails. Where it writes them, the
 weight file gets a hole of their size. So graph, sizes, norms, biases and embedding are those of a plain export, and a
 model larger than memory can be exported.
@@ -15,9 +18,6 @@ from pathlib import Path
 from typing import Any, NoReturn, Self
 
 import _tools
-
-LEFT_OUT_FILE = "weights-left-out"
-"""Made in the working folder as soon as a matrix is left out, or that is seen to be impossible."""
 
 
 def offer_converter(more: list[str]) -> None:
@@ -49,9 +49,9 @@ def refuse_foreign_code() -> None:
 class Shape:
     """A matrix of a checkpoint as transformers' loader sees it, which gets its shape and type alone."""
 
-    def __init__(self, of: Any) -> None:  # noqa: ANN401
-        """Stand in for a tensor of safetensors that is not read yet."""
-        self._of = of
+    def __init__(self, of: Any, mark: Path) -> None:  # noqa: ANN401
+        """Stand in for a tensor of safetensors that is not read yet; makes the file ``mark`` once it is left out."""
+        self._of, self._mark = of, mark
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401
         """What safetensors says of it."""
@@ -65,16 +65,16 @@ class Shape:
         """The matrix on no device, whatever device is asked for."""
         import torch  # noqa: PLC0415
 
-        Path(LEFT_OUT_FILE).touch()
+        self._mark.touch()
         return torch.empty(self._of.get_shape(), dtype=dtype, device="meta")
 
 
 class Checkpoint:
     """An open safetensors file without the values of its matrices, but for those of some modules."""
 
-    def __init__(self, opened: Any, keep: frozenset[str]) -> None:  # noqa: ANN401
+    def __init__(self, opened: Any, keep: frozenset[str], mark: Path) -> None:  # noqa: ANN401
         """Stand in for a file that safetensors has opened; ``keep`` names modules, without the path to them."""
-        self._opened, self._keep = opened, keep
+        self._opened, self._keep, self._mark = opened, keep, mark
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401
         """What safetensors says of it."""
@@ -93,11 +93,15 @@ class Checkpoint:
         """A tensor that is not read yet."""
         found = self._opened.get_slice(name)
         module = name.rpartition(".")[0].rpartition(".")[2]
-        return found if len(found.get_shape()) == 1 or module in self._keep else Shape(found)
+        return found if len(found.get_shape()) == 1 or module in self._keep else Shape(found, self._mark)
 
 
-def leave_out(keep: frozenset[str]) -> None:
+def leave_out(keep: frozenset[str], mark: Path) -> None:
     """Load no matrices but those of modules with these names, and write none.
+
+    Args:
+        keep: names of modules, without the path to them.
+        mark: file to make as soon as a matrix is left out, or that is seen to be impossible.
 
     Raises:
         SystemExit: this exporter or this transformers works otherwise. One whose difference is not seen here fails
@@ -114,7 +118,7 @@ def leave_out(keep: frozenset[str]) -> None:
     opened, to_cpu, equal = getattr(modeling_utils, "safe_open", None), tensor.cpu, tensor.equal
     build, write = getattr(converter, "build_weight", None), getattr(converter, "write_weight", None)
     if opened is None or build is None or write is None:
-        Path(LEFT_OUT_FILE).touch()
+        mark.touch()
         sys.exit("this llmexport cannot do without weights")
 
     def without_values(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -133,7 +137,7 @@ def leave_out(keep: frozenset[str]) -> None:
             # biases are written as floats: one without values would fail below, as it must
             if not (torch.is_tensor(data) and data.is_meta and data.dtype == torch.float16):
                 return function(self, data)
-            Path(LEFT_OUT_FILE).touch()
+            mark.touch()
             size: int = data.numel() * data.element_size()
             self.mnn_weight.seek(size, os.SEEK_CUR)
             self.mnn_weight.truncate()
@@ -148,7 +152,7 @@ def leave_out(keep: frozenset[str]) -> None:
         else:
             data.__set__(self, values)
 
-    vars(modeling_utils)["safe_open"] = lambda *rest, **named: Checkpoint(opened(*rest, **named), keep)
+    vars(modeling_utils)["safe_open"] = lambda *rest, **named: Checkpoint(opened(*rest, **named), keep, mark)
     tensor.cpu = lambda self, *rest, **named: self if self.is_meta else to_cpu(self, *rest, **named)
     parameter.data = property(data.__get__, give)
     # a head is left out only where it is known to differ from the embedding
@@ -161,13 +165,14 @@ def main() -> None:
 
     Not with runpy: llmexport empties ``sys.argv``, and runpy raises IndexError when it restores it.
     """
-    script = Path(sys.argv[1])
+    keep, mark, exporter, *arguments = sys.argv[1:]
+    script = Path(exporter)
     refuse_foreign_code()
     offer_converter(os.environ.get("QPLAN_CONVERTER_ARGUMENTS", "").split())
     sys.path.insert(0, str(script.parent))
-    if "QPLAN_KEEP" in os.environ:
-        leave_out(frozenset(os.environ["QPLAN_KEEP"].split(",")))
-    sys.argv = [str(script), *sys.argv[2:]]
+    if mark:
+        leave_out(frozenset(keep.split(",")), Path(mark))
+    sys.argv = [exporter, *arguments]
     code = compile(script.read_bytes(), str(script), "exec")
     exec(code, {"__name__": "__main__", "__file__": str(script)})  # noqa: S102 - the user's own exporter
 

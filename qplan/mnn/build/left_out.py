@@ -14,11 +14,8 @@ from qplan.model.inert import CONFIG_FILE
 from qplan.model.registry import ARCHITECTURES
 from qplan.model.source import read_config, weight_files
 
-KEEP_VARIABLE = "QPLAN_KEEP"
-"""Environment variable of the exporter's process: modules whose matrices it reads."""
-
 LEFT_OUT_FILE = "weights-left-out"
-"""What that process makes in its working folder as soon as it leaves a matrix out, or sees that it can't."""
+"""What the exporter's process makes in its working folder as soon as it leaves a matrix out, or sees that it can't."""
 
 _BASE_BYTES = 500_000_000
 """Libraries, the graph and its conversion: 0.5 GB were measured."""

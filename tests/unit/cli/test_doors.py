@@ -147,6 +147,10 @@ REFUSALS = (
     Refusal("ladder M --tolerance int9=1", ("--tolerance int9=1", "fp32, fp16, int8, int4, plan")),
     Refusal("ladder M --tolerance int8=nan", ("--tolerance int8=nan", "above 0")),
     Refusal("ladder M --tokens 64", ("--tokens 64", "one sequence of 128", "raise it")),
+    Refusal(
+        "ladder M --run qplan-runs/tiny --seq-len 129",
+        ("--seq-len 129", "context of 128 tokens", "int8/plan.json", "lower it"),
+    ),
     Refusal("ladder M --memory high", ("'high'", "'low', 'normal'"), "BadParameter"),
     Refusal("ladder M --run nothing", ("--run nothing", "qplan analyze")),
     Refusal("demo --budget int9", ("'int9'", "300MB")),
@@ -174,6 +178,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     CalibrationSet(rows[:2], rows[2:3], rows[3:], "invented", None, 0, "e" * 64).write(run.calibration)
     for budget in ("int4", "int8"):
         make_plan(table, Budget.parse(budget), estimate_fixed(table.model)).write(run.budget(budget) / "plan.json")
+    (run.budget("int8") / "model").mkdir()
     (folder / "empty").mkdir()
     (folder / "words.csv").touch()
     (folder / "empty.txt").touch()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import warnings
@@ -17,11 +18,13 @@ import pytest
 
 from qplan.artifact import new_folder, write_json
 from qplan.cli.main import main
+from qplan.cli.signals import signals_interrupt
 from qplan.errors import BusyError, InputError, StorageError
 from qplan.run.folder import RunFolder
 from qplan.run.journal import Journal
 from qplan.run.lock import LOCK_FILE, locked_run
 from qplan.run.safetensors_file import write_safetensors
+from tests.support.ended_early import Ender, forked
 from tests.support.golden import GOLDEN
 from tests.support.invented_table import make_table
 
@@ -46,6 +49,24 @@ def test_a_second_process_is_told_who_holds_the_folder(tmp_path: Path) -> None:
     assert (run.folder / LOCK_FILE).is_file()
     with locked_run(run, "analyze"):  # the lock of a killed process holds nobody up
         (run.folder / "kept").touch()
+    assert [path.name for path in run.folder.iterdir()] == ["kept"]
+
+
+def test_a_signal_amid_the_release_leaves_no_lock(tmp_path: Path) -> None:
+    run, hit = RunFolder(tmp_path / "run"), tmp_path / "hit"
+
+    def job() -> None:
+        with signals_interrupt(), locked_run(run, "emit"):
+            (run.folder / "kept").touch()
+
+    def asked(event: str, path: Path) -> signal.Signals | None:
+        if (event, path.name) != ("os.remove", LOCK_FILE) or hit.exists():
+            return None
+        hit.touch()
+        return signal.SIGTERM
+
+    assert forked(job, tmp_path / "told.txt", Ender(run.folder, asked)) == 1
+    assert hit.exists()
     assert [path.name for path in run.folder.iterdir()] == ["kept"]
 
 

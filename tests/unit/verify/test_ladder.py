@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from qplan.errors import InputError
-from qplan.verify.ladder import TOLERANCES, Rung, first_layer_beyond, tolerances
+from qplan.verify.climb import run_ladder
+from qplan.verify.ladder import TOLERANCES, LadderOptions, Rung, first_layer_beyond, tolerances
+from tests.support.tiny_models import save_model
 
 
 @given(st.integers(1, 40).flatmap(lambda layers: st.tuples(st.just(layers), st.integers(0, layers))))
@@ -43,3 +46,11 @@ def test_tolerances() -> None:
     ):
         with pytest.raises(InputError, match=words):
             tolerances(wrong)
+
+
+def test_sequences_beyond_the_context_are_refused_before_the_model_loads(tmp_path: Path) -> None:
+    told: list[str] = []
+    options = LadderOptions(model=str(save_model("qwen2", tmp_path)), seq_len=129)
+    with pytest.raises(InputError, match="--seq-len 129 is above the model's context of 128 tokens; lower it"):
+        run_ladder(options, told.append, lambda _done, _total: None)
+    assert told == []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -32,12 +32,12 @@ def test_files_that_were_not_written_are_put_down_to_a_disk_without_space(
 def test_an_exporter_that_fails_without_weights_gets_them_if_memory_allows(
     model_folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept: list[str | None] = []
+    kept: list[str] = []
 
-    def run(_script: str, _arguments: object, *, cwd: Path, environment: Mapping[str, str], **_: object) -> str:
-        kept.append(environment.get("QPLAN_KEEP"))
-        if kept[-1] is not None:
-            (cwd / "weights-left-out").touch()
+    def run(_script: str, arguments: Sequence[str], *, cwd: Path, **_: object) -> str:
+        kept.append(arguments[0])
+        if kept[-1]:
+            (cwd / arguments[1]).touch()
             (cwd / "../draft/half").touch()
             msg = "Cannot copy out of meta tensor; no data!"
             raise ToolError(msg, code=1)
@@ -47,13 +47,13 @@ def test_an_exporter_that_fails_without_weights_gets_them_if_memory_allows(
     monkeypatch.setattr("qplan.mnn.build.exporter.run_child", run)
     with pytest.raises(ToolError, match="reported success but did not write"):
         export(model_folders["llama"], tmp_path / "out", ExportOptions(), whole=False)
-    assert kept == ["embed_tokens", None]
+    assert kept == ["embed_tokens", ""]
     monkeypatch.setattr("qplan.mnn.build.exporter.whole_bytes", lambda _: 7_000_000_000)
     with pytest.raises(
         InputError, match=r"cannot do without the weights .* about 7\.0 GB .* --max-memory 6\.0GB leaves"
     ):
         export(model_folders["llama"], tmp_path / "out", ExportOptions(), whole=False, max_memory_bytes=6_000_000_000)
-    assert kept == ["embed_tokens", None, "embed_tokens"]
+    assert kept == ["embed_tokens", "", "embed_tokens"]
 
 
 @pytest.mark.parametrize("code", [-9, None, 1])
@@ -62,10 +62,10 @@ def test_other_failures_are_told_at_once(
 ) -> None:
     runs: list[Path] = []
 
-    def run(*_: object, cwd: Path, **__: object) -> str:
+    def run(_script: str, arguments: Sequence[str], *, cwd: Path, **__: object) -> str:
         runs.append(cwd)
         if code != 1:  # killed, or out of time
-            (cwd / "weights-left-out").touch()
+            (cwd / arguments[1]).touch()
         msg = "failed for its own reasons"
         raise ToolError(msg, code=code)
 
