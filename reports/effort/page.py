@@ -31,11 +31,24 @@ def write_page(results: Mapping[str, Any], path: Path) -> None:
             f"{result['parameters']:,} parameters, {result['tensors']} tensors; calibrated on {result['calibration']}",
             f"(the yardstick measured losses on {result['measured_tokens']:,} of these tokens);",
             f"rounding was fitted to {result['fit_tokens']:,} tokens, the yardstick's to {FIT_TOKENS:,};",
-            f"judged on {result['judged_tokens']:,} tokens. Formats: {', '.join(result['formats'])}.\n",
+            f"judged on {result['judged_tokens']:,} tokens of {result.get('judged_text', 'demo/heldout.txt')}.",
+            f"Formats: {', '.join(result['formats'])}.\n",
+            *_on_layers(result),
             *_summary(result["plans"]),
             *_table(result["plans"]),
         ]
     path.write_text("\n".join(lines), encoding="utf-8")
+
+
+def _on_layers(result: Mapping[str, Any]) -> Iterator[str]:
+    if result.get("layers") is None:
+        return
+    yield (
+        f"Only tensors of layers {', '.join(map(str, result['layers']))} are planned, within bits per weight of these; "
+        "all others are stored as fp16. The whole model was analyzed with each effort, and only the integer formats of "
+        "these tensors were rounded whole and measured, on the model that the efforts had folded: folds are the same "
+        "for all, so *ratio* compares formats and integers. fp16 keeps its estimate.\n"
+    )
 
 
 def _summary(plans: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[str]:
