@@ -54,12 +54,15 @@ def _on_layers(result: Mapping[str, Any]) -> Iterator[str]:
 def _summary(plans: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[str]:
     for way in ("quick", "default"):
         ratios = [row["ratio"] for row in plans[way]]
-        mean = math.exp(math.fsum(map(math.log, ratios)) / len(ratios))
+        mean, alone = (
+            math.exp(math.fsum(math.log(row[key]) for row in plans[way]) / len(ratios))
+            for key in ("ratio", "formats_alone")
+        )
         errors = math.sqrt(math.fsum(row["stderr"] ** 2 for row in plans[way])) / len(ratios)
         yield (
             f"- {way}: {mean:.3f} times the loss of plans from measured losses in the geometric mean over "
             f"{len(ratios)} budgets (standard error at most {errors * math.sqrt(len(ratios)):.3f}), "
-            f"{min(ratios):.3f} to {max(ratios):.3f}"
+            f"{min(ratios):.3f} to {max(ratios):.3f}; formats alone {alone:.3f}"
         )
     yield ""
 
