@@ -31,22 +31,38 @@ def write_page(results: Mapping[str, Any], path: Path) -> None:
             f"{result['parameters']:,} parameters, {result['tensors']} tensors; calibrated on {result['calibration']}",
             f"(the yardstick measured losses on {result['measured_tokens']:,} of these tokens);",
             f"rounding was fitted to {result['fit_tokens']:,} tokens, the yardstick's to {FIT_TOKENS:,};",
-            f"judged on {result['judged_tokens']:,} tokens. Formats: {', '.join(result['formats'])}.\n",
+            f"judged on {result['judged_tokens']:,} tokens of {result.get('judged_text', 'demo/heldout.txt')}.",
+            f"Formats: {', '.join(result['formats'])}.\n",
+            *_on_layers(result),
             *_summary(result["plans"]),
             *_table(result["plans"]),
         ]
     path.write_text("\n".join(lines), encoding="utf-8")
 
 
+def _on_layers(result: Mapping[str, Any]) -> Iterator[str]:
+    if result.get("layers") is None:
+        return
+    yield (
+        f"Only tensors of layers {', '.join(map(str, result['layers']))} are planned, within bits per weight of these; "
+        "all others are stored as fp16. The whole model was analyzed with each effort, and only the integer formats of "
+        "these tensors were rounded whole and measured, on the model that the efforts had folded: folds are the same "
+        "for all, so *ratio* compares formats and integers. fp16 keeps its estimate.\n"
+    )
+
+
 def _summary(plans: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[str]:
     for way in ("quick", "default"):
         ratios = [row["ratio"] for row in plans[way]]
-        mean = math.exp(math.fsum(map(math.log, ratios)) / len(ratios))
+        mean, alone = (
+            math.exp(math.fsum(math.log(row[key]) for row in plans[way]) / len(ratios))
+            for key in ("ratio", "formats_alone")
+        )
         errors = math.sqrt(math.fsum(row["stderr"] ** 2 for row in plans[way])) / len(ratios)
         yield (
             f"- {way}: {mean:.3f} times the loss of plans from measured losses in the geometric mean over "
             f"{len(ratios)} budgets (standard error at most {errors * math.sqrt(len(ratios)):.3f}), "
-            f"{min(ratios):.3f} to {max(ratios):.3f}"
+            f"{min(ratios):.3f} to {max(ratios):.3f}; formats alone {alone:.3f}"
         )
     yield ""
 

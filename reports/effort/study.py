@@ -38,8 +38,6 @@ from qplan.sensitivity.metrics import TokenStats
 
 DEMO = Path(qplan.demo.__file__).parent
 CALIB, TEXT = "python-stdlib", str(DEMO / "heldout.txt")
-JUDGED = 32
-"""Sequences that plans are judged on."""
 
 Way = Literal["quick", "default", "measured"]
 """What is compared: two efforts, and the yardstick."""
@@ -56,6 +54,10 @@ class Study:
     formats: Sequence[QuantFormat] = DEFAULT_FORMATS
     measured_batches: int | None = None
     """Batches of the calibration that losses are measured on; None for all."""
+    calib: str = CALIB
+    text: str = TEXT
+    """What plans are judged on."""
+    judged_sequences: int = 32
 
     @property
     def name(self) -> str:
@@ -73,16 +75,18 @@ class Study:
             if way == "measured":
                 self._measure(run)
             else:
-                options = AnalyzeOptions(model=self.model, calib=CALIB, effort=way, formats=tuple(self.formats), jobs=1)
-                run_analyze(options, run, print, _no_progress)
+                options = AnalyzeOptions(
+                    model=self.model, calib=self.calib, effort=way, formats=tuple(self.formats), jobs=1
+                )
+                run_analyze(options, run, print, no_progress)
             shutil.copy(run.sensitivity, kept)
         return SensitivityTable.read(kept)
 
     def _measure(self, run: RunFolder) -> None:
         """What `--mode measured` does, under the goal's memory setting alone: plans hang on no other loss."""
-        options = AnalyzeOptions(model=self.model, calib=CALIB, mode="measured", formats=tuple(self.formats))
+        options = AnalyzeOptions(model=self.model, calib=self.calib, mode="measured", formats=tuple(self.formats))
         loaded = load_model(self.model)
-        calibration = self._tokens(loaded, CALIB, options.samples, FIT_TOKENS)
+        calibration = self.tokens(loaded, self.calib, options.samples, FIT_TOKENS)
         batch_size = sequences_per_pass(loaded.card, options.seq_len)
         loaded, folded = run_fold(
             run,
@@ -95,7 +99,7 @@ class Study:
             jobs=1,
             device=options.device,
             say=print,
-            progress=_no_progress,
+            progress=no_progress,
         )
         menu = resolve_menu(loaded.card, options.formats)[0]
         rounder = run_rounder(run, loaded, calibration, options.rounding, menu=menu, batch_size=batch_size)
@@ -114,7 +118,7 @@ class Study:
                 del whole.kept.references[batch]
             round_all(rounder, analysis.menu)
             goal = {(name, fmt.name, memory) for name, fmt, memory in analysis.entries() if memory == options.memory}
-            measure(analysis, goal, progress=_told)
+            measure(analysis, goal, progress=told)
             estimate(analysis)
             rows = [
                 row
@@ -128,7 +132,8 @@ class Study:
         table.write(run.sensitivity)
 
     @staticmethod
-    def _tokens(loaded: LoadedModel, text: str, samples: int, fit_tokens: int) -> CalibrationSet:
+    def tokens(loaded: LoadedModel, text: str, samples: int, fit_tokens: int) -> CalibrationSet:
+        """A text's windows."""
         return tokenize(
             load_text(text, loaded.tokenizer),
             loaded.tokenizer,
@@ -141,46 +146,53 @@ class Study:
         )
 
     def judged(self) -> torch.Tensor:
-        """Tokens that plans are judged on, int64 ``[JUDGED, seq_len]``: no analysis sees their text."""
-        return torch.from_numpy(self._tokens(load_model(self.model), TEXT, JUDGED, 1).tokens)
+        """Tokens that plans are judged on, int64 ``[sequences, seq_len]``: no analysis sees their text."""
+        return torch.from_numpy(self.tokens(load_model(self.model), self.text, self.judged_sequences, 1).tokens)
+
+    def folded_in(self, way: Way) -> RunFolder:
+        """The run that keeps the model which a way's table is about."""
+        return self.run(way)
 
     def judge(self, way: Way, plans: dict[str, Formats]) -> dict[str, TokenStats]:
         """Whole models with a way's folds and integers, on the judged tokens."""
         run, table = self.run(way), self.table(way)
-        loaded = load_analyzed(run, table.model, _quiet).loaded
+        loaded = load_analyzed(self.folded_in(way), table.model, quiet).loaded
         rounder = run_rounder(run, loaded, CalibrationSet.read(run.calibration), table.conditions.rounding)
         activations = Int8Activations("prefill", table.conditions.dynamic_option)
         return joint_losses(
             loaded, self.judged(), plans, table.goal, activations, engine_embedding=True, rounder=rounder
         )
 
+    def plans(self, way: Way, budgets: Sequence[str]) -> Iterator[Plan]:
+        """The plans of a way's table, within the bytes that budgets mean to the yardstick's model.
 
-def plans_of(table: SensitivityTable, yardstick: SensitivityTable, budgets: Sequence[str]) -> Iterator[Plan]:
-    """The plans of a table, within the bytes that budgets mean to the yardstick's model.
+        A model whose tied head is folded ships another op; budgets that are feasible for only one of two models are
+        left out.
+        """
+        table = self.table(way)
+        for text in budgets:
+            try:
+                plan = make_plan(table, Budget.of_bytes(self.limit_bytes(text)), estimate_fixed(table.model))
+            except InfeasibleError as error:
+                print(f"{text}: {error}")
+                continue
+            yield replace(plan, budget=text)
 
-    A model whose tied head is folded ships another op; budgets that are feasible for only one of two models are left
-    out.
-    """
-    theirs = estimate_fixed(yardstick.model)
-    for text in budgets:
-        limit = Budget.parse(text).resolve(yardstick.model, theirs).limit_bytes
-        try:
-            plan = make_plan(table, Budget.of_bytes(limit), estimate_fixed(table.model))
-        except InfeasibleError as error:
-            print(f"{text}: {error}")
-            continue
-        yield replace(plan, budget=text)
+    def limit_bytes(self, budget: str) -> int:
+        """A budget in bytes."""
+        theirs = self.table("measured").model
+        return Budget.parse(budget).resolve(theirs, estimate_fixed(theirs)).limit_bytes
 
 
-def _quiet(_text: str) -> None:
+def quiet(_text: str) -> None:
     """Drop a line."""
 
 
-def _no_progress(_done: int, _total: int) -> None:
+def no_progress(_done: int, _total: int) -> None:
     """Drop the progress of an analysis."""
 
 
-def _told(done: int, total: int) -> None:
+def told(done: int, total: int) -> None:
     """Print the progress of what takes long."""
     if done % 100 == 0:
         print(f"measured {done} of {total}", flush=True)
