@@ -19,11 +19,12 @@ from qplan.cli.tidy import tidied
 from qplan.errors import InputError
 from qplan.formats import parse_formats
 from qplan.jobs.options import (
+    FEWER_FIT_TOKENS,
     FIT_TOKENS,
+    LARGE,
     LOGITS_BYTES,
     MEASURED_PASSES,
     MOST_SEQUENCES,
-    QUICK_FIT_TOKENS,
     AnalyzeOptions,
 )
 from qplan.roundings import HELP, ROUNDINGS
@@ -112,7 +113,7 @@ def command(
         typer.Option(
             metavar="N",
             help="Fit rounding to at most this many tokens.",
-            show_default=f"{QUICK_FIT_TOKENS}; {FIT_TOKENS} with --effort thorough",
+            show_default=f"{FIT_TOKENS}; {FEWER_FIT_TOKENS} for models of {LARGE / 1e9:.2g} billion parameters and more",
             rich_help_panel=panels.WEIGHTS,
         ),
     ] = AnalyzeOptions.fit_tokens,

@@ -78,7 +78,7 @@ def _analyze(
         seed=options.seed,
         context=loaded.card.context,
         vocabulary=loaded.card.vocabulary,
-        fit_tokens=options.most_fit_tokens,
+        fit_tokens=options.most_fit_tokens(loaded.card.parameters),
     )
     if options.restart:
         _discard(run)

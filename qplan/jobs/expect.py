@@ -96,11 +96,12 @@ def _fitting(shape: Shape, asked: OnePassOptions, limit: float) -> OnePassOption
 def one_pass_options(options: AnalyzeOptions, shape: Shape) -> OnePassOptions:
     """What the work depends on."""
     seq_len = min(options.seq_len, shape.card.context)
-    fit = options.most_fit_tokens // seq_len * seq_len if needs_tokens(options.rounding) else 0
+    most = options.most_fit_tokens(shape.card.parameters)
+    fit = most // seq_len * seq_len if needs_tokens(options.rounding) else 0
     return OnePassOptions(
         judged=options.samples * seq_len,
         fit=fit,
-        witnesses=max(1, min(WITNESS_TOKENS, options.most_fit_tokens) // seq_len) * seq_len,
+        witnesses=max(1, min(WITNESS_TOKENS, most) // seq_len) * seq_len,
         seq_len=seq_len,
         batch_size=options.batch_size or sequences_per_pass(shape.card, seq_len),
         formats=options.formats,

@@ -17,7 +17,7 @@ from qplan.errors import InputError
 from qplan.folding.analyzed import load_analyzed
 from qplan.formats import INT4, INT8
 from qplan.jobs.analyze import run_analyze
-from qplan.jobs.options import FIT_TOKENS, QUICK_FIT_TOKENS, AnalyzeOptions
+from qplan.jobs.options import FEWER_FIT_TOKENS, FIT_TOKENS, LARGE, AnalyzeOptions
 from qplan.model.layerwise import run_layer
 from qplan.model.load import LoadedModel
 from qplan.model.source import sha256_beside_model
@@ -188,8 +188,12 @@ def _interrupted_at(part: str) -> Callable[..., None]:
 def test_an_effort_chooses_the_mode() -> None:
     with pytest.raises(InputError, match="--effort quick --mode measured: an effort chooses the mode"):
         AnalyzeOptions(model="m", effort="quick", mode="measured")
-    assert AnalyzeOptions(model="m", effort="quick").most_fit_tokens == QUICK_FIT_TOKENS
-    assert AnalyzeOptions(model="m").most_fit_tokens == QUICK_FIT_TOKENS
-    assert AnalyzeOptions(model="m", effort="thorough").most_fit_tokens == FIT_TOKENS
-    assert AnalyzeOptions(model="m", mode="auto").most_fit_tokens == FIT_TOKENS
-    assert AnalyzeOptions(model="m", effort="quick", fit_tokens=100).most_fit_tokens == 100
+
+
+def test_rounding_of_a_large_model_is_fitted_to_fewer_tokens() -> None:
+    assert AnalyzeOptions(model="m", effort="quick").most_fit_tokens(LARGE) == FEWER_FIT_TOKENS
+    assert AnalyzeOptions(model="m").most_fit_tokens(LARGE) == FEWER_FIT_TOKENS
+    assert AnalyzeOptions(model="m").most_fit_tokens(LARGE - 1) == FIT_TOKENS
+    assert AnalyzeOptions(model="m", effort="thorough").most_fit_tokens(LARGE) == FIT_TOKENS
+    assert AnalyzeOptions(model="m", mode="auto").most_fit_tokens(LARGE) == FIT_TOKENS
+    assert AnalyzeOptions(model="m", effort="quick", fit_tokens=100).most_fit_tokens(LARGE) == 100
