@@ -20,6 +20,8 @@ REFERENCE_VALUES, COMPARED_VALUES = 47, 13
 """Per logit of a reference that others are compared with, and of what is compared: `qplan.sensitivity.metrics`."""
 SWEEPS, _CANDIDATES = 3, 3
 """Of `qplan.quantize.gptq`, and roundings that ``auto`` chooses from."""
+_FEEDBACK = 0.4
+"""Of what rounding takes beside products, what error feedback takes, without refinement and other candidates."""
 
 
 def layer_forward(layer: Sequence[Input], tokens: int, seq_len: int, hidden: int, *, streamed: bool = False) -> Work:
@@ -58,7 +60,8 @@ def rounding(width: int, rows: int, formats: int, *, fits: bool, chosen: bool, s
         chosen: whether it chooses between candidates (``auto``).
         sweeps: of refinement, each as long as the rounding before it.
     """
-    found = Work(roundings=float(formats * rows * width))
+    share = 1.0 if sweeps or not fits else _FEEDBACK
+    found = Work(roundings=share * formats * rows * width)
     if not fits:
         return found
     products = (2 * sweeps + 1 + (2 * _CANDIDATES if chosen else 0)) * float(width) ** 2
@@ -67,4 +70,4 @@ def rounding(width: int, rows: int, formats: int, *, fits: bool, chosen: bool, s
 
 def factored(width: int, *, fits: bool = True) -> Work:
     """The factors of an input's moments."""
-    return Work(factor_flops=2 / 3 * float(width) ** 3) if fits else NOTHING
+    return Work(factor_flops=float(width) ** 3 / 3) if fits else NOTHING

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from qplan.cost.expected import ExpectedStage
-from qplan.cost.forward import FLOAT_BYTES, LOGIT_VALUES, SWEEPS, all_forward, factored, layer_forward, rounding
+from qplan.cost.forward import FLOAT_BYTES, LOGIT_VALUES, all_forward, factored, layer_forward, rounding
 from qplan.cost.shape import Input, Shape
 from qplan.cost.work import NOTHING, Machine, Work
 from qplan.formats import QuantFormat
@@ -29,7 +29,9 @@ _WIDE = 8192
 _GRAM_BLOCK = 512
 """Of `qplan.quantize.gram`."""
 _FOLD_FORMATS, _FOLD_SWEEPS = 2, 0
-"""Formats that a fold is decided by, and sweeps of refinement then."""
+"""Formats that a fold is decided by, and sweeps of refinement then, as of features that are not refined."""
+_REFINED = 16
+"""Of `qplan.sensitivity.weight_errors`."""
 _STAND_INS, _STAND_IN_VALUES = 5, 24
 """Whole plans that are measured on weights made up for them, and numbers that making them reads and writes."""
 
@@ -276,14 +278,12 @@ class OnePassCost:
         """Drawn rows in formats of some kinds, so many of each kind, and what they lose."""
         asked, rows, width = self.asked, self._rows(given), given.width
         found = Work(values=_ACTIVATION_VALUES * asked.judged * given.share * width)
+        few = min(rows, _REFINED * len(given.readers)) if fresh and asked.fit else 0
         for count in kinds:
-            errors = 2.0 * asked.judged * given.share * rows * width * count
-            work = Work(rounding_flops=errors)
-            sweeps = SWEEPS if fresh else _FOLD_SWEEPS
-            work += rounding(width, rows, count, fits=bool(asked.fit), chosen=asked.chosen, sweeps=sweeps)
-            if asked.fit and fresh:
-                work += factored(width)
-            found += work
+            work = rounding(width, rows - few, count, fits=bool(asked.fit), chosen=False, sweeps=_FOLD_SWEEPS)
+            if few:
+                work += rounding(width, few, count, fits=True, chosen=asked.chosen) + factored(width)
+            found += work + self._gradients(2.0 * (rows + few) * float(width) ** 2 * count)
         return found + Work(flops=2.0 * asked.judged * given.share * rows * width)
 
     def _fitted(self, given: Input) -> Work:

@@ -17,7 +17,7 @@ class Machine:
     bf16_flops: float
     """The same of bfloat16 products, to which both factors are rounded first."""
     factor_flops: float
-    """Operations of a float32 Cholesky factorization and inversion, on one processor."""
+    """Operations of a float32 Cholesky factorization, on one processor."""
     values: float
     """Numbers that an elementwise step reads and writes, on all processors."""
     roundings: float

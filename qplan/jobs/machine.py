@@ -84,7 +84,7 @@ def _rounding(inputs: torch.Tensor, weight: torch.Tensor, flops: float, clock: C
     few, many = took(_FEW, warm=False), took(_MANY, warm=True)
     each = max((many - few) / ((_MANY - _FEW) * _ROUNDED * len(formats)), 1e-12)
     column = max(few / _ROUNDED - each * _FEW * len(formats), 1e-9) / kinds
-    return 2 / 3 * _WIDTH**3 / factoring, 1 / each, 1 / column
+    return _WIDTH**3 / 3 / factoring, 1 / each, 1 / column
 
 
 def _disk(folder: Path, clock: Clock) -> tuple[float, float]:

@@ -26,8 +26,8 @@ MOST_SEQUENCES = 4
 """Most sequences in a pass, unless the user gives their number: gradients hold several copies of the logits."""
 
 FIT_TOKENS, FEWER_FIT_TOKENS = 32768, 16384
-"""Most tokens that rounding is fitted to, and of a large model, unless every format is rounded whole. With half as many,
-plans of a model of 8 million parameters lose 2 % more (``reports/effort``); their way takes a pass and a half."""
+"""Most tokens that rounding is fitted to, and of a large model, unless every format is rounded whole. With half as
+many, plans of a model of 8 million parameters lose 2 % more (``reports/effort``); the others take a pass."""
 
 LARGE = 1 << 28
 """Parameters from which on a model is large."""
