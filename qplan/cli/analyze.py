@@ -69,7 +69,7 @@ def command(
         Effort,
         typer.Option(
             help="How much work: quick takes one pass, default then measures what plans hang on, within "
-            f"{MEASURED_PASSES:g} passes, thorough rounds and measures everything.",
+            f"{MEASURED_PASSES:g} pass, thorough rounds and measures everything.",
             rich_help_panel=panels.LOSSES,
         ),
     ] = AnalyzeOptions.effort,

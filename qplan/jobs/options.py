@@ -32,7 +32,7 @@ many, plans of a model of 8 million parameters lose 2 % more (``reports/effort``
 LARGE = 1 << 28
 """Parameters from which on a model is large."""
 
-MEASURED_PASSES = 2.0
+MEASURED_PASSES = 1.0
 """Most passes that the default effort takes for measurements; a pass is once forwards and backwards over the
 calibration tokens."""
 

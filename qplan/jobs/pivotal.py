@@ -56,7 +56,7 @@ class Pivotal:
         analysis = self.analysis
         budget = PassBudget(MEASURED_PASSES)
         self.say(
-            f"measurements: at most {budget.most:g} passes; a pass is once forwards and backwards over the "
+            f"measurements: at most {budget.most:g} pass; a pass is once forwards and backwards over the "
             f"{self._tokens:,} calibration tokens"
         )
         wholes = self._whole_plans(budget)

@@ -88,9 +88,9 @@ CATALOG: Mapping[str, NoteKind] = {
         scale=float,
     ),
     "measured-within-passes": _kind(
-        "{measured} of {losses} losses and {plans} whole plans were measured, in {passes:.1f} of at most {most:g} "
-        "passes; the others are estimates from gradients, multiplied by what the measured ones suggest ({scales:.2f}). "
-        "A pass is once forwards and backwards over the calibration tokens",
+        "{measured} of {losses} losses and {plans} whole plans were measured, which took {passes:.1f} passes "
+        "({most:g} at most); the others are estimates from gradients, multiplied by what the measured ones suggest "
+        "({scales:.2f}). A pass is once forwards and backwards over the calibration tokens",
         measured=int,
         losses=int,
         plans=int,
