@@ -55,8 +55,9 @@ class Pivotal:
         """
         analysis = self.analysis
         budget = PassBudget(MEASURED_PASSES)
+        most = "1 pass" if budget.most == 1 else f"{budget.most:g} passes"
         self.say(
-            f"measurements: at most {budget.most:g} pass; a pass is once forwards and backwards over the "
+            f"measurements: at most {most}; a pass is once forwards and backwards over the "
             f"{self._tokens:,} calibration tokens"
         )
         wholes = self._whole_plans(budget)
