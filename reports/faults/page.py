@@ -97,7 +97,7 @@ def _streamed(rows: list[Row]) -> list[str]:
         "kinds are drawn (of `emit`'s: kinds of child processes at work), and each stage is hit in its midst as well.",
         "Each command goes on from what the hit before it left.",
         f"{wrong} wrong exit codes; {left} commands left unfinished files behind, SIGKILL apart.",
-        f"Of {len(ends)} commands that were hit in every stage and then ended, {same} left the bytes of an undisturbed",
+        f"Of {len(ends)} commands that were hit as the table says and then ended, {same} left the bytes of an undisturbed",
         "one: of everything in the run folder after `analyze`, of table, rounded tensors, plan and model after `emit`.",
         *(f"Others: {row['command']} left another {', '.join(row['differs'])}." for row in ends if row["differs"]),
         "",
