@@ -21,6 +21,9 @@ from qplan.errors import MeasurementError
 from qplan.model.load import LoadedModel
 from qplan.model.streamed import looked_up
 
+_TOGETHER = 1 << 22
+"""Probabilities that are added up at a time: what a C library's heap gives without asking the system."""
+
 
 class Observer(Protocol):
     """Sees what goes through linears, forwards and backwards."""
@@ -151,8 +154,8 @@ def sampled_backward(
     _check_reached(loaded, names, trace.inputs.keys())
     probabilities, nll = probabilities_of(logits.detach(), tokens)
     for index, seed in enumerate(seeds):
-        slope = log_likelihood_slope(probabilities, seed)
         last = index == len(seeds) - 1
+        slope = log_likelihood_slope(probabilities if last else probabilities.clone(), seed)
         (lookups,) = torch.autograd.grad(logits, start.output, slope.to(logits.dtype), retain_graph=not last)
         _check_reached(loaded, names, trace.reached)
         trace.see_lookups(lookups)
@@ -169,7 +172,7 @@ def _check_reached(loaded: LoadedModel, names: Sequence[str], modules: Collectio
 def probabilities_of(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """Next-token probabilities ``[rows, seq_len, vocabulary]`` and the text's negative log-likelihood."""
     log_p = torch.log_softmax(logits.to(torch.float32), -1)
-    if not torch.isfinite(log_p).all():
+    if not all(torch.isfinite(extreme) for extreme in log_p.aminmax()):
         msg = "the reference's logits are not finite; the model overflows on this text"
         raise MeasurementError(msg)
     labels = tokens[:, 1:].to(log_p.device).unsqueeze(-1)
@@ -178,10 +181,19 @@ def probabilities_of(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def log_likelihood_slope(probabilities: Tensor, seed: int) -> Tensor:
-    """Gradient ``onehot(label) - p`` of log p(label) with respect to the logits, labels drawn from p."""
-    cumulative = probabilities.cumsum(-1)
+    """Gradient ``onehot(label) - p`` of log p(label) with respect to the logits, labels drawn from p; in p's memory."""
     generator = torch.Generator().manual_seed(seed)
     # a number per token, not per token of the vocabulary, and drawn on the CPU: the same on every device
     where = torch.rand(*probabilities.shape[:-1], 1, generator=generator).to(probabilities.device)
-    labels = torch.searchsorted(cumulative, where * cumulative[..., -1:]).clamp_(max=probabilities.shape[-1] - 1)
-    return (-probabilities).scatter_add_(-1, labels, torch.ones_like(cumulative[..., -1:]))
+    flat = probabilities.flatten(0, -2)
+    some = max(1, _TOGETHER // flat.shape[-1])
+    parts = zip(flat.split(some), where.flatten(0, -2).split(some), strict=True)
+    labels = torch.cat([_drawn(part, places) for part, places in parts])
+    flat.neg_().scatter_add_(-1, labels, flat.new_ones(len(flat), 1))
+    return probabilities
+
+
+def _drawn(probabilities: Tensor, where: Tensor) -> Tensor:
+    """Labels ``[tokens, 1]`` at places ``[tokens, 1]`` between 0 and 1 of their distributions."""
+    cumulative = probabilities.cumsum(-1)
+    return torch.searchsorted(cumulative, where * cumulative[:, -1:]).clamp_(max=probabilities.shape[-1] - 1)

@@ -121,7 +121,7 @@ class LayerTrace:
             msg = f"{type(module).__name__} is not a linear"
             raise TypeError(msg)
         self.inputs.setdefault(module, []).append(args[0].detach())
-        self.signals.setdefault(module, []).append(output.detach().float().flatten(0, -2).square().sum(0))
+        self.signals.setdefault(module, []).append(_squares(output.detach()))
         for found in (self.gradients, self.energies, self.slopes):
             found.setdefault(module, [])
         output.register_hook(partial(self._see_gradient, module))
@@ -130,7 +130,7 @@ class LayerTrace:
 
     def _see_gradient(self, module: nn.Linear, gradient: Tensor) -> None:
         gradient = gradient.detach()
-        self.energies[module].append(gradient.float().flatten(0, -2).square().sum(0))
+        self.energies[module].append(_squares(gradient))
         if module in self.drawn:
             gradient = gradient[..., self.drawn[module]]
         self.gradients[module].append(gradient)
@@ -218,6 +218,12 @@ class WayBack:
         if index == 0 and start.tied:
             self.lookups.append(found * start.scale)
         return found
+
+
+def _squares(values: Tensor) -> Tensor:
+    """Squares of ``values [..., features]`` summed over all but the features, float32; logits are too many to copy."""
+    found: Tensor = torch.linalg.vector_norm(values.float().flatten(0, -2), dim=0).square()
+    return found
 
 
 def _first(value: Any) -> Tensor:  # noqa: ANN401 - a layer's output
