@@ -25,7 +25,7 @@ import torch
 
 from qplan.artifact import versions
 from qplan.formats import DEFAULT_FORMATS, parse_formats
-from qplan.jobs.options import QUICK_FIT_TOKENS
+from qplan.run.calibration import CalibrationSet
 from qplan.run.plan import Plan
 from qplan.run.table import SensitivityTable
 from qplan.sensitivity.metrics import TokenStats
@@ -79,7 +79,7 @@ def compare(study: Study, budgets: tuple[str, ...]) -> dict[str, Any]:
         "layers": list(study.layers) if isinstance(study, LayersStudy) else None,
         "formats": list(conditions.formats),
         "measured_tokens": sum(row.tokens for row in yardstick.measurements) // _entries(yardstick),
-        "fit_tokens": QUICK_FIT_TOKENS,
+        "fit_tokens": int(CalibrationSet.read(study.run("default").calibration).fit.size),
         "calibration": f"{conditions.samples} sequences of {conditions.seq_len} tokens of {conditions.calibration}",
         "judged_text": "/".join(Path(study.text).parts[-2:]),
         "judged_tokens": study.judged_sequences * conditions.seq_len,
