@@ -62,7 +62,7 @@ class AnalyzeOptions:
     rounding: str = "auto"
     fold: Folding = "auto"
     fit_tokens: int | None = None
-    """Most tokens that rounding is fitted to; None for `QUICK_FIT_TOKENS`, or `FIT_TOKENS` where all are rounded."""
+    """Most tokens that rounding is fitted to; None for `most_fit_tokens`'s choice."""
     jobs: int | None = None
     """Tensors to round at a time; None for one per CPU core, or 1 on a GPU."""
     dynamic_option: DynamicOption = 0

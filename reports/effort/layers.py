@@ -16,6 +16,7 @@ from qplan.run.measurement import Measurement
 from qplan.run.table import SensitivityTable
 from qplan.sensitivity.analysis import open_analysis
 from qplan.sensitivity.measured import measure
+from qplan.settings import Memory
 from qplan.uniform import uniform_formats
 from reports.effort.study import Study, Way, quiet, told
 
@@ -92,5 +93,5 @@ class LayersStudy(Study):
         return replace(estimated, joint=(), measurements=tuple(found.get(_cell(row), row) for row in rows))
 
 
-def _cell(row: Measurement) -> tuple[str, str, str, int]:
+def _cell(row: Measurement) -> tuple[str, str, Memory, int]:
     return row.tensor, row.format, row.memory, row.batch

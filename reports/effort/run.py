@@ -24,8 +24,8 @@ from typing import Any
 import torch
 
 from qplan.artifact import versions
-from qplan.formats import DEFAULT_FORMATS, parse_formats
-from qplan.jobs.options import QUICK_FIT_TOKENS
+from qplan.formats import DEFAULT_FORMATS, Formats, parse_formats
+from qplan.run.calibration import CalibrationSet
 from qplan.run.plan import Plan
 from qplan.run.table import SensitivityTable
 from qplan.sensitivity.metrics import TokenStats
@@ -47,7 +47,9 @@ def compare(study: Study, budgets: tuple[str, ...]) -> dict[str, Any]:
     for way in WAYS:
         print(f"{study.name}: plans of {way}", flush=True)
         plans[way] = {plan.budget: plan for plan in study.plans(way, budgets)}
-    everything = {f"{way} {text}": plan.formats for way in WAYS for text, plan in plans[way].items()}
+    everything: dict[str, Formats] = {
+        f"{way} {text}": plan.formats for way in WAYS for text, plan in plans[way].items()
+    }
     print(f"{study.name}: whole plans", flush=True)
     alone = study.judge("measured", everything)
     # both efforts have the same folds and integers
@@ -79,7 +81,7 @@ def compare(study: Study, budgets: tuple[str, ...]) -> dict[str, Any]:
         "layers": list(study.layers) if isinstance(study, LayersStudy) else None,
         "formats": list(conditions.formats),
         "measured_tokens": sum(row.tokens for row in yardstick.measurements) // _entries(yardstick),
-        "fit_tokens": QUICK_FIT_TOKENS,
+        "fit_tokens": int(CalibrationSet.read(study.run("default").calibration).fit.size),
         "calibration": f"{conditions.samples} sequences of {conditions.seq_len} tokens of {conditions.calibration}",
         "judged_text": "/".join(Path(study.text).parts[-2:]),
         "judged_tokens": study.judged_sequences * conditions.seq_len,
@@ -123,7 +125,7 @@ def main() -> None:
         options.judge,
         options.judged,
     )
-    budgets = BUDGETS
+    budgets: tuple[str, ...] = BUDGETS
     if options.layers is not None:
         study = LayersStudy(**vars(study), layers=tuple(map(int, options.layers.split(","))))
         budgets = LAYERS_BUDGETS
