@@ -75,6 +75,8 @@ def compare(study: Study, budgets: tuple[str, ...]) -> dict[str, Any]:
                 }
             )
     card, conditions = yardstick.model, yardstick.conditions
+    # a text in a file without the folders of this machine
+    named = "/".join(Path(str(conditions.calibration)).parts[-2:])
     return {
         "parameters": card.parameters,
         "tensors": len(card.tensors),
@@ -82,7 +84,7 @@ def compare(study: Study, budgets: tuple[str, ...]) -> dict[str, Any]:
         "formats": list(conditions.formats),
         "measured_tokens": sum(row.tokens for row in yardstick.measurements) // _entries(yardstick),
         "fit_tokens": int(CalibrationSet.read(study.run("default").calibration).fit.size),
-        "calibration": f"{conditions.samples} sequences of {conditions.seq_len} tokens of {conditions.calibration}",
+        "calibration": f"{conditions.samples} sequences of {conditions.seq_len} tokens of {named}",
         "judged_text": "/".join(Path(study.text).parts[-2:]),
         "judged_tokens": study.judged_sequences * conditions.seq_len,
         "plans": found,
