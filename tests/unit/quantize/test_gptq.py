@@ -10,7 +10,7 @@ from qplan.errors import MeasurementError
 from qplan.formats import FP16, INT_BITS, QuantFormat
 from qplan.quantize import IntTensor, StoredTensor, rtn
 from qplan.quantize.curvature import Curvature
-from qplan.quantize.gptq import gptq
+from qplan.quantize.gptq import gptq, gptq_phases, gptq_widths
 from qplan.quantize.range_search import range_search
 
 formats = st.builds(
@@ -51,6 +51,18 @@ def test_every_sweep_of_refinement_helps_or_does_nothing(fmt: QuantFormat, seed:
     losses = [output_error(weight, gptq(weight, fmt, curvature, sweeps=n), regular) for n in (0, 1, 3)]
     assert losses[1] <= losses[0] * (1 + 1e-5)
     assert losses[2] <= losses[1] * (1 + 1e-5)
+
+
+def test_a_few_rows_are_refined_like_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, hessian = problem(7)
+    widths, few = [QuantFormat(bits, 32) for bits in (2, 4)], torch.tensor([1, 5, 22])
+    curvature = Curvature(hessian)
+    monkeypatch.setattr("qplan.quantize.gptq._CHUNK_ROWS", 20)  # ten rows at a time
+    feedback, refined = gptq_phases(weight, widths, curvature, few)
+    for found, whole in zip(feedback, gptq_widths(weight, widths, curvature, sweeps=0), strict=True):
+        assert torch.equal(found.codes, whole.codes)
+    for found, whole in zip(refined, gptq_widths(weight, widths, curvature), strict=True):
+        torch.testing.assert_close(found.dequantize(), whole.dequantize()[few], rtol=1e-4, atol=1e-4)
 
 
 @given(formats, st.integers(0, 2**31))

@@ -65,3 +65,21 @@ def test_several_sums_at_once() -> None:
     both, stderr = sample.sum(torch.stack([losses[sample.rows], 2 * losses[sample.rows]]))
     assert both[1] == pytest.approx(2 * float(both[0]))
     assert stderr[1] == pytest.approx(2 * float(stderr[0]))
+
+
+def test_what_a_few_of_the_drawn_gain_is_brought_to_the_others() -> None:
+    rough, before = _losses(2000, seed=4)
+    after = rough * 0.7 * torch.exp(0.2 * torch.randn(2000, generator=torch.Generator().manual_seed(5)))
+    exact = float(after.sum() / rough.sum())
+    off, told = [], []
+    for seed in range(300):
+        sample = RowSample.draw(before, 64, seed)
+        places = torch.arange(16) * len(sample.rows) // 16
+        drawn = rough[sample.rows]
+        found, stderr = sample.ratio(drawn, after[sample.rows][places], places)
+        off.append(float(found) / exact - 1)
+        told.append(float(stderr) / exact)
+    spread = float(torch.tensor(off).std())
+    assert abs(sum(off) / len(off)) < 0.01
+    assert 0.02 < spread < 0.1
+    assert 0.6 < sum(told) / len(told) / spread < 1.4
