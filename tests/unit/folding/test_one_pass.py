@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 import pytest
@@ -146,3 +146,26 @@ def test_rounding_is_fitted_to_the_moments_given(
     fitted, _ = _table(qwen2, calibration, tmp_path / "b", rounding="gptq", fold=False)
     name = qwen2.card.tensors[0].name
     assert fitted.losses("normal")[name]["int4"].kl_nats < nearest.losses("normal")[name]["int4"].kl_nats
+
+
+def test_a_few_refined_features_say_what_all_would(
+    qwen2: LoadedModel, calibration: CalibrationSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qplan.folding.curvatures.FEW_TOKENS", 1)
+    losses = {}
+    for refined in (ALL, 12, 0):
+        monkeypatch.setattr("qplan.sensitivity.weight_errors.REFINED", max(1, refined))
+        if not refined:  # error feedback alone
+            monkeypatch.setattr(
+                "qplan.sensitivity.rows.RowSample.ratio", lambda *_: (torch.tensor(1.0), torch.tensor(0))
+            )
+        table, _ = _table(qwen2, calibration, tmp_path / str(refined), drawn=24, rounding="gptq", fold=False)
+        losses[refined] = table.losses("normal")
+    off = {
+        refined: [
+            math.log(losses[refined][name]["int4"].kl_nats / row["int4"].kl_nats) for name, row in losses[ALL].items()
+        ]
+        for refined in (12, 0)
+    }
+    assert abs(mean(off[12])) < 0.03 < mean(off[0])
+    assert 0 < max(map(abs, off[12])) < 0.25
