@@ -146,13 +146,15 @@ def stand_in_losses(
     # what a softmax of logits takes is large: of one sequence at a time
     ends = [[row for state in states for row in _rows(state)] for states in given]
     rows = [row for batch in batches for row in batch.split(1)]
-    logits = [run_layer(loaded, layers, row, state) for row, state in zip(rows, ends[0], strict=True)]
+    references = [
+        reference_of(run_layer(loaded, layers, row, state), row) for row, state in zip(rows, ends[0], strict=True)
+    ]
     found = []
     for formats, states in zip(plans, ends[1:], strict=True):
         with _with_formats(analysis, layers, formats, stored):
             stats = [
-                compare(reference_of(reference, row), run_layer(loaded, layers, row, state))
-                for reference, row, state in zip(logits, rows, states, strict=True)
+                compare(reference, run_layer(loaded, layers, row, state))
+                for reference, row, state in zip(references, rows, states, strict=True)
             ]
         found.append(join(stats).kl_nats)
     return found
