@@ -27,7 +27,7 @@ _ACTIVATION_VALUES = 10
 """Numbers read and written per activation that is rounded to int8."""
 _STORED_VALUES = 4
 """Per weight that is turned from integers into floats."""
-_NEAREST_VALUES = 22
+_NEAREST_VALUES = 8
 """Per weight that is rounded to nearest."""
 _FORK = 0.6
 """Of a pass, what a plan takes that differs in one tensor from another."""

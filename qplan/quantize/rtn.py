@@ -8,7 +8,7 @@ from torch import Tensor
 from qplan.errors import InputError
 from qplan.formats import QuantFormat
 from qplan.quantize.codes import codes_of
-from qplan.quantize.stored import IntTensor, StoredTensor, store_float
+from qplan.quantize.stored import IntTensor, StoredTensor, by_rows, store_float
 
 
 def rtn(weight: Tensor, fmt: QuantFormat) -> StoredTensor:
@@ -23,12 +23,17 @@ def rtn(weight: Tensor, fmt: QuantFormat) -> StoredTensor:
     """
     if fmt.is_float:
         return store_float(weight, fmt)
-    out_features, in_features = weight.shape
+    in_features = weight.shape[1]
     if not fmt.divides(in_features):
         msg = f"{fmt}: blocks of {fmt.block} do not divide rows of {in_features}; use block 0 or a divisor"
         raise InputError(msg)
-    blocks = weight.to(torch.float32).reshape(out_features, -1, fmt.block_size(in_features))
-    if not torch.isfinite(blocks).all():
+    return by_rows(weight, lambda rows: _stored(rows, fmt))
+
+
+def _stored(rows: Tensor, fmt: QuantFormat) -> IntTensor:
+    out_features, in_features = rows.shape
+    blocks = rows.reshape(out_features, -1, fmt.block_size(in_features))
+    if not all(torch.isfinite(extreme) for extreme in blocks.aminmax()):
         msg = "weights hold NaN or infinite values; the checkpoint is broken"
         raise InputError(msg)
     quantize = _symmetric if fmt.symmetric else _asymmetric
