@@ -32,7 +32,7 @@ _FOLD_FORMATS, _FOLD_SWEEPS = 2, 0
 """Formats that a fold is decided by, and sweeps of refinement then, as of features that are not refined."""
 _REFINED = 16
 """Of `qplan.sensitivity.weight_errors`."""
-_STAND_INS, _STAND_IN_VALUES = 5, 24
+_STAND_INS, _STAND_IN_VALUES = 5, 12
 """Whole plans that are measured on weights made up for them, and numbers that making them reads and writes."""
 
 PROCESS_BYTES = 480e6
