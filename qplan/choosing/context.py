@@ -151,6 +151,8 @@ class PlanningContext:
         self, variants: Mapping[str, Variant], rounder: Rounder, rows: slice, stage: str, *, exact: bool = False
     ) -> dict[str, TokenStats]:
         """Measure whole models, all in one sweep since they share weights, on what is not known of the rows."""
+        if not variants:
+            return {}
         if not exact:
             first = next(iter(variants.values())).formats
             suffice = self.halves.suffice(self.rounder.loaded, self.table, first, self.kept)
