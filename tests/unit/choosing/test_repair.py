@@ -88,3 +88,11 @@ def test_no_evaluations_no_repair(monkeypatch: pytest.MonkeyPatch) -> None:
     plan, better = run(monkeypatch, whole, evaluations=1)
     assert better is plan
     assert whole.measured == 1
+
+
+def test_where_no_move_is_possible_the_plan_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qplan.choosing.repair.nearest_moves", lambda *_: ())
+    whole = Whole({"q_proj": 6.0})
+    plan, better = run(monkeypatch, whole)
+    assert better == plan
+    assert whole.measured == 1
