@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from qplan.errors import MeasurementError
+from qplan.model.finite import all_finite
 from qplan.model.load import LoadedModel
 from qplan.model.streamed import looked_up
 
@@ -172,7 +173,7 @@ def _check_reached(loaded: LoadedModel, names: Sequence[str], modules: Collectio
 def probabilities_of(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """Next-token probabilities ``[rows, seq_len, vocabulary]`` and the text's negative log-likelihood."""
     log_p = torch.log_softmax(logits.to(torch.float32), -1)
-    if not all(torch.isfinite(extreme) for extreme in log_p.aminmax()):
+    if not all_finite(log_p):
         msg = "the reference's logits are not finite; the model overflows on this text"
         raise MeasurementError(msg)
     labels = tokens[:, 1:].to(log_p.device).unsqueeze(-1)

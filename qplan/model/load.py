@@ -19,6 +19,7 @@ from qplan.model.checkpoint import Checkpoint
 from qplan.model.discovery import Anatomy, Site, dissect, has_bias, tie_equal_head
 from qplan.model.door import check_folder, check_tokenizer_there
 from qplan.model.embedding_scale import embedding_scale, read_embedding_scale, set_embedding_scale
+from qplan.model.finite import all_finite
 from qplan.model.headers import read_headers
 from qplan.model.inert import check_own_classes, inert_view
 from qplan.model.mixture import split_experts
@@ -235,7 +236,7 @@ def check_finite(model: nn.Module) -> None:
         InputError: names the first such tensor.
     """
     for name, parameter in model.named_parameters():
-        if not torch.isfinite(torch.stack(parameter.aminmax())).all():
+        if not all_finite(parameter):
             _refuse_infinite(name, parameter)
     for path, module in model.named_modules():
         if isinstance(module, Streamed) and not all(map(math.isfinite, module.source.extremes)):

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from qplan.errors import InputError
 from qplan.formats import QuantFormat
+from qplan.model.finite import all_finite
 from qplan.quantize.codes import codes_of
 from qplan.quantize.stored import IntTensor, StoredTensor, by_rows, store_float
 
@@ -33,7 +34,7 @@ def rtn(weight: Tensor, fmt: QuantFormat) -> StoredTensor:
 def _stored(rows: Tensor, fmt: QuantFormat) -> IntTensor:
     out_features, in_features = rows.shape
     blocks = rows.reshape(out_features, -1, fmt.block_size(in_features))
-    if not all(torch.isfinite(extreme) for extreme in blocks.aminmax()):
+    if not all_finite(blocks):
         msg = "weights hold NaN or infinite values; the checkpoint is broken"
         raise InputError(msg)
     quantize = _symmetric if fmt.symmetric else _asymmetric

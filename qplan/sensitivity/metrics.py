@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from qplan.errors import MeasurementError
+from qplan.model.finite import all_finite
 from qplan.run.metrics import METRICS
 
 _CHUNK_ELEMENTS = 1 << 17
@@ -121,7 +122,7 @@ def reference_of(logits: Tensor, tokens: Tensor) -> Reference:
         MeasurementError: logits are not finite.
     """
     flat = logits.to(torch.float32).flatten(0, -2)
-    if not all(torch.isfinite(extreme) for extreme in flat.aminmax()):  # a NaN is both: thirty times as fast as each
+    if not all_finite(flat):
         msg = "the reference's logits are not finite; the model overflows in float32 on this text"
         raise MeasurementError(msg)
     labels = functional.pad(tokens[..., 1:], (0, 1), value=-1).flatten().to(flat.device)
