@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
@@ -15,6 +16,7 @@ from qplan.quantize.rounder import Rounder
 from qplan.run.plan import Plan
 from qplan.sensitivity.joint import Variant, variant_losses
 from qplan.sensitivity.kept_logits import KeptLogits
+from qplan.sensitivity.metrics import TokenStats, join
 from qplan.settings import DYNAMIC_OPTIONS, DynamicOption, Progress
 
 LEAST_GAIN = 0.1
@@ -64,18 +66,21 @@ def measure_gain(
         progress: called with the passes that are done.
         half: whether products of bfloat16 suffice, see `qplan.choosing.halves`.
     """
-    step = max(1, heldout.size // GAIN_TOKENS)
+    # a power of two: rows of one step are then among those of the next
+    step = 1 << (max(1, min(len(heldout), heldout.size // GAIN_TOKENS)).bit_length() - 1)
+    rows, found = slice(0, None, step), dict[str, list[TokenStats]]()
     while True:
-        some = heldout[::step]
-        reference = None if kept is None else kept.take(slice(0, None, step))
-        gain = _gain(plan, rounder, some, reference, progress, half=half)
-        doubt = _DOUBT * math.sqrt(GAIN_TOKENS / some.size)
+        reference = None if kept is None else kept.take(rows)
+        for label, stats in _losses(plan, rounder, heldout[rows], reference, progress, half=half).items():
+            found.setdefault(label, []).append(stats)
+        gain = _gain({label: join(parts) for label, parts in found.items()})
+        doubt = _DOUBT * math.sqrt(GAIN_TOKENS / heldout[::step].size)
         if step == 1 or abs(max(gain.prefill, gain.decode) - (1 - LEAST_GAIN)) > doubt:
             return gain
-        step //= 2
+        rows, step = slice(step // 2, None, step), step // 2
 
 
-def _gain(
+def _losses(
     plan: Plan,
     rounder: Rounder,
     heldout: NDArray[np.int64],
@@ -83,8 +88,9 @@ def _gain(
     progress: Progress | None,
     *,
     half: bool,
-) -> BlockGain:
-    found = variant_losses(
+) -> dict[str, TokenStats]:
+    """The plan's joint losses on both paths of the engine, with each option."""
+    return variant_losses(
         rounder.loaded,
         torch.from_numpy(heldout),
         {
@@ -98,6 +104,9 @@ def _gain(
         reference=kept,
         progress=progress,
     )
+
+
+def _gain(found: Mapping[str, TokenStats]) -> BlockGain:
     shares = {}
     for path in _PATHS:
         before, after = (found[f"{path} {option}"].kl_nats for option in DYNAMIC_OPTIONS)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from qplan.choosing.activations import (
     LEAST_GAIN,
@@ -28,7 +33,8 @@ from qplan.planner.planning import make_plan
 from qplan.quantize import Int8Activations
 from qplan.quantize.rounder import Rounder
 from qplan.run.plan import Plan
-from qplan.sensitivity.joint import joint_losses
+from qplan.sensitivity.joint import Variant, joint_losses
+from qplan.sensitivity.metrics import TokenStats
 from tests.support.invented_table import make_table
 
 
@@ -114,3 +120,24 @@ def test_the_gain_is_that_of_joint_losses(qwen2: LoadedModel, plan: Plan) -> Non
             for option in (0, 2)
         )
         assert getattr(gain, path) == pytest.approx(block / token)
+
+
+def test_a_doubt_is_settled_by_rows_that_were_not_measured_yet(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[int] = []
+
+    def losses(_loaded: Any, tokens: Tensor, variants: Mapping[str, Variant], **_: Any) -> dict[str, TokenStats]:
+        measured.extend(tokens[:, 0].tolist())
+        # just at the least gain: never beyond doubt
+        return {
+            label: TokenStats(
+                torch.full((len(tokens),), 0.9 if label.endswith("2") else 1.0), tokens[:, 0] > 0, tokens[:, 0]
+            )
+            for label in variants
+        }
+
+    monkeypatch.setattr("qplan.choosing.activations.variant_losses", losses)
+    rows = np.arange(11).repeat(256).reshape(11, 256)
+    rounder: Any = SimpleNamespace(loaded=None)
+    gain = measure_gain(plan, rounder, rows)
+    assert (gain.prefill, gain.decode) == pytest.approx((0.9, 0.9))
+    assert sorted(measured) == list(range(11))
