@@ -8,13 +8,10 @@ from functools import cached_property
 from qplan.cost.file_bytes import estimate_fixed, file_bytes
 from qplan.folding.analyzed import load_analyzed
 from qplan.formats import FP16
-from qplan.jobs.options import FIT_TOKENS, AnalyzeOptions, sequences_per_pass
-from qplan.quantize.round_all import round_all
-from qplan.quantize.run_rounder import run_rounder
+from qplan.jobs.options import FIT_TOKENS, AnalyzeOptions
 from qplan.run.folder import RunFolder
 from qplan.run.measurement import Measurement
 from qplan.run.table import SensitivityTable
-from qplan.sensitivity.analysis import open_analysis
 from qplan.sensitivity.measured import measure
 from qplan.settings import Memory
 from qplan.uniform import uniform_formats
@@ -67,22 +64,9 @@ class LayersStudy(Study):
             name: tuple(fmt for fmt in estimated.formats_of(name) if not fmt.is_float)
             for name in self._inside(estimated)
         }
-        batch_size = sequences_per_pass(loaded.card, options.seq_len)
-        rounder = run_rounder(run, loaded, calibration, options.rounding, menu=menu, batch_size=batch_size)
-        opened = open_analysis(
-            loaded,
-            calibration,
-            options.formats,
-            options.memory,
-            batch_size=batch_size,
-            rounder=rounder,
-            journal=run.journal,
-        )
         print(f"{self.name}: rounding and measuring {sum(map(len, menu.values()))} losses", flush=True)
         goal = {(name, fmt.name, options.memory) for name, formats in menu.items() for fmt in formats}
-        with opened as whole:
-            analysis = replace(whole, batches=whole.batches[: self.measured_batches])
-            round_all(rounder, menu, progress=told)
+        with self.rounded_whole(options, run, loaded, calibration, menu) as analysis:
             measure(analysis, goal, progress=told)
             found = {
                 (row.tensor, row.format, row.memory, row.batch): row

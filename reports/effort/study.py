@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -29,7 +30,7 @@ from qplan.run.calibration import CalibrationSet
 from qplan.run.folder import RunFolder
 from qplan.run.plan import Plan
 from qplan.run.table import SensitivityTable
-from qplan.sensitivity.analysis import open_analysis
+from qplan.sensitivity.analysis import Analysis, open_analysis
 from qplan.sensitivity.gradient import estimate
 from qplan.sensitivity.joint import joint_losses
 from qplan.sensitivity.measured import measure
@@ -102,21 +103,9 @@ class Study:
             progress=no_progress,
         )
         menu = resolve_menu(loaded.card, options.formats)[0]
-        rounder = run_rounder(run, loaded, calibration, options.rounding, menu=menu, batch_size=batch_size)
-        opened = open_analysis(
-            loaded,
-            calibration,
-            options.formats,
-            options.memory,
-            batch_size=batch_size,
-            rounder=rounder,
-            journal=run.journal,
-        )
-        with opened as whole:
-            analysis = replace(whole, batches=whole.batches[: self.measured_batches])
-            for batch in [number for number in whole.kept.references if number >= len(analysis.batches)]:
-                del whole.kept.references[batch]
-            round_all(rounder, analysis.menu)
+        with self.rounded_whole(options, run, loaded, calibration, menu) as analysis:
+            for batch in [number for number in analysis.kept.references if number >= len(analysis.batches)]:
+                del analysis.kept.references[batch]
             goal = {(name, fmt.name, memory) for name, fmt, memory in analysis.entries() if memory == options.memory}
             measure(analysis, goal, progress=told)
             estimate(analysis)
@@ -130,6 +119,31 @@ class Study:
             table = analysis.table("measured", rows, (folded,))
         calibration.write(run.calibration)
         table.write(run.sensitivity)
+
+    @contextmanager
+    def rounded_whole(
+        self,
+        options: AnalyzeOptions,
+        run: RunFolder,
+        loaded: LoadedModel,
+        calibration: CalibrationSet,
+        menu: Mapping[str, Sequence[QuantFormat]],
+    ) -> Iterator[Analysis]:
+        """An analysis on the batches to measure, with all formats of a menu rounded whole."""
+        batch_size = sequences_per_pass(loaded.card, options.seq_len)
+        rounder = run_rounder(run, loaded, calibration, options.rounding, menu=menu, batch_size=batch_size)
+        opened = open_analysis(
+            loaded,
+            calibration,
+            options.formats,
+            options.memory,
+            batch_size=batch_size,
+            rounder=rounder,
+            journal=run.journal,
+        )
+        with opened as whole:
+            round_all(rounder, menu, progress=told)
+            yield replace(whole, batches=whole.batches[: self.measured_batches])
 
     @staticmethod
     def tokens(loaded: LoadedModel, text: str, samples: int, fit_tokens: int) -> CalibrationSet:
