@@ -113,7 +113,7 @@ def command(
         typer.Option(
             metavar="N",
             help="Fit rounding to at most this many tokens.",
-            show_default=f"{FIT_TOKENS}; {FEWER_FIT_TOKENS} from {LARGE / 1e9:.2g} billion parameters on",
+            show_default=f"{FIT_TOKENS}; {FEWER_FIT_TOKENS} from {LARGE / 1e9:.2g} billion parameters on, if sampled",
             rich_help_panel=panels.WEIGHTS,
         ),
     ] = AnalyzeOptions.fit_tokens,

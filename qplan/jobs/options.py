@@ -27,7 +27,7 @@ MOST_SEQUENCES = 4
 
 FIT_TOKENS, FEWER_FIT_TOKENS = 32768, 16384
 """Most tokens that rounding is fitted to, and of a large model, unless every format is rounded whole. With half as
-many, plans of a model of 8 million parameters lose 2 % more (``reports/effort``); the others take a pass."""
+many, plans of a model of 8 million parameters lose 3 % more (``reports/effort``); the others take a pass."""
 
 LARGE = 1 << 28
 """Parameters from which on a model is large."""

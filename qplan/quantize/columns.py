@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 _Loop = TypeVar("_Loop", bound="Callable[..., None]")
 
 
+def _inverse(scale: Tensor) -> Tensor:
+    """``1 / scale``; 0 where a block holds one value only."""
+    return torch.where(scale == 0, torch.zeros_like(scale), 1 / scale)
+
+
 def _compiled(loop: _Loop) -> _Loop:
     try:
         with warnings.catch_warnings():
@@ -54,7 +59,7 @@ def round_columns(  # noqa: PLR0917
         errors: ``[block, rows]``, written.
         part: columns that correct each other one by one.
     """
-    inverse = torch.where(scale == 0, torch.zeros_like(scale), 1 / scale)
+    inverse = _inverse(scale)
     shares: List[float] = (1 / factor.diagonal()).tolist()  # noqa: UP006
     block = weight.size(0)
     start = 0
@@ -95,7 +100,7 @@ def refine_columns(  # noqa: PLR0917
         steps: ``[block, rows]``, written: how the values moved.
         part: columns that correct each other one by one.
     """
-    inverse = torch.where(scale == 0, torch.zeros_like(scale), 1 / scale)
+    inverse = _inverse(scale)
     shares: List[float] = (1 / local.diagonal()).tolist()  # noqa: UP006
     block = pull.size(0)
     start = 0

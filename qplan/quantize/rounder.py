@@ -196,7 +196,9 @@ def round_phases(
 
 
 def _candidates(rounding: str, judge: Tensor | None) -> Sequence[str]:
-    return CANDIDATES if rounding == "auto" and judge is not None else ("gptq" if rounding == "auto" else rounding,)
+    if rounding != "auto":
+        return (rounding,)
+    return CANDIDATES[:1] if judge is None else CANDIDATES
 
 
 def _best(

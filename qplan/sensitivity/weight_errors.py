@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -54,37 +56,38 @@ class WeightErrors:
 
     def losses(self, formats: Sequence[QuantFormat]) -> dict[QuantFormat, list[FormatLoss]]:
         """Losses from weight errors of each tensor, by format."""
-        judge, curvature, few = self.group[0].judge, self.curvature, self._few()
-        if few is None or curvature is None:
+        judge, curvature = self.group[0].judge, self.curvature
+        if curvature is None or not self._refines_few:
             whole = round_widths(
                 self.weight, formats, self.rounding, curvature, judge, columns=self.factor, sweeps=self.sweeps
             )
             errors = [self._error(self.weight, whole[fmt]) for fmt in formats]
-            found = map(self._found, errors, self._energies(errors))
-            return dict(zip(formats, found, strict=True))
+            return dict(zip(formats, map(self._found, errors, self._energies(errors)), strict=True))
+        rows = torch.arange(len(self.weight), device=self.weight.device).split(self._counts)
+        few = torch.cat([own[places] for own, places in zip(rows, self._few, strict=True)])
         feedback, refined = round_phases(
             self.weight, formats, self.rounding, curvature, few, judge=judge, columns=self.factor, sweeps=self.sweeps
         )
         errors = [self._error(self.weight, feedback[fmt]) for fmt in formats]
         better = [self._error(self.weight[few], refined[fmt]) for fmt in formats]
         energies = self._energies(errors + better)
-        return {
-            fmt: self._found(errors[place], energies[place], few, energies[place + len(formats)])
-            for place, fmt in enumerate(formats)
-        }
+        found = map(self._found, errors, energies[: len(formats)], energies[len(formats) :])
+        return dict(zip(formats, found, strict=True))
 
-    def _few(self) -> Tensor | None:
-        """int64 ``[few]``: rows of `weight` to round in full, evenly spread over each tensor's; None for all."""
+    @property
+    def _refines_few(self) -> bool:
         sampled = any(not seen.sample.whole for seen in self.group)
-        if not self.sweeps or not sampled or self.curvature is None or self.rounding not in ("auto", "gptq"):
-            return None
-        parts, start = [], 0
-        for seen in self.group:
-            count = len(seen.sample.rows)
-            few = min(count, REFINED)
-            parts.append(start + torch.arange(few) * count // few)
-            start += count
-        return torch.cat(parts).to(self.weight.device)
+        return bool(self.sweeps) and sampled and self.rounding in {"auto", "gptq"}
+
+    @cached_property
+    def _few(self) -> list[Tensor]:
+        """int64 ``[few]`` of each tensor: drawn rows that are rounded in full, evenly spread."""
+        return [torch.arange(min(count, REFINED)) * count // min(count, REFINED) for count in self._counts]
+
+    @property
+    def _counts(self) -> list[int]:
+        """Rows of `weight` that are each tensor's."""
+        return [len(seen.sample.rows) for seen in self.group]
 
     def _error(self, weight: Tensor, stored: StoredTensor) -> Tensor:
         """Rounding errors ``[rows, in]``, as inputs and products without the factor meet them."""
@@ -102,32 +105,26 @@ class WeightErrors:
         found = found.to("cpu", torch.float64)
         return list(torch.split(found, [len(error) for error in errors]))
 
-    def _found(
-        self, error: Tensor, energy: Tensor, few: Tensor | None = None, better: Tensor | None = None
-    ) -> list[FormatLoss]:
+    def _found(self, error: Tensor, energy: Tensor, better: Tensor | None = None) -> list[FormatLoss]:
         """The loss of each tensor.
 
         Args:
             error: of all rows.
             energy: see `_energies`.
-            few: rows of which there are better errors.
-            better: energies of these.
+            better: energies of the few rows that were rounded in full; None if all were.
         """
-        losses = []
-        start = taken = 0
-        for seen in self.group:
-            own = slice(start, start + len(seen.sample.rows))
-            along = torch.einsum("roi,oi->ro", seen.products, error[own]).square().to("cpu", torch.float64)
-            squares, _ = seen.sample.sum(along)
-            _, stderr = seen.sample.sum(along.sum(0))
-            noise, _ = seen.sample.sum(energy[own])
-            if few is not None and better is not None:
-                places = few[taken : taken + min(len(seen.sample.rows), REFINED)].cpu() - start
-                exact = better[taken : taken + len(places)]
-                gain, off = seen.sample.ratio(energy[own], exact, places, seen.importance)
-                stderr = torch.hypot(stderr * gain, squares.sum() * off)
-                squares, noise = squares * gain, noise * seen.sample.ratio(energy[own], exact, places)[0]
-                taken += len(places)
-            losses.append(FormatLoss(squares, float(stderr), torch.zeros_like(squares), float(noise), 0.0))
-            start = own.stop
-        return losses
+        refined = repeat(None) if better is None else better.split([len(places) for places in self._few])
+        parts = zip(self.group, error.split(self._counts), energy.split(self._counts), self._few, refined, strict=False)
+        return [self._loss(*part) for part in parts]
+
+    @staticmethod
+    def _loss(seen: Seen, error: Tensor, energy: Tensor, few: Tensor, better: Tensor | None) -> FormatLoss:
+        along = torch.einsum("roi,oi->ro", seen.products, error).square().to("cpu", torch.float64)
+        squares, _ = seen.sample.sum(along)
+        _, stderr = seen.sample.sum(along.sum(0))
+        noise, _ = seen.sample.sum(energy)
+        if better is not None:
+            gain, off = seen.sample.ratio(energy, better, few, seen.importance)
+            stderr = torch.hypot(stderr * gain, squares.sum() * off)
+            squares, noise = squares * gain, noise * seen.sample.ratio(energy, better, few)[0]
+        return FormatLoss(squares, float(stderr), torch.zeros_like(squares), float(noise), 0.0)
