@@ -23,6 +23,11 @@ class PassBudget:
     most: float
     spent: float = 0.0
 
+    @property
+    def left(self) -> float:
+        """Passes that may still be taken."""
+        return self.most - self.spent
+
     def take(self, passes: float) -> bool:
         """Spend some, if as many are left."""
         if self.spent + passes > self.most:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -77,12 +77,17 @@ class Pivotal:
         return replace(table, notes=(*table.notes, told), joint=joint)
 
     def _whole_plans(self, budget: PassBudget) -> list[tuple[Formats, float]]:
-        """Plans and their joint losses in nats, on as few batches as suffice to know how losses add up."""
+        """Plans and their joint losses in nats, on as few batches as suffice to know how losses add up.
+
+        Where the budget allows for fewer than all along the frontier, some of them, evenly spread.
+        """
         analysis = self.analysis
         table = analysis.table("auto", analysis.all_rows("gradient"))
-        plans, batches, costs = frontier_plans(table), self._some_batches, self._costs
-        if not budget.take((1 + len(plans)) * costs.reference):
+        batches, costs = self._some_batches, self._costs
+        plans = _spread(frontier_plans(table), int(budget.left / costs.reference) - 1)
+        if not plans:
             return []
+        budget.take((1 + len(plans)) * costs.reference)
         self.say(f"measuring {len(plans)} whole plans on {costs.measured:,} tokens: how losses add up")
         losses = stand_in_losses(analysis, plans, batches, stand_ins_of(analysis, self.rounder))
         # what these batches lose is brought to all of them by the sums of single losses on either
@@ -136,6 +141,12 @@ class Pivotal:
         """The table as far as it is known."""
         rows, _ = blend(self.analysis, measured, width_scales(self.analysis, measured))
         return self.analysis.table("auto", rows)
+
+
+def _spread(plans: Sequence[Formats], most: int) -> list[Formats]:
+    """At most so many of some plans, evenly spread."""
+    count = max(0, min(most, len(plans)))
+    return [plans[(2 * place + 1) * len(plans) // (2 * count)] for place in range(count)]
 
 
 def _worth(table: SensitivityTable, fixed: FixedBytes, generator: np.random.Generator) -> dict[Entry, float]:

@@ -37,5 +37,6 @@ def test_a_budget_is_never_overdrawn() -> None:
     budget = PassBudget(1.0)
     assert budget.take(0.75)
     assert not budget.take(0.5)
+    assert budget.left == 0.25
     assert budget.take(0.25)
     assert budget.spent == 1.0

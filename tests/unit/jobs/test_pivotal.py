@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from qplan.folding.analyzed import load_analyzed
-from qplan.formats import QuantFormat, parse_formats
+from qplan.formats import Formats, QuantFormat, parse_formats
+from qplan.jobs import pivotal
 from qplan.jobs.analyze import run_analyze
 from qplan.jobs.options import AnalyzeOptions
 from qplan.quantize.run_rounder import run_rounder
@@ -80,3 +81,9 @@ def test_it_goes_on_from_the_quick_effort_and_from_a_kill(
 
 def _stop(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("most", "taken"), [(9, [0, 1, 2, 3, 4]), (3, [0, 2, 4]), (1, [2]), (0, []), (-1, [])])
+def test_a_short_budget_spreads_fewer_plans_over_the_frontier(most: int, taken: list[int]) -> None:
+    plans: list[Formats] = [{"a": QuantFormat(bits)} for bits in (2, 3, 4, 5, 6)]
+    assert pivotal._spread(plans, most) == [plans[place] for place in taken]
