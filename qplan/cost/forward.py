@@ -20,8 +20,11 @@ REFERENCE_VALUES, COMPARED_VALUES = 47, 13
 """Per logit of a reference that others are compared with, and of what is compared: `qplan.sensitivity.metrics`."""
 SWEEPS, _CANDIDATES = 3, 3
 """Of `qplan.quantize.gptq`, and roundings that ``auto`` chooses from."""
-_FEEDBACK = 0.4
-"""Of what rounding takes beside products, what error feedback takes, without refinement and other candidates."""
+_FEEDBACK, _FIRST = 0.4, 0.75
+"""Of what rounding takes beside products, what error feedback takes without refinement, and with it, but without other
+candidates."""
+_TRIED = 64
+"""Rows of a large matrix that these are tried on: `qplan.quantize.rounder`."""
 
 
 def layer_forward(layer: Sequence[Input], tokens: int, seq_len: int, hidden: int, *, streamed: bool = False) -> Work:
@@ -60,11 +63,12 @@ def rounding(width: int, rows: int, formats: int, *, fits: bool, chosen: bool, s
         chosen: whether it chooses between candidates (``auto``).
         sweeps: of refinement, each as long as the rounding before it.
     """
-    share = 1.0 if sweeps or not fits else _FEEDBACK
+    tried = rows <= 2 * _TRIED
+    share = _FEEDBACK if fits and not sweeps else 1.0 if tried or not fits else _FIRST
     found = Work(roundings=share * formats * rows * width)
     if not fits:
         return found
-    products = (2 * sweeps + 1 + (2 * _CANDIDATES if chosen else 0)) * float(width) ** 2
+    products = (2 * sweeps + 1 + (2 * _CANDIDATES if chosen and tried else 0)) * float(width) ** 2
     return found + Work(rounding_flops=products * rows * formats, steps=width * (1 + sweeps) / (1 + SWEEPS))
 
 

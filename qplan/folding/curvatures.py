@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from qplan.quantize.curvature import Curvature
@@ -51,7 +50,7 @@ class LayerCurvatures:
         # nothing asks for the others any more
         given = self._kept.pop(key)
         moments = divided(given.moments, columns, out=given.moments)
-        self._folded[key] = Curvature(moments, precision=torch.float32, sparing=given.sparing)
+        self._folded[key] = Curvature(moments, sparing=given.sparing)
         return self.rounding, self._folded[key]
 
     def _given(self, key: str, seen: Seen, moments: Moments) -> Curvature:
@@ -61,7 +60,7 @@ class LayerCurvatures:
             matrix = self._matrix(seen, moments)
             if len(matrix) > MOST_AT_ONCE:
                 self._forget()
-            self._kept[key] = Curvature(matrix, precision=torch.float32, sparing=len(matrix) > MOST_AT_ONCE)
+            self._kept[key] = Curvature(matrix, sparing=len(matrix) > MOST_AT_ONCE)
         return self._kept[key]
 
     def _forget(self) -> None:

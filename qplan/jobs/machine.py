@@ -70,11 +70,11 @@ def measure_machine(folder: Path, clock: Clock = time.perf_counter) -> Machine:
 def _rounding(inputs: torch.Tensor, weight: torch.Tensor, flops: float, clock: Clock) -> tuple[float, float, float]:
     """Operations of factoring, and roundings and columns, per second."""
     moments = inputs.T @ inputs / len(inputs)
-    factoring = _seconds(lambda: Curvature(moments, precision=torch.float32).ordered(_WIDTH), clock)
+    factoring = _seconds(lambda: Curvature(moments).ordered(_WIDTH), clock)
     formats = [fmt for fmt in DEFAULT_FORMATS if not fmt.is_float]
     kinds = len(alike(formats))
     small = moments[:_ROUNDED, :_ROUNDED].contiguous()
-    curvature = Curvature(small, precision=torch.float32)
+    curvature = Curvature(small)
 
     def took(rows: int, *, warm: bool) -> float:
         chosen = weight[:rows, :_ROUNDED].contiguous()

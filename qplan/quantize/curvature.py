@@ -53,8 +53,6 @@ class Curvature:
     moments: Tensor
     """float32 ``[in, in]``, as measured: ``X'X / tokens``."""
     damping: float = DAMPING
-    precision: torch.dtype = torch.float64
-    """Type that H is factored in. float32 takes a third of the time and is right to about 1e-5: enough to estimate."""
     sparing: bool = False
     """Whether one ordering is kept at a time, in which `scaled` curvatures work as well: for matrices so large that
     there is memory for no more. Then to be used by one thread."""
@@ -100,12 +98,11 @@ class Curvature:
         hessian = _reordered(self.moments, columns)
         # features that never fired get a fraction of the mean of all
         hessian.diagonal().add_(self.damping * mean)
-        factor = _upper_factor(hessian.to(self.precision, copy=True)).to(torch.float32)
-        return Ordered(columns, blocks, hessian, factor)
+        return Ordered(columns, blocks, hessian, _upper_factor(hessian.clone()))
 
     def scaled(self, columns: Tensor) -> Curvature:
         """Moments of inputs divided by ``columns [in]``, ordered and damped as these are: nothing is factored anew."""
-        return _Scaled(self.moments, self.damping, self.precision, self.sparing, base=self, columns=columns)
+        return _Scaled(self.moments, self.damping, self.sparing, base=self, columns=columns)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

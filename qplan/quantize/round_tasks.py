@@ -13,8 +13,8 @@ from qplan.roundings import needs_tokens
 _COPIES = 8
 """Copies of a tensor in float32 that rounding it takes: candidates, their errors and integers."""
 
-_MATRICES = 10
-"""Copies of its inputs' moments in float32, two to an inverse in float64."""
+_MATRICES = 6
+"""Copies of its inputs' moments in float32: as read, in order, its factor, the judge's, and two on the way."""
 
 RoundItem = tuple[str, tuple[QuantFormat, ...]]
 """A tensor and formats."""

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -29,6 +30,10 @@ FEW_TOKENS = 256
 
 With 256 tokens ``auto`` still took a third to half off the loss of rounding to nearest (``reports/rounding``).
 """
+
+_TRIED = 64
+"""Rows, spread over a matrix, on which each further candidate of ``auto`` is tried before it gets the others: of 12
+tensors of SmolLM2-135M in three widths, error feedback is best in 99.7 to 100 % of all rows."""
 
 
 class _Prepared:
@@ -155,8 +160,8 @@ def round_widths(
     """
     found: dict[QuantFormat, StoredTensor] = {fmt: round_with("rtn", weight, fmt) for fmt in formats if fmt.is_float}
     for same in alike(fmt for fmt in formats if not fmt.is_float):
-        candidates = [_round_alike(name, weight, same, curvature, sweeps) for name in _candidates(rounding, judge)]
-        found |= _best(weight, same, candidates, judge, columns)
+        first = _round_alike(_first(rounding), weight, same, curvature, sweeps)
+        found |= _best(weight, dict(zip(same, first, strict=True)), rounding, curvature, judge, columns)
     return found
 
 
@@ -189,30 +194,55 @@ def round_phases(
     for same in alike(fmt for fmt in formats if not fmt.is_float):
         feedback, better = gptq_phases(weight, same, curvature, few, sweeps=sweeps)
         found |= dict(zip(same, feedback, strict=True))
-        others = [name for name in _candidates(rounding, judge) if name != "gptq"]
-        candidates = [better, *(_round_alike(name, some, same, curvature, sweeps) for name in others)]
-        refined |= _best(some, same, candidates, judge, columns)
+        refined |= _best(some, dict(zip(same, better, strict=True)), rounding, curvature, judge, columns)
     return found, refined
 
 
-def _candidates(rounding: str, judge: Tensor | None) -> Sequence[str]:
-    if rounding != "auto":
-        return (rounding,)
-    return CANDIDATES[:1] if judge is None else CANDIDATES
+def _first(rounding: str) -> str:
+    return CANDIDATES[0] if rounding == "auto" else rounding
 
 
-def _best(
+def _best(  # noqa: PLR0917
     weight: Tensor,
-    formats: Sequence[QuantFormat],
-    candidates: Sequence[Sequence[StoredTensor]],
+    first: dict[QuantFormat, StoredTensor],
+    rounding: str,
+    curvature: Curvature | None,
     judge: Tensor | None,
     columns: Tensor | None,
 ) -> dict[QuantFormat, StoredTensor]:
-    """Of several roundings to the same formats, the better one for every row."""
-    found = {}
-    for fmt, *rivals in zip(formats, *candidates, strict=True):
-        found[fmt] = rivals[0] if judge is None or len(rivals) == 1 else best_rows(weight, rivals, judge, columns)
-    return found
+    """What ``auto`` makes of its first candidate: the best of all for every row."""
+    if rounding != "auto" or judge is None:
+        return first
+    best = first
+    for name in CANDIDATES[1:]:
+        better = partial(round_with, name, curvature=curvature)
+        best = {fmt: _better(weight, stored, partial(better, fmt=fmt), judge, columns) for fmt, stored in best.items()}
+    return best
+
+
+def _better(
+    weight: Tensor,
+    stored: StoredTensor,
+    store: Callable[[Tensor], StoredTensor],
+    judge: Tensor,
+    columns: Tensor | None,
+) -> StoredTensor:
+    """The better of two roundings for every row; if the second is better on none of the rows it is tried on, the first.
+
+    Args:
+        weight: the rows.
+        stored: the first.
+        store: makes the second, of any rows.
+        judge: see `round_widths`.
+        columns: see `round_widths`.
+    """
+    if len(weight) > 2 * _TRIED:
+        tried = torch.arange(_TRIED, device=weight.device) * len(weight) // _TRIED
+        some = weight[tried]
+        first, second = (row_errors(some, one, judge, columns) for one in (stored.rows(tried), store(some)))
+        if bool((first <= second).all()):
+            return stored
+    return best_rows(weight, (stored, store(weight)), judge, columns)
 
 
 def alike(formats: Iterable[QuantFormat]) -> list[list[QuantFormat]]:

@@ -6,21 +6,23 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from qplan.formats import FP16, INT4, QuantFormat
 from qplan.model.load import LoadedModel
 from qplan.model.replace import with_weights
-from qplan.quantize import IntTensor, rtn
+from qplan.quantize import IntTensor, StoredTensor, rtn
 from qplan.quantize import rounder as rounding
 from qplan.quantize import stored as storage
 from qplan.quantize.curvature import Curvature
 from qplan.quantize.gptq import gptq
 from qplan.quantize.hqq import hqq
+from qplan.quantize.methods import round_with
 from qplan.quantize.moments import Moments, gather_moments
 from qplan.quantize.round_all import round_all
-from qplan.quantize.rounder import Rounder, best_rows, row_errors
+from qplan.quantize.rounder import Rounder, best_rows, round_rows, row_errors
 from qplan.quantize.stored_cache import StoredCache
-from qplan.roundings import ROUNDINGS
+from qplan.roundings import CANDIDATES, ROUNDINGS
 from qplan.run.calibration import CalibrationSet
 from qplan.sensitivity.analysis import open_analysis
 
@@ -170,6 +172,28 @@ def test_the_cache_keeps_tensors_of_the_same_inputs(
     monkeypatch.setattr(rounding, "gptq_widths", lambda weight, fmts, *_, **__: [rtn(weight, fmt) for fmt in fmts])
     computed = Rounder(qwen2, "gptq", gathered, cache=other).store(name, INT4)
     assert torch.equal(computed.dequantize(), rtn(qwen2.weight(name), INT4).dequantize())
+
+
+def test_auto_tries_others_on_some_rows_and_takes_them_where_they_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight, inputs, mixed = (torch.randn(rows, 64, generator=generator) for rows in (300, 512, 64))
+    moments = mixed.T @ inputs.T @ inputs @ mixed / 512
+    curvature, rows = Curvature(moments), list[int]()
+
+    def counted(name: str, weight: Tensor, fmt: QuantFormat, curvature: Curvature | None = None) -> StoredTensor:
+        rows.append(len(weight))
+        return round_with(name, weight, fmt, curvature)
+
+    monkeypatch.setattr(rounding, "round_with", counted)
+    found = round_rows(weight, INT4, "auto", curvature, moments)
+    assert torch.equal(found.dequantize(), gptq(weight, INT4, curvature).dequantize())
+    assert max(rows) < 100  # noqa: PLR2004 - some rows only
+    # by other tokens than those that error feedback is fitted to, others are better on many rows
+    other = torch.eye(64)
+    candidates = [round_with(name, weight, INT4, curvature) for name in CANDIDATES]
+    best = best_rows(weight, candidates, other)
+    assert not torch.equal(best.dequantize(), candidates[0].dequantize())
+    assert torch.equal(round_rows(weight, INT4, "auto", curvature, other).dequantize(), best.dequantize())
 
 
 def test_best_rows_mixes_integers_of_one_format() -> None:
