@@ -35,8 +35,8 @@ _TOKENIZED_S = 0.2
 """Seconds in which texts are tokenized by engine and Hugging Face."""
 _FLOAT_STEPS = 32
 """Tokens of a sequence that floats are run on by themselves: `qplan.verify.measure`."""
-_TURNS = 6
-"""Times that the built model is loaded and timed to choose scales of activations: `qplan.verify.measure`."""
+_TURNS = 3
+"""Times that the built model is loaded and timed with each kind of scales of activations: `qplan.verify.measure`."""
 _LEAST_REPEATS = 2
 """Of timing, otherwise."""
 _WARM_UP_STEPS = 4
@@ -126,11 +126,11 @@ class EngineCost:
         work = Work(engine_flops=slow * tokens * 2.0 * self._met)
         return work + Work(seconds_anywhere=_STEP_S * self._ops * tokens)
 
-    def _timed(self, bits: float, least: int) -> Work:
+    def _timed(self, bits: float, least: int, enough_s: float) -> Work:
         """Speeds of prefill and decode under memory low, after a warm-up."""
         prefill = self._prefill("low", bits, self.prompt_tokens)
         one = prefill + self._steps(bits, self.decode_tokens)
-        enough = math.ceil(self.enough_s / one.seconds(REFERENCE))
+        enough = math.ceil(enough_s / one.seconds(REFERENCE))
         return prefill + self._steps(bits, _WARM_UP_STEPS) + one.times(min(self.repeats, max(least, enough)))
 
     def _compared(self, tokens: float) -> Work:
@@ -155,8 +155,9 @@ class EngineCost:
         if "low" not in runs:
             return work
         if not beside:
-            return work + self._timed(bits, _LEAST_REPEATS)
-        return work + (self._loaded("low", bits) + self._timed(bits, 1)).times(_TURNS)
+            return work + self._timed(bits, _LEAST_REPEATS, self.enough_s)
+        once = self._loaded("low", bits) + self._timed(bits, 1, self.enough_s / _TURNS)
+        return work + once.times(2 * _TURNS)
 
     def memory(self, bits: float, memory: Memory) -> float:
         """Bytes of the engine's process with a model."""

@@ -163,10 +163,13 @@ def mean_stderr(differences: Tensor) -> float:
 def speeds_by_turns(folder: Path, trial: Trial, context: int) -> dict[DynamicOption, Speed]:
     """Time a built folder with each ``dynamic_option``, memory low; best of several runs, as a machine's load changes.
 
+    All runs of an option share the time that is enough for one, beyond one repeat each.
+
     Raises:
         ToolError: the engine failed.
     """
     runs: dict[DynamicOption, list[Speed]] = {0: [], 2: []}
+    trial = replace(trial, enough_s=trial.enough_s / TURNS)
     for _ in range(TURNS):
         for option, found in runs.items():
             runtime = RuntimeConfig("low", threads=trial.threads, dynamic_option=option)
