@@ -1,7 +1,8 @@
 """Times and weighs `qplan analyze` and `qplan emit` on a model, beside what `--dry-run` expects of them.
 
 ``python -m reports.scale.run qwen2.5-0.5b --work FOLDER``, one command for each model: a shape of
-`reports.scale.shapes`, or the folder of a model. ``--quick`` takes fewer tokens, for small models and small machines.
+`reports.scale.shapes`, or the folder of a model. ``--quick`` takes fewer tokens, for small models and small machines;
+``--streamed`` takes the fewest, rounded to nearest, within 10 GB, for the whole depth of models larger than memory.
 A model's results replace its earlier ones in ``results.json``, from which ``README.md`` is written.
 """
 
@@ -30,34 +31,52 @@ from reports.scale.shapes import SHAPES, write_shape
 
 HOME = Path(__file__).parent
 
-SAMPLES, SEQ_LEN = 16, 256
-"""Shape of the calibration, as `qplan analyze` has it by default."""
 
-QUICK = {"analyze": ("--samples", "4", "--fit-tokens", "2048"), "emit": ("--tokens", "256")}
-FULL = {"analyze": (), "emit": ("--tokens", "512")}
+@dataclass(frozen=True)
+class Setting:
+    """How much of the two commands a model is given."""
+
+    analyze: tuple[str, ...] = ()
+    emit: tuple[str, ...] = ("--tokens", "512")
+    samples: int = 16
+    """Calibration sequences, as `qplan analyze` has them by default or as ``analyze`` says."""
+    seq_len: int = 256
+
+
+FULL = Setting()
+QUICK = Setting(("--samples", "4", "--fit-tokens", "2048"), ("--tokens", "256"), samples=4)
+LIMIT = ("--max-memory", "10GB")
+FEWEST = ("--effort", "quick", "--samples", "4", "--seq-len", "64", "--fit-tokens", "256")
+SIMPLE = ("--rounding", "rtn", "--fold", "off")
+STREAMED = Setting(
+    (*LIMIT, *FEWEST, *SIMPLE),
+    (*LIMIT, "--tokens", "64", "--repair", "0", "--dynamic-option", "0"),
+    samples=4,
+    seq_len=64,
+)
 
 _RESIDENT = 2e9
 """Weights up to which passes are timed on the whole model."""
 
 
-def pass_seconds(folder: Path, rows: int, machine: dict[str, Any]) -> dict[str, float | bool]:
+def pass_seconds(folder: Path, setting: Setting, machine: dict[str, Any]) -> dict[str, float | bool]:
     """Seconds of a pass: forwards and backwards over the calibration tokens, on the clock and on the processors.
 
     Of a model too large to be held, what its products take at this machine's speed.
     """
     weights = sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 2
     if weights > _RESIDENT:
-        seconds = 4 * weights * rows * SEQ_LEN / float(machine["flops"])
+        seconds = 4 * weights * setting.samples * setting.seq_len / float(machine["flops"])
         return {"seconds": seconds, "processor_s": seconds * int(machine["processors"]), "computed": True}
     loaded = load_model(str(folder))
-    tokens = torch.randint(0, min(4096, loaded.card.vocabulary), (1, SEQ_LEN))
+    tokens = torch.randint(0, min(4096, loaded.card.vocabulary), (1, setting.seq_len))
     embedded = loaded.embedding(tokens).requires_grad_()
     with torch.enable_grad():
         for _ in range(2):  # the first only warms up
             start, processor = time.monotonic(), time.process_time()
             loaded.model(inputs_embeds=embedded, use_cache=False).logits.logsumexp(-1).sum().backward()
     took, busy = time.monotonic() - start, time.process_time() - processor
-    return {"seconds": rows * took, "processor_s": rows * busy, "computed": False}
+    return {"seconds": setting.samples * took, "processor_s": setting.samples * busy, "computed": False}
 
 
 @dataclass
@@ -135,21 +154,20 @@ def disk(folder: Path) -> dict[str, int]:
     return {name: sum(part.stat().st_size for part in held if part.is_file()) for name, held in parts.items()}
 
 
-def measure(name: str, folder: Path, work: Path, more: dict[str, tuple[str, ...]], also: list[str]) -> dict[str, Any]:
+def measure(name: str, folder: Path, work: Path, setting: Setting, also: list[str]) -> dict[str, Any]:
     """Expect, then run, the two commands."""
     program = str(Path(sys.executable).with_name("qplan"))
     run = work / f"run-{name}"
-    analyze = [str(folder), "--run", str(run), *more["analyze"], *also]
+    analyze = [str(folder), "--run", str(run), *setting.analyze, *also]
     commands = {
         "analyze": [*analyze, "--restart"],
-        "emit": ["--run", str(run), "--budget", "int4", *more["emit"]],
+        "emit": ["--run", str(run), "--budget", "int4", *setting.emit],
     }
-    rows = int(more["analyze"][1]) if more["analyze"] else SAMPLES
     results: dict[str, Any] = {
         "python": platform.python_version(),
         "versions": versions(),
         "processors": len(os.sched_getaffinity(0)),
-        "tokens": rows * SEQ_LEN,
+        "tokens": setting.samples * setting.seq_len,
         "commands": {},
     }
     for command, arguments in commands.items():
@@ -161,7 +179,7 @@ def measure(name: str, folder: Path, work: Path, more: dict[str, tuple[str, ...]
             text=True,
         )
         forecast = json.loads(told.stdout)
-        results.setdefault("pass", pass_seconds(folder, rows, forecast["machine"]))
+        results.setdefault("pass", pass_seconds(folder, setting, forecast["machine"]))
         before = disk(run) if run.is_dir() else {}
         stages = follow([program, command, *arguments], work)
         shown = " ".join(("qplan", command, *arguments)).replace(f"{work}/", "").replace(str(folder), folder.name)
@@ -190,7 +208,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", help=f"{', '.join(sorted(SHAPES))}, or the folder of a model")
     parser.add_argument("--work", type=Path, required=True, help="folder for shapes and runs")
-    parser.add_argument("--quick", action="store_true", help="fewer tokens")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--quick", action="store_const", dest="setting", const=QUICK, help="fewer tokens")
+    how.add_argument("--streamed", action="store_const", dest="setting", const=STREAMED, help="fewest, within 10 GB")
     parser.add_argument("also", nargs="*", help="more options of analyze, after --")
     options = parser.parse_args()
     work: Path = options.work.resolve()
@@ -198,7 +218,7 @@ def main() -> None:
     folder = work / options.model if options.model in SHAPES else Path(options.model).resolve()
     if options.model in SHAPES:
         write_shape(options.model, folder)
-    measure(folder.name, folder, work, QUICK if options.quick else FULL, options.also)
+    measure(folder.name, folder, work, options.setting or FULL, options.also)
 
 
 if __name__ == "__main__":
