@@ -14,7 +14,9 @@ Written by `python -m reports.scale.run MODEL --work FOLDER`, from `results.json
 trained models. A pass is once forwards and backwards over the calibration tokens. *Processor* is the time of all
 threads, and passes are multiples of it; *seconds* are on the clock. Memory is the peak of the command and its children.
 What `--dry-run` said before, from the shape and a few seconds of measuring, stands beside what happened. Other programs
-on a shared machine lengthen the clock by any factor, and processor time by up to a half."""
+on a shared machine lengthen the clock by any factor, and processor time by up to a half.
+
+No GPU was at hand: `python -m reports.scale.device` compares one with the CPU and times it, once there is."""
 
 
 def page(everything: Mapping[str, Mapping[str, Any]]) -> str:
