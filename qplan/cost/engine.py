@@ -35,8 +35,9 @@ _TOKENIZED_S = 0.2
 """Seconds in which texts are tokenized by engine and Hugging Face."""
 _FLOAT_STEPS = 32
 """Tokens of a sequence that floats are run on by themselves: `qplan.verify.measure`."""
-_TURNS = 3
-"""Times that the built model is loaded and timed with each kind of scales of activations: `qplan.verify.measure`."""
+_TURNS, _LONG_S = 3, 30.0
+"""Times that the built model is loaded and timed with each kind of scales of activations at most, and seconds after
+which it is no more: `qplan.verify.measure`."""
 _LEAST_REPEATS = 2
 """Of timing, otherwise."""
 _WARM_UP_STEPS = 4
@@ -156,8 +157,8 @@ class EngineCost:
             return work
         if not beside:
             return work + self._timed(bits, _LEAST_REPEATS, self.enough_s)
-        once = self._loaded("low", bits) + self._timed(bits, 1, self.enough_s / _TURNS)
-        return work + once.times(2 * _TURNS)
+        turn = (self._loaded("low", bits) + self._timed(bits, 1, self.enough_s / _TURNS)).times(2)
+        return work + turn.times(min(_TURNS, math.ceil(_LONG_S / turn.seconds(REFERENCE))))
 
     def memory(self, bits: float, memory: Memory) -> float:
         """Bytes of the engine's process with a model."""

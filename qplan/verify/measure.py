@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,8 +23,8 @@ from qplan.sensitivity.metrics import TokenStats
 from qplan.settings import MEMORIES, DynamicOption, Memory, Say
 from qplan.verify.reference import accuracy_of
 
-TURNS = 3
-"""How often each ``dynamic_option`` is timed."""
+TURNS, LONG_S = 3, 30.0
+"""How often each ``dynamic_option`` is timed at most, and seconds after which no further turn is begun."""
 
 LEAST_REPEATS = 2
 """Of timing prefill and decode, unless they are timed in several turns."""
@@ -163,18 +164,21 @@ def mean_stderr(differences: Tensor) -> float:
 def speeds_by_turns(folder: Path, trial: Trial, context: int) -> dict[DynamicOption, Speed]:
     """Time a built folder with each ``dynamic_option``, memory low; best of several runs, as a machine's load changes.
 
-    All runs of an option share the time that is enough for one, beyond one repeat each.
+    All runs of an option share the time that is enough for one, beyond one repeat each. A model whose runs take long
+    has fewer of them: they even a load out by themselves.
 
     Raises:
         ToolError: the engine failed.
     """
     runs: dict[DynamicOption, list[Speed]] = {0: [], 2: []}
-    trial = replace(trial, enough_s=trial.enough_s / TURNS)
+    trial, start = replace(trial, enough_s=trial.enough_s / TURNS), time.monotonic()
     for _ in range(TURNS):
         for option, found in runs.items():
             runtime = RuntimeConfig("low", threads=trial.threads, dynamic_option=option)
             with EngineSession(folder, runtime, context=context) as engine:
                 found.append(_speed(engine, trial, context, least=1))
+        if time.monotonic() - start > LONG_S:
+            break
     return {option: _best(found) for option, found in runs.items()}
 
 
