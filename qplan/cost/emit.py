@@ -170,7 +170,7 @@ class EmitCost:
 
     def _gate(self) -> ExpectedStage:
         engine, work = self.engine, NOTHING
-        work += engine.built(16) + engine.exact(16) + self._stored(16, nearest=True)
+        work += engine.built(16) + engine.exact(16) + self._stored(16, nearest=True).times(2)
         work += self._forward(engine.gate_tokens)
         # a model in fp16 is there as long as it is run, here and in the proof
         return self._stage(GATE, [work], self._with_engine(self._whole_stored, 16), disk=engine.file_bytes(16))
@@ -186,9 +186,15 @@ class EmitCost:
         return min(1 << 30, FLOAT_BYTES * sum(given.weights for given in self.shape.inputs)) + _WORKING_BYTES
 
     def _stored(self, bits: float, *, nearest: bool) -> Work:
-        """All weights turned into the values that are stored."""
+        """All weights turned into the values that are stored; to nearest, from the weights as they were read."""
         values = _NEAREST_VALUES if nearest and bits < 16 else _STORED_VALUES  # noqa: PLR2004
-        return Work(values=values * float(sum(given.weights for given in self.shape.inputs)))
+        weights = float(sum(given.weights for given in self.shape.inputs))
+        return Work(values=values * weights, read=2 * weights if nearest and self.asked.streamed else 0.0)
+
+    @property
+    def _planned(self) -> Work:
+        """The same of a plan, whose integers are kept unless they are rounded to nearest."""
+        return self._stored(8, nearest=not self.asked.fits)
 
     def _swept(
         self, tokens: float, variants: float, sweeps: int = 1, *, lossy: bool = True, half: bool = False
@@ -214,7 +220,7 @@ class EmitCost:
                 found.append(self._repairing())
         if asked.weighs_activations:
             some = min(tokens, 512)
-            work = self._swept(some, 4, half=True) + self._stored(8, nearest=False)
+            work = self._swept(some, 4, half=True) + self._planned
             memory = self._batch(some, 4) + self._kept_weights
             found.append(self._stage(ACTIVATIONS, [work], memory, units=4 * some // asked.seq_len))
         return found
@@ -247,7 +253,7 @@ class EmitCost:
         asked, tokens = self.asked, self.asked.planning // 2
         variants = 2 * asked.memories + 1
         work = self._swept(tokens, variants, variants // 2 + 1, half=True)
-        work += self._stored(8, nearest=False) + self._stored(8, nearest=True).times(2)
+        work += self._planned + self._stored(8, nearest=True).times(2)
         memory = self._batch(tokens, asked.memories) + self._kept_weights
         work += Work(seconds_anywhere=_SOLVED_S * asked.choices)
         return self._stage(COMPARING, [work], memory, units=variants * tokens // asked.seq_len)
@@ -255,7 +261,7 @@ class EmitCost:
     def _repairing(self) -> ExpectedStage:
         asked, tokens = self.asked, self.asked.planning / 2
         work = self._swept(tokens, asked.evaluations * _FORK, _REPAIR_SWEEPS, half=True)
-        work += self._stored(8, nearest=False).times(3)
+        work += self._planned.times(3)
         if asked.fits:
             work += self._rounded(max(self.shape.card.tensors, key=lambda spec: spec.in_features)).times(_MOVED)
         memory = self._batch(int(tokens), asked.evaluations) + self._kept_weights
@@ -263,7 +269,7 @@ class EmitCost:
 
     def _building(self) -> ExpectedStage:
         engine = self.engine
-        work, disk = engine.built(engine.bits), engine.file_bytes(engine.bits)
+        work, disk = engine.built(engine.bits) + self._planned, engine.file_bytes(engine.bits)
         return self._stage(BUILDING, [work], self._with_engine(_WORKING_BYTES, engine.bits), disk=disk)
 
     def _proving(self) -> ExpectedStage:
@@ -274,10 +280,11 @@ class EmitCost:
                 continue
             work = engine.built(bits) + engine.measured(bits, tokens)
             floats = bits == 16  # noqa: PLR2004
-            work += self._swept(tokens, 1 if floats else 2, lossy=not floats) + self._stored(bits, nearest=True)
+            work += self._swept(tokens, 1 if floats else 2, lossy=not floats)
+            work += self._stored(bits, nearest=True).times(2)  # built, and computed with
             parts.append(work)
         own = engine.measured(engine.bits, tokens, beside=self.asked.weighs_activations) + self._swept(tokens, 2)
-        own += self._stored(8, nearest=False).times(2) + engine.exact(engine.bits)
+        own += self._planned.times(2) + engine.exact(engine.bits)
         parts.append(own + self._forward(engine.gate_tokens))
         widest = max((*engine.uniform, engine.bits))
         logits = 4.0 * FLOAT_BYTES * self.asked.seq_len * self.shape.head.outputs

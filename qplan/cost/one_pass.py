@@ -35,6 +35,8 @@ _KIND_STEPS = 6700.0
 Qwen2.5-0.5B alike."""
 _REFINED = 16
 """Of `qplan.sensitivity.weight_errors`."""
+_HELD_BYTES = 1 << 30
+"""Of a streamed layer's weights: `qplan.model.layerwise`."""
 _STAND_INS, _STAND_IN_VALUES = 5, 12
 """Whole plans that are measured on weights made up for them, and numbers that making them reads and writes."""
 
@@ -108,6 +110,12 @@ class OnePassCost:
         """Bytes of weights that are read when they are used; none where all are in memory."""
         return _FLOAT * weights if self.asked.streamed else 0.0
 
+    @property
+    def _held(self) -> float:
+        """Bytes of weights that are read for all batches of a layer, and of one that is not held."""
+        layer = max(sum(given.weights for given in layer) for layer in self.shape.layers)
+        return max(self._read(self._largest), min(float(_HELD_BYTES), self._read(layer)))
+
     def _loading(self) -> ExpectedStage:
         work = Work(read=2 * self.shape.checkpoint_bytes, values=4 * self.shape.parameters, seconds_anywhere=1)
         memory = self._read(self.shape.head.weights) if self.asked.streamed else self.shape.checkpoint_bytes
@@ -120,7 +128,7 @@ class OnePassCost:
         layers.append(self._moments([shape.head], asked.fit))
         largest = max(self._sums(layer) for layer in shape.layers) if asked.fit else 0.0
         memory = WORKING_BYTES + largest + self._batch() + _FLOAT * tokens * shape.hidden * 2
-        memory += self._read(self._largest)
+        memory += self._held
         disk = _FLOAT * sum(given.width**2 for given in shape.inputs) if asked.fit else 0.0
         disk += _FLOAT * asked.kept * shape.hidden * len(shape.layers)
         return self._stage("there: what goes through all layers", layers, memory, disk)

@@ -21,7 +21,7 @@ from qplan.jobs.pivotal import Pivotal
 from qplan.jobs.stages import Stages
 from qplan.model.boundaries import Boundaries
 from qplan.model.half_products import half_products_pay
-from qplan.model.layerwise import WayBack, WayThere
+from qplan.model.layerwise import WayBack, WayThere, with_layer_read
 from qplan.model.load import LoadedModel
 from qplan.model.source import sha256_beside_model
 from qplan.notes import Note
@@ -318,8 +318,9 @@ def _go(way: WayThere, progress: Progress) -> None:
     """Run all layers that are not done."""
     count = len(way.loaded.layers)
     for index in range(way.done, count):
-        for number in range(len(way.batches)):
-            way.run(index, number)
+        with with_layer_read(way.loaded, index):
+            for number in range(len(way.batches)):
+                way.run(index, number)
         progress(index + 1, count)
 
 

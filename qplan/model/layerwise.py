@@ -8,7 +8,7 @@ boundaries are kept on disk, both ways go on from the last layer that was finish
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -21,11 +21,16 @@ from qplan.model.backward import GraphStart, log_likelihood_slope, probabilities
 from qplan.model.boundaries import Boundaries
 from qplan.model.half_products import with_half_gradients, with_half_outputs
 from qplan.model.load import LoadedModel
+from qplan.model.mixture import RoutedLinear
 from qplan.model.replace import with_forward
+from qplan.model.streamed import Streamed
 from qplan.tensors import Role
 
 Step = Callable[[], None]
 """Called after each batch of each layer."""
+
+HELD_BYTES = 1 << 30
+"""Weights of a streamed layer that are kept in memory while it runs on all batches."""
 
 
 def run_layer(loaded: LoadedModel, index: int, batch: Tensor, given: Any) -> Any:  # noqa: ANN401 - layers differ
@@ -59,6 +64,25 @@ def run_layer(loaded: LoadedModel, index: int, batch: Tensor, given: Any) -> Any
         model: Any = loaded.model
         logits = model(input_ids=batch.to(loaded.device), use_cache=False).logits
     return returned[0] if index < len(loaded.layers) else logits
+
+
+@contextmanager
+def with_layer_read(loaded: LoadedModel, index: int) -> Iterator[None]:
+    """Read the weights of a decoder layer, or of the head behind the last, once for all batches of a block.
+
+    As far as `HELD_BYTES` go: others of a streamed model are read for every batch, and those of experts, which few
+    tokens reach.
+    """
+    part, left = loaded.layers[index] if index < len(loaded.layers) else loaded.head, HELD_BYTES
+    linears = [one for one in part.modules() if isinstance(one, nn.Linear) and not isinstance(one, RoutedLinear)]
+    with ExitStack() as stack:
+        for linear in linears:
+            size = 4 * linear.in_features * linear.out_features
+            # the head's is in memory as a whole whenever it is used
+            if isinstance(linear, Streamed) and (size <= left or part is linear):
+                stack.enter_context(linear.with_weight(linear.weight))
+                left -= size
+        yield
 
 
 @dataclass
@@ -180,6 +204,7 @@ class WayBack:
                     stack.callback(module.register_forward_hook(trace.see).remove)
                 if self.half:
                     stack.enter_context(with_half_gradients(linears))
+                stack.enter_context(with_layer_read(self.loaded, index))
                 for number, batch in enumerate(self.batches):
                     given = self.between.get(index - 1, number) if index else None
                     found.append(self._back(index, number, batch, given, slopes))

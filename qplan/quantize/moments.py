@@ -7,7 +7,7 @@ of all tokens between two layers.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from qplan.errors import MeasurementError
 from qplan.model.backward import sampled_backward
-from qplan.model.layerwise import WayThere, names_by_linear
+from qplan.model.layerwise import WayThere, names_by_linear, with_layer_read
 from qplan.model.load import LoadedModel
 from qplan.model.replace import with_forward
 from qplan.quantize.gram import add_gram, by_rows, mirrored
@@ -241,10 +241,11 @@ def _layer_by_layer(
 
     for index in range(start, count + 1):
         sums = LayerSums(names_by_linear(way.loaded, index))
-        for number in range(first if index < count else 0):
-            way.run(index, number)
-        with without_logits(way.loaded):
-            sums.see_all(partial(run, index, number) for number in range(first, batches))
+        with with_layer_read(way.loaded, index) if index < count else nullcontext():
+            for number in range(first if index < count else 0):
+                way.run(index, number)
+            with without_logits(way.loaded):
+                sums.see_all(partial(run, index, number) for number in range(first, batches))
         yield index, sums
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qplan.artifact import temporary_folder, writing
-from qplan.model.layerwise import run_layer
+from qplan.model.layerwise import run_layer, with_layer_read
 from qplan.model.load import LoadedModel
 from qplan.sensitivity.metrics import TokenStats, compare, join, reference_of
 from qplan.settings import Progress
@@ -108,11 +108,13 @@ def _logits(loaded: LoadedModel, rows: NDArray[np.int64], progress: Progress | N
     layers, told = len(loaded.layers), Passes(len(rows), progress)
     with torch.no_grad():
         for index in range(layers):
-            given = [run_layer(loaded, index, *pair) for pair in zip(batches, given, strict=True)]
+            with with_layer_read(loaded, index):
+                given = [run_layer(loaded, index, *pair) for pair in zip(batches, given, strict=True)]
             told.tell((index + 1) / (layers + 1))
-        for number, batch in enumerate(batches):
-            yield run_layer(loaded, layers, batch, given[number])[0]
-            told.tell((layers + (number + 1) / len(rows)) / (layers + 1))
+        with with_layer_read(loaded, layers):
+            for number, batch in enumerate(batches):
+                yield run_layer(loaded, layers, batch, given[number])[0]
+                told.tell((layers + (number + 1) / len(rows)) / (layers + 1))
 
 
 @dataclass

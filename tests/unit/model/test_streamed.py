@@ -13,9 +13,11 @@ from safetensors.torch import load_file, save_file
 
 from qplan.errors import InputError
 from qplan.folding.fold import fold, fold_sites, save_folded
+from qplan.model.layerwise import WayThere, with_layer_read
 from qplan.model.load import LoadedModel, load_model
 from qplan.model.replace import with_weights
-from qplan.model.streamed import Streamed
+from qplan.model.streamed import Streamed, WeightSource
+from qplan.sensitivity.kept_logits import kept_logits
 
 IDS = torch.arange(3, 43).view(2, 20)
 
@@ -41,6 +43,27 @@ def test_no_matrix_is_held(streamed: LoadedModel) -> None:
     assert all(parameter.dim() == 1 for parameter in streamed.model.parameters())
     modules = [streamed.embedding, *(streamed.linear(spec.name) for spec in streamed.card.tensors)]
     assert all(isinstance(module, Streamed) for module in modules)
+
+
+def test_a_layer_is_read_once_for_all_batches(model_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    streamed, reads = load_model(str(model_folders["qwen2"]), stream=True), list[tuple[str, ...]]()
+    read = WeightSource.read
+
+    def counted(source: WeightSource) -> torch.Tensor:
+        reads.append(source.keys)
+        return read(source)
+
+    monkeypatch.setattr(WeightSource, "read", counted)
+    with kept_logits(streamed, IDS.repeat(3, 1).numpy()) as kept:
+        assert len(reads) == len(set(reads)) == len(streamed.card.tensors)
+        assert torch.equal(kept.of(slice(2, 4)), streamed.logits(IDS))
+    reads.clear()
+    way = WayThere(streamed, IDS.repeat(3, 1).split(1))
+    with with_layer_read(streamed, 0):
+        for number in range(6):
+            way.run(0, number)
+    layer = [spec for spec in streamed.card.tensors if spec.layer == 0]
+    assert len(reads) == len(set(reads)) == len(layer)
 
 
 def test_other_weights_go_in_and_out(tiny: LoadedModel, streamed: LoadedModel) -> None:
