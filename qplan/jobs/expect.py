@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from stat import S_ISREG
 
 import torch
 
 from qplan.cost.expected import Expected
-from qplan.cost.free import free_memory
+from qplan.cost.free import most_memory
 from qplan.cost.one_pass import OnePassCost, OnePassOptions
 from qplan.cost.shape import Shape
 from qplan.cost.work import REFERENCE, Machine
@@ -22,7 +24,7 @@ from qplan.run.folder import RunFolder
 from qplan.run.journal import begun_with
 from qplan.sensitivity.views import HEAD_SHARE
 
-FEWER, MORE = "fewer --samples or --fit-tokens", "a machine with more memory"
+FEWER = "fewer --samples or --fit-tokens"
 """What lets an analysis do with less memory."""
 
 
@@ -51,7 +53,7 @@ def expect_analysis(options: AnalyzeOptions, run: RunFolder, *, measure: bool = 
     begun = begun_batch_size(options, run)
     given = options.batch_size or begun
     wanted = replace(options, batch_size=given)
-    asked = _fitting(shape, one_pass_options(wanted, shape), options.max_memory_bytes or free_memory())
+    asked = _fitting(shape, one_pass_options(wanted, shape), most_memory(options.max_memory_bytes))
     if given is not None:
         asked = replace(asked, batch_size=given)
     fewer = (
@@ -59,8 +61,7 @@ def expect_analysis(options: AnalyzeOptions, run: RunFolder, *, measure: bool = 
     )
     remedies = (FEWER, fewer) if given is not None and given > 1 else (FEWER,)
     # a batch size that was not given is the least that there is, where even that is too much
-    remedies = (*remedies, MORE) if options.max_memory_bytes is None else ("raise it", *remedies)
-    kept_bytes = _held_by(run.rounding, run.folded)
+    kept_bytes = held_by(run.rounding, run.folded)
 
     def outlook(machine: Machine) -> AnalysisOutlook:
         stages = OnePassCost(shape, asked, machine).stages()
@@ -70,10 +71,14 @@ def expect_analysis(options: AnalyzeOptions, run: RunFolder, *, measure: bool = 
     return on_this_machine(outlook, run, measure=measure)
 
 
-def _held_by(*folders: Path) -> int:
+def held_by(*folders: Path) -> int:
     """Bytes of all files in some folders."""
-    files = (path for folder in folders for path in folder.rglob("*") if path.is_file())
-    return sum(path.stat().st_size for path in files)
+    total = 0
+    for path in (path for folder in folders for path in folder.rglob("*")):
+        with suppress(FileNotFoundError):  # a run that goes on removes what it is done with
+            found = path.stat()
+            total += found.st_size if S_ISREG(found.st_mode) else 0
+    return total
 
 
 def begun_batch_size(options: AnalyzeOptions, run: RunFolder) -> int | None:

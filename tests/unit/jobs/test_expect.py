@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from qplan.cli.main import main
+from qplan.cost import free as free_module
 from qplan.cost.work import REFERENCE
 from qplan.errors import InputError, StorageError
 from qplan.jobs import outlook as outlook_module
-from qplan.jobs.expect import expect_analysis
+from qplan.jobs.expect import expect_analysis, held_by
 from qplan.jobs.options import AnalyzeOptions
 from qplan.run.folder import RunFolder
 from qplan.run.journal import Journal
@@ -88,3 +89,22 @@ def test_what_a_run_wrote_already_needs_no_room_again(
     again = expect_analysis(options, run)
     assert again is not None
     again.check()
+
+
+def test_files_that_a_running_analysis_removes_are_not_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "kept").write_bytes(bytes(5))
+    monkeypatch.setattr(Path, "rglob", lambda folder, _pattern: iter([folder / "removed", folder / "kept", folder]))
+    assert held_by(tmp_path) == 5
+
+
+def test_a_limit_above_what_is_free_leaves_the_model_on_the_disk(
+    model_folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = AnalyzeOptions(model=str(model_folders["qwen2"]), effort="quick", max_memory_bytes=10**15)
+    monkeypatch.setattr(free_module, "free_memory", lambda: 10**6)
+    monkeypatch.setattr(outlook_module, "free_memory", lambda: 10**6)
+    outlook = expect_analysis(options, RunFolder(tmp_path))
+    assert outlook is not None
+    assert outlook.asked.streamed
+    with pytest.raises(InputError, match=r"this machine has free 1\.0 MB: .*, or a machine with more memory$"):
+        outlook.check()
