@@ -21,7 +21,7 @@ from qplan.model.half_products import half_products_pay
 from qplan.model.outline import outline
 from qplan.roundings import needs_tokens
 from qplan.run.folder import RunFolder
-from qplan.run.journal import begun_with
+from qplan.run.journal import begun_with, check_begun
 from qplan.sensitivity.views import HEAD_SHARE
 
 FEWER = "fewer --samples or --fit-tokens"
@@ -46,10 +46,13 @@ def expect_analysis(options: AnalyzeOptions, run: RunFolder, *, measure: bool = 
 
     Raises:
         InputError: the model cannot be planned.
+        StaleArtifactError: the run was begun with other options.
     """
     if options.effort == "thorough" or options.mode is not None or options.device != "cpu":
         return None
     shape = outline(options.model)
+    if not options.restart:
+        check_begun(run.journal, _known(options))
     begun = begun_batch_size(options, run)
     given = options.batch_size or begun
     wanted = replace(options, batch_size=given)
@@ -69,6 +72,20 @@ def expect_analysis(options: AnalyzeOptions, run: RunFolder, *, measure: bool = 
         return AnalysisOutlook(expected, machine, options.max_memory_bytes, remedies, kept_bytes, asked=asked)
 
     return on_this_machine(outlook, run, measure=measure)
+
+
+def _known(options: AnalyzeOptions) -> dict[str, object]:
+    """What a journal's fingerprint says of an analysis in one pass there and back, from its options alone."""
+    known: dict[str, object] = {
+        "formats": [fmt.name for fmt in options.formats],
+        "memory": options.memory,
+        "samples": options.samples,
+        "dynamic option": options.dynamic_option,
+        "rounding": options.rounding,
+        "output features drawn": DRAWN,
+        "fold": options.fold,
+    }
+    return known | ({} if options.batch_size is None else {"batch_size": options.batch_size})
 
 
 def held_by(*folders: Path) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from qplan.jobs.outlook import Outlook, on_this_machine
 from qplan.jobs.report import COARSE_POINTS
 from qplan.mnn.build.exporter_source import find_exporter
 from qplan.mnn.build.left_out import kept_of, whole_bytes
+from qplan.model.door import check_folder
 from qplan.model.outline import shape_of
 from qplan.model.source import fetch
 from qplan.planner.metric import Metric
@@ -182,14 +182,18 @@ def expect_emit(emission: Emission, *, measure: bool = False) -> Outlook:
         measure: measure this machine, which takes a few seconds, even where there is little to do.
 
     Raises:
-        InputError: the model is not there any more.
+        InputError: the model is not there any more, or not whole.
         DamagedArtifactError: its folded copy is not whole.
     """
-    with nullcontext() if fold_of(emission.run, emission.table.model) is None else folded_copy(emission.run):
-        shape = shape_of(emission.table.model, emission.folders)
+    if fold_of(emission.run, emission.table.model) is not None:
+        with folded_copy(emission.run):
+            check_folder(emission.run.folded)
+    check_folder(emission.folders[-1])
+    shape = shape_of(emission.table.model, emission.folders)
     asked, limit = emission.asked(shape), emission.options.max_memory_bytes
     own_bytes = EmitCost(shape, asked, emission.engine(shape), REFERENCE).own_bytes
-    remedies = REMEDIES if limit is None else LIMITED_REMEDIES
+    limited = LIMITED_REMEDIES if emission.options.build else ()
+    remedies = REMEDIES if limit is None else limited
 
     def outlook(machine: Machine) -> Outlook:
         most = math.inf if limit is None else float(min(limit, machine.memory_bytes))

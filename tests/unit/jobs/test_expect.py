@@ -8,7 +8,7 @@ import pytest
 from qplan.cli.main import main
 from qplan.cost import free as free_module
 from qplan.cost.work import REFERENCE
-from qplan.errors import InputError, StorageError
+from qplan.errors import InputError, StaleArtifactError, StorageError
 from qplan.jobs import outlook as outlook_module
 from qplan.jobs.expect import expect_analysis, held_by
 from qplan.jobs.options import AnalyzeOptions
@@ -58,14 +58,20 @@ def test_a_run_goes_on_with_the_sequences_per_pass_that_it_began_with(
     model_folders: dict[str, Path], tmp_path: Path
 ) -> None:
     run, options = RunFolder(tmp_path), AnalyzeOptions(model=str(model_folders["qwen2"]), effort="quick")
-    Journal(run.journal, {"batch_size": 3}).__exit__(None, None, None)
+    fingerprint = {"batch_size": 3, "formats": [fmt.name for fmt in options.formats], "memory": "low", "samples": 16}
+    fingerprint |= {"dynamic option": 0, "rounding": "auto", "output features drawn": 64, "fold": "auto", "model": "x"}
+    Journal(run.journal, fingerprint).__exit__(None, None, None)
     expected = {}
-    asked = {"on": options, "anew": replace(options, restart=True), "other": replace(options, batch_size=2)}
+    asked = {"on": options, "anew": replace(options, restart=True)}
     for name, given in asked.items():
         outlook = expect_analysis(given, run)
         assert outlook is not None
         expected[name] = outlook.asked.batch_size
-    assert expected == {"on": 3, "anew": 4, "other": 2}
+    assert expected == {"on": 3, "anew": 4}
+    with pytest.raises(
+        StaleArtifactError, match=r"another run: fold was auto, now off; batch_size was 3, now 2\. To go"
+    ):
+        expect_analysis(replace(options, batch_size=2, fold="off"), run)
     # whatever is free now
     short = expect_analysis(replace(options, max_memory_bytes=10**6), run)
     assert short is not None
