@@ -443,6 +443,9 @@ def read_json(path: Path, kind: str, schema: int, *, remedy: str = "restore it o
         DamagedArtifactError: not JSON (with line and column), or not what was written.
         StaleArtifactError: written by a newer qplan.
     """
+    if not os.path.lexists(path):
+        msg = f"{path} does not exist; {remedy}"
+        raise InputError(msg)
     data = read_bounded(path, _MOST_BYTES)
     try:
         document = parse_json(data)

@@ -11,7 +11,7 @@ import typer
 from qplan.cli import completion, panels
 from qplan.cli.console import answer, out, say, work_bar
 from qplan.cli.documents import analysis_document
-from qplan.cli.forecast import DryRun, show_forecast
+from qplan.cli.forecast import DryRun, check_alone, show_forecast
 from qplan.cli.modes import with_modes
 from qplan.cli.ray import RayOption
 from qplan.cli.rules import MaxMemory, memory_limit
@@ -222,6 +222,8 @@ def command(
     )
     from qplan.jobs.checks import check_analyze  # noqa: PLC0415 - NumPy and pyarrow: not for --help
 
+    if dry_run:
+        check_alone(ray)
     folder = RunFolder(run) if run is not None else RunFolder.for_model(model)
     folder.check_place()
     check_analyze(options)

@@ -14,7 +14,7 @@ from qplan.choosing.request import Increase, PlanRequest
 from qplan.cli import completion, panels
 from qplan.cli.console import answer, out, remark, say, work_bar
 from qplan.cli.documents import emit_document
-from qplan.cli.forecast import DryRun, show_forecast
+from qplan.cli.forecast import DryRun, check_alone, show_forecast
 from qplan.cli.modes import with_modes
 from qplan.cli.ray import RayOption
 from qplan.cli.report import Lang
@@ -221,6 +221,8 @@ def command(
         ray=ray,
         max_memory_bytes=memory_limit(max_memory),
     )
+    if dry_run:
+        check_alone(ray)
     home = run_given(run)
     from qplan.jobs.checks import check_emit  # noqa: PLC0415 - NumPy and pyarrow: not for --help
 

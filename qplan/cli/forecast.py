@@ -9,6 +9,7 @@ import typer
 from qplan.cli import panels
 from qplan.cli.console import answer, out
 from qplan.cli.documents import forecast_document
+from qplan.errors import InputError
 
 if TYPE_CHECKING:
     from qplan.jobs.outlook import Outlook
@@ -21,6 +22,17 @@ DryRun = Annotated[
         rich_help_panel=panels.MACHINE,
     ),
 ]
+
+
+def check_alone(ray: str | None) -> None:
+    """Refuse to foretell the work of a cluster.
+
+    Raises:
+        InputError: one was named.
+    """
+    if ray is not None:
+        msg = f"--dry-run --ray {ray}: only what this machine takes alone is known beforehand; leave one of them out"
+        raise InputError(msg)
 
 
 def show_forecast(outlook: Outlook) -> None:

@@ -60,18 +60,19 @@ class Expected:
         Args:
             machine: the machine.
             remedies: what takes less memory.
-            most_memory: a limit on the memory in bytes, where one was given.
+            most_memory: a limit on the memory in bytes, where one was given; above what is free it changes nothing.
 
         Raises:
             InputError: not enough memory.
             StorageError: not enough room on the disk.
         """
-        limit = machine.memory_bytes if most_memory is None else most_memory
+        limit, whose, advice = machine.memory_bytes, "this machine has free", (*remedies, "a machine with more memory")
+        if most_memory is not None and most_memory < limit:
+            limit, whose, advice = int(most_memory), "--max-memory allows", ("raise it", *remedies)
         if self.memory_bytes > limit:
             stage = max(self.stages, key=lambda one: one.memory_bytes)
             need, have = apart(self.memory_bytes, limit)
-            whose = "this machine has free" if most_memory is None else "--max-memory allows"
-            msg = f"{stage.name} needs about {need} of memory, and {whose} {have}: {', or '.join(remedies)}"
+            msg = f"{stage.name} needs about {need} of memory, and {whose} {have}: {', or '.join(advice)}"
             raise InputError(msg)
         if self.disk_bytes > machine.disk_bytes:
             need, have = apart(self.disk_bytes, machine.disk_bytes)

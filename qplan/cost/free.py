@@ -22,6 +22,12 @@ def free_memory() -> int:
     return min(free, max(0, int(most) - held + cached)) if most.isdecimal() else free
 
 
+def most_memory(limit: int | None) -> int:
+    """Bytes that a command may take of this machine: a limit, but no more than is free."""
+    free = free_memory()
+    return free if limit is None else min(limit, free)
+
+
 def held_memory() -> int:
     """Bytes of memory that this process holds; 0 where the system does not report it."""
     try:

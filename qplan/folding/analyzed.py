@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from qplan.artifact import is_there
 from qplan.card import ModelCard
-from qplan.cost.free import free_memory
-from qplan.errors import InputError, StaleArtifactError
+from qplan.cost.free import free_memory, most_memory
+from qplan.errors import DamagedArtifactError, InputError, StaleArtifactError
 from qplan.model.load import LoadedModel, load_model, loading_line
 from qplan.model.source import sha256_beside_model
 from qplan.run.fold import FoldRecord, check_model_there, fold_of
@@ -25,6 +28,11 @@ class AnalyzedModel:
     """The model as the user gave it, which MNN's exporter would convert; ``loaded`` itself if nothing was folded."""
 
 
+def weights_memory(limit: int | None) -> float:
+    """Bytes that weights in float32 may take of a command's memory: half of a limit, whatever is free without one."""
+    return free_memory() if limit is None else most_memory(limit) / 2
+
+
 def load_analyzed(run: RunFolder, card: ModelCard, say: Say, *, most_bytes: float | None = None) -> AnalyzedModel:
     """Load the model that a run's table was measured on, streamed if it does not fit into memory.
 
@@ -37,6 +45,7 @@ def load_analyzed(run: RunFolder, card: ModelCard, say: Say, *, most_bytes: floa
     Raises:
         InputError: it is not there any more, or no usable model.
         StaleArtifactError: the model or its folded copy has changed.
+        DamagedArtifactError: the folded copy is not whole, or the record of it is gone.
     """
     check_model_there(run, card)
     record = fold_of(run, card)
@@ -47,6 +56,12 @@ def load_analyzed(run: RunFolder, card: ModelCard, say: Say, *, most_bytes: floa
         folded, original = load_folded(run, record, stream=stream), _load_original(record, run, stream)
         return AnalyzedModel(folded.within(card.context), original.within(card.context))
     loaded = _load_given(card.source, run, stream).within(card.context)
+    if loaded.card.sha256 != card.sha256 and run.folded.is_dir() and not is_there(run.fold):
+        msg = (
+            f"{run.fold}, which tells how {run.folded} was made, is gone; run the same 'qplan analyze' again: "
+            "measurements are kept"
+        )
+        raise DamagedArtifactError(msg)
     if loaded.card.sha256 != card.sha256:
         msg = f"{card.source} has changed since {run.sensitivity} was made; run 'qplan analyze' with --restart"
         raise StaleArtifactError(msg)
@@ -64,13 +79,29 @@ def load_folded(run: RunFolder, record: FoldRecord, device: str = "cpu", *, stre
 
     Raises:
         StaleArtifactError: its weights or its tokenizer have changed.
+        DamagedArtifactError: it cannot be loaded.
     """
-    folded = load_model(str(run.folded), device=device, stream=stream)
+    with folded_copy(run):
+        folded = load_model(str(run.folded), device=device, stream=stream)
     beside = record.tokenizer_sha256
     if folded.card.sha256 != record.folded_sha256 or beside not in {None, sha256_beside_model(run.folded)}:
         msg = f"{run.folded} has changed since it was made; run 'qplan analyze' with --restart"
         raise StaleArtifactError(msg)
     return replace(folded, card=replace(folded.card, source=record.original))
+
+
+@contextmanager
+def folded_copy(run: RunFolder) -> Iterator[None]:
+    """Tell of what cannot be read in the folded model that it is qplan's own, and how it is made again.
+
+    Raises:
+        DamagedArtifactError: the block found something that no model has.
+    """
+    try:
+        yield
+    except InputError as error:
+        msg = f"{run.folded}, the folded model, is not as qplan wrote it: run 'qplan analyze' with --restart ({error})"
+        raise DamagedArtifactError(msg) from None
 
 
 def _load_original(record: FoldRecord, run: RunFolder, stream: bool) -> LoadedModel:  # noqa: FBT001

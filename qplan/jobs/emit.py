@@ -15,8 +15,9 @@ from qplan.choosing.planned import PlannedOn, edited_plan, engine_of
 from qplan.choosing.retarget import retarget_table
 from qplan.choosing.sizes import fixed_bytes
 from qplan.cost.emit import BUILDING, EXPORTING, GATE, LOADING, PROVING, REFERENCE, REPORTING
+from qplan.cost.free import most_memory
 from qplan.errors import VerificationError
-from qplan.folding.analyzed import load_analyzed
+from qplan.folding.analyzed import load_analyzed, weights_memory
 from qplan.jobs.checks import check_emit, for_engine_of, given_plan
 from qplan.jobs.emit_job import EmitJob, planned
 from qplan.jobs.expect_emit import Emission, expect_emit
@@ -148,8 +149,9 @@ def _emit(
     if given is not None:
         _say_if_moved(given, options, say)
     stages = _stages(emission, say, progress)
-    limit = options.max_memory_bytes
-    most = None if limit is None else limit / 2
+    most = weights_memory(options.max_memory_bytes)
+    if options.max_memory_bytes is not None:  # the engine too gets no more than there is
+        options = replace(options, max_memory_bytes=most_memory(options.max_memory_bytes))
     model = load_analyzed(run, table.model, stages.teller(LOADING), most_bytes=most)
     judged = _held_out(options, calibration, model.loaded, say)
     skeleton = run_skeleton(

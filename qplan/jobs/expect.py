@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from stat import S_ISREG
 
 import torch
 
 from qplan.cost.expected import Expected
-from qplan.cost.free import free_memory
+from qplan.cost.free import most_memory
 from qplan.cost.one_pass import OnePassCost, OnePassOptions
 from qplan.cost.shape import Shape
 from qplan.cost.work import REFERENCE, Machine
@@ -19,10 +21,10 @@ from qplan.model.half_products import half_products_pay
 from qplan.model.outline import outline
 from qplan.roundings import needs_tokens
 from qplan.run.folder import RunFolder
-from qplan.run.journal import begun_with
+from qplan.run.journal import begun_with, check_begun
 from qplan.sensitivity.views import HEAD_SHARE
 
-FEWER, MORE = "fewer --samples or --fit-tokens", "a machine with more memory"
+FEWER = "fewer --samples or --fit-tokens"
 """What lets an analysis do with less memory."""
 
 
@@ -44,14 +46,17 @@ def expect_analysis(options: AnalyzeOptions, run: RunFolder, *, measure: bool = 
 
     Raises:
         InputError: the model cannot be planned.
+        StaleArtifactError: the run was begun with other options.
     """
     if options.effort == "thorough" or options.mode is not None or options.device != "cpu":
         return None
     shape = outline(options.model)
+    if not options.restart:
+        check_begun(run.journal, _known(options))
     begun = begun_batch_size(options, run)
     given = options.batch_size or begun
     wanted = replace(options, batch_size=given)
-    asked = _fitting(shape, one_pass_options(wanted, shape), options.max_memory_bytes or free_memory())
+    asked = _fitting(shape, one_pass_options(wanted, shape), most_memory(options.max_memory_bytes))
     if given is not None:
         asked = replace(asked, batch_size=given)
     fewer = (
@@ -59,8 +64,7 @@ def expect_analysis(options: AnalyzeOptions, run: RunFolder, *, measure: bool = 
     )
     remedies = (FEWER, fewer) if given is not None and given > 1 else (FEWER,)
     # a batch size that was not given is the least that there is, where even that is too much
-    remedies = (*remedies, MORE) if options.max_memory_bytes is None else ("raise it", *remedies)
-    kept_bytes = _held_by(run.rounding, run.folded)
+    kept_bytes = held_by(run.rounding, run.folded)
 
     def outlook(machine: Machine) -> AnalysisOutlook:
         stages = OnePassCost(shape, asked, machine).stages()
@@ -70,10 +74,28 @@ def expect_analysis(options: AnalyzeOptions, run: RunFolder, *, measure: bool = 
     return on_this_machine(outlook, run, measure=measure)
 
 
-def _held_by(*folders: Path) -> int:
+def _known(options: AnalyzeOptions) -> dict[str, object]:
+    """What a journal's fingerprint says of an analysis in one pass there and back, from its options alone."""
+    known: dict[str, object] = {
+        "formats": [fmt.name for fmt in options.formats],
+        "memory": options.memory,
+        "samples": options.samples,
+        "dynamic option": options.dynamic_option,
+        "rounding": options.rounding,
+        "output features drawn": DRAWN,
+        "fold": options.fold,
+    }
+    return known | ({} if options.batch_size is None else {"batch_size": options.batch_size})
+
+
+def held_by(*folders: Path) -> int:
     """Bytes of all files in some folders."""
-    files = (path for folder in folders for path in folder.rglob("*") if path.is_file())
-    return sum(path.stat().st_size for path in files)
+    total = 0
+    for path in (path for folder in folders for path in folder.rglob("*")):
+        with suppress(FileNotFoundError):  # a run that goes on removes what it is done with
+            found = path.stat()
+            total += found.st_size if S_ISREG(found.st_mode) else 0
+    return total
 
 
 def begun_batch_size(options: AnalyzeOptions, run: RunFolder) -> int | None:

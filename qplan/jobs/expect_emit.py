@@ -12,14 +12,15 @@ from qplan.choosing.sizes import run_fixed_bytes
 from qplan.cost.emit import EmitAsked, EmitCost
 from qplan.cost.engine import EngineCost
 from qplan.cost.expected import Expected
-from qplan.cost.free import free_memory
 from qplan.cost.shape import Shape
 from qplan.cost.work import REFERENCE, Machine
+from qplan.folding.analyzed import folded_copy, weights_memory
 from qplan.jobs.options import EmitOptions
 from qplan.jobs.outlook import Outlook, on_this_machine
 from qplan.jobs.report import COARSE_POINTS
 from qplan.mnn.build.exporter_source import find_exporter
 from qplan.mnn.build.left_out import kept_of, whole_bytes
+from qplan.model.door import check_folder
 from qplan.model.outline import shape_of
 from qplan.model.source import fetch
 from qplan.planner.metric import Metric
@@ -35,8 +36,8 @@ from qplan.uniform import COMPARED
 from qplan.verify.measure import Trial
 from qplan.verify.prove import GATE_TOKENS, baseline_inputs
 
-REMEDIES = ("--max-memory, which reads weights from the disk when they are used", "a machine with more memory")
-LIMITED_REMEDIES = ("raise it", "use --no-build, which leaves the engine out")
+REMEDIES = ("--max-memory, which reads weights from the disk when they are used",)
+LIMITED_REMEDIES = ("use --no-build, which leaves the engine out",)
 """What lets an emit do with less memory; and with a limit that is too low."""
 
 _USUAL_BITS = 8
@@ -72,8 +73,7 @@ class Emission:
     @property
     def streamed(self) -> bool:
         """Whether weights stay on the disk, as `qplan.folding.analyzed.load_analyzed` decides."""
-        limit = self.options.max_memory_bytes
-        most = free_memory() if limit is None else limit / 2
+        most = weights_memory(self.options.max_memory_bytes)
         return 4 * self.table.model.parameters * len(self.folders) > most
 
     @property
@@ -182,15 +182,22 @@ def expect_emit(emission: Emission, *, measure: bool = False) -> Outlook:
         measure: measure this machine, which takes a few seconds, even where there is little to do.
 
     Raises:
-        InputError: the model is not there any more.
+        InputError: the model is not there any more, or not whole.
+        DamagedArtifactError: its folded copy is not whole.
     """
+    if fold_of(emission.run, emission.table.model) is not None:
+        with folded_copy(emission.run):
+            check_folder(emission.run.folded)
+    check_folder(emission.folders[-1])
     shape = shape_of(emission.table.model, emission.folders)
     asked, limit = emission.asked(shape), emission.options.max_memory_bytes
-    most = math.inf if limit is None else float(limit)
-    engine = emission.engine(shape, most - EmitCost(shape, asked, emission.engine(shape), REFERENCE).own_bytes)
-    remedies = REMEDIES if limit is None else LIMITED_REMEDIES
+    own_bytes = EmitCost(shape, asked, emission.engine(shape), REFERENCE).own_bytes
+    limited = LIMITED_REMEDIES if emission.options.build else ()
+    remedies = REMEDIES if limit is None else limited
 
     def outlook(machine: Machine) -> Outlook:
+        most = math.inf if limit is None else float(min(limit, machine.memory_bytes))
+        engine = emission.engine(shape, most - own_bytes)
         return Outlook(Expected(EmitCost(shape, asked, engine, machine, most).stages()), machine, limit, remedies)
 
     return on_this_machine(outlook, emission.run, measure=measure)

@@ -39,7 +39,8 @@ calibration tokens."""
 MOST = 2**31 - 1
 """Largest count that options take: libraries below hold counts in 32 bits."""
 
-_HOST_PORT = re.compile(r"[^\s/]+:[0-9]{1,5}")
+_HOST_PORT = re.compile(r"[^\s/]+:([0-9]{1,5})")
+_MOST_PORTS = 2**16
 
 _DEVICE = re.compile(r"cpu|mps|cuda(:[0-9]{1,3})?")
 
@@ -222,7 +223,10 @@ def check_ray(address: str | None) -> None:
     Raises:
         InputError: neither ``auto`` nor ``HOST:PORT``.
     """
-    if address is not None and address != "auto" and _HOST_PORT.fullmatch(address) is None:
+    if address is None or address == "auto":
+        return
+    match = _HOST_PORT.fullmatch(address)
+    if match is None or not 0 < int(match[1]) < _MOST_PORTS:
         msg = f"--ray {address!r} is not understood; write auto, or HOST:PORT of the cluster's head, such as head:6379"
         raise InputError(msg)
 

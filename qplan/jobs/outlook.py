@@ -29,8 +29,8 @@ class Outlook:
     machine: Machine
     most_memory: int | None = None
     """The limit that was given."""
-    remedies: tuple[str, ...] = ("a machine with more memory",)
-    """What lets the command do with less memory."""
+    remedies: tuple[str, ...] = ()
+    """What lets the command do with less memory, beside a higher limit and another machine."""
     kept_bytes: int = 0
     """What the run folder holds already, of what the command would write or would remove before."""
 

@@ -13,9 +13,11 @@ UNITS = {
     "kb": 10**3,
     "mb": 10**6,
     "gb": 10**9,
+    "tb": 10**12,
     "kib": 2**10,
     "mib": 2**20,
     "gib": 2**30,
+    "tib": 2**40,
 }
 """Bytes per unit, by the unit's name in lower case."""
 
@@ -45,14 +47,14 @@ class Size:
             option: the option that it was given with, for the message.
 
         Raises:
-            InputError: the text is not a size above 0, or one above `MOST_BYTES`.
+            InputError: the text is not a size of at least a byte, or one above `MOST_BYTES`.
         """
         match = _SIZE.fullmatch(text.strip().lower())
         size = 0.0 if match is None else float(match[1]) * UNITS.get(match[2], 0)
-        if not 0 < size <= MOST_BYTES:
+        if not 1 <= size <= MOST_BYTES:
             msg = (
-                f"{option} {text!r} is not understood; write a size above 0 and of at most 10^18 bytes, for example "
-                "300MB or 1.2GB"
+                f"{option} {text!r} is not understood; write a size of at least a byte and at most 10^18 bytes, for "
+                "example 300MB or 1.2GB"
             )
             raise InputError(msg)
         return cls(text, size)

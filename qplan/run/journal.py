@@ -187,15 +187,7 @@ class Journal(Memo):
         if schema != SCHEMA:
             msg = f"{self.path} has schema {schema}, this qplan writes {SCHEMA}; {_START_OVER}"
             raise StaleArtifactError(msg)
-        found = head.get("fingerprint", {})
-        changes = [
-            f"{key} was {_short(found.get(key))}, now {_short(expected.get(key))}"
-            for key in dict.fromkeys([*expected, *found])
-            if found.get(key) != expected.get(key)
-        ]
-        if changes:
-            msg = f"{self.path} holds measurements of another run: {'; '.join(changes)}. To go on, {_START_OVER}"
-            raise StaleArtifactError(msg)
+        _check_same(self.path, head.get("fingerprint", {}), expected)
 
     def _keep(self, value: dict[str, Any] | None, *, sealed: bool) -> bool:
         """Keep what a line holds; False if it was damaged.
@@ -228,6 +220,37 @@ def begun_with(path: Path) -> dict[str, Any]:
     seal, found = head.pop(SEAL, None), head.get("fingerprint")
     whole = isinstance(found, dict) and seal in {None, sha256_json([found, head])[:_SEAL_DIGITS]}
     return dict(found) if whole and isinstance(found, dict) else {}
+
+
+def check_begun(path: Path, known: Mapping[str, Any]) -> None:
+    """Refuse what the run that a journal holds does not go on with, as far as that is known before anything is loaded.
+
+    Args:
+        path: the journal, whether or not it is there.
+        known: a part of the fingerprint.
+
+    Raises:
+        StaleArtifactError: it differs; says how.
+    """
+    found = begun_with(path)
+    if found:
+        _check_same(path, {key: found.get(key) for key in known}, json.loads(json.dumps(known)))
+
+
+def _check_same(path: Path, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Hold two fingerprints against each other.
+
+    Raises:
+        StaleArtifactError: they differ; says how.
+    """
+    changes = [
+        f"{key} was {_short(found.get(key))}, now {_short(expected.get(key))}"
+        for key in dict.fromkeys([*expected, *found])
+        if found.get(key) != expected.get(key)
+    ]
+    if changes:
+        msg = f"{path} holds measurements of another run: {'; '.join(changes)}. To go on, {_START_OVER}"
+        raise StaleArtifactError(msg)
 
 
 def _encode(measurement: Measurement) -> dict[str, Any]:

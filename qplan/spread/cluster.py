@@ -181,8 +181,8 @@ def connected(address: str) -> Iterator[Cluster]:
     except (ConnectionError, ValueError, RuntimeError, OSError, AssertionError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         msg = (
-            f"--ray {address}: no connection to a Ray cluster: {first} Start one with 'ray start --head' here and "
-            "'ray start --address=HOST:6379' on the other machines, with the same versions of Python and Ray"
+            f"--ray {address}: no connection to a Ray cluster: {first.rstrip('.')}. Start one with 'ray start --head' "
+            "here and 'ray start --address=HOST:6379' on the other machines, with the same versions of Python and Ray"
         )
         raise InputError(msg) from None
     try:

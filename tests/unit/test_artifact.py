@@ -72,7 +72,7 @@ def test_broken_files_are_input_errors(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(InputError, match=r"a\.json"):
         read_json(path, "thing", 1)
-    with pytest.raises(InputError, match="does not exist"):
+    with pytest.raises(InputError, match="does not exist; restore it or make it again"):
         read_json(tmp_path / "none.json", "thing", 1)
 
 

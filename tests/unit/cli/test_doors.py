@@ -57,7 +57,7 @@ REFUSALS = (
     Refusal("emit --budget int44", ("'int44'", "only of 2, 3, 4, 5, 6, 8, 16", "300MB")),
     Refusal("emit --budget int8,3parsecs", ("'3parsecs'", "unknown unit", "300MB")),
     Refusal("emit --budget 1kB", ("budget 1kB", "below the smallest plan", "raise it"), "InfeasibleError"),
-    Refusal("emit --max-ram 3OOMB", ("--max-ram '3OOMB'", "above 0", "300MB")),
+    Refusal("emit --max-ram 3OOMB", ("--max-ram '3OOMB'", "at least a byte", "300MB")),
     Refusal("emit --max-ram 1kB", ("RAM", "the nearest", "Raise it"), "InfeasibleError"),
     Refusal(
         "emit --budget int4 --max-ram 1kB",
@@ -94,6 +94,8 @@ REFUSALS = (
     Refusal("emit --min-bits *.q_proj=six", ("--min-bits *.q_proj=six", "whole number", "e.g. 6")),
     Refusal("emit --logits-bits -1", ("--logits-bits -1", "0 (no rule)")),
     Refusal("emit --logits-bits 17", ("needs at least 17 bits", "measured and legal", "lower --logits-bits")),
+    Refusal("emit --max-memory 10", ("--max-memory '10'", "at least a byte", "300MB")),
+    Refusal("emit --ray auto --dry-run", ("--dry-run --ray auto", "this machine", "leave one of them out")),
     Refusal("emit --metric beauty", ("'beauty'", "'kl'"), "BadParameter"),
     Refusal("emit --target toaster", ("'toaster'", "cpu-x86")),
     Refusal("emit --engine latest", ("'latest'", "3.6.1")),

@@ -25,10 +25,16 @@ def test_too_little_memory_is_refused_with_need_have_and_remedy() -> None:
         EXPECTED.check(ROOMY, ("a cluster",), most_memory=8e9)
 
 
+def test_a_limit_above_what_is_free_promises_no_more_than_that() -> None:
+    told = r"this machine has free 8\.0 GB: a cluster, or a machine with more memory$"
+    with pytest.raises(InputError, match=told):
+        EXPECTED.check(replace(ROOMY, memory_bytes=8 * 10**9), ("a cluster",), most_memory=1e12)
+
+
 @pytest.mark.parametrize(
     ("limit", "told"),
     [
-        (8e9, r"9\.0 GB of memory, and --max-memory allows 8\.0 GB: a cluster"),
+        (8e9, r"9\.0 GB of memory, and --max-memory allows 8\.0 GB: raise it, or a cluster"),
         (8.99e9, r"9\.00 GB of memory, and --max-memory allows 8\.99 GB"),
         (1e3, r"9\.0 GB of memory, and --max-memory allows 1\.0 kB"),
     ],

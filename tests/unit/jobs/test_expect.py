@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from qplan.cli.main import main
+from qplan.cost import free as free_module
 from qplan.cost.work import REFERENCE
-from qplan.errors import InputError, StorageError
+from qplan.errors import InputError, StaleArtifactError, StorageError
 from qplan.jobs import outlook as outlook_module
-from qplan.jobs.expect import expect_analysis
+from qplan.jobs.expect import expect_analysis, held_by
 from qplan.jobs.options import AnalyzeOptions
 from qplan.run.folder import RunFolder
 from qplan.run.journal import Journal
@@ -57,14 +58,20 @@ def test_a_run_goes_on_with_the_sequences_per_pass_that_it_began_with(
     model_folders: dict[str, Path], tmp_path: Path
 ) -> None:
     run, options = RunFolder(tmp_path), AnalyzeOptions(model=str(model_folders["qwen2"]), effort="quick")
-    Journal(run.journal, {"batch_size": 3}).__exit__(None, None, None)
+    fingerprint = {"batch_size": 3, "formats": [fmt.name for fmt in options.formats], "memory": "low", "samples": 16}
+    fingerprint |= {"dynamic option": 0, "rounding": "auto", "output features drawn": 64, "fold": "auto", "model": "x"}
+    Journal(run.journal, fingerprint).__exit__(None, None, None)
     expected = {}
-    asked = {"on": options, "anew": replace(options, restart=True), "other": replace(options, batch_size=2)}
+    asked = {"on": options, "anew": replace(options, restart=True)}
     for name, given in asked.items():
         outlook = expect_analysis(given, run)
         assert outlook is not None
         expected[name] = outlook.asked.batch_size
-    assert expected == {"on": 3, "anew": 4, "other": 2}
+    assert expected == {"on": 3, "anew": 4}
+    with pytest.raises(
+        StaleArtifactError, match=r"another run: fold was auto, now off; batch_size was 3, now 2\. To go"
+    ):
+        expect_analysis(replace(options, batch_size=2, fold="off"), run)
     # whatever is free now
     short = expect_analysis(replace(options, max_memory_bytes=10**6), run)
     assert short is not None
@@ -88,3 +95,22 @@ def test_what_a_run_wrote_already_needs_no_room_again(
     again = expect_analysis(options, run)
     assert again is not None
     again.check()
+
+
+def test_files_that_a_running_analysis_removes_are_not_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "kept").write_bytes(bytes(5))
+    monkeypatch.setattr(Path, "rglob", lambda folder, _pattern: iter([folder / "removed", folder / "kept", folder]))
+    assert held_by(tmp_path) == 5
+
+
+def test_a_limit_above_what_is_free_leaves_the_model_on_the_disk(
+    model_folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = AnalyzeOptions(model=str(model_folders["qwen2"]), effort="quick", max_memory_bytes=10**15)
+    monkeypatch.setattr(free_module, "free_memory", lambda: 10**6)
+    monkeypatch.setattr(outlook_module, "free_memory", lambda: 10**6)
+    outlook = expect_analysis(options, RunFolder(tmp_path))
+    assert outlook is not None
+    assert outlook.asked.streamed
+    with pytest.raises(InputError, match=r"this machine has free 1\.0 MB: .*, or a machine with more memory$"):
+        outlook.check()

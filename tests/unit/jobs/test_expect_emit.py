@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +13,7 @@ from qplan.choosing.request import PlanRequest
 from qplan.cli.main import main
 from qplan.cost.emit import EXPORTING, GATE, REPAIRING
 from qplan.cost.work import REFERENCE, Machine
+from qplan.errors import DamagedArtifactError, InputError
 from qplan.formats import INT4, INT8
 from qplan.jobs import outlook as outlook_module
 from qplan.jobs.emit import emission_of
@@ -21,6 +24,7 @@ from qplan.model.load import LoadedModel
 from qplan.planner.budget import parse_budgets
 from qplan.run.baselines import KIND, SCHEMA, baseline_path
 from qplan.run.calibration import CalibrationSet
+from qplan.run.fold import FoldRecord
 from qplan.run.folder import RunFolder
 from qplan.verify.measure import Trial
 from qplan.verify.prove import baseline_inputs
@@ -89,7 +93,9 @@ def test_a_dry_run_prints_its_stages_and_writes_nothing(
     ("more", "machine", "said"),
     [
         ([], {"memory_bytes": 10**8}, "this machine has free 0.1 GB: --max-memory, which reads"),
-        (["--max-memory", "400MB"], {}, "--max-memory allows 0.4 GB: raise it"),
+        (["--max-memory", "400MB"], {}, "--max-memory allows 0.4 GB: raise it, or use --no-build"),
+        (["--max-memory", "400MB", "--no-build"], {}, "--max-memory allows 0.4 GB: raise it\n"),
+        (["--max-memory", "1TB"], {"memory_bytes": 10**8}, "this machine has free 0.1 GB: use --no-build"),
         ([], {"disk_bytes": 10**4}, "on the disk, which has 10.0 kB free"),
     ],
 )
@@ -107,3 +113,22 @@ def test_an_emit_that_cannot_be_is_refused_before_it_begins(
         main(["emit", "--run", str(run.folder), "--budget", "int4", "--tokens", "32", "--dry-run", *more])
     assert ended.value.code not in (None, 0, 1)
     assert said in capsys.readouterr().err
+
+
+def test_a_model_that_is_not_whole_any_more_is_refused_by_name(
+    qwen2: LoadedModel, run: RunFolder, tmp_path: Path
+) -> None:
+    again = RunFolder(tmp_path / "run")
+    shutil.copytree(run.folder, again.folder)
+    model = tmp_path / "model"
+    shutil.copytree(qwen2.folder, model)
+    shutil.copytree(qwen2.folder, again.folded)
+    record = FoldRecord(str(model), "1" * 64, qwen2.card.sha256, "low", {"original": {}, "folded": {}})
+    record.write(again.fold, {})
+    expect_emit(emission_of(_options(), again))
+    (model / "tokenizer.json").unlink()
+    with pytest.raises(InputError, match=r"^\S*/model has no usable tokenizer"):
+        expect_emit(emission_of(_options(), again))
+    (again.folded / "config.json").unlink()
+    with pytest.raises(DamagedArtifactError, match=r"^\S*/folded, the folded model, is not as qplan wrote it"):
+        expect_emit(emission_of(_options(), again))

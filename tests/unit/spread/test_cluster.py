@@ -166,7 +166,7 @@ def test_an_address_that_nobody_listens_at_is_refused_with_the_remedy() -> None:
         bound.bind(("127.0.0.1", 0))
         port = bound.getsockname()[1]
         refused = pytest.raises(
-            InputError, match=r"no connection to a Ray cluster: .* Start one with 'ray start --head'"
+            InputError, match=r"no connection to a Ray cluster: .*[^.]\. Start one with 'ray start --head'"
         )
         with refused, connected(f"127.0.0.1:{port}"):
             pass

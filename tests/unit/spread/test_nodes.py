@@ -50,7 +50,7 @@ def test_a_look_proves_reading_and_writing_and_leaves_nothing(tmp_path: Path) ->
     assert (missing.run, missing.wrote, missing.model) == (None, False, None)
 
 
-@pytest.mark.parametrize("address", ["", "head", "head:port", "http://head:6379", "head:6379 "])
+@pytest.mark.parametrize("address", ["", "head", "head:port", "http://head:6379", "head:6379 ", "head:0", "head:65536"])
 def test_a_word_that_names_no_cluster_is_refused(address: str) -> None:
     for options in (lambda: AnalyzeOptions(model="m", ray=address), lambda: EmitOptions(ray=address)):
         with pytest.raises(InputError, match="write auto, or HOST:PORT"):
