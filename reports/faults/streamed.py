@@ -58,7 +58,7 @@ _STAGE = re.compile(r"stage \d+ of \d+, ([^:,/(\n]+)")
 _NUMBER = re.compile(r"\b\d[\d.e-]*")
 _NAMES = (
     (r"\.([^/]+)\.qplan-\d+-\w{8}(\.\w+)?", r"\1"),
-    (r"\d+-\d+(?=\.safetensors)", "N"),
+    (r"\d+-(of-)?\d+(?=\.safetensors)", "N"),
     (r"-[0-9a-f]{12}", ""),
     (r"/[0-9a-f]{12}", ""),
     (r"(model\.layers|lm_head).*", "NAME"),
