@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from qplan.artifact import SEAL, atomic_path, damaged, parse_json
 from qplan.errors import DamagedArtifactError, InputError
+from qplan.scratch import Scratch
 
 Array = NDArray[Any]
 
@@ -145,9 +146,11 @@ def write_safetensors(path: Path, arrays: Mapping[str, Array], metadata: Mapping
     for name in sorted(contiguous):
         digest.update(contiguous[name].reshape(-1).view(np.uint8))
     need = sum(array.nbytes for array in contiguous.values())
-    with atomic_path(path, need=need) as temporary:
-        save_file(contiguous, temporary, texts | {SEAL: digest.hexdigest()})
-        _sort_metadata(temporary)
+    with atomic_path(path, need=need) as temporary, Scratch(beside=path) as folder:
+        draft = folder / "draft"  # the library writes beside it under a name of its own, which a kill would leave
+        save_file(contiguous, draft, texts | {SEAL: digest.hexdigest()})
+        _sort_metadata(draft)
+        draft.replace(temporary)
 
 
 def _sort_metadata(path: Path) -> None:

@@ -32,8 +32,8 @@ class Chain:
     """Words of the command line."""
     stage_of: Callable[[str], str]
     """The stage that it came to, from what it has printed."""
-    kind_of: Callable[[str, str], str | None]
-    """What is done to which kind of file, from an event and a path; None where it is not to be hit."""
+    kind_of: Callable[[str, str], str]
+    """What is done to which kind of file, from an event and a path."""
     results: Callable[[], Mapping[str, str]]
     """Hashes of what must be the same in the end."""
     reads: Path
@@ -72,9 +72,7 @@ class Chain:
                 stream.write(json.dumps((*place, time.monotonic())) + "\n")
 
         def asked(event: str, path: Path) -> None:
-            kind = self.kind_of(event, str(path))
-            if kind is not None:
-                note((self.stage(), kind))
+            note((self.stage(), self.kind_of(event, str(path))))
 
         def watch() -> None:
             stage = ""

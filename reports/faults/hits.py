@@ -99,8 +99,7 @@ class _Attempt:
         return forked(job, self.chain.told, Ender(self.chain.run, self._asked, self.chain.reads))
 
     def _asked(self, event: str, path: Path) -> signal.Signals | None:
-        kind = self.chain.kind_of(event, str(path))
-        if kind is None or not self._begun(f"{self.chain.stage()}: {kind}"):
+        if not self._begun(f"{self.chain.stage()}: {self.chain.kind_of(event, str(path))}"):
             return None
         if event != "starts":
             return self.number

@@ -38,29 +38,19 @@ from tests.support.tiny_models import save_model, words
 MODELS = {"tied": "qwen2", "untied": "llama", "mixture of experts": "qwen3_moe"}
 """Tiny random models of three layers, or two with experts."""
 
-SERIES: tuple[tuple[str, str, Effort], ...] = (
-    ("analyze", "tied", "quick"),
-    ("analyze", "untied", "default"),
-    ("emit", "untied", "default"),
-    ("analyze", "mixture of experts", "default"),
-    ("emit", "mixture of experts", "default"),
-    ("analyze", "tied", "default"),
-    ("emit", "tied", "default"),
-    ("analyze", "untied", "quick"),
-    ("analyze", "mixture of experts", "quick"),
-    ("emit", "tied", "quick"),
-)
-"""Commands that are hit, on a model with an effort."""
-
-EVERYWHERE = SERIES[:1]
-"""Those that are hit before every kind of change; of others, a few are drawn from every stage."""
-
-_PER_STAGE = 2
 _MIDST = (0.5,)
 
 _FORMATS = "int8,int4,int3"
-_SIZES = {"quick": (6, 32, 3), "default": (24, 64, 12)}
+_SIZES: dict[Effort, tuple[int, int, int]] = {"quick": (6, 32, 3), "default": (24, 64, 12)}
 """Samples, tokens of each, and batch size; with more tokens the default effort has passes left to measure losses."""
+
+SERIES: tuple[tuple[str, str, Effort], ...] = tuple(
+    (command, label, effort) for effort in _SIZES for label in MODELS for command in ("analyze", "emit")
+)
+"""Commands that are hit, on a model with an effort."""
+
+_PER_STAGE = {"analyze": None, "emit": 3}
+"""How many kinds of changes are drawn from every stage of a command, which takes seconds or minutes; None for all."""
 
 _FIT_TOKENS = 512
 _EMIT = "--budget int4 --repair 1 --tokens 64 --dynamic-option 0 --max-memory 4GB"
@@ -68,7 +58,7 @@ _STAGE = re.compile(r"stage \d+ of \d+, ([^:,/(\n]+)")
 _NUMBER = re.compile(r"\b\d[\d.e-]*")
 _NAMES = (
     (r"\.([^/]+)\.qplan-\d+-\w{8}(\.\w+)?", r"\1"),
-    (r"\d+-\d+(?=\.safetensors)", "N"),
+    (r"\d+-(of-)?\d+(?=\.safetensors)", "N"),
     (r"-[0-9a-f]{12}", ""),
     (r"/[0-9a-f]{12}", ""),
     (r"(model\.layers|lm_head).*", "NAME"),
@@ -118,10 +108,10 @@ class Series:
         return replace(chain, midst=_MIDST)
 
     def emit(self) -> Chain:
-        """An emit from the finished analysis, which is hit in the midst of stages and of child processes."""
+        """An emit from the finished analysis, which is hit while child processes are at work as well."""
         line = ["emit", "--run", str(self.run), *_EMIT.split()]
         results = partial(results_of, self.run, "int4")
-        return Chain(self.home, self.run, line, _numbered_stage, _started, results, self._opened, midst=_MIDST)
+        return Chain(self.home, self.run, line, _numbered_stage, _kind, results, self._opened, midst=_MIDST)
 
     @property
     def _opened(self) -> Path:
@@ -152,10 +142,9 @@ def streamed(
     torch.set_num_threads(1)
     home.mkdir(parents=True, exist_ok=True)
     (home / "text.txt").write_text(words(4000, seed=1), encoding="utf-8")
-    for one in series or (SERIES[:1] if quick else SERIES):
-        command, label, effort = one
+    for command, label, effort in series or (SERIES[:1] if quick else SERIES):
         run = analyses if command == "analyze" else emits
-        for row in run(_series(home, label, effort), None if one in EVERYWHERE else _PER_STAGE):
+        for row in run(_series(home, label, effort), _PER_STAGE[command]):
             done({"command": command, "model": label, "effort": effort} | row)
 
 
@@ -201,16 +190,12 @@ def _numbered_stage(told: str) -> str:
     return _NUMBER.sub("N", found[-1]).strip() if found else TIDYING
 
 
-def _kind(event: str, path: str) -> str | None:
+def _kind(event: str, path: str) -> str:
     if event == "starts":
-        return None
+        return f"while {path} is at work"
     for pattern, shown in _NAMES:
         path = re.sub(pattern, shown, path)
     return f"{event} {path}"
-
-
-def _started(event: str, path: str) -> str | None:
-    return f"while {path} is at work" if event == "starts" else None
 
 
 def _limit(options: AnalyzeOptions) -> float:

@@ -23,7 +23,7 @@ _HEARD = frozenset({*_CHANGES, "open", "subprocess.Popen"})
 
 Asked = Callable[[str, Path], signal.Signals | None]
 """Given a change and the file, below the folder, that it is about: the signal to send before it. A child process that
-starts is a change too, ``starts``, about the script that it runs."""
+starts is a change too, ``starts``, about the script that it runs; so is ``open`` of the file that the command reads."""
 
 
 @dataclass
@@ -53,7 +53,9 @@ class Ender:
             words = [Path(os.fsdecode(word)).name for word in args[1]]
             return self.asked("starts", Path(next((word for word in words if word.endswith("_child.py")), words[0])))
         if event == "open":
-            return self.asked(event, self.reads) if self.reads is not None and args[0] == str(self.reads) else None
+            if self.reads is None or args[0] != str(self.reads):
+                return None
+            return self.asked(event, Path(self.reads.name))
         path = Path(os.fsdecode(args[0]))
         place = _CHANGES[event]
         if place is not None and args[place] >= 0:

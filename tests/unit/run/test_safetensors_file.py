@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,8 @@ from qplan.formats import QuantFormat
 from qplan.run.moments import StoredMoments, write_matrix
 from qplan.run.rounded import RoundedArrays, RoundedTensors
 from qplan.run.safetensors_file import SafetensorsFile, write_safetensors
+from qplan.scratch import remove_leftovers
+from tests.support.ended_early import forked
 
 
 def written(path: Path) -> dict[str, torch.Tensor]:
@@ -105,3 +109,19 @@ def test_moments_without_an_index_are_not_whole(tmp_path: Path) -> None:
     assert found is not None
     np.testing.assert_array_equal(found.read("q"), np.eye(3))
     assert StoredMoments.open(tmp_path, inputs | {"tokens": "c"}) is None
+
+
+def test_what_the_library_leaves_of_a_killed_process_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(_arrays: object, path: Path, _texts: object) -> None:
+        path.with_name(".tmpAbC123").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr("safetensors.numpy.save_file", killed)
+    run = tmp_path / "run"
+    ended = forked(lambda: write_safetensors(run / "one.safetensors", {"one": np.ones(3)}), tmp_path / "told.txt")
+    assert ended == -signal.SIGKILL
+    assert list(run.rglob(".tmp*"))
+    remove_leftovers(run)
+    assert not list(run.iterdir())
