@@ -8,7 +8,15 @@ from dataclasses import dataclass, replace
 
 from qplan.cost.engine import EngineCost
 from qplan.cost.expected import ExpectedStage
-from qplan.cost.forward import COMPARED_VALUES, FLOAT_BYTES, REFERENCE_VALUES, all_forward, factored, rounding
+from qplan.cost.forward import (
+    COMPARED_VALUES,
+    FLOAT_BYTES,
+    NEAREST_VALUES,
+    REFERENCE_VALUES,
+    all_forward,
+    factored,
+    rounding,
+)
 from qplan.cost.one_pass import PROCESS_BYTES
 from qplan.cost.shape import Shape
 from qplan.cost.work import NOTHING, Machine, Work
@@ -27,8 +35,6 @@ _ACTIVATION_VALUES = 10
 """Numbers read and written per activation that is rounded to int8."""
 _STORED_VALUES = 4
 """Per weight that is turned from integers into floats."""
-_NEAREST_VALUES = 8
-"""Per weight that is rounded to nearest."""
 _FORK = 0.6
 """Of a pass, what a plan takes that differs in one tensor from another."""
 _REPAIR_SWEEPS = 3
@@ -187,7 +193,7 @@ class EmitCost:
 
     def _stored(self, bits: float, *, nearest: bool) -> Work:
         """All weights turned into the values that are stored; to nearest, from the weights as they were read."""
-        values = _NEAREST_VALUES if nearest and bits < 16 else _STORED_VALUES  # noqa: PLR2004
+        values = NEAREST_VALUES if nearest and bits < 16 else _STORED_VALUES  # noqa: PLR2004
         weights = float(sum(given.weights for given in self.shape.inputs))
         return Work(values=values * weights, read=2 * weights if nearest and self.asked.streamed else 0.0)
 

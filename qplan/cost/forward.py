@@ -18,6 +18,8 @@ LOGIT_VALUES = 12
 """The same of the head, per logit, forwards and backwards."""
 REFERENCE_VALUES, COMPARED_VALUES = 47, 13
 """Per logit of a reference that others are compared with, and of what is compared: `qplan.sensitivity.metrics`."""
+NEAREST_VALUES = 8
+"""Per weight that is rounded to nearest."""
 SWEEPS, _CANDIDATES = 3, 3
 """Of `qplan.quantize.gptq`, and roundings that ``auto`` chooses from."""
 _FEEDBACK, _FIRST = 0.4, 0.75
@@ -63,11 +65,11 @@ def rounding(width: int, rows: int, formats: int, *, fits: bool, chosen: bool, s
         chosen: whether it chooses between candidates (``auto``).
         sweeps: of refinement, each as long as the rounding before it.
     """
-    tried = rows <= 2 * _TRIED
-    share = _FEEDBACK if fits and not sweeps else 1.0 if tried or not fits else _FIRST
-    found = Work(roundings=share * formats * rows * width)
     if not fits:
-        return found
+        return Work(values=float(NEAREST_VALUES * formats * rows * width))
+    tried = rows <= 2 * _TRIED
+    share = _FEEDBACK if not sweeps else 1.0 if tried else _FIRST
+    found = Work(roundings=share * formats * rows * width)
     products = (2 * sweeps + 1 + (2 * _CANDIDATES if chosen and tried else 0)) * float(width) ** 2
     return found + Work(rounding_flops=products * rows * formats, steps=width * (1 + sweeps) / (1 + SWEEPS))
 
