@@ -195,7 +195,7 @@ class _Rows:
 
     @property
     def _half(self) -> bool:
-        """Whether slopes are products of bfloat16: errors of SmolLM2-135M's tensors are the same within 0.1 %."""
+        """Whether slopes are products of bfloat16: errors of SmolLM2-135M's tensors are the same within 0.3 %."""
         return len(self.weight) >= _WIDE and half_products_pay(self.weight.device)
 
     def _refit(self, index: int, pull: Tensor) -> Tensor:
