@@ -213,36 +213,35 @@ def _best(  # noqa: PLR0917
     """What ``auto`` makes of its first candidate: the best of all for every row."""
     if rounding != "auto" or judge is None:
         return first
-    best = first
-    for name in CANDIDATES[1:]:
-        better = partial(round_with, name, curvature=curvature)
-        best = {fmt: _better(weight, stored, partial(better, fmt=fmt), judge, columns) for fmt, stored in best.items()}
-    return best
+    others = [partial(round_with, name, curvature=curvature) for name in CANDIDATES[1:]]
+    return {
+        fmt: _best_of(weight, stored, [partial(other, fmt=fmt) for other in others], judge, columns)
+        for fmt, stored in first.items()
+    }
 
 
-def _better(
+def _best_of(
     weight: Tensor,
     stored: StoredTensor,
-    store: Callable[[Tensor], StoredTensor],
+    others: Sequence[Callable[[Tensor], StoredTensor]],
     judge: Tensor,
     columns: Tensor | None,
 ) -> StoredTensor:
-    """The better of two roundings for every row; if the second is better on none of the rows it is tried on, the first.
+    """The best of several roundings for every row, without those that are better than the first on no row of a few.
 
     Args:
         weight: the rows.
         stored: the first.
-        store: makes the second, of any rows.
+        others: make the others, of any rows.
         judge: see `round_widths`.
         columns: see `round_widths`.
     """
     if len(weight) > 2 * _TRIED:
         tried = torch.arange(_TRIED, device=weight.device) * len(weight) // _TRIED
         some = weight[tried]
-        first, second = (row_errors(some, one, judge, columns) for one in (stored.rows(tried), store(some)))
-        if bool((first <= second).all()):
-            return stored
-    return best_rows(weight, (stored, store(weight)), judge, columns)
+        errors = row_errors(some, stored.rows(tried), judge, columns)
+        others = [one for one in others if not (errors <= row_errors(some, one(some), judge, columns)).all()]
+    return best_rows(weight, (stored, *(one(weight) for one in others)), judge, columns) if others else stored
 
 
 def alike(formats: Iterable[QuantFormat]) -> list[list[QuantFormat]]:
