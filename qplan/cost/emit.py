@@ -147,12 +147,21 @@ class EmitCost:
         return _WORKING_BYTES + hidden + max(layer, logits)
 
     @property
+    def _layer_weights(self) -> int:
+        """Weights of the largest layer."""
+        return max(sum(given.weights for given in layer) for layer in self.shape.layers)
+
+    @property
+    def _read(self) -> float:
+        """Bytes of weights that are read when they are used: a layer's or the head's."""
+        most = max(self._layer_weights, self.shape.head.weights)
+        return float(FLOAT_BYTES * most) if self.asked.streamed else 0.0
+
+    @property
     def _kept_weights(self) -> float:
         """Bytes of stored weights as floats: a layer's, the head's where they are few enough, and those read."""
-        layer = max(sum(given.weights for given in layer) for layer in self.shape.layers)
         head = FLOAT_BYTES * self.shape.head.weights
-        read = FLOAT_BYTES * max(layer, self.shape.head.weights) if self.asked.streamed else 0.0
-        return FLOAT_BYTES * layer + (head if head < 1 << 30 else 0.0) + read
+        return FLOAT_BYTES * self._layer_weights + (head if head < 1 << 30 else 0.0) + self._read
 
     def _loading(self) -> ExpectedStage:
         asked = self.asked
@@ -172,7 +181,7 @@ class EmitCost:
 
     def _reference(self, name: str, tokens: int) -> ExpectedStage:
         logits = float(FLOAT_BYTES * tokens * self.shape.head.outputs)
-        return self._stage(name, [self._forward(tokens)], self._batch(tokens, 1), temporary=logits)
+        return self._stage(name, [self._forward(tokens)], self._batch(tokens, 1) + self._read, temporary=logits)
 
     def _gate(self) -> ExpectedStage:
         engine, work = self.engine, NOTHING

@@ -65,6 +65,13 @@ def test_products_of_a_reference_are_those_that_torch_counts(tiny_models: dict[s
     assert stages[REPAIRING].seconds > nearest[REPAIRING].seconds  # which rounds nothing whole
 
 
+def test_a_reference_holds_what_it_reads_of_a_streamed_model(qwen2: LoadedModel) -> None:
+    stored, streamed = (_stages(qwen2, replace(ASKED, streamed=stays))[KEEPING] for stays in (False, True))
+    shape = Shape.of(qwen2.card, ASKED.checkpoint_bytes)
+    read = max(shape.head.weights, *(sum(given.weights for given in layer) for layer in shape.layers))
+    assert streamed.memory_bytes == pytest.approx(stored.memory_bytes + 4 * (read - shape.parameters))
+
+
 def test_stages_are_those_that_were_asked_for(qwen2: LoadedModel) -> None:
     whole = _stages(qwen2)
     assert set(whole) - set(_stages(qwen2, replace(ASKED, exports=0))) == {EXPORTING}
