@@ -62,7 +62,7 @@ def accumulate_half(inputs: Tensor, weight: Tensor) -> Tensor:
         for term, factor in zip(terms, part, strict=True):
             total.addcmul_(term.unsqueeze(1), factor.unsqueeze(0))
         found[:, start : start + step] = total.to(inputs.dtype)
-    return found.unflatten(0, inputs.shape[:-1])
+    return found.view(*inputs.shape[:-1], len(weight))
 
 
 def half_linear_of_floats(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -102,11 +102,15 @@ class _StoredInHalf(TorchDispatchMode):
     """Rounds what operations return to fp16."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._exact = 0
 
     def __torch_dispatch__(
-        self, func: Any, types: Collection[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+        self,
+        func: Callable[..., Any],
+        types: Collection[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401
         found = func(*args, **(kwargs or {}))
         if self._exact or func not in _KEPT or not found.is_floating_point():
@@ -145,7 +149,11 @@ class _Heads:
         scores = _product(half_values(self.query / peak), self.key.transpose(-2, -1))
         scores = half_values(scores * (self.scale * peak))
         if self.mask is not None:
-            hidden = self.mask if self.mask.dtype != torch.bool else torch.zeros_like(scores).masked_fill(~self.mask, -math.inf)
+            hidden = (
+                self.mask
+                if self.mask.dtype != torch.bool
+                else torch.zeros_like(scores).masked_fill(~self.mask, -math.inf)
+            )
             scores = scores + hidden
         elif self.causal:
             later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
@@ -170,20 +178,24 @@ class _HalfAttention(TorchFunctionMode):
         self._stored = stored
 
     def __torch_function__(
-        self, func: Any, types: Collection[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+        self,
+        func: Callable[..., Any],
+        types: Collection[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401
         if func is not functional.scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
         return self._stored.exactly(_attention, *args, **(kwargs or {}))
 
 
-def _attention(
+def _attention(  # noqa: PLR0917 - as torch names and orders them
     query: Tensor,
     key: Tensor,
     value: Tensor,
     attn_mask: Tensor | None = None,
     dropout_p: float = 0.0,
-    is_causal: bool = False,  # noqa: FBT001, FBT002 - as torch names and orders them
+    is_causal: bool = False,  # noqa: FBT001, FBT002
     scale: float | None = None,
     enable_gqa: bool = False,  # noqa: FBT001, FBT002
 ) -> Tensor:
