@@ -214,7 +214,8 @@ class OnePass:
         if not wanted:
             return None
         columns = self.columns(group[0].name)
-        return LossItem(group, wanted, *curvatures.of(group[0], columns), columns)
+        parts = self._activations is not None
+        return LossItem(group, wanted, *curvatures.of(group[0], columns), columns, parts=parts)
 
     def _journal(self, group: Sequence[Seen], found: Sequence[Mapping[QuantFormat, FormatLoss]]) -> None:
         kept, memories = self.analysis.kept, memories_of(self.analysis.conditions.memory)
@@ -234,9 +235,11 @@ class OnePass:
         sqnr_db = math.inf if noise == 0 else 10 * math.log10(view.signal / noise) if view.signal else -math.inf
         # what drawing features may have missed is the same in all batches, and must not average out over them
         sampling = 0.5 * found.weights_stderr / sum(batch.numel() for batch in batches) * math.sqrt(len(batches))
+        parts = {name: squares * (0.5 / length) for name, squares in found.parts.items()} if memory == "low" else {}
         start = 0
         for index, batch in enumerate(batches):
-            own = nats[start : start + len(batch)]
+            rows = slice(start, start + len(batch))
+            own = nats[rows]
             start += len(batch)
             spread = float(own.std()) / math.sqrt(len(own)) if len(own) > 1 else 0.0
             yield Measurement(
@@ -250,6 +253,7 @@ class OnePass:
                 cosine=1 / math.sqrt(1 + 10 ** (-sqnr_db / 10)),
                 source="gradient",
                 stderr_nats=math.hypot(spread, sampling),
+                **{name: float(part[rows].mean()) for name, part in parts.items()},
             )
 
 

@@ -34,9 +34,20 @@ class Measurement(Metrics):
     source: Source = "measured"
     stderr_nats: float | None = None
     """Standard error of `kl_nats` from the spread over the batch's sequences; None where it is not known."""
+    token_nats: float | None = None
+    """What int8 activations alone lose, with a scale per token: ``dynamic_option`` 0, on x86 and on ARM alike."""
+    block_nats: float | None = None
+    """The same with a scale per block on x86: ``dynamic_option`` 2."""
+    arm_block_nats: float | None = None
+    """The same with a scale per block on ARM."""
+    half_nats: float | None = None
+    """What a product of float weights loses by adding up in fp16, as on ARM under ``precision: low``."""
 
 
-COLUMNS = ("tensor", "format", "memory", "batch", "tokens", *METRICS, "source", "stderr_nats")
+PARTS = ("token_nats", "block_nats", "arm_block_nats", "half_nats")
+"""Columns of losses that come on top of the weights' own under one arithmetic or another; None where not estimated."""
+
+COLUMNS = ("tensor", "format", "memory", "batch", "tokens", *METRICS, "source", "stderr_nats", *PARTS)
 """A measurement's fields in the order of the table."""
 
 
@@ -49,7 +60,7 @@ def measurement_of(row: Mapping[str, Any]) -> Measurement:
     found = Measurement(**row)
     texts = (found.tensor, found.format, found.memory, found.source)
     numbers = (found.kl_nats, found.sqnr_db)
-    optional = (found.stderr_nats, *values_of(found).values())
+    optional = (found.stderr_nats, *(getattr(found, part) for part in PARTS), *values_of(found).values())
     if (
         not all(isinstance(text, str) for text in texts)
         or not all(type(count) is int for count in (found.batch, found.tokens))

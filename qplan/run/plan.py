@@ -159,6 +159,11 @@ class Plan:
     """Where the plan is to run, see `qplan.cost.target`."""
     engine: str | None = None
     """Version of MNN that the plan is for, e.g. ``3.5.0``; None for the one that was installed."""
+    precision: str = "low"
+    """MNN's ``precision`` setting that the model ships with."""
+    arithmetic: str | None = None
+    """Whose arithmetic the losses are of, under the plan's `dynamic_option`; None for what was measured: x86's, under
+    the analysis's own."""
 
     @property
     def formats(self) -> dict[str, QuantFormat]:

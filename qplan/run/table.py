@@ -29,10 +29,11 @@ from qplan.errors import DamagedArtifactError, InputError, MeasurementError
 from qplan.formats import QuantFormat
 from qplan.notes import Note
 from qplan.run.additivity import JointPoint, predict_joint
+from qplan.run.computing import computed_rows
 from qplan.run.decode import decode_artifact
 from qplan.run.measurement import COLUMNS, Loss, Measurement, measurement_of, summarize
 from qplan.run.metrics import METRICS, values_of
-from qplan.settings import DynamicOption, Memory, Mode, memories_of
+from qplan.settings import Arithmetic, DynamicOption, Memory, Mode, memories_of
 
 KIND, SCHEMA = "qplan-sensitivity", 4
 
@@ -70,10 +71,13 @@ class Conditions:
     """MNN's ``dynamic_option`` that int8 activations are rounded with: a scale per token, or per block (2)."""
     drawn: int | None = None
     """Output features of every tensor that losses are estimated from; None for all."""
+    arithmetic: Arithmetic = "x86"
+    """The back end whose int8 activations losses under memory low are about."""
 
     def to_json(self) -> dict[str, object]:
         """As JSON values; without what tables of earlier versions do not have, so that their hashes stay."""
-        return {key: value for key, value in asdict(self).items() if key != "drawn" or value is not None}
+        later = {"drawn": None, "arithmetic": "x86"}
+        return {key: value for key, value in asdict(self).items() if key not in later or value != later[key]}
 
 
 @dataclass(frozen=True)
@@ -131,6 +135,27 @@ class SensitivityTable:
     def _under(self) -> dict[Memory, SensitivityTable]:
         """Cached, so that losses are summarized once for each setting."""
         return {}
+
+    def computing(self, arithmetic: Arithmetic, option: DynamicOption) -> SensitivityTable | None:
+        """The table as another back end would have it, or with another ``dynamic_option``; itself for its own.
+
+        Losses that were measured on whole models are replaced too: by what the weights lose, and what activations add.
+        Formats that the engine garbles under the option are left out.
+
+        Returns:
+            The table; None if it does not hold what it takes: it was measured without gradients, or by qplan 0.4.
+        """
+        own = self.conditions
+        if self.goal == "normal" or (own.arithmetic, own.dynamic_option) == (arithmetic, option):
+            return self
+        # a scale per token is the same on x86 and ARM
+        alike = "float" not in {arithmetic, own.arithmetic} and option == own.dynamic_option == 0
+        if alike and arithmetic != "arm-fp16":
+            rows: tuple[Measurement, ...] | None = self.measurements
+        else:
+            rows = computed_rows(self.measurements, arithmetic, option, same_activations=alike)
+        conditions = replace(own, arithmetic=arithmetic, dynamic_option=option)
+        return None if rows is None else replace(self, conditions=conditions, measurements=rows)
 
     def losses(self, memory: Memory | None = None) -> dict[str, dict[str, Loss]]:
         """Loss by tensor name and format name, tensors in order of execution; the goal's memory setting by default."""

@@ -20,8 +20,12 @@ from qplan.quantize import Int8Activations
 from qplan.quantize.curvature import Curvature
 from qplan.quantize.gptq import SWEEPS
 from qplan.quantize.rounder import alike, one_thread
+from qplan.sensitivity.arithmetics import formulas_of, half_squares, int8_squares
 from qplan.sensitivity.seen import FormatLoss, Seen
 from qplan.sensitivity.weight_errors import WeightErrors
+
+_Formula = tuple[Int8Activations, int]
+"""Int8 activations and the block that shares a scale."""
 
 MOST_AT_ONCE = 8192
 """Input features up to which formats are rounded at the same time, each kind with an ordering of its own."""
@@ -36,6 +40,7 @@ def losses_of(
     activations: Int8Activations | None,
     columns: Tensor | None = None,
     sweeps: int = SWEEPS,
+    parts: bool = False,
 ) -> list[dict[QuantFormat, FormatLoss]]:
     """Losses of tensors with the same input, by format.
 
@@ -47,23 +52,33 @@ def losses_of(
         activations: the int8 activations of integer formats; None to leave them out.
         columns: ``[in]``, factors that the weights' columns are multiplied and their inputs divided by.
         sweeps: passes of refinement after GPTQ, see `qplan.quantize.gptq`.
+        parts: whether to find what activations lose under every arithmetic, too.
     """
     for seen in group:
         seen.products  # noqa: B018 - made here on all threads, and not by several at once
     work = WeightErrors.of(group, rounding, curvature, columns, sweeps)
-    parts = alike(formats)
-    tasks: list[Callable[[], Any]] = [partial(work.losses, part) for part in parts]
-    blocks: list[int] = []
+    kinds = alike(formats)
+    wanted: dict[_Formula, None] = {}
     if activations is not None:
-        blocks = list(dict.fromkeys(activations.block(fmt) for fmt in formats if not fmt.is_float))
-        tasks += [partial(_activations, group, activations, block, work.factor) for block in blocks]
-    found: list[dict[QuantFormat, FormatLoss]] = [{} for _ in group]
+        wanted = {(activations, activations.block(fmt)): None for fmt in formats if not fmt.is_float}
+    if parts:
+        wanted |= {given: None for fmt in formats if not fmt.is_float for given in formulas_of(fmt).values()}
+    tasks: list[Callable[[], Any]] = [partial(work.losses, kind) for kind in kinds]
+    tasks += [partial(int8_squares, group, formula, block, work.factor) for formula, block in wanted]
     results = _at_once(tasks, work.weight)
-    extras = dict(zip(blocks, results[len(parts) :], strict=True))
-    for fmt, losses in (item for part in results[: len(parts)] for item in part.items()):
-        extra = None if activations is None or fmt.is_float else extras[activations.block(fmt)]
+    rounded = dict(zip(wanted, results[len(kinds) :], strict=True))
+    half = half_squares(group, work.factor) if parts and any(fmt.is_float for fmt in formats) else None
+    found: list[dict[QuantFormat, FormatLoss]] = [{} for _ in group]
+    for fmt, losses in (item for kind in results[: len(kinds)] for item in kind.items()):
         for place, loss in enumerate(losses):
-            found[place][fmt] = loss if extra is None else loss.with_activations(*extra[place])
+            if activations is not None and not fmt.is_float:
+                loss = loss.with_activations(*rounded[activations, activations.block(fmt)][place])  # noqa: PLW2901
+            if parts and fmt.is_float and half is not None:
+                loss = loss.with_parts({"half_nats": half[place]})  # noqa: PLW2901
+            elif parts:
+                known = {name: rounded[given][place][0] for name, given in formulas_of(fmt).items()}
+                loss = loss.with_parts(known)  # noqa: PLW2901
+            found[place][fmt] = loss
     return found
 
 
@@ -74,20 +89,3 @@ def _at_once(tasks: Sequence[Callable[[], Any]], weight: Tensor) -> list[Any]:
         return [task() for task in tasks]
     with one_thread(), ThreadPoolExecutor(threads) as pool:
         return [future.result() for future in [pool.submit(task) for task in tasks]]
-
-
-def _activations(
-    group: Sequence[Seen], activations: Int8Activations, block: int, factor: Tensor
-) -> list[tuple[Tensor, float]]:
-    """Of each tensor, squares ``[rows]`` from int8 activations, and the output noise they make."""
-    inputs = group[0].inputs / factor
-    # the errors as they are without the factor
-    error = activations.round(inputs, block, routed=group[0].routed).sub_(inputs).mul_(factor)
-    energy = error.flatten(0, -2).square().sum(0)
-    return [
-        (
-            torch.linalg.vecdot(seen.slopes, error).square().sum(-1).to("cpu", torch.float64),
-            float(seen.columns @ energy),
-        )
-        for seen in group
-    ]

@@ -29,6 +29,7 @@ class LossItem:
     curvature: Curvature | None
     columns: torch.Tensor | None
     sweeps: int = SWEEPS
+    parts: bool = False
 
     def losses(self, activations: Int8Activations | None) -> list[dict[QuantFormat, FormatLoss]]:
         """By tensor, the losses by format."""
@@ -40,6 +41,7 @@ class LossItem:
             activations=activations,
             columns=self.columns,
             sweeps=self.sweeps,
+            parts=self.parts,
         )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -69,7 +70,13 @@ class FormatLoss:
     """Squares of the output's error from weight errors, summed as `Seen.signal` is."""
     activation_noise: float
     """The same from int8 activations."""
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
+    """float64 ``[rows]`` each: squares from activations alone, by column of `qplan.run.measurement.PARTS`."""
 
     def with_activations(self, squares: Tensor, noise: float) -> FormatLoss:
         """The same weight errors, with errors of int8 activations."""
         return replace(self, activations=squares, activation_noise=noise)
+
+    def with_parts(self, parts: Mapping[str, Tensor]) -> FormatLoss:
+        """The same, with what activations lose under each arithmetic."""
+        return replace(self, parts=parts)
