@@ -201,6 +201,17 @@ CATALOG: Mapping[str, NoteKind] = {
     "over-budget": _kind(
         "{total_bytes:,} bytes: over the budget of {budget_bytes:,}", total_bytes=int, budget_bytes=int
     ),
+    "over-parity": _kind(
+        "predicted to take more than uniform {uniform}, which it was planned not to: {shares:.3f}",
+        uniform=str,
+        shares=dict[str, float],
+    ),
+    "uniform-not-on-target": _kind(
+        "{target} does not compute uniform {uniform}, so that its RAM and speed are no limits: {uniform} limits files "
+        "alone",
+        target=str,
+        uniform=str,
+    ),
     # of a plan: what whole models said
     "uniform-within-limits": _kind("no mix within the limits is better: the plan is uniform {uniform}", uniform=str),
     "uniform-is-best": _kind(

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from qplan.card import ModelCard
 from qplan.cost.file_bytes import FixedBytes, file_bytes, record_bytes
+from qplan.cost.footprint import footprint
 from qplan.errors import QplanError
 from qplan.formats import FP16, QuantFormat
 from qplan.notes import Note, note
@@ -30,6 +31,7 @@ from qplan.run.plan import (
     UniformPoint,
 )
 from qplan.run.table import SensitivityTable
+from qplan.settings import Parity
 from qplan.tensors import Role
 from qplan.uniform import UNIFORM_NAMES, uniform_formats
 
@@ -108,7 +110,12 @@ def make_plan(
         solver=_report(solution, cheapest),
         logits=_logits_rule(problem, solution, time_limit_s),
         uniform=tuple(
-            UniformPoint(name, file_bytes(card, f, uniform_fixed).total, _predicted_uniform(f, nearest, table))
+            UniformPoint(
+                name,
+                file_bytes(card, f, uniform_fixed).total,
+                _predicted_uniform(f, nearest, table),
+                footprint(card, f, rules.target, table.goal),
+            )
             for name, f in uniform.items()
         ),
         notes=(
@@ -120,6 +127,8 @@ def make_plan(
         limits=planned_limits(ceilings, card, formats),
         objective="loss" if minimize is None else minimize.name,
         target=rules.target.name,
+        parity=parity_of(ceilings),
+        footprint=footprint(card, formats, rules.target, table.goal),
     )
 
 
@@ -137,11 +146,16 @@ def planned_limits(
 ) -> tuple[PlannedLimit, ...]:
     """The limits as a plan records them, with what it uses of each."""
     return tuple(
-        PlannedLimit(limit.name, limit.limit, limit.cost.total(card, formats), limit.cost.unit)
+        PlannedLimit(limit.name, limit.limit, limit.cost.total(card, formats), limit.cost.unit, limit.of)
         if isinstance(limit, ResourceLimit)
         else PlannedLimit(limit.name, limit.limit_nats, limit.total_nats(formats), "nats")
         for limit in limits
     )
+
+
+def parity_of(limits: Sequence[Ceiling | ResourceLimit]) -> Parity:
+    """What a plan under these limits promises besides bytes."""
+    return "all" if any(isinstance(limit, ResourceLimit) and limit.of for limit in limits) else "files"
 
 
 def picks_of(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from qplan.artifact import body_of, decoding, read_json, write_json
 from qplan.cost.file_bytes import FileBytes
+from qplan.cost.footprint import Footprint
 from qplan.errors import InputError
 from qplan.formats import QuantFormat
 from qplan.notes import Note
@@ -83,6 +84,8 @@ class UniformPoint:
     total_bytes: int
     predicted_nats: float | None
     """Predicted loss, as for a plan; None where a format was not measured."""
+    footprint: Footprint | None = None
+    """RAM and relative times on the plan's target; None in plans of earlier versions, or if it has no such format."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,9 @@ class PlannedLimit:
     limit: float
     predicted: float
     unit: str
-    """Of both: ``MB``, ``ms``, ``nats``."""
+    """Of both: ``MB``, ``ms``, ``%``, ``nats``."""
+    of: str = ""
+    """The uniform export whose use the limit is, such as ``int4``; empty for a limit that the user gave."""
 
 
 @dataclass(frozen=True)
@@ -159,6 +164,11 @@ class Plan:
     """Where the plan is to run, see `qplan.cost.target`."""
     engine: str | None = None
     """Version of MNN that the plan is for, e.g. ``3.5.0``; None for the one that was installed."""
+    parity: str = "files"
+    """``all`` if the budget promises a uniform export's RAM and speed besides its files, see `qplan.settings.Parity`;
+    ``files`` otherwise, as in plans of earlier versions."""
+    footprint: Footprint | None = None
+    """RAM and relative times on the target; None in plans of earlier versions."""
 
     @property
     def formats(self) -> dict[str, QuantFormat]:
