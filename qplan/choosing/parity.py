@@ -1,4 +1,4 @@
-"""What a budget that names a uniform export promises besides bytes: RAM, and times per decoded token and of a prefill."""
+"""What a budget that names a uniform export promises besides bytes: RAM, decode and prefill time."""
 
 from __future__ import annotations
 

@@ -57,8 +57,8 @@ def command(
     budget: Annotated[
         list[str] | None,
         typer.Option(
-            help="No more than a uniform export takes (`int8`, `int4`, `fp16`; see --parity), or files of `4.5bpw`, `300MB` "
-            "or `60%` of fp16; repeat it or use commas for several.",
+            help="No more than a uniform export takes (`int8`, `int4`, `fp16`; see --parity), or files of `4.5bpw`, "
+            "`300MB` or `60%` of fp16; repeat it or use commas for several.",
             show_default=f"{PlanRequest.budgets[0].text}, if nothing else is limited",
             metavar="BUDGET",
             autocompletion=completion.budgets,

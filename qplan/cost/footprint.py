@@ -35,7 +35,7 @@ def footprint(card: ModelCard, formats: Mapping[str, QuantFormat], target: Targe
         target: where it runs.
         memory: MNN's setting.
     """
-    if memory == "low" and not all(fmt.bits in target.ram_bits for fmt in formats.values()):
+    if memory == "low" and not all(fmt.bits in target.widths for fmt in formats.values()):
         return None
     pairs = [(spec, formats[spec.name]) for spec in card.tensors]
     return Footprint(

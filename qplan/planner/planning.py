@@ -31,7 +31,6 @@ from qplan.run.plan import (
     UniformPoint,
 )
 from qplan.run.table import SensitivityTable
-from qplan.settings import Parity
 from qplan.tensors import Role
 from qplan.uniform import UNIFORM_NAMES, uniform_formats
 
@@ -127,7 +126,7 @@ def make_plan(
         limits=planned_limits(ceilings, card, formats),
         objective="loss" if minimize is None else minimize.name,
         target=rules.target.name,
-        parity=parity_of(ceilings),
+        parity=rules.parity,
         footprint=footprint(card, formats, rules.target, table.goal),
     )
 
@@ -151,11 +150,6 @@ def planned_limits(
         else PlannedLimit(limit.name, limit.limit_nats, limit.total_nats(formats), "nats")
         for limit in limits
     )
-
-
-def parity_of(limits: Sequence[Ceiling | ResourceLimit]) -> Parity:
-    """What a plan under these limits promises besides bytes."""
-    return "all" if any(isinstance(limit, ResourceLimit) and limit.of for limit in limits) else "files"
 
 
 def picks_of(

@@ -105,14 +105,13 @@ def _recounted_footprint(plan: Plan, table: SensitivityTable, rules: Rules) -> P
     rivals = {point.name: point.footprint for point in plan.uniform}
     rival = rivals.get(plan.budget.strip().lower())
     if plan.parity == "files" or found is None or rival is None:
-        return replace(plan, parity="files")
+        return plan
     shares = {
         "RAM": found.ram_bytes / rival.ram_bytes,
         "decode time": found.decode / rival.decode,
         "prefill time": found.prefill / rival.prefill,
     }
     more = {name: share for name, share in shares.items() if share > 1}
-    plan = replace(plan, parity="files" if more else "all")
     return plan.noted(note("over-parity", uniform=plan.budget, shares=more)) if more else plan
 
 

@@ -165,8 +165,7 @@ class Plan:
     engine: str | None = None
     """Version of MNN that the plan is for, e.g. ``3.5.0``; None for the one that was installed."""
     parity: str = "files"
-    """``all`` if the budget promises a uniform export's RAM and speed besides its files, see `qplan.settings.Parity`;
-    ``files`` otherwise, as in plans of earlier versions."""
+    """What a budget such as ``int4`` promises, see `qplan.settings.Parity`; plans of earlier versions promise files."""
     footprint: Footprint | None = None
     """RAM and relative times on the target; None in plans of earlier versions."""
 
