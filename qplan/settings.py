@@ -45,6 +45,12 @@ Objective = Literal["loss", "smallest", "fastest"]
 
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 
+Parity = Literal["all", "files"]
+"""What a budget that names a uniform export promises: no more of anything that a user feels than the export takes
+(files, RAM, time per decoded token, time of a prefill), or no larger files."""
+
+PARITIES: tuple[Parity, ...] = get_args(Parity)
+
 Say = Callable[[str], None]
 """Called with a line about each step of a job."""
 

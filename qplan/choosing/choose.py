@@ -76,7 +76,8 @@ def choose_plan(
             plan = solve(ceilings)
         except InfeasibleError:
             break  # no plan satisfies the ceiling
-    restricted = rules.restricts or limits or minimize is not None
+    kept = all(isinstance(limit, ResourceLimit) and limit.holds(table.model, uniform) for limit in limits)
+    restricted = rules.restricts or not kept or minimize is not None
     if restricted or uniform_loss(uniform, table.kl(table.goal)) is None:
         return plan.noted(note("worse-than-uniform", uniform=name))
     return _uniform_instead(context, budgets, name, uniform)

@@ -27,6 +27,7 @@ from qplan.cli.rules import (
     LogitsBits,
     MaxMemory,
     MetricOption,
+    ParityOption,
     Pins,
     memory_limit,
     rules_of,
@@ -56,14 +57,15 @@ def command(
     budget: Annotated[
         list[str] | None,
         typer.Option(
-            help="Files no larger than a uniform export (`int8`, `int4`, `fp16`), `4.5bpw`, `300MB` or `60%` of fp16; "
-            "repeat it or use commas for several.",
+            help="No more than a uniform export takes (`int8`, `int4`, `fp16`; see --parity), or files of `4.5bpw`, "
+            "`300MB` or `60%` of fp16; repeat it or use commas for several.",
             show_default=f"{PlanRequest.budgets[0].text}, if nothing else is limited",
             metavar="BUDGET",
             autocompletion=completion.budgets,
             rich_help_panel=panels.LIMITS,
         ),
     ] = None,
+    parity: ParityOption = Rules.parity,
     max_kl: Annotated[
         float | None,
         typer.Option(metavar="NATS", help="Maximum KL to FP32, nats per token.", rich_help_panel=panels.LIMITS),
@@ -204,7 +206,9 @@ def command(
         max_decode_ms=max_decode_ms,
         max_prefill_ms=max_prefill_ms,
         max_ram=None if max_ram is None else Size.parse(max_ram, "--max-ram"),
-        rules=rules_of(logits_bits, pin, min_bits, group, fused=group_fused, target=target, metric=metric),
+        rules=rules_of(
+            logits_bits, pin, min_bits, group, fused=group_fused, target=target, metric=metric, parity=parity
+        ),
     )
     options = EmitOptions(
         wanted=wanted,

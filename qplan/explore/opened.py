@@ -118,6 +118,7 @@ class OpenedRun:
         max_decode_ms: float | None = None,
         max_prefill_ms: float | None = None,
         target: str = DEFAULT_TARGET,
+        parity: str = Rules.parity,
         name: str | None = None,
     ) -> PlanView:
         """Solve for another plan: the same problem, rules and legality as `qplan emit`, in a fraction of a second.
@@ -126,7 +127,7 @@ class OpenedRun:
         and never ships one that is worse than uniform. Its plan may therefore differ from this one in a few tensors.
 
         Args:
-            budget: ``int8`` or ``int4`` (as large as MNN's uniform export with the head at 8 bits), ``fp16``,
+            budget: ``int8`` or ``int4`` (what MNN's uniform export with the head at 8 bits takes), ``fp16``,
                 ``4.5bpw``, ``300MB``, ``60%``, a whole number of bytes, several that all hold, or None for no limit.
             pins: format by pattern on tensor names, e.g. ``{"0.mlp.down_proj": "fp16"}``.
             min_bits: least width by such a pattern.
@@ -142,6 +143,8 @@ class OpenedRun:
             max_decode_ms: limit on the time of a decoded token; needs `qplan profile`.
             max_prefill_ms: the same for the profile's prompt.
             target: hardware that the model runs on: which formats are legal there, and what they take in RAM.
+            parity: whether ``int8`` means no more of files, RAM, decode and prefill time than the uniform export takes
+                (``all``), or no larger ``files``.
             name: a name to show; made from the budget if None.
 
         Raises:
@@ -159,6 +162,7 @@ class OpenedRun:
             fused=fused,
             metric=metric,
             target=target,
+            parity=parity,
         )
         wanted = PlanRequest(
             budgets=solving.budgets_of(budget),

@@ -24,9 +24,10 @@ from qplan.mnn.graph.binary import read_linears
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import load_model
 from qplan.uniform import uniform_formats
+from qplan.verify.bench import BuildBench
 from qplan.verify.engine_memory import EngineMemory
 from qplan.verify.measure import Trial
-from qplan.verify.prove import BuildBench, gate
+from qplan.verify.prove import gate
 from tests.support.mnn_models import ExportedModel, export_with_config
 
 NORMAL = RuntimeConfig(memory="normal")
