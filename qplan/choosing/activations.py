@@ -14,10 +14,11 @@ from qplan.notes import Note, few, note
 from qplan.quantize import EnginePath, Int8Activations
 from qplan.quantize.rounder import Rounder
 from qplan.run.plan import Plan
+from qplan.run.table import SensitivityTable
 from qplan.sensitivity.joint import Variant, variant_losses
 from qplan.sensitivity.kept_logits import KeptLogits
 from qplan.sensitivity.metrics import TokenStats, join
-from qplan.settings import DYNAMIC_OPTIONS, DynamicOption, Progress
+from qplan.settings import DYNAMIC_OPTIONS, Arithmetic, DynamicOption, Progress
 
 LEAST_GAIN = 0.1
 """Least share of the loss, in prefill and in decode, that ``dynamic_option`` 2 must save to be chosen by default."""
@@ -54,6 +55,7 @@ def measure_gain(
     kept: KeptLogits | None = None,
     progress: Progress | None = None,
     *,
+    arithmetic: Arithmetic = "x86",
     half: bool = False,
 ) -> BlockGain:
     """Compute the plan's joint losses with both options in torch, on as many tokens as leave no doubt.
@@ -64,6 +66,7 @@ def measure_gain(
         heldout: tokens, int64 ``[rows, seq_len]``.
         kept: what the model in FP32 says of them; None to compute it.
         progress: called with the passes that are done.
+        arithmetic: of the target's back end.
         half: whether products of bfloat16 suffice, see `qplan.choosing.halves`.
     """
     # a power of two: rows of one step are then among those of the next
@@ -71,7 +74,8 @@ def measure_gain(
     rows, found = slice(0, None, step), dict[str, list[TokenStats]]()
     while True:
         reference = None if kept is None else kept.take(rows)
-        for label, stats in _losses(plan, rounder, heldout[rows], reference, progress, half=half).items():
+        losses = _losses(plan, rounder, heldout[rows], reference, progress, arithmetic=arithmetic, half=half)
+        for label, stats in losses.items():
             found.setdefault(label, []).append(stats)
         gain = _gain({label: join(parts) for label, parts in found.items()})
         doubt = _DOUBT * math.sqrt(GAIN_TOKENS / heldout[::step].size)
@@ -87,6 +91,7 @@ def _losses(
     kept: KeptLogits | None,
     progress: Progress | None,
     *,
+    arithmetic: Arithmetic,
     half: bool,
 ) -> dict[str, TokenStats]:
     """The plan's joint losses on both paths of the engine, with each option."""
@@ -94,7 +99,7 @@ def _losses(
         rounder.loaded,
         torch.from_numpy(heldout),
         {
-            f"{path} {option}": Variant(plan.formats, "low", Int8Activations(path, option), half)
+            f"{path} {option}": Variant(plan.formats, "low", Int8Activations(path, option, arithmetic), half)
             for path in _PATHS
             for option in DYNAMIC_OPTIONS
         },
@@ -137,6 +142,20 @@ def with_measured_option(plan: Plan, gain: BlockGain, speed: float | None) -> Pl
     return _noted(plan, 2, note("block-scales-taken", **gained, speed=speed, least_speed=least_speed))
 
 
+def with_derived_option(plan: Plan, gain: BlockGain, slowdown: float) -> Plan:
+    """The plan for a target that cannot be timed here: option 2 if it saves `LEAST_GAIN`.
+
+    Args:
+        plan: the chosen plan, whose limits on times already count what the option takes.
+        gain: what option 2 gains under the target's arithmetic.
+        slowdown: ratio of decode times with options 2 and 0, by the target's data.
+    """
+    gained = asdict(gain)
+    if not gain.pays:
+        return _noted(plan, 0, note("block-scales-gain-too-little", **gained, least_gain=LEAST_GAIN))
+    return _noted(plan, 2, note("block-scales-derived", **gained, target=plan.target, times=slowdown))
+
+
 def held_back(plan: Plan, why: Note) -> Plan:
     """The plan with option 0, though option 2 pays, for a reason outside of its own speed."""
     return _noted(plan, 0, why)
@@ -150,9 +169,10 @@ def without_block_scales(plan: Plan, names: list[str]) -> Plan:
     )
 
 
-def with_note_on_losses(plan: Plan, measured_with: int) -> Plan:
-    """The plan, with a note if its losses were measured with another option than it ships with."""
-    if plan.dynamic_option == measured_with:
+def with_note_on_losses(plan: Plan, table: SensitivityTable) -> Plan:
+    """The plan, with a note if its losses are of another option than it ships with."""
+    measured_with = table.conditions.dynamic_option
+    if plan.arithmetic is not None or plan.dynamic_option == measured_with:
         return plan
     return plan.noted(note("losses-of-other-option", dynamic_option=measured_with))
 

@@ -145,7 +145,10 @@ class PlanningContext:
         return found
 
     def _variant(self, formats: Formats, memory: Memory) -> Variant:
-        return Variant(formats, memory, Int8Activations("prefill", self.table.conditions.dynamic_option))
+        conditions = self.table.conditions
+        # what fp16 adds is the same for all plans but for tensors of floats, and slow to emulate
+        arithmetic = "arm" if conditions.arithmetic == "arm-fp16" else conditions.arithmetic
+        return Variant(formats, memory, Int8Activations("prefill", conditions.dynamic_option, arithmetic))
 
     def _measured(
         self, variants: Mapping[str, Variant], rounder: Rounder, rows: slice, stage: str, *, exact: bool = False

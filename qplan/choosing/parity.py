@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from qplan.artifact import is_there
 from qplan.choosing.costs import decode_cost, prefill_cost, ram_cost
 from qplan.cost.footprint import prefill_work
+from qplan.cost.target import Target
 from qplan.errors import InputError
 from qplan.formats import QuantFormat
 from qplan.notes import Note, note
@@ -34,6 +36,7 @@ _COUNTS = 16
 """Whole counts per byte read, or per weight: relative times are limited in integers, as everything is."""
 
 Work = Callable[[TensorSpec, QuantFormat], float]
+Counts = Callable[[TensorSpec, QuantFormat], int]
 
 
 def parity_limits(
@@ -109,7 +112,8 @@ def relimited(limit_of: str, name: str, rules: Rules, table: SensitivityTable) -
 
 
 def _limits_of(uniform: Yardstick, rules: Rules, table: SensitivityTable, run: RunFolder) -> tuple[ResourceLimit, ...]:
-    ram = _at(ram_cost(rules, table), uniform, table)
+    plain = replace(rules, target=rules.target.scaling(0))
+    ram = _at(ram_cost(rules, table), uniform, table, ram_cost(plain, table))
     if not _is_profiled(uniform, rules, table, run):
         return ram, *_relative(uniform, rules, table)
     return ram, *(_at(cost, uniform, table) for cost in (decode_cost(table, run), prefill_cost(table, run)))
@@ -117,7 +121,7 @@ def _limits_of(uniform: Yardstick, rules: Rules, table: SensitivityTable, run: R
 
 def _is_profiled(uniform: Yardstick, rules: Rules, table: SensitivityTable, run: RunFolder) -> bool:
     """Whether the run has times of this model on this target, and of this uniform export."""
-    if not is_there(run.device):
+    if not is_there(run.device) or rules.target.dynamic_option:
         return False
     profile = DeviceProfile.read(run.device)
     if profile.target != rules.target.name:
@@ -130,29 +134,32 @@ def _is_profiled(uniform: Yardstick, rules: Rules, table: SensitivityTable, run:
     return True
 
 
-def _at(cost: Cost, uniform: Yardstick, table: SensitivityTable) -> ResourceLimit:
-    """No more of a cost than the uniform export."""
-    counts = cost.offset + sum(cost.of(spec, uniform.formats[spec.name]) for spec in table.model.tensors)
+def _at(cost: Cost, uniform: Yardstick, table: SensitivityTable, its: Cost | None = None) -> ResourceLimit:
+    """No more of a cost than the uniform export, whose own is ``its`` if it runs under other settings."""
+    its = its or cost
+    counts = its.offset + sum(its.of(spec, uniform.formats[spec.name]) for spec in table.model.tensors)
     # half a count, so that the limit stays this count when it is read as a whole number again
     return ResourceLimit(cost, (counts + 0.5) / cost.units, uniform.name)
 
 
 def _relative(uniform: Yardstick, rules: Rules, table: SensitivityTable) -> tuple[ResourceLimit, ...]:
     """Limits on times in percent of the uniform export's, by the target's data."""
-    target, memory = rules.target, table.goal
+    memory = table.goal
 
-    def decode(spec: TensorSpec, fmt: QuantFormat) -> float:
+    def decode(target: Target, spec: TensorSpec, fmt: QuantFormat) -> float:
         return target.decode_bytes(spec, fmt, memory)
 
-    def prefill(spec: TensorSpec, fmt: QuantFormat) -> float:
+    def prefill(target: Target, spec: TensorSpec, fmt: QuantFormat) -> float:
         return prefill_work(target, spec, fmt, memory)
 
+    plain = rules.target.scaling(0)
     routed = any(spec.role is Role.EXPERT for spec in table.model.tensors)
     found = []
     for name, work in ((RELATIVE_DECODE, decode), (RELATIVE_PREFILL, prefill)):
         for experts in (False, True) if routed else (None,):
             whole = name + (OF_EXPERTS if experts else "")
-            found.append(_percent(whole, _part(work, experts=experts), uniform, table))
+            ours, its = (_part(partial(work, target), experts=experts) for target in (rules.target, plain))
+            found.append(_percent(whole, ours, its, uniform, table))
     return tuple(found)
 
 
@@ -166,8 +173,6 @@ def _part(work: Work, *, experts: bool | None) -> Callable[[TensorSpec, QuantFor
     return counts
 
 
-def _percent(
-    name: str, counts: Callable[[TensorSpec, QuantFormat], int], uniform: Yardstick, table: SensitivityTable
-) -> ResourceLimit:
-    total = sum(counts(spec, uniform.formats[spec.name]) for spec in table.model.tensors)
-    return _at(Cost(name, "%", total / 100, counts), uniform, table)
+def _percent(name: str, ours: Counts, its: Counts, uniform: Yardstick, table: SensitivityTable) -> ResourceLimit:
+    total = sum(its(spec, uniform.formats[spec.name]) for spec in table.model.tensors)
+    return _at(Cost(name, "%", total / 100, ours), uniform, table, Cost(name, "%", total / 100, its))

@@ -64,7 +64,7 @@ class PlannedOn:
             have = ", ".join(self.measured.memories)
             msg = f"{self.path}: memory {self.plan.memory!r} was not measured; this run has {have}"
             raise InputError(msg)
-        return self.measured.under(memory)
+        return Rules.of(self.plan).seen(self.measured.under(memory))
 
     @property
     def fixed(self) -> FixedBytes:

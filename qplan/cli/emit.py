@@ -29,6 +29,7 @@ from qplan.cli.rules import (
     MetricOption,
     ParityOption,
     Pins,
+    PrecisionOption,
     memory_limit,
     rules_of,
     run_given,
@@ -142,6 +143,7 @@ def command(
             rich_help_panel=panels.ENGINE,
         ),
     ] = DEFAULT_TARGET,
+    precision: PrecisionOption = "low",
     engine: Annotated[
         str | None,
         typer.Option(
@@ -207,7 +209,15 @@ def command(
         max_prefill_ms=max_prefill_ms,
         max_ram=None if max_ram is None else Size.parse(max_ram, "--max-ram"),
         rules=rules_of(
-            logits_bits, pin, min_bits, group, fused=group_fused, target=target, metric=metric, parity=parity
+            logits_bits,
+            pin,
+            min_bits,
+            group,
+            fused=group_fused,
+            target=target,
+            metric=metric,
+            parity=parity,
+            precision=precision,
         ),
     )
     options = EmitOptions(

@@ -17,7 +17,7 @@ from qplan.planner.metric import HELP, Metric
 from qplan.planner.rules import Rules
 from qplan.planner.size import Size
 from qplan.run.folder import RunFolder
-from qplan.settings import Parity
+from qplan.settings import Parity, Precision
 
 LogitsBits = Annotated[
     int,
@@ -66,6 +66,15 @@ MetricOption = Annotated[
         metavar="METRIC",
         help=HELP,
         rich_help_panel=panels.RULES,
+    ),
+]
+PrecisionOption = Annotated[
+    Precision,
+    typer.Option(
+        "--precision",
+        metavar="PRECISION",
+        help="MNN's setting that the model ships with: `low` computes in fp16 on ARM, `normal` and `high` in fp32.",
+        rich_help_panel=panels.ENGINE,
     ),
 ]
 ParityOption = Annotated[
@@ -142,6 +151,7 @@ def rules_of(
     target: str = DEFAULT_TARGET,
     metric: Metric = Rules.metric,
     parity: Parity = Rules.parity,
+    precision: Precision = "low",
 ) -> Rules:
     """Rules from options as typed.
 
@@ -157,6 +167,7 @@ def rules_of(
         target=target,
         metric=metric,
         parity=parity,
+        precision=precision,
     )
 
 

@@ -93,6 +93,10 @@ class Target:
     dynamic_option: DynamicOption = 0
     """The setting of int8 activations that is meant."""
 
+    def __str__(self) -> str:
+        """Its name, with a precision other than low."""
+        return self.name if self.precision == "low" else f"{self.name}, precision {self.precision}"
+
     @property
     def arithmetic(self) -> Arithmetic:
         """What the back end computes with."""

@@ -62,6 +62,7 @@ def solved(home: RunFolder, table: SensitivityTable, fixed: FixedBytes, wanted: 
         InputError: a pattern that matches nothing, or no device profile where one is needed.
         InfeasibleError: no plan fits; names the nearest value.
     """
+    table = wanted.rules.seen(table)
     limits: list[Ceiling | ResourceLimit] = [*wanted.limits(table, home), *wanted.loss_ceilings(table)]
     minimize = wanted.minimize(table, home)
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from qplan.calibration import load_text, tokenize
 from qplan.choosing.activations import BlockGain, with_note_on_losses
+from qplan.choosing.option import as_shipped
 from qplan.choosing.planned import PlannedOn, edited_plan, engine_of
 from qplan.choosing.retarget import retarget_table
 from qplan.choosing.sizes import fixed_bytes
@@ -327,7 +328,7 @@ def _prove(
         if gain is not None:
             plan = option_by_speed(plan, gain, speeds)
             set_runtime(model, _runtime(plan))
-            plan = with_note_on_losses(plan, job.table.conditions.dynamic_option)
+            plan = with_note_on_losses(as_shipped(plan, job.table), job.table)
             plan.write(job.plan_path)
         verification = prove(
             bench,
@@ -355,7 +356,7 @@ def _say_if_moved(given: PlannedOn, options: EmitOptions, say: Say) -> None:
 
 
 def _runtime(plan: Plan) -> RuntimeConfig:
-    return RuntimeConfig(plan.memory, threads=SHIPPED_THREADS, dynamic_option=plan.dynamic_option)
+    return RuntimeConfig(plan.memory, plan.precision, SHIPPED_THREADS, plan.dynamic_option)
 
 
 _WITHOUT_CONTEXT = (

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from qplan.choosing.activations import (
     BlockGain,
     measure_gain,
+    with_derived_option,
     with_measured_option,
     with_note_on_losses,
     with_requested_option,
@@ -23,11 +24,14 @@ from qplan.choosing.choose import with_price_of_nearest
 from qplan.choosing.context import PlanningContext
 from qplan.choosing.halves import Halves
 from qplan.choosing.loss_limits import choose_requested
+from qplan.choosing.option import Setting, as_shipped, best_setting, setting
 from qplan.choosing.planned import PlannedOn
-from qplan.choosing.retarget import computable, retarget_rules
+from qplan.choosing.request import PlanRequest
+from qplan.choosing.retarget import retarget_rules
 from qplan.choosing.sizes import fixed_bytes
 from qplan.cost.emit import ACTIVATIONS, EXPORTING, KEEPING
 from qplan.cost.file_bytes import FixedBytes
+from qplan.cost.target import DEFAULT_TARGET, Target
 from qplan.folding.analyzed import AnalyzedModel
 from qplan.formats import applies, garbled
 from qplan.jobs.options import EmitOptions
@@ -43,7 +47,7 @@ from qplan.run.plan_folder import PLAN_FILE, PlanFolder
 from qplan.run.table import SensitivityTable
 from qplan.sensitivity.kept_logits import KeptLogits, kept_logits
 from qplan.sensitivity.metrics import TokenStats
-from qplan.settings import Say
+from qplan.settings import DYNAMIC_OPTIONS, Arithmetic, DynamicOption, Say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +76,11 @@ class EmitJob:
     def engine(self) -> str | None:
         """Version of the engine that the plan records; None for the installed one."""
         return None if self.options.engine is None else str(self.options.target.engine)
+
+    @property
+    def target(self) -> Target:
+        """Where the plan is to run."""
+        return self.options.wanted.rules.target if self.given is None else self.given.rules.target
 
     @cached_property
     def folder(self) -> Path:
@@ -139,7 +148,9 @@ class EmitJob:
         """What ``dynamic_option`` 2 gains in torch."""
         half = self._halves.suffice(self.model.loaded, self.table, plan.formats, self.kept)
         progress = self.stages.visit(ACTIVATIONS, "joint loss with activation scales per token and per block")
-        return measure_gain(plan, self.rounder, self.heldout, self.kept, progress, half=half)
+        # fp16 adds the same under both options
+        arithmetic: Arithmetic = "arm" if self.target.arithmetic == "arm-fp16" else self.target.arithmetic
+        return measure_gain(plan, self.rounder, self.heldout, self.kept, progress, arithmetic=arithmetic, half=half)
 
     def context(self, table: SensitivityTable, fixed: FixedBytes, nearest: LoadedModel) -> PlanningContext:
         """What plans are made from and measured with.
@@ -171,39 +182,78 @@ _ABOUT_CONTEXT = ("context-limited", "setting-beyond-context", "setting-unmeasur
 def planned(job: EmitJob, given: Plan | None) -> tuple[Plan, BlockGain | None]:
     """The plan to build, and the gain of ``dynamic_option`` 2 if the built model's speed is to decide on that."""
     options, table, fixed = job.options, job.table, fixed_bytes(job.skeleton)
-    plan = given or _chosen(job, fixed)
+    plan, gain = _as_given(job, given) if given is not None else _chosen(job, fixed)
     plan = replace(plan, sensitivity_sha256=table.sha256, engine=job.engine)
     plan = plan.noted(*(known for known in table.notes if known.code in _ABOUT_CONTEXT and known not in plan.notes))
-    plan = with_price_of_nearest(plan, job.context(table, fixed, job.exported))
-    if given is not None and options.dynamic_option is None:
-        options = replace(options, dynamic_option=2 if given.dynamic_option == 2 else 0)
-    plan, gain = _first_option(plan, options, job)
-    return (plan, gain) if gain else (with_note_on_losses(plan, table.conditions.dynamic_option), None)
+    plan = as_shipped(plan, table)
+    plan = with_price_of_nearest(plan, job.context(Rules.of(plan).seen(table), fixed, job.exported))
+    decides = gain is not None and options.build and plan.target == DEFAULT_TARGET
+    return (plan, gain) if decides else (with_note_on_losses(plan, table), None)
 
 
-def _chosen(job: EmitJob, fixed: FixedBytes) -> Plan:
+def _as_given(job: EmitJob, given: Plan) -> tuple[Plan, BlockGain | None]:
+    """A plan that the user gave, with its own option unless another is asked for."""
+    asked = job.options.dynamic_option
+    if asked is None:
+        asked = 2 if given.dynamic_option == 2 else 0
+    return _with_option(given, asked, job), None
+
+
+def _chosen(job: EmitJob, fixed: FixedBytes) -> tuple[Plan, BlockGain | None]:
     """The best plan in formats that the engine computes, confirmed on whole models."""
-    options = job.options
-    table = job.table if options.dynamic_option != 2 else computable(job.table)
-    context = job.context(table, fixed, job.model.original)
-
-    def choose(rules: Rules) -> Plan:
-        wanted = replace(options.wanted, rules=retarget_rules(rules, options.target))
-        return choose_requested(context, wanted, job.run, evaluations=options.evaluations)
-
-    return within_uniform(choose, options.wanted.rules, fixed, fixed_bytes(job.uniform_skeleton), say=job.say)
-
-
-def _first_option(plan: Plan, options: EmitOptions, job: EmitJob) -> tuple[Plan, BlockGain | None]:
-    """The plan with its ``dynamic_option``, and the gain of option 2 if the built model's speed is to decide."""
-    if options.dynamic_option == 0 or not applies(plan.memory, plan.formats):
-        return replace(plan, dynamic_option=options.dynamic_option or 0), None
+    asked = job.options.dynamic_option
+    found = best_setting(job.table, _wanted(job, job.options.wanted.rules), job.run, fixed, asked)
+    if found.option:
+        job.say("plans lose less with a scale for each block of the activations (dynamic_option 2): planned with it")
+    plan = _chosen_under(job, found, fixed)
+    if asked is not None:
+        return _with_option(plan, asked, job), None
+    if not applies(plan.memory, plan.formats) or job.target.arithmetic == "float":
+        return plan, None
     names = garbled(plan.formats)
     if names:
         return without_block_scales(plan, names), None
     gain = job.gain(plan)
-    if options.dynamic_option == 2:
-        return with_requested_option(plan, gain), None
-    if gain.pays and options.build:
-        return plan, gain
-    return with_measured_option(plan, gain, None), None
+    if found.option and not gain.pays:  # whole models do not bear it out
+        plan = _chosen_under(job, setting(job.table, found.wanted, 0), fixed)
+    if not gain.pays or not job.options.build or job.target.name != DEFAULT_TARGET:
+        return _decided(plan, gain, job), None
+    return plan, gain
+
+
+def _decided(plan: Plan, gain: BlockGain, job: EmitJob) -> Plan:
+    """The plan with the option that its gain speaks for, where no model of it is timed."""
+    if job.target.name == DEFAULT_TARGET:
+        return with_measured_option(plan, gain, None)
+    times = [
+        sum(
+            job.target.scaling(option).decode_bytes(job.table.model.tensor(name), fmt, plan.memory)
+            for name, fmt in plan.formats.items()
+        )
+        for option in DYNAMIC_OPTIONS
+    ]
+    return with_derived_option(plan, gain, times[1] / times[0])
+
+
+def _wanted(job: EmitJob, rules: Rules) -> PlanRequest:
+    return replace(job.options.wanted, rules=retarget_rules(rules, job.options.target))
+
+
+def _chosen_under(job: EmitJob, given: Setting, fixed: FixedBytes) -> Plan:
+    """The best plan under one ``dynamic_option``."""
+    context = job.context(given.table, fixed, job.model.original)
+
+    def choose(rules: Rules) -> Plan:
+        wanted = replace(given.wanted, rules=rules)
+        return choose_requested(context, wanted, job.run, evaluations=job.options.evaluations)
+
+    unfolded = fixed_bytes(job.uniform_skeleton)
+    return within_uniform(choose, given.wanted.rules, fixed, unfolded, say=job.say)
+
+
+def _with_option(plan: Plan, option: DynamicOption, job: EmitJob) -> Plan:
+    """The plan with an option that was asked for."""
+    if option == 0 or not applies(plan.memory, plan.formats):
+        return replace(plan, dynamic_option=option)
+    names = garbled(plan.formats)
+    return without_block_scales(plan, names) if names else with_requested_option(plan, job.gain(plan))

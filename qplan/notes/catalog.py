@@ -296,6 +296,14 @@ CATALOG: Mapping[str, NoteKind] = {
         speed=float,
         least_speed=float,
     ),
+    "block-scales-derived": _kind(
+        f"{_BLOCK_SCALES} has {_GAIN} on {{target}}: used. Its speed there was not measured; by the target's data decoding "
+        "takes {times:.2f} times as long, which the budget's limits count; --dynamic-option 0 turns it off",
+        prefill=float,
+        decode=float,
+        target=str,
+        times=float,
+    ),
     "block-scales-garbled": _kind(
         "dynamic_option stays 0: the engine garbles {format} under 2 ({tensors:more {others}})",
         format=str,

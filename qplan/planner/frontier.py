@@ -48,6 +48,7 @@ def frontier(
         raise InputError(msg)
     start = time.perf_counter()
     rules = rules or Rules()
+    table = rules.seen(table)
     card, losses, kl = table.model, rules.losses(table), table.kl(table.goal)
     problem = rules.problem(card, losses, None)
     smallest, best = solve(problem.smallest_program()), solve(problem.program())
@@ -98,7 +99,7 @@ def sweep_of(table: SensitivityTable, rules: Rules, fixed: FixedBytes, *, block_
     given = asdict(rules.given) | {
         "pins": {pattern: fmt.name for pattern, fmt in rules.pins.items()},
         "logits_bits": rules.logits_bits,
-        "target": rules.target.name,
+        "target": str(rules.target),
         "fixed_bytes": fixed.total,
         "block_activations": block_activations,
     }

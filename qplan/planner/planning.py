@@ -65,6 +65,7 @@ def make_plan(
         QplanError: no plan was found in time.
     """
     rules = rules or Rules()
+    table, sensitivity_sha256 = rules.seen(table), table.sha256
     card, losses = table.model, rules.losses(table)
     uniform_fixed, scale_bits = rules.uniform_fixed or fixed, rules.uniform_scale_bits
     budget = tightest(budgets, card, uniform_fixed, scale_bits)
@@ -99,7 +100,7 @@ def make_plan(
     return Plan(
         model=card.source,
         model_sha256=card.sha256,
-        sensitivity_sha256=table.sha256,
+        sensitivity_sha256=sensitivity_sha256,
         memory=table.conditions.memory,
         budget="none" if budget is None else budget.text,
         budget_bytes=files.total if budget is None else budget.limit_bytes,
@@ -113,7 +114,7 @@ def make_plan(
                 name,
                 file_bytes(card, f, uniform_fixed).total,
                 _predicted_uniform(f, nearest, table),
-                footprint(card, f, rules.target, table.goal),
+                footprint(card, f, rules.target.scaling(0), table.goal),
             )
             for name, f in uniform.items()
         ),
@@ -126,6 +127,9 @@ def make_plan(
         limits=planned_limits(ceilings, card, formats),
         objective="loss" if minimize is None else minimize.name,
         target=rules.target.name,
+        precision=rules.target.precision,
+        dynamic_option=rules.target.dynamic_option,
+        arithmetic=rules.target.arithmetic if rules.computes(table) else None,
         parity=rules.parity,
         footprint=footprint(card, formats, rules.target, table.goal),
     )

@@ -18,10 +18,11 @@ from qplan.planner.metric import Metric, loss_of
 from qplan.planner.patterns import least_bits, pinned_formats
 from qplan.planner.problem import HEAD_LEAST_BITS, Problem, build_problem
 from qplan.run.plan import GivenRules, LeastBits, Pin, Plan
-from qplan.settings import PARITIES, Parity
+from qplan.settings import PARITIES, PRECISIONS, Parity, Precision
 
 if TYPE_CHECKING:  # the command line takes its defaults from here, and waits for no pyarrow
     from qplan.run.table import SensitivityTable
+    from qplan.tensors import TensorGroup
 
 _WIDTH = re.compile(r"\s*[0-9]{1,9}\s*")
 
@@ -85,6 +86,7 @@ class Rules:
         metric: str = Metric.kl,
         target: str = DEFAULT_TARGET,
         parity: str = "all",
+        precision: str = "low",
     ) -> Rules:
         """Parse rules that a user wrote, on the command line or in a notebook.
 
@@ -97,9 +99,10 @@ class Rules:
             metric: what is summed and minimized.
             target: the hardware that the plan runs on.
             parity: what a budget that names a uniform export promises.
+            precision: MNN's setting that the model ships with.
 
         Raises:
-            InputError: an unknown format, width, metric, target or parity; the message lists the known ones.
+            InputError: an unknown format, width, metric, target, parity or precision; the message lists the known ones.
         """
         if metric not in set(Metric):
             msg = f"metric {metric!r} is unknown; use one of {', '.join(Metric)}"
@@ -111,7 +114,7 @@ class Rules:
             metric=Metric(metric),
             group_patterns=tuple(groups),
             fused=fused,
-            target=find_target(target),
+            target=find_target(target).at(parse_precision(precision)),
             parity=parse_parity(parity),
         )
 
@@ -119,10 +122,14 @@ class Rules:
         """Check all patterns against a model's tensors.
 
         Raises:
-            InputError: a pattern matches nothing, or two contradict each other; the message gives similar names.
+            InputError: a pattern matches nothing, two contradict each other, or a pin is not right on the target; the
+                message gives similar names, or the reason.
         """
         groups = make_groups(card, self.group_patterns, fused=self.fused)
-        pinned_formats(groups, self.pins)
+        pinned = pinned_formats(groups, self.pins)
+        for group in groups:
+            if group.name in pinned:
+                check_on_target(self.target, group, pinned[group.name])
         least_bits(groups, self.min_bits)
 
     @property
@@ -140,7 +147,7 @@ class Rules:
             min_bits={least.pattern: least.bits for least in given.min_bits},
             group_patterns=given.groups,
             fused=given.fused,
-            target=find_target(plan.target),
+            target=target_of(plan),
             metric=Metric(given.metric),
             parity=parse_parity(plan.parity),
         )
@@ -155,6 +162,17 @@ class Rules:
             self.fused,
             self.metric.value,
         )
+
+    def seen(self, table: SensitivityTable) -> SensitivityTable:
+        """The table as the target computes, under its ``precision`` and ``dynamic_option``.
+
+        As it is if it does not say what that takes: then losses are those of x86 under the analysis's own option.
+        """
+        return table.computing(self.target.arithmetic, self.target.dynamic_option) or table
+
+    def computes(self, table: SensitivityTable) -> bool:
+        """Whether a table is as the target computes."""
+        return table.computing(self.target.arithmetic, self.target.dynamic_option) is table
 
     def losses(self, table: SensitivityTable) -> dict[str, dict[str, float]]:
         """What is minimized, by tensor name and format name; formats that are not legal on the target are left out.
@@ -182,6 +200,43 @@ class Rules:
             pins=self.pins,
             min_bits=self.min_bits,
         )
+
+
+def check_on_target(target: Target, group: TensorGroup, fmt: QuantFormat) -> None:
+    """Refuse a pin that the target computes wrongly.
+
+    Raises:
+        InputError: it does; says why.
+    """
+    for member in group.members:
+        defect = target.defect(member, fmt.resolve(member.in_features))
+        if defect is not None and member.allows(fmt.resolve(member.in_features)):
+            msg = f"--pin of {member.name} to {fmt}: {defect}"
+            raise InputError(msg)
+
+
+def target_of(plan: Plan) -> Target:
+    """Where a plan runs, under the settings that it was planned for.
+
+    Raises:
+        InputError: there is no such target.
+    """
+    target = find_target(plan.target)
+    target = target.at(next((known for known in PRECISIONS if known == plan.precision), target.precision))
+    return target if plan.arithmetic is None else target.scaling(2 if plan.dynamic_option == 2 else 0)
+
+
+def parse_precision(text: str) -> Precision:
+    """Read MNN's ``precision``.
+
+    Raises:
+        InputError: there is no such precision.
+    """
+    found = next((known for known in PRECISIONS if known == text), None)
+    if found is None:
+        msg = f"precision {text!r} is unknown; use one of {', '.join(PRECISIONS)}"
+        raise InputError(msg)
+    return found
 
 
 def parse_parity(text: str) -> Parity:

@@ -74,7 +74,9 @@ def recount(
     """
     card = table.model
     validate_plan(plan, card, path)
-    losses = (rules or Rules.of(plan)).losses(table)
+    rules = rules or Rules.of(plan)
+    table = rules.seen(table)
+    losses = rules.losses(table)
     formats = plan.formats
     for index, (name, fmt) in enumerate(formats.items()):
         if fmt.name not in losses[name]:
@@ -91,7 +93,7 @@ def recount(
     if files.total > plan.budget_bytes:
         plan = plan.noted(note("over-budget", total_bytes=files.total, budget_bytes=plan.budget_bytes))
     predicted = predicted_nats(tensors, table)
-    plan = _recounted_footprint(plan, table, rules or Rules.of(plan))
+    plan = _recounted_footprint(plan, table, rules)
     return replace(plan, tensors=tensors, files=files, predicted_nats=predicted, solver=unproved)
 
 
