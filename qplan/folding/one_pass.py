@@ -220,13 +220,16 @@ class OnePass:
     def _journal(self, group: Sequence[Seen], found: Sequence[Mapping[QuantFormat, FormatLoss]]) -> None:
         kept, memories = self.analysis.kept, memories_of(self.analysis.conditions.memory)
         for view, by_format in zip(group, found, strict=True):
+            least_peak = view.least_peak(self.columns(view.name))
             for fmt, loss in by_format.items():
                 for memory in memories:
-                    for measurement in self._measurements(view, fmt, loss, memory):
+                    for measurement in self._measurements(view, fmt, loss, memory, least_peak):
                         if cell_of(measurement) not in kept.measurements:
                             kept.add(measurement)
 
-    def _measurements(self, view: Seen, fmt: QuantFormat, found: FormatLoss, memory: Memory) -> Iterator[Measurement]:
+    def _measurements(
+        self, view: Seen, fmt: QuantFormat, found: FormatLoss, memory: Memory, least_peak: float
+    ) -> Iterator[Measurement]:
         """The loss of each batch."""
         batches = self.analysis.batches
         length = batches[0].shape[1]
@@ -253,6 +256,8 @@ class OnePass:
                 cosine=1 / math.sqrt(1 + 10 ** (-sqnr_db / 10)),
                 source="gradient",
                 stderr_nats=math.hypot(spread, sampling),
+                least_peak=least_peak if math.isfinite(least_peak) else None,
+                layer_peak=view.layer_peak,
                 **{name: float(part[rows].mean()) for name, part in parts.items()},
             )
 

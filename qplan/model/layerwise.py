@@ -138,6 +138,8 @@ class LayerTrace:
     """``[rows, tokens, in_features]`` by batch: gradient at the input, of linears in `drawn` alone."""
     drawn: dict[nn.Linear, Tensor] = field(default_factory=dict)
     """Output features, int64, that gradients are kept of, where all are too many."""
+    peak: float = 0.0
+    """Largest magnitude that the layer returned."""
 
     def see(self, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
         """See a linear forwards, and its gradient later."""
@@ -207,7 +209,7 @@ class WayBack:
                 stack.enter_context(with_layer_read(self.loaded, index))
                 for number, batch in enumerate(self.batches):
                     given = self.between.get(index - 1, number) if index else None
-                    found.append(self._back(index, number, batch, given, slopes))
+                    found.append(self._back(trace, number, batch, given, slopes))
                     self.step()
             yield trace
             if index and not again:
@@ -217,8 +219,9 @@ class WayBack:
             if index != count - 1 or not tied:
                 self.between.drop(index, everything)
 
-    def _back(self, index: int, number: int, batch: Tensor, given: Any, slopes: Sequence[Tensor]) -> Tensor:  # noqa: ANN401
+    def _back(self, trace: LayerTrace, number: int, batch: Tensor, given: Any, slopes: Sequence[Tensor]) -> Tensor:  # noqa: ANN401
         """The gradient at what a layer, or the head, was given."""
+        index = trace.index
         leaf: Tensor | None = None
         start = GraphStart.of(self.loaded)
         with ExitStack() as stack, torch.enable_grad():
@@ -229,6 +232,7 @@ class WayBack:
                 leaf = _first(given).detach().requires_grad_()
                 fresh = leaf if isinstance(given, Tensor) else (leaf, *given[1:])
             output = run_layer(self.loaded, index, batch, fresh)
+        trace.peak = max(trace.peak, float(_first(output).detach().abs().max()))
         if index == len(self.loaded.layers):
             probabilities, nll = probabilities_of(output.detach(), batch)
             self.nll.append(nll)

@@ -64,6 +64,22 @@ CATALOG: Mapping[str, NoteKind] = {
         experts=list[str],
         others=int,
     ),
+    "half-overflows": _kind(
+        "layers return up to {peak:.3g}, and fp16 holds no more than {most:.0f}: on ARM under precision low the model "
+        "gives infinities ({tensors:more {others}}). Ship it with --precision high",
+        peak=float,
+        most=float,
+        tensors=list[str],
+        others=int,
+    ),
+    "half-loses-tokens": _kind(
+        "inputs of some tokens reach only {peak:.3g}, and below {least:.2g} fp16 holds no scale for their int8 codes: "
+        "on ARM under precision low these become the largest ({tensors:more {others}}). Ship it with --precision high",
+        peak=float,
+        least=float,
+        tensors=list[str],
+        others=int,
+    ),
     "tensors-without-loss": _kind(
         "{count} tensors lose exactly nothing in any format, because they or what reads them are zeros: "
         "{tensors:more {others}}",
@@ -297,8 +313,8 @@ CATALOG: Mapping[str, NoteKind] = {
         least_speed=float,
     ),
     "block-scales-derived": _kind(
-        f"{_BLOCK_SCALES} has {_GAIN} on {{target}}: used. Its speed there was not measured; by the target's data decoding "
-        "takes {times:.2f} times as long, which the budget's limits count; --dynamic-option 0 turns it off",
+        f"{_BLOCK_SCALES} has {_GAIN} on {{target}}: used. Its speed there was not measured; by the target's data "
+        "decoding takes {times:.2f} times as long, which the budget's limits count; --dynamic-option 0 turns it off",
         prefill=float,
         decode=float,
         target=str,

@@ -42,12 +42,26 @@ class Measurement(Metrics):
     """The same with a scale per block on ARM."""
     half_nats: float | None = None
     """What a product of float weights loses by adding up in fp16, as on ARM under ``precision: low``."""
+    least_peak: float | None = None
+    """Smallest over tokens of the largest magnitude of the tensor's input: fp16 holds no scale of int8 activations for
+    one below `LEAST_HALF_PEAK`."""
+    layer_peak: float | None = None
+    """Largest magnitude that the tensor's layer returned: fp16 holds none above `LARGEST_HALF`."""
 
+
+LARGEST_HALF = 65504.0
+"""The largest number in fp16."""
+
+LEAST_HALF_PEAK = 127 / LARGEST_HALF
+"""Largest magnitude of a token below which the factor that makes int8 codes of it is beyond fp16."""
+
+RANGES = ("least_peak", "layer_peak")
+"""Columns about what a tensor met, the same in all its rows; None where not known."""
 
 PARTS = ("token_nats", "block_nats", "arm_block_nats", "half_nats")
 """Columns of losses that come on top of the weights' own under one arithmetic or another; None where not estimated."""
 
-COLUMNS = ("tensor", "format", "memory", "batch", "tokens", *METRICS, "source", "stderr_nats", *PARTS)
+COLUMNS = ("tensor", "format", "memory", "batch", "tokens", *METRICS, "source", "stderr_nats", *PARTS, *RANGES)
 """A measurement's fields in the order of the table."""
 
 
@@ -60,7 +74,7 @@ def measurement_of(row: Mapping[str, Any]) -> Measurement:
     found = Measurement(**row)
     texts = (found.tensor, found.format, found.memory, found.source)
     numbers = (found.kl_nats, found.sqnr_db)
-    optional = (found.stderr_nats, *(getattr(found, part) for part in PARTS), *values_of(found).values())
+    optional = (found.stderr_nats, *(getattr(found, name) for name in (*PARTS, *RANGES)), *values_of(found).values())
     if (
         not all(isinstance(text, str) for text in texts)
         or not all(type(count) is int for count in (found.batch, found.tokens))

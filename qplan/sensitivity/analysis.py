@@ -21,7 +21,7 @@ from qplan.quantize import Int8Activations
 from qplan.quantize.rounder import Rounder
 from qplan.run.calibration import CalibrationSet
 from qplan.run.journal import Journal, Memo
-from qplan.run.measurement import Measurement, Source
+from qplan.run.measurement import LARGEST_HALF, LEAST_HALF_PEAK, Measurement, Source
 from qplan.run.table import Conditions, SensitivityTable
 from qplan.sensitivity.menu import Menu, resolve_menu
 from qplan.sensitivity.silent import SilentTensors
@@ -107,7 +107,8 @@ class Analysis:
         records = [self.kept.references[batch] for batch in sorted(self.kept.references)]
         nll = math.fsum(r.labels * r.nll_nats for r in records) / sum(r.labels for r in records)
         conditions = replace(self.conditions, mode=mode)
-        notes = (*self.menu_notes, *notes, *_notes_on_experts(self.loaded.card, rows), *_notes_on_silence(rows))
+        about_rows = (*_notes_on_experts(self.loaded.card, rows), *_notes_on_silence(rows), *_notes_on_half(rows))
+        notes = (*self.menu_notes, *notes, *about_rows)
         table = SensitivityTable(self.loaded.card, conditions, nll, notes, tuple(rows))
         table.check_complete()
         return table
@@ -140,6 +141,18 @@ def _notes_on_silence(rows: Sequence[Measurement]) -> Iterator[Note]:
     if silent:
         named, others = few(silent, 5)
         yield note("tensors-without-loss", count=len(silent), tensors=named, others=others)
+
+
+def _notes_on_half(rows: Sequence[Measurement]) -> Iterator[Note]:
+    """Name what fp16 does not hold, which MNN computes in on ARM under ``precision: low``."""
+    layers = {row.tensor: row.layer_peak for row in rows if (row.layer_peak or 0.0) > LARGEST_HALF}
+    tokens = {row.tensor: row.least_peak for row in rows if (row.least_peak or math.inf) < LEAST_HALF_PEAK}
+    if layers:
+        named, others = few(list(layers), 5)
+        yield note("half-overflows", peak=max(layers.values()), most=LARGEST_HALF, tensors=named, others=others)
+    if tokens:
+        named, others = few(list(tokens), 5)
+        yield note("half-loses-tokens", peak=min(tokens.values()), least=LEAST_HALF_PEAK, tensors=named, others=others)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -38,6 +39,14 @@ class Seen:
     """float32 ``[rows, drawn, in]``: gradient at the drawn rows of a tied head's weight through its lookups."""
     routed: bool = False
     """Whether it is an expert, see `Int8Activations.round`."""
+    layer_peak: float = 0.0
+    """Largest magnitude that its layer, or the head, returned."""
+
+    def least_peak(self, columns: Tensor | None) -> float:
+        """Smallest over tokens of the input's largest magnitude, divided by ``columns [in]``; inf without tokens."""
+        inputs = self.inputs if columns is None else self.inputs / columns
+        peaks = inputs.abs().amax(-1)
+        return float(peaks[peaks > 0].min()) if bool((peaks > 0).any()) else math.inf
 
     @cached_property
     def products(self) -> Tensor:

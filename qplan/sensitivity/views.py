@@ -112,6 +112,7 @@ class Views:
             judge=judge,
             lookups=looked_up,
             routed=isinstance(module, RoutedLinear),
+            layer_peak=trace.peak,
         )
 
     def _looked_up(self, sample: RowSample, lookups: Sequence[Tensor]) -> Tensor:
