@@ -25,7 +25,7 @@ def frontier_table(swept: Swept) -> Table:
         heading=f"{len(swept.frontier.points)} plans in {swept.frontier.seconds:.1f} s: predicted KL to FP32, "
         f"nats per token, memory {swept.table.goal}",
         gap=1,
-        note="RAM: MB of the weights; decode, prefill: times over uniform int8's; all predicted. 'plan' and a name: takes "
+        note="RAM: MB of the weights; decode, prefill: times over uniform int8's; predicted. 'plan' and a name: takes "
         "no more of these than that uniform format; of unif.: loss over that of the best uniform format of at most "
         f"these bytes (head int8, same rounding); bits: {_BAR} equal shares of the weights but the head's, F is 16",
     )
