@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -34,7 +36,7 @@ NO_RUN = RunFolder(Path("none"))
 RUNNABLE = tuple(name for name in target_names() if name != "npu-hexagon")
 
 
-def plan_of(table: SensitivityTable, budget: str, *, run: RunFolder = NO_RUN, **rules: str) -> Plan:
+def plan_of(table: SensitivityTable, budget: str, *, run: RunFolder = NO_RUN, **rules: Any) -> Plan:
     wanted = PlanRequest(budgets=parse_budgets([budget]), rules=Rules.parse(**rules))
     return solved(run, table, estimate_fixed(table.model), wanted)
 
@@ -193,6 +195,8 @@ def test_an_edited_plan_is_told_what_it_takes_beyond(table: SensitivityTable) ->
     edited = recount(replace(plan, tensors=wide), table, estimate_fixed(table.model))
     assert not edited.limits
     (told,) = [note for note in edited.notes if note.code == "over-parity"]
-    assert set(told.values["shares"]) == {"RAM", "decode time", "prefill time"}
+    shares = told.values["shares"]
+    assert isinstance(shares, Mapping)
+    assert set(shares) == {"RAM", "decode time", "prefill time"}
     assert edited.footprint is not None
     assert edited.footprint.ram_bytes == times_of(edited, table, edited.formats)[0]

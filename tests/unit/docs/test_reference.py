@@ -120,8 +120,11 @@ def test_plan_json(tmp_path: Path) -> None:
 
 def test_verification_json(tmp_path: Path) -> None:
     verification = small_run().verification
-    turns = {"rounds": (Round(0.1, 0.01),), "session": "a"}
-    speeds = [replace(model.speed, **turns) for model in verification.models if model.speed is not None]
+    speeds = [
+        replace(model.speed, rounds=(Round(0.1, 0.01),), session="a")
+        for model in verification.models
+        if model.speed is not None
+    ]
     models = tuple(replace(m, speed=s, other_speed=s) for m, s in zip(verification.models, speeds, strict=True))
     replace(verification, models=models).write(tmp_path / "verification.json")
     written(tmp_path / "verification.json", "verification.json")

@@ -39,6 +39,13 @@ def test_a_little_slower_is_told_and_allowed() -> None:
     assert not spread.slower
 
 
+def test_what_nobody_feels_is_not_slower() -> None:
+    spread = ratio_of_times(rounds([1.2e-4] * 5), rounds([1e-4] * 5), "decode")
+    assert spread.differs
+    assert not spread.slower
+    assert ratio_of_times(rounds([1.2e-3] * 5), rounds([1e-3] * 5), "decode").slower
+
+
 def test_models_that_did_not_take_turns_are_not_compared() -> None:
     one = Speed("low", 1, 128, 100.0, 10.0, 1, rounds=rounds([1.0]), session="a")
     assert one.against(one, "decode") is not None
