@@ -63,6 +63,12 @@ def parity_limits(
     return tuple(every.values())
 
 
+def promised(rules: Rules, table: SensitivityTable, run: RunFolder) -> dict[str, tuple[ResourceLimit, ...]]:
+    """The limits of every budget that names a uniform export, by its name; those without any are left out."""
+    found = {name: parity_limits((Budget.parse(name),), rules, table, run) for name in UNIFORM_NAMES.values()}
+    return {name: limits for name, limits in found.items() if limits}
+
+
 def parity_notes(budgets: Sequence[Budget], rules: Rules, table: SensitivityTable) -> tuple[Note, ...]:
     """What a reader must know where a budget limits files alone, though it names a uniform export."""
     named = [budget.bits for budget in budgets if budget.bits is not None and rules.parity == "all"]

@@ -107,7 +107,7 @@ class PlanRequest:
 
     @property
     def label(self) -> str:
-        """A name for the folder of its plan, e.g. ``int8`` or ``smallest-max-kl-0.001``."""
+        """A name for the folder of its plan, e.g. ``int8``, ``int8-files`` or ``smallest-max-kl-0.001``."""
         increase = self.max_ppl_increase
         limits = (
             ("max-kl", self.max_kl),
@@ -118,6 +118,8 @@ class PlanRequest:
         )
         parts: list[str] = [self.objective] if self.objective != "loss" else []
         parts += [budget.text for budget in self.budgets]
+        named = any(budget.bits is not None for budget in self.budgets)
+        parts += [self.rules.parity] if named and self.rules.parity != Rules.parity else []
         parts += [
             f"{name}-{value:g}" if isinstance(value, float) else f"{name}-{value}"
             for name, value in limits

@@ -268,13 +268,19 @@ def show(emitted: Emitted) -> None:
     Raises:
         VerificationError: the built model broke a promise.
     """
-    from qplan.cli.tables import plan_table, verification_table  # noqa: PLC0415 - not for --help
+    from qplan.cli.tables import (  # noqa: PLC0415 - not for --help
+        felt_table,
+        limits_lines,
+        plan_table,
+        verification_table,
+    )
 
     files = PlanFolder(emitted.folder)
     answer(**emit_document(emitted))
     out.print(plan_table(emitted.plan))
-    for limit in emitted.plan.limits:
-        out.print(f"{limit.name}: {limit.predicted:.4g} of {limit.limit:.4g} {limit.unit}")
+    for line in limits_lines(emitted.plan):
+        out.print(line)
+    out.print(felt_table(emitted.plan, emitted.verification))
     if emitted.verification is not None:
         out.print(verification_table(emitted.verification))
         for check in emitted.verification.checks:

@@ -191,11 +191,13 @@ class OpenedRun:
     def swept(self) -> tuple[Frontier, tuple[MeasuredModel, ...]]:
         """The best plans at all sizes, and what the engine measured; `frontier` is its frame."""
         from qplan.choosing.measured import measured_models  # noqa: PLC0415 - scipy
+        from qplan.choosing.parity import promised  # noqa: PLC0415 - scipy
         from qplan.planner.frontier import frontier, sweep_of  # noqa: PLC0415 - scipy
 
         table = self.table.table
-        found = find_frontier([self.home.frontier], sweep_of(table, Rules(), self.fixed))
-        return found or frontier(table, self.fixed), measured_models(self.home, table)
+        limits = promised(Rules(), table, self.home)
+        found = find_frontier([self.home.frontier], sweep_of(table, Rules(), self.fixed, promised=limits))
+        return found or frontier(table, self.fixed, promised=limits), measured_models(self.home, table)
 
     @property
     def verification(self) -> pd.DataFrame:

@@ -13,6 +13,13 @@ SLOWER = 1.03
 """Ratio of times up to which a model counts as no slower, as long as the spread does not decide it before."""
 
 
+LEAST_FELT_S: dict[Phase, float] = {"decode": 5e-5, "prefill": 2e-3}
+"""Seconds per token, and of a prompt, below which a difference counts as none."""
+
+_MANY = 8
+"""Rounds from which on the least and the largest ratio are left out."""
+
+
 @dataclass(frozen=True)
 class Round:
     """One model's times in one round, in which all models of a session have their turn."""
@@ -35,6 +42,10 @@ class Spread:
     low: float
     high: float
     rounds: int
+    more_s: float
+    """Seconds that the first model takes more, median over rounds."""
+    least_felt_s: float
+    """Seconds that nobody feels: a model of a few megabytes takes as long for its ops as for its weights."""
 
     @property
     def differs(self) -> bool:
@@ -43,8 +54,8 @@ class Spread:
 
     @property
     def slower(self) -> bool:
-        """Whether the first model is slower by more than `SLOWER` beyond noise."""
-        return self.low > SLOWER
+        """Whether the first model is slower by more than `SLOWER` beyond noise, and by what can be felt."""
+        return self.low > SLOWER and self.more_s > self.least_felt_s
 
 
 def ratio_of_times(one: Sequence[Round], other: Sequence[Round], phase: Phase) -> Spread:
@@ -58,9 +69,14 @@ def ratio_of_times(one: Sequence[Round], other: Sequence[Round], phase: Phase) -
         other: times of another in the same rounds.
         phase: which times.
     """
-    ratios = sorted(a.time_of(phase) / b.time_of(phase) for a, b in zip(one, other, strict=True))
+    pairs = [(a.time_of(phase), b.time_of(phase)) for a, b in zip(one, other, strict=True)]
+    ratios = sorted(mine / its for mine, its in pairs)
     left_out = 1 if len(ratios) >= _MANY else 0
-    return Spread(median(ratios), ratios[left_out], ratios[-1 - left_out], len(ratios))
-
-
-_MANY = 8
+    return Spread(
+        median(ratios),
+        ratios[left_out],
+        ratios[-1 - left_out],
+        len(ratios),
+        median(mine - its for mine, its in pairs),
+        LEAST_FELT_S[phase],
+    )

@@ -116,5 +116,6 @@ def _speed_checks(name: str, mine: Speed, other: Speed) -> Sequence[Check]:
             told = note("time-against-uniform", **values, limit=SLOWER)
         else:
             told = note("no-difference-in-time", **values)
-        found.append(Check(note(f"{phase}-of-uniform", uniform=name), not spread.slower, told))
+        promise = note("decode-of-uniform" if phase == "decode" else "prefill-of-uniform", uniform=name)
+        found.append(Check(promise, not spread.slower, told))
     return found
