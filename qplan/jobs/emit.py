@@ -14,7 +14,8 @@ from qplan.choosing.activations import BlockGain, with_measured_option, with_not
 from qplan.choosing.planned import PlannedOn, edited_plan, engine_of
 from qplan.choosing.retarget import retarget_table
 from qplan.choosing.sizes import fixed_bytes
-from qplan.cost.emit import BUILDING, EXPORTING, GATE, LOADING, PROVING, REFERENCE, REPORTING
+from qplan.cost.arm import proofs_at_once
+from qplan.cost.emit import BUILDING, EXPORTING, GATE, LOADING, PROVING, PROVING_ARM, REFERENCE, REPORTING
 from qplan.cost.free import most_memory
 from qplan.errors import VerificationError
 from qplan.folding.analyzed import load_analyzed, weights_memory
@@ -25,6 +26,8 @@ from qplan.jobs.options import EmitOptions
 from qplan.jobs.report import report_plan
 from qplan.jobs.skeletons import run_skeleton
 from qplan.jobs.stages import Stages
+from qplan.mnn.arm.home import arm_is_there, require_arm
+from qplan.mnn.arm.processors import ARM_TARGETS
 from qplan.mnn.build.exporter_source import find_exporter
 from qplan.mnn.build.quant_config import export_command, make_quant_config
 from qplan.mnn.build.writer import set_runtime
@@ -47,6 +50,7 @@ from qplan.sensitivity.kept_logits import kept_logits
 from qplan.settings import Progress, Say
 from qplan.spread.nodes import workers_at
 from qplan.spread.work import Workers
+from qplan.verify.arm import ArmTrial, not_proved, prove_on_arm
 from qplan.verify.checks import engine_checks, folder_check
 from qplan.verify.engine_memory import EngineMemory
 from qplan.verify.measure import Trial, speeds_by_turns
@@ -340,8 +344,27 @@ def _prove(
         expected = stored_logits(job.rounder, plan.formats, bench.token_ids)
         more = engine_checks(model, job.options.target, bench.token_ids, expected)
         verification = replace(verification, checks=(*verification.checks, *more))
+    verification = _on_arm(job, bench, plan, model, verification)
     verification.write(PlanFolder(job.folder).verification)
     return plan, verification
+
+
+def _on_arm(job: EmitJob, bench: BuildBench, plan: Plan, model: Path, verification: Verification) -> Verification:
+    """Add the proof on emulated ARM processors, or that there should be one."""
+    options, target = job.options, plan.target
+    if not options.prove:
+        if target not in ARM_TARGETS:
+            return verification
+        return replace(verification, notes=(*verification.notes, *not_proved(target, added=arm_is_there())))
+    told = f"proof on {', '.join(options.prove)}, emulated"
+    proof = prove_on_arm(
+        ArmTrial(folder=model, plan=plan, card=bench.loaded.card, reference=bench.trial.reference),
+        require_arm(options.prove, "--prove"),
+        options.prove,
+        jobs=1 if options.max_memory_bytes is not None else proofs_at_once(len(options.prove), job.jobs),
+        progress=job.stages.visit(PROVING_ARM, told),
+    )
+    return replace(verification, arm=proof.runs, checks=(*verification.checks, *proof.checks))
 
 
 def _say_if_moved(given: PlannedOn, options: EmitOptions, say: Say) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from qplan.errors import ToolError
 from qplan.mnn.child import Child, plain_text
+from qplan.mnn.engine.host import EngineHost, python_host
 from qplan.mnn.engines import PYTHON_LLM, EngineVersion
 from qplan.settings import Say
 
@@ -37,6 +38,11 @@ class EngineVenv:
     def python(self) -> Path:
         """Its interpreter."""
         return self.folder / "bin" / "python"
+
+    @property
+    def host(self) -> EngineHost:
+        """What runs its engine."""
+        return python_host(self.python)
 
     def make(self, say: Say) -> None:
         """Make it, unless it is there.
