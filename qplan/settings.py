@@ -10,6 +10,15 @@ Memory = Literal["low", "normal"]
 
 MEMORIES: tuple[Memory, ...] = ("low", "normal")
 
+Precision = Literal["low", "normal", "high"]
+"""MNN's ``precision`` setting: low computes in fp16 where the processor can; changes nothing on x86."""
+
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
+Arithmetic = Literal["x86", "arm", "arm-fp16", "float"]
+"""What a back end computes with where weights are integers: int8 activations as on x86, as on ARM, as on ARM in fp16,
+or float activations."""
+
 DynamicOption = Literal[0, 2]
 """MNN's ``dynamic_option``: int8 activations with a scale per token, or per token and block of the weights."""
 

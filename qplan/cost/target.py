@@ -1,4 +1,7 @@
-"""Where a plan runs: which formats are legal there and what they cost in RAM. Read from data files with sources."""
+"""Where a plan runs: its arithmetic, the formats that are right there, what they cost in RAM and in time.
+
+Read from data files with sources.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,28 @@ from typing import Any
 
 from qplan.errors import InputError
 from qplan.formats import QuantFormat
+from qplan.settings import Arithmetic, Precision
 from qplan.tensors import TensorSpec
 
 DEFAULT_TARGET = "cpu-x86"
 
-_FLOAT_BYTES = 4
+FORMER_NAMES = {"cpu-arm": "phone"}
+"""Targets of earlier versions, which plans may name, and what stands for them now."""
+
+_FLOAT_BITS = 32
 """Under memory normal every weight is expanded to fp32 at load."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Relative time of a matrix, linear in its weights and blocks; 1 is about a weight of int8 by whole rows."""
+
+    per_weight: float
+    per_block: float = 0.0
+
+    def of(self, spec: TensorSpec, fmt: QuantFormat) -> float:
+        """Relative time of a tensor in a format."""
+        return self.per_weight * spec.weights + self.per_block * _blocks(spec, fmt)
 
 
 @dataclass(frozen=True)
@@ -27,23 +46,63 @@ class Target:
     name: str
     about: str
     measured: bool
-    """Whether qplan's authors ran it; otherwise `source` says what the figures rest on."""
+    """Whether qplan's authors ran it, on hardware or emulated; otherwise `source` says what the figures rest on."""
     source: str
     widths: tuple[int, ...]
     """Widths in bits that the back end computes correctly."""
     symmetric_only: bool
     """Whether integers must have no zero points."""
+    block_multiple: int
+    """Blocks that are no multiple of it crash or garble; whole rows are always right."""
+    least_block: int
+    """The smallest block that is right."""
     ram_bits: Mapping[int, int]
-    """Bits of a weight in RAM under memory low, by its stored width."""
+    """Bits of an integer weight in RAM under memory low, by its stored width."""
+    float_bits: Mapping[Precision, int]
+    """Bits of a float weight in RAM under memory low, by MNN's ``precision``."""
     ram_block_bytes: Mapping[int, int]
     """Bytes in RAM for the scale of one block, by stored width; floats have none."""
     runs_like: Mapping[int, int]
     """By width, another one that takes the same time."""
+    decode: Mapping[int, Speed]
+    """Relative time of a decoded token under memory low and precision low, by stored width."""
+    prefill: Mapping[int, Speed]
+    """The same of a prefill."""
+    speeds: str
+    """What the relative times rest on."""
+    why_not: Mapping[int, str]
+    """By width, why it is not among `widths`."""
+    arithmetics: Mapping[Precision, Arithmetic]
+    """What the back end computes with under MNN's ``precision``."""
+    precision: Precision = "low"
+    """The one that is meant."""
+
+    @property
+    def arithmetic(self) -> Arithmetic:
+        """What the back end computes with."""
+        return self.arithmetics[self.precision]
+
+    def at(self, precision: Precision) -> Target:
+        """The same target under another ``precision``."""
+        return replace(self, precision=precision)
 
     def legal(self, spec: TensorSpec, fmt: QuantFormat) -> bool:
         """Whether a tensor may have a format on this target."""
-        symmetric = fmt.symmetric or fmt.is_float or not self.symmetric_only
-        return fmt.bits in self.widths and symmetric and spec.allows(fmt)
+        return self.defect(spec, fmt) is None
+
+    def defect(self, spec: TensorSpec, fmt: QuantFormat) -> str | None:
+        """Why a tensor must not have a format on this target; None if it may."""
+        if fmt.bits not in self.widths:
+            why = self.why_not.get(fmt.bits, f"its widths are {', '.join(map(str, self.widths))}")
+            return f"{self.name} has no {fmt}: {why}"
+        if self.symmetric_only and not (fmt.symmetric or fmt.is_float):
+            return f"{self.name} has no {fmt}: its integers have no zero points; use {fmt.name}-sym"
+        if fmt.block and (fmt.block % self.block_multiple or fmt.block < self.least_block):
+            return (
+                f"{self.name} is not right with blocks of {fmt.block}; use whole rows (int{fmt.bits}-b0) or multiples "
+                f"of {self.block_multiple} from {self.least_block} on"
+            )
+        return None if spec.allows(fmt) else f"the engine cannot compute {spec.name} in {fmt}"
 
     def ram_bytes(self, spec: TensorSpec, fmt: QuantFormat, memory: str = "low") -> int:
         """Bytes of a tensor's weights in RAM after loading.
@@ -52,19 +111,54 @@ class Target:
             InputError: a width that the target does not know.
         """
         if memory != "low":
-            return _FLOAT_BYTES * spec.weights
-        if fmt.bits not in self.ram_bits:
-            msg = f"{spec.name}: {self.name} has no {fmt}; its widths are {', '.join(map(str, self.widths))}"
-            raise InputError(msg)
-        codes = -(-spec.weights * self.ram_bits[fmt.bits] // 8)
+            return _FLOAT_BITS // 8 * spec.weights
+        self._check_width(spec, fmt)
         if fmt.is_float:
-            return codes
-        blocks = spec.out_features * (spec.in_features // fmt.block_size(spec.in_features))
-        return codes + blocks * self.ram_block_bytes[fmt.bits]
+            return self.float_bits[self.precision] // 8 * spec.weights
+        codes = -(-spec.weights * self.ram_bits[fmt.bits] // 8)
+        return codes + _blocks(spec, fmt) * self.ram_block_bytes[fmt.bits]
+
+    def decode_bytes(self, spec: TensorSpec, fmt: QuantFormat, memory: str = "low") -> float:
+        """Relative time that a tensor takes of a decoded token.
+
+        In bytes of int8 weights by whole rows that would take as long to read: decoding waits for memory.
+
+        Raises:
+            InputError: a width that the target does not know.
+        """
+        return self._time(self.decode, spec, fmt, memory, _FLOAT_BITS / 8)
+
+    def prefill_work(self, spec: TensorSpec, fmt: QuantFormat, memory: str = "low") -> float:
+        """Relative time that a tensor takes of a prefill, in weights of int8 by whole rows.
+
+        Raises:
+            InputError: a width that the target does not know.
+        """
+        return self._time(self.prefill, spec, fmt, memory, 1.0)
 
     def timed_as(self, fmt: QuantFormat) -> QuantFormat:
         """The format whose time a format takes: on x86 int3 runs like int8 with the same block."""
         return replace(fmt, bits=self.runs_like.get(fmt.bits, fmt.bits))
+
+    def _time(
+        self, speeds: Mapping[int, Speed], spec: TensorSpec, fmt: QuantFormat, memory: str, alike: float
+    ) -> float:
+        """Relative time; under memory normal all formats take the same."""
+        if memory != "low":
+            return alike * spec.weights
+        self._check_width(spec, fmt)
+        # wider floats take as many times the bytes, and as many times fewer fit a register
+        wider = self.float_bits[self.precision] / self.float_bits["low"] if fmt.is_float else 1.0
+        return wider * speeds[fmt.bits].of(spec, fmt)
+
+    def _check_width(self, spec: TensorSpec, fmt: QuantFormat) -> None:
+        if fmt.bits not in self.widths:
+            msg = f"{spec.name}: {self.name} has no {fmt}; its widths are {', '.join(map(str, self.widths))}"
+            raise InputError(msg)
+
+
+def _blocks(spec: TensorSpec, fmt: QuantFormat) -> int:
+    return 0 if fmt.is_float else spec.out_features * (spec.in_features // fmt.block_size(spec.in_features))
 
 
 @cache
@@ -86,6 +180,7 @@ def find_target(name: str) -> Target:
         InputError: no such target.
     """
     known = targets()
+    name = FORMER_NAMES.get(name, name)
     if name not in known:
         have = ", ".join(f"{t.name}{'' if t.measured else ' (not measured)'}" for t in known.values())
         msg = f"target {name!r} is unknown; use one of {have}"
@@ -99,8 +194,11 @@ def _folder_entries() -> list[Traversable]:
 
 
 def _parse(value: Mapping[str, Any]) -> Target:
-    def by_bits(key: str) -> dict[int, int]:
-        return {int(bits): int(number) for bits, number in value[key].items()}
+    def by_bits(key: str) -> dict[int, Any]:
+        return {int(bits): given for bits, given in value[key].items()}
+
+    def speeds(key: str) -> dict[int, Speed]:
+        return {bits: Speed(*map(float, given)) for bits, given in by_bits(key).items()}
 
     return Target(
         name=str(value["name"]),
@@ -109,7 +207,15 @@ def _parse(value: Mapping[str, Any]) -> Target:
         source=str(value["source"]),
         widths=tuple(value["widths"]),
         symmetric_only=bool(value["symmetric_only"]),
+        block_multiple=int(value["block_multiple"]),
+        least_block=int(value["least_block"]),
         ram_bits=by_bits("ram_bits"),
+        float_bits=dict(value["float_bits"]),
         ram_block_bytes=by_bits("ram_block_bytes"),
         runs_like=by_bits("runs_like"),
+        decode=speeds("decode"),
+        prefill=speeds("prefill"),
+        speeds=str(value["speeds"]),
+        why_not=by_bits("why_not"),
+        arithmetics=dict(value["arithmetics"]),
     )

@@ -171,7 +171,7 @@ def test_values_are_completed_from_what_lies_there(tmp_path: Path, monkeypatch: 
     assert completion.models("mod") == ["models/"]
     assert completion.models("models/") == ["models/tiny"]
     assert completion.calibrations("") == ["python-stdlib"]
-    assert completion.targets("cpu") == ["cpu-arm", "cpu-x86"]
+    assert completion.targets("arm-") == ["arm-dot", "arm-i8mm", "arm-sme2", "arm-v8"]
     assert [value for value, _ in completion.budgets("int8,i")] == ["int8,int8", "int8,int4"]
     plan.write_text("no plan")
     assert completion.tensors("") == []

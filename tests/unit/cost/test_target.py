@@ -9,28 +9,77 @@ import pytest
 from qplan.cost.file_bytes import FixedBytes
 from qplan.cost.target import find_target, target_names, targets
 from qplan.errors import InputError
-from qplan.formats import FP16, INT4, INT8, QuantFormat
+from qplan.formats import FP16, INT4, INT8, INT_BITS, QuantFormat
 from qplan.planner.budget import Budget
 from qplan.planner.planning import make_plan
 from qplan.planner.rules import Rules
 from qplan.run.profile import DeviceProfile, OpTime, TimedModel
+from qplan.settings import PRECISIONS
 from qplan.tensors import Role, TensorSpec
 from tests.support.invented_table import make_table
 
 SPEC = TensorSpec("x.q_proj", "/x", 0, "q_proj", Role.ATTENTION, 1000, 1024, bias=False)
+BLOCKS = (0, 4, 16, 32, 64)
 HEAD = TensorSpec("lm_head", "/lm", None, "lm_head", Role.HEAD, 1000, 1024, bias=False, tied=True)
 
 
 def test_every_target_says_where_it_is_from_and_whether_it_was_run() -> None:
-    assert [name for name, target in targets().items() if target.measured] == ["cpu-x86"]
+    arm = ["arm-dot", "arm-i8mm", "arm-sme2", "arm-v8"]
+    assert [name for name, target in targets().items() if target.measured] == [*arm, "cpu-x86", "phone"]
     assert target_names() == tuple(targets())
     for target in targets().values():
         assert target.source
-        assert set(target.ram_bits) == set(target.widths)
-        assert set(target.ram_block_bytes) == set(target.widths) - {16}
+        assert target.speeds
+        integers = set(target.widths) - {16}
+        assert set(target.ram_bits) == set(target.ram_block_bytes) == integers
+        assert set(target.decode) == set(target.prefill) == set(target.widths)
         assert set(target.runs_like.values()) <= set(target.widths)
-    with pytest.raises(InputError, match=r"'gpu' is unknown; use one of cpu-arm \(not measured\), cpu-x86,"):
-        find_target("gpu")
+        assert set(target.arithmetics) == set(target.float_bits) == set(PRECISIONS)
+        assert not set(target.why_not) & set(map(str, target.widths))
+    with pytest.raises(InputError, match=r"'toaster' is unknown; use one of arm-dot, .*, gpu \(not measured\)"):
+        find_target("toaster")
+    assert find_target("cpu-arm") is find_target("phone")
+
+
+def test_a_phone_is_what_all_arm_processors_have_in_common() -> None:
+    phone, arm = find_target("phone"), [find_target(f"arm-{name}") for name in ("v8", "dot", "i8mm", "sme2")]
+    formats = [
+        QuantFormat(bits, block, symmetric) for bits in INT_BITS for block in BLOCKS for symmetric in (False, True)
+    ]
+    for fmt in (FP16, *formats):
+        assert phone.legal(SPEC, fmt) == all(target.legal(SPEC, fmt) for target in arm), fmt
+        if phone.legal(SPEC, fmt):
+            for precision in PRECISIONS:
+                most = max(target.at(precision).ram_bytes(SPEC, fmt) for target in arm)
+                assert phone.at(precision).ram_bytes(SPEC, fmt) == most
+
+
+def test_a_target_says_why_a_format_is_not_right_there() -> None:
+    sme2, dot = find_target("arm-sme2"), find_target("arm-dot")
+    assert sme2.defect(SPEC, INT4) is None
+    assert sme2.defect(SPEC, QuantFormat(2)) == (
+        "arm-sme2 has no int2: 2 and 3 bits are garbage on its SME2 kernels (emulated); use 4 bits, or another target"
+    )
+    assert "blocks of 16; use whole rows (int4-b0) or multiples of 16 from 32 on" in str(
+        dot.defect(SPEC, QuantFormat(4, 16))
+    )
+    assert "use int4-sym" in str(find_target("npu-hexagon").defect(SPEC, INT4))
+
+
+def test_low_bits_save_ram_and_decode_time_on_arm_and_fp16_costs_by_precision() -> None:
+    dot, i8mm = find_target("arm-dot"), find_target("arm-i8mm")
+    rows = 1000 * 8
+    assert i8mm.ram_bytes(SPEC, QuantFormat(3, 0)) == SPEC.weights * 3 // 8 + rows
+    assert dot.ram_bytes(SPEC, QuantFormat(2, 0)) == SPEC.weights // 4 + rows
+    assert i8mm.decode_bytes(SPEC, QuantFormat(2, 0)) < i8mm.decode_bytes(SPEC, QuantFormat(3, 0))
+    assert i8mm.decode_bytes(SPEC, INT8) == i8mm.ram_bytes(SPEC, INT8)
+    assert dot.ram_bytes(SPEC, FP16) == 2 * SPEC.weights
+    assert dot.at("high").ram_bytes(SPEC, FP16) == 4 * SPEC.weights
+    assert dot.at("high").prefill_work(SPEC, FP16) == 2 * dot.prefill_work(SPEC, FP16)
+    assert (dot.arithmetic, dot.at("high").arithmetic) == ("arm-fp16", "arm")
+    assert find_target("arm-v8").arithmetic == "arm"
+    assert {find_target("cpu-x86").at(precision).arithmetic for precision in PRECISIONS} == {"x86"}
+    assert dot.decode_bytes(SPEC, INT4, "normal") == dot.ram_bytes(SPEC, INT8, "normal")
 
 
 def test_x86_saves_ram_and_time_with_4_and_8_bits_only() -> None:
