@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Self
 import numpy as np
 
 from qplan.artifact import temporary_folder
-from qplan.compat.arm_table import PATHS, ArmRow, is_right, setting
+from qplan.compat.arm_table import PATHS, ArmRow, is_right, setting, told
 from qplan.errors import ToolError
 from qplan.formats import FP16, INT8, INT_BITS, TIED_BITS, QuantFormat
 from qplan.mnn.arm.home import ArmEngine
@@ -107,7 +107,7 @@ def measure_arm(
                 case = _built(loaded, skeleton, fmt, work / "built")
                 for bench in benches:
                     row = bench.measured(case)
-                    say(f"{row.processor}, {'tied head ' if tied else ''}{fmt}: {_told(row)}")
+                    say(f"{row.processor}, {'tied head ' if tied else ''}{fmt}: {told(row)}")
                     yield row
 
 
@@ -179,15 +179,3 @@ def _judged(logits: Logits, expected: Logits) -> str:
 
 def _ended(ran: ProbeResult) -> str:
     return f"{ran.outcome} {ran.detail.split(' ')[0]}".strip() if ran.outcome == "crash" else ran.outcome
-
-
-def _told(row: ArmRow) -> str:
-    return "right" if not row.faults else ", ".join(f"{key}: {result}" for key, result in row.faults.items())
-
-
-def rows_by_format(rows: Sequence[ArmRow]) -> Mapping[tuple[QuantFormat, bool], dict[str, ArmRow]]:
-    """Rows by format and use, then by processor."""
-    found: dict[tuple[QuantFormat, bool], dict[str, ArmRow]] = {}
-    for row in rows:
-        found.setdefault((row.format, row.tied), {})[row.processor] = row
-    return found

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from qplan.artifact import body_of, read_json, write_json
+from qplan.compat.table import today
 from qplan.formats import QuantFormat
 from qplan.run.decode import decode_artifact
 
@@ -73,19 +74,40 @@ class ArmTable:
         remedy = "make it again with 'qplan compat measure --arm'"
         return decode_artifact(cls, body_of(read_json(path, KIND, SCHEMA, remedy=remedy)), path, remedy)
 
-    def write(self, path: Path) -> None:
-        """Write it atomically."""
-        rows = [
+    @classmethod
+    def empty(cls, engine: str, emulator: str, *rows: ArmRow) -> ArmTable:
+        """A table of today."""
+        return cls(engine, emulator, today(), rows)
+
+    @property
+    def rows_json(self) -> list[dict[str, object]]:
+        """Rows as JSON holds them."""
+        return [
             {"format": row.format.name, "tied": row.tied, "processor": row.processor, "results": row.results}
             for row in self.rows
         ]
-        body = {"engine": self.engine, "emulator": self.emulator, "date": self.date, "rows": rows}
+
+    def write(self, path: Path) -> None:
+        """Write it atomically."""
+        body = {"engine": self.engine, "emulator": self.emulator, "date": self.date, "rows": self.rows_json}
         write_json(path, KIND, SCHEMA, {}, body)
 
     def merged(self, newer: ArmTable) -> ArmTable:
         """This table with a newer one's rows, which replace its own of the same formats and processors."""
         by_place = {row.place: row for row in (*self.rows, *newer.rows)}
         return ArmTable(newer.engine, newer.emulator, newer.date, tuple(by_place.values()))
+
+    def summary(self) -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:
+        """Formats that do alike on all processors, and what they do: ``ok``, or what goes wrong and where."""
+        by_format: dict[tuple[QuantFormat, bool], dict[str, str]] = {}
+        for row in self.rows:
+            by_format.setdefault((row.format, row.tied), {})[row.processor] = told(row)
+        alike: dict[tuple[str, ...], list[str]] = {}
+        for (fmt, tied), found in by_format.items():
+            shown = tuple(found.get(name, "") for name in self.processors)
+            alike.setdefault(shown, []).append(f"{'tied ' if tied else ''}{fmt}")
+        for shown, names in alike.items():
+            yield tuple(names), shown
 
     @property
     def processors(self) -> tuple[str, ...]:
@@ -97,12 +119,25 @@ class ArmTable:
         return next((row for row in self.rows if row.place == (fmt.name, tied, processor)), None)
 
 
-def worst(results: Iterable[str]) -> str:
-    """The result that a user would least like to meet; of the same kind, the larger error."""
-    ranks = ("crash", "hang", "refused", "NaN", "wrong", "ok")
-    return min(results, key=lambda found: (ranks.index(found.split()[0]), -_error(found)), default="")
+def told(row: ArmRow) -> str:
+    """What a format does on a processor: ``ok``, or every fault with the settings that it is in."""
+    if not row.faults:
+        return "ok"
+    kinds: dict[str, list[str]] = {}
+    for key, result in row.faults.items():
+        kinds.setdefault(result, []).append(key)
+    if len(kinds) == 1 and len(row.faults) == len(row.results):
+        return next(iter(kinds))
+    return "; ".join(f"{result} ({_settings(keys)})" for result, keys in kinds.items())
 
 
-def _error(result: str) -> float:
-    kind, _, rest = result.partition(" ")
-    return float(rest) if kind in ("ok", "wrong") else 0.0
+def _settings(keys: Sequence[str]) -> str:
+    """Settings in words, without those that make no difference."""
+    parts = [sorted({key.split()[place] for key in keys}) for place in range(3)]
+    if len(keys) != len(parts[0]) * len(parts[1]) * len(parts[2]):
+        return ", ".join(keys)
+    precision, option, path = parts
+    words = [f"precision {precision[0]}"] if len(precision) == 1 else []
+    words += [f"option {option[0]}"] if len(option) == 1 else []
+    words += path if len(path) == 1 else []
+    return ", ".join(words)

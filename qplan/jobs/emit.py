@@ -27,7 +27,6 @@ from qplan.jobs.report import report_plan
 from qplan.jobs.skeletons import run_skeleton
 from qplan.jobs.stages import Stages
 from qplan.mnn.arm.home import arm_is_there, require_arm
-from qplan.mnn.arm.processors import ARM_TARGETS
 from qplan.mnn.build.exporter_source import find_exporter
 from qplan.mnn.build.quant_config import export_command, make_quant_config
 from qplan.mnn.build.writer import set_runtime
@@ -351,11 +350,9 @@ def _prove(
 
 def _on_arm(job: EmitJob, bench: BuildBench, plan: Plan, model: Path, verification: Verification) -> Verification:
     """Add the proof on emulated ARM processors, or that there should be one."""
-    options, target = job.options, plan.target
+    options = job.options
     if not options.prove:
-        if target not in ARM_TARGETS:
-            return verification
-        return replace(verification, notes=(*verification.notes, *not_proved(target, added=arm_is_there())))
+        return replace(verification, notes=(*verification.notes, *not_proved(plan.target, added=arm_is_there())))
     told = f"proof on {', '.join(options.prove)}, emulated"
     proof = prove_on_arm(
         ArmTrial(folder=model, plan=plan, card=bench.loaded.card, reference=bench.trial.reference),

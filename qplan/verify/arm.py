@@ -11,7 +11,7 @@ from threading import Lock
 
 from qplan.card import ModelCard
 from qplan.cost.arm import PATHS, PRECISIONS, proof_tokens
-from qplan.cost.target import targets
+from qplan.cost.target import find_target
 from qplan.errors import MeasurementError, ToolError
 from qplan.mnn.arm.home import ArmEngine
 from qplan.mnn.arm.processors import find_processor
@@ -183,7 +183,7 @@ def prove_on_arm(
         found = futures[name].result()
         own = [_run(name, place, accuracy, here, trial) for place, accuracy in found.accuracies.items()]
         runs += own
-        checks += [*_legal(trial, name), _computes(name, own, found.problem)]
+        checks += [_legal(trial, name), _computes(name, own, found.problem)]
     return ArmProof(tuple(runs), tuple(checks))
 
 
@@ -193,16 +193,14 @@ def _run(name: str, place: _Place, accuracy: Accuracy, here: _Found, trial: ArmT
     return ArmRun(name, precision, path, accuracy, lost_here, trial.predicted.get((name, precision, path)))
 
 
-def _legal(trial: ArmTrial, name: str) -> tuple[Check, ...]:
+def _legal(trial: ArmTrial, name: str) -> Check:
     """Whether every tensor has a format that the target of this name computes right."""
-    if name not in targets():
-        return ()
-    target, specs = targets()[name], {spec.name: spec for spec in trial.card.tensors}
+    target, specs = find_target(name), {spec.name: spec for spec in trial.card.tensors}
     wrong = [tensor for tensor, fmt in trial.plan.formats.items() if not target.legal(specs[tensor], fmt)]
     formats = sorted({str(trial.plan.formats[tensor]) for tensor in wrong})
     shown, others = few(wrong)
     found: Note = note("arm-illegal", formats=formats, tensors=list(shown), others=others)
-    return (Check(note("arm-formats", processor=name), not wrong, found if wrong else note("arm-legal")),)
+    return Check(note("arm-formats", processor=name), not wrong, found if wrong else note("arm-legal"))
 
 
 def _computes(name: str, runs: Sequence[ArmRun], problem: str) -> Check:
@@ -231,10 +229,12 @@ def _limit(run: ArmRun) -> float:
 
 
 def not_proved(target: str, *, added: bool) -> tuple[Note, ...]:
-    """That a plan for an ARM target was proved on this machine's processor alone, and how it would be on ARM.
+    """That a plan for ARM was proved on this machine's processor alone, and how it would be proved there.
 
     Args:
-        target: what the plan is for.
+        target: what the plan is for; nothing is missing where that is no ARM processor.
         added: whether the engine for it is in the cache.
     """
+    if not find_target(target).arithmetic.startswith("arm"):
+        return ()
     return (note("arm-not-proved" if added else "arm-not-proved-without-engine", target=target),)

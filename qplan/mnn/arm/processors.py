@@ -26,22 +26,19 @@ class Processor:
 PROCESSORS: dict[str, Processor] = {
     processor.name: processor
     for processor in (
-        Processor("arm-v8", "cortex-a53", "no dot product, no fp16 (Cortex-A53, Raspberry Pi 3 and 4)", half=False),
-        Processor("arm-dot", "cortex-a76", "sdot and fp16 (Cortex-A55 to A78, phones from 2018 on)"),
-        Processor("arm-i8mm", "max,sve=off,sme=off", "sdot, fp16 and i8mm (Cortex-A710, X2 and later)"),
+        Processor("arm-v8", "cortex-a53", "no dot product, no fp16 (Cortex-A53, A72)", half=False),
+        Processor("arm-dot", "cortex-a76", "sdot and fp16 (Cortex-A76, A78)"),
+        Processor("arm-i8mm", "max,sve=off,sme=off", "sdot, fp16 and i8mm (Cortex-A710, X2)"),
         Processor(
             # MNN's kernels take streaming vectors of 512 bits for granted: qemu's default of 256 gives NaN
             "arm-sme2",
             "max,sme-default-vector-length=64",
-            "SME2 (Apple M4, Cortex-X925 and C1)",
+            "SME2 (Apple M4, Arm C1)",
             needs_sme=True,
         ),
     )
 }
 """By name, from the oldest to the newest."""
-
-ARM_TARGETS = frozenset({*PROCESSORS, "phone", "cpu-arm"})
-"""Targets of `qplan.cost` that a proof on this machine's own processor says too little about."""
 
 ALL_WORD = "arm"
 """The word for all that every emulator knows."""

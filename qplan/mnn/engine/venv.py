@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from qplan.errors import ToolError
-from qplan.mnn.child import Child, plain_text
+from qplan.mnn.child import run_tool
 from qplan.mnn.engine.host import EngineHost, python_host
 from qplan.mnn.engines import PYTHON_LLM, EngineVersion
 from qplan.settings import Say
@@ -93,12 +92,4 @@ def released(*, pip: str = sys.executable) -> tuple[EngineVersion, ...]:
 
 
 def _run(command: list[str], what: str) -> str:
-    with Child(command, cwd=Path.cwd(), stderr=subprocess.PIPE) as process:
-        try:
-            output, errors = map(plain_text, process.communicate(timeout=1800))
-        except subprocess.TimeoutExpired:
-            msg = f"{what}: not done after 1800 s, killed; is a package index reachable?"
-            raise ToolError(msg, command=" ".join(command)) from None
-    if process.returncode:
-        raise ToolError(what, command=" ".join(command), code=process.returncode, tail=errors[-2000:])
-    return output
+    return run_tool(command, what, hint="is a package index reachable?")
