@@ -165,14 +165,16 @@ def _measure_arm(path: Path, formats: tuple[QuantFormat, ...] | None) -> None:
     from qplan.compat.arm_table import PACKAGED_ARM, ArmTable  # noqa: PLC0415 - not for --help
 
     engine = require_arm((), "--arm")
-    names = tuple(name for name, known in PROCESSORS.items() if engine.manifest.sme2 or not known.needs_sme)
+    hosts = {
+        name: engine.host(known) for name, known in PROCESSORS.items() if engine.manifest.sme2 or not known.needs_sme
+    }
     from qplan.compat.arm import measure_arm  # noqa: PLC0415 - torch takes seconds to import: not for a wrong word
 
     before = next((known for known in (path, PACKAGED_ARM) if known.is_file()), None)
     after = ArmTable.empty(engine.manifest.mnn, engine.manifest.qemu)
     if before is not None:
         after = ArmTable.read(before).merged(after)
-    for row in measure_arm(engine, names, say, formats):
+    for row in measure_arm(hosts, say, formats):
         after = after.merged(ArmTable.empty(engine.manifest.mnn, engine.manifest.qemu, row))
         after.write(path)
     answer(file=str(path), **asdict(after) | {"rows": after.rows_json})

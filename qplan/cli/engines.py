@@ -10,7 +10,6 @@ import typer
 from qplan.cli.app import App
 from qplan.cli.console import answer, out, say
 from qplan.cli.modes import with_modes
-from qplan.cli.view import table_view
 from qplan.errors import InputError
 from qplan.mnn.arm.processors import PROCESSORS
 
@@ -117,10 +116,6 @@ def _list() -> None:
     )
     if found.missing(()):
         out.print(found.missing(()), soft_wrap=True)
-    view = table_view(
-        ("processor", "emulated as", "stands for", ""), left=("processor", "emulated as", "stands for", "")
-    )
     for name, processor in PROCESSORS.items():
-        ready = "" if manifest.sme2 or not processor.needs_sme else "add --sme2"
-        view.add_row(name, processor.cpu, processor.about, ready)
-    out.print(view)
+        ready = "" if manifest.sme2 or not processor.needs_sme else f"; needs '{ADD_COMMAND} --sme2'"
+        out.print(f"  {name:9} {processor.about}{ready}", soft_wrap=True)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -14,13 +14,12 @@ from qplan.artifact import temporary_folder
 from qplan.compat.arm_table import PATHS, ArmRow, is_right, setting, told
 from qplan.errors import ToolError
 from qplan.formats import FP16, INT8, INT_BITS, TIED_BITS, QuantFormat
-from qplan.mnn.arm.home import ArmEngine
-from qplan.mnn.arm.processors import Processor, find_processor
 from qplan.mnn.build.exporter import export_skeleton
 from qplan.mnn.build.skeleton import Skeleton
 from qplan.mnn.build.writer import build_model
 from qplan.mnn.engine.probe import ProbeResult, run_probe
 from qplan.mnn.engine.session import EngineSession
+from qplan.mnn.host import EngineHost
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import LoadedModel, load_model
 from qplan.model.specimen import save_specimen, token_ids
@@ -57,7 +56,7 @@ TOKENS, STEPS = 22, 8
 """Tokens in one pass, of which the engine computes the last two apart, and how many of them go through one by one."""
 
 _WIDTH = 384
-_SIZES = {
+_SIZES: dict[str, Any] = {
     "hidden_size": _WIDTH,
     "intermediate_size": _WIDTH,
     "num_hidden_layers": 1,
@@ -79,15 +78,14 @@ class _Case:
 
 
 def measure_arm(
-    engine: ArmEngine, processors: Sequence[str], say: Say, formats: Sequence[QuantFormat] | None = None
+    hosts: Mapping[str, EngineHost], say: Say, formats: Sequence[QuantFormat] | None = None
 ) -> Iterator[ArmRow]:
     """Measure formats on processors, with memory low, both precisions, both dynamic options, prefill and decode.
 
     What is not right is measured again by itself in a process that did nothing else.
 
     Args:
-        engine: with an emulator that knows the processors.
-        processors: their names.
+        hosts: what emulates each processor, by its name.
         say: called with a line about each row.
         formats: those to measure; None for `FORMATS` and `TIED_FORMATS`.
 
@@ -96,7 +94,7 @@ def measure_arm(
     """
     wanted = {False: FORMATS, True: TIED_FORMATS}
     with temporary_folder("compat") as work, ExitStack() as stack:
-        benches = [stack.enter_context(_Bench(engine, find_processor(name))) for name in processors]
+        benches = [stack.enter_context(_Bench(name, host)) for name, host in hosts.items()]
         for tied, known in wanted.items():
             chosen = [fmt for fmt in known if formats is None or fmt in formats]
             if not chosen:
@@ -121,8 +119,8 @@ def _built(loaded: LoadedModel, skeleton: Skeleton, fmt: QuantFormat, out: Path)
 class _Bench:
     """One processor, with an engine that is kept from one format to the next while it lives."""
 
-    def __init__(self, engine: ArmEngine, processor: Processor) -> None:
-        self.host, self.name = engine.host(processor), processor.name
+    def __init__(self, name: str, host: EngineHost) -> None:
+        self.host, self.name = host, name
         self._session: EngineSession | None = None
 
     def __enter__(self) -> Self:

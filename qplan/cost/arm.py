@@ -16,15 +16,17 @@ PATHS = ("prefill", "decode")
 
 _MOST_TOKENS, _LEAST_TOKENS = 512, 64
 _MOST_WORK = 3e10
-"""Weights times tokens of a prefill: half a minute to two minutes of an emulated processor."""
+"""Weights times tokens of a prefill: one to two minutes of an emulated processor."""
 _DECODED = 8
 """Tokens of the prefill for each that also goes through by itself."""
 
 # processor seconds of qemu 10 and 11, ``reports/arm``
-_START_S = 3.0
+_START_S = 2.5
 """Seconds until the emulated process has loaded Python, NumPy and MNN."""
-_SLOWER = 45.0
-"""Times as long as on the same processor without an emulator."""
+_SLOWER = 75.0
+"""Times as long as the engine's products without an emulator."""
+_OP_S = 1.2e-4
+"""Seconds for each linear of each token, of what is no product."""
 
 
 def proof_tokens(weights: int, available: int, seq_len: int) -> tuple[int, int]:
@@ -59,9 +61,10 @@ class ArmCost:
         """Each run of each processor: two for a precision, prefill and decode, in equal parts."""
         weights = sum(spec.weights for spec in self.engine.shape.card.tensors)
         tokens, steps = proof_tokens(weights, self.available, self.engine.seq_len)
-        loaded = self.engine.passed(self.engine.bits, tokens, steps)
-        one = loaded.times(_SLOWER * len(PRECISIONS)) + Work(seconds_anywhere=_START_S)
-        all_of_them = one.times(math.ceil(self.processors / self.at_once)) + loaded
+        others = _OP_S * (tokens + steps) * len(self.engine.shape.card.tensors)
+        passed = self.engine.passed(self.engine.bits, tokens, steps).times(_SLOWER) + Work(seconds_anywhere=others)
+        one = passed.times(len(PRECISIONS)) + Work(seconds_anywhere=_START_S)
+        all_of_them = one.times(math.ceil(self.processors / self.at_once))
         count = len(PRECISIONS) * len(PATHS) * self.processors
         return [all_of_them.times(1 / count)] * count
 

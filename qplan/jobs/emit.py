@@ -27,6 +27,7 @@ from qplan.jobs.report import report_plan
 from qplan.jobs.skeletons import run_skeleton
 from qplan.jobs.stages import Stages
 from qplan.mnn.arm.home import arm_is_there, require_arm
+from qplan.mnn.arm.processors import find_processor
 from qplan.mnn.build.exporter_source import find_exporter
 from qplan.mnn.build.quant_config import export_command, make_quant_config
 from qplan.mnn.build.writer import set_runtime
@@ -354,10 +355,17 @@ def _on_arm(job: EmitJob, bench: BuildBench, plan: Plan, model: Path, verificati
     if not options.prove:
         return replace(verification, notes=(*verification.notes, *not_proved(plan.target, added=arm_is_there())))
     told = f"proof on {', '.join(options.prove)}, emulated"
+    engine = require_arm(options.prove, "--prove")
     proof = prove_on_arm(
-        ArmTrial(folder=model, plan=plan, card=bench.loaded.card, reference=bench.trial.reference),
-        require_arm(options.prove, "--prove"),
-        options.prove,
+        ArmTrial(
+            folder=model,
+            formats=plan.formats,
+            memory=plan.memory,
+            dynamic_option=plan.dynamic_option,
+            card=bench.loaded.card,
+            reference=bench.trial.reference,
+        ),
+        {name: engine.host(find_processor(name)) for name in options.prove},
         jobs=1 if options.max_memory_bytes is not None else proofs_at_once(len(options.prove), job.jobs),
         progress=job.stages.visit(PROVING_ARM, told),
     )

@@ -13,13 +13,11 @@ from qplan.card import ModelCard
 from qplan.cost.arm import PATHS, PRECISIONS, proof_tokens
 from qplan.cost.target import find_target
 from qplan.errors import MeasurementError, ToolError
-from qplan.mnn.arm.home import ArmEngine
-from qplan.mnn.arm.processors import find_processor
-from qplan.mnn.engine.host import THIS_PYTHON, EngineHost
+from qplan.formats import Formats
 from qplan.mnn.engine.session import EngineSession
+from qplan.mnn.host import THIS_PYTHON, EngineHost
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.notes import Note, few, note, text_note
-from qplan.run.plan import Plan
 from qplan.run.verification import Accuracy, ArmRun, Check
 from qplan.sensitivity.kept_logits import KeptLogits
 from qplan.settings import Progress
@@ -90,7 +88,11 @@ class ArmTrial:
 
     folder: Path
     """The built model."""
-    plan: Plan
+    formats: Formats
+    """By tensor name."""
+    memory: str
+    dynamic_option: int
+    """MNN's settings that it ships with."""
     card: ModelCard
     reference: KeptLogits
     """FP32 on held-out tokens, of which the first are used."""
@@ -133,7 +135,7 @@ class ArmTrial:
         return _Found(found)
 
     def _runtime(self, precision: str) -> RuntimeConfig:
-        return RuntimeConfig(self.plan.memory, precision, dynamic_option=self.plan.dynamic_option)
+        return RuntimeConfig(self.memory, precision, dynamic_option=self.dynamic_option)
 
     def _compared(self, engine: EngineSession, path: str) -> Accuracy:
         tokens, steps = self.tokens
@@ -143,15 +145,12 @@ class ArmTrial:
         return accuracy_of(self.reference.compare(engine.logits, max(1, tokens // seq_len), min(tokens, seq_len)))
 
 
-def prove_on_arm(
-    trial: ArmTrial, engine: ArmEngine, processors: Sequence[str], *, jobs: int, progress: Progress
-) -> ArmProof:
+def prove_on_arm(trial: ArmTrial, hosts: Mapping[str, EngineHost], *, jobs: int, progress: Progress) -> ArmProof:
     """Run a built plan on processors at both precisions, in prefill and in decode.
 
     Args:
         trial: the plan.
-        engine: with an emulator that knows the processors.
-        processors: their names.
+        hosts: what emulates each, by its name.
         jobs: processors to emulate at a time.
         progress: called after each run.
 
@@ -165,21 +164,18 @@ def prove_on_arm(
     if here.problem:
         raise ToolError(here.problem)
     with ThreadPoolExecutor(jobs) as pool:
-        futures = {
-            name: pool.submit(trial.run, engine.host(find_processor(name)), PRECISIONS, sessions, told.put)
-            for name in processors
-        }
+        futures = {name: pool.submit(trial.run, host, PRECISIONS, sessions, told.put) for name, host in hosts.items()}
         try:
-            for done in range(1, each * len(processors) + 1):
+            for done in range(1, each * len(hosts) + 1):
                 told.get()
-                progress(done, each * len(processors))
+                progress(done, each * len(hosts))
         except BaseException:  # an interrupt: no minutes of waiting for what nobody wants any more
             pool.shutdown(wait=False, cancel_futures=True)
             sessions.close()
             raise
     runs: list[ArmRun] = []
     checks: list[Check] = []
-    for name in processors:
+    for name in hosts:
         found = futures[name].result()
         own = [_run(name, place, accuracy, here, trial) for place, accuracy in found.accuracies.items()]
         runs += own
@@ -196,8 +192,8 @@ def _run(name: str, place: _Place, accuracy: Accuracy, here: _Found, trial: ArmT
 def _legal(trial: ArmTrial, name: str) -> Check:
     """Whether every tensor has a format that the target of this name computes right."""
     target, specs = find_target(name), {spec.name: spec for spec in trial.card.tensors}
-    wrong = [tensor for tensor, fmt in trial.plan.formats.items() if not target.legal(specs[tensor], fmt)]
-    formats = sorted({str(trial.plan.formats[tensor]) for tensor in wrong})
+    wrong = [tensor for tensor, fmt in trial.formats.items() if not target.legal(specs[tensor], fmt)]
+    formats = sorted({str(trial.formats[tensor]) for tensor in wrong})
     shown, others = few(wrong)
     found: Note = note("arm-illegal", formats=formats, tensors=list(shown), others=others)
     return Check(note("arm-formats", processor=name), not wrong, found if wrong else note("arm-legal"))

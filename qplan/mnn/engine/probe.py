@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from qplan.artifact import temporary_folder
 from qplan.mnn.child import Child, plain_text
-from qplan.mnn.engine.host import THIS_PYTHON, EngineHost
 from qplan.mnn.files import CONFIG_FILE
+from qplan.mnn.host import THIS_PYTHON, EngineHost
 from qplan.mnn.runtime import RuntimeConfig
 
 Outcome = Literal["ok", "wrong", "refused", "crash", "hang", "export fails"]

@@ -17,7 +17,7 @@ from typing import Any
 from qplan.artifact import needing_room
 from qplan.errors import ToolError
 from qplan.mnn.child import TAIL_CHARACTERS, Child, plain_text
-from qplan.mnn.engine.host import THIS_PYTHON, EngineHost
+from qplan.mnn.host import THIS_PYTHON, EngineHost
 from qplan.scratch import Scratch
 
 MOST_ANSWER_BYTES = 64 << 20

@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qplan.errors import InputError, ToolError
-from qplan.mnn.engine.host import THIS_PYTHON, EngineHost
 from qplan.mnn.engine.process import EngineProcess
 from qplan.mnn.engine.requests import TokenIds, checked_count, checked_text, checked_tokens
 from qplan.mnn.files import CONFIG_FILE, GRAPH_FILE
 from qplan.mnn.graph.binary import LINEAR_ATTENTION, read_binary_graph
+from qplan.mnn.host import THIS_PYTHON, EngineHost
 from qplan.mnn.runtime import RuntimeConfig
 
 Logits = NDArray[np.float32]

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from qplan.errors import ToolError
 from qplan.mnn.child import run_tool
-from qplan.mnn.engine.host import EngineHost, python_host
 from qplan.mnn.engines import PYTHON_LLM, EngineVersion
+from qplan.mnn.host import EngineHost, python_host
 from qplan.settings import Say
 
 _NATIVE = ("_tools*", "_mnncengine*", "MNN", "mnn.libs", "MNN.libs")

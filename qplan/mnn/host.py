@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-_MNN = Path(__file__).parents[1]
+_MNN = Path(__file__).parent
 
 
 @dataclass(frozen=True)
