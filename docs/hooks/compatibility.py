@@ -1,4 +1,4 @@
-"""Writes the tables of ``docs/reference/compatibility.md`` from ``qplan/compat/compat.json``.
+"""Writes the tables of ``docs/reference/compatibility.md`` from ``qplan/compat/compat.json`` and ``arm.json``.
 
 Run ``python docs/hooks/compatibility.py`` after ``qplan compat measure``; a test holds the page to the data.
 """
@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from qplan.compat.arm_table import ArmTable
 from qplan.compat.settings import setting_rows
 from qplan.compat.table import CompatTable
 from qplan.model.model_settings import CONFIG_KEYS
@@ -72,6 +73,20 @@ _DONE: dict[str, str] = {
 }
 
 
+def arm(table: ArmTable) -> Iterator[str]:
+    """One line per group of formats that do alike on all processors."""
+    yield "| formats | " + " | ".join(f"`{name}`" for name in table.processors) + " |"
+    yield "|---|" + "---|" * len(table.processors)
+    for names, found in table.summary():
+        shown = " | ".join(result if result in ("ok", "") else f"**{result}**" for result in found)
+        yield f"| {', '.join(names)} | {shown} |"
+
+
+def arm_dates(table: ArmTable) -> Iterator[str]:
+    """What was measured with what."""
+    yield f"Measured {table.date} with MNN {table.engine} for aarch64 under qemu {table.emulator}."
+
+
 def dates(table: CompatTable) -> Iterator[str]:
     """What was measured where and when."""
     when = sorted({cell.date for cell in table.cells} | {cell.date for cell in table.architectures})
@@ -82,11 +97,13 @@ def dates(table: CompatTable) -> Iterator[str]:
     )
 
 
-def rewritten(page: str, table: CompatTable) -> str:
+def rewritten(page: str, table: CompatTable, formats: ArmTable) -> str:
     """The page with its tables made again."""
-    made = {"engines": engines, "architectures": architectures, "settings": settings, "dates": dates}
-    return _TABLE.sub(lambda match: f"{match[1]}\n{chr(10).join(made[match[2]](table))}\n\n{match[3]}", page)
+    made = {kind.__name__: "\n".join(kind(table)) for kind in (engines, architectures, settings, dates)}
+    made |= {kind.__name__: "\n".join(kind(formats)) for kind in (arm, arm_dates)}
+    return _TABLE.sub(lambda match: f"{match[1]}\n{made[match[2]]}\n\n{match[3]}", page)
 
 
 if __name__ == "__main__":
-    PAGE.write_text(rewritten(PAGE.read_text(encoding="utf-8"), CompatTable.read()), encoding="utf-8")
+    text = PAGE.read_text(encoding="utf-8")
+    PAGE.write_text(rewritten(text, CompatTable.read(), ArmTable.read()), encoding="utf-8")

@@ -16,10 +16,14 @@ from qplan.cli.console import answer, out, say
 from qplan.cli.modes import with_modes
 from qplan.cli.view import table_view
 from qplan.errors import InputError
+from qplan.formats import QuantFormat, parse_formats
+from qplan.mnn.arm.home import require_arm
+from qplan.mnn.arm.processors import PROCESSORS
 from qplan.mnn.engine.venv import ENGINES_FOLDER
 from qplan.mnn.engines import EngineVersion
 
 if TYPE_CHECKING:
+    from qplan.compat.arm_table import ArmTable
     from qplan.compat.table import CompatTable
 
 app = App(invoke_without_command=True)
@@ -38,17 +42,27 @@ def show(
     table: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Another table.", show_default="the packaged one")
     ] = None,
+    arm: Annotated[
+        bool, typer.Option("--arm", help="Show formats on ARM processors instead, as measured under emulation.")
+    ] = False,
 ) -> None:
     """Show which exporter, options, converter and engine go together, as measured.
 
     Examples:
         qplan compat
+        qplan compat --arm
         qplan compat measure --engine 3.5.0
     """
     if context.invoked_subcommand is not None:
         return
-    from qplan.compat.table import PACKAGED, CompatTable  # noqa: PLC0415 - not for --help
+    from qplan.compat.arm_table import PACKAGED_ARM, ArmTable  # noqa: PLC0415 - not for --help
+    from qplan.compat.table import PACKAGED, CompatTable  # noqa: PLC0415
 
+    if arm:
+        formats = ArmTable.read(table or PACKAGED_ARM)
+        answer(**asdict(formats) | {"rows": formats.rows_json})
+        out.print(_arm(formats))
+        return
     found = CompatTable.read(table or PACKAGED)
     answer(**asdict(found))
     if found.cells:
@@ -69,6 +83,15 @@ def measure(
     only: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Only these architectures.", show_default="all")
     ] = None,
+    arm: Annotated[
+        bool,
+        typer.Option(
+            "--arm", help="Measure formats on emulated ARM processors instead; needs `qplan engines add arm`."
+        ),
+    ] = False,
+    formats: Annotated[
+        str | None, typer.Option(metavar="LIST", help="Only these formats, with --arm.", show_default="all")
+    ] = None,
     llmexport: Annotated[
         Path | None,
         typer.Option(
@@ -82,15 +105,32 @@ def measure(
         ),
     ] = ENGINES_FOLDER,
     table: Annotated[
-        Path, typer.Option(metavar="FILE", help="Where the table goes.", rich_help_panel=panels.FOLDERS)
-    ] = Path("qplan-compat.json"),
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Where the table goes.",
+            show_default="qplan-compat.json, or qplan-arm.json",
+            rich_help_panel=panels.FOLDERS,
+        ),
+    ] = None,
 ) -> None:
     """Measure the table again: pip installs every engine into its own venv, a child process runs each cell.
 
     Examples:
         qplan compat measure --engine 3.5.0 --engine 3.6.1
         qplan compat measure --architectures --only qwen3
+        qplan compat measure --arm --formats int4,int4-b24
     """
+    if formats and not arm:
+        msg = "--formats is for --arm; leave it out"
+        raise InputError(msg)
+    if arm and (engine or architectures or only or llmexport):
+        msg = "--arm measures formats on the ARM engine alone; leave --engine, --architectures, --only, --llmexport out"
+        raise InputError(msg)
+    if arm:
+        _measure_arm(table or Path("qplan-arm.json"), parse_formats(formats) if formats else None)
+        return
+    table = table or Path("qplan-compat.json")
     if only and not architectures:
         msg = "--only is for --architectures; choose engines with --engine"
         raise InputError(msg)
@@ -118,6 +158,43 @@ def measure(
     answer(file=str(table), **asdict(after))
     out.print(_architectures(after) if architectures else _engines(after))
     out.print(f"wrote {table}", soft_wrap=True)
+
+
+def _measure_arm(path: Path, formats: tuple[QuantFormat, ...] | None) -> None:
+    """Measure formats on every processor that the emulator knows; each row is kept once it is measured."""
+    from qplan.compat.arm_table import PACKAGED_ARM, ArmTable  # noqa: PLC0415 - not for --help
+
+    engine = require_arm((), "--arm")
+    hosts = {
+        name: engine.host(known) for name, known in PROCESSORS.items() if engine.manifest.sme2 or not known.needs_sme
+    }
+    from qplan.compat.arm import measure_arm  # noqa: PLC0415 - torch takes seconds to import: not for a wrong word
+
+    before = next((known for known in (path, PACKAGED_ARM) if known.is_file()), None)
+    after = ArmTable.empty(engine.manifest.mnn, engine.manifest.qemu)
+    if before is not None:
+        after = ArmTable.read(before).merged(after)
+    for row in measure_arm(hosts, say, formats):
+        after = after.merged(ArmTable.empty(engine.manifest.mnn, engine.manifest.qemu, row))
+        after.write(path)
+    answer(file=str(path), **asdict(after) | {"rows": after.rows_json})
+    out.print(_arm(after))
+    out.print(f"wrote {path}", soft_wrap=True)
+
+
+def _arm(found: ArmTable) -> Table:
+    columns = ("formats", *found.processors)
+    view = table_view(
+        columns,
+        left=columns,
+        heading=f"Formats on MNN {found.engine} for ARM, memory low, under qemu {found.emulator}, {found.date}",
+        note="The worst of precision low and high, dynamic_option 0 and 2, prefill and decode; formats that do alike "
+        "share a line.",
+    )
+    view.columns[0].no_wrap = False
+    for names, shown in found.summary():
+        view.add_row(", ".join(names), *(Text(text, "green" if text == "ok" else "bold red") for text in shown))
+    return view
 
 
 def _engines(found: CompatTable) -> Table:

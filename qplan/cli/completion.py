@@ -7,6 +7,7 @@ from pathlib import Path
 
 from qplan.calib_sets import calib_sets
 from qplan.errors import QplanError
+from qplan.mnn.arm.processors import ALL_WORD, PROCESSORS
 from qplan.roundings import ROUNDINGS
 from qplan.run.folder import RUNS, RunFolder, finished_runs
 from qplan.tensors import short_name
@@ -75,6 +76,12 @@ def targets(incomplete: str) -> list[str]:
     from qplan.cost.target import target_names  # noqa: PLC0415 - for this key press alone
 
     return _starting(incomplete, target_names())
+
+
+def processors(incomplete: str) -> list[str]:
+    """ARM processors that can be emulated, and the word for the usual ones; after a comma, the next of several."""
+    before, comma, begun = incomplete.rpartition(",")
+    return [before + comma + name for name in (ALL_WORD, *PROCESSORS) if name.startswith(begun)]
 
 
 def _starting(incomplete: str, found: Iterable[str]) -> list[str]:

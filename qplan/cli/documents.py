@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # --help and completion wait for no torch
     from qplan.run.plan import Plan
     from qplan.run.profile import DeviceProfile
     from qplan.run.table import SensitivityTable
-    from qplan.run.verification import Check, Verification
+    from qplan.run.verification import ArmRun, Check, Verification
     from qplan.verify.climb import Climbed
 
 Document = dict[str, object]
@@ -92,6 +92,8 @@ def emit_document(emitted: Emitted) -> Document:
         "measured": [] if verification is None else _measured(verification),
         "speeds": [] if verification is None else _speeds(verification),
         "checks": [] if verification is None else [_check(check) for check in verification.checks],
+        "arm": [] if verification is None else [_arm_run(run) for run in verification.arm],
+        "not_proved": [] if verification is None else [str(missing) for missing in verification.notes],
     }
 
 
@@ -152,6 +154,18 @@ def _measured(verification: Verification) -> list[Document]:
         for model in verification.models
         for run in model.runs
     ]
+
+
+def _arm_run(run: ArmRun) -> Document:
+    """One run on an emulated processor, as a flat object."""
+    return {
+        "processor": run.processor,
+        "precision": run.precision,
+        "path": run.path,
+        **asdict(run.accuracy),
+        "here_nats": run.here_nats,
+        "predicted_nats": run.predicted_nats,
+    }
 
 
 def frontier_document(swept: Swept) -> Document:

@@ -38,6 +38,7 @@ from qplan.cli.view import mark
 from qplan.cost.target import DEFAULT_TARGET, target_names
 from qplan.errors import InputError, VerificationError
 from qplan.jobs.options import EmitOptions
+from qplan.mnn.arm.processors import parse_processors
 from qplan.mnn.engines import EngineVersion
 from qplan.planner.budget import parse_budgets
 from qplan.planner.rules import Rules
@@ -153,6 +154,17 @@ def command(
             rich_help_panel=panels.ENGINE,
         ),
     ] = None,
+    prove: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PROCESSOR",
+            help="Prove the built model on MNN's ARM engine too, emulated: `arm` for `arm-v8`, `arm-dot` and "
+            "`arm-i8mm`, or one of these or `arm-sme2`; repeat it or use commas. Needs `qplan engines add arm`.",
+            show_default="this machine only",
+            autocompletion=completion.processors,
+            rich_help_panel=panels.ENGINE,
+        ),
+    ] = None,
     dynamic_option: Annotated[
         Literal["auto", DynamicOption],
         typer.Option(
@@ -231,6 +243,7 @@ def command(
         evaluations=repair,
         plan=plan,
         engine=None if engine is None else EngineVersion.parse(engine),
+        prove=parse_processors(prove or ()),
         language=lang,
         ray=ray,
         max_memory_bytes=memory_limit(max_memory),
@@ -269,6 +282,7 @@ def show(emitted: Emitted) -> None:
         VerificationError: the built model broke a promise.
     """
     from qplan.cli.tables import (  # noqa: PLC0415 - not for --help
+        arm_table,
         felt_table,
         limits_lines,
         plan_table,
@@ -283,11 +297,15 @@ def show(emitted: Emitted) -> None:
     out.print(felt_table(emitted.plan, emitted.verification))
     if emitted.verification is not None:
         out.print(verification_table(emitted.verification))
+        if emitted.verification.arm:
+            out.print(arm_table(emitted.verification))
         for check in emitted.verification.checks:
             out.print(Text.assemble(mark(holds=check.passed), f" {check.name}: ", (check.detail, "dim")))
     out.print(f"\nthe same plan with llmexport:\n  {emitted.export_command}", soft_wrap=True)
     for problem in emitted.export_problems:
         remark(problem)
+    for missing in () if emitted.verification is None else emitted.verification.notes:
+        remark(str(missing))
     if emitted.verification is not None:
         out.print(f"model:  {files.model}", soft_wrap=True)
     out.print(f"report: {files.report}", soft_wrap=True)

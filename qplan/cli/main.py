@@ -22,6 +22,7 @@ from qplan.cli import (
     console,
     demo,
     emit,
+    engines,
     explain,
     frontier,
     ladder,
@@ -62,6 +63,7 @@ app.add_typer(plan.app, name="plan")
 app.command("check")(check.command)
 app.command("ladder")(ladder.command)
 app.add_typer(compat.app, name="compat")
+app.add_typer(engines.app, name="engines")
 
 
 def _version(value: bool) -> None:  # noqa: FBT001 - typer's callback

@@ -11,6 +11,7 @@ from qplan.cli.view import table_view
 from qplan.cost.work import spell_time
 from qplan.formats import QuantFormat
 from qplan.report import notation
+from qplan.report.arm import arm_rows
 from qplan.report.felt import predicted_time_against, time_against
 from qplan.report.summary import Contender, baseline, contenders
 from qplan.run.plan import Plan
@@ -134,6 +135,21 @@ def verification_table(verification: Verification) -> Table:
         if model.other_speed is not None:
             other = model.other_speed.dynamic_option
             view.add_row(f" option {other}", "", *_cells(model, other, model.other_speed))
+    return view
+
+
+def arm_table(verification: Verification) -> Table:
+    """What the built plan did on emulated ARM processors."""
+    view = table_view(
+        ("processor", "precision", "prefill", "predicted", "here", "top-1", "decode", "predicted", "here"),
+        left=("processor", "precision"),
+        heading="On MNN's ARM engine, emulated: KL to FP32 in nats per token",
+        note="here: the same tokens on this machine's engine; predicted: in torch with the processor's arithmetic.",
+        gap=1,
+    )
+    for row in arm_rows(verification.arm):
+        shown = (row.prefill, row.prefill_predicted, row.prefill_here, row.top1)
+        view.add_row(row.processor, row.precision, *shown, row.decode, row.decode_predicted, row.decode_here)
     return view
 
 

@@ -183,7 +183,7 @@ def _on_engines(made: _MadeModel, homes: list[EngineVenv], say: Say) -> Iterator
             error: float | None = None
             detail = made.failure
             if made.folder is not None and made.expected is not None:
-                ran = run_probe(made.folder, token_ids(TOKENS), RuntimeConfig(memory), python=home.python)
+                ran = run_probe(made.folder, token_ids(TOKENS), RuntimeConfig(memory), host=home.host)
                 outcome, error = ran.judged(made.expected, limit)
                 detail = ran.detail
             cell = Cell(

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from qplan.cost.arm import ArmCost, proofs_at_once
 from qplan.cost.engine import EngineCost
 from qplan.cost.expected import ExpectedStage
 from qplan.cost.forward import (
@@ -27,6 +28,7 @@ LOADING, EXPORTING, REFERENCE, GATE = "loading", "export of the graph", "FP32 re
 KEEPING, ROUNDING, COMPARING = "FP32 reference for planning", "choosing integers", "whole models: plan and uniform"
 REPAIRING, ACTIVATIONS = "promotions and demotions", "int8 activations per token and per block"
 BUILDING, PROVING, REPORTING = "building the plan", "proof on the engine", "report"
+PROVING_ARM = "proof on ARM, emulated"
 """Names of an emit's stages."""
 
 # counted in processor time beside `qplan.jobs.machine`'s own numbers, and set from emits of the embedded
@@ -85,6 +87,8 @@ class EmitAsked:
     budgets: int
     """Of the frontier in the report."""
     build: bool
+    processors: int = 0
+    """Emulated ARM processors that the plan is proved on."""
     streamed: bool = False
     """Whether weights are read when they are used."""
 
@@ -111,6 +115,8 @@ class EmitCost:
         found += self._planning()
         if asked.build:
             found += [self._building(), self._proving()]
+        if asked.processors:
+            found.append(self._proving_on_arm())
         found.append(self._reporting())
         return tuple(found)
 
@@ -317,6 +323,12 @@ class EmitCost:
             if bits not in engine.uniform:
                 work += engine.built(bits) + self._stored(bits, nearest=True)
         return work
+
+    def _proving_on_arm(self) -> ExpectedStage:
+        limited = self.most_memory < math.inf
+        at_once = 1 if limited else proofs_at_once(self.asked.processors, self.machine.processors)
+        cost = ArmCost(self.engine, self.asked.processors, at_once, self.asked.judged)
+        return self._stage(PROVING_ARM, cost.runs(), cost.memory_bytes + _WORKING_BYTES)
 
     def _reporting(self) -> ExpectedStage:
         asked = self.asked

@@ -143,6 +143,10 @@ class EngineCost:
         share = min(1.0, max(0.0, self.most_bytes) / self.memory(bits, "normal"))
         return work.times(share) + Work(seconds_anywhere=_TOKENIZED_S)
 
+    def passed(self, bits: float, tokens: int, steps: int) -> Work:
+        """Some tokens in one pass and some by themselves, under memory low, in a model that is loaded."""
+        return self._prefill("low", bits, tokens) + self._steps(bits, steps)
+
     def measured(self, bits: float, tokens: int, *, beside: bool = False) -> Work:
         """A built model under all settings; ``beside`` with the other scales of int8 activations too, in turns."""
         work, runs = Work(), self.runs(bits)

@@ -18,7 +18,9 @@ from qplan.choosing.sizes import run_fixed_bytes
 from qplan.cost.file_bytes import FixedBytes
 from qplan.errors import InputError
 from qplan.jobs.options import AnalyzeOptions, EmitOptions, check_least
+from qplan.mnn.arm.home import require_arm
 from qplan.mnn.build.exporter_source import find_exporter
+from qplan.mnn.engines import EngineVersion
 from qplan.model.door import check_source
 from qplan.planner.rules import Rules
 from qplan.run.calibration import CalibrationSet
@@ -105,6 +107,7 @@ def check_emit(options: EmitOptions, run: RunFolder) -> None:
     options = options if given is None else for_engine_of(given, options)
     find_exporter(options.llmexport)
     target = options.target
+    _check_proof(options)
     table = retarget_table(SensitivityTable.read(run.sensitivity), target)
     check_model_there(run, table.model)
     if options.dynamic_option == 2 and table.goal != "low":
@@ -146,6 +149,20 @@ def for_engine_of(given: PlannedOn, options: EmitOptions) -> EmitOptions:
     if options.engine is not None or given.engine is None:
         return options
     return replace(options, engine=given.engine.engine)
+
+
+def _check_proof(options: EmitOptions) -> None:
+    """Refuse a proof on ARM without the engine for it, or of a model that is for another engine."""
+    if not options.prove:
+        return
+    asked = f"--prove {','.join(options.prove)}"
+    if options.target.engine != EngineVersion.installed():
+        msg = (
+            f"{asked} --engine {options.target.engine}: the ARM engine is of the installed version, "
+            f"{EngineVersion.installed()}; leave one of them out"
+        )
+        raise InputError(msg)
+    require_arm(options.prove, asked)
 
 
 def _check_request(request: PlanRequest, table: SensitivityTable, run: RunFolder, fixed: FixedBytes) -> None:

@@ -15,7 +15,8 @@ from qplan.choosing.option import as_shipped
 from qplan.choosing.planned import PlannedOn, edited_plan, engine_of
 from qplan.choosing.retarget import retarget_table
 from qplan.choosing.sizes import fixed_bytes
-from qplan.cost.emit import BUILDING, EXPORTING, GATE, LOADING, PROVING, REFERENCE, REPORTING
+from qplan.cost.arm import proofs_at_once
+from qplan.cost.emit import BUILDING, EXPORTING, GATE, LOADING, PROVING, PROVING_ARM, REFERENCE, REPORTING
 from qplan.cost.free import most_memory
 from qplan.errors import VerificationError
 from qplan.folding.analyzed import load_analyzed, weights_memory
@@ -26,6 +27,8 @@ from qplan.jobs.options import EmitOptions
 from qplan.jobs.report import report_plan
 from qplan.jobs.skeletons import run_skeleton
 from qplan.jobs.stages import Stages
+from qplan.mnn.arm.home import arm_is_there, require_arm
+from qplan.mnn.arm.processors import find_processor
 from qplan.mnn.build.exporter_source import find_exporter
 from qplan.mnn.build.quant_config import export_command, make_quant_config
 from qplan.mnn.build.writer import set_runtime
@@ -48,6 +51,7 @@ from qplan.sensitivity.kept_logits import kept_logits
 from qplan.settings import Progress, Say
 from qplan.spread.nodes import workers_at
 from qplan.spread.work import Workers
+from qplan.verify.arm import ArmTrial, not_proved, prove_on_arm
 from qplan.verify.bench import BuildBench
 from qplan.verify.checks import engine_checks, folder_check
 from qplan.verify.engine_memory import EngineMemory
@@ -344,8 +348,32 @@ def _prove(
         expected = stored_logits(job.rounder, plan.formats, bench.token_ids)
         more = engine_checks(model, job.options.target, bench.token_ids, expected)
         verification = replace(verification, checks=(*verification.checks, *more))
+    verification = _on_arm(job, bench, plan, model, verification)
     verification.write(PlanFolder(job.folder).verification)
     return plan, verification
+
+
+def _on_arm(job: EmitJob, bench: BuildBench, plan: Plan, model: Path, verification: Verification) -> Verification:
+    """Add the proof on emulated ARM processors, or that there should be one."""
+    options = job.options
+    if not options.prove:
+        return replace(verification, notes=(*verification.notes, *not_proved(plan.target, added=arm_is_there())))
+    told = f"proof on {', '.join(options.prove)}, emulated"
+    engine = require_arm(options.prove, "--prove")
+    proof = prove_on_arm(
+        ArmTrial(
+            folder=model,
+            formats=plan.formats,
+            memory=plan.memory,
+            dynamic_option=plan.dynamic_option,
+            card=bench.loaded.card,
+            reference=bench.trial.reference,
+        ),
+        {name: engine.host(find_processor(name)) for name in options.prove},
+        jobs=1 if options.max_memory_bytes is not None else proofs_at_once(len(options.prove), job.jobs),
+        progress=job.stages.visit(PROVING_ARM, told),
+    )
+    return replace(verification, arm=proof.runs, checks=(*verification.checks, *proof.checks))
 
 
 def _say_if_moved(given: PlannedOn, options: EmitOptions, say: Say) -> None:

@@ -153,6 +153,7 @@ class Emission:
             export_bytes=whole_bytes(self.folders[0]) if kept is None else kept.peak_bytes,
             budgets=COARSE_POINTS,
             build=options.build,
+            processors=len(options.prove),
             streamed=self.streamed,
         )
 

@@ -158,6 +158,8 @@ class EmitOptions:
     """A plan to build, possibly edited by hand; None to make one."""
     engine: EngineVersion | None = None
     """MNN version that the model is for; None for the installed one."""
+    prove: tuple[str, ...] = ()
+    """Emulated ARM processors that the built model is proved on, names of `qplan.mnn.arm.processors`."""
     language: Language = Language.en
     """Language of the report."""
     ray: str | None = None
@@ -177,6 +179,9 @@ class EmitOptions:
         )
         if self.engine is not None:
             EngineTarget.of(self.engine)
+        if self.prove and not self.build:
+            msg = f"--prove {','.join(self.prove)} --no-build: only a model that is built can be proved; leave one out"
+            raise InputError(msg)
         unheard = self.wanted.asked() if self.plan is not None else ()
         if unheard:
             msg = (

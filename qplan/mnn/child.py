@@ -6,6 +6,7 @@ import os
 import re
 import selectors
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -160,6 +161,55 @@ def run_child(
         raise ToolError(msg, command=shown, tail=output[-TAIL_CHARACTERS:])
     if process.returncode != 0:
         raise ToolError(what, command=shown, code=process.returncode, tail=output[-TAIL_CHARACTERS:])
+    return output
+
+
+def program(name: str) -> str:
+    """Path of a program on the ``PATH``; a path stays what it is.
+
+    Raises:
+        ToolError: there is none.
+    """
+    found = shutil.which(name)
+    if found is None:
+        msg = f"{name} is not on the PATH; install it"
+        raise ToolError(msg)
+    return found
+
+
+def run_tool(
+    command: Sequence[str],
+    what: str,
+    *,
+    hint: str,
+    cwd: Path | None = None,
+    timeout_s: float = 1800,
+    environment: Mapping[str, str] | None = None,
+) -> str:
+    """Run a program of the system to its end and return what it printed, without its messages.
+
+    Args:
+        command: its command line, that begins with a name or a path.
+        what: what is said if it fails.
+        hint: what may help where it takes too long.
+        cwd: its working folder; None for this process's.
+        timeout_s: seconds until it is killed.
+        environment: variables on top of this process's.
+
+    Raises:
+        ToolError: it failed or ran past its time.
+    """
+    shown = shlex.join(command)
+    with Child(
+        [program(command[0]), *command[1:]], cwd=cwd or Path.cwd(), stderr=subprocess.PIPE, environment=environment
+    ) as process:
+        try:
+            output, errors = map(plain_text, process.communicate(timeout=timeout_s))
+        except subprocess.TimeoutExpired:
+            msg = f"{what}: not done after {timeout_s:g} s, killed; {hint}"
+            raise ToolError(msg, command=shown) from None
+    if process.returncode:
+        raise ToolError(what, command=shown, code=process.returncode, tail=errors[-2000:])
     return output
 
 

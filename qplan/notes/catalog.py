@@ -353,6 +353,8 @@ CATALOG: Mapping[str, NoteKind] = {
     "prefill-of-uniform": _kind("the plan's prefill is no slower than uniform {uniform}'s", uniform=str),
     "preflight": _kind("qplan check for engine {engine}", engine=str),
     "other-engine": _kind("engine {engine} computes what torch computes", engine=str),
+    "arm-formats": _kind("{processor} computes the formats of the plan", processor=str),
+    "arm-losses": _kind("the plan loses on {processor}, emulated, about what it loses on this machine", processor=str),
     # of a verification: what was found
     "relative-error": _kind("relative error {error:.1e}, limit {limit:.0e}", error=float, limit=float),
     "relative-error-of-tokens": _kind(
@@ -419,4 +421,29 @@ CATALOG: Mapping[str, NoteKind] = {
     "nothing-found": _kind("nothing found"),
     "findings": _kind("{findings:apart}", findings=list[str]),
     "engine-outcome": _kind("{outcome}", outcome=str),
+    "arm-legal": _kind("all are right there"),
+    "arm-illegal": _kind(
+        "{formats:and} are not right there: {tensors:more {others}}", formats=list[str], tensors=list[str], others=int
+    ),
+    "arm-lost": _kind(
+        "at most {nats:.3g} nats, here {here_nats:.3g} (precision {precision}, {path}, {tokens} tokens), limit "
+        "{limit_nats:.3g}",
+        nats=float,
+        here_nats=float,
+        limit_nats=float,
+        precision=str,
+        path=str,
+        tokens=int,
+    ),
+    # of a verification: what is missing
+    "arm-not-proved": _kind(
+        "the plan is for {target} and was not proved on ARM: give emit --prove arm, which runs the built model "
+        "on MNN's ARM engine under emulation",
+        target=str,
+    ),
+    "arm-not-proved-without-engine": _kind(
+        "the plan is for {target} and was not proved on ARM: 'qplan engines add arm' fetches what emulates it, then "
+        "give emit --prove arm",
+        target=str,
+    ),
 }

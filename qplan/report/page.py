@@ -16,6 +16,7 @@ from qplan.artifact import write_text
 from qplan.errors import StaleArtifactError
 from qplan.notes import Note
 from qplan.report import comparison, heat_map, notation, palette, plan_map, sections, tensor_rows, trade_off
+from qplan.report.arm import arm_rows
 from qplan.report.grid import grid_of, heat_scale, loss_table
 from qplan.report.literal import markdown, markdown_code
 from qplan.report.page_data import embedded, page_data
@@ -214,6 +215,7 @@ def _context(
         "data": embedded(page_data(table, plan, losses, frontier, words)),
         "predicted_vs_measured": comparison.predicted_vs_measured(models, words),
         "dynamic_options": sections.dynamic_options(models[0], words),
+        "arm": () if verification is None else arm_rows(verification.arm),
         "predictions": sections.predictions(models, words),
         "size_vs_loss": comparison.size_vs_loss(models, words),
         "sizes_and_speeds": sections.sizes_and_speeds(models, base, words),

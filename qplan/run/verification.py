@@ -101,6 +101,23 @@ class BuiltModel:
 
 
 @dataclass(frozen=True)
+class ArmRun:
+    """The built plan on MNN's aarch64 engine under emulation, on the first of the held-out tokens, memory low."""
+
+    processor: str
+    """A name of `qplan.mnn.arm.processors`."""
+    precision: str
+    """``low``, which a model ships with, or ``high``."""
+    path: str
+    """``prefill`` or ``decode``."""
+    accuracy: Accuracy
+    here_nats: float
+    """Loss on this machine's engine on the same tokens."""
+    predicted_nats: float | None = None
+    """Loss that torch computes with the processor's arithmetic on the same tokens; None where that was not done."""
+
+
+@dataclass(frozen=True)
 class Check:
     """One promise and whether the engine kept it."""
 
@@ -141,6 +158,10 @@ class Verification:
     """Perplexity of the Hugging Face model in FP32 on the same tokens."""
     models: tuple[BuiltModel, ...]
     checks: tuple[Check, ...]
+    arm: tuple[ArmRun, ...] = ()
+    """What was proved on emulated ARM processors; empty without ``--prove``."""
+    notes: tuple[Note, ...] = ()
+    """What was not proved, and should have been."""
 
     @property
     def passed(self) -> bool:
@@ -154,7 +175,11 @@ class Verification:
     def write(self, path: Path) -> None:
         """Write ``verification.json`` atomically."""
         inputs = {"model": self.model_sha256, "plan": self.plan_sha256, "text": self.text_sha256}
-        body = asdict(self) | {"text": self.text.to_json(), "checks": [check.to_json() for check in self.checks]}
+        body = asdict(self) | {
+            "text": self.text.to_json(),
+            "checks": [check.to_json() for check in self.checks],
+            "notes": [known.to_json() for known in self.notes],
+        }
         write_json(path, KIND, SCHEMA, inputs, body)
 
     @classmethod

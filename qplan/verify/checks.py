@@ -209,7 +209,7 @@ def engine_checks(model: Path, target: EngineTarget, token_ids: list[int], expec
     checks = []
     home = EngineVenv.of(target.engine)
     if home.python.is_file():
-        ran = run_probe(model, token_ids, RuntimeConfig("normal"), python=home.python)
+        ran = run_probe(model, token_ids, RuntimeConfig("normal"), host=home.host)
         outcome, error = ran.judged(expected, RIGHT_REL)
         if error is not None:
             told = note("relative-error", error=error, limit=RIGHT_REL)

@@ -19,6 +19,7 @@ import qplan
 from qplan.errors import InputError, ToolError
 from qplan.mnn.engine import process as engine_process
 from qplan.mnn.engine.session import EngineSession
+from qplan.mnn.host import EngineHost
 from tests.support.wait import group_runs, until
 
 
@@ -148,7 +149,7 @@ def test_what_is_no_answer_is_not_believed(
         f"sys.stdout.buffer.write(Path({str(tmp_path / 'answer')!r}).read_bytes()); sys.stdout.flush()\n"
         "sys.stdin.read()"
     )
-    monkeypatch.setattr(engine_process, "child_command", lambda *_: [sys.executable, "-c", script])
+    host = EngineHost((sys.executable, "-c", script))
     monkeypatch.setattr(engine_process, "MOST_ANSWER_BYTES", 1 << 20)
-    with EngineSession(good["tied"], timeout_s=60) as session, pytest.raises(ToolError, match=words):
+    with EngineSession(good["tied"], timeout_s=60, host=host) as session, pytest.raises(ToolError, match=words):
         session.logits([1, 2, 3])

@@ -16,7 +16,7 @@ from qplan.run.frontier import Frontier
 from qplan.run.measurement import Measurement
 from qplan.run.plan import LogitsRule, Plan, PlannedTensor, SolverReport, UniformPoint
 from qplan.run.table import Conditions, SensitivityTable
-from qplan.run.verification import Accuracy, BuiltModel, Check, EngineRun, Speed, Verification
+from qplan.run.verification import Accuracy, ArmRun, BuiltModel, Check, EngineRun, Speed, Verification
 from qplan.settings import memories_of
 from qplan.tensors import Role, TensorSpec
 
@@ -198,7 +198,14 @@ def verification_of(plan: Plan, *, failing: bool = False) -> Verification:
         Check(promise, not failing or promise.values.get("memory") != "low", found) for promise, found in promises
     )
     text = note("held-out-windows", source="WikiText-2 test, 64 x 256 tokens")
-    return Verification(plan.model_sha256, "ef" * 32, text, "12" * 32, 18.42, tuple(models), checks)
+    arm = tuple(
+        ArmRun(name, precision, path, Accuracy(4e-4, 3e-3, 0.98, 18.5, 512), 3.8e-4, predicted)
+        for name, predicted in (("arm-v8", 4.1e-4), ("arm-i8mm", None))
+        for precision in ("low", "high")
+        for path in ("prefill", "decode")
+    )
+    missing = (note("arm-not-proved", target="phone"),)
+    return Verification(plan.model_sha256, "ef" * 32, text, "12" * 32, 18.42, tuple(models), checks, arm, missing)
 
 
 def make_run(

@@ -10,8 +10,11 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from qplan.errors import InputError, PreflightError, ToolError
+from qplan.mnn.arm.home import require_arm
+from qplan.mnn.arm.processors import find_processor
 from qplan.mnn.engine.requests import TokenIds, checked_count, checked_text, shown
 from qplan.mnn.engine.session import EngineSession, Logits
+from qplan.mnn.host import THIS_PYTHON, EngineHost
 from qplan.mnn.preflight import Preflight, check_folder
 from qplan.mnn.runtime import RuntimeConfig
 
@@ -61,6 +64,7 @@ class Engine:
         context: int | None = None,
         timeout_s: float = 600,
         check: bool = True,
+        processor: str | None = None,
     ) -> None:
         """Check a folder and load it.
 
@@ -70,6 +74,8 @@ class Engine:
             context: longest sequence in tokens; None for what the folder says.
             timeout_s: seconds until a request counts as hung and the process is killed.
             check: False loads the model whatever `qplan check` says.
+            processor: an ARM processor to emulate, such as ``arm-dot``, with what `qplan engines add arm` fetched:
+                about 50 times slower, so ``timeout_s`` counts for more. None for this machine's own.
 
         Raises:
             InputError: no such folder, or arguments of the wrong kind.
@@ -78,6 +84,7 @@ class Engine:
         """
         path = _folder(folder)
         _check_options(runtime, timeout_s)
+        host = THIS_PYTHON if processor is None else _emulated(processor)
         if context is not None:
             context = checked_count("context", context)
         self.preflight: Preflight = check_folder(path)
@@ -85,7 +92,9 @@ class Engine:
             raise PreflightError(_told(self.preflight))
         self._limit = min(context or MOST_TOKENS, self.preflight.context or MOST_TOKENS)
         self._timing: Timing | None = None
-        self._session: EngineSession | None = EngineSession(path, runtime, context=self._limit, timeout_s=timeout_s)
+        self._session: EngineSession | None = EngineSession(
+            path, runtime, context=self._limit, timeout_s=timeout_s, host=host
+        )
         self._generation = 0
         self._lock = threading.RLock()
         found = self.preflight.vocabulary
@@ -238,6 +247,11 @@ def _check_options(runtime: object, timeout_s: object) -> None:
     if isinstance(timeout_s, bool) or not isinstance(timeout_s, (int, float)) or not 0 < timeout_s < 1e9:
         msg = f"timeout_s {shown(timeout_s)}: must be a number of seconds above 0"
         raise InputError(msg)
+
+
+def _emulated(processor: str) -> EngineHost:
+    found = find_processor(processor)
+    return require_arm((found.name,), f"processor {processor!r}").host(found)
 
 
 def _folder(folder: object) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from qplan.artifact import temporary_folder
 from qplan.mnn.child import Child, plain_text
 from qplan.mnn.files import CONFIG_FILE
+from qplan.mnn.host import THIS_PYTHON, EngineHost
 from qplan.mnn.runtime import RuntimeConfig
 
 Outcome = Literal["ok", "wrong", "refused", "crash", "hang", "export fails"]
@@ -29,12 +30,12 @@ class ProbeResult:
     outcome: Outcome
     """``ok`` if there are logits, right or wrong."""
     logits: NDArray[np.float32] | None
-    """``[2, tokens, vocabulary]``: in one pass, and token by token."""
+    """``[paths, tokens, vocabulary]``, in the order of the paths."""
     detail: str
     """The signal or the engine's last words; empty if there are logits."""
 
     def judged(self, expected: NDArray[np.float32], limit: float) -> tuple[Outcome, float | None]:
-        """Outcome and relative error, the larger over both paths, against ``[tokens, vocabulary]``."""
+        """Outcome and relative error, the largest over all paths, against ``[tokens, vocabulary]``."""
         if self.logits is None:
             return self.outcome, None
         if self.logits.shape[1:] != expected.shape or not np.isfinite(self.logits).all():
@@ -45,7 +46,13 @@ class ProbeResult:
 
 
 def run_probe(
-    folder: Path, token_ids: list[int], runtime: RuntimeConfig, *, python: Path | None = None, timeout_s: float = 120
+    folder: Path,
+    token_ids: list[int],
+    runtime: RuntimeConfig,
+    *,
+    host: EngineHost = THIS_PYTHON,
+    timeout_s: float = 120,
+    paths: Sequence[str] = ("prefill", "decode"),
 ) -> ProbeResult:
     """Run a model in a child process.
 
@@ -53,22 +60,21 @@ def run_probe(
         folder: the model.
         token_ids: one sequence.
         runtime: settings of the engine.
-        python: an interpreter with MNN and numpy; None for this one.
-        timeout_s: seconds until it counts as hung.
+        host: runs the engine.
+        timeout_s: seconds until it counts as hung, times the host's patience.
+        paths: ``prefill`` (one pass), ``decode`` (token by token), or both.
     """
-    script = Path(__file__).with_name("probe_child.py")
     settings, ids = json.dumps(runtime.to_json()), json.dumps(token_ids)
     with temporary_folder("probe") as work:
         target = work / "logits.npy"
         config = str((folder / CONFIG_FILE).resolve())
-        interpreter = sys.executable if python is None else str(python.absolute())
-        command = [interpreter, "-P", str(script), config, settings, ids, str(target)]
+        command = host.command("engine/probe_child.py", [config, settings, ids, str(target), ",".join(paths)])
         with (work / "log").open("w+b") as log:
             with Child(command, cwd=work, stdout=log, stderr=log) as process:
                 try:
-                    process.wait(timeout_s)
+                    process.wait(timeout_s * host.patience)
                 except subprocess.TimeoutExpired:
-                    return ProbeResult("hang", None, f"no end after {timeout_s:g} s")
+                    return ProbeResult("hang", None, f"no end after {timeout_s * host.patience:g} s")
             log.seek(0)
             words = plain_text(log.read()).replace(f"{folder.resolve()}/", "")  # no paths of this machine in results
         if process.returncode == 0 and target.is_file():

@@ -1,6 +1,7 @@
 """Run in a child process, by any Python that has MNN and numpy: one model, one sequence, prefill and token by token.
 
-Arguments: ``config.json``, settings as JSON, token ids as JSON, where the logits go (``.npy``, ``[2, tokens, vocab]``).
+Arguments: ``config.json``, settings as JSON, token ids as JSON, where the logits go (``.npy``, ``[paths, tokens,
+vocab]``), and the paths: ``prefill``, ``decode`` or both, with a comma.
 Simpler than ``session_child.py`` on purpose: it runs on every release that has ``MNN.llm``, whatever else that lacks.
 """
 
@@ -26,16 +27,20 @@ def forward(llm: Any, tokens: "list[int]") -> "np.ndarray[tuple[int, ...], np.dt
 def main() -> None:
     """Load, run, write."""
     config, settings, ids, target = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3]), sys.argv[4]
+    paths = sys.argv[5].split(",")
     faulthandler.enable()  # a native crash leaves its Python line as last words
     llm = importlib.import_module("MNN.llm").create(config)
     llm.set_config(settings | {"all_logits": True, "sampler_type": "greedy", "use_template": False})
     llm.load()
 
     # token by token first: reset() leaves the state of convolutions over time, which one pass does not look at
-    decode = np.concatenate([forward(llm, [token]) for token in ids])
-    llm.reset()
-    prefill = forward(llm, ids)
-    np.save(target, np.stack([prefill[-len(ids) :], decode]))
+    found = {}
+    if "decode" in paths:
+        found["decode"] = np.concatenate([forward(llm, [token]) for token in ids])
+        llm.reset()
+    if "prefill" in paths:
+        found["prefill"] = forward(llm, ids)[-len(ids) :]
+    np.save(target, np.stack([found[path] for path in paths]))
     del llm
     gc.collect()
     sys.stdout.flush()

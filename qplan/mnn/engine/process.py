@@ -16,7 +16,8 @@ from typing import Any
 
 from qplan.artifact import needing_room
 from qplan.errors import ToolError
-from qplan.mnn.child import TAIL_CHARACTERS, Child, child_command, plain_text
+from qplan.mnn.child import TAIL_CHARACTERS, Child, plain_text
+from qplan.mnn.host import THIS_PYTHON, EngineHost
 from qplan.scratch import Scratch
 
 MOST_ANSWER_BYTES = 64 << 20
@@ -33,8 +34,12 @@ class EngineProcess:
     may close it. A forked process can do nothing with it.
     """
 
-    def __init__(self) -> None:
-        """Start the child in a scratch folder of its own."""
+    def __init__(self, host: EngineHost = THIS_PYTHON) -> None:
+        """Start the child in a scratch folder of its own.
+
+        Args:
+            host: runs it; deadlines are longer by its patience.
+        """
         self._owner = os.getpid()
         self._lock = threading.RLock()
         self._number = 0
@@ -44,7 +49,8 @@ class EngineProcess:
         self.folder = scratch.folder
         self._log = self.folder / "engine.log"
         self._log.touch()
-        command = child_command("engine/session_child.py", [str(self._log)])
+        self._patience = host.patience
+        command = host.command("engine/session_child.py", [str(self._log)])
         self._shown = shlex.join(command)
         with self._log.open("ab") as log:  # what is said before the child redirects its own output
             self._process = Child(command, cwd=self.folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log)
@@ -71,6 +77,7 @@ class EngineProcess:
                 refused, it is dead.
         """
         what = f"MNN's engine failed at {request['command']!r}"
+        timeout_s *= self._patience
         if self.foreign:
             msg = f"{what}: it belongs to process {self._owner}, which this one was forked from; start one here"
             raise ToolError(msg)

@@ -20,6 +20,7 @@ from qplan.mnn.engine.process import EngineProcess
 from qplan.mnn.engine.requests import TokenIds, checked_count, checked_text, checked_tokens
 from qplan.mnn.files import CONFIG_FILE, GRAPH_FILE
 from qplan.mnn.graph.binary import LINEAR_ATTENTION, read_binary_graph
+from qplan.mnn.host import THIS_PYTHON, EngineHost
 from qplan.mnn.runtime import RuntimeConfig
 
 Logits = NDArray[np.float32]
@@ -71,6 +72,7 @@ class EngineSession:
         *,
         context: int | None = None,
         timeout_s: float = 1800,
+        host: EngineHost = THIS_PYTHON,
     ) -> None:
         """Load a model.
 
@@ -78,20 +80,18 @@ class EngineSession:
             folder: built or exported MNN folder.
             runtime: settings of the engine; None is memory low, 1 thread.
             context: longest sequence in tokens, None if unknown; longer ones are refused.
-            timeout_s: seconds until a request counts as hung and the process is killed.
+            timeout_s: seconds until a request counts as hung and the process is killed; times the host's patience.
+            host: runs the engine.
 
         Raises:
             InputError: no model there.
             ToolError: the engine does not load it, crashes or hangs.
         """
-        self._config = folder / CONFIG_FILE
-        if not self._config.is_file():
-            msg = f"{folder} holds no {CONFIG_FILE}; give a built MNN model folder"
-            raise InputError(msg)
-        self.folder = folder
+        self.folder, self._config = folder, _config_of(folder)
         self.runtime = runtime or RuntimeConfig()
         self.context = context
         self.timeout_s = timeout_s
+        self.host = host
         self._owner = os.getpid()
         self._process: EngineProcess | None = None
         self._loaded: dict[str, Any] = {}
@@ -110,7 +110,7 @@ class EngineSession:
 
     @property
     def version(self) -> str:
-        """Version of the installed MNN."""
+        """Version of the engine's MNN."""
         return str(self._loaded["version"])
 
     @property
@@ -135,14 +135,28 @@ class EngineSession:
             ToolError: the engine does not load it.
         """
         self.close()
-        self._used = False
-        self._process = EngineProcess()
-        settings = self.runtime.to_json()
+        self._process = EngineProcess(self.host)
         try:
-            self._loaded = self._ask(command="load", config=str(self._config.resolve()), settings=settings)
+            self._load()
         except BaseException:  # also an interrupt: no one would end it
             self.close()
             raise
+
+    def load(self, folder: Path, runtime: RuntimeConfig) -> None:
+        """Load another model into the same process, which saves the start of one.
+
+        Raises:
+            InputError: no model there.
+            ToolError: the engine does not load it, crashes or hangs.
+        """
+        self.folder, self._config, self.runtime = folder, _config_of(folder), runtime
+        self.__dict__.pop("_keeps_state", None)
+        self._load()
+
+    def _load(self) -> None:
+        self._used = False
+        settings = self.runtime.to_json()
+        self._loaded = self._ask(command="load", config=str(self._config.resolve()), settings=settings)
 
     def checked(self, token_ids: object, more: int = 0) -> list[int]:
         """Tokens that this model can take, followed by ``more`` others.
@@ -308,3 +322,11 @@ class EngineSession:
 
     def _ask(self, **request: object) -> dict[str, Any]:
         return self._running().request(request, self.timeout_s)
+
+
+def _config_of(folder: Path) -> Path:
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        msg = f"{folder} holds no {CONFIG_FILE}; give a built MNN model folder"
+        raise InputError(msg)
+    return path

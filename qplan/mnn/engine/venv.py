@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from qplan.errors import ToolError
-from qplan.mnn.child import Child, plain_text
+from qplan.mnn.child import run_tool
 from qplan.mnn.engines import PYTHON_LLM, EngineVersion
+from qplan.mnn.host import EngineHost, python_host
 from qplan.settings import Say
 
 _NATIVE = ("_tools*", "_mnncengine*", "MNN", "mnn.libs", "MNN.libs")
@@ -37,6 +37,11 @@ class EngineVenv:
     def python(self) -> Path:
         """Its interpreter."""
         return self.folder / "bin" / "python"
+
+    @property
+    def host(self) -> EngineHost:
+        """What runs its engine."""
+        return python_host(self.python)
 
     def make(self, say: Say) -> None:
         """Make it, unless it is there.
@@ -87,12 +92,4 @@ def released(*, pip: str = sys.executable) -> tuple[EngineVersion, ...]:
 
 
 def _run(command: list[str], what: str) -> str:
-    with Child(command, cwd=Path.cwd(), stderr=subprocess.PIPE) as process:
-        try:
-            output, errors = map(plain_text, process.communicate(timeout=1800))
-        except subprocess.TimeoutExpired:
-            msg = f"{what}: not done after 1800 s, killed; is a package index reachable?"
-            raise ToolError(msg, command=" ".join(command)) from None
-    if process.returncode:
-        raise ToolError(what, command=" ".join(command), code=process.returncode, tail=errors[-2000:])
-    return output
+    return run_tool(command, what, hint="is a package index reachable?")

@@ -9,7 +9,18 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from qplan.cost.emit import BUILDING, COMPARING, EXPORTING, GATE, KEEPING, PROVING, REPAIRING, EmitAsked, EmitCost
+from qplan.cost.emit import (
+    BUILDING,
+    COMPARING,
+    EXPORTING,
+    GATE,
+    KEEPING,
+    PROVING,
+    PROVING_ARM,
+    REPAIRING,
+    EmitAsked,
+    EmitCost,
+)
 from qplan.cost.expected import Expected, ExpectedStage
 from qplan.cost.shape import Shape
 from qplan.cost.work import REFERENCE, Machine
@@ -77,6 +88,7 @@ def test_stages_are_those_that_were_asked_for(qwen2: LoadedModel) -> None:
     assert set(whole) - set(_stages(qwen2, replace(ASKED, exports=0))) == {EXPORTING}
     assert set(whole) - set(_stages(qwen2, replace(ASKED, evaluations=0))) == {REPAIRING}
     assert set(whole) - set(_stages(qwen2, replace(ASKED, solves=False))) == {COMPARING, REPAIRING}
+    assert set(_stages(qwen2, replace(ASKED, processors=3))) - set(whole) == {PROVING_ARM}
     planned = _stages(qwen2, replace(ASKED, build=False))
     assert {GATE, BUILDING, PROVING} <= set(whole) - set(planned)
     for stage in whole.values():
@@ -92,6 +104,7 @@ def test_stages_are_those_that_were_asked_for(qwen2: LoadedModel) -> None:
         {"evaluations": 20},
         {"exports": 2},
         {"choices": 500},
+        {"processors": 1},
     ],
 )
 def test_more_of_anything_takes_longer(qwen2: LoadedModel, more: dict[str, int]) -> None:
