@@ -52,6 +52,7 @@ from qplan.settings import Progress, Say
 from qplan.spread.nodes import workers_at
 from qplan.spread.work import Workers
 from qplan.verify.arm import ArmTrial, not_proved, prove_on_arm
+from qplan.verify.arm_emulation import predicted_on_arm
 from qplan.verify.bench import BuildBench
 from qplan.verify.checks import engine_checks, folder_check
 from qplan.verify.engine_memory import EngineMemory
@@ -360,15 +361,16 @@ def _on_arm(job: EmitJob, bench: BuildBench, plan: Plan, model: Path, verificati
         return replace(verification, notes=(*verification.notes, *not_proved(plan.target, added=arm_is_there())))
     told = f"proof on {', '.join(options.prove)}, emulated"
     engine = require_arm(options.prove, "--prove")
+    trial = ArmTrial(
+        folder=model,
+        formats=plan.formats,
+        memory=plan.memory,
+        dynamic_option=plan.dynamic_option,
+        card=bench.loaded.card,
+        reference=bench.trial.reference,
+    )
     proof = prove_on_arm(
-        ArmTrial(
-            folder=model,
-            formats=plan.formats,
-            memory=plan.memory,
-            dynamic_option=plan.dynamic_option,
-            card=bench.loaded.card,
-            reference=bench.trial.reference,
-        ),
+        replace(trial, predicted=predicted_on_arm(trial, job.rounder, options.prove)),
         {name: engine.host(find_processor(name)) for name in options.prove},
         jobs=1 if options.max_memory_bytes is not None else proofs_at_once(len(options.prove), job.jobs),
         progress=job.stages.visit(PROVING_ARM, told),

@@ -145,8 +145,8 @@ def _notes_on_silence(rows: Sequence[Measurement]) -> Iterator[Note]:
 
 def _notes_on_half(rows: Sequence[Measurement]) -> Iterator[Note]:
     """Name what fp16 does not hold, which MNN computes in on ARM under ``precision: low``."""
-    layers = {row.tensor: row.layer_peak for row in rows if (row.layer_peak or 0.0) > LARGEST_HALF}
-    tokens = {row.tensor: row.least_peak for row in rows if (row.least_peak or math.inf) < LEAST_HALF_PEAK}
+    layers = {row.tensor: peak for row in rows if (peak := row.layer_peak or 0.0) > LARGEST_HALF}
+    tokens = {row.tensor: peak for row in rows if (peak := row.least_peak or math.inf) < LEAST_HALF_PEAK}
     if layers:
         named, others = few(list(layers), 5)
         yield note("half-overflows", peak=max(layers.values()), most=LARGEST_HALF, tensors=named, others=others)

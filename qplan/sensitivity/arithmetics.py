@@ -10,7 +10,8 @@ from torch import Tensor
 
 from qplan.formats import QuantFormat
 from qplan.quantize import Int8Activations
-from qplan.sensitivity.half_arithmetic import accumulate_half, half_values
+from qplan.sensitivity.half_arithmetic import half_values
+from qplan.sensitivity.half_products import accumulate_half
 from qplan.sensitivity.seen import Seen
 
 FORMULAS: Mapping[str, Int8Activations] = MappingProxyType(

@@ -4,7 +4,7 @@ Source: MNN 3.6.1's ``source/backend/arm82`` and ``CPUAttention.cpp``, ``CPULaye
 wheel under qemu in reports/targets. Tensors between ops are fp16. Norms and activation functions compute in fp32 and
 round what they return. Products of int8 codes add up exactly and are rounded once. Products of floats, in linears with
 float weights and in attention, add up in fp16, one fused multiplication and addition after the other: that is where
-fp16 loses most. The order of Strassen's algorithm, which large products take, is not emulated.
+fp16 loses most: `qplan.sensitivity.half_products`.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from qplan.model.load import LoadedModel
 from qplan.model.replace import with_forward
+from qplan.sensitivity.half_products import accumulate_half
 
-_ACCUMULATED = 1 << 22
-"""Accumulators of a product that are updated at a time: they stay in cache over all terms."""
+_KEYS = 64
+"""Keys of a block of attention."""
 
 _aten = torch.ops.aten
 
@@ -46,28 +47,9 @@ def half_values(x: Tensor) -> Tensor:
     return x.half().to(x.dtype)
 
 
-def accumulate_half(inputs: Tensor, weight: Tensor) -> Tensor:
-    """``inputs [..., n] @ weight [m, n].T`` in fp16: products are added one after the other, each rounded once.
-
-    Returns:
-        Values of fp16 in the type of the inputs.
-    """
-    rows = inputs.half().flatten(0, -2)
-    terms, factors = rows.T.contiguous(), weight.half().T.contiguous()
-    found = torch.empty(len(rows), len(weight), dtype=inputs.dtype, device=inputs.device)
-    step = max(1, _ACCUMULATED // max(1, len(rows)))
-    for start in range(0, len(weight), step):
-        part = factors[:, start : start + step]
-        total = torch.zeros(len(rows), part.shape[1], dtype=torch.float16, device=inputs.device)
-        for term, factor in zip(terms, part, strict=True):
-            total.addcmul_(term.unsqueeze(1), factor.unsqueeze(0))
-        found[:, start : start + step] = total.to(inputs.dtype)
-    return found.view(*inputs.shape[:-1], len(weight))
-
-
-def half_linear_of_floats(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``inputs [..., n]`` through a linear of float weights ``[m, n]``."""
-    found = accumulate_half(inputs, weight)
+def half_linear_of_floats(inputs: Tensor, weight: Tensor, bias: Tensor | None, *, together: bool) -> Tensor:
+    """``inputs [..., tokens, n]`` through a linear of float weights ``[m, n]``; see `accumulate_half`."""
+    found = accumulate_half(inputs, weight, together=together)
     return found if bias is None else found + bias
 
 
@@ -144,21 +126,35 @@ class _Heads:
     scale: float
 
     def attend(self) -> Tensor:
-        """``[batch, heads, tokens, head_dim]``; the query is brought below 1, so that its products stay in range."""
+        """``[batch, heads, tokens, head_dim]``, in blocks of keys.
+
+        The query is brought below 1, so that sums stay in range. What a block adds is weighted by its largest score, and brought to that of the blocks after it.
+        """
         peak = max(1.0, float(self.query.abs().max()))
-        scores = _product(half_values(self.query / peak), self.key.transpose(-2, -1))
-        scores = half_values(scores * (self.scale * peak))
+        query = half_values(self.query / peak)
+        found, highest, total = torch.zeros_like(self.query), None, torch.zeros_like(self.query[..., :1])
+        for start in range(0, self.key.shape[-2], _KEYS):
+            keys = slice(start, start + _KEYS)
+            scores = half_values(_product(query, self.key[..., keys, :].transpose(-2, -1)) * (self.scale * peak))
+            scores = scores + self._hidden(scores, keys)
+            own = scores.amax(-1, keepdim=True)
+            before, highest = highest, own if highest is None else torch.maximum(highest, own)
+            faded = torch.zeros_like(own) if before is None else (before - highest).exp()
+            weights = (scores - highest).exp()
+            total = total * faded + weights.sum(-1, keepdim=True)
+            found = half_values(_product(half_values(weights), self.value[..., keys, :]) + found * faded)
+        return half_values(found / total)
+
+    def _hidden(self, scores: Tensor, keys: slice) -> Tensor:
+        """What is added to the scores of some keys, so that masked ones count for nothing."""
         if self.mask is not None:
-            hidden = (
-                self.mask
-                if self.mask.dtype != torch.bool
-                else torch.zeros_like(scores).masked_fill(~self.mask, -math.inf)
-            )
-            scores = scores + hidden
-        elif self.causal:
-            later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
-            scores = scores.masked_fill(later, -math.inf)
-        return _product(half_values(scores.softmax(-1)), self.value)
+            mask = self.mask[..., keys]
+            return mask if mask.dtype != torch.bool else torch.zeros_like(scores).masked_fill(~mask, -math.inf)
+        if not self.causal:
+            return torch.zeros_like(scores)
+        tokens, own = scores.shape[-2], scores.shape[-1]
+        later = torch.arange(keys.start, keys.start + own) > torch.arange(tokens).unsqueeze(1)
+        return torch.zeros_like(scores).masked_fill(later.to(scores.device), -math.inf)
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:

@@ -68,7 +68,8 @@ def apply_formats(
         stored.check(name, fmt)
         module = loaded.linear(name)
         product = half_linear if half and loaded.card.tensor(name).role is not Role.ROUTER else functional.linear
-        floats = half_linear_of_floats if activations.half else product
+        together = activations.path == "prefill"
+        floats = partial(half_linear_of_floats, together=together) if activations.half else product
         linear = linears.setdefault(module, _Linear(module, stored, rounding, product, floats))
         block = None if memory == "normal" or fmt.is_float else activations.block(fmt)
         linear.parts.append(_Part(name, loaded.sites[name], fmt, block))
