@@ -128,7 +128,8 @@ class _Heads:
     def attend(self) -> Tensor:
         """``[batch, heads, tokens, head_dim]``, in blocks of keys.
 
-        The query is brought below 1, so that sums stay in range. What a block adds is weighted by its largest score, and brought to that of the blocks after it.
+        The query is brought below 1, so that sums stay in range. What a block adds is weighted by the largest score so
+        far, and fades where a larger one follows.
         """
         peak = max(1.0, float(self.query.abs().max()))
         query = half_values(self.query / peak)

@@ -74,8 +74,11 @@ def test_what_is_asked_for_is_done(plan: Plan) -> None:
 
 
 def test_losses_of_another_option_are_told(plan: Plan) -> None:
-    assert with_note_on_losses(plan, 0) == plan
-    assert "are those of dynamic_option 2" in str(with_note_on_losses(plan, 2).notes[-1])
+    table, before = make_table(), replace(plan, arithmetic=None)
+    other = replace(table, conditions=replace(table.conditions, dynamic_option=2))
+    assert with_note_on_losses(before, table) == before
+    assert with_note_on_losses(plan, other) == plan  # made from what the option loses
+    assert "are those of dynamic_option 2" in str(with_note_on_losses(before, other).notes[-1])
 
 
 def test_garbled_formats_keep_a_scale_per_token(plan: Plan) -> None:

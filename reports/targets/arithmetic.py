@@ -1,0 +1,183 @@
+"""ARM's arithmetic in torch beside MNN's aarch64 engine under emulation: losses of whole models.
+
+``python -m reports.targets.arithmetic RUN --work FOLDER`` takes a run that was analyzed, plans ``int4`` for ``phone``,
+and builds that plan and the uniform INT8 and INT4 that phones compute right, rounded to nearest. Each runs on the
+emulated processors with both dynamic options, at precision high and low, in prefill and in decode, on the first
+held-out tokens; torch computes the same. Needs ``qplan engines add arm``. Writes ``results.json`` below the folder after every
+run of the engine, goes on from there, and prints a table in Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from qplan.choosing.option import setting
+from qplan.choosing.parity import runnable_uniform
+from qplan.choosing.request import PlanRequest
+from qplan.choosing.sizes import fixed_bytes
+from qplan.cost.target import find_target
+from qplan.folding.analyzed import load_analyzed
+from qplan.formats import QuantFormat
+from qplan.jobs.skeletons import run_skeleton
+from qplan.mnn.arm.home import require_arm
+from qplan.mnn.arm.processors import find_processor
+from qplan.mnn.build.writer import build_model
+from qplan.mnn.engine.session import EngineSession
+from qplan.mnn.runtime import RuntimeConfig
+from qplan.model.load import LoadedModel
+from qplan.planner.budget import Budget
+from qplan.planner.planning import make_plan
+from qplan.planner.rules import Rules
+from qplan.quantize import EnginePath, Int8Activations
+from qplan.quantize.rounder import Rounder
+from qplan.quantize.run_rounder import run_rounder
+from qplan.run.calibration import CalibrationSet
+from qplan.run.folder import RunFolder
+from qplan.run.table import SensitivityTable
+from qplan.sensitivity.joint import Variant, variant_losses
+from qplan.sensitivity.kept_logits import kept_logits
+from qplan.settings import DYNAMIC_OPTIONS, DynamicOption, Precision
+
+Formats = Mapping[str, QuantFormat]
+Tokens = NDArray[np.int64]
+PATHS: tuple[EnginePath, ...] = get_args(EnginePath)
+
+
+def main() -> None:
+    """Build, run, compare, print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--processors", default="arm-v8,arm-dot,arm-i8mm")
+    parser.add_argument("--precisions", default="high,low")
+    parser.add_argument("--rows", type=int, default=4)
+    parser.add_argument("--seq-len", type=int, default=128)
+    parser.add_argument("--steps", type=int, default=128, help="tokens of the first row that go one by one")
+    given = parser.parse_args()
+    given.work.mkdir(parents=True, exist_ok=True)
+    run = RunFolder(given.run)
+    table = SensitivityTable.read(run.sensitivity)
+    model = load_analyzed(run, table.model, print)
+    calibration = CalibrationSet.read(run.calibration)
+    rounder = run_rounder(run, model.loaded, calibration, table.conditions.rounding)
+    skeleton = run_skeleton(run, model.loaded, None, print)
+    rules = Rules(target=find_target("phone"))
+    under = setting(table, PlanRequest(budgets=(Budget.parse("int4"),), rules=rules), 0)
+    limits = under.wanted.limits(under.table, run)
+    plan = make_plan(
+        under.table, under.wanted.budgets, fixed_bytes(skeleton), rules=under.wanted.rules, ceilings=limits
+    )
+    nearest = Rounder(model.loaded)
+    models: dict[str, tuple[Formats, Rounder]] = {"plan for phone, int4": (plan.formats, rounder)}
+    for bits in (8, 4):
+        uniform = runnable_uniform(table, rules, bits)
+        if uniform is not None:
+            models[f"int{bits}"] = uniform, nearest
+    rows = calibration.heldout[: given.rows, : given.seq_len]
+    results = Results(given.work / "results.json")
+    for label, (formats, own) in models.items():
+        folder = given.work / label.replace(" ", "-").replace(",", "")
+        if not folder.is_dir():
+            build_model(skeleton, table.model.tensors, formats, own.store, folder, replace=True)
+        compare(results, label, Built(folder, model.loaded, formats, own), rows, given)
+    print("\n".join(page(results.rows, model.loaded.folder.name, rows.shape, given.steps)))
+
+
+class Results:
+    """What was measured, kept after every run."""
+
+    def __init__(self, path: Path) -> None:
+        """Go on from what is there."""
+        self.path = path
+        self.rows: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else {}
+
+    def keep(self, key: str, row: dict[str, Any]) -> None:
+        """Keep a result."""
+        self.rows[key] = row
+        self.path.write_text(json.dumps(self.rows, indent=1))
+
+
+@dataclass(frozen=True)
+class Built:
+    """A built model and what it was built from."""
+
+    folder: Path
+    loaded: LoadedModel
+    formats: Formats
+    rounder: Rounder
+
+    def predicted(self, tokens: Tokens, activations: Int8Activations) -> float:
+        """What it loses in torch."""
+        variants = {"": Variant(self.formats, "low", activations)}
+        options: dict[str, Any] = {"batch_size": 1, "engine_embedding": True, "rounder": self.rounder}
+        return variant_losses(self.loaded, torch.from_numpy(tokens), variants, **options)[""].kl_nats
+
+
+def compare(results: Results, label: str, built: Built, rows: Tokens, given: argparse.Namespace) -> None:
+    """One built model on all processors, and in torch."""
+    loaded = built.loaded
+    processors = given.processors.split(",")
+    home = require_arm(tuple(processors), "--processors")
+    predicted: dict[tuple[Int8Activations, EnginePath], float] = {}
+    for name in processors:
+        for precision in given.precisions.split(","):
+            for option in DYNAMIC_OPTIONS:
+                wanted = [path for path in PATHS if _key(label, name, precision, option, path) not in results.rows]
+                if not wanted:
+                    continue
+                runtime = RuntimeConfig("low", precision, dynamic_option=option)
+                host = home.host(find_processor(name))
+                with EngineSession(built.folder, runtime, context=loaded.card.context, host=host) as engine:
+                    for path in wanted:
+                        tokens = rows if path == "prefill" else rows[:1, : given.steps]
+                        run = engine.logits if path == "prefill" else engine.logits_stepwise
+                        with kept_logits(loaded, tokens) as reference:
+                            measured = reference.compare(run).kl_nats
+                        activations = _activations(name, precision, option, path)
+                        if (activations, path) not in predicted:
+                            predicted[activations, path] = built.predicted(tokens, activations)
+                        row = {"engine_nats": measured, "torch_nats": predicted[activations, path]}
+                        results.keep(_key(label, name, precision, option, path), row)
+                        print(_key(label, name, precision, option, path), row, flush=True)
+
+
+def _activations(name: str, precision: Precision, option: DynamicOption, path: EnginePath) -> Int8Activations:
+    return Int8Activations(path, option, find_target(name).arithmetics[precision])
+
+
+def _key(label: str, processor: str, precision: str, option: int, path: str) -> str:
+    return f"{label} | {processor} | {precision} | {option} | {path}"
+
+
+def page(rows: Mapping[str, Mapping[str, float]], model: str, shape: tuple[int, ...], steps: int) -> Iterator[str]:
+    """The table."""
+    worst = max((abs(row["torch_nats"] / row["engine_nats"] - 1) for row in rows.values()), default=0.0)
+    yield f"## {model}\n"
+    yield (
+        f"Prefill of {shape[0]} rows of {shape[1]} held-out tokens, decode of {steps}; KL to FP32, nats per token. The "
+        f"largest difference is {worst:.0%}.\n"
+    )
+    yield "| model | processor | precision | option | prefill: engine | torch | | decode: engine | torch | |"
+    yield "|---|---|---|---:|---:|---:|---:|---:|---:|---:|"
+    for start in dict.fromkeys(key.rpartition(" | ")[0] for key in rows):
+        cells = []
+        for path in PATHS:
+            row = rows.get(f"{start} | {path}")
+            if row is None:
+                cells += ["", "", ""]
+            else:
+                off = row["torch_nats"] / row["engine_nats"] - 1
+                cells += [f"{row['engine_nats']:.2e}", f"{row['torch_nats']:.2e}", f"{off:+.0%}"]
+        yield f"| {start} | {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    main()
