@@ -45,6 +45,9 @@ Objective = Literal["loss", "smallest", "fastest"]
 
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 
+NOTHING_NATS = 1e-7
+"""Losses below this are float32 rounding, and count as equal."""
+
 Say = Callable[[str], None]
 """Called with a line about each step of a job."""
 

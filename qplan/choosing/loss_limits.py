@@ -17,6 +17,7 @@ from qplan.planner.ceiling import Ceiling
 from qplan.planner.limits import ResourceLimit
 from qplan.run.folder import RunFolder
 from qplan.run.plan import Plan
+from qplan.uniform import UniformExport
 
 _ROUNDS = 5
 """How often a plan whose whole model loses more than allowed is solved again under a lower limit."""
@@ -90,11 +91,12 @@ def _repaired(
 ) -> Plan:
     """The repaired plan, or the given one if the repair makes it worse than uniform under some memory setting."""
     better = repair(plan, context, limits=limits, evaluations=evaluations)
-    found = context.uniform(plan.budget_bytes)
-    if better is plan or found is None:
+    if better is plan or not plan.rivals:
         return better
-    name, uniform = found
-    if max(context.against(better.formats, uniform).values()) > 1:
+    name, rules = plan.rivals[0].name, context.rules
+    export = UniformExport.parse(name)
+    uniform = export.formats(context.table.model, rules.uniform_scale_bits)
+    if max(context.against(better.formats, uniform, export.rounding).values()) > 1:
         context.say(f"the repaired plan is worse than uniform {name} under a memory setting: keeping the plan before")
         return plan
     return better

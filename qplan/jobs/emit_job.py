@@ -37,6 +37,7 @@ from qplan.mnn.build.skeleton import Skeleton
 from qplan.model.load import LoadedModel
 from qplan.planner.rules import Rules
 from qplan.quantize.rounder import Rounder
+from qplan.quantize.stored_cache import StoredCache
 from qplan.run.folder import RunFolder
 from qplan.run.plan import Plan
 from qplan.run.plan_folder import PLAN_FILE, PlanFolder
@@ -44,6 +45,7 @@ from qplan.run.table import SensitivityTable
 from qplan.sensitivity.kept_logits import KeptLogits, kept_logits
 from qplan.sensitivity.metrics import TokenStats
 from qplan.settings import Say
+from qplan.uniform import HQQ
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +161,7 @@ class EmitJob:
             kept=self.kept,
             known=self._known,
             halves=self._halves,
+            hqq=Rounder(nearest, HQQ, cache=StoredCache.of(self.run, {"model": nearest.card.sha256, "rounding": HQQ})),
             jobs=self.jobs,
             visit=self.stages.visit,
         )

@@ -197,6 +197,10 @@ CATALOG: Mapping[str, NoteKind] = {
         narrower=str,
     ),
     "budget-above-fp16": _kind("the budget is larger than uniform fp16"),
+    "budget-does-not-bind": _kind(
+        "the budget {budget} does not bind: every tensor has the best of its formats that the rules allow", budget=str
+    ),
+    "limits-do-not-bind": _kind("no limit binds: every tensor has the best of its formats that the rules allow"),
     "edited": _kind("edited by hand: bytes and losses were recalculated; nothing proves that the plan is the best one"),
     "over-budget": _kind(
         "{total_bytes:,} bytes: over the budget of {budget_bytes:,}", total_bytes=int, budget_bytes=int
