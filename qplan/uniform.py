@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -18,6 +18,9 @@ UNIFORM_NAMES = {FP16.bits: "fp16"} | {bits: f"int{bits}" for bits in sorted(INT
 
 COMPARED = {"fp16": 16, "int8": 8, "int4": 4}
 """Width by name of the uniform exports that every plan is compared with on the engine."""
+
+RIVALS = 1
+"""Uniform models within a plan's limits that are built by default, besides `COMPARED`: the best one."""
 
 NEAREST, HQQ = "rtn", "llmexport-hqq"
 """Roundings that MNN's tools have, as `qplan.roundings` calls them."""
@@ -115,6 +118,17 @@ def uniform_formats(card: ModelCard, bits: int, scale_bits: int = 16) -> dict[st
     return UniformExport.plain(bits).formats(card, scale_bits)
 
 
+def built_exports(rivals: Sequence[str], most: int = RIVALS) -> tuple[UniformExport, ...]:
+    """The uniform models that a plan is compared with on the engine.
+
+    Args:
+        rivals: names of those within the plan's limits, the best first.
+        most: how many of these.
+    """
+    plain = [UniformExport.plain(bits) for bits in COMPARED.values()]
+    return tuple(dict.fromkeys((*plain, *map(UniformExport.parse, rivals[:most]))))
+
+
 def every_export() -> Iterator[UniformExport]:
     """All exports that can be the best one: widths, blocks, symmetry, roundings, and what the head may have."""
     yield UniformExport.plain(FP16.bits)
@@ -131,5 +145,5 @@ def _contains(one: QuantFormat, other: QuantFormat) -> bool:
     """Whether a format has at least the width, the scales and the zero points of another."""
     if one.is_float or other.is_float:
         return one.bits >= other.bits
-    finer = one.block == other.block or other.block == 0 or 0 < one.block < other.block
+    finer = other.block in {one.block, 0} or 0 < one.block < other.block
     return one.bits >= other.bits and finer and one.symmetric <= other.symmetric

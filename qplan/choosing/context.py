@@ -63,6 +63,8 @@ class PlanningContext:
     """Whether these are measured by products of bfloat16; shared by contexts that share `known`."""
     hqq: Rounder | None = None
     """Rounds uniform models as MNN's exporter does with ``--hqq``; None to keep nothing that it rounds."""
+    rivals: int = 3
+    """Uniform exports to measure as whole models: the best by its weights need not be the best on tokens."""
     jobs: int = 1
     """Tensors to round at a time."""
     visit: Visit | None = None

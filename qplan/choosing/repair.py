@@ -125,7 +125,8 @@ def repair(
     context.say(
         f"{changed} tensors promoted or demoted within the limits: whole-model loss x {share:.3f} on held-out rows"
     )
-    return _changed(plan, context, formats, limits, share)
+    better = with_formats(plan, context, formats, limits)
+    return better.noted(note("promoted-or-demoted", changed=changed, share=share))
 
 
 def affordable(context: PlanningContext) -> int:
@@ -148,17 +149,15 @@ def _with(picks: Sequence[int], group: int, choice: int) -> tuple[int, ...]:
     return (*picks[:group], choice, *picks[group + 1 :])
 
 
-def _changed(
-    plan: Plan, context: PlanningContext, formats: Formats, limits: Sequence[Ceiling | ResourceLimit], share: float
+def with_formats(
+    plan: Plan, context: PlanningContext, formats: Formats, limits: Sequence[Ceiling | ResourceLimit]
 ) -> Plan:
     """The plan with other formats and the numbers of these."""
     table, losses = context.table, context.rules.losses(context.table)
     tensors = planned_tensors(table, formats)
     total = math.fsum(losses[name][fmt.name] for name, fmt in formats.items())
-    bound = plan.solver.bound_nats
-    gap = (total - bound) / total if total else 0.0
-    changed = sum(formats[name] != fmt for name, fmt in plan.formats.items())
-    better = replace(
+    gap = (total - plan.solver.bound_nats) / total if total else 0.0
+    return replace(
         plan,
         tensors=tensors,
         predicted_nats=predicted_nats(tensors, table),
@@ -166,4 +165,3 @@ def _changed(
         solver=replace(plan.solver, status=REPAIRED, objective_nats=total, gap=gap),
         limits=planned_limits(limits, table.model, formats),
     )
-    return better.noted(note("promoted-or-demoted", changed=changed, share=share))

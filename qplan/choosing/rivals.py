@@ -18,9 +18,6 @@ from qplan.run.plan import Rival
 from qplan.tensors import Role, TensorSpec
 from qplan.uniform import UniformExport
 
-MEASURED = 3
-"""Uniform exports whose whole models are measured: that the best by its weights is the best on tokens is likely only."""
-
 _ROWS, _TENSORS = 64, 256
 """Rows of a tensor, and tensors besides the head, that tell what an export's weights lose."""
 
@@ -45,7 +42,6 @@ def best_rivals(
     context: PlanningContext,
     limit_bytes: int,
     limits: Sequence[Ceiling | ResourceLimit] = (),
-    most: int = MEASURED,
 ) -> tuple[Measured, ...]:
     """The uniform exports within the limits of a plan that lose least, the best first; empty if none keeps to them.
 
@@ -53,12 +49,13 @@ def best_rivals(
         context: the means to measure whole models, and the rules.
         limit_bytes: of the files, as the budget means them.
         limits: further ones; those on losses do not count.
-        most: how many to measure.
     """
     rules, table = context.rules, context.table
     fixed = rules.uniform_fixed or context.fixed
-    found = exports_within(table.model, fixed, limit_bytes, limits, rules.target, rules.uniform_scale_bits)
-    best = by_weights(context, found)[:most]
+    within = exports_within(
+        table.model, fixed, limit_bytes, limits, target=rules.target, scale_bits=rules.uniform_scale_bits
+    )
+    best = by_weights(context, within)[: context.rivals]
     formats = {export.name: export.formats(table.model, rules.uniform_scale_bits) for export in best}
     nats: dict[str, float] = {}
     for rounding in dict.fromkeys(export.rounding for export in best):

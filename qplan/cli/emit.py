@@ -123,6 +123,14 @@ def command(
             rich_help_panel=panels.RULES,
         ),
     ] = EmitOptions.evaluations,
+    rivals: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            help="Build this many of the best uniform models within the same limits, besides fp16, int8 and int4.",
+            rich_help_panel=panels.JUDGING,
+        ),
+    ] = EmitOptions.rivals,
     plan: Annotated[
         Path | None,
         typer.Option(
@@ -215,6 +223,7 @@ def command(
         threads=threads,
         dynamic_option=None if dynamic_option == AUTO else dynamic_option,
         evaluations=repair,
+        rivals=rivals,
         plan=plan,
         engine=None if engine is None else EngineVersion.parse(engine),
         language=lang,
@@ -240,6 +249,9 @@ def command(
     show(emitted)
 
 
+SHOWN = frozenset({"budget-does-not-bind", "limits-do-not-bind", "smaller-plan-taken"})
+"""Notes of a plan that are printed: what it is, before all numbers."""
+
 _MODES = frozenset({"--json", "--quiet"})
 
 
@@ -254,15 +266,23 @@ def show(emitted: Emitted) -> None:
     Raises:
         VerificationError: the built model broke a promise.
     """
-    from qplan.cli.tables import plan_table, verification_table  # noqa: PLC0415 - not for --help
+    from qplan.cli.tables import plan_table, rivals_table, verification_table  # noqa: PLC0415 - not for --help
+    from qplan.report.summary import verdict  # noqa: PLC0415
 
     files = PlanFolder(emitted.folder)
     answer(**emit_document(emitted))
     out.print(plan_table(emitted.plan))
     for limit in emitted.plan.limits:
         out.print(f"{limit.name}: {limit.predicted:.4g} of {limit.limit:.4g} {limit.unit}")
+    for known in emitted.plan.notes:
+        if known.code in SHOWN:
+            out.print(f"{known}.")
     if emitted.verification is not None:
         out.print(verification_table(emitted.verification))
+    if emitted.plan.rivals:
+        out.print(rivals_table(emitted.plan, emitted.verification))
+    out.print(f"\n{verdict(emitted.plan, emitted.verification).sentence}\n")
+    if emitted.verification is not None:
         for check in emitted.verification.checks:
             out.print(Text.assemble(mark(holds=check.passed), f" {check.name}: ", (check.detail, "dim")))
     out.print(f"\nthe same plan with llmexport:\n  {emitted.export_command}", soft_wrap=True)

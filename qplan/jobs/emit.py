@@ -334,7 +334,8 @@ def _prove(
         first=(*first, sound),
         rounder=job.rounder,
         speeds=speeds,
-        uniform=replace(bench, loaded=job.model.original, skeleton=job.uniform_skeleton),
+        uniform=replace(bench, loaded=job.model.original, skeleton=job.uniform_skeleton, hqq=job.hqq),
+        rivals=job.options.rivals,
     )
     if job.options.engine is not None:
         expected = stored_logits(job.rounder, plan.formats, bench.token_ids)

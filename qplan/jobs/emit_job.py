@@ -119,6 +119,12 @@ class EmitJob:
         )
 
     @cached_property
+    def hqq(self) -> Rounder:
+        """Rounds uniform models as MNN's exporter does with ``--hqq``, once."""
+        original = self.model.original
+        return Rounder(original, HQQ, cache=StoredCache.of(self.run, {"model": original.card.sha256, "rounding": HQQ}))
+
+    @cached_property
     def kept(self) -> KeptLogits | None:
         """What the model in FP32 says of `heldout`, computed when it is first asked for."""
         if self.open is None:
@@ -161,7 +167,8 @@ class EmitJob:
             kept=self.kept,
             known=self._known,
             halves=self._halves,
-            hqq=Rounder(nearest, HQQ, cache=StoredCache.of(self.run, {"model": nearest.card.sha256, "rounding": HQQ})),
+            hqq=self.hqq if nearest is self.model.original else None,
+            rivals=max(PlanningContext.rivals, self.options.rivals),
             jobs=self.jobs,
             visit=self.stages.visit,
         )

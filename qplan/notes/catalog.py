@@ -249,6 +249,12 @@ CATALOG: Mapping[str, NoteKind] = {
         changed=int,
         share=float,
     ),
+    "smaller-plan-taken": _kind(
+        "formats are those of the plan {plan} of this run, which is smaller and loses {share:.3f} times as much on "
+        "held-out tokens as the plan that was solved for this budget",
+        plan=str,
+        share=float,
+    ),
     "folded-budgets": _kind(
         "budgets are those of uniform exports of the folded weights, whose graph is {more_bytes:,} bytes larger",
         more_bytes=int,

@@ -25,6 +25,7 @@ def exports_within(
     fixed: FixedBytes,
     limit_bytes: int,
     limits: Sequence[Ceiling | ResourceLimit],
+    *,
     target: Target,
     scale_bits: int = 16,
 ) -> tuple[UniformExport, ...]:

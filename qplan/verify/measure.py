@@ -84,7 +84,7 @@ def measure_model(
     """Run a built folder under both memory settings, or some, and the same stored weights in torch.
 
     Args:
-        name: ``fp16``, ``int8``, ``int4`` or ``plan``.
+        name: ``plan``, or that of a uniform model.
         folder: the built folder.
         formats: formats that it was built with, by tensor name.
         rounder: chose the integers that it was built with.

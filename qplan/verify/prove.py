@@ -30,11 +30,11 @@ from qplan.run.baselines import baseline_path, baseline_token_losses, measured_o
 from qplan.run.plan import Plan
 from qplan.run.plan_folder import PlanFolder
 from qplan.run.token_losses import Losses, TokenLosses
-from qplan.run.verification import BuiltModel, Check, Speed, Verification
+from qplan.run.verification import BuiltModel, Check, Speed, Verification, best_built
 from qplan.scratch import Scratch
 from qplan.sensitivity.metrics import TokenStats
 from qplan.settings import MEMORIES, DynamicOption, Memory, Progress, Say
-from qplan.uniform import COMPARED, uniform_formats
+from qplan.uniform import COMPARED, NEAREST, RIVALS, UniformExport, built_exports, uniform_formats
 from qplan.verify.checks import (
     RIGHT_REL,
     emulation,
@@ -71,6 +71,8 @@ class BuildBench:
     """What the model's engine can read."""
     memory: EngineMemory | None = None
     """What the engine may take; None for no limit."""
+    hqq: Rounder | None = None
+    """Rounds uniform models as MNN's exporter does with ``--hqq``; None to keep nothing that it rounds."""
     progress: Progress | None = None
     """Called after each model that is measured."""
 
@@ -105,10 +107,14 @@ class BuildBench:
             replace=True,
         )
 
-    def tell(self, measured: int) -> None:
+    def tell(self, measured: int, models: int) -> None:
         """Tell how many of the models are measured."""
         if self.progress is not None:
-            self.progress(measured, len(COMPARED) + 1)
+            self.progress(measured, models)
+
+    def exporter(self, export: UniformExport) -> Rounder:
+        """What rounds a uniform model."""
+        return Rounder(self.loaded) if export.rounding == NEAREST else self.hqq or Rounder(self.loaded, export.rounding)
 
     def engine(self, folder: Path) -> EngineSession:
         """Start the engine with a built folder and float activations: memory normal."""
@@ -222,6 +228,7 @@ def prove(
     rounder: Rounder,
     speeds: Mapping[DynamicOption, Speed] | None = None,
     uniform: BuildBench | None = None,
+    rivals: int = RIVALS,
 ) -> Verification:
     """Measure FP16, the uniform models and the built plan, and hold the plan's promises against the results.
 
@@ -234,19 +241,21 @@ def prove(
         rounder: chose the integers that the plan was built with.
         speeds: of the built model with each ``dynamic_option``, if they were measured already.
         uniform: where uniform models are built: from the model before folding; None for ``bench``.
+        rivals: how many of the plan's rivals are built, besides those that every plan is compared with.
 
     Raises:
         ToolError: the engine failed.
         MeasurementError: logits that are not finite.
     """
     baselines: dict[str, BuiltModel] = {}
-    for done, (name, bits) in enumerate(COMPARED.items(), 1):
-        baseline = _baseline(uniform or bench, name, bits)
+    exports = built_exports([rival.name for rival in plan.rivals], rivals)
+    for done, export in enumerate(exports, 1):
+        baseline = _baseline(uniform or bench, export)
         if baseline is not None:
-            baselines[name] = baseline
-        bench.tell(done)
+            baselines[export.name] = baseline
+        bench.tell(done, len(exports) + 1)
     built = _measure_plan(bench, plan, model, rounder, speeds)
-    bench.tell(len(COMPARED) + 1)
+    bench.tell(len(exports) + 1, len(exports) + 1)
     layers = bench.layers(plan.formats)
     with bench.first_layers(model, layers) as engine:
         checks = [*first, exact_logits("plan", engine, plan.formats, rounder, bench.token_ids, layers=layers)]
@@ -255,8 +264,7 @@ def prove(
     checks += promised_bytes(plan, built)
     # a rival's emulation is no promise of the plan's
     checks += emulation(built, bench.loaded.card)
-    rival = _rival(plan, baselines)
-    if rival is not None:
+    for rival in _rivals(plan, baselines):
         checks += not_worse(built, rival)
     return Verification(
         model_sha256=bench.loaded.card.sha256,
@@ -305,9 +313,10 @@ def _kept_tokens(bench: BuildBench, name: str, path: Path) -> Iterator[Keep]:
     TokenLosses(name, bench.loaded.card.sha256, str(bench.text), bench.text_sha256, tokens, found).write(path)
 
 
-def _baseline(bench: BuildBench, name: str, bits: int) -> BuiltModel | None:
+def _baseline(bench: BuildBench, export: UniformExport) -> BuiltModel | None:
     """A uniform model under the settings in which it can be run; None if in none."""
-    formats = {name_: bench.target.wide(fmt) for name_, fmt in uniform_formats(bench.loaded.card, bits).items()}
+    name, rounder = export.name, bench.exporter(export)
+    formats = {tensor: bench.target.wide(fmt) for tensor, fmt in export.formats(bench.loaded.card).items()}
     memories = bench.settings(formats)
     if not memories:
         return None
@@ -317,10 +326,9 @@ def _baseline(bench: BuildBench, name: str, bits: int) -> BuiltModel | None:
     def measure() -> BuiltModel:
         folder = bench.baselines / name
         bench.say(f"{name}: building")
-        bench.build(formats, folder, RuntimeConfig())
+        bench.build(formats, folder, RuntimeConfig(), rounder)
         try:
             with _kept_tokens(bench, name, baseline_token_losses(bench.baselines, name)) as keep:
-                rounder = Rounder(bench.loaded)
                 return measure_model(
                     name,
                     folder,
@@ -355,7 +363,14 @@ def baseline_inputs(
     return found | {"engine": versions()["MNN"], "trial": trial}
 
 
-def _rival(plan: Plan, uniform: Mapping[str, BuiltModel]) -> BuiltModel | None:
-    """The widest uniform model that fits the budget, give or take the graph's 1 %: the plan must not be worse."""
-    fitting = [m for m in uniform.values() if m.files.total <= plan.budget_bytes + m.files.graph // 100]
-    return max(fitting, key=lambda model: model.files.total, default=None)
+def _rivals(plan: Plan, uniform: Mapping[str, BuiltModel]) -> list[BuiltModel]:
+    """Uniform models that the plan must not be worse than.
+
+    The widest plain one that fits the budget, give or take the graph's 1 %, and the best that was built of those within
+    all limits.
+    """
+    plain = [model for name, model in uniform.items() if name in COMPARED]
+    fitting = [m for m in plain if m.files.total <= plan.budget_bytes + m.files.graph // 100]
+    found = [max(fitting, key=lambda model: model.files.total)] if fitting else []
+    best = best_built(plan, uniform)
+    return found if best is None or best in found else [*found, best]
