@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ import torch
 
 from qplan.choosing.context import EVEN, PlanningContext
 from qplan.cost.file_bytes import file_bytes
+from qplan.errors import MeasurementError
 from qplan.formats import Formats, QuantFormat
 from qplan.planner.ceiling import Ceiling
 from qplan.planner.limits import ResourceLimit
@@ -56,18 +58,15 @@ def best_rivals(
         table.model, fixed, limit_bytes, limits, target=rules.target, scale_bits=rules.uniform_scale_bits
     )
     best = by_weights(context, within)[: context.rivals]
-    formats = {export.name: export.formats(table.model, rules.uniform_scale_bits) for export in best}
-    nats: dict[str, float] = {}
-    for rounding in dict.fromkeys(export.rounding for export in best):
-        plans = {export.name: formats[export.name] for export in best if export.rounding == rounding}
-        stats = context.whole(plans, rounder=context.exporter(rounding), rows=EVEN)
-        nats |= {name: one.kl_nats for name, one in stats.items()}
-    measured = [
-        Measured(
-            export, formats[export.name], file_bytes(table.model, formats[export.name], fixed).total, nats[export.name]
-        )
-        for export in best
-    ]
+    measured = []
+    for export in best:
+        formats = export.formats(table.model, rules.uniform_scale_bits)
+        try:
+            nats = context.whole({"": formats}, rounder=context.exporter(export.rounding), rows=EVEN)[""].kl_nats
+        except MeasurementError as error:  # a scale that MNN's exporter cannot store: nobody can use that model
+            context.say(f"uniform {export.name} is left out: {error}")
+            continue
+        measured.append(Measured(export, formats, file_bytes(table.model, formats, fixed).total, nats))
     return tuple(sorted(measured, key=lambda rival: rival.nats))
 
 
@@ -115,5 +114,6 @@ def _narrow(fmt: QuantFormat) -> tuple[int, int]:
 
 
 def _error(weight: torch.Tensor, fmt: QuantFormat, rounding: str = "rtn") -> float:
-    """Square error of the weights that are stored."""
-    return float((weight - round_with(rounding, weight, fmt).dequantize()).square().sum())
+    """Square error of the weights that are stored; infinite where they are no numbers."""
+    error = float((weight - round_with(rounding, weight, fmt).dequantize()).square().sum())
+    return math.inf if math.isnan(error) else error

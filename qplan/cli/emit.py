@@ -266,25 +266,9 @@ def show(emitted: Emitted) -> None:
     Raises:
         VerificationError: the built model broke a promise.
     """
-    from qplan.cli.tables import plan_table, rivals_table, verification_table  # noqa: PLC0415 - not for --help
-    from qplan.report.summary import verdict  # noqa: PLC0415
-
     files = PlanFolder(emitted.folder)
     answer(**emit_document(emitted))
-    out.print(plan_table(emitted.plan))
-    for limit in emitted.plan.limits:
-        out.print(f"{limit.name}: {limit.predicted:.4g} of {limit.limit:.4g} {limit.unit}")
-    for known in emitted.plan.notes:
-        if known.code in SHOWN:
-            out.print(f"{known}.")
-    if emitted.verification is not None:
-        out.print(verification_table(emitted.verification))
-    if emitted.plan.rivals:
-        out.print(rivals_table(emitted.plan, emitted.verification))
-    out.print(f"\n{verdict(emitted.plan, emitted.verification).sentence}\n")
-    if emitted.verification is not None:
-        for check in emitted.verification.checks:
-            out.print(Text.assemble(mark(holds=check.passed), f" {check.name}: ", (check.detail, "dim")))
+    _show_plan(emitted)
     out.print(f"\nthe same plan with llmexport:\n  {emitted.export_command}", soft_wrap=True)
     for problem in emitted.export_problems:
         remark(problem)
@@ -296,3 +280,24 @@ def show(emitted: Emitted) -> None:
         kept = "1 promise was" if len(failed) == 1 else f"{len(failed)} promises were"
         msg = f"{kept} not kept: {'; '.join(failed)}. See {files.report}"
         raise VerificationError(msg)
+
+
+def _show_plan(emitted: Emitted) -> None:
+    """Print the plan, what was measured of it, and what it is compared with."""
+    from qplan.cli.tables import plan_table, rivals_table, verification_table  # noqa: PLC0415 - not for --help
+    from qplan.report.summary import verdict  # noqa: PLC0415
+
+    plan, verification = emitted.plan, emitted.verification
+    out.print(plan_table(plan))
+    for limit in plan.limits:
+        out.print(f"{limit.name}: {limit.predicted:.4g} of {limit.limit:.4g} {limit.unit}")
+    for known in plan.notes:
+        if known.code in SHOWN:
+            out.print(f"{known}.")
+    if verification is not None:
+        out.print(verification_table(verification))
+    if plan.rivals:
+        out.print(rivals_table(plan, verification))
+    out.print(f"\n{verdict(plan, verification).sentence}\n")
+    for check in () if verification is None else verification.checks:
+        out.print(Text.assemble(mark(holds=check.passed), f" {check.name}: ", (check.detail, "dim")))
