@@ -164,6 +164,13 @@ def _sentence(own: Contender, like: Contender | None, base: Contender | None, wo
     share = notation.ratio(quotient(own.total_bytes, base.total_bytes))
     if like is None or quotient(own.loss_nats, like.loss_nats) is None:
         return words("{start}, at {share} the bytes of uniform {base}.", start=start, share=share, base=base.label)
+    if max(own.loss_nats or 0.0, like.loss_nats or 0.0) < NOTHING_NATS:
+        return words(
+            "{start}: no more loss than uniform {base}, at {share} its bytes.",
+            start=start,
+            base=base.label,
+            share=share,
+        )
     lost = notation.ratio(quotient(own.loss_nats, like.loss_nats))
     return words(
         "{start}: {lost} the loss of uniform {base} at {share} its bytes.",
@@ -212,7 +219,8 @@ def _tiles(own: Contender, like: Contender | None, base: Contender | None, words
     value, _, unit = notation.size(own.total_bytes).partition(" ")
     measured = own.measured_nats is not None
     kind = words("KL, memory {memory}", memory=own.memory) if measured else words("KL, predicted")
-    compared = against(own.loss_nats, None if like is None else like.loss_nats)
+    nothing = like is not None and max(own.loss_nats or 0.0, like.loss_nats or 0.0) < NOTHING_NATS
+    compared = "" if nothing else against(own.loss_nats, None if like is None else like.loss_nats)
     tiles = [
         Tile(words("Size"), value, unit, against(own.total_bytes, None if base is None else base.total_bytes)),
         Tile(kind, notation.loss(own.loss_nats), "nats/token", compared),
