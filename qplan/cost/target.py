@@ -15,7 +15,7 @@ from typing import Any
 
 from qplan.errors import InputError
 from qplan.formats import QuantFormat
-from qplan.settings import Arithmetic, Precision
+from qplan.settings import Arithmetic, DynamicOption, Precision
 from qplan.tensors import TensorSpec
 
 DEFAULT_TARGET = "cpu-x86"
@@ -37,6 +37,18 @@ class Speed:
     def of(self, spec: TensorSpec, fmt: QuantFormat) -> float:
         """Relative time of a tensor in a format."""
         return self.per_weight * spec.weights + self.per_block * _blocks(spec, fmt)
+
+
+@dataclass(frozen=True)
+class BlockScales:
+    """What a block costs besides, where its activations have a scale of their own: ``dynamic_option`` 2."""
+
+    ram_bytes: int
+    """In RAM, for the sum of its weights."""
+    decode: float
+    """Relative time of a decoded token, see `Speed`."""
+    prefill: float
+    """The same of a prefill."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +80,8 @@ class Target:
     """Relative time of a decoded token under memory low and precision low, by stored width."""
     prefill: Mapping[int, Speed]
     """The same of a prefill."""
+    block_scales: BlockScales
+    """What is added for every block under ``dynamic_option`` 2."""
     speeds: str
     """What the relative times rest on."""
     why_not: Mapping[int, str]
@@ -76,6 +90,8 @@ class Target:
     """What the back end computes with under MNN's ``precision``."""
     precision: Precision = "low"
     """The one that is meant."""
+    dynamic_option: DynamicOption = 0
+    """The setting of int8 activations that is meant."""
 
     @property
     def arithmetic(self) -> Arithmetic:
@@ -85,6 +101,10 @@ class Target:
     def at(self, precision: Precision) -> Target:
         """The same target under another ``precision``."""
         return replace(self, precision=precision)
+
+    def scaling(self, option: DynamicOption) -> Target:
+        """The same target under another ``dynamic_option``."""
+        return replace(self, dynamic_option=option)
 
     def legal(self, spec: TensorSpec, fmt: QuantFormat) -> bool:
         """Whether a tensor may have a format on this target."""
@@ -116,7 +136,8 @@ class Target:
         if fmt.is_float:
             return self.float_bits[self.precision] // 8 * spec.weights
         codes = -(-spec.weights * self.ram_bits[fmt.bits] // 8)
-        return codes + _blocks(spec, fmt) * self.ram_block_bytes[fmt.bits]
+        more = self.block_scales.ram_bytes if self._scales_blocks(fmt) else 0
+        return codes + _blocks(spec, fmt) * (self.ram_block_bytes[fmt.bits] + more)
 
     def decode_bytes(self, spec: TensorSpec, fmt: QuantFormat, memory: str = "low") -> float:
         """Relative time that a tensor takes of a decoded token.
@@ -126,7 +147,9 @@ class Target:
         Raises:
             InputError: a width that the target does not know.
         """
-        return self._time(self.decode, spec, fmt, memory, _FLOAT_BITS / 8)
+        if memory != "low":
+            return _FLOAT_BITS / 8 * spec.weights
+        return self._time(self.decode, self.block_scales.decode, spec, fmt)
 
     def prefill_work(self, spec: TensorSpec, fmt: QuantFormat, memory: str = "low") -> float:
         """Relative time that a tensor takes of a prefill, in weights of int8 by whole rows.
@@ -134,22 +157,25 @@ class Target:
         Raises:
             InputError: a width that the target does not know.
         """
-        return self._time(self.prefill, spec, fmt, memory, 1.0)
+        if memory != "low":
+            return float(spec.weights)
+        return self._time(self.prefill, self.block_scales.prefill, spec, fmt)
 
     def timed_as(self, fmt: QuantFormat) -> QuantFormat:
         """The format whose time a format takes: on x86 int3 runs like int8 with the same block."""
         return replace(fmt, bits=self.runs_like.get(fmt.bits, fmt.bits))
 
-    def _time(
-        self, speeds: Mapping[int, Speed], spec: TensorSpec, fmt: QuantFormat, memory: str, alike: float
-    ) -> float:
-        """Relative time; under memory normal all formats take the same."""
-        if memory != "low":
-            return alike * spec.weights
+    def _time(self, speeds: Mapping[int, Speed], scales: float, spec: TensorSpec, fmt: QuantFormat) -> float:
+        """Relative time under memory low; under memory normal all formats take the same."""
         self._check_width(spec, fmt)
         # wider floats take as many times the bytes, and as many times fewer fit a register
         wider = self.float_bits[self.precision] / self.float_bits["low"] if fmt.is_float else 1.0
-        return wider * speeds[fmt.bits].of(spec, fmt)
+        more = scales * _blocks(spec, fmt) if self._scales_blocks(fmt) else 0.0
+        return wider * speeds[fmt.bits].of(spec, fmt) + more
+
+    def _scales_blocks(self, fmt: QuantFormat) -> bool:
+        """Whether activations have a scale for each block; one for the whole row costs nothing more."""
+        return self.dynamic_option != 0 and fmt.block != 0
 
     def _check_width(self, spec: TensorSpec, fmt: QuantFormat) -> None:
         if fmt.bits not in self.widths:
@@ -215,6 +241,7 @@ def _parse(value: Mapping[str, Any]) -> Target:
         runs_like=by_bits("runs_like"),
         decode=speeds("decode"),
         prefill=speeds("prefill"),
+        block_scales=BlockScales(**value["block_scales"]),
         speeds=str(value["speeds"]),
         why_not=by_bits("why_not"),
         arithmetics=dict(value["arithmetics"]),

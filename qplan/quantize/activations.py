@@ -2,7 +2,7 @@
 
 Source: ``ConvInt8TiledExecutor.cpp``, ``CommonOptFunction.cpp`` and ``x86_64/avx/GemmAVX2.cpp`` of MNN 3.6.1's CPU back
 end. Its PyPI wheel has AVX2 kernels and none for AVX512: the arithmetic here was measured to be that of the wheel
-on x86. Ops with fp16 weights keep float activations.
+on x86. ARM's is in `qplan.quantize.arm_activations`. Ops with fp16 weights keep float activations.
 
 ``dynamic_option`` 0 gives every token one scale, 2 one to every token and block of the weights. For matrix products 1
 is the same as 0, and 8 added to either concerns ARM's SME2 only. It is a setting of the runtime: no op has its own.
@@ -18,7 +18,8 @@ from torch import Tensor
 
 from qplan.errors import InputError
 from qplan.formats import QuantFormat
-from qplan.settings import DynamicOption
+from qplan.quantize.arm_activations import arm_blocks, arm_decode, arm_prefill
+from qplan.settings import Arithmetic, DynamicOption
 
 EnginePath = Literal["prefill", "decode"]
 """Many tokens at a time, or one."""
@@ -39,6 +40,13 @@ class Int8Activations:
 
     path: EnginePath = "prefill"
     dynamic_option: DynamicOption = 0
+    arithmetic: Arithmetic = "x86"
+    """The back end's; ``float`` leaves activations as they are."""
+
+    @property
+    def half(self) -> bool:
+        """Whether the back end computes everything in fp16."""
+        return self.arithmetic == "arm-fp16"
 
     def block(self, fmt: QuantFormat) -> int:
         """Input features that share a scale where weights have a format; 0 is the whole row.
@@ -65,21 +73,36 @@ class Int8Activations:
             routed: whether they are an expert's: each sequence's own tokens come first, then tokens of zeros that the
                 engine does not see. An expert that gets a single token of a prompt computes as in decode.
         """
+        if self.arithmetic == "float":
+            return x
         if routed and self.path == "prefill":
             return self._round_routed(x, block)
         if self.dynamic_option == 2:
-            return int8_block_prefill(x, block) if self.path == "prefill" else int8_block_decode(x, block)
-        return int8_prefill(x) if self.path == "prefill" else int8_decode(x)
+            return self._many_by_blocks(x, block) if self.path == "prefill" else self._few_by_blocks(x, block)
+        return self._many(x) if self.path == "prefill" else self._few(x)
+
+    def _many(self, x: Tensor) -> Tensor:
+        return int8_prefill(x) if self.arithmetic == "x86" else arm_prefill(x, half=self.half)
+
+    def _few(self, x: Tensor) -> Tensor:
+        return int8_decode(x) if self.arithmetic == "x86" else arm_decode(x, half=self.half)
+
+    def _many_by_blocks(self, x: Tensor, block: int) -> Tensor:
+        return int8_block_prefill(x, block) if self.arithmetic == "x86" else arm_blocks(x, block, half=self.half)
+
+    def _few_by_blocks(self, x: Tensor, block: int) -> Tensor:
+        return int8_block_decode(x, block) if self.arithmetic == "x86" else arm_blocks(x, block, half=self.half)
 
     def _round_routed(self, x: Tensor, block: int) -> Tensor:
         counts = x.any(-1).sum(-1).unsqueeze(-1)
         if self.dynamic_option == 2:
             tiled = torch.arange(x.shape[-2], device=x.device) < counts // _TILE * _TILE
+            few = self._few_by_blocks(x, block)
             blocks = x.unflatten(-1, (-1, block or x.shape[-1]))
-            many, few = _asymmetric(blocks).flatten(-2), int8_block_decode(x, block)
+            many = _asymmetric(blocks).flatten(-2) if self.arithmetic == "x86" else few
         else:
             tiled = counts > 1
-            many, few = int8_prefill(x), int8_decode(x)
+            many, few = self._many(x), self._few(x)
         return torch.where(tiled.unsqueeze(-1), many, few)
 
 

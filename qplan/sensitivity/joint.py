@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from qplan.model.layerwise import but_routers, run_layer
 from qplan.model.load import LoadedModel
 from qplan.quantize import Int8Activations
 from qplan.quantize.rounder import Rounder
+from qplan.sensitivity.half_arithmetic import in_half
 from qplan.sensitivity.kept_logits import KeptLogits, Passes
 from qplan.sensitivity.metrics import TokenStats, compare, join, reference_of
 from qplan.sensitivity.stored_weights import StoredWeights
@@ -38,9 +39,14 @@ class Variant:
     memory: Memory = "low"
     """MNN's memory setting whose arithmetic is emulated."""
     activations: Int8Activations = PREFILL
-    """The int8 activations to emulate under ``low``."""
+    """The int8 activations to emulate under ``low``, and the arithmetic of everything else."""
     half: bool = False
     """Whether linears compute products of bfloat16."""
+
+    @property
+    def in_half(self) -> bool:
+        """Whether everything is computed in fp16."""
+        return self.activations.half
 
 
 def joint_losses(
@@ -233,6 +239,7 @@ class _Sweep:
         variant = self.variants[label]
         found: list[object] = ["embedding"] if index == 0 and self.engine_embedding else []
         found += ["half"] if variant.half else []
+        found += ["fp16", index] if variant.in_half else []
         for name, fmt in self._formats(label, index).items():
             rounds = variant.memory == "low" and not fmt.is_float
             found.append((name, fmt, variant.activations if rounds else None))
@@ -250,5 +257,6 @@ class _Sweep:
             engine_embedding=self.engine_embedding and index == 0 and label is not None,
             half=variant.half,
         )
-        with with_half_outputs(but_routers(self.loaded, index) if variant.half else ()), formats:
+        everything = in_half(self.loaded, index) if variant.in_half else nullcontext()
+        with with_half_outputs(but_routers(self.loaded, index) if variant.half else ()), formats, everything:
             yield

@@ -23,6 +23,7 @@ from qplan.model.mixture import RoutedLinear
 from qplan.model.replace import bfloat16_values, with_forward, with_lookups
 from qplan.quantize import Int8Activations
 from qplan.quantize.stored import row_pieces
+from qplan.sensitivity.half_arithmetic import half_linear_of_floats
 from qplan.sensitivity.stored_weights import StoredWeights
 from qplan.settings import Memory
 from qplan.tensors import Role
@@ -67,7 +68,8 @@ def apply_formats(
         stored.check(name, fmt)
         module = loaded.linear(name)
         product = half_linear if half and loaded.card.tensor(name).role is not Role.ROUTER else functional.linear
-        linear = linears.setdefault(module, _Linear(module, stored, rounding, product))
+        floats = half_linear_of_floats if activations.half else product
+        linear = linears.setdefault(module, _Linear(module, stored, rounding, product, floats))
         block = None if memory == "normal" or fmt.is_float else activations.block(fmt)
         linear.parts.append(_Part(name, loaded.sites[name], fmt, block))
     with ExitStack() as stack:
@@ -117,6 +119,8 @@ class _Linear:
     stored: StoredWeights
     rounding: _Rounding
     product: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+    """Of int8 activations."""
+    product_of_floats: Callable[[Tensor, Tensor, Tensor | None], Tensor]
     parts: list[_Part] = field(default_factory=list)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -127,14 +131,13 @@ class _Linear:
         covered = sum(part.site.stop - part.site.start for part in self.parts) == self.module.out_features
         blocks = {part.block for part in self.parts} | (set() if covered else {None})
         if len(blocks) == 1:
-            return self.product(self._seen(x, blocks.pop()), weight, bias)
-        output = self.product(x, weight, bias)
+            return self._product(x, blocks.pop(), weight, bias)
+        output = self.product_of_floats(x, weight, bias)
         for block in sorted(block for block in blocks if block is not None):
-            rounded = self._seen(x, block)
             for part in self.parts:
                 if part.block == block:
                     own = None if bias is None else bias[part.site.rows]
-                    output[..., part.site.rows] = self.product(rounded, weight[part.site.rows], own)
+                    output[..., part.site.rows] = self._product(x, block, weight[part.site.rows], own)
         return output
 
     def _weight(self) -> Tensor:
@@ -148,24 +151,24 @@ class _Linear:
         return weight
 
     def _by_rows(self, x: Tensor) -> Tensor:
-        seen: dict[int | None, Tensor] = {}
         outputs, at = [], 0
         for part in (*sorted(self.parts, key=lambda part: part.site.start), None):
             start = self.module.out_features if part is None else part.site.start
             if start > at:
                 bias = None if self.module.bias is None else self.module.bias[at:start]
-                outputs.append(self.product(x, self.module.weight[at:start], bias))
+                outputs.append(self.product_of_floats(x, self.module.weight[at:start], bias))
             if part is None:
                 break
-            if part.block not in seen:
-                seen[part.block] = self._seen(x, part.block)
             for rows, weight in self.stored.pieces(part.name, part.format):
                 own = slice(start + rows.start, start + rows.stop)
                 bias = None if self.module.bias is None else self.module.bias[own]
-                outputs.append(self.product(seen[part.block], weight.to(x), bias))
+                outputs.append(self._product(x, part.block, weight.to(x), bias))
             at = part.site.stop
         return torch.cat(outputs, -1)
 
-    def _seen(self, x: Tensor, block: int | None) -> Tensor:
-        """The input as the engine computes with it."""
-        return x if block is None else self.rounding.of(x, block, routed=isinstance(self.module, RoutedLinear))
+    def _product(self, x: Tensor, block: int | None, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Some rows of the output, from the input as the engine computes with it."""
+        if block is None:
+            return self.product_of_floats(x, weight, bias)
+        rounded = self.rounding.of(x, block, routed=isinstance(self.module, RoutedLinear))
+        return self.product(rounded, weight, bias)

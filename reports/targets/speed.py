@@ -26,9 +26,8 @@ from qplan.tensors import Role
 
 FORMATS = (
     FP16,
-    *(QuantFormat(8, block) for block in (0, 128, 64, 32)),
-    *(QuantFormat(4, block) for block in (0, 128, 64, 32)),
-    *(QuantFormat(bits, block) for bits in (6, 5, 3, 2) for block in (0, 64)),
+    *(QuantFormat(bits, block) for bits in (8, 4) for block in (0, 64, 32)),
+    *(QuantFormat(bits, 64) for bits in (6, 5, 3, 2)),
     QuantFormat(4, 64, symmetric=True),
 )
 PROMPT, DECODE, REPEATS = 128, 24, 2

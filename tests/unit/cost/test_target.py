@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from qplan.cost.file_bytes import FixedBytes
-from qplan.cost.target import find_target, target_names, targets
+from qplan.cost.target import Target, find_target, target_names, targets
 from qplan.errors import InputError
 from qplan.formats import FP16, INT4, INT8, INT_BITS, QuantFormat
 from qplan.planner.budget import Budget
@@ -87,12 +87,24 @@ def test_x86_saves_ram_and_time_with_4_and_8_bits_only() -> None:
     codes = SPEC.weights
     blocks = 1000 * 16
     sizes = {bits: x86.ram_bytes(SPEC, QuantFormat(bits)) for bits in (2, 3, 4, 5, 6, 8)}
-    assert {sizes[bits] for bits in (2, 3, 5, 6)} == {sizes[8]} == {codes + 12 * blocks}
+    assert {sizes[bits] for bits in (2, 3, 5, 6)} == {sizes[8]} == {codes + 8 * blocks}
     assert sizes[4] == codes // 2 + 8 * blocks
     assert x86.ram_bytes(SPEC, FP16) == 4 * codes == x86.ram_bytes(SPEC, INT4, "normal")
     assert x86.timed_as(QuantFormat(3, 32)) == QuantFormat(8, 32)
     assert x86.timed_as(INT4) == INT4
     assert [bits for bits in (2, 3, 4, 5, 6, 8) if x86.legal(HEAD, QuantFormat(bits))] == [4, 8]
+
+
+def test_scales_of_activation_blocks_take_ram_and_time_unless_a_block_is_the_row() -> None:
+    for name in ("cpu-x86", "arm-i8mm"):
+        target = find_target(name)
+        scaled = target.scaling(2)
+        blocks = 1000 * 16
+        assert scaled.ram_bytes(SPEC, INT4) == target.ram_bytes(SPEC, INT4) + 4 * blocks
+        for costs in (Target.decode_bytes, Target.prefill_work):
+            assert costs(scaled, SPEC, INT4) > costs(target, SPEC, INT4)
+            assert costs(scaled, SPEC, QuantFormat(4, 0)) == costs(target, SPEC, QuantFormat(4, 0))
+            assert costs(scaled, SPEC, FP16) == costs(target, SPEC, FP16)
 
 
 def test_hexagon_takes_symmetric_4_bits_only() -> None:
