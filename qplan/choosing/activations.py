@@ -137,6 +137,11 @@ def with_measured_option(plan: Plan, gain: BlockGain, speed: float | None) -> Pl
     return _noted(plan, 2, note("block-scales-taken", **gained, speed=speed, least_speed=least_speed))
 
 
+def held_back(plan: Plan, why: Note) -> Plan:
+    """The plan with option 0, though option 2 pays, for a reason outside of its own speed."""
+    return _noted(plan, 0, why)
+
+
 def without_block_scales(plan: Plan, names: list[str]) -> Plan:
     """The plan with option 0, since the engine garbles the formats of the tensors ``names`` under 2."""
     tensors, others = few(names)

@@ -66,8 +66,10 @@ def choose_plan(
     context.say(f"the best uniform exports within the same limits lose, in nats per token: {shown}")
     better = _solved_lower(context, plan, solve, rivals[0])
     if better is None:
-        restricted = context.rules.restricts or limits or minimize is not None
-        better = _uniform_instead(context, budgets, plan, rivals, restricted=bool(restricted))
+        # rivals keep to the limits on RAM and times
+        others = any(not isinstance(limit, ResourceLimit) for limit in limits)
+        restricted = context.rules.restricts or others or minimize is not None
+        better = _uniform_instead(context, budgets, plan, rivals, limits, restricted=restricted)
     return replace(better, rivals=tuple(rival.recorded for rival in rivals))
 
 
@@ -120,6 +122,7 @@ def _uniform_instead(
     budgets: Budget | Sequence[Budget],
     plan: Plan,
     rivals: Sequence[Measured],
+    limits: Sequence[Ceiling | ResourceLimit],
     *,
     restricted: bool,
 ) -> Plan:
@@ -137,5 +140,5 @@ def _uniform_instead(
             "analyze with --fold off --restart"
         )
         raise InfeasibleError(msg)
-    uniform = make_plan(table, budgets, fixed, rules=replace(rules, pins=known.formats))
+    uniform = make_plan(table, budgets, fixed, rules=replace(rules, pins=known.formats), ceilings=limits)
     return uniform.noted(note("uniform-is-best", uniform=name))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from qplan.choosing.choose import choose_plan
 from qplan.choosing.context import PlanningContext
+from qplan.choosing.parity import parity_notes
 from qplan.choosing.repair import repair
 from qplan.choosing.request import PlanRequest
 from qplan.choosing.smaller import no_worse_than_smaller
@@ -62,6 +63,7 @@ def choose_requested(
     for _ in range(_ROUNDS):
         limits: tuple[Ceiling | ResourceLimit, ...] = (*resources, *wanted.loss_ceilings(table, scales))
         plan = choose_plan(context, wanted.budgets, limits=limits, minimize=minimize)
+        plan = plan.noted(*parity_notes(wanted.budgets, wanted.rules, table))
         if minimize is None and evaluations != 0:
             plan = _unless_worse(plan, repair(plan, context, limits=limits, evaluations=evaluations), context)
         if minimize is None and context.rules.metric is Metric.kl:

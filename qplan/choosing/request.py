@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from qplan.choosing.costs import DECODE, PREFILL, RAM, decode_cost, prefill_cost, ram_cost
+from qplan.choosing.parity import parity_limits, relimited
 from qplan.errors import InputError
-from qplan.formats import QuantFormat
 from qplan.planner.budget import Budget
 from qplan.planner.ceiling import Ceiling
 from qplan.planner.limits import Cost, ResourceLimit
@@ -17,17 +18,13 @@ from qplan.planner.rules import Rules
 from qplan.planner.size import NUMBER, Size
 from qplan.run.folder import RunFolder
 from qplan.run.plan import Plan
-from qplan.run.profile import DeviceProfile
 from qplan.settings import OBJECTIVES, Objective
-from qplan.tensors import TensorSpec
 
 if TYPE_CHECKING:  # the command line takes its defaults from here, and waits for no pyarrow
     from qplan.run.table import SensitivityTable
 
-RAM, DECODE, PREFILL, FILES = "RAM", "decode time", "prefill time", "file size"
+FILES = "file size"
 KL, PERPLEXITY = "KL", "perplexity increase, as KL"
-_NANOSECONDS = 10**6
-"""Nanoseconds in a millisecond."""
 EVALUATIONS = 48
 """Most whole models that a repair measures by default, see `qplan.choosing.repair`."""
 REPAIR_PASSES = 1
@@ -110,7 +107,7 @@ class PlanRequest:
 
     @property
     def label(self) -> str:
-        """A name for the folder of its plan, e.g. ``int8`` or ``smallest-max-kl-0.001``."""
+        """A name for the folder of its plan, e.g. ``int8``, ``int8-files`` or ``smallest-max-kl-0.001``."""
         increase = self.max_ppl_increase
         limits = (
             ("max-kl", self.max_kl),
@@ -121,6 +118,8 @@ class PlanRequest:
         )
         parts: list[str] = [self.objective] if self.objective != "loss" else []
         parts += [budget.text for budget in self.budgets]
+        named = any(budget.bits is not None for budget in self.budgets)
+        parts += [self.rules.parity] if named and self.rules.parity != Rules.parity else []
         parts += [
             f"{name}-{value:g}" if isinstance(value, float) else f"{name}-{value}"
             for name, value in limits
@@ -129,7 +128,9 @@ class PlanRequest:
         return "-".join(parts)
 
     def limits(self, table: SensitivityTable, run: RunFolder) -> tuple[ResourceLimit, ...]:
-        """The limits on RAM and time.
+        """The limits on RAM and time: those given, and those that come with a budget that names a uniform export.
+
+        Of two on the same, the lower one.
 
         Raises:
             InputError: a device profile is needed and missing.
@@ -141,7 +142,11 @@ class PlanRequest:
             found.append(ResourceLimit(decode_cost(table, run), self.max_decode_ms))
         if self.max_prefill_ms is not None:
             found.append(ResourceLimit(prefill_cost(table, run), self.max_prefill_ms))
-        return tuple(found)
+        every = {limit.name: limit for limit in parity_limits(self.budgets, self.rules, table, run)}
+        for limit in found:
+            if limit.name not in every or limit.limit < every[limit.name].limit:
+                every[limit.name] = limit
+        return tuple(every.values())
 
     def minimize(self, table: SensitivityTable, run: RunFolder) -> Cost | None:
         """The cost to minimize before the loss; None if the loss is the objective.
@@ -196,11 +201,13 @@ def limits_of(plan: Plan, table: SensitivityTable, run: RunFolder) -> tuple[Ceil
     found: list[Ceiling | ResourceLimit] = []
     for limit in plan.limits:
         if limit.name == RAM:
-            found.append(ResourceLimit(ram_cost(rules, table), limit.limit))
+            found.append(ResourceLimit(ram_cost(rules, table), limit.limit, limit.of))
         elif limit.name == DECODE:
-            found.append(ResourceLimit(decode_cost(table, run), limit.limit))
+            found.append(ResourceLimit(decode_cost(table, run), limit.limit, limit.of))
         elif limit.name == PREFILL:
-            found.append(ResourceLimit(prefill_cost(table, run), limit.limit))
+            found.append(ResourceLimit(prefill_cost(table, run), limit.limit, limit.of))
+        elif limit.of and (again := relimited(limit.of, limit.name, rules, table)) is not None:
+            found.append(again)
         elif limit.name in (KL, PERPLEXITY):
             found.append(Ceiling(limit.name, table.ordered_kl(table.goal), limit.limit))
     return tuple(found)
@@ -213,42 +220,3 @@ def largest_sum(table: SensitivityTable, joint_nats: float) -> float:
         middle = math.sqrt(low * high)
         low, high = (middle, high) if table.predict_joint(middle) <= joint_nats else (low, middle)
     return low
-
-
-def ram_cost(rules: Rules, table: SensitivityTable) -> Cost:
-    """RAM of the weights after loading, on the target and under the table's memory setting."""
-    return Cost(RAM, "MB", 10**6, lambda spec, fmt: rules.target.ram_bytes(spec, fmt, table.goal))
-
-
-def decode_cost(table: SensitivityTable, run: RunFolder) -> Cost:
-    """Time per decoded token on this machine.
-
-    Raises:
-        InputError: there is no profile, or it is of another model.
-    """
-    profile = _profile(table, run)
-
-    def cost(spec: TensorSpec, fmt: QuantFormat) -> int:
-        return round(profile.decode_ms(spec, fmt) * _NANOSECONDS)
-
-    return Cost(DECODE, "ms", _NANOSECONDS, cost, round(profile.base_decode_ms * _NANOSECONDS))
-
-
-def prefill_cost(table: SensitivityTable, run: RunFolder) -> Cost:
-    """Time of a prefill of the profile's length on this machine.
-
-    Raises:
-        InputError: there is no profile, or it is of another model.
-    """
-    profile = _profile(table, run)
-
-    def cost(spec: TensorSpec, fmt: QuantFormat) -> int:
-        return round(profile.prefill_ms(spec, fmt) * _NANOSECONDS)
-
-    return Cost(PREFILL, "ms", _NANOSECONDS, cost, round(profile.base_prefill_ms * _NANOSECONDS))
-
-
-def _profile(table: SensitivityTable, run: RunFolder) -> DeviceProfile:
-    profile = DeviceProfile.read(run.device)
-    profile.check_model(table.model, table.goal)
-    return profile

@@ -90,8 +90,19 @@ def emit_document(emitted: Emitted) -> Document:
         **_plan_document(plan),
         "verified": None if verification is None else verification.passed,
         "measured": [] if verification is None else _measured(verification),
+        "speeds": [] if verification is None else _speeds(verification),
         "checks": [] if verification is None else [_check(check) for check in verification.checks],
     }
+
+
+def _speeds(verification: Verification) -> list[Document]:
+    """RAM and speeds of every built model, with each ``dynamic_option`` that was timed."""
+    return [
+        {"name": model.name, **asdict(speed)}
+        for model in verification.models
+        for speed in (model.speed, model.other_speed)
+        if speed is not None
+    ]
 
 
 def _plan_document(plan: Plan) -> Document:
@@ -106,6 +117,9 @@ def _plan_document(plan: Plan) -> Document:
         "formats": {name: fmt.name for name, fmt in plan.formats.items()},
         "limits": [asdict(limit) for limit in plan.limits],
         "rivals": [asdict(rival) for rival in plan.rivals],
+        "parity": plan.parity,
+        "footprint": None if plan.footprint is None else asdict(plan.footprint),
+        "uniform": [asdict(point) for point in plan.uniform],
         **_notes(plan.notes),
     }
 
@@ -149,6 +163,10 @@ def frontier_document(swept: Swept) -> Document:
         "memory": swept.table.goal,
         "seconds": swept.frontier.seconds,
         "points": [asdict(point) | {"formats": _names(point.formats)} for point in swept.frontier.points],
+        "named": [
+            {"name": plan.name, "point": asdict(plan.point) | {"formats": _names(plan.point.formats)}}
+            for plan in swept.frontier.named
+        ],
         "uniform": [asdict(model) for model in swept.frontier.uniform],
         "measured": [asdict(model) for model in swept.measured],
     }

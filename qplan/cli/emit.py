@@ -27,6 +27,7 @@ from qplan.cli.rules import (
     LogitsBits,
     MaxMemory,
     MetricOption,
+    ParityOption,
     Pins,
     memory_limit,
     rules_of,
@@ -56,14 +57,15 @@ def command(
     budget: Annotated[
         list[str] | None,
         typer.Option(
-            help="Files no larger than a uniform export (`int8`, `int4`, `fp16`), `4.5bpw`, `300MB` or `60%` of fp16; "
-            "repeat it or use commas for several.",
+            help="No more than a uniform export takes (`int8`, `int4`, `fp16`; see --parity), or files of `4.5bpw`, "
+            "`300MB` or `60%` of fp16; repeat it or use commas for several.",
             show_default=f"{PlanRequest.budgets[0].text}, if nothing else is limited",
             metavar="BUDGET",
             autocompletion=completion.budgets,
             rich_help_panel=panels.LIMITS,
         ),
     ] = None,
+    parity: ParityOption = Rules.parity,
     max_kl: Annotated[
         float | None,
         typer.Option(metavar="NATS", help="Maximum KL to FP32, nats per token.", rich_help_panel=panels.LIMITS),
@@ -212,7 +214,9 @@ def command(
         max_decode_ms=max_decode_ms,
         max_prefill_ms=max_prefill_ms,
         max_ram=None if max_ram is None else Size.parse(max_ram, "--max-ram"),
-        rules=rules_of(logits_bits, pin, min_bits, group, fused=group_fused, target=target, metric=metric),
+        rules=rules_of(
+            logits_bits, pin, min_bits, group, fused=group_fused, target=target, metric=metric, parity=parity
+        ),
     )
     options = EmitOptions(
         wanted=wanted,
@@ -284,16 +288,23 @@ def show(emitted: Emitted) -> None:
 
 def _show_plan(emitted: Emitted) -> None:
     """Print the plan, what was measured of it, and what it is compared with."""
-    from qplan.cli.tables import plan_table, rivals_table, verification_table  # noqa: PLC0415 - not for --help
+    from qplan.cli.tables import (  # noqa: PLC0415 - not for --help
+        felt_table,
+        limits_lines,
+        plan_table,
+        rivals_table,
+        verification_table,
+    )
     from qplan.report.summary import verdict  # noqa: PLC0415
 
     plan, verification = emitted.plan, emitted.verification
     out.print(plan_table(plan))
-    for limit in plan.limits:
-        out.print(f"{limit.name}: {limit.predicted:.4g} of {limit.limit:.4g} {limit.unit}")
+    for line in limits_lines(plan):
+        out.print(line)
     for known in plan.notes:
         if known.code in SHOWN:
             out.print(f"{known}.")
+    out.print(felt_table(plan, verification))
     if verification is not None:
         out.print(verification_table(verification))
     if plan.rivals:

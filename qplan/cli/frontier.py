@@ -16,6 +16,7 @@ from qplan.cli.rules import (
     LeastWidths,
     LogitsBits,
     MetricOption,
+    ParityOption,
     Pins,
     rules_of,
     run_given,
@@ -27,6 +28,7 @@ from qplan.run.frontier import POINTS
 @with_modes("frontier")
 def command(
     points: Annotated[int, typer.Option(metavar="N", help="How many budgets to solve.")] = POINTS,
+    parity: ParityOption = Rules.parity,
     logits_bits: LogitsBits = Rules.logits_bits,
     pin: Pins = None,
     min_bits: LeastWidths = None,
@@ -41,7 +43,7 @@ def command(
         qplan frontier
         qplan frontier --points 40 --logits-bits 0
     """
-    rules = rules_of(logits_bits, pin, min_bits, group, fused=group_fused, metric=metric)
+    rules = rules_of(logits_bits, pin, min_bits, group, fused=group_fused, metric=metric, parity=parity)
     home = run_given(run)
     from qplan.jobs.checks import check_frontier  # noqa: PLC0415 - NumPy and pyarrow: not for --help
 

@@ -17,6 +17,7 @@ from qplan.planner.metric import HELP, Metric
 from qplan.planner.rules import Rules
 from qplan.planner.size import Size
 from qplan.run.folder import RunFolder
+from qplan.settings import Parity
 
 LogitsBits = Annotated[
     int,
@@ -65,6 +66,16 @@ MetricOption = Annotated[
         metavar="METRIC",
         help=HELP,
         rich_help_panel=panels.RULES,
+    ),
+]
+ParityOption = Annotated[
+    Parity,
+    typer.Option(
+        "--parity",
+        metavar="PARITY",
+        help="What `int8` or `int4` promises: no more than that uniform export takes of `all` that is felt (files, "
+        "RAM, decode and prefill time on the target), or no larger `files`.",
+        rich_help_panel=panels.LIMITS,
     ),
 ]
 MaxMemory = Annotated[
@@ -130,6 +141,7 @@ def rules_of(
     fused: bool,
     target: str = DEFAULT_TARGET,
     metric: Metric = Rules.metric,
+    parity: Parity = Rules.parity,
 ) -> Rules:
     """Rules from options as typed.
 
@@ -144,6 +156,7 @@ def rules_of(
         fused=fused,
         target=target,
         metric=metric,
+        parity=parity,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from rich.table import Table
@@ -10,7 +11,10 @@ from qplan.cli.view import table_view
 from qplan.cost.work import spell_time
 from qplan.formats import QuantFormat
 from qplan.report import notation
+from qplan.report.felt import predicted_time_against, time_against
+from qplan.report.summary import Contender, baseline, contenders
 from qplan.run.plan import Plan
+from qplan.run.speeds import Phase
 from qplan.run.table import SensitivityTable
 from qplan.run.verification import BuiltModel, Speed, Verification
 from qplan.tensors import short_name
@@ -70,6 +74,47 @@ def plan_table(plan: Plan) -> Table:
             fmt.name, str(len(members)), f"{sum(t.weights for t in members):,}", f"{sum(t.bytes for t in members):,}"
         )
     return view
+
+
+def felt_table(plan: Plan, verification: Verification | None) -> Table:
+    """Files, RAM, decode and prefill of the plan and of uniform models: measured, or predicted if nothing was built."""
+    models = contenders(plan, verification)
+    base, built = baseline(plan, models), models[0].speed is not None
+    name = "-" if base is None else base.label
+    view = table_view(
+        ("model", "files, MB", "RAM, MB", "predicted", *_TIMES),
+        left=("model",),
+        heading=f"What is felt; times over those of {name}",
+        note="RAM: growth of resident memory by loading the model; predicted: of the weights alone.\n"
+        + ("Times: median of rounds by turns, and their spread." if built else "Times are predicted."),
+        gap=3,
+    )
+    for model in models:
+        ram = None if model.speed is None else model.speed.ram_bytes
+        predicted = None if model.footprint is None else model.footprint.ram_bytes
+        sizes = [f"{size / 1e6:,.2f}" if size else "-" for size in (model.total_bytes, ram, predicted)]
+        times = [_time(model, base, phase, built=built) for phase in PHASES]
+        view.add_row(model.name, *sizes, *times, style="bold" if model.is_plan else "")
+    return view
+
+
+PHASES: tuple[Phase, Phase] = ("decode", "prefill")
+_TIMES = tuple(f"{phase} time" for phase in PHASES)
+
+
+def _time(model: Contender, base: Contender | None, phase: Phase, *, built: bool) -> str:
+    if base is not None and built and model.speed is not None and base.speed is not None:
+        return time_against(model.speed, base.speed, phase)
+    if base is not None and not built and model.footprint is not None and base.footprint is not None:
+        return predicted_time_against(model.footprint, base.footprint, phase)
+    return "-"
+
+
+def limits_lines(plan: Plan) -> Iterator[str]:
+    """What a plan uses of each limit."""
+    for limit in plan.limits:
+        of = f", uniform {limit.of}'s" if limit.of else ""
+        yield f"{limit.name}: {limit.predicted:.4g} of {limit.limit:.4g} {limit.unit}{of}"
 
 
 def verification_table(verification: Verification) -> Table:

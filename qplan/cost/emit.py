@@ -306,11 +306,22 @@ class EmitCost:
         own = engine.measured(engine.bits, tokens, beside=self.asked.weighs_activations) + self._swept(tokens, 2)
         own += self._planned.times(2) + engine.exact(engine.bits)
         parts.append(own + self._forward(engine.gate_tokens))
+        parts[0] += self._turns()
         widest = max((*engine.uniform, engine.bits))
         logits = 4.0 * FLOAT_BYTES * self.asked.seq_len * self.shape.head.outputs
         exact = self._with_engine(self._whole_stored, engine.bits)
         memory = max(exact, self._with_engine(_WORKING_BYTES + logits, widest))
         return self._stage(PROVING, parts, memory, at_once=engine.threads)
+
+    def _turns(self) -> Work:
+        """Uniform models with integers, which are built for it where they were measured before, beside the plan."""
+        engine, options = self.engine, 2 if self.asked.weighs_activations else 1
+        uniform = [bits for bits in COMPARED.values() if bits < 16]  # noqa: PLR2004
+        work = engine.turns((*uniform, *(engine.bits for _ in range(options))))
+        for bits in uniform:
+            if bits not in engine.uniform:
+                work += engine.built(bits) + self._stored(bits, nearest=True)
+        return work
 
     def _reporting(self) -> ExpectedStage:
         asked = self.asked

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qplan.cost.file_bytes import estimate_fixed
@@ -35,11 +36,10 @@ _TOKENIZED_S = 0.2
 """Seconds in which texts are tokenized by engine and Hugging Face."""
 _FLOAT_STEPS = 32
 """Tokens of a sequence that floats are run on by themselves: `qplan.verify.measure`."""
-_TURNS, _LONG_S = 3, 30.0
-"""Times that the built model is loaded and timed with each kind of scales of activations at most, and seconds after
-which it is no more: `qplan.verify.measure`."""
+_ROUNDS, _LEAST_ROUNDS, _LONG_S = 9, 3, 30.0
+"""Times that models take turns at most and at least, and seconds after which they do no more: `qplan.verify.turns`."""
 _LEAST_REPEATS = 2
-"""Of timing, otherwise."""
+"""Of timing a model by itself."""
 _WARM_UP_STEPS = 4
 _JSON_BYTES = 8
 """Bytes of the graph as JSON for each byte of the graph."""
@@ -155,10 +155,21 @@ class EngineCost:
                 work += self._steps(bits, steps) + self._compared(steps)
         if "low" not in runs:
             return work
-        if not beside:
-            return work + self._timed(bits, _LEAST_REPEATS, self.enough_s)
-        turn = (self._loaded("low", bits) + self._timed(bits, 1, self.enough_s / _TURNS)).times(2)
-        return work + turn.times(min(_TURNS, math.ceil(_LONG_S / turn.seconds(REFERENCE))))
+        return work + self._timed(bits, _LEAST_REPEATS, self.enough_s) if floats else work
+
+    def turns(self, bits: Sequence[float]) -> Work:
+        """Models of so many bits that take turns: loaded once, and timed in rounds."""
+        runs = [one for one in bits if "low" in self.runs(one)]
+        loaded, turn = Work(), Work()
+        for one in runs:
+            loaded += self._loaded("low", one) + self._timed_once(one)
+            turn += self._timed_once(one)
+        if not runs:
+            return loaded
+        return loaded + turn.times(max(_LEAST_ROUNDS, min(_ROUNDS, math.ceil(_LONG_S / turn.seconds(REFERENCE)))))
+
+    def _timed_once(self, bits: float) -> Work:
+        return self._prefill("low", bits, self.prompt_tokens) + self._steps(bits, self.decode_tokens)
 
     def memory(self, bits: float, memory: Memory) -> float:
         """Bytes of the engine's process with a model."""

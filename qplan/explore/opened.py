@@ -118,6 +118,7 @@ class OpenedRun:
         max_decode_ms: float | None = None,
         max_prefill_ms: float | None = None,
         target: str = DEFAULT_TARGET,
+        parity: str = Rules.parity,
         name: str | None = None,
     ) -> PlanView:
         """Solve for another plan: the same problem, rules and legality as `qplan emit`, in a fraction of a second.
@@ -126,7 +127,7 @@ class OpenedRun:
         and never ships one that is worse than uniform. Its plan may therefore differ from this one in a few tensors.
 
         Args:
-            budget: ``int8`` or ``int4`` (as large as MNN's uniform export with the head at 8 bits), ``fp16``,
+            budget: ``int8`` or ``int4`` (what MNN's uniform export with the head at 8 bits takes), ``fp16``,
                 ``4.5bpw``, ``300MB``, ``60%``, a whole number of bytes, several that all hold, or None for no limit.
             pins: format by pattern on tensor names, e.g. ``{"0.mlp.down_proj": "fp16"}``.
             min_bits: least width by such a pattern.
@@ -142,6 +143,8 @@ class OpenedRun:
             max_decode_ms: limit on the time of a decoded token; needs `qplan profile`.
             max_prefill_ms: the same for the profile's prompt.
             target: hardware that the model runs on: which formats are legal there, and what they take in RAM.
+            parity: whether ``int8`` means no more of files, RAM, decode and prefill time than the uniform export takes
+                (``all``), or no larger ``files``.
             name: a name to show; made from the budget if None.
 
         Raises:
@@ -159,6 +162,7 @@ class OpenedRun:
             fused=fused,
             metric=metric,
             target=target,
+            parity=parity,
         )
         wanted = PlanRequest(
             budgets=solving.budgets_of(budget),
@@ -187,11 +191,13 @@ class OpenedRun:
     def swept(self) -> tuple[Frontier, tuple[MeasuredModel, ...]]:
         """The best plans at all sizes, and what the engine measured; `frontier` is its frame."""
         from qplan.choosing.measured import measured_models  # noqa: PLC0415 - scipy
+        from qplan.choosing.parity import promised  # noqa: PLC0415 - scipy
         from qplan.planner.frontier import frontier, sweep_of  # noqa: PLC0415 - scipy
 
         table = self.table.table
-        found = find_frontier([self.home.frontier], sweep_of(table, Rules(), self.fixed))
-        return found or frontier(table, self.fixed), measured_models(self.home, table)
+        limits = promised(Rules(), table, self.home)
+        found = find_frontier([self.home.frontier], sweep_of(table, Rules(), self.fixed, promised=limits))
+        return found or frontier(table, self.fixed, promised=limits), measured_models(self.home, table)
 
     @property
     def verification(self) -> pd.DataFrame:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from qplan.choosing.budget_plan import within_uniform
+from qplan.choosing.parity import parity_notes
 from qplan.choosing.request import PlanRequest
 from qplan.choosing.sizes import unfolded_fixed_bytes
 from qplan.cost.file_bytes import FixedBytes
@@ -47,6 +48,7 @@ def name_of(wanted: PlanRequest, memory: str | None) -> str:
     parts += [f"groups {' '.join(rules.group_patterns)}"] if rules.group_patterns else []
     parts += ["fused groups"] if rules.fused else []
     parts += [f"metric {rules.metric.value}"] if rules.metric is not usual.metric else []
+    parts += [f"parity {rules.parity}"] if rules.parity != usual.parity else []
     return ", ".join(parts)
 
 
@@ -64,6 +66,7 @@ def solved(home: RunFolder, table: SensitivityTable, fixed: FixedBytes, wanted: 
     minimize = wanted.minimize(table, home)
 
     def solve(rules: Rules) -> Plan:
-        return make_plan(table, wanted.budgets, fixed, rules=rules, ceilings=limits, minimize=minimize)
+        plan = make_plan(table, wanted.budgets, fixed, rules=rules, ceilings=limits, minimize=minimize)
+        return plan.noted(*parity_notes(wanted.budgets, rules, table))
 
     return within_uniform(solve, wanted.rules, fixed, unfolded_fixed_bytes(home))

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qplan.calibration import load_text, tokenize
-from qplan.choosing.activations import BlockGain, with_measured_option, with_note_on_losses
+from qplan.choosing.activations import BlockGain, with_note_on_losses
 from qplan.choosing.planned import PlannedOn, edited_plan, engine_of
 from qplan.choosing.retarget import retarget_table
 from qplan.choosing.sizes import fixed_bytes
@@ -47,11 +47,15 @@ from qplan.sensitivity.kept_logits import kept_logits
 from qplan.settings import Progress, Say
 from qplan.spread.nodes import workers_at
 from qplan.spread.work import Workers
+from qplan.verify.bench import BuildBench
 from qplan.verify.checks import engine_checks, folder_check
 from qplan.verify.engine_memory import EngineMemory
-from qplan.verify.measure import Trial, speeds_by_turns
-from qplan.verify.prove import BuildBench, gate, prove
+from qplan.verify.measure import Trial
+from qplan.verify.option_by_speed import option_by_speed
+from qplan.verify.parity import timed_by_turns
+from qplan.verify.prove import gate, prove
 from qplan.verify.reference import stored_logits
+from qplan.verify.uniform_builds import uniform_builds
 
 PLANNING_TOKENS = 2048
 """Least number of held-out tokens that plans are measured on, where there are so many."""
@@ -317,26 +321,26 @@ def _prove(
     if not sound.passed:
         msg = f"{model} was built, and {sound.promise} finds in it: {sound.found}. It is left there to look at"
         raise VerificationError(msg)
-    speeds = None
-    if gain is not None:
-        bench.say("plan: speed with activation scales per token and per block")
-        speeds = speeds_by_turns(model, bench.trial, bench.loaded.card.context)
-        plan = with_measured_option(plan, gain, speeds[2].decode_tokens_per_s / speeds[0].decode_tokens_per_s)
-        set_runtime(model, _runtime(plan))
-        plan = with_note_on_losses(plan, job.table.conditions.dynamic_option)
-        plan.write(job.plan_path)
     bench = replace(bench, progress=job.stages.visit(PROVING, "proof on the engine, beside uniform models"))
-    verification = prove(
-        bench,
-        plan,
-        job.plan_path,
-        model,
-        first=(*first, sound),
-        rounder=job.rounder,
-        speeds=speeds,
-        uniform=replace(bench, loaded=job.model.original, skeleton=job.uniform_skeleton, hqq=job.hqq),
-        rivals=job.options.rivals,
-    )
+    uniform = replace(bench, loaded=job.model.original, skeleton=job.uniform_skeleton, hqq=job.hqq)
+    with uniform_builds(uniform) as builds:
+        speeds = timed_by_turns(bench, plan, model, builds)
+        if gain is not None:
+            plan = option_by_speed(plan, gain, speeds)
+            set_runtime(model, _runtime(plan))
+            plan = with_note_on_losses(plan, job.table.conditions.dynamic_option)
+            plan.write(job.plan_path)
+        verification = prove(
+            bench,
+            plan,
+            job.plan_path,
+            model,
+            first=(*first, sound),
+            rounder=job.rounder,
+            speeds=speeds,
+            builds=builds,
+            rivals=job.options.rivals,
+        )
     if job.options.engine is not None:
         expected = stored_logits(job.rounder, plan.formats, bench.token_ids)
         more = engine_checks(model, job.options.target, bench.token_ids, expected)

@@ -34,8 +34,9 @@ from qplan.run.skeleton_record import SkeletonRecord
 from qplan.run.table import SensitivityTable
 from qplan.settings import MEMORIES
 from qplan.uniform import COMPARED
+from qplan.verify.bench import GATE_TOKENS
 from qplan.verify.measure import Trial
-from qplan.verify.prove import GATE_TOKENS, baseline_inputs
+from qplan.verify.prove import baseline_inputs
 
 REMEDIES = ("--max-memory, which reads weights from the disk when they are used",)
 LIMITED_REMEDIES = ("use --no-build, which leaves the engine out",)

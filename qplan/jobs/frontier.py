@@ -8,6 +8,7 @@ from pathlib import Path
 
 from qplan.artifact import atomic_path, write_text
 from qplan.choosing.measured import measured_models
+from qplan.choosing.parity import promised
 from qplan.choosing.sizes import run_fixed_bytes
 from qplan.planner.frontier import frontier, sweep_of
 from qplan.planner.rules import Rules
@@ -37,10 +38,11 @@ def run_frontier(run: RunFolder, rules: Rules, points: int = POINTS) -> Swept:
     """
     table = SensitivityTable.read(run.sensitivity)
     fixed = run_fixed_bytes(run, table.model)
-    swept = frontier(table, fixed, rules=rules, points=points)
+    limits = promised(rules, table, run)
+    swept = frontier(table, fixed, rules=rules, points=points, promised=limits)
     measured = measured_models(run, table)
     folder = run.frontier
-    numbers = write_frontier(folder, table, swept, sweep_of(table, rules, fixed), measured)
+    numbers = write_frontier(folder, table, swept, sweep_of(table, rules, fixed, promised=limits), measured)
     text, plot = folder / TABLE_FILE, folder / PLOT_FILE
     write_text(text, frontier_markdown(table, swept))
     with atomic_path(plot) as temporary, warnings.catch_warnings():

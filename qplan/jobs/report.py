@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qplan.artifact import is_there, sha256_file
+from qplan.choosing.parity import promised
 from qplan.choosing.planned import PlannedOn, planned_on
 from qplan.errors import StaleArtifactError
 from qplan.planner.frontier import frontier, sweep_of
@@ -85,12 +86,14 @@ def plan_frontier(planned: PlannedOn, say: Say) -> Frontier:
     coarse one is solved and stored in the plan's folder.
     """
     fixed, rules, folder = planned.fixed, planned.rules, planned.path.parent
-    sweep = sweep_of(planned.losses, rules, fixed, block_activations=planned.plan.dynamic_option == 2)
+    limits = promised(rules, planned.losses, planned.run)
+    block_activations = planned.plan.dynamic_option == 2
+    sweep = sweep_of(planned.losses, rules, fixed, block_activations=block_activations, promised=limits)
     found = find_frontier((planned.run.frontier, folder), sweep)
     if found is not None:
         return found
     say(f"other budgets: solving {COARSE_POINTS}")
-    swept = frontier(planned.table, fixed, rules=rules, points=COARSE_POINTS)
+    swept = frontier(planned.table, fixed, rules=rules, points=COARSE_POINTS, promised=limits)
     write_frontier(folder, planned.losses, swept, sweep)
     return swept
 

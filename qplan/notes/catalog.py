@@ -205,6 +205,17 @@ CATALOG: Mapping[str, NoteKind] = {
     "over-budget": _kind(
         "{total_bytes:,} bytes: over the budget of {budget_bytes:,}", total_bytes=int, budget_bytes=int
     ),
+    "over-parity": _kind(
+        "predicted to take more than uniform {uniform}, which it was planned not to: {shares:.3f}",
+        uniform=str,
+        shares=dict[str, float],
+    ),
+    "uniform-not-on-target": _kind(
+        "{target} does not compute uniform {uniform}, so that its RAM and speed are no limits: {uniform} limits files "
+        "alone",
+        target=str,
+        uniform=str,
+    ),
     # of a plan: what whole models said
     "uniform-within-limits": _kind("no mix within the limits is better: the plan is uniform {uniform}", uniform=str),
     "uniform-is-best": _kind(
@@ -279,6 +290,15 @@ CATALOG: Mapping[str, NoteKind] = {
         speed=float,
         least_speed=float,
     ),
+    "block-scales-against-parity": _kind(
+        f"{_BLOCK_SCALES} has {_GAIN}, and takes {{times:.2f}} times the {{phase}} time of uniform {{uniform}}, which "
+        "the budget promises not to take: --dynamic-option 2 or --parity files uses it",
+        prefill=float,
+        decode=float,
+        times=float,
+        phase=str,
+        uniform=str,
+    ),
     "block-scales-taken": _kind(
         f"{_BLOCK_SCALES} has {_GAIN} and {_SPEED}: used; --dynamic-option 0 turns it off",
         prefill=float,
@@ -314,6 +334,9 @@ CATALOG: Mapping[str, NoteKind] = {
     "emulation": _kind("{uniform}: torch's loss equals the engine's, memory {memory}", uniform=str, memory=str),
     "plan-emulation": _kind("plan: torch's loss equals the engine's, memory {memory}", memory=str),
     "not-worse": _kind("the plan is not worse than uniform {uniform}, memory {memory}", uniform=str, memory=str),
+    "ram-of-uniform": _kind("the plan takes no more RAM after loading than uniform {uniform}", uniform=str),
+    "decode-of-uniform": _kind("the plan decodes no slower than uniform {uniform}", uniform=str),
+    "prefill-of-uniform": _kind("the plan's prefill is no slower than uniform {uniform}'s", uniform=str),
     "preflight": _kind("qplan check for engine {engine}", engine=str),
     "other-engine": _kind("engine {engine} computes what torch computes", engine=str),
     # of a verification: what was found
@@ -357,6 +380,28 @@ CATALOG: Mapping[str, NoteKind] = {
         plan_bytes=int,
         uniform_bytes=int,
     ),
+    "ram-against-uniform": _kind(
+        "{plan_bytes:,} against {uniform_bytes:,} bytes, limit {limit:.2f} times",
+        plan_bytes=int,
+        uniform_bytes=int,
+        limit=float,
+    ),
+    "time-against-uniform": _kind(
+        "{times:.3f} times as long ({low:.3f} to {high:.3f} over {rounds} rounds by turns), limit {limit:.2f}",
+        times=float,
+        low=float,
+        high=float,
+        rounds=int,
+        limit=float,
+    ),
+    "no-difference-in-time": _kind(
+        "no difference: {times:.3f} times as long, {low:.3f} to {high:.3f} over {rounds} rounds by turns",
+        times=float,
+        low=float,
+        high=float,
+        rounds=int,
+    ),
+    "same-timed-formats": _kind("no difference: the engine computes both with the same formats"),
     "nothing-found": _kind("nothing found"),
     "findings": _kind("{findings:apart}", findings=list[str]),
     "engine-outcome": _kind("{outcome}", outcome=str),

@@ -11,16 +11,22 @@ import numpy as np
 
 from qplan.artifact import sha256_json
 from qplan.cost.file_bytes import FixedBytes, bits_per_weight, file_bytes
+from qplan.cost.footprint import footprint
 from qplan.errors import InfeasibleError, InputError
+from qplan.planner.budget import Budget
+from qplan.planner.limits import ResourceLimit
 from qplan.planner.planning import member_formats
 from qplan.planner.rules import Rules
 from qplan.planner.solver.program import Solution
 from qplan.planner.solver.solver import solve
 from qplan.planner.uniform import uniform_loss
 from qplan.planner.widen import widened
-from qplan.run.frontier import POINTS, Frontier, FrontierPoint, Sweep, UniformModel
+from qplan.run.frontier import POINTS, Frontier, FrontierPoint, NamedPlan, Sweep, UniformModel
 from qplan.run.table import SensitivityTable
 from qplan.uniform import UNIFORM_NAMES, uniform_formats
+
+Promised = Mapping[str, Sequence[ResourceLimit]]
+"""Limits on RAM and times by the name of a budget that promises them."""
 
 POINT_TIME_LIMIT_S = 10.0
 _KNEE = 0.5
@@ -30,7 +36,12 @@ _REACH = 0.12
 
 
 def frontier(
-    table: SensitivityTable, fixed: FixedBytes, *, rules: Rules | None = None, points: int = POINTS
+    table: SensitivityTable,
+    fixed: FixedBytes,
+    *,
+    rules: Rules | None = None,
+    points: int = POINTS,
+    promised: Promised | None = None,
 ) -> Frontier:
     """Solve a sweep of budgets, in geometric steps from the smallest plan to the one with the least loss.
 
@@ -39,6 +50,8 @@ def frontier(
         fixed: bytes that every plan ships.
         rules: groups, pins, the logits rule.
         points: budgets to solve; equal plans are returned once.
+        promised: limits that come with budgets such as ``int4``, see `qplan.choosing.parity`; plans of these are solved
+            too, where there are any.
 
     Raises:
         InputError: fewer than two points, or rules that match nothing.
@@ -65,29 +78,48 @@ def frontier(
         solution = solve(program, known=[known, last], time_limit_s=POINT_TIME_LIMIT_S)
         known = solution.picks
         solved.setdefault(widened(replace(problem, limit_bytes=capped), known), solution)
-    found = []
-    for picks, solution in solved.items():
+
+    def point(picks: tuple[int, ...], solution: Solution) -> FrontierPoint:
         formats = member_formats(problem, picks, card)
         files = file_bytes(card, formats, fixed)
         total = math.fsum(kl[name][fmt.name] for name, fmt in formats.items())
-        found.append(
-            FrontierPoint(
-                total_bytes=files.total,
-                bpw=bits_per_weight(files, card),
-                predicted_nats=total,
-                joint_nats=table.predict_joint(total),
-                gap=solution.gap,
-                formats=formats,
-                knee=False,
-            )
+        return FrontierPoint(
+            total_bytes=files.total,
+            bpw=bits_per_weight(files, card),
+            predicted_nats=total,
+            joint_nats=table.predict_joint(total),
+            gap=solution.gap,
+            formats=formats,
+            knee=False,
+            footprint=footprint(card, formats, rules.target, table.goal),
         )
+
+    found = [point(picks, solution) for picks, solution in solved.items()]
+    named = []
+    for name, limits in (promised or {}).items():
+        budget = Budget.parse(name).resolve(card, rules.uniform_fixed or fixed, rules.uniform_scale_bits)
+        limited = problem.within(budget.limit_bytes - fixed.total)
+        for limit in limits:
+            limited = limit.applied(limited, card)
+        solution = solve(limited.program(), time_limit_s=POINT_TIME_LIMIT_S)
+        if solution.picks:
+            named.append(NamedPlan(name, point(widened(limited, solution.picks), solution)))
+    named.sort(key=lambda plan: plan.point.total_bytes)
     found.sort(key=lambda point: point.total_bytes)
     bends = knees([p.total_bytes for p in found], [p.joint_nats for p in found])
     marked = tuple(replace(point, knee=index in bends) for index, point in enumerate(found))
-    return Frontier(marked, _uniform(table, fixed, kl, rules.uniform_scale_bits), time.perf_counter() - start)
+    uniform = _uniform(table, fixed, kl, rules)
+    return Frontier(marked, uniform, time.perf_counter() - start, tuple(named))
 
 
-def sweep_of(table: SensitivityTable, rules: Rules, fixed: FixedBytes, *, block_activations: bool = False) -> Sweep:
+def sweep_of(
+    table: SensitivityTable,
+    rules: Rules,
+    fixed: FixedBytes,
+    *,
+    block_activations: bool = False,
+    promised: Promised | None = None,
+) -> Sweep:
     """Fingerprint everything that a frontier is solved from.
 
     Args:
@@ -95,6 +127,7 @@ def sweep_of(table: SensitivityTable, rules: Rules, fixed: FixedBytes, *, block_
         rules: what the user wants.
         fixed: bytes that every plan ships.
         block_activations: whether only formats that ``dynamic_option`` 2 allows are offered.
+        promised: limits that come with budgets such as ``int4``.
     """
     given = asdict(rules.given) | {
         "pins": {pattern: fmt.name for pattern, fmt in rules.pins.items()},
@@ -102,20 +135,22 @@ def sweep_of(table: SensitivityTable, rules: Rules, fixed: FixedBytes, *, block_
         "target": rules.target.name,
         "fixed_bytes": fixed.total,
         "block_activations": block_activations,
+        "promised": {name: [(one.name, one.limit) for one in limits] for name, limits in (promised or {}).items()},
     }
     return Sweep(table.sha256, sha256_json(given))
 
 
 def _uniform(
-    table: SensitivityTable, fixed: FixedBytes, losses: Mapping[str, Mapping[str, float]], scale_bits: int
+    table: SensitivityTable, fixed: FixedBytes, losses: Mapping[str, Mapping[str, float]], rules: Rules
 ) -> tuple[UniformModel, ...]:
     found = []
     for bits, name in reversed(UNIFORM_NAMES.items()):
-        formats = uniform_formats(table.model, bits, scale_bits)
+        formats = uniform_formats(table.model, bits, rules.uniform_scale_bits)
         loss = uniform_loss(formats, losses)
         if loss is not None:
             size = file_bytes(table.model, formats, fixed).total
-            found.append(UniformModel(name, size, table.predict_joint(loss)))
+            taken = footprint(table.model, formats, rules.target, table.goal)
+            found.append(UniformModel(name, size, table.predict_joint(loss), taken))
     return tuple(found)
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from qplan.errors import InfeasibleError
 from qplan.formats import INT_BITS
 from qplan.planner.budget import ResolvedBudget
-from qplan.planner.problem import FILE_BYTES, Problem
+from qplan.planner.problem import FILE_BYTES, Problem, Resource
 from qplan.planner.solver.program import Program
 from qplan.planner.solver.solver import solve
 
@@ -103,20 +103,27 @@ def _together(problem: Problem, budget: ResolvedBudget | None, fixed_bytes: int)
         elif budget is not None:
             total = least + fixed_bytes
             nearest.append(f"a budget of {budget.express(total)} ({total:,} bytes) instead of {budget.text}")
-    asked = [f"{name} <= {resource.express(rows[name].limit)}" for name, resource in shown.items()]
+    asked = [f"{name} <= {_limit(resource, rows[name].limit)}" for name, resource in shown.items()]
+    files = "; --parity files limits files alone" if any(resource.of for resource in shown.values()) else ""
     asked += [] if budget is None else [f"budget {budget.text}"]
     if len(asked) == 1 and nearest:
-        return InfeasibleError(f"no plan satisfies {asked[0]}; the nearest is {nearest[0]}. Raise it or add --formats")
+        return InfeasibleError(
+            f"no plan satisfies {asked[0]}; the nearest is {nearest[0]}. Raise it or add --formats{files}"
+        )
     said = f"no plan satisfies {' and '.join(asked)} together; "
     if nearest:
-        return InfeasibleError(f"{said}with the other limits unchanged, the nearest is {', or '.join(nearest)}")
+        return InfeasibleError(f"{said}with the other limits unchanged, the nearest is {', or '.join(nearest)}{files}")
     alone = [
         f"{name} {resource.express(least)}"
         for name, resource in shown.items()
         if (least := _least(problem.program(), name, alone=True)) is not None
     ]
     lowest = ", ".join(alone)
-    return InfeasibleError(f"{said}raising one of them is not enough. Each on its own can be as low as {lowest}")
+    return InfeasibleError(f"{said}raising one of them is not enough. Each on its own can be as low as {lowest}{files}")
+
+
+def _limit(resource: Resource, counts: int) -> str:
+    return resource.express(counts) + (f" (uniform {resource.of}'s)" if resource.of else "")
 
 
 def _least(program: Program, name: str, *, alone: bool = False) -> int | None:

@@ -19,7 +19,7 @@ class Cost:
     """What messages call it, e.g. ``RAM``."""
     unit: str
     """The unit that people read, e.g. ``MB``."""
-    units: int
+    units: float
     """Whole units in one ``unit``: 10**6 for bytes in MB, for nanoseconds in ms."""
     of: Callable[[TensorSpec, QuantFormat], int]
     """Units that one tensor costs in one format, as resolved for its width; may be negative."""
@@ -37,7 +37,11 @@ class Cost:
 
     def total(self, card: ModelCard, formats: Mapping[str, QuantFormat]) -> float:
         """What a plan uses, in ``unit``."""
-        return (self.offset + sum(self.of(spec, formats[spec.name]) for spec in card.tensors)) / self.units
+        return self.counts(card, formats) / self.units
+
+    def counts(self, card: ModelCard, formats: Mapping[str, QuantFormat]) -> int:
+        """What a plan uses, in whole units."""
+        return self.offset + sum(self.of(spec, formats[spec.name]) for spec in card.tensors)
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,17 @@ class ResourceLimit:
     cost: Cost
     limit: float
     """The limit, in the cost's ``unit``."""
+    of: str = ""
+    """The uniform export that the limit is taken from, such as ``int4``; empty for a limit that a user gave."""
+
+    @property
+    def counts(self) -> int:
+        """The limit in the cost's whole units, including those that every plan uses."""
+        return int(self.limit * self.cost.units)
+
+    def holds(self, card: ModelCard, formats: Mapping[str, QuantFormat]) -> bool:
+        """Whether a plan keeps to it."""
+        return self.cost.counts(card, formats) <= self.counts
 
     @property
     def name(self) -> str:
@@ -55,7 +70,12 @@ class ResourceLimit:
 
     def applied(self, problem: Problem, card: ModelCard) -> Problem:
         """The problem with this limit added."""
-        units = int(self.limit * self.cost.units) - self.cost.offset
         return problem.limited(
-            self.name, self.cost.unit, units, self.cost.choice(card), units=self.cost.units, offset=self.cost.offset
+            self.name,
+            self.cost.unit,
+            self.counts - self.cost.offset,
+            self.cost.choice(card),
+            units=self.cost.units,
+            offset=self.cost.offset,
+            of=self.of,
         )

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from qplan.card import ModelCard
 from qplan.cost.file_bytes import FixedBytes, file_bytes, record_bytes
+from qplan.cost.footprint import footprint
 from qplan.errors import QplanError
 from qplan.formats import FP16, QuantFormat
 from qplan.notes import Note, note
@@ -114,7 +115,12 @@ def make_plan(
         solver=_report(solution, cheapest),
         logits=_logits_rule(problem, solution, time_limit_s),
         uniform=tuple(
-            UniformPoint(name, file_bytes(card, f, uniform_fixed).total, _predicted_uniform(f, nearest, table))
+            UniformPoint(
+                name,
+                file_bytes(card, f, uniform_fixed).total,
+                _predicted_uniform(f, nearest, table),
+                footprint(card, f, rules.target, table.goal),
+            )
             for name, f in uniform.items()
         ),
         notes=(
@@ -127,6 +133,8 @@ def make_plan(
         limits=planned_limits(ceilings, card, formats),
         objective="loss" if minimize is None else minimize.name,
         target=rules.target.name,
+        parity=rules.parity,
+        footprint=footprint(card, formats, rules.target, table.goal),
     )
 
 
@@ -157,7 +165,7 @@ def planned_limits(
 ) -> tuple[PlannedLimit, ...]:
     """The limits as a plan records them, with what it uses of each."""
     return tuple(
-        PlannedLimit(limit.name, limit.limit, limit.cost.total(card, formats), limit.cost.unit)
+        PlannedLimit(limit.name, limit.limit, limit.cost.total(card, formats), limit.cost.unit, limit.of)
         if isinstance(limit, ResourceLimit)
         else PlannedLimit(limit.name, limit.limit_nats, limit.total_nats(formats), "nats")
         for limit in limits

@@ -60,6 +60,8 @@ class Resource:
     """Counts in one ``unit``."""
     offset: int = 0
     """Counts that every plan uses; `limit` is what remains besides these."""
+    of: str = ""
+    """The uniform export whose use the limit is; empty for a limit that a user gave."""
 
     def express(self, counts: int) -> str:
         """What a plan uses in total, as text; rounded up, so that a limit of the result covers the counts."""
@@ -92,6 +94,7 @@ class Problem:
         *,
         units: float = 1,
         offset: int = 0,
+        of: str = "",
     ) -> Problem:
         """The same problem with one more limited resource.
 
@@ -102,9 +105,10 @@ class Problem:
             cost: cost of a group's choice, in whole counts.
             units: counts in one ``unit``.
             offset: counts that every plan uses in addition to the limit.
+            of: the uniform export whose use the limit is, if it is one's.
         """
         costs = tuple(tuple(cost(group, choice) for choice in group.choices) for group in self.groups)
-        return replace(self, resources=(*self.resources, Resource(name, unit, limit, costs, units, offset)))
+        return replace(self, resources=(*self.resources, Resource(name, unit, limit, costs, units, offset, of)))
 
     def program(self) -> Program:
         """The program for the least loss within all limits."""

@@ -19,6 +19,7 @@ from qplan.planner.patterns import least_bits, pinned_formats
 from qplan.planner.problem import HEAD_LEAST_BITS, Problem, build_problem
 from qplan.run.monotone import ordered_losses
 from qplan.run.plan import GivenRules, LeastBits, Pin, Plan
+from qplan.settings import PARITIES, Parity
 
 if TYPE_CHECKING:  # the command line takes its defaults from here, and waits for no pyarrow
     from qplan.run.table import SensitivityTable
@@ -44,6 +45,8 @@ class Rules:
     """Whether q, k, v and gate, up share a format."""
     target: Target = field(default_factory=partial(find_target, DEFAULT_TARGET))
     """The hardware that the plan runs on: formats that are not legal there are not chosen."""
+    parity: Parity = "all"
+    """What a budget that names a uniform export promises besides bytes."""
     uniform_scale_bits: int = 16
     """Width of the scales of the uniform export that the plan is compared with; some engines only read 32 bits."""
     uniform_fixed: FixedBytes | None = None
@@ -68,6 +71,7 @@ class Rules:
         plain = Rules(target=self.target)
         options = {"--logits-bits": "logits_bits", "--pin": "pins", "--min-bits": "min_bits"}
         options |= {"--group": "group_patterns", "--group-fused": "fused", "--metric": "metric"}
+        options |= {"--parity": "parity"}
         return tuple(option for option, name in options.items() if getattr(self, name) != getattr(plain, name))
 
     @classmethod
@@ -81,6 +85,7 @@ class Rules:
         fused: bool = False,
         metric: str = Metric.kl,
         target: str = DEFAULT_TARGET,
+        parity: str = "all",
     ) -> Rules:
         """Parse rules that a user wrote, on the command line or in a notebook.
 
@@ -92,9 +97,10 @@ class Rules:
             fused: whether q, k, v and gate, up share a format.
             metric: what is summed and minimized.
             target: the hardware that the plan runs on.
+            parity: what a budget that names a uniform export promises.
 
         Raises:
-            InputError: an unknown format, width, metric or target; the message lists the known ones.
+            InputError: an unknown format, width, metric, target or parity; the message lists the known ones.
         """
         if metric not in set(Metric):
             msg = f"metric {metric!r} is unknown; use one of {', '.join(Metric)}"
@@ -107,6 +113,7 @@ class Rules:
             group_patterns=tuple(groups),
             fused=fused,
             target=find_target(target),
+            parity=parse_parity(parity),
         )
 
     def check_patterns(self, card: ModelCard) -> None:
@@ -121,8 +128,8 @@ class Rules:
 
     @property
     def restricts(self) -> bool:
-        """Whether the user asked for anything."""
-        return replace(self, uniform_scale_bits=16, uniform_fixed=None) != Rules()
+        """Whether the user asked for anything that a uniform export need not keep to."""
+        return replace(self, uniform_scale_bits=16, uniform_fixed=None, parity=Rules.parity) != Rules()
 
     @classmethod
     def of(cls, plan: Plan) -> Rules:
@@ -136,6 +143,7 @@ class Rules:
             fused=given.fused,
             target=find_target(plan.target),
             metric=Metric(given.metric),
+            parity=parse_parity(plan.parity),
         )
 
     @property
@@ -177,6 +185,19 @@ class Rules:
             pins=self.pins,
             min_bits=self.min_bits,
         )
+
+
+def parse_parity(text: str) -> Parity:
+    """Read the name of a parity.
+
+    Raises:
+        InputError: there is no such parity.
+    """
+    found = next((known for known in PARITIES if known == text), None)
+    if found is None:
+        msg = f"parity {text!r} is unknown; use one of {', '.join(PARITIES)}"
+        raise InputError(msg)
+    return found
 
 
 def _bits(pattern: str, bits: str | int) -> int:

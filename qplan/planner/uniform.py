@@ -52,7 +52,7 @@ def exports_within(
         if fixed.total + size > limit_bytes or not all(target.legal(spec, fmt) for spec, fmt in pairs):
             continue
         every = export.formats(card, scale_bits) if resources else {}
-        if all(limit.cost.total(card, every) <= limit.limit for limit in resources):
+        if all(limit.holds(card, every) for limit in resources):
             found.append(export)
     return tuple(found)
 

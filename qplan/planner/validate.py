@@ -10,6 +10,7 @@ from pathlib import Path
 
 from qplan.card import ModelCard
 from qplan.cost.file_bytes import FixedBytes, file_bytes
+from qplan.cost.footprint import footprint
 from qplan.errors import InputError, StaleArtifactError
 from qplan.formats import INT_BITS, QuantFormat
 from qplan.notes import note
@@ -90,7 +91,28 @@ def recount(
     if files.total > plan.budget_bytes:
         plan = plan.noted(note("over-budget", total_bytes=files.total, budget_bytes=plan.budget_bytes))
     predicted = predicted_nats(tensors, table)
+    plan = _recounted_footprint(plan, table, rules or Rules.of(plan))
     return replace(plan, tensors=tensors, files=files, predicted_nats=predicted, solver=unproved)
+
+
+def _recounted_footprint(plan: Plan, table: SensitivityTable, rules: Rules) -> Plan:
+    """The plan with RAM and relative times of its formats, and a note on what it takes beyond the uniform export.
+
+    Limits were kept by the plan before it was edited, and say nothing of this one.
+    """
+    found = footprint(table.model, plan.formats, rules.target, table.goal)
+    plan = replace(plan, footprint=found, limits=())
+    rivals = {point.name: point.footprint for point in plan.uniform}
+    rival = rivals.get(plan.budget.strip().lower())
+    if plan.parity == "files" or found is None or rival is None:
+        return plan
+    shares = {
+        "RAM": found.ram_bytes / rival.ram_bytes,
+        "decode time": found.decode / rival.decode,
+        "prefill time": found.prefill / rival.prefill,
+    }
+    more = {name: share for name, share in shares.items() if share > 1}
+    return plan.noted(note("over-parity", uniform=plan.budget, shares=more)) if more else plan
 
 
 def _error(path: Path | None, problem: str, index: int, field: str) -> InputError:

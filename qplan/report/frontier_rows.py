@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypedDict
 
 from qplan.card import ModelCard
+from qplan.cost.footprint import Footprint
 from qplan.formats import QuantFormat
 from qplan.run.frontier import Frontier, FrontierPoint
 from qplan.run.table import SensitivityTable
@@ -20,7 +22,7 @@ class FrontierRow:
     """One line of the table."""
 
     label: str
-    """``knee`` where the curve bends, the name of a uniform model, or empty."""
+    """``knee`` where the curve bends, the name of a uniform model or of a plan that keeps to all of it, or empty."""
     is_uniform: bool
     total_bytes: int
     bpw: float | None
@@ -30,6 +32,14 @@ class FrontierRow:
     widths: Mapping[int, float]
     """Share of the weights by width, without the head; widths ascending, empty for uniform models."""
     head: str
+    ram_bytes: int | None = None
+    """Predicted RAM of the weights."""
+    decode: float | None = None
+    """Predicted time per decoded token, over that of uniform int8."""
+    prefill: float | None = None
+    """The same of a prefill."""
+    is_named: bool = False
+    """Whether it is the plan of a budget that names a uniform model, which limits RAM and times too."""
 
 
 def frontier_rows(table: SensitivityTable, frontier: Frontier) -> tuple[FrontierRow, ...]:
@@ -45,10 +55,35 @@ def frontier_rows(table: SensitivityTable, frontier: Frontier) -> tuple[Frontier
             against_uniform=None,
             widths={},
             head="fp16" if m.name == "fp16" else "int8",
+            **_felt(frontier, m.footprint),
         )
         for m in frontier.uniform
     ]
+    rows += [
+        replace(_plan_row(table.model, frontier, plan.point), label=f"plan {plan.name}", is_named=True)
+        for plan in frontier.named
+    ]
     return tuple(sorted(rows, key=lambda row: (row.total_bytes, row.is_uniform)))
+
+
+class _Felt(TypedDict, total=False):
+    ram_bytes: int
+    decode: float
+    prefill: float
+
+
+def _felt(frontier: Frontier, found: Footprint | None) -> _Felt:
+    """RAM, and times over those of uniform int8."""
+    int8 = next((m.footprint for m in frontier.uniform if m.name == "int8"), None)
+    if found is None:
+        return {}
+    if int8 is None:
+        return {"ram_bytes": found.ram_bytes}
+    return {
+        "ram_bytes": found.ram_bytes,
+        "decode": found.decode / int8.decode,
+        "prefill": found.prefill / int8.prefill,
+    }
 
 
 def against_uniform(frontier: Frontier, point: FrontierPoint) -> float | None:
@@ -68,6 +103,7 @@ def _plan_row(card: ModelCard, frontier: Frontier, point: FrontierPoint) -> Fron
         against_uniform=against_uniform(frontier, point),
         widths=shares(card, point.formats),
         head=", ".join(point.formats[s.name].name for s in card.tensors if s.role is Role.HEAD),
+        **_felt(frontier, point.footprint),
     )
 
 

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 from qplan.cost.file_bytes import FileBytes
 from qplan.report import notation
+from qplan.report.felt import predicted_time_against, time_against
 from qplan.report.notation import quotient
 from qplan.report.summary import Contender, name_of
 from qplan.report.words import ENGLISH, Words
 from qplan.run.plan import Plan
+from qplan.run.speeds import Phase
 from qplan.run.verification import Accuracy, Speed
 from qplan.settings import MEMORIES
 
@@ -52,10 +54,30 @@ def sizes_and_speeds(
         file_row(words("llm.mnn, the graph"), lambda f: f.graph),
         file_row("embeddings_bf16.bin", lambda f: f.embedding or None),
     ]
+
+    def time_row(label: str, phase: Phase) -> list[Row]:
+        """Times over the baseline's; predicted where the plan was not built."""
+        if base is None:
+            return []
+        cells = []
+        for model in models:
+            cell = notation.MISSING
+            if model.speed is not None and base.speed is not None:
+                cell = time_against(model.speed, base.speed, phase, words)
+            elif models[0].speed is None and model.footprint is not None and base.footprint is not None:
+                cell = predicted_time_against(model.footprint, base.footprint, phase)
+            cells.append(cell)
+        return [Row(label, tuple(cells))]
+
+    against = {} if base is None else {"base": base.label}
+    predicted_ram = [None if m.footprint is None else m.footprint.ram_bytes for m in models]
     speeds = [
         speed_row(words("RAM to load"), lambda s: s.ram_bytes, notation.size),
+        Row(words("RAM of the weights, predicted"), tuple(map(notation.size, predicted_ram))),
         speed_row(words("Prefill, tokens/s"), lambda s: s.prefill_tokens_per_s, notation.speed),
+        *time_row(words("prefill time against {base}", **against), "prefill"),
         speed_row(words("Decode, tokens/s"), lambda s: s.decode_tokens_per_s, notation.speed),
+        *time_row(words("decode time against {base}", **against), "decode"),
     ]
     groups = [(words("Files"), files), (_speed_title(models, words), speeds)]
     groups += [

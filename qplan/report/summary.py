@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from qplan.cost.file_bytes import FileBytes
+from qplan.cost.footprint import Footprint
 from qplan.errors import InputError
 from qplan.report import notation
+from qplan.report.felt import predicted_time_against, ram_of, time_against
 from qplan.report.notation import quotient
 from qplan.report.words import ENGLISH, Words
 from qplan.run.plan import Plan
+from qplan.run.speeds import Phase
 from qplan.run.verification import BuiltModel, Speed, Verification, best_built
 from qplan.settings import NOTHING_NATS
 from qplan.uniform import UNIFORM_NAMES, UniformExport
@@ -34,6 +37,8 @@ class Contender:
     """Sum of single losses."""
     built: BuiltModel | None
     """Measurements on the engine; None if it was not built."""
+    footprint: Footprint | None = None
+    """Predicted RAM and relative times on the plan's target; None if not known."""
 
     @property
     def is_plan(self) -> bool:
@@ -77,14 +82,17 @@ def contenders(plan: Plan, verification: Verification | None) -> tuple[Contender
     built = {} if verification is None else {model.name: model for model in verification.models}
     own = built.pop(PLAN, None)
     rows = [
-        Contender(PLAN, plan.memory, (own or plan).files.total, (own or plan).files, plan.predicted_nats, own),
+        Contender(
+            PLAN, plan.memory, (own or plan).files.total, (own or plan).files, plan.predicted_nats, own, plan.footprint
+        ),
     ]
     uniform = []
     for point in plan.uniform:
         model = built.pop(point.name.split()[0], None)
         files = None if model is None else model.files
         total = point.total_bytes if files is None else files.total
-        uniform.append(Contender(point.name.split()[0], plan.memory, total, files, point.predicted_nats, model))
+        name = point.name.split()[0]
+        uniform.append(Contender(name, plan.memory, total, files, point.predicted_nats, model, point.footprint))
     uniform += [Contender(m.name, plan.memory, m.files.total, m.files, None, m) for m in built.values()]
     return tuple(rows + sorted(uniform, key=_width, reverse=True))
 
@@ -235,8 +243,34 @@ def _tiles(own: Contender, like: Contender | None, base: Contender | None, words
             else words("{share} uniform {base}", share=notation.percent(other.top1), base=base.label if base else "")
         )
         tiles.append(Tile(words("Same top token"), top, sign, beside))
-    if own.speed is not None:
-        rival = None if base is None or base.speed is None else base.speed.decode_tokens_per_s
-        rate = own.speed.decode_tokens_per_s
-        tiles.append(Tile(words("Decode"), notation.speed(rate), words("tokens/s"), against(rate, rival)))
-    return tuple(tiles)
+    return (*tiles[:1], *_felt_tiles(own, base, words), *tiles[1:])
+
+
+def _felt_tiles(own: Contender, base: Contender | None, words: Words) -> list[Tile]:
+    """RAM and speeds beside the baseline's: measured, or predicted if the plan was not built."""
+    mine, other = own.speed, None if base is None else base.speed
+    name = "" if base is None else base.label
+    told = [own, *([] if base is None else [base])]
+    ram = [ram_of(model.speed if mine is not None else None, model.footprint) for model in told]
+    if ram[0] is None:
+        return []
+    value, _, unit = notation.size(ram[0]).partition(" ")
+    share = quotient(ram[0], ram[-1]) if base is not None and (mine is None) == (other is None) else None
+    beside = "" if share is None else words("{share} uniform {base}", share=notation.ratio(share), base=name)
+    tiles = [Tile(words("RAM to load") if mine is not None else words("RAM, predicted"), value, unit, beside)]
+    phases: tuple[tuple[Phase, str], ...] = (("decode", words("Decode")), ("prefill", words("Prefill")))
+    for phase, label in phases:
+        if mine is not None:
+            rate = mine.decode_tokens_per_s if phase == "decode" else mine.prefill_tokens_per_s
+            time = "" if other is None else _beside(time_against(mine, other, phase, words), name, words)
+            tiles.append(Tile(label, notation.speed(rate), words("tokens/s"), time))
+        elif own.footprint is not None and base is not None and base.footprint is not None:
+            time = predicted_time_against(own.footprint, base.footprint, phase)
+            tiles.append(Tile(words("{phase}, predicted", phase=label), time, "", words("time of {base}", base=name)))
+    return tiles
+
+
+def _beside(time: str, base: str, words: Words) -> str:
+    if time == words("no difference"):
+        return words("no difference to {base}", base=base)
+    return words("{time} the time of {base}", time=time, base=base)

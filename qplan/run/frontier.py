@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qplan.artifact import MAKE_AGAIN, decoding, is_there, read_json, write_json
+from qplan.cost.footprint import Footprint
 from qplan.errors import DamagedArtifactError
 from qplan.formats import QuantFormat
 from qplan.run.damage import tell_damaged
@@ -43,6 +44,8 @@ class FrontierPoint:
     """Format by Hugging Face name."""
     knee: bool
     """Whether the curve of log loss over bytes bends most here: below it bytes buy much, above it little."""
+    footprint: Footprint | None = None
+    """RAM and relative times on the target; None in files of earlier versions."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,17 @@ class UniformModel:
     total_bytes: int
     joint_nats: float
     """Predicted loss of the whole model."""
+    footprint: Footprint | None = None
+    """As of a plan."""
+
+
+@dataclass(frozen=True)
+class NamedPlan:
+    """The plan of a budget that names a uniform export, which limits RAM and times too."""
+
+    name: str
+    """e.g. ``int4``."""
+    point: FrontierPoint
 
 
 @dataclass(frozen=True)
@@ -66,6 +80,8 @@ class Frontier:
     """Every uniform format whose losses are known, bytes ascending."""
     seconds: float
     """Wall time of all solves."""
+    named: tuple[NamedPlan, ...] = ()
+    """Plans of ``int8``, ``int4`` and so on under parity ``all``, bytes ascending; the points limit files alone."""
 
 
 @dataclass(frozen=True)
@@ -139,8 +155,12 @@ def _kept(path: Path, sweep: Sweep) -> Frontier | None:
         inputs = stored["inputs"]
         if Sweep(inputs["sensitivity"], inputs.get("rules", "")) != sweep:
             return None
-        body = {key: stored[key] for key in ("points", "uniform", "seconds")}
+        body = {key: stored[key] for key in ("points", "uniform", "seconds", "named") if key in stored}
         return decode_artifact(Frontier, body, path, MAKE_AGAIN)
+
+
+def _point(point: FrontierPoint) -> dict[str, object]:
+    return asdict(point) | {"formats": {name: fmt.name for name, fmt in point.formats.items()}}
 
 
 def _body(table: SensitivityTable, swept: Frontier, measured: tuple[MeasuredModel, ...]) -> dict[str, object]:
@@ -148,10 +168,8 @@ def _body(table: SensitivityTable, swept: Frontier, measured: tuple[MeasuredMode
         "model": table.model.source,
         "memory": table.goal,
         "seconds": swept.seconds,
-        "points": [
-            asdict(point) | {"formats": {name: fmt.name for name, fmt in point.formats.items()}}
-            for point in swept.points
-        ],
+        "points": [_point(point) for point in swept.points],
+        "named": [{"name": plan.name, "point": _point(plan.point)} for plan in swept.named],
         "uniform": [asdict(model) for model in swept.uniform],
         "measured": [asdict(model) for model in measured],
     }

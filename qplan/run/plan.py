@@ -8,6 +8,7 @@ from pathlib import Path
 
 from qplan.artifact import body_of, decoding, read_json, write_json
 from qplan.cost.file_bytes import FileBytes
+from qplan.cost.footprint import Footprint
 from qplan.errors import InputError
 from qplan.formats import QuantFormat
 from qplan.notes import Note
@@ -83,6 +84,8 @@ class UniformPoint:
     total_bytes: int
     predicted_nats: float | None
     """Predicted loss, as for a plan; None where a format was not measured."""
+    footprint: Footprint | None = None
+    """RAM and relative times on the plan's target; None in plans of earlier versions, or if it has no such format."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,9 @@ class PlannedLimit:
     limit: float
     predicted: float
     unit: str
-    """Of both: ``MB``, ``ms``, ``nats``."""
+    """Of both: ``MB``, ``ms``, ``%``, ``nats``."""
+    of: str = ""
+    """The uniform export whose use the limit is, such as ``int4``; empty for a limit that the user gave."""
 
 
 @dataclass(frozen=True)
@@ -174,6 +179,10 @@ class Plan:
     """Uniform exports within the plan's limits that lose least, the best first; empty in plans of earlier versions."""
     engine: str | None = None
     """Version of MNN that the plan is for, e.g. ``3.5.0``; None for the one that was installed."""
+    parity: str = "files"
+    """What a budget such as ``int4`` promises, see `qplan.settings.Parity`; plans of earlier versions promise files."""
+    footprint: Footprint | None = None
+    """RAM and relative times on the target; None in plans of earlier versions."""
 
     @property
     def formats(self) -> dict[str, QuantFormat]:

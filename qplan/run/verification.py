@@ -12,6 +12,7 @@ from qplan.cost.file_bytes import FileBytes
 from qplan.notes import Note
 from qplan.run.decode import decode_artifact
 from qplan.run.plan import Plan
+from qplan.run.speeds import Phase, Round, Spread, ratio_of_times
 
 KIND, SCHEMA = "qplan-verification", 3
 
@@ -48,7 +49,7 @@ class EngineRun:
 
 @dataclass(frozen=True)
 class Speed:
-    """Speed and memory of one built model, memory low unless said otherwise; best of several runs."""
+    """Speed and memory of one built model, memory low unless said otherwise; medians of rounds, or of several runs."""
 
     memory: str
     threads: int
@@ -58,6 +59,16 @@ class Speed:
     ram_bytes: int
     """Growth of the engine process's resident memory by loading the model."""
     dynamic_option: int = 0
+    rounds: tuple[Round, ...] = ()
+    """Times in each round, in which all models of a session took turns; empty for a model that was timed alone."""
+    session: str = ""
+    """Names the session; empty for a model that was timed alone."""
+
+    def against(self, other: Speed, phase: Phase) -> Spread | None:
+        """How much longer this model takes than another; None if they did not take turns."""
+        if not self.session or self.session != other.session:
+            return None
+        return ratio_of_times(self.rounds, other.rounds, phase)
 
 
 @dataclass(frozen=True)

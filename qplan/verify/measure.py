@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,11 +22,8 @@ from qplan.sensitivity.paired import mean_stderr
 from qplan.settings import MEMORIES, DynamicOption, Memory, Say
 from qplan.verify.reference import accuracy_of
 
-TURNS, LONG_S = 3, 30.0
-"""How often each ``dynamic_option`` is timed at most, and seconds after which no further turn is begun."""
-
 LEAST_REPEATS = 2
-"""Of timing prefill and decode, unless they are timed in several turns."""
+"""Of timing prefill and decode of a model by itself."""
 
 FLOAT_STEPS = 32
 """Tokens of a sequence that a model without integers is run on token by token: no rounding of activations depends on
@@ -51,6 +47,11 @@ class Trial:
     enough_s: float = 4.0
     """Seconds of timing after which no further repeat is begun: a large model's prefill and tokens take long enough to
     be timed well by few."""
+
+    def timed_tokens(self, context: int) -> tuple[int, int]:
+        """Tokens of the prompt and tokens decoded after it where speeds are measured, within a model's context."""
+        decode = max(1, min(self.decode_tokens, context // 4))
+        return max(1, min(self.prompt_tokens, context - decode)), decode
 
     @property
     def settings(self) -> str:
@@ -89,7 +90,7 @@ def measure_model(
         say: called with a line about each step.
         dynamic_option: the option that the model ships with.
         beside: the other option, measured under memory low for comparison; None to leave it out.
-        speeds: results of `speeds_by_turns`, if there are any already.
+        speeds: by ``dynamic_option``, if they were measured already; a model by itself is timed otherwise.
         keep: called with the losses of single tokens, prefill, with the option that the model ships with.
         memories: the settings under which it can be run.
 
@@ -104,8 +105,6 @@ def measure_model(
     emulated: dict[str, float] = {}
     scatter: dict[str, float] = {}
     in_torch = _emulated(rounder, formats, trial.reference, dynamic_option)
-    if beside is not None and speeds is None:
-        speeds = speeds_by_turns(folder, trial, loaded.card.context)
     timed = dict(speeds or {})
     settings: list[tuple[Memory, DynamicOption]] = [
         (memory, dynamic_option) for memory in (memories if integers else memories[:1])
@@ -147,35 +146,8 @@ def measure_model(
     )
 
 
-def speeds_by_turns(folder: Path, trial: Trial, context: int) -> dict[DynamicOption, Speed]:
-    """Time a built folder with each ``dynamic_option``, memory low; best of several runs, as a machine's load changes.
-
-    All runs of an option share the time that is enough for one, beyond one repeat each. A model whose runs take long
-    has fewer of them: they even a load out by themselves.
-
-    Raises:
-        ToolError: the engine failed.
-    """
-    runs: dict[DynamicOption, list[Speed]] = {0: [], 2: []}
-    trial, start = replace(trial, enough_s=trial.enough_s / TURNS), time.monotonic()
-    for _ in range(TURNS):
-        for option, found in runs.items():
-            runtime = RuntimeConfig("low", threads=trial.threads, dynamic_option=option)
-            with EngineSession(folder, runtime, context=context) as engine:
-                found.append(_speed(engine, trial, context, least=1))
-        if time.monotonic() - start > LONG_S:
-            break
-    return {option: _best(found) for option, found in runs.items()}
-
-
-def _best(speeds: Sequence[Speed]) -> Speed:
-    prefill = max(speed.prefill_tokens_per_s for speed in speeds)
-    return replace(max(speeds, key=lambda speed: speed.decode_tokens_per_s), prefill_tokens_per_s=prefill)
-
-
 def _speed(engine: EngineSession, trial: Trial, context: int, *, least: int) -> Speed:
-    decode = max(1, min(trial.decode_tokens, context // 4))
-    prompt = max(1, min(trial.prompt_tokens, context - decode))
+    prompt, decode = trial.timed_tokens(context)
     sample = engine.measure_speed(prompt, decode, trial.repeats, least=least, enough_s=trial.enough_s)
     return Speed(
         memory=engine.runtime.memory,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,28 +13,19 @@ import numpy as np
 
 from qplan.artifact import sha256_file, versions
 from qplan.errors import VerificationError
-from qplan.formats import QuantFormat, applies, garbled
-from qplan.mnn.build.skeleton import Skeleton
-from qplan.mnn.build.writer import build_model
-from qplan.mnn.engine.session import EngineSession
-from qplan.mnn.engines import EngineTarget
-from qplan.mnn.graph.lens import look_after, open_lens
+from qplan.formats import applies, garbled
 from qplan.mnn.runtime import RuntimeConfig
-from qplan.model.load import LoadedModel
 from qplan.model.model_settings import settings_of
-from qplan.model.replace import with_first_layers
-from qplan.notes import Note
-from qplan.quantize import StoredTensor
 from qplan.quantize.rounder import Rounder
 from qplan.run.baselines import baseline_path, baseline_token_losses, measured_once
 from qplan.run.plan import Plan
 from qplan.run.plan_folder import PlanFolder
 from qplan.run.token_losses import Losses, TokenLosses
 from qplan.run.verification import BuiltModel, Check, Speed, Verification, best_built
-from qplan.scratch import Scratch
 from qplan.sensitivity.metrics import TokenStats
-from qplan.settings import MEMORIES, DynamicOption, Memory, Progress, Say
-from qplan.uniform import COMPARED, NEAREST, RIVALS, UniformExport, built_exports, uniform_formats
+from qplan.settings import MEMORIES, DynamicOption, Memory
+from qplan.uniform import COMPARED, RIVALS, UniformExport, built_exports, uniform_formats
+from qplan.verify.bench import BuildBench
 from qplan.verify.checks import (
     RIGHT_REL,
     emulation,
@@ -43,130 +34,10 @@ from qplan.verify.checks import (
     promised_bytes,
     read_back,
 )
-from qplan.verify.engine_memory import EngineMemory, first_tensors
-from qplan.verify.measure import Keep, Trial, measure_model
+from qplan.verify.measure import Keep, measure_model
+from qplan.verify.parity import Speeds, parity_checks
 from qplan.verify.same_tokens import same_tokens
-
-GATE_TOKENS = 64
-"""Tokens on which the engine's logits are compared one by one with torch's."""
-
-MOST_GATE_BYTES = 2 << 30
-"""Largest array of logits that a long sequence is compared by."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BuildBench:
-    """What every build and every measurement needs."""
-
-    loaded: LoadedModel
-    skeleton: Skeleton
-    trial: Trial
-    text: Note
-    """Where the tokens of the trial come from."""
-    text_sha256: str
-    baselines: Path
-    """Folder for the measurements of uniform models."""
-    say: Say
-    target: EngineTarget
-    """What the model's engine can read."""
-    memory: EngineMemory | None = None
-    """What the engine may take; None for no limit."""
-    hqq: Rounder | None = None
-    """Rounds uniform models as MNN's exporter does with ``--hqq``; None to keep nothing that it rounds."""
-    progress: Progress | None = None
-    """Called after each model that is measured."""
-
-    def build(
-        self,
-        formats: Mapping[str, QuantFormat],
-        out: Path,
-        runtime: RuntimeConfig,
-        rounder: Rounder | None = None,
-        layers: int | None = None,
-    ) -> None:
-        """Build a runnable folder, one tensor at a time in memory; rounded to nearest without a rounder.
-
-        With ``layers``, the tensors of those after so many first ones are left out; `first_layers` runs the others.
-        """
-        rounder = rounder or Rounder(self.loaded)
-        kept = {spec.name for spec in first_tensors(self.loaded.card, layers)}
-
-        def store(name: str, fmt: QuantFormat) -> StoredTensor | None:
-            return rounder.store(name, fmt) if name in kept else None
-
-        tensors, tie_form = self.loaded.card.tensors, self.target.tie_form
-        build_model(
-            self.skeleton,
-            tensors,
-            formats,
-            store,
-            out,
-            tie_form=tie_form,
-            runtime=runtime,
-            context=self.loaded.card.context,
-            replace=True,
-        )
-
-    def tell(self, measured: int, models: int) -> None:
-        """Tell how many of the models are measured."""
-        if self.progress is not None:
-            self.progress(measured, models)
-
-    def exporter(self, export: UniformExport) -> Rounder:
-        """What rounds a uniform model."""
-        return Rounder(self.loaded) if export.rounding == NEAREST else self.hqq or Rounder(self.loaded, export.rounding)
-
-    def engine(self, folder: Path) -> EngineSession:
-        """Start the engine with a built folder and float activations: memory normal."""
-        return EngineSession(folder, RuntimeConfig("normal"), context=self.loaded.card.context)
-
-    def settings(self, formats: Mapping[str, QuantFormat]) -> tuple[Memory, ...]:
-        """The engine's memory settings under which a model can be run."""
-        return MEMORIES if self.memory is None else self.memory.settings(formats)
-
-    def layers(self, formats: Mapping[str, QuantFormat]) -> int | None:
-        """How many of the first layers of a model can be compared logit by logit; None for all.
-
-        Raises:
-            InputError: not one.
-        """
-        most = None if self.memory is None else self.memory.most_layers(formats)
-        return None if most == len(self.loaded.layers) else most
-
-    @contextmanager
-    def first_layers(self, folder: Path, layers: int | None) -> Iterator[EngineSession]:
-        """The engine with the first layers of a built folder under its norm and head, and torch computing the same."""
-        if layers is None:
-            with self.engine(folder) as engine:
-                yield engine
-            return
-        with Scratch(beside=folder) as work:  # links, on the same file system
-            cut = look_after(folder, open_lens(folder, work), layers, work / "model")
-            with self.engine(cut) as engine, with_first_layers(self.loaded, layers):
-                yield engine
-
-    @property
-    def token_ids(self) -> list[int]:
-        """The first tokens of the trial, for logit by logit comparisons."""
-        return self.tokens(min(GATE_TOKENS, self.trial.reference.rows.shape[1]))
-
-    def tokens(self, count: int) -> list[int]:
-        """The first tokens of the trial, again and again if it has fewer."""
-        ids: list[int] = np.resize(self.trial.reference.rows, count).tolist()
-        return ids
-
-    @property
-    def long_tokens(self) -> int | None:
-        """Length of a sequence beyond the model's windows and original context; None if it has none within its context.
-
-        An exporter that drops such a setting is right on shorter sequences.
-        """
-        card = self.loaded.card
-        most_bytes = MOST_GATE_BYTES if self.memory is None else min(MOST_GATE_BYTES, self.memory.limit_bytes // 16)
-        most = min(card.context, most_bytes // (4 * card.vocabulary))
-        boundaries = [setting.boundary for setting in settings_of(self.loaded.config) if setting.boundary is not None]
-        lengths = [boundary + GATE_TOKENS for boundary in boundaries if boundary < card.context]
-        return min(most, max(lengths)) if lengths else None
+from qplan.verify.uniform_builds import UniformBuilds
 
 
 def gate(bench: BuildBench) -> tuple[Check, ...]:
@@ -226,8 +97,8 @@ def prove(
     *,
     first: tuple[Check, ...],
     rounder: Rounder,
-    speeds: Mapping[DynamicOption, Speed] | None = None,
-    uniform: BuildBench | None = None,
+    speeds: Speeds | None = None,
+    builds: UniformBuilds,
     rivals: int = RIVALS,
 ) -> Verification:
     """Measure FP16, the uniform models and the built plan, and hold the plan's promises against the results.
@@ -239,8 +110,8 @@ def prove(
         model: the built folder.
         first: what was proved before: the results of `gate`, and that `qplan check` accepts the folder.
         rounder: chose the integers that the plan was built with.
-        speeds: of the built model with each ``dynamic_option``, if they were measured already.
-        uniform: where uniform models are built: from the model before folding; None for ``bench``.
+        speeds: of the built model and of uniform ones, from `timed_by_turns`; what is missing is timed by itself.
+        builds: where uniform models are built: from the model before folding.
         rivals: how many of the plan's rivals are built, besides those that every plan is compared with.
 
     Raises:
@@ -248,13 +119,14 @@ def prove(
         MeasurementError: logits that are not finite.
     """
     baselines: dict[str, BuiltModel] = {}
+    timed = speeds or {}
     exports = built_exports([rival.name for rival in plan.rivals], rivals)
     for done, export in enumerate(exports, 1):
-        baseline = _baseline(uniform or bench, export)
+        baseline = _baseline(builds, export, timed)
         if baseline is not None:
             baselines[export.name] = baseline
         bench.tell(done, len(exports) + 1)
-    built = _measure_plan(bench, plan, model, rounder, speeds)
+    built = _measure_plan(bench, plan, model, rounder, timed)
     bench.tell(len(exports) + 1, len(exports) + 1)
     layers = bench.layers(plan.formats)
     with bench.first_layers(model, layers) as engine:
@@ -266,6 +138,7 @@ def prove(
     checks += emulation(built, bench.loaded.card)
     for rival in _rivals(plan, baselines):
         checks += not_worse(built, rival)
+    checks += parity_checks(plan, timed)
     return Verification(
         model_sha256=bench.loaded.card.sha256,
         plan_sha256=sha256_file(plan_path),
@@ -277,9 +150,7 @@ def prove(
     )
 
 
-def _measure_plan(
-    bench: BuildBench, plan: Plan, model: Path, rounder: Rounder, speeds: Mapping[DynamicOption, Speed] | None
-) -> BuiltModel:
+def _measure_plan(bench: BuildBench, plan: Plan, model: Path, rounder: Rounder, speeds: Speeds) -> BuiltModel:
     """Measure the built plan as it ships, and with the other ``dynamic_option`` where that changes anything."""
     compared = applies("low", plan.formats) and not garbled(plan.formats)
     options: tuple[DynamicOption, DynamicOption] = (2, 0) if plan.dynamic_option == 2 else (0, 2)
@@ -293,7 +164,7 @@ def _measure_plan(
             say=bench.say,
             dynamic_option=options[0],
             beside=options[1] if compared else None,
-            speeds=speeds,
+            speeds=_of_model("plan", speeds),
             keep=keep,
             memories=bench.settings(plan.formats),
         )
@@ -313,9 +184,15 @@ def _kept_tokens(bench: BuildBench, name: str, path: Path) -> Iterator[Keep]:
     TokenLosses(name, bench.loaded.card.sha256, str(bench.text), bench.text_sha256, tokens, found).write(path)
 
 
-def _baseline(bench: BuildBench, export: UniformExport) -> BuiltModel | None:
+def _of_model(name: str, speeds: Speeds) -> dict[DynamicOption, Speed]:
+    """The speeds of one model by ``dynamic_option``."""
+    return {option: speed for (known, option), speed in speeds.items() if known == name}
+
+
+def _baseline(builds: UniformBuilds, export: UniformExport, speeds: Speeds) -> BuiltModel | None:
     """A uniform model under the settings in which it can be run; None if in none."""
-    name, rounder = export.name, bench.exporter(export)
+    name, bench, rounder = export.name, builds.bench, builds.bench.exporter(export)
+    timed = _of_model(name, speeds)
     formats = {tensor: bench.target.wide(fmt) for tensor, fmt in export.formats(bench.loaded.card).items()}
     memories = bench.settings(formats)
     if not memories:
@@ -324,9 +201,7 @@ def _baseline(bench: BuildBench, export: UniformExport) -> BuiltModel | None:
     inputs = baseline_inputs(card.sha256, bench.text_sha256, bench.skeleton.exporter, trial, memories)
 
     def measure() -> BuiltModel:
-        folder = bench.baselines / name
-        bench.say(f"{name}: building")
-        bench.build(formats, folder, RuntimeConfig(), rounder)
+        folder = builds.folder(name, formats, rounder)
         try:
             with _kept_tokens(bench, name, baseline_token_losses(bench.baselines, name)) as keep:
                 return measure_model(
@@ -336,13 +211,16 @@ def _baseline(bench: BuildBench, export: UniformExport) -> BuiltModel | None:
                     rounder=rounder,
                     trial=bench.trial,
                     say=bench.say,
+                    speeds=timed,
                     keep=keep,
                     memories=memories,
                 )
         finally:
-            shutil.rmtree(folder)
+            builds.remove(name)
 
-    return measured_once(baseline_path(bench.baselines, name), inputs, formats, measure)
+    found = measured_once(baseline_path(bench.baselines, name), inputs, formats, measure)
+    # another plan's proof may have timed it, in other minutes
+    return replace(found, speed=timed.get(0, found.speed))
 
 
 def baseline_inputs(

@@ -29,7 +29,8 @@ from qplan.quantize.rounder import Rounder
 from qplan.sensitivity.joint import joint_losses
 from qplan.sensitivity.kept_logits import KeptLogits, kept_logits
 from qplan.settings import DynamicOption
-from qplan.verify.measure import Trial, speeds_by_turns
+from qplan.verify.measure import Trial
+from qplan.verify.turns import Contestant, speeds_in_turns
 
 HOME = Path(qplan.demo.__file__).parent
 HEAD = (
@@ -76,11 +77,13 @@ def rows_of(
     """Rows of one format: both options, prefill and decode."""
     formats = {spec.name: fmt.resolve(spec.in_features) for spec in loaded.card.tensors}
     build_model(skeleton, loaded.card.tensors, formats, Rounder(loaded).store, folder, replace=True)
-    speeds = speeds_by_turns(folder, Trial(reference), loaded.card.context)
+    contestants = [Contestant("model", folder, formats, option) for option in OPTIONS]
+    speeds = speeds_in_turns(contestants, Trial(reference), loaded.card.context)
     for option in OPTIONS:
         with EngineSession(folder, RuntimeConfig(dynamic_option=option)) as engine:
             measured = [reference.compare(logits).kl_nats for logits in (engine.logits, engine.logits_stepwise)]
-        rates = (speeds[option].prefill_tokens_per_s, speeds[option].decode_tokens_per_s)
+        speed = speeds["model", option]
+        rates = (speed.prefill_tokens_per_s, speed.decode_tokens_per_s)
         for path, found, rate in zip(PATHS, measured, rates, strict=True):
             tokens, activations = torch.from_numpy(reference.rows), Int8Activations(path, option)
             joint = joint_losses(loaded, tokens, {"": formats}, "low", activations, engine_embedding=True)

@@ -20,8 +20,8 @@ from qplan.notes import text_note
 from qplan.quantize.rounder import Rounder
 from qplan.sensitivity.kept_logits import kept_logits
 from qplan.settings import MEMORIES
+from qplan.verify.bench import BuildBench
 from qplan.verify.measure import Trial
-from qplan.verify.prove import BuildBench
 
 _ROUNDS, _DECODE_ROWS = 5, 4
 

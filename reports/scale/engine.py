@@ -29,10 +29,11 @@ from qplan.planner.size import Size
 from qplan.quantize.rounder import Rounder
 from qplan.sensitivity.kept_logits import kept_logits
 from qplan.uniform import uniform_formats
+from qplan.verify.bench import BuildBench
 from qplan.verify.checks import emulation, exact_logits
 from qplan.verify.engine_memory import EngineMemory
 from qplan.verify.measure import Trial, measure_model
-from qplan.verify.prove import BuildBench, gate
+from qplan.verify.prove import gate
 
 
 @dataclass

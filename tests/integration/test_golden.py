@@ -23,15 +23,18 @@ EXACT, NEAR = 1e-6, 0.1
 """Relative: on a processor that sums as the golden run's did, and on others, whose folded model has other digits."""
 
 
+_UNBUILT = ("--no-build", "--repair", "0")
+
+
 @pytest.fixture(scope="module")
 def again(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    """The same commands as those that made the golden run, whose default mode was auto, without building."""
+    """The commands that made the golden run, whose mode was auto and whose budgets were files, without building."""
     folder, before = tmp_path_factory.mktemp("golden"), torch.get_num_threads()
     torch.set_num_threads(THREADS)
     try:
         model = str(HOME / "stdlib-3m")
         succeed("analyze", model, "--mode", "auto", *FEW_OPTIONS, "--run", "run", folder=folder)
-        succeed("emit", "--run", "run", "--budget", "int8", "--no-build", "--repair", "0", folder=folder)
+        succeed("emit", "--run", "run", "--budget", "int8", "--parity", "files", *_UNBUILT, folder=folder)
     finally:
         torch.set_num_threads(before)
     return RunFolder(folder / "run")
@@ -66,7 +69,9 @@ def test_the_table_holds_the_same_losses(tables: tuple[SensitivityTable, Sensiti
 
 
 def test_the_plan_is_the_same(again: RunFolder, *, same_sums: bool) -> None:
-    before, now = (Plan.read(PlanFolder(run.budget("int8")).plan) for run in (RunFolder(FEW), again))
+    before, now = (
+        Plan.read(PlanFolder(run.budget(name)).plan) for run, name in ((RunFolder(FEW), "int8"), (again, "int8-files"))
+    )
     if same_sums:
         assert now.formats == before.formats
         assert now.files == before.files

@@ -26,9 +26,10 @@ from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import load_model
 from qplan.quantize.exported_hqq import exported_hqq
 from qplan.uniform import UniformExport, uniform_formats
+from qplan.verify.bench import BuildBench
 from qplan.verify.engine_memory import EngineMemory
 from qplan.verify.measure import Trial
-from qplan.verify.prove import BuildBench, gate
+from qplan.verify.prove import gate
 from tests.support.mnn_models import ExportedModel, export_with_config, linear
 
 NORMAL = RuntimeConfig(memory="normal")

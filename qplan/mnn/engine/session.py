@@ -208,6 +208,7 @@ class EngineSession:
         least: int = 1,
         enough_s: float | None = None,
         own_time: bool = False,
+        warm_up: bool = True,
     ) -> SpeedSample:
         """Time prefill and decode, logits of the last position only, as in generation.
 
@@ -219,6 +220,7 @@ class EngineSession:
             enough_s: seconds after which no further repeat is begun; None to time all of them.
             own_time: measure the thread's CPU time, not wall time: the same on an idle machine, and undisturbed by
                 other processes on a busy one. For one thread only.
+            warm_up: run a prompt and a few tokens first.
 
         Raises:
             InputError: a count below 1, or a sequence beyond the context.
@@ -241,6 +243,7 @@ class EngineSession:
             least=repeats if enough_s is None else least,
             enough_s=enough_s or 0.0,
             own_time=own_time,
+            warm_up=warm_up,
         )
         return SpeedSample(prompt_tokens, tuple(reply["prefill_s"]), tuple(reply["decode_s"]))
 

@@ -133,7 +133,8 @@ class Session:
         clock = time.thread_time if request["own_time"] else time.perf_counter
         self.llm.set_config({"all_logits": False})
         try:
-            self._timed_sequence(prompt, min(steps, WARM_UP_STEPS), clock)
+            if request["warm_up"]:
+                self._timed_sequence(prompt, min(steps, WARM_UP_STEPS), clock)
             for repeat in range(request["repeats"]):
                 if repeat >= request["least"] and sum(prefill) + sum(decode) >= request["enough_s"]:
                     break

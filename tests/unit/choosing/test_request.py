@@ -11,6 +11,7 @@ import pytest
 from qplan.choosing.request import Increase, PlanRequest, largest_sum
 from qplan.errors import InputError
 from qplan.planner.budget import parse_budgets
+from qplan.planner.rules import Rules
 from qplan.planner.size import Size
 from qplan.run.additivity import JointPoint
 from qplan.run.folder import RunFolder
@@ -20,6 +21,9 @@ from tests.support.invented_table import make_table
 def test_labels_name_folders() -> None:
     assert PlanRequest().label == "int8"
     assert PlanRequest(budgets=parse_budgets(["int8", "3MB"])).label == "int8-3MB"
+    files = Rules(parity="files")
+    assert PlanRequest(rules=files).label == "int8-files"
+    assert PlanRequest(budgets=parse_budgets(["3MB"]), rules=files).label == "3MB"
     wanted = PlanRequest(
         budgets=(),
         objective="smallest",

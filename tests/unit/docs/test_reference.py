@@ -31,6 +31,7 @@ from qplan.run.folder import RunFolder
 from qplan.run.journal import Journal, ReferenceRecord
 from qplan.run.plan import GivenRules, LeastBits, Pin, PlannedLimit
 from qplan.run.profile import DeviceProfile, OpTime, TimedModel
+from qplan.run.speeds import Round
 from tests.support.commands import commands
 from tests.support.documented import DOCS, assert_documented, keys, rows, sections
 from tests.support.invented_run import small_run
@@ -119,7 +120,12 @@ def test_plan_json(tmp_path: Path) -> None:
 
 def test_verification_json(tmp_path: Path) -> None:
     verification = small_run().verification
-    models = tuple(replace(model, other_speed=model.speed) for model in verification.models)
+    speeds = [
+        replace(model.speed, rounds=(Round(0.1, 0.01),), session="a")
+        for model in verification.models
+        if model.speed is not None
+    ]
+    models = tuple(replace(m, speed=s, other_speed=s) for m, s in zip(verification.models, speeds, strict=True))
     replace(verification, models=models).write(tmp_path / "verification.json")
     written(tmp_path / "verification.json", "verification.json")
 

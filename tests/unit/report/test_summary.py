@@ -38,7 +38,8 @@ def test_verdict_of_a_verified_plan(small: Run) -> None:
     assert found.status is Status.PASS
     assert "on the engine" in found.sentence
     assert f"{TIMES} the loss of uniform INT8 at 0.96{TIMES} its bytes" in found.sentence
-    assert [tile.label for tile in found.tiles] == ["Size", "KL, memory low", "Same top token", "Decode"]
+    labels = [tile.label for tile in found.tiles]
+    assert labels == ["Size", "RAM to load", "Decode", "Prefill", "KL, memory low", "Same top token"]
 
 
 def with_rivals(run: Run, names: Sequence[str]) -> Plan:

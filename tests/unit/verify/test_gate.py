@@ -18,8 +18,9 @@ from qplan.model.specimen import save_specimen
 from qplan.quantize.rounder import Rounder
 from qplan.sensitivity.kept_logits import KeptLogits
 from qplan.uniform import uniform_formats
+from qplan.verify.bench import GATE_TOKENS, BuildBench
 from qplan.verify.measure import Trial
-from qplan.verify.prove import GATE_TOKENS, BuildBench, gate
+from qplan.verify.prove import gate
 from qplan.verify.reference import stored_logits
 
 
