@@ -24,12 +24,22 @@ class Method:
     """Whether ``auto`` may choose it."""
     help: str
     """What it does, in a few words after its name."""
+    whole: bool = False
+    """Whether the integers of a row depend on all others, so that a matrix cannot be rounded some rows at a time."""
 
 
 _LIST = (
     Method("gptq", "qplan.quantize.gptq:gptq", fits=True, automatic=True, help="feeds errors back and refines"),
     Method("search", "qplan.quantize.range_search:range_search", fits=True, automatic=True, help="finds ranges"),
-    Method("hqq", "qplan.quantize.hqq:hqq", fits=False, automatic=False, help="is the method of MNN's `--hqq`"),
+    Method("hqq", "qplan.quantize.hqq:hqq", fits=False, automatic=False, help="is HQQ as published, for each block"),
+    Method(
+        "llmexport-hqq",
+        "qplan.quantize.exported_hqq:exported_hqq",
+        fits=False,
+        automatic=False,
+        help="stores what `llmexport --hqq` does",
+        whole=True,
+    ),
     Method("rtn", "qplan.quantize.rtn:rtn", fits=False, automatic=True, help="rounds to nearest like MNN's exporter"),
 )
 

@@ -45,6 +45,9 @@ Objective = Literal["loss", "smallest", "fastest"]
 
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 
+NOTHING_NATS = 1e-7
+"""Losses below this are float32 rounding, and count as equal."""
+
 Parity = Literal["all", "files"]
 """What a budget that names a uniform export promises: no more of anything that a user feels than the export takes
 (files, RAM, time per decoded token, time of a prefill), or no larger files."""

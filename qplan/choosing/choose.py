@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from qplan.choosing.context import PlanningContext
+from qplan.choosing.rivals import Measured, best_rivals
 from qplan.errors import InfeasibleError
-from qplan.formats import Formats
 from qplan.notes import note
 from qplan.planner.budget import Budget
 from qplan.planner.ceiling import Ceiling
@@ -31,11 +31,11 @@ def choose_plan(
     limits: Sequence[Ceiling | ResourceLimit] = (),
     minimize: Cost | None = None,
 ) -> Plan:
-    """Solve, then compare the plan with the uniform export within its budget, per memory setting on held-out tokens.
+    """Solve, then compare the plan with the best uniform export within its limits, per memory setting, on whole models.
 
     Single losses do not add up exactly, and a plan made for one memory setting may be bad under the other. A plan that
-    is worse than uniform under some setting is solved again with a ceiling on the loss there. If that does not help,
-    uniform replaces it, unless rules, limits or missing losses rule that out: then the plan gets a note.
+    is worse than the export under some setting is solved again with a ceiling on the loss there. If that does not help,
+    the export's formats replace it, unless rules, limits or missing losses rule that out: then the plan gets a note.
 
     Args:
         context: losses, rules, and the means to measure whole models.
@@ -47,40 +47,58 @@ def choose_plan(
         InputError: a pattern matches nothing.
         InfeasibleError: no plan fits.
     """
-    table, rules = context.table, context.rules
 
     def solve(ceilings: Sequence[Ceiling] = ()) -> Plan:
-        return make_plan(table, budgets, context.fixed, rules=rules, ceilings=(*limits, *ceilings), minimize=minimize)
+        return make_plan(
+            context.table,
+            budgets,
+            context.fixed,
+            rules=context.rules,
+            ceilings=(*limits, *ceilings),
+            minimize=minimize,
+        )
 
     plan = solve()
-    found = context.uniform(plan.budget_bytes)
-    if found is None:
+    rivals = best_rivals(context, plan.budget_bytes, limits)
+    if not rivals:
         return plan
-    name, uniform = found
+    shown = ", ".join(f"{rival.export.name} {rival.nats:.3e}" for rival in rivals)
+    context.say(f"the best uniform exports within the same limits lose, in nats per token: {shown}")
+    better = _solved_lower(context, plan, solve, rivals[0])
+    if better is None:
+        # rivals keep to the limits on RAM and times
+        others = any(not isinstance(limit, ResourceLimit) for limit in limits)
+        restricted = context.rules.restricts or others or minimize is not None
+        better = _uniform_instead(context, budgets, plan, rivals, limits, restricted=restricted)
+    return replace(better, rivals=tuple(rival.recorded for rival in rivals))
+
+
+def _solved_lower(
+    context: PlanningContext, plan: Plan, solve: Callable[[Sequence[Ceiling]], Plan], rival: Measured
+) -> Plan | None:
+    """The plan, solved again under ceilings while it is worse than a uniform export; None if it stays so."""
+    table, name = context.table, rival.export.name
     most: dict[Memory, float] = {}
     for attempt in range(_ROUNDS):
-        if plan.formats == uniform and context.rounder.rounding == "rtn":
+        if plan.formats == rival.formats and context.rounder.rounding == rival.export.rounding:
             return plan.noted(note("uniform-within-limits", uniform=name))
-        ratios = context.against(plan.formats, uniform)
+        ratios = context.against(plan.formats, rival.formats, rival.export.rounding)
         shown = ", ".join(f"memory {memory} {ratio:.2f}" for memory, ratio in ratios.items())
-        context.say(f"joint loss of the plan relative to MNN's uniform {name}: {shown}")
+        context.say(f"joint loss of the plan relative to uniform {name}: {shown}")
         if max(ratios.values()) <= 1:
             return plan
         for memory, ratio in ratios.items():
             if ratio > 1:
-                reached = uniform_loss(plan.formats, table.kl(memory)) or 0.0
+                reached = uniform_loss(plan.formats, table.ordered_kl(memory)) or 0.0
                 most[memory] = _MARGIN / ratio * min(reached, most.get(memory, reached))
         context.say(f"worse than uniform {name}: solving again under a lower ceiling ({attempt + 1} of {_ROUNDS})")
-        ceilings = [Ceiling(f"loss under memory {memory}", table.kl(memory), limit) for memory, limit in most.items()]
+        losses = {memory: table.ordered_kl(memory) for memory in most}
+        ceilings = [Ceiling(f"loss under memory {m}", losses[m], limit) for m, limit in most.items()]
         try:
             plan = solve(ceilings)
         except InfeasibleError:
             break  # no plan satisfies the ceiling
-    kept = all(isinstance(limit, ResourceLimit) and limit.holds(table.model, uniform) for limit in limits)
-    restricted = rules.restricts or not kept or minimize is not None
-    if restricted or uniform_loss(uniform, table.kl(table.goal)) is None:
-        return plan.noted(note("worse-than-uniform", uniform=name))
-    return _uniform_instead(context, budgets, name, uniform)
+    return None
 
 
 def with_price_of_nearest(plan: Plan, context: PlanningContext) -> Plan:
@@ -99,8 +117,22 @@ def with_price_of_nearest(plan: Plan, context: PlanningContext) -> Plan:
     return plan.noted(note("nearest-for-folded" if folded else "nearest-for-feedback", **price, memory=memory))
 
 
-def _uniform_instead(context: PlanningContext, budgets: Budget | Sequence[Budget], name: str, uniform: Formats) -> Plan:
-    rules, fixed = context.rules, context.fixed
+def _uniform_instead(
+    context: PlanningContext,
+    budgets: Budget | Sequence[Budget],
+    plan: Plan,
+    rivals: Sequence[Measured],
+    limits: Sequence[Ceiling | ResourceLimit],
+    *,
+    restricted: bool,
+) -> Plan:
+    """The plan with the formats of the best uniform export whose losses are known, if it loses less with those."""
+    rules, fixed, table = context.rules, context.fixed, context.table
+    losses = rules.losses(table)
+    known = next((rival for rival in rivals if uniform_loss(rival.formats, losses) is not None), None)
+    if restricted or known is None:
+        return plan.noted(note("worse-than-uniform", uniform=rivals[0].export.name))
+    name = known.export.name
     if rules.uniform_fixed is not None and rules.uniform_fixed.total < fixed.total:
         msg = (
             f"no mix of the folded weights is better than uniform {name} on held-out tokens, and uniform {name} of the "
@@ -108,5 +140,5 @@ def _uniform_instead(context: PlanningContext, budgets: Budget | Sequence[Budget
             "analyze with --fold off --restart"
         )
         raise InfeasibleError(msg)
-    plan = make_plan(context.table, budgets, fixed, rules=replace(rules, pins=uniform))
-    return plan.noted(note("uniform-is-best", uniform=name))
+    uniform = make_plan(table, budgets, fixed, rules=replace(rules, pins=known.formats), ceilings=limits)
+    return uniform.noted(note("uniform-is-best", uniform=name))

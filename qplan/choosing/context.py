@@ -17,7 +17,6 @@ from qplan.cost.emit import COMPARING, ROUNDING
 from qplan.cost.file_bytes import FixedBytes
 from qplan.formats import Formats, QuantFormat
 from qplan.planner.rules import Rules
-from qplan.planner.uniform import largest_uniform
 from qplan.quantize import Int8Activations
 from qplan.quantize.round_all import pending, round_all
 from qplan.quantize.rounder import Rounder
@@ -26,7 +25,8 @@ from qplan.run.table import SensitivityTable
 from qplan.sensitivity.joint import Variant, variant_losses
 from qplan.sensitivity.kept_logits import KeptLogits
 from qplan.sensitivity.metrics import TokenStats, join
-from qplan.settings import Memory, Progress, Say, Visit
+from qplan.settings import NOTHING_NATS, Memory, Progress, Say, Visit
+from qplan.uniform import NEAREST
 
 EVEN, ODD = slice(0, None, 2), slice(1, None, 2)
 """Halves of the held-out rows: whole models are measured on one, or on both."""
@@ -61,6 +61,10 @@ class PlanningContext:
     """Whole models on half of the rows that were measured already; may be shared by several contexts."""
     halves: Halves = field(default_factory=Halves)
     """Whether these are measured by products of bfloat16; shared by contexts that share `known`."""
+    hqq: Rounder | None = None
+    """Rounds uniform models as MNN's exporter does with ``--hqq``; None to keep nothing that it rounds."""
+    rivals: int = 3
+    """Uniform exports to measure as whole models: the best by its weights need not be the best on tokens."""
     jobs: int = 1
     """Tensors to round at a time."""
     visit: Visit | None = None
@@ -71,12 +75,11 @@ class PlanningContext:
         """Tokens of a pass: those that the analysis ran forwards and backwards."""
         return self.table.conditions.samples * self.table.conditions.seq_len
 
-    def uniform(self, limit_bytes: int) -> tuple[str, dict[str, QuantFormat]] | None:
-        """The widest uniform export within a limit, with its name; None if none fits."""
-        rules = self.rules
-        return largest_uniform(
-            self.table.model, rules.uniform_fixed or self.fixed, limit_bytes, rules.uniform_scale_bits
-        )
+    def exporter(self, rounding: str) -> Rounder:
+        """What rounds uniform models as MNN's exporter would, with one of its roundings."""
+        if rounding == self.nearest.rounding:
+            return self.nearest
+        return self.hqq or Rounder(self.nearest.loaded, rounding)
 
     def whole(
         self,
@@ -101,12 +104,12 @@ class PlanningContext:
         variants = {label: self._variant(formats, memory or self.table.goal) for label, formats in plans.items()}
         return self._measured(variants, rounder or self.rounder, rows, stage, exact=exact)
 
-    def against(self, formats: Formats, uniform: Formats) -> dict[Memory, float]:
-        """Ratio of a plan's joint loss to that of a uniform export rounded to nearest, by memory setting.
+    def against(self, formats: Formats, uniform: Formats, rounding: str = NEAREST) -> dict[Memory, float]:
+        """Ratio of a plan's joint loss to that of a uniform export, by memory setting; 1 where both lose nothing.
 
         Of half of the rows, where the plan loses less there beyond doubt under all settings.
         """
-        return self._ratios(formats, uniform, EVEN) or self._ratios(formats, uniform, ALL)
+        return self._ratios(formats, uniform, rounding, EVEN) or self._ratios(formats, uniform, rounding, ALL)
 
     def nearest_nats(self, formats: Formats) -> tuple[float, float]:
         """Mean KL per token of a plan, and of the same formats rounded to nearest, on half of the rows."""
@@ -130,18 +133,18 @@ class PlanningContext:
                 self.say(told)
             round_all(rounder, menu, jobs=self.jobs, progress=self._progress(ROUNDING, told))
 
-    def _ratios(self, formats: Formats, uniform: Formats, rows: slice) -> dict[Memory, float]:
+    def _ratios(self, formats: Formats, uniform: Formats, rounding: str, rows: slice) -> dict[Memory, float]:
         """See `against`; empty where half of the rows leave a doubt."""
         found: dict[Memory, float] = {}
         ours, theirs = (
             self._measured({m: self._variant(plan, m) for m in self.table.memories}, rounder, rows, COMPARING)
-            for plan, rounder in ((formats, self.rounder), (uniform, self.nearest))
+            for plan, rounder in ((formats, self.rounder), (uniform, self.exporter(rounding)))
         )
         for memory in self.table.memories:
             if rows != ALL and not _clearly_less(ours[memory], theirs[memory]):
                 return {}
             mine, its = ours[memory].kl_nats, theirs[memory].kl_nats
-            found[memory] = mine / its if its else float(mine > 0)
+            found[memory] = 1.0 if max(mine, its) < NOTHING_NATS else mine / its if its else math.inf
         return found
 
     def _variant(self, formats: Formats, memory: Memory) -> Variant:

@@ -45,7 +45,7 @@ class Halves:
     def _decided(loaded: LoadedModel, table: SensitivityTable, formats: Formats, reference: KeptLogits | None) -> bool:
         if reference is None or not half_products_pay(loaded.device):
             return False
-        sums = [(uniform_loss(formats, table.kl(memory)), memory) for memory in table.memories]
+        sums = [(uniform_loss(formats, table.ordered_kl(memory)), memory) for memory in table.memories]
         least = min(0.0 if nats is None else table.predict_joint(nats, memory) for nats, memory in sums)
         if least <= 0:
             return False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from qplan.choosing.choose import choose_plan
@@ -11,13 +10,16 @@ from qplan.choosing.context import PlanningContext
 from qplan.choosing.parity import parity_notes
 from qplan.choosing.repair import repair
 from qplan.choosing.request import PlanRequest
+from qplan.choosing.smaller import no_worse_than_smaller
 from qplan.errors import InfeasibleError
 from qplan.formats import Formats
 from qplan.notes import note
 from qplan.planner.ceiling import Ceiling
 from qplan.planner.limits import ResourceLimit
+from qplan.planner.metric import Metric
 from qplan.run.folder import RunFolder
 from qplan.run.plan import Plan
+from qplan.uniform import UniformExport
 
 _ROUNDS = 5
 """How often a plan whose whole model loses more than allowed is solved again under a lower limit."""
@@ -42,7 +44,7 @@ def choose_requested(
 ) -> Plan:
     """Choose the best plan within all budgets and limits, and repair it by measuring whole models.
 
-    See `choose_plan` and `repair`.
+    See `choose_plan`, `repair` and `no_worse_than_smaller`.
 
     Args:
         context: losses, and the means to measure whole models; its rules are replaced by those of ``wanted``.
@@ -63,7 +65,9 @@ def choose_requested(
         plan = choose_plan(context, wanted.budgets, limits=limits, minimize=minimize)
         plan = plan.noted(*parity_notes(wanted.budgets, wanted.rules, table))
         if minimize is None and evaluations != 0:
-            plan = _repaired(plan, context, limits, evaluations)
+            plan = _unless_worse(plan, repair(plan, context, limits=limits, evaluations=evaluations), context)
+        if minimize is None and context.rules.metric is Metric.kl:
+            plan = _unless_worse(plan, no_worse_than_smaller(plan, context, run, limits), context)
         if not wanted.budgets:
             plan = replace(plan, budget=wanted.label)
         if wanted.max_kl is None and wanted.max_ppl_increase is None:
@@ -87,17 +91,15 @@ def choose_requested(
     raise InfeasibleError(msg)
 
 
-def _repaired(
-    plan: Plan, context: PlanningContext, limits: Sequence[Ceiling | ResourceLimit], evaluations: int | None
-) -> Plan:
-    """The repaired plan, or the given one if the repair makes it worse than uniform under some memory setting."""
-    better = repair(plan, context, limits=limits, evaluations=evaluations)
-    found = context.uniform(plan.budget_bytes)
-    if better is plan or found is None:
+def _unless_worse(plan: Plan, better: Plan, context: PlanningContext) -> Plan:
+    """The better plan, or the one before if the best uniform export beats the better one under some memory setting."""
+    if better is plan or not plan.rivals:
         return better
-    name, uniform = found
-    if max(context.against(better.formats, uniform).values()) > 1:
-        context.say(f"the repaired plan is worse than uniform {name} under a memory setting: keeping the plan before")
+    name, rules = plan.rivals[0].name, context.rules
+    export = UniformExport.parse(name)
+    uniform = export.formats(context.table.model, rules.uniform_scale_bits)
+    if max(context.against(better.formats, uniform, export.rounding).values()) > 1:
+        context.say(f"that plan is worse than uniform {name} under a memory setting: keeping the plan before")
         return plan
     return better
 

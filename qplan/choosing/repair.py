@@ -3,6 +3,9 @@
 Single losses do not add up exactly, so the plan with the least sum need not be the best. Each round measures moves
 around it that nearly paid off, one at a time, on the whole model. The solver combines them within all limits, and the
 combination is measured and kept if it loses less. Half of the held-out rows choose moves, the other half must confirm.
+
+Noise moves nothing: a change counts as the largest that its error allows, and the plan changes only if the loss falls
+beyond doubt on both halves. Models are compared token by token.
 """
 
 from __future__ import annotations
@@ -22,9 +25,16 @@ from qplan.planner.ceiling import Ceiling
 from qplan.planner.limits import ResourceLimit
 from qplan.planner.metric import Metric
 from qplan.planner.moves import combine, nearest_moves
-from qplan.planner.planning import member_formats, picks_of, planned_limits, planned_tensors, predicted_nats
+from qplan.planner.planning import (
+    is_unlimited,
+    member_formats,
+    picks_of,
+    planned_limits,
+    planned_tensors,
+    predicted_nats,
+)
 from qplan.run.plan import Plan
-from qplan.sensitivity.metrics import TokenStats
+from qplan.sensitivity.paired import change_of
 
 _MOVES = 15
 """Most single moves that one round measures."""
@@ -54,7 +64,7 @@ def repair(
         evaluations: most whole models to measure; None for `affordable`.
 
     Returns:
-        The given plan, or one that loses less on both halves of the held-out rows.
+        The given plan, or one that loses less on both halves of the held-out rows, beyond doubt.
     """
     rules, heldout = context.rules, context.heldout
     card, losses = context.table.model, rules.losses(context.table)
@@ -63,7 +73,13 @@ def repair(
         problem = limit.applied(problem, card)
     program = problem.program()
     picks = picks_of(problem, plan.formats, card)
-    if picks is None or not program.holds(picks) or len(heldout) < 2 or rules.metric is not Metric.kl:
+    if (
+        is_unlimited(plan)
+        or picks is None
+        or not program.holds(picks)
+        or len(heldout) < 2
+        or rules.metric is not Metric.kl
+    ):
         return plan
     if evaluations is None:
         evaluations = affordable(context)
@@ -71,6 +87,7 @@ def repair(
             f"promotions and demotions: at most {evaluations} whole models on {heldout[EVEN].size:,} tokens, about "
             f"{REPAIR_PASSES:g} passes over the calibration"
         )
+    seq_len = heldout.shape[1]
     choosing, confirming = (partial(context.whole, rows=half, stage=REPAIRING) for half in (EVEN, ODD))
     first, best = picks, choosing({"": plan.formats})[""]
     start_nats, left = best.kl_nats, evaluations - 1
@@ -78,32 +95,38 @@ def repair(
         moves = nearest_moves(program, picks, min(_MOVES, left - 1))
         trials = {f"{m.group} {m.choice}": _with(picks, m.group, m.choice) for m in moves}
         measured = choosing({label: member_formats(problem, p, card) for label, p in trials.items()})
-        changes = {(m.group, m.choice): measured[f"{m.group} {m.choice}"].kl_nats - best.kl_nats for m in moves}
+        changes = {
+            (m.group, m.choice): change_of(best, measured[f"{m.group} {m.choice}"], seq_len).at_most for m in moves
+        }
         left -= len(moves) + 1
         other = combine(program, picks, changes)
         if other == picks:
             break
         found = choosing({"": member_formats(problem, other, card)})[""]
-        if not _pays(best, found):
+        if not change_of(best, found, seq_len).is_fall:
             break
         picks, best = other, found
     if picks == first:
-        context.say(f"no promotion or demotion lowers the loss: {evaluations - left} whole models measured")
+        context.say(
+            f"no promotion or demotion lowers the loss beyond its error: {evaluations - left} whole models measured"
+        )
         return plan
     formats = member_formats(problem, picks, card)
     checked = confirming({"before": plan.formats, "after": formats})
     before, after = checked["before"].kl_nats, checked["after"].kl_nats
     changed = sum(formats[name] != fmt for name, fmt in plan.formats.items())
-    if after >= before:
+    if not change_of(checked["before"], checked["after"], seq_len).is_fall:
         context.say(
-            f"{changed} promotions and demotions lowered the loss on one half of the held-out rows only: dropped"
+            f"{changed} promotions and demotions lowered the loss beyond doubt on one half of the held-out rows only: "
+            "dropped"
         )
         return plan
     share = (best.kl_nats + after) / (start_nats + before)
     context.say(
         f"{changed} tensors promoted or demoted within the limits: whole-model loss x {share:.3f} on held-out rows"
     )
-    return _changed(plan, context, formats, limits, share)
+    better = with_formats(plan, context, formats, limits)
+    return better.noted(note("promoted-or-demoted", changed=changed, share=share))
 
 
 def affordable(context: PlanningContext) -> int:
@@ -126,24 +149,15 @@ def _with(picks: Sequence[int], group: int, choice: int) -> tuple[int, ...]:
     return (*picks[:group], choice, *picks[group + 1 :])
 
 
-def _pays(before: TokenStats, after: TokenStats) -> bool:
-    """Whether the loss falls by more than the standard error of its change over tokens."""
-    fall = before.kl - after.kl
-    error = float(fall.std()) / math.sqrt(len(fall)) if len(fall) > 1 else 0.0
-    return float(fall.mean()) > error
-
-
-def _changed(
-    plan: Plan, context: PlanningContext, formats: Formats, limits: Sequence[Ceiling | ResourceLimit], share: float
+def with_formats(
+    plan: Plan, context: PlanningContext, formats: Formats, limits: Sequence[Ceiling | ResourceLimit]
 ) -> Plan:
     """The plan with other formats and the numbers of these."""
     table, losses = context.table, context.rules.losses(context.table)
     tensors = planned_tensors(table, formats)
     total = math.fsum(losses[name][fmt.name] for name, fmt in formats.items())
-    bound = plan.solver.bound_nats
-    gap = (total - bound) / total if total else 0.0
-    changed = sum(formats[name] != fmt for name, fmt in plan.formats.items())
-    better = replace(
+    gap = (total - plan.solver.bound_nats) / total if total else 0.0
+    return replace(
         plan,
         tensors=tensors,
         predicted_nats=predicted_nats(tensors, table),
@@ -151,4 +165,3 @@ def _changed(
         solver=replace(plan.solver, status=REPAIRED, objective_nats=total, gap=gap),
         limits=planned_limits(limits, table.model, formats),
     )
-    return better.noted(note("promoted-or-demoted", changed=changed, share=share))

@@ -174,7 +174,7 @@ class PlanRequest:
         if self.max_ppl_increase is not None:
             nats = self.max_ppl_increase.nll_nats(table.reference_nll_nats) * scales[1]
             wanted.append((PERPLEXITY, nats))
-        losses = table.kl(table.goal)  # regardless of the metric that is minimized
+        losses = table.ordered_kl(table.goal)  # regardless of the metric that is minimized
         return tuple(Ceiling(name, losses, largest_sum(table, nats)) for name, nats in wanted)
 
 
@@ -209,7 +209,7 @@ def limits_of(plan: Plan, table: SensitivityTable, run: RunFolder) -> tuple[Ceil
         elif limit.of and (again := relimited(limit.of, limit.name, rules, table)) is not None:
             found.append(again)
         elif limit.name in (KL, PERPLEXITY):
-            found.append(Ceiling(limit.name, table.kl(table.goal), limit.limit))
+            found.append(Ceiling(limit.name, table.ordered_kl(table.goal), limit.limit))
     return tuple(found)
 
 

@@ -118,6 +118,7 @@ def _plan_document(plan: Plan) -> Document:
         "dynamic_option": plan.dynamic_option,
         "formats": {name: fmt.name for name, fmt in plan.formats.items()},
         "limits": [asdict(limit) for limit in plan.limits],
+        "rivals": [asdict(rival) for rival in plan.rivals],
         "parity": plan.parity,
         "footprint": None if plan.footprint is None else asdict(plan.footprint),
         "uniform": [asdict(point) for point in plan.uniform],

@@ -127,6 +127,14 @@ def command(
             rich_help_panel=panels.RULES,
         ),
     ] = EmitOptions.evaluations,
+    rivals: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            help="Build this many of the best uniform models within the same limits, besides fp16, int8 and int4.",
+            rich_help_panel=panels.JUDGING,
+        ),
+    ] = EmitOptions.rivals,
     plan: Annotated[
         Path | None,
         typer.Option(
@@ -241,6 +249,7 @@ def command(
         threads=threads,
         dynamic_option=None if dynamic_option == AUTO else dynamic_option,
         evaluations=repair,
+        rivals=rivals,
         plan=plan,
         engine=None if engine is None else EngineVersion.parse(engine),
         prove=parse_processors(prove or ()),
@@ -267,6 +276,9 @@ def command(
     show(emitted)
 
 
+SHOWN = frozenset({"budget-does-not-bind", "limits-do-not-bind", "smaller-plan-taken"})
+"""Notes of a plan that are printed: what it is, before all numbers."""
+
 _MODES = frozenset({"--json", "--quiet"})
 
 
@@ -281,26 +293,9 @@ def show(emitted: Emitted) -> None:
     Raises:
         VerificationError: the built model broke a promise.
     """
-    from qplan.cli.tables import (  # noqa: PLC0415 - not for --help
-        arm_table,
-        felt_table,
-        limits_lines,
-        plan_table,
-        verification_table,
-    )
-
     files = PlanFolder(emitted.folder)
     answer(**emit_document(emitted))
-    out.print(plan_table(emitted.plan))
-    for line in limits_lines(emitted.plan):
-        out.print(line)
-    out.print(felt_table(emitted.plan, emitted.verification))
-    if emitted.verification is not None:
-        out.print(verification_table(emitted.verification))
-        if emitted.verification.arm:
-            out.print(arm_table(emitted.verification))
-        for check in emitted.verification.checks:
-            out.print(Text.assemble(mark(holds=check.passed), f" {check.name}: ", (check.detail, "dim")))
+    _show_plan(emitted)
     out.print(f"\nthe same plan with llmexport:\n  {emitted.export_command}", soft_wrap=True)
     for problem in emitted.export_problems:
         remark(problem)
@@ -314,3 +309,34 @@ def show(emitted: Emitted) -> None:
         kept = "1 promise was" if len(failed) == 1 else f"{len(failed)} promises were"
         msg = f"{kept} not kept: {'; '.join(failed)}. See {files.report}"
         raise VerificationError(msg)
+
+
+def _show_plan(emitted: Emitted) -> None:
+    """Print the plan, what was measured of it, and what it is compared with."""
+    from qplan.cli.tables import (  # noqa: PLC0415 - not for --help
+        arm_table,
+        felt_table,
+        limits_lines,
+        plan_table,
+        rivals_table,
+        verification_table,
+    )
+    from qplan.report.summary import verdict  # noqa: PLC0415
+
+    plan, verification = emitted.plan, emitted.verification
+    out.print(plan_table(plan))
+    for line in limits_lines(plan):
+        out.print(line)
+    for known in plan.notes:
+        if known.code in SHOWN:
+            out.print(f"{known}.")
+    out.print(felt_table(plan, verification))
+    if verification is not None:
+        out.print(verification_table(verification))
+    if plan.rivals:
+        out.print(rivals_table(plan, verification))
+    if verification is not None and verification.arm:
+        out.print(arm_table(verification))
+    out.print(f"\n{verdict(plan, verification).sentence}\n")
+    for check in () if verification is None else verification.checks:
+        out.print(Text.assemble(mark(holds=check.passed), f" {check.name}: ", (check.detail, "dim")))

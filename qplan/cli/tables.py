@@ -153,6 +153,22 @@ def arm_table(verification: Verification) -> Table:
     return view
 
 
+def rivals_table(plan: Plan, verification: Verification | None) -> Table:
+    """The best uniform models within the plan's limits: what they lose, and what makes the best one."""
+    view = table_view(
+        ("uniform model", "MB", "in torch", "on the engine"),
+        left=("uniform model",),
+        heading="The best uniform models within the same limits: KL to FP32",
+        note=f"{plan.rivals[0].name}: {plan.rivals[0].command}",
+    )
+    for rival in plan.rivals:
+        model = None if verification is None else verification.model(rival.name)
+        accuracy = None if model is None else model.accuracy(plan.memory)
+        engine = "-" if accuracy is None else f"{accuracy.kl_nats:.2e}"
+        view.add_row(rival.name, f"{rival.total_bytes / 1e6:,.2f}", f"{rival.heldout_nats:.2e}", engine)
+    return view
+
+
 def _cells(model: BuiltModel, option: int, speed: Speed | None) -> list[str]:
     """Losses, agreement and speeds of a model with one of MNN's ``dynamic_option``."""
     low, decode = (model.accuracy("low", path, option) for path in ("prefill", "decode"))

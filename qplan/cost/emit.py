@@ -84,6 +84,10 @@ class EmitAsked:
     """Graphs to export."""
     export_bytes: float
     """Peak memory of an export."""
+    rivals: int
+    """Uniform models within the plan's limits that are built."""
+    compared: int
+    """Of these, those whose whole models are measured in torch."""
     budgets: int
     """Of the frontier in the report."""
     build: bool
@@ -272,9 +276,9 @@ class EmitCost:
         On half of the tokens, which seldom leave a doubt.
         """
         asked, tokens = self.asked, self.asked.planning // 2
-        variants = 2 * asked.memories + 1
+        variants = 2 * asked.memories + 1 + asked.compared
         work = self._swept(tokens, variants, variants // 2 + 1, half=True)
-        work += self._planned + self._stored(8, nearest=True).times(2)
+        work += self._planned + self._stored(8, nearest=True).times(2 + asked.compared)
         memory = self._batch(tokens, asked.memories) + self._kept_weights
         work += Work(seconds_anywhere=_SOLVED_S * asked.choices)
         return self._stage(COMPARING, [work], memory, units=variants * tokens // asked.seq_len)
@@ -295,8 +299,9 @@ class EmitCost:
 
     def _proving(self) -> ExpectedStage:
         engine, tokens, parts = self.engine, self.asked.judged, []
-        for bits in COMPARED.values():
-            if bits not in engine.uniform:
+        every = [(float(bits), bits in engine.uniform) for bits in COMPARED.values()]
+        for bits, wanted in [*every, *[(engine.bits, True)] * self.asked.rivals]:
+            if not wanted:
                 parts.append(NOTHING)
                 continue
             work = engine.built(bits) + engine.measured(bits, tokens)

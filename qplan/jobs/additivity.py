@@ -69,7 +69,7 @@ def measure_additivity(
 
 def sum_nats(table: SensitivityTable, formats: Formats) -> float:
     """Sum of the single losses of a plan."""
-    single = table.kl(table.goal)
+    single = table.ordered_kl(table.goal)
     return math.fsum(single[name][fmt.name] for name, fmt in formats.items())
 
 

@@ -77,7 +77,7 @@ def decisions(
             factors = {key: math.exp(error * generator.standard_normal()) for key, error in errors.items()}
             rows = (replace(m, kl_nats=m.kl_nats * factors[m.tensor, m.format]) for m in table.measurements)
             drawn = replace(table, measurements=tuple(rows))
-            other, losses = make_plan(drawn, budget, fixed, rules=rules), drawn.kl(table.goal)
+            other, losses = make_plan(drawn, budget, fixed, rules=rules), drawn.ordered_kl(table.goal)
             others.append(other)
             ours = math.fsum(losses[name][fmt.name] for name, fmt in plan.formats.items())
             regrets.append(ours / least - 1 if (least := other.solver.objective_nats) else 0.0)

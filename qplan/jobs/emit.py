@@ -328,7 +328,8 @@ def _prove(
         msg = f"{model} was built, and {sound.promise} finds in it: {sound.found}. It is left there to look at"
         raise VerificationError(msg)
     bench = replace(bench, progress=job.stages.visit(PROVING, "proof on the engine, beside uniform models"))
-    with uniform_builds(replace(bench, loaded=job.model.original, skeleton=job.uniform_skeleton)) as builds:
+    uniform = replace(bench, loaded=job.model.original, skeleton=job.uniform_skeleton, hqq=job.hqq)
+    with uniform_builds(uniform) as builds:
         speeds = timed_by_turns(bench, plan, model, builds)
         if gain is not None:
             plan = option_by_speed(plan, gain, speeds)
@@ -344,6 +345,7 @@ def _prove(
             rounder=job.rounder,
             speeds=speeds,
             builds=builds,
+            rivals=job.options.rivals,
         )
     if job.options.engine is not None:
         expected = stored_logits(job.rounder, plan.formats, bench.token_ids)

@@ -41,6 +41,7 @@ from qplan.mnn.build.skeleton import Skeleton
 from qplan.model.load import LoadedModel
 from qplan.planner.rules import Rules
 from qplan.quantize.rounder import Rounder
+from qplan.quantize.stored_cache import StoredCache
 from qplan.run.folder import RunFolder
 from qplan.run.plan import Plan
 from qplan.run.plan_folder import PLAN_FILE, PlanFolder
@@ -48,6 +49,7 @@ from qplan.run.table import SensitivityTable
 from qplan.sensitivity.kept_logits import KeptLogits, kept_logits
 from qplan.sensitivity.metrics import TokenStats
 from qplan.settings import DYNAMIC_OPTIONS, Arithmetic, DynamicOption, Say
+from qplan.uniform import HQQ
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +128,12 @@ class EmitJob:
         )
 
     @cached_property
+    def hqq(self) -> Rounder:
+        """Rounds uniform models as MNN's exporter does with ``--hqq``, once."""
+        original = self.model.original
+        return Rounder(original, HQQ, cache=StoredCache.of(self.run, {"model": original.card.sha256, "rounding": HQQ}))
+
+    @cached_property
     def kept(self) -> KeptLogits | None:
         """What the model in FP32 says of `heldout`, computed when it is first asked for."""
         if self.open is None:
@@ -170,6 +178,8 @@ class EmitJob:
             kept=self.kept,
             known=self._known,
             halves=self._halves,
+            hqq=self.hqq if nearest is self.model.original else None,
+            rivals=max(PlanningContext.rivals, self.options.rivals),
             jobs=self.jobs,
             visit=self.stages.visit,
         )

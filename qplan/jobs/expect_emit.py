@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from qplan.choosing.context import PlanningContext
 from qplan.choosing.planned import PlannedOn
 from qplan.choosing.repair import most_models
 from qplan.choosing.sizes import run_fixed_bytes
@@ -151,6 +152,8 @@ class Emission:
             weighs_activations=table.goal == "low" and options.dynamic_option != 0,
             exports=self.exports,
             export_bytes=whole_bytes(self.folders[0]) if kept is None else kept.peak_bytes,
+            rivals=options.rivals if self.given is None else min(options.rivals, len(self.given.plan.rivals)),
+            compared=max(PlanningContext.rivals, options.rivals),
             budgets=COARSE_POINTS,
             build=options.build,
             processors=len(options.prove),

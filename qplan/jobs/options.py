@@ -18,6 +18,7 @@ from qplan.mnn.engines import EngineTarget, EngineVersion
 from qplan.report.words import Language
 from qplan.roundings import check_rounding
 from qplan.settings import DTypeName, DynamicOption, Effort, Folding, Memory, Mode
+from qplan.uniform import RIVALS
 
 LOGITS_BYTES = 640 << 20
 """Bytes of FP32 logits in a pass, unless the user gives the number of sequences."""
@@ -154,6 +155,8 @@ class EmitOptions:
     """MNN's setting for int8 activations; None to let `qplan.choosing.activations` decide."""
     evaluations: int | None = None
     """Most whole models that a repair may measure; 0 for no repair, None for what a pass allows."""
+    rivals: int = RIVALS
+    """Uniform models within the plan's limits that are built, besides fp16, int8 and int4."""
     plan: Path | None = None
     """A plan to build, possibly edited by hand; None to make one."""
     engine: EngineVersion | None = None
@@ -175,7 +178,12 @@ class EmitOptions:
         """
         check_ray(self.ray)
         check_least(
-            {"--tokens": (self.tokens, 2), "--threads": (self.threads, 1), "--repair": (self.evaluations or 0, 0)}
+            {
+                "--tokens": (self.tokens, 2),
+                "--threads": (self.threads, 1),
+                "--repair": (self.evaluations or 0, 0),
+                "--rivals": (self.rivals, 0),
+            }
         )
         if self.engine is not None:
             EngineTarget.of(self.engine)

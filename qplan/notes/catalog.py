@@ -213,6 +213,10 @@ CATALOG: Mapping[str, NoteKind] = {
         narrower=str,
     ),
     "budget-above-fp16": _kind("the budget is larger than uniform fp16"),
+    "budget-does-not-bind": _kind(
+        "the budget {budget} does not bind: every tensor has the best of its formats that the rules allow", budget=str
+    ),
+    "limits-do-not-bind": _kind("no limit binds: every tensor has the best of its formats that the rules allow"),
     "edited": _kind("edited by hand: bytes and losses were recalculated; nothing proves that the plan is the best one"),
     "over-budget": _kind(
         "{total_bytes:,} bytes: over the budget of {budget_bytes:,}", total_bytes=int, budget_bytes=int
@@ -270,6 +274,12 @@ CATALOG: Mapping[str, NoteKind] = {
         "{changed} tensors were promoted or demoted after whole models were measured: on held-out tokens the plan "
         "loses {share:.3f} times as much as the one with the least sum of single losses",
         changed=int,
+        share=float,
+    ),
+    "smaller-plan-taken": _kind(
+        "formats are those of the plan {plan} of this run, which is smaller and loses {share:.3f} times as much on "
+        "held-out tokens as the plan that was solved for this budget",
+        plan=str,
         share=float,
     ),
     "folded-budgets": _kind(

@@ -20,6 +20,7 @@ from qplan.planner.rules import Rules
 from qplan.planner.solver.program import Solution
 from qplan.planner.solver.solver import solve
 from qplan.planner.uniform import uniform_loss
+from qplan.planner.widen import widened
 from qplan.run.frontier import POINTS, Frontier, FrontierPoint, NamedPlan, Sweep, UniformModel
 from qplan.run.table import SensitivityTable
 from qplan.uniform import UNIFORM_NAMES, uniform_formats
@@ -62,22 +63,22 @@ def frontier(
     start = time.perf_counter()
     rules = rules or Rules()
     table = rules.seen(table)
-    card, losses, kl = table.model, rules.losses(table), table.kl(table.goal)
+    card, losses, kl = table.model, rules.losses(table), table.ordered_kl(table.goal)
     problem = rules.problem(card, losses, None)
     smallest, best = solve(problem.smallest_program()), solve(problem.program())
     if not smallest.picks or not best.picks:
         msg = "the rules allow no plan of any size; loosen --pin or --min-bits, or set --logits-bits 0"
         raise InfeasibleError(msg)
-    low = problem.picked_bytes(smallest.picks)
-    high = max(problem.picked_bytes(best.picks), low)
+    low, last = problem.picked_bytes(smallest.picks), widened(problem, best.picks)
+    high = max(problem.picked_bytes(last), low)
     solved: dict[tuple[int, ...], Solution] = {}
     known = smallest.picks
     for limit in np.geomspace(low + fixed.total, high + fixed.total, points):
         capped = min(max(round(float(limit)) - fixed.total, low), high)
         program = replace(problem, limit_bytes=capped).program()
-        solution = solve(program, known=[known, best.picks], time_limit_s=POINT_TIME_LIMIT_S)
+        solution = solve(program, known=[known, last], time_limit_s=POINT_TIME_LIMIT_S)
         known = solution.picks
-        solved.setdefault(known, solution)
+        solved.setdefault(widened(replace(problem, limit_bytes=capped), known), solution)
 
     def point(picks: tuple[int, ...], solution: Solution) -> FrontierPoint:
         formats = member_formats(problem, picks, card)
@@ -103,7 +104,7 @@ def frontier(
             limited = limit.applied(limited, card)
         solution = solve(limited.program(), time_limit_s=POINT_TIME_LIMIT_S)
         if solution.picks:
-            named.append(NamedPlan(name, point(solution.picks, solution)))
+            named.append(NamedPlan(name, point(widened(limited, solution.picks), solution)))
     named.sort(key=lambda plan: plan.point.total_bytes)
     found.sort(key=lambda point: point.total_bytes)
     bends = knees([p.total_bytes for p in found], [p.joint_nats for p in found])

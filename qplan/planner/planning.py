@@ -22,6 +22,7 @@ from qplan.planner.rules import Rules
 from qplan.planner.solver.program import Solution, Status
 from qplan.planner.solver.solver import TIME_LIMIT_S, solve
 from qplan.planner.uniform import uniform_loss
+from qplan.planner.widen import widened
 from qplan.run.plan import (
     LogitsRule,
     Plan,
@@ -33,6 +34,8 @@ from qplan.run.plan import (
 from qplan.run.table import SensitivityTable
 from qplan.tensors import Role
 from qplan.uniform import UNIFORM_NAMES, uniform_formats
+
+_UNLIMITED = frozenset({"budget-does-not-bind", "limits-do-not-bind"})
 
 COMPARED_BITS = (4, 8, FP16.bits)
 """Widths of the uniform exports that every plan is compared with."""
@@ -85,6 +88,9 @@ def make_plan(
                 f"least {minimize.name}", minimize.unit, round(cheapest.objective), minimize.choice(card)
             )
             known = [cheapest.picks]
+    unlimited = None if minimize is not None else unlimited_picks(problem)
+    if unlimited is not None:
+        known = [*known, unlimited]
     solution = solve(problem.program(), known=known, time_limit_s=time_limit_s)
     if solution.status is Status.INFEASIBLE:
         raise infeasible(problem, budget, fixed.total, restricted=bool(rules.pins or rules.min_bits))
@@ -92,10 +98,10 @@ def make_plan(
         asked = "the limits" if budget is None else budget.text
         msg = f"no plan within {asked} was found in {time_limit_s:g} s; raise the budget or the time limit"
         raise QplanError(msg)
-    formats = member_formats(problem, solution.picks, card)
+    formats = member_formats(problem, unlimited or widened(problem, solution.picks), card)
     files = file_bytes(card, formats, fixed)
     # uniform exports are rounded to nearest, so losses of better integers do not apply to them
-    nearest = table.kl(table.goal) if table.conditions.rounding == "rtn" else {}
+    nearest = table.ordered_kl(table.goal) if table.conditions.rounding == "rtn" else {}
     tensors = planned_tensors(table, formats)
     return Plan(
         model=card.source,
@@ -122,6 +128,7 @@ def make_plan(
             *_router_notes(card, formats),
             *_notes(card, budget, fixed, solution, uniform),
             *_notes_on_room(problem, budget, rules),
+            *_notes_on_limits(budget, ceilings, unlimited=unlimited is not None),
         ),
         given=rules.given,
         limits=planned_limits(ceilings, card, formats),
@@ -133,6 +140,19 @@ def make_plan(
         parity=rules.parity,
         footprint=footprint(card, formats, rules.target, table.goal),
     )
+
+
+def unlimited_picks(problem: Problem) -> tuple[int, ...] | None:
+    """The best format of every group as if nothing were limited, if that keeps to all limits; None if it does not."""
+    free = replace(problem, limit_bytes=None, resources=())
+    found = solve(free.program())
+    picks = widened(free, found.picks) if found.picks else ()
+    return picks if picks and problem.program().holds(picks) else None
+
+
+def is_unlimited(plan: Plan) -> bool:
+    """Whether a plan has the best format of every tensor, because nothing that is limited keeps it from them."""
+    return any(known.code in _UNLIMITED for known in plan.notes)
 
 
 def tightest(
@@ -193,7 +213,7 @@ def member_formats(problem: Problem, picks: Sequence[int], card: ModelCard) -> d
 
 def planned_tensors(table: SensitivityTable, formats: Mapping[str, QuantFormat]) -> tuple[PlannedTensor, ...]:
     """The plan's rows, in order of execution."""
-    losses = table.kl(table.goal)
+    losses = table.ordered_kl(table.goal)
     return tuple(
         PlannedTensor(
             name=spec.name,
@@ -286,6 +306,16 @@ def _notes(
         file_bytes(card, formats, fixed).total for formats in uniform.values()
     ):
         yield note("budget-above-fp16")
+
+
+def _notes_on_limits(
+    budget: ResolvedBudget | None, limits: Sequence[Ceiling | ResourceLimit], *, unlimited: bool
+) -> Iterator[Note]:
+    """Say if nothing that is limited keeps the plan from the best format of every tensor."""
+    if unlimited and budget is not None:
+        yield note("budget-does-not-bind", budget=budget.text)
+    elif unlimited and limits:
+        yield note("limits-do-not-bind")
 
 
 def _notes_on_room(problem: Problem, budget: ResolvedBudget | None, rules: Rules) -> Iterator[Note]:

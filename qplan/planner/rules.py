@@ -17,6 +17,7 @@ from qplan.planner.groups import make_groups
 from qplan.planner.metric import Metric, loss_of
 from qplan.planner.patterns import least_bits, pinned_formats
 from qplan.planner.problem import HEAD_LEAST_BITS, Problem, build_problem
+from qplan.run.monotone import ordered_losses
 from qplan.run.plan import GivenRules, LeastBits, Pin, Plan
 from qplan.settings import PARITIES, PRECISIONS, Parity, Precision
 
@@ -177,18 +178,20 @@ class Rules:
     def losses(self, table: SensitivityTable) -> dict[str, dict[str, float]]:
         """What is minimized, by tensor name and format name; formats that are not legal on the target are left out.
 
+        No wider format has more than a narrower one, see `qplan.run.monotone`.
+
         Raises:
             InputError: the table does not hold the metric for every format.
         """
-        value = loss_of(self.metric, table)
-        return {
-            spec.name: {
-                name: value(spec.name, name, loss)
-                for name, loss in row.items()
-                if self.target.legal(spec, QuantFormat.parse(name))
-            }
-            for spec, row in zip(table.model.tensors, table.losses().values(), strict=True)
-        }
+        value, kl = loss_of(self.metric, table), self.metric is Metric.kl
+        ordered, found = table.ordered_kl(table.goal), dict[str, dict[str, float]]()
+        for spec, row in zip(table.model.tensors, table.losses().values(), strict=True):
+            legal = [name for name in row if self.target.legal(spec, QuantFormat.parse(name))]
+            if kl:
+                found[spec.name] = {name: ordered[spec.name][name] for name in legal}
+            else:
+                found[spec.name] = ordered_losses({name: value(spec.name, name, row[name]) for name in legal}, {})
+        return found
 
     def problem(self, card: ModelCard, losses: Mapping[str, Mapping[str, float]], limit_bytes: int | None) -> Problem:
         """State the problem for a model; see `build_problem`."""

@@ -21,7 +21,7 @@ from qplan.quantize.methods import round_with
 from qplan.quantize.moments import Moments
 from qplan.quantize.stored import joined, row_pieces
 from qplan.quantize.stored_cache import StoredCache
-from qplan.roundings import CANDIDATES, needs_tokens
+from qplan.roundings import CANDIDATES, METHODS, needs_tokens
 from qplan.run.safetensors_file import ALL
 from qplan.spread.work import Workers
 
@@ -111,6 +111,8 @@ class Rounder:
         return (note("too-few-tokens", least_tokens=FEW_TOKENS, tokens=tokens, others=others),)
 
     def _round(self, name: str, fmt: QuantFormat) -> StoredTensor:
+        if self.rounding in METHODS and METHODS[self.rounding].whole:
+            return round_with(self.rounding, self.loaded.weight(name), fmt)
         if not needs_tokens(self.rounding):
             return self._by_pieces(name, lambda part: round_with(self.rounding, part, fmt))
         if self.moments is None or (self.rounding == "auto" and self.judge is None):

@@ -219,6 +219,7 @@ def _context(
         "predictions": sections.predictions(models, words),
         "size_vs_loss": comparison.size_vs_loss(models, words),
         "sizes_and_speeds": sections.sizes_and_speeds(models, base, words),
+        "rivals": sections.rivals(plan, models),
         "logits_price": sections.price_of_the_logits_rule(plan, words),
         "plan_text": plan_map.as_text(plan, grid, words),
         "calibration_perplexity": math.exp(table.reference_nll_nats),

@@ -131,6 +131,40 @@ def _accuracy(model: Contender | None, memory: str, path: str = "prefill") -> Ac
 
 
 @dataclass(frozen=True)
+class RivalRow:
+    """A uniform model within the plan's limits."""
+
+    label: str
+    size: str
+    heldout: str
+    """Loss of its whole model in torch, while the plan was chosen."""
+    engine: str
+    against: str
+    """The plan's loss on the engine in that of this model."""
+    command: str
+
+
+def rivals(plan: Plan, models: Sequence[Contender]) -> tuple[RivalRow, ...]:
+    """The best uniform models within the plan's limits, the best first, built or not."""
+    built = {model.name: model for model in models}
+    rows = []
+    for rival in plan.rivals:
+        model = built.get(rival.name)
+        engine, own = None if model is None else model.measured_nats, models[0].measured_nats
+        rows.append(
+            RivalRow(
+                rival.name.upper(),
+                notation.size(rival.total_bytes),
+                notation.loss(rival.heldout_nats),
+                notation.loss(engine),
+                _share(own, engine),
+                rival.command,
+            )
+        )
+    return tuple(rows)
+
+
+@dataclass(frozen=True)
 class PredictionRow:
     """How well a model's loss was predicted, under one memory setting."""
 

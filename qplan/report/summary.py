@@ -9,14 +9,15 @@ from enum import StrEnum
 from qplan.cost.file_bytes import FileBytes
 from qplan.cost.footprint import Footprint
 from qplan.errors import InputError
-from qplan.formats import QuantFormat
 from qplan.report import notation
 from qplan.report.felt import predicted_time_against, ram_of, time_against
 from qplan.report.notation import quotient
 from qplan.report.words import ENGLISH, Words
 from qplan.run.plan import Plan
 from qplan.run.speeds import Phase
-from qplan.run.verification import BuiltModel, Speed, Verification
+from qplan.run.verification import BuiltModel, Speed, Verification, best_built
+from qplan.settings import NOTHING_NATS
+from qplan.uniform import UNIFORM_NAMES, UniformExport
 
 PLAN = "plan"
 
@@ -98,17 +99,24 @@ def contenders(plan: Plan, verification: Verification | None) -> tuple[Contender
 
 def _width(contender: Contender) -> tuple[int, int]:
     try:
-        return QuantFormat.parse(contender.name).bits, contender.total_bytes
+        return UniformExport.parse(contender.name).body.bits, contender.total_bytes
     except InputError:
         return 0, contender.total_bytes
 
 
 def baseline(plan: Plan, models: tuple[Contender, ...]) -> Contender | None:
-    """The uniform model to beat: the one that the budget names, otherwise the nearest in bytes."""
-    uniform = [m for m in models if not m.is_plan and m.loss_nats is not None]
+    """MNN's plain uniform export to compare with: the one that the budget names, otherwise the nearest in bytes."""
+    plain = set(UNIFORM_NAMES.values())
+    uniform = [m for m in models if m.name in plain and m.loss_nats is not None]
     named = next((m for m in uniform if m.name == plan.budget.strip().lower()), None)
     own = models[0].total_bytes
     return named or min(uniform, key=lambda m: abs(math.log(m.total_bytes / own)), default=None)
+
+
+def best_rival(plan: Plan, models: tuple[Contender, ...]) -> Contender | None:
+    """The uniform model within the plan's limits that loses least on the engine; None if none of them was built."""
+    best = best_built(plan, {model.name: model.built for model in models if model.built is not None})
+    return None if best is None else next(model for model in models if model.name == best.name)
 
 
 class Status(StrEnum):
@@ -149,7 +157,8 @@ def verdict(plan: Plan, verification: Verification | None, words: Words = ENGLIS
     own, base = models[0], baseline(plan, models)
     like = base if base is None or (base.measured_nats is None) == (own.measured_nats is None) else None
     status, stamp, checks = _status(verification, words)
-    return Verdict(status, stamp, _sentence(own, like, base, words), checks, _tiles(own, like, base, words))
+    sentence = words.join(_sentence(own, like, base, words), _against_rival(own, best_rival(plan, models), base, words))
+    return Verdict(status, stamp, sentence, checks, _tiles(own, like, base, words))
 
 
 def _sentence(own: Contender, like: Contender | None, base: Contender | None, words: Words) -> str:
@@ -163,6 +172,13 @@ def _sentence(own: Contender, like: Contender | None, base: Contender | None, wo
     share = notation.ratio(quotient(own.total_bytes, base.total_bytes))
     if like is None or quotient(own.loss_nats, like.loss_nats) is None:
         return words("{start}, at {share} the bytes of uniform {base}.", start=start, share=share, base=base.label)
+    if max(own.loss_nats or 0.0, like.loss_nats or 0.0) < NOTHING_NATS:
+        return words(
+            "{start}: no more loss than uniform {base}, at {share} its bytes.",
+            start=start,
+            base=base.label,
+            share=share,
+        )
     lost = notation.ratio(quotient(own.loss_nats, like.loss_nats))
     return words(
         "{start}: {lost} the loss of uniform {base} at {share} its bytes.",
@@ -170,6 +186,21 @@ def _sentence(own: Contender, like: Contender | None, base: Contender | None, wo
         lost=lost,
         base=base.label,
         share=share,
+    )
+
+
+def _against_rival(own: Contender, rival: Contender | None, base: Contender | None, words: Words) -> str:
+    """Compares with the best uniform model that anyone could make within the same limits."""
+    if rival is None or own.measured_nats is None or rival.measured_nats is None:
+        return ""
+    if rival is base:
+        return words("No uniform model within the same limits is better than that one.")
+    if max(own.measured_nats, rival.measured_nats) < NOTHING_NATS:
+        return words("The best uniform model within the same limits, {rival}, loses as little.", rival=rival.label)
+    return words(
+        "The best uniform model within the same limits is {rival}: {lost} its loss.",
+        rival=rival.label,
+        lost=notation.ratio(quotient(own.measured_nats, rival.measured_nats)),
     )
 
 
@@ -196,7 +227,8 @@ def _tiles(own: Contender, like: Contender | None, base: Contender | None, words
     value, _, unit = notation.size(own.total_bytes).partition(" ")
     measured = own.measured_nats is not None
     kind = words("KL, memory {memory}", memory=own.memory) if measured else words("KL, predicted")
-    compared = against(own.loss_nats, None if like is None else like.loss_nats)
+    nothing = like is not None and max(own.loss_nats or 0.0, like.loss_nats or 0.0) < NOTHING_NATS
+    compared = "" if nothing else against(own.loss_nats, None if like is None else like.loss_nats)
     tiles = [
         Tile(words("Size"), value, unit, against(own.total_bytes, None if base is None else base.total_bytes)),
         Tile(kind, notation.loss(own.loss_nats), "nats/token", compared),

@@ -89,6 +89,19 @@ class UniformPoint:
 
 
 @dataclass(frozen=True)
+class Rival:
+    """A uniform export within the same limits as the plan: what anyone could make instead."""
+
+    name: str
+    """See `qplan.uniform.UniformExport`, e.g. ``int5-b32-hqq``."""
+    total_bytes: int
+    heldout_nats: float
+    """Loss of its whole model in torch, on half of the held-out rows, under the plan's memory setting."""
+    command: str
+    """What makes it."""
+
+
+@dataclass(frozen=True)
 class Pin:
     """A format that the user gave to the tensors of a pattern."""
 
@@ -162,6 +175,8 @@ class Plan:
     """What was minimized: ``loss``, ``smallest`` (bytes) or ``fastest`` (decode time)."""
     target: str = "cpu-x86"
     """Where the plan is to run, see `qplan.cost.target`."""
+    rivals: tuple[Rival, ...] = ()
+    """Uniform exports within the plan's limits that lose least, the best first; empty in plans of earlier versions."""
     engine: str | None = None
     """Version of MNN that the plan is for, e.g. ``3.5.0``; None for the one that was installed."""
     precision: str = "low"

@@ -33,6 +33,7 @@ from qplan.run.computing import computed_rows
 from qplan.run.decode import decode_artifact
 from qplan.run.measurement import COLUMNS, Loss, Measurement, measurement_of, summarize
 from qplan.run.metrics import METRICS, values_of
+from qplan.run.monotone import ordered_losses
 from qplan.settings import Arithmetic, DynamicOption, Memory, Mode, memories_of
 
 KIND, SCHEMA = "qplan-sensitivity", 4
@@ -179,6 +180,25 @@ class SensitivityTable:
     def kl(self, memory: Memory) -> dict[str, dict[str, float]]:
         """Mean KL in nats per token by tensor name and format name, under a memory setting."""
         return {t: {f: loss.kl_nats for f, loss in row.items()} for t, row in self.losses(memory).items()}
+
+    def ordered_kl(self, memory: Memory) -> dict[str, dict[str, float]]:
+        """`kl` as plans count it: no wider format loses more than a narrower one, see `qplan.run.monotone`."""
+        found = self._ordered.get(memory)
+        if found is None:
+            found = self._ordered[memory] = {
+                tensor: ordered_losses(
+                    {name: loss.kl_nats for name, loss in row.items()},
+                    {name: loss.stderr_nats for name, loss in row.items()},
+                    exact_floats=self.conditions.arithmetic != "arm-fp16",
+                )
+                for tensor, row in self.losses(memory).items()
+            }
+        return found
+
+    @cached_property
+    def _ordered(self) -> dict[Memory, dict[str, dict[str, float]]]:
+        """Cached by memory setting: plans are solved again in an instant."""
+        return {}
 
     def predict_joint(self, sum_nats: float, memory: Memory | None = None) -> float:
         """Predict a plan's joint loss in nats from the sum of its single losses.

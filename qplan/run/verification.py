@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from qplan.artifact import body_of, decoding, read_json, write_json
 from qplan.cost.file_bytes import FileBytes
 from qplan.notes import Note
 from qplan.run.decode import decode_artifact
+from qplan.run.plan import Plan
 from qplan.run.speeds import Phase, Round, Spread, ratio_of_times
 
 KIND, SCHEMA = "qplan-verification", 3
@@ -74,7 +76,7 @@ class BuiltModel:
     """A built MNN model and what was measured of it."""
 
     name: str
-    """``fp16``, ``int8``, ``int4`` (uniform, head at 8 bits) or ``plan``."""
+    """``plan``, or of a uniform model: ``fp16``, ``int8``, ``int4``, or another `qplan.uniform.UniformExport`."""
     files: FileBytes
     runs: tuple[EngineRun, ...]
     speed: Speed | None
@@ -197,6 +199,16 @@ class Verification:
                     if old in check:
                         check[new] = check.pop(old)
         return decode_artifact(cls, body, path, REMEDY)
+
+
+def best_built(plan: Plan, models: Mapping[str, BuiltModel]) -> BuiltModel | None:
+    """The uniform model that loses least of those within the plan's limits; None if none of them was built."""
+    found = {}
+    for rival in plan.rivals:
+        accuracy = models[rival.name].accuracy(plan.memory) if rival.name in models else None
+        if accuracy is not None:
+            found[rival.name] = accuracy.kl_nats
+    return models[min(found, key=lambda name: found[name])] if found else None
 
 
 def built_model(value: object, path: Path, remedy: str) -> BuiltModel:

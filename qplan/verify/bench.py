@@ -24,7 +24,7 @@ from qplan.quantize import StoredTensor
 from qplan.quantize.rounder import Rounder
 from qplan.scratch import Scratch
 from qplan.settings import MEMORIES, Memory, Progress, Say
-from qplan.uniform import COMPARED
+from qplan.uniform import NEAREST, UniformExport
 from qplan.verify.engine_memory import EngineMemory, first_tensors
 from qplan.verify.measure import Trial
 
@@ -52,6 +52,8 @@ class BuildBench:
     """What the model's engine can read."""
     memory: EngineMemory | None = None
     """What the engine may take; None for no limit."""
+    hqq: Rounder | None = None
+    """Rounds uniform models as MNN's exporter does with ``--hqq``; None to keep nothing that it rounds."""
     progress: Progress | None = None
     """Called after each model that is measured."""
 
@@ -86,10 +88,14 @@ class BuildBench:
             replace=True,
         )
 
-    def tell(self, measured: int) -> None:
+    def tell(self, measured: int, models: int) -> None:
         """Tell how many of the models are measured."""
         if self.progress is not None:
-            self.progress(measured, len(COMPARED) + 1)
+            self.progress(measured, models)
+
+    def exporter(self, export: UniformExport) -> Rounder:
+        """What rounds a uniform model."""
+        return Rounder(self.loaded) if export.rounding == NEAREST else self.hqq or Rounder(self.loaded, export.rounding)
 
     def engine(self, folder: Path) -> EngineSession:
         """Start the engine with a built folder and float activations: memory normal."""

@@ -20,6 +20,7 @@ from qplan.quantize.rounder import Rounder
 from qplan.run.plan import Plan
 from qplan.run.verification import BuiltModel, Check
 from qplan.sensitivity.kept_logits import Logits
+from qplan.settings import NOTHING_NATS
 from qplan.tensors import Role
 from qplan.verify.engine_memory import first_tensors
 from qplan.verify.reference import float_scatter, relative_error, stored_logits
@@ -44,9 +45,6 @@ cascade: SmolLM2-135M as uniform INT8 was 8 % apart on 512 tokens, and nothing w
 ROUTED_TOLERANCE = 0.25
 """The same for a mixture of experts under memory low: torch and the engine may round a borderline activation
 differently, and send the token to different experts. 0.4 to 6 % were measured on 2,048 tokens, ``reports/mixture/``."""
-
-_FLOOR_NATS = 1e-7
-"""Losses below this are float32 rounding, and count as equal."""
 
 
 def exact_logits(
@@ -143,13 +141,13 @@ def emulation(built: BuiltModel, card: ModelCard) -> tuple[Check, ...]:
         limit = ROUTED_TOLERANCE if routed and memory == "low" else EMULATION_TOLERANCE
         if run.kl_nats:
             limit += EMULATION_STDERRS * built.emulated_stderr_nats.get(memory, 0.0) / run.kl_nats
-        difference = abs(emulated / run.kl_nats - 1) if run.kl_nats else float(emulated > _FLOOR_NATS)
+        difference = abs(emulated / run.kl_nats - 1) if run.kl_nats else float(emulated > NOTHING_NATS)
         checks.append(
             Check(
                 note("plan-emulation", memory=memory)
                 if built.name == "plan"
                 else note("emulation", uniform=built.name, memory=memory),
-                difference <= limit or max(emulated, run.kl_nats) < _FLOOR_NATS,
+                difference <= limit or max(emulated, run.kl_nats) < NOTHING_NATS,
                 note(
                     "losses-apart",
                     torch_nats=emulated,
@@ -172,7 +170,7 @@ def not_worse(built: BuiltModel, uniform: BuiltModel) -> tuple[Check, ...]:
         checks.append(
             Check(
                 note("not-worse", uniform=uniform.name, memory=run.memory),
-                run.accuracy.kl_nats <= max(other.kl_nats, _FLOOR_NATS),
+                run.accuracy.kl_nats <= max(other.kl_nats, NOTHING_NATS),
                 note(
                     "plan-against-uniform",
                     plan_nats=run.accuracy.kl_nats,

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from qplan.formats import QuantFormat, applies
 from qplan.mnn.build.skeleton import folder_bytes
@@ -19,6 +18,7 @@ from qplan.run.verification import BuiltModel, EngineRun, Speed
 from qplan.sensitivity.joint import Variant, variant_losses
 from qplan.sensitivity.kept_logits import KeptLogits
 from qplan.sensitivity.metrics import TokenStats
+from qplan.sensitivity.paired import mean_stderr
 from qplan.settings import MEMORIES, DynamicOption, Memory, Say
 from qplan.verify.reference import accuracy_of
 
@@ -28,9 +28,6 @@ LEAST_REPEATS = 2
 FLOAT_STEPS = 32
 """Tokens of a sequence that a model without integers is run on token by token: no rounding of activations depends on
 how many there are, so this need only show it, and reading floats for each token takes an engine longest."""
-
-STRETCH = 16
-"""Tokens in a row whose losses are taken together where their scatter is measured."""
 
 Keep = Callable[[Memory, TokenStats], None]
 
@@ -85,7 +82,7 @@ def measure_model(
     """Run a built folder under both memory settings, or some, and the same stored weights in torch.
 
     Args:
-        name: ``fp16``, ``int8``, ``int4`` or ``plan``.
+        name: ``plan``, or that of a uniform model.
         folder: the built folder.
         formats: formats that it was built with, by tensor name.
         rounder: chose the integers that it was built with.
@@ -130,7 +127,8 @@ def measure_model(
                     timed[option] = _speed(engine, trial, loaded.card.context, least=LEAST_REPEATS)
         if option == dynamic_option:
             emulated[memory] = in_torch[memory].kl_nats
-            scatter[memory] = mean_stderr((in_torch[memory].kl - stats.kl).reshape(trial.reference.rows.shape))
+            difference = (in_torch[memory].kl - stats.kl).reshape(trial.reference.rows.shape)
+            scatter[memory] = mean_stderr(difference) or 0.0
     for memory in () if integers else memories[1:]:  # floats are computed alike under all settings
         runs.append(replace(runs[0], memory=memory))
         emulated[memory], scatter[memory] = in_torch[memory].kl_nats, scatter[memories[0]]
@@ -146,18 +144,6 @@ def measure_model(
         None if beside is None else timed[beside],
         scatter,
     )
-
-
-def mean_stderr(differences: Tensor) -> float:
-    """Standard error of the mean of ``differences [rows, seq_len]``, whose neighbors in a row depend on each other.
-
-    An activation on the edge between two int8 codes may be rounded to either by torch and the engine. What follows in
-    the sequence reads the difference, so means of `STRETCH` tokens are compared and not single tokens.
-    """
-    stretch = min(STRETCH, differences.shape[1])
-    usable = differences[:, : differences.shape[1] // stretch * stretch]
-    means = usable.reshape(-1, stretch).mean(1)
-    return float(means.std() / len(means) ** 0.5) if len(means) > 1 else 0.0
 
 
 def _speed(engine: EngineSession, trial: Trial, context: int, *, least: int) -> Speed:

@@ -21,10 +21,10 @@ from qplan.run.baselines import baseline_path, baseline_token_losses, measured_o
 from qplan.run.plan import Plan
 from qplan.run.plan_folder import PlanFolder
 from qplan.run.token_losses import Losses, TokenLosses
-from qplan.run.verification import BuiltModel, Check, Speed, Verification
+from qplan.run.verification import BuiltModel, Check, Speed, Verification, best_built
 from qplan.sensitivity.metrics import TokenStats
 from qplan.settings import MEMORIES, DynamicOption, Memory
-from qplan.uniform import COMPARED, uniform_formats
+from qplan.uniform import COMPARED, RIVALS, UniformExport, built_exports, uniform_formats
 from qplan.verify.bench import BuildBench
 from qplan.verify.checks import (
     RIGHT_REL,
@@ -35,7 +35,7 @@ from qplan.verify.checks import (
     read_back,
 )
 from qplan.verify.measure import Keep, measure_model
-from qplan.verify.parity import Speeds, parity_checks, uniform_of
+from qplan.verify.parity import Speeds, parity_checks
 from qplan.verify.same_tokens import same_tokens
 from qplan.verify.uniform_builds import UniformBuilds
 
@@ -99,6 +99,7 @@ def prove(
     rounder: Rounder,
     speeds: Speeds | None = None,
     builds: UniformBuilds,
+    rivals: int = RIVALS,
 ) -> Verification:
     """Measure FP16, the uniform models and the built plan, and hold the plan's promises against the results.
 
@@ -111,6 +112,7 @@ def prove(
         rounder: chose the integers that the plan was built with.
         speeds: of the built model and of uniform ones, from `timed_by_turns`; what is missing is timed by itself.
         builds: where uniform models are built: from the model before folding.
+        rivals: how many of the plan's rivals are built, besides those that every plan is compared with.
 
     Raises:
         ToolError: the engine failed.
@@ -118,13 +120,14 @@ def prove(
     """
     baselines: dict[str, BuiltModel] = {}
     timed = speeds or {}
-    for done, (name, bits) in enumerate(COMPARED.items(), 1):
-        baseline = _baseline(builds, name, bits, timed)
+    exports = built_exports([rival.name for rival in plan.rivals], rivals)
+    for done, export in enumerate(exports, 1):
+        baseline = _baseline(builds, export, timed)
         if baseline is not None:
-            baselines[name] = baseline
-        bench.tell(done)
+            baselines[export.name] = baseline
+        bench.tell(done, len(exports) + 1)
     built = _measure_plan(bench, plan, model, rounder, timed)
-    bench.tell(len(COMPARED) + 1)
+    bench.tell(len(exports) + 1, len(exports) + 1)
     layers = bench.layers(plan.formats)
     with bench.first_layers(model, layers) as engine:
         checks = [*first, exact_logits("plan", engine, plan.formats, rounder, bench.token_ids, layers=layers)]
@@ -133,8 +136,7 @@ def prove(
     checks += promised_bytes(plan, built)
     # a rival's emulation is no promise of the plan's
     checks += emulation(built, bench.loaded.card)
-    rival = _rival(plan, baselines)
-    if rival is not None:
+    for rival in _rivals(plan, baselines):
         checks += not_worse(built, rival)
     checks += parity_checks(plan, timed)
     return Verification(
@@ -187,10 +189,11 @@ def _of_model(name: str, speeds: Speeds) -> dict[DynamicOption, Speed]:
     return {option: speed for (known, option), speed in speeds.items() if known == name}
 
 
-def _baseline(builds: UniformBuilds, name: str, bits: int, speeds: Speeds) -> BuiltModel | None:
+def _baseline(builds: UniformBuilds, export: UniformExport, speeds: Speeds) -> BuiltModel | None:
     """A uniform model under the settings in which it can be run; None if in none."""
-    bench, timed = builds.bench, _of_model(name, speeds)
-    formats = uniform_of(bench, bits)
+    name, bench, rounder = export.name, builds.bench, builds.bench.exporter(export)
+    timed = _of_model(name, speeds)
+    formats = {tensor: bench.target.wide(fmt) for tensor, fmt in export.formats(bench.loaded.card).items()}
     memories = bench.settings(formats)
     if not memories:
         return None
@@ -198,10 +201,9 @@ def _baseline(builds: UniformBuilds, name: str, bits: int, speeds: Speeds) -> Bu
     inputs = baseline_inputs(card.sha256, bench.text_sha256, bench.skeleton.exporter, trial, memories)
 
     def measure() -> BuiltModel:
-        folder = builds.folder(name, formats)
+        folder = builds.folder(name, formats, rounder)
         try:
             with _kept_tokens(bench, name, baseline_token_losses(bench.baselines, name)) as keep:
-                rounder = Rounder(bench.loaded)
                 return measure_model(
                     name,
                     folder,
@@ -239,7 +241,14 @@ def baseline_inputs(
     return found | {"engine": versions()["MNN"], "trial": trial}
 
 
-def _rival(plan: Plan, uniform: Mapping[str, BuiltModel]) -> BuiltModel | None:
-    """The widest uniform model that fits the budget, give or take the graph's 1 %: the plan must not be worse."""
-    fitting = [m for m in uniform.values() if m.files.total <= plan.budget_bytes + m.files.graph // 100]
-    return max(fitting, key=lambda model: model.files.total, default=None)
+def _rivals(plan: Plan, uniform: Mapping[str, BuiltModel]) -> list[BuiltModel]:
+    """Uniform models that the plan must not be worse than.
+
+    The widest plain one that fits the budget, give or take the graph's 1 %, and the best that was built of those within
+    all limits.
+    """
+    plain = [model for name, model in uniform.items() if name in COMPARED]
+    fitting = [m for m in plain if m.files.total <= plan.budget_bytes + m.files.graph // 100]
+    found = [max(fitting, key=lambda model: model.files.total)] if fitting else []
+    best = best_built(plan, uniform)
+    return found if best is None or best in found else [*found, best]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from qplan.formats import QuantFormat
 from qplan.mnn.runtime import RuntimeConfig
+from qplan.quantize.rounder import Rounder
 from qplan.verify.bench import BuildBench
 
 
@@ -21,13 +22,13 @@ class UniformBuilds:
     """What they are built from: the model before folding."""
     built: dict[str, Path] = field(default_factory=dict)
 
-    def folder(self, name: str, formats: Mapping[str, QuantFormat]) -> Path:
-        """The folder of a model, built when it is first asked for."""
+    def folder(self, name: str, formats: Mapping[str, QuantFormat], rounder: Rounder | None = None) -> Path:
+        """The folder of a model, built when it is first asked for; rounded to nearest without a rounder."""
         if name not in self.built:
             self.bench.say(f"{name}: building")
             folder = self.bench.baselines / name
             self.built[name] = folder
-            self.bench.build(formats, folder, RuntimeConfig())
+            self.bench.build(formats, folder, RuntimeConfig(), rounder)
         return self.built[name]
 
     def remove(self, name: str) -> None:

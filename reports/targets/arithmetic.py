@@ -3,8 +3,8 @@
 ``python -m reports.targets.arithmetic RUN --work FOLDER`` takes a run that was analyzed, plans ``int4`` for ``phone``,
 and builds that plan and the uniform INT8 and INT4 that phones compute right, rounded to nearest. Each runs on the
 emulated processors with both dynamic options, at precision high and low, in prefill and in decode, on the first
-held-out tokens; torch computes the same. Needs ``qplan engines add arm``. Writes ``results.json`` below the folder after
-every run of the engine, goes on from there, and prints a table in Markdown.
+held-out tokens; torch computes the same. Needs ``qplan engines add arm``. Writes ``results.json`` below the folder
+after every run of the engine, goes on from there, and prints a table in Markdown.
 """
 
 from __future__ import annotations

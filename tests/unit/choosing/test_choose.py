@@ -8,6 +8,7 @@ import pytest
 
 from qplan.choosing.choose import choose_plan
 from qplan.choosing.context import PlanningContext
+from qplan.choosing.rivals import Measured
 from qplan.cost.file_bytes import estimate_fixed
 from qplan.planner.budget import Budget
 from qplan.planner.ceiling import Ceiling
@@ -17,7 +18,7 @@ from qplan.quantize.rounder import Rounder
 from qplan.run.plan import Plan
 from qplan.run.table import SensitivityTable
 from qplan.settings import Memory
-from qplan.uniform import uniform_formats
+from qplan.uniform import UniformExport, uniform_formats
 from tests.support.invented_table import make_table
 
 
@@ -39,7 +40,10 @@ def both_memories() -> SensitivityTable:
 def choose_with(monkeypatch: pytest.MonkeyPatch, ratios: Iterator[dict[str, float]], rules: Rules) -> Plan:
     """Choose with invented joint losses."""
     table = both_memories()
+    export = UniformExport.plain(8)
+    rival = Measured(export, export.formats(table.model), 1000, 0.1)
     monkeypatch.setattr(PlanningContext, "against", lambda *_: next(ratios))
+    monkeypatch.setattr("qplan.choosing.choose.best_rivals", lambda *_: (rival,))
     nothing: Any = None
     rounder = Rounder(nothing)
     fixed = estimate_fixed(table.model)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from qplan.artifact import sha256_bytes
 from qplan.choosing import context
 from qplan.choosing.context import PlanningContext
 from qplan.choosing.repair import REPAIRED, repair
@@ -36,25 +37,39 @@ def stats(kl: float) -> TokenStats:
 class Whole:
     """Whole models whose loss is a weighted sum: some tensors matter more together than alone."""
 
-    def __init__(self, factors: Mapping[str, float], confirming: Mapping[str, float] | None = None) -> None:
+    def __init__(
+        self, factors: Mapping[str, float], confirming: Mapping[str, float] | None = None, noise: int | None = None
+    ) -> None:
         self.table = make_table()
-        self.factors, self.confirming = factors, confirming
+        self.factors, self.confirming, self.noise = factors, confirming, noise
         self.measured = 0
 
     def variant_losses(self, _loaded: Any, _tokens: Any, variants: Mapping[str, Variant], **__: Any) -> Any:
         self.measured += len(variants)
         factors = self.confirming if self.confirming is not None and "before" in variants else self.factors
-        return {label: stats(self.loss(variant.formats, factors)) for label, variant in variants.items()}
+        return {label: self.stats(variant.formats, factors) for label, variant in variants.items()}
+
+    def stats(self, formats: Mapping[str, QuantFormat], factors: Mapping[str, float]) -> TokenStats:
+        """The same loss at every token, but for noise: formats round other activations up."""
+        exact = stats(self.loss(formats, factors))
+        if self.noise is None:
+            return exact
+        text = ",".join(f"{name}={fmt}" for name, fmt in sorted(formats.items()))
+        seed = int(sha256_bytes(f"{self.noise} {text}".encode())[:8], 16)
+        scatter = torch.rand(16, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        return TokenStats(exact.kl * (0.7 + 0.6 * scatter), exact.same_top, exact.nll)
 
     def loss(self, formats: Mapping[str, QuantFormat], factors: Mapping[str, float]) -> float:
         losses, specs = self.table.kl("normal"), {spec.name: spec.kind for spec in self.table.model.tensors}
         return math.fsum(factors.get(specs[n], 1.0) * losses[n][f.name] for n, f in formats.items())
 
 
-def run(monkeypatch: pytest.MonkeyPatch, whole: Whole, evaluations: int = 48) -> tuple[Plan, Plan]:
+def run(
+    monkeypatch: pytest.MonkeyPatch, whole: Whole, evaluations: int = 48, budget: str = "6bpw"
+) -> tuple[Plan, Plan]:
     monkeypatch.setattr(context, "variant_losses", whole.variant_losses)
     fixed = estimate_fixed(whole.table.model)
-    plan = make_plan(whole.table, Budget.parse("6bpw"), fixed)
+    plan = make_plan(whole.table, Budget.parse(budget), fixed)
     loaded: Any = SimpleNamespace(card=whole.table.model)
     rounder = Rounder(loaded)
     judges = PlanningContext(whole.table, fixed, rounder, rounder, ROWS, lambda _: None)
@@ -81,6 +96,26 @@ def test_a_plan_that_is_already_best_stays(monkeypatch: pytest.MonkeyPatch) -> N
 def test_what_only_half_of_the_rows_believe_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     plan, better = run(monkeypatch, Whole({"q_proj": 6.0, "up_proj": 0.3}, confirming={"q_proj": 0.1}))
     assert better is plan
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_noise_promotes_and_demotes_nothing(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    plan, better = run(monkeypatch, Whole({}, noise=seed))
+    assert better is plan
+
+
+def test_what_is_beyond_doubt_is_taken_in_spite_of_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Whole({"q_proj": 60.0, "up_proj": 0.03}, noise=1)
+    plan, better = run(monkeypatch, whole)
+    assert better is not plan
+    assert whole.loss(better.formats, whole.factors) < whole.loss(plan.formats, whole.factors)
+
+
+def test_a_plan_that_no_budget_binds_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Whole({"q_proj": 6.0}, noise=0)
+    plan, better = run(monkeypatch, whole, budget="12MB")
+    assert better is plan
+    assert whole.measured == 0
 
 
 def test_no_evaluations_no_repair(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,6 +45,8 @@ ASKED = EmitAsked(
     weighs_activations=True,
     exports=1,
     export_bytes=8e8,
+    rivals=1,
+    compared=3,
     budgets=16,
     build=True,
 )

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 
 from qplan.report import sections
-from qplan.report.notation import TIMES
+from qplan.report.notation import MISSING, TIMES, quotient, ratio
 from qplan.report.page import render_html, render_markdown
-from qplan.report.summary import Status, baseline, contenders, verdict
+from qplan.report.summary import Status, baseline, best_rival, contenders, verdict
+from qplan.run.plan import Plan, Rival
+from qplan.uniform import UniformExport
 from tests.support.invented_run import Run, small_run, verification_of
 
 
@@ -37,6 +40,49 @@ def test_verdict_of_a_verified_plan(small: Run) -> None:
     assert f"{TIMES} the loss of uniform INT8 at 0.96{TIMES} its bytes" in found.sentence
     labels = [tile.label for tile in found.tiles]
     assert labels == ["Size", "RAM to load", "Decode", "Prefill", "KL, memory low", "Same top token"]
+
+
+def with_rivals(run: Run, names: Sequence[str]) -> Plan:
+    rivals = tuple(Rival(name, 1_000_000, 0.1, UniformExport.parse(name).command) for name in names)
+    return replace(run.plan, rivals=rivals)
+
+
+def test_the_headline_compares_with_the_best_uniform_model_that_was_built(small: Run) -> None:
+    int8 = small.verification.model("int8")
+    assert int8 is not None
+    runs = tuple(replace(r, accuracy=replace(r.accuracy, kl_nats=r.accuracy.kl_nats / 2)) for r in int8.runs)
+    better = replace(int8, name="int5-b32-hqq", runs=runs)
+    built = replace(small.verification, models=(*small.verification.models, better))
+    plan = with_rivals(small, ["int8", "int5-b32-hqq", "int6"])
+    models = contenders(plan, built)
+    best, own = best_rival(plan, models), models[0].measured_nats
+    assert best is not None
+    assert (best.name, best.measured_nats) == ("int5-b32-hqq", (models[2].measured_nats or 0) / 2)
+    assert [m.label for m in models] == ["Plan", "FP16", "INT8", "INT5-B32-HQQ", "INT4"]
+    sentence = verdict(plan, built).sentence
+    assert f"{TIMES} the loss of uniform INT8 at 0.96{TIMES} its bytes. " in sentence
+    times = ratio(quotient(own, best.measured_nats))
+    assert sentence.endswith(f"The best uniform model within the same limits is INT5-B32-HQQ: {times} its loss.")
+    rows = sections.rivals(plan, models)
+    assert [row.label for row in rows] == ["INT8", "INT5-B32-HQQ", "INT6"]
+    assert rows[1].against == times
+    assert rows[2].engine == MISSING
+    assert "mnnconvert --weightQuantBits 5" in render_markdown(small.table, plan, built)
+
+
+def test_where_the_plain_export_is_the_best_one_the_headline_says_so(small: Run) -> None:
+    found = verdict(with_rivals(small, ["int8", "int8-hqq"]), small.verification)
+    assert found.sentence.endswith("its bytes. No uniform model within the same limits is better than that one.")
+
+
+def test_losses_of_float_rounding_are_no_ratio(small: Run) -> None:
+    tiny = tuple(
+        replace(m, runs=tuple(replace(r, accuracy=replace(r.accuracy, kl_nats=1e-8 * (1 + i))) for r in m.runs))
+        for i, m in enumerate(small.verification.models)
+    )
+    found = verdict(with_rivals(small, ["int8"]), replace(small.verification, models=tiny))
+    assert "no more loss than uniform INT8, at 0.96" in found.sentence
+    assert found.tiles[1].comparison == ""
 
 
 def test_one_failed_check_fails(small: Run) -> None:
