@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from qplan.cost.kv_cache import KvMode
 from qplan.errors import InputError
 from qplan.formats import QuantFormat
 from qplan.planner.budget import Budget
@@ -16,6 +17,7 @@ from qplan.planner.limits import Cost, ResourceLimit
 from qplan.planner.rules import Rules
 from qplan.planner.size import NUMBER, Size
 from qplan.run.folder import RunFolder
+from qplan.run.kv_cache import PlannedCache
 from qplan.run.plan import Plan
 from qplan.run.profile import DeviceProfile
 from qplan.settings import OBJECTIVES, Objective
@@ -34,6 +36,8 @@ REPAIR_PASSES = 1
 """Passes, forwards and backwards over the calibration tokens, that a repair may take by default."""
 
 _INCREASE = re.compile(rf"({NUMBER})\s*(%?)")
+MOST_TOKENS = 2**24
+"""Largest context: far above every model's, and its KV cache is exact in 64 bits."""
 MOST_NATS, MOST_MS = 1e3, 1e9
 """Largest limits on the loss and on times: far above every model, and exact in the 64 bits that plans are solved in."""
 
@@ -77,7 +81,13 @@ class PlanRequest:
     max_decode_ms: float | None = None
     max_prefill_ms: float | None = None
     max_ram: Size | None = None
-    """Limit on RAM of the weights after loading."""
+    """Limit on RAM of the weights after loading, and of the KV cache where a context is given."""
+    context: int | None = None
+    """Tokens that the KV cache is to hold; None to leave it out of all counts."""
+    kv: KvMode | None = None
+    """How the KV cache is stored; None for what loses least."""
+    cache: PlannedCache | None = None
+    """The KV cache that was chosen, which takes its part of `max_ram`; not asked for by users."""
     rules: Rules = field(default_factory=Rules)
 
     def __post_init__(self) -> None:
@@ -95,6 +105,12 @@ class PlanRequest:
             if value is not None and not 0 < value <= most:
                 msg = f"{option} {value:g}: must be above 0, finite and at most {most:g}"
                 raise InputError(msg)
+        if self.context is None and self.kv is not None:
+            msg = f"--kv {self.kv} needs --context: how many tokens the KV cache is to hold"
+            raise InputError(msg)
+        if self.context is not None and not 1 <= self.context <= MOST_TOKENS:
+            msg = f"--context {self.context}: must be at least 1 and at most {MOST_TOKENS:,}"
+            raise InputError(msg)
         if self.objective != "loss" and self.max_kl is None and self.max_ppl_increase is None:
             msg = f"--objective {self.objective} needs a limit on the loss: give --max-kl or --max-ppl-increase"
             raise InputError(msg)
@@ -104,6 +120,7 @@ class PlanRequest:
         plain = PlanRequest()
         options = {"--budget": "budgets", "--objective": "objective", "--max-kl": "max_kl"}
         options |= {"--max-ppl-increase": "max_ppl_increase", "--max-ram": "max_ram"}
+        options |= {"--context": "context", "--kv": "kv"}
         options |= {"--max-decode-ms": "max_decode_ms", "--max-prefill-ms": "max_prefill_ms"}
         own = [option for option, name in options.items() if getattr(self, name) != getattr(plain, name)]
         return (*own, *self.rules.asked())
@@ -118,6 +135,8 @@ class PlanRequest:
             ("max-decode-ms", self.max_decode_ms),
             ("max-prefill-ms", self.max_prefill_ms),
             ("max-ram", None if self.max_ram is None else self.max_ram.text),
+            ("context", self.context),
+            ("kv", self.kv),
         )
         parts: list[str] = [self.objective] if self.objective != "loss" else []
         parts += [budget.text for budget in self.budgets]
@@ -136,7 +155,7 @@ class PlanRequest:
         """
         found = []
         if self.max_ram is not None:
-            found.append(ResourceLimit(ram_cost(self.rules, table), self.max_ram.bytes / 1e6))
+            found.append(ResourceLimit(ram_cost(self.rules, table, self.cache), self.max_ram.bytes / 1e6))
         if self.max_decode_ms is not None:
             found.append(ResourceLimit(decode_cost(table, run), self.max_decode_ms))
         if self.max_prefill_ms is not None:
@@ -196,7 +215,7 @@ def limits_of(plan: Plan, table: SensitivityTable, run: RunFolder) -> tuple[Ceil
     found: list[Ceiling | ResourceLimit] = []
     for limit in plan.limits:
         if limit.name == RAM:
-            found.append(ResourceLimit(ram_cost(rules, table), limit.limit))
+            found.append(ResourceLimit(ram_cost(rules, table, plan.kv), limit.limit))
         elif limit.name == DECODE:
             found.append(ResourceLimit(decode_cost(table, run), limit.limit))
         elif limit.name == PREFILL:
@@ -215,9 +234,10 @@ def largest_sum(table: SensitivityTable, joint_nats: float) -> float:
     return low
 
 
-def ram_cost(rules: Rules, table: SensitivityTable) -> Cost:
-    """RAM of the weights after loading, on the target and under the table's memory setting."""
-    return Cost(RAM, "MB", 10**6, lambda spec, fmt: rules.target.ram_bytes(spec, fmt, table.goal))
+def ram_cost(rules: Rules, table: SensitivityTable, cache: PlannedCache | None = None) -> Cost:
+    """RAM of the weights after loading, on the target and under the table's memory setting, with a KV cache if any."""
+    held = 0 if cache is None else cache.bytes
+    return Cost(RAM, "MB", 10**6, lambda spec, fmt: rules.target.ram_bytes(spec, fmt, table.goal), held)
 
 
 def decode_cost(table: SensitivityTable, run: RunFolder) -> Cost:

@@ -33,6 +33,7 @@ from qplan.cli.rules import (
     run_given,
 )
 from qplan.cli.view import mark
+from qplan.cost.kv_cache import KvMode
 from qplan.cost.target import DEFAULT_TARGET, target_names
 from qplan.errors import InputError, VerificationError
 from qplan.jobs.options import EmitOptions
@@ -48,7 +49,9 @@ if TYPE_CHECKING:
 
 
 AUTO: Literal["auto"] = "auto"
-"""Value of ``--dynamic-option`` for which `EmitOptions` has None."""
+"""Value of ``--dynamic-option`` for which `EmitOptions` has None, and of ``--kv``."""
+
+KV_MODES = tuple(mode.value for mode in KvMode)
 
 
 @with_modes("emit")
@@ -80,7 +83,15 @@ def command(
         str | None,
         typer.Option(
             metavar="BYTES",
-            help="Maximum RAM of the weights after loading, e.g. `300MB`.",
+            help="Maximum RAM of the weights after loading, e.g. `300MB`; with --context also of the KV cache.",
+            rich_help_panel=panels.LIMITS,
+        ),
+    ] = None,
+    context: Annotated[
+        int | None,
+        typer.Option(
+            metavar="TOKENS",
+            help="Tokens that the KV cache is to hold: counts its RAM, and chooses how it is stored.",
             rich_help_panel=panels.LIMITS,
         ),
     ] = None,
@@ -156,6 +167,15 @@ def command(
             rich_help_panel=panels.ENGINE,
         ),
     ] = AUTO,
+    kv: Annotated[
+        Literal["auto", *KV_MODES],
+        typer.Option(
+            metavar="MODE",
+            help=f"How the KV cache is stored: {', '.join(f'`{mode}`' for mode in KV_MODES)}; auto is float, or under "
+            "--max-ram what loses least.",
+            rich_help_panel=panels.ENGINE,
+        ),
+    ] = AUTO,
     no_build: Annotated[
         bool,
         typer.Option("--no-build", help="Stop after plan.json and quant_config.json.", rich_help_panel=panels.ENGINE),
@@ -204,6 +224,8 @@ def command(
         max_decode_ms=max_decode_ms,
         max_prefill_ms=max_prefill_ms,
         max_ram=None if max_ram is None else Size.parse(max_ram, "--max-ram"),
+        context=context,
+        kv=None if kv == AUTO else KvMode(kv),
         rules=rules_of(logits_bits, pin, min_bits, group, fused=group_fused, target=target, metric=metric),
     )
     options = EmitOptions(

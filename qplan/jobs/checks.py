@@ -117,7 +117,8 @@ def check_emit(options: EmitOptions, run: RunFolder) -> None:
         edited_plan(given, table, target, fixed)
     else:
         usable = computable(table) if options.dynamic_option == 2 else table
-        _check_request(replace(options.wanted, rules=retarget_rules(options.wanted.rules, target)), usable, run, fixed)
+        wanted = _with_cache(options, table)
+        _check_request(replace(wanted, rules=retarget_rules(wanted.rules, target)), usable, run, fixed)
     seq_len = CalibrationSet.read(run.calibration).seq_len
     if options.tokens < seq_len:
         msg = f"--tokens {options.tokens} is below one sequence of {seq_len} tokens; raise it"
@@ -146,6 +147,15 @@ def for_engine_of(given: PlannedOn, options: EmitOptions) -> EmitOptions:
     if options.engine is not None or given.engine is None:
         return options
     return replace(options, engine=given.engine.engine)
+
+
+def _with_cache(options: EmitOptions, table: SensitivityTable) -> PlanRequest:
+    """The request with the smallest KV cache that it may get."""
+    if options.wanted.context is None:
+        return options.wanted
+    from qplan.jobs.cache import cache_menu, with_least_cache  # noqa: PLC0415 - transformers takes seconds
+
+    return with_least_cache(options.wanted, cache_menu(options.wanted, table, options.target.engine))
 
 
 def _check_request(request: PlanRequest, table: SensitivityTable, run: RunFolder, fixed: FixedBytes) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -19,25 +20,31 @@ from qplan.choosing.activations import (
     without_block_scales,
 )
 from qplan.choosing.budget_plan import within_uniform
+from qplan.choosing.cache import CacheMenu, choose_cache
 from qplan.choosing.choose import with_price_of_nearest
 from qplan.choosing.context import PlanningContext
 from qplan.choosing.halves import Halves
 from qplan.choosing.loss_limits import choose_requested
 from qplan.choosing.planned import PlannedOn
+from qplan.choosing.request import PlanRequest
 from qplan.choosing.retarget import computable, retarget_rules
 from qplan.choosing.sizes import fixed_bytes
 from qplan.cost.emit import ACTIVATIONS, EXPORTING, KEEPING
 from qplan.cost.file_bytes import FixedBytes
+from qplan.cost.kv_cache import KvMode
 from qplan.folding.analyzed import AnalyzedModel
 from qplan.formats import applies, garbled
+from qplan.jobs.cache import cache_notes
 from qplan.jobs.options import EmitOptions
 from qplan.jobs.skeletons import run_skeleton
 from qplan.jobs.stages import Stages
 from qplan.mnn.build.skeleton import Skeleton
 from qplan.model.load import LoadedModel
+from qplan.planner.planning import make_plan
 from qplan.planner.rules import Rules
 from qplan.quantize.rounder import Rounder
 from qplan.run.folder import RunFolder
+from qplan.run.kv_cache import KvLoss
 from qplan.run.plan import Plan
 from qplan.run.plan_folder import PLAN_FILE, PlanFolder
 from qplan.run.table import SensitivityTable
@@ -67,6 +74,10 @@ class EmitJob:
     """Closes what `kept` keeps on disk; None to keep nothing."""
     jobs: int = 1
     """Tensors to round at a time."""
+    caches: CacheMenu | None = None
+    """The KV caches that the plan may have; None without a context."""
+    measure_cache: Callable[[KvMode], KvLoss] | None = None
+    """Measures what one loses; None where nothing is built."""
 
     @property
     def engine(self) -> str | None:
@@ -189,9 +200,22 @@ def _chosen(job: EmitJob, fixed: FixedBytes) -> Plan:
 
     def choose(rules: Rules) -> Plan:
         wanted = replace(options.wanted, rules=retarget_rules(rules, options.target))
-        return choose_requested(context, wanted, job.run, evaluations=options.evaluations)
+        if job.caches is None:
+            return choose_requested(context, wanted, job.run, evaluations=options.evaluations)
+        cache = choose_cache(job.caches, wanted, partial(_predicted, job, table, fixed), job.measure_cache, job.say)
+        wanted = replace(wanted, cache=cache)
+        plan = choose_requested(context, wanted, job.run, evaluations=options.evaluations)
+        return replace(plan, kv=cache).noted(*cache_notes(cache))
 
     return within_uniform(choose, options.wanted.rules, fixed, fixed_bytes(job.uniform_skeleton), say=job.say)
+
+
+def _predicted(job: EmitJob, table: SensitivityTable, fixed: FixedBytes, wanted: PlanRequest) -> float:
+    """Predicted loss of the best plan for a request, before whole models are measured."""
+    limits = (*wanted.limits(table, job.run), *wanted.loss_ceilings(table))
+    minimize = wanted.minimize(table, job.run)
+    plan = make_plan(table, wanted.budgets, fixed, rules=wanted.rules, ceilings=limits, minimize=minimize)
+    return plan.predicted_nats
 
 
 def _first_option(plan: Plan, options: EmitOptions, job: EmitJob) -> tuple[Plan, BlockGain | None]:

@@ -12,6 +12,7 @@ from qplan.errors import InputError
 from qplan.formats import QuantFormat
 from qplan.notes import Note
 from qplan.run.decode import JsonText, decode
+from qplan.run.kv_cache import PlannedCache
 from qplan.settings import DYNAMIC_OPTIONS
 
 KIND, SCHEMA = "qplan-plan", 3
@@ -159,6 +160,8 @@ class Plan:
     """Where the plan is to run, see `qplan.cost.target`."""
     engine: str | None = None
     """Version of MNN that the plan is for, e.g. ``3.5.0``; None for the one that was installed."""
+    kv: PlannedCache | None = None
+    """The KV cache that it was planned with; None where no context was given."""
 
     @property
     def formats(self) -> dict[str, QuantFormat]:

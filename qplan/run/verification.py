@@ -8,8 +8,10 @@ from typing import Any
 
 from qplan.artifact import body_of, decoding, read_json, write_json
 from qplan.cost.file_bytes import FileBytes
+from qplan.cost.kv_cache import KvMode
 from qplan.notes import Note
 from qplan.run.decode import decode_artifact
+from qplan.run.kv_cache import KvLoss
 
 KIND, SCHEMA = "qplan-verification", 3
 
@@ -89,6 +91,23 @@ class BuiltModel:
         return tuple(run for run in self.runs if run.dynamic_option == self.dynamic_option)
 
 
+@dataclass(frozen=True, kw_only=True)
+class CacheProof:
+    """A built model with its KV cache on the engine, on one long sequence."""
+
+    mode: KvMode
+    loss: KvLoss
+    """KL from the model in FP32."""
+    float_loss: KvLoss
+    """The same with a cache of floats."""
+    tokens: int
+    """Tokens that the cache held when its bytes were read."""
+    predicted_bytes: int
+    """Bytes of its keys and values for so many."""
+    measured_bytes: int | None
+    """The same as the engine allocated them; None where it is not x86's, whose layout is predicted here."""
+
+
 @dataclass(frozen=True)
 class Check:
     """One promise and whether the engine kept it."""
@@ -130,6 +149,8 @@ class Verification:
     """Perplexity of the Hugging Face model in FP32 on the same tokens."""
     models: tuple[BuiltModel, ...]
     checks: tuple[Check, ...]
+    kv: CacheProof | None = None
+    """The KV cache; None where no context was given."""
 
     @property
     def passed(self) -> bool:

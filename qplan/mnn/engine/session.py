@@ -170,6 +170,15 @@ class EngineSession:
         """
         return self._logits("stepwise", token_ids)
 
+    def logits_continued(self, token_ids: TokenIds, prompt: int) -> Logits:
+        """Logits of every position, float32 ``[tokens, vocabulary]``: one pass over ``prompt`` tokens, then one by one.
+
+        Raises:
+            InputError: see `checked`.
+            ToolError: the engine failed.
+        """
+        return self._logits("continued", token_ids, prompt=prompt)
+
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without a chat template.
 
@@ -277,12 +286,12 @@ class EngineSession:
             self.restart()
         self._used = True
 
-    def _logits(self, command: str, token_ids: TokenIds) -> Logits:
+    def _logits(self, command: str, token_ids: TokenIds, **more: int) -> Logits:
         ids = self.checked(token_ids)
         self._begin(1 if command == "stepwise" else len(ids))
         process = self._running()
         path = process.folder / "logits.f32"
-        answer = process.request({"command": command, "ids": ids, "path": str(path)}, self.timeout_s)
+        answer = process.request({"command": command, "ids": ids, "path": str(path), **more}, self.timeout_s)
         try:
             shape, expected = answer.get("shape"), [len(ids), self.vocabulary]
             if shape != expected:
