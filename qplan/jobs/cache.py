@@ -126,7 +126,7 @@ class CacheBench:
             bench.say(f"FP16 on the engine with a KV cache in {mode}, {len(self.trial.tokens)} tokens")
             if not folder.is_dir():
                 bench.build(formats, folder, RuntimeConfig("normal"))
-            return self.trial.loss(folder, RuntimeConfig("normal", kv=mode))
+            return self.trial.of(self.trial.run(folder, RuntimeConfig("normal", kv=mode))[0])
 
         return loss_once(bench.baselines / f"kv-{mode}.json", inputs | {"lengths": lengths}, measured)
 

@@ -101,7 +101,7 @@ class CacheProof:
     float_loss: KvLoss
     """The same with a cache of floats."""
     tokens: int
-    """Tokens that the cache held when its bytes were read."""
+    """Tokens of the prompt that the cache made room for when its bytes were read."""
     predicted_bytes: int
     """Bytes of its keys and values for so many."""
     measured_bytes: int | None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -60,21 +60,26 @@ class CacheTrial:
         """Tokens that come in one pass; the others follow one by one."""
         return max(2, len(self.tokens) - STEPS)
 
-    def run(self, folder: Path, runtime: RuntimeConfig) -> torch.Tensor:
-        """Loss at every token of a folder that was set to ``runtime``.
+    @property
+    def parts(self) -> tuple[int, ...]:
+        """Tokens of each pass."""
+        return (self.prompt, *[1] * (len(self.tokens) - self.prompt))
+
+    def run(self, folder: Path, runtime: RuntimeConfig) -> tuple[torch.Tensor, int]:
+        """Loss at every token of a folder that is set to ``runtime``, and bytes of keys and values after the prompt.
+
+        The engine maps each buffer to a file of its size; it makes room for `STEPS` tokens more than the prompt has.
 
         Raises:
             MeasurementError: logits that are not finite.
             ToolError: the engine failed.
         """
-        with EngineSession(folder, runtime, context=self.context) as engine:
-            return self.reference.compare(lambda ids: engine.logits_continued(ids, self.prompt)).kl
-
-    def loss(self, folder: Path, runtime: RuntimeConfig) -> KvLoss:
-        """What a folder loses under ``runtime``, whose KV cache it is set to."""
         set_runtime(folder, runtime)
-        found = self.run(folder, runtime)
-        return self.of(found)
+        with Scratch("kv-cache") as work:
+            mapped = replace(runtime, cache_folder=work)
+            with EngineSession(folder, mapped, context=self.context) as engine:
+                losses = self.reference.compare(lambda ids: engine.logits_in_parts(ids, self.parts)).kl
+                return losses, sum(path.stat().st_size for path in work.glob("*.[kv]"))
 
     def of(self, losses: torch.Tensor) -> KvLoss:
         """Means over the prompt and over what follows."""
@@ -127,51 +132,29 @@ def prove_cache(plan: Plan, folder: Path, trial: CacheTrial, shape: KvShape) -> 
         msg = "the plan has no KV cache"
         raise MeasurementError(msg)
     mode, kinds = plan.kv.mode, dict.fromkeys((KvMode.FLOAT, plan.kv.mode))
-    losses = {}
-    for kind in kinds:
-        runtime = cache_runtime(plan, kind)
-        set_runtime(folder, runtime)
-        losses[kind] = trial.run(folder, runtime)
-    own, floats = trial.of(losses[mode]), trial.of(losses[KvMode.FLOAT])
-    measured, predicted = _bytes(plan, folder, trial, shape)
+    found = {
+        kind: trial.run(folder, RuntimeConfig(plan.memory, dynamic_option=plan.dynamic_option, kv=kind))
+        for kind in kinds
+    }
+    losses, floats = found[mode][0], found[KvMode.FLOAT][0]
+    own, plain = trial.of(losses), trial.of(floats)
+    predicted = kv_target(DEFAULT_TARGET, "low").bytes(mode, shape, trial.prompt).stored
+    measured = found[mode][1] if platform.machine() in _X86 else None
     proof = CacheProof(
         mode=mode,
         loss=own,
-        float_loss=floats,
-        tokens=len(trial.tokens),
+        float_loss=plain,
+        tokens=trial.prompt,
         predicted_bytes=predicted,
         measured_bytes=measured,
     )
     checks = []
     if mode is not KvMode.FLOAT and plan.kv.loss is not None:
-        stderr = mean_stderr((losses[mode] - losses[KvMode.FLOAT]).view(1, -1))
-        limit = _MARGIN * (floats.nats**0.5 + plan.kv.nats**0.5) ** 2 + _STDERRS * stderr
-        found = note("kv-nats", mode=mode.value, nats=own.nats, float_nats=floats.nats, limit=limit)
-        checks.append(Check(note("kv-loss"), own.nats <= limit, found))
+        stderr = mean_stderr((losses - floats).view(1, -1))
+        limit = _MARGIN * (plain.nats**0.5 + plan.kv.nats**0.5) ** 2 + _STDERRS * stderr
+        told = note("kv-nats", mode=mode.value, nats=own.nats, float_nats=plain.nats, limit=limit)
+        checks.append(Check(note("kv-loss"), own.nats <= limit, told))
     if measured is not None:
-        same = note("kv-bytes-of", measured_bytes=measured, predicted_bytes=predicted, tokens=len(trial.tokens))
+        same = note("kv-bytes-of", measured_bytes=measured, predicted_bytes=predicted, tokens=trial.prompt)
         checks.append(Check(note("kv-bytes"), measured == predicted, same))
     return proof, tuple(checks)
-
-
-def cache_runtime(plan: Plan, mode: KvMode, folder: Path | None = None) -> RuntimeConfig:
-    """The settings to measure a plan's folder under with a KV cache."""
-    return RuntimeConfig(plan.memory, dynamic_option=plan.dynamic_option, kv=mode, cache_folder=folder)
-
-
-def _bytes(plan: Plan, folder: Path, trial: CacheTrial, shape: KvShape) -> tuple[int | None, int]:
-    """Bytes of the buffers that the engine makes for the sequence, None on other processors, and as predicted.
-
-    Mapped to files, each buffer is a file of its size.
-    """
-    mode = KvMode.FLOAT if plan.kv is None else plan.kv.mode
-    predicted = kv_target(DEFAULT_TARGET, "low").bytes(mode, shape, len(trial.tokens)).stored
-    if platform.machine() not in _X86:
-        return None, predicted
-    with (
-        Scratch("kv-cache") as work,
-        EngineSession(folder, cache_runtime(plan, mode, work), context=trial.context) as engine,
-    ):
-        engine.begin(trial.tokens)
-        found = sum(path.stat().st_size for path in work.glob("*.[kv]"))
-    return found, predicted

@@ -6,6 +6,7 @@ For qplan's own measurements of folders that it built: checks requests, not fold
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -170,14 +171,18 @@ class EngineSession:
         """
         return self._logits("stepwise", token_ids)
 
-    def logits_continued(self, token_ids: TokenIds, prompt: int) -> Logits:
-        """Logits of every position, float32 ``[tokens, vocabulary]``: one pass over ``prompt`` tokens, then one by one.
+    def logits_in_parts(self, token_ids: TokenIds, parts: Sequence[int]) -> Logits:
+        """Logits of every position, float32 ``[tokens, vocabulary]``, in passes over so many tokens each.
 
         Raises:
-            InputError: see `checked`.
+            InputError: see `checked`, or the parts are not all of the sequence.
             ToolError: the engine failed.
         """
-        return self._logits("continued", token_ids, prompt=prompt)
+        ids = self.checked(token_ids)
+        if sum(parts) != len(ids) or min(parts) < 1:
+            msg = f"parts of {', '.join(map(str, parts))} tokens are no division of {len(ids)}"
+            raise InputError(msg)
+        return self._logits("in_parts", ids, parts=list(parts))
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without a chat template.
@@ -286,7 +291,7 @@ class EngineSession:
             self.restart()
         self._used = True
 
-    def _logits(self, command: str, token_ids: TokenIds, **more: int) -> Logits:
+    def _logits(self, command: str, token_ids: TokenIds, **more: list[int]) -> Logits:
         ids = self.checked(token_ids)
         self._begin(1 if command == "stepwise" else len(ids))
         process = self._running()

@@ -80,12 +80,13 @@ class Session:
         rows = [self._forward([token], fresh=step == 0) for step, token in enumerate(request["ids"])]
         return self._written(np.concatenate(rows), request)
 
-    def continued(self, request: Request) -> Answer:
-        """One pass over a prompt, then the other tokens one by one, as generation does."""
-        ids, prompt = request["ids"], int(request["prompt"])
-        parts = [self._forward(ids[:prompt])]
-        parts += [self._forward([token], fresh=False) for token in ids[prompt:]]
-        return self._written(np.concatenate(parts), request)
+    def in_parts(self, request: Request) -> Answer:
+        """Passes over so many tokens each, one after the other through the KV cache."""
+        ids, found, start = request["ids"], [], 0
+        for count in request["parts"]:
+            found.append(self._forward(ids[start : start + count], fresh=start == 0))
+            start += count
+        return self._written(np.concatenate(found), request)
 
     @staticmethod
     def _written(values: "np.ndarray[Any, np.dtype[np.float32]]", request: Request) -> Answer:
@@ -181,7 +182,7 @@ def answer(state: dict[str, Session], request: Request) -> Answer:
     commands: dict[str, Callable[[Request], Answer]] = {
         "logits": session.logits,
         "stepwise": session.stepwise,
-        "continued": session.continued,
+        "in_parts": session.in_parts,
         "speed": session.speed,
         "encode": session.encode,
         "begin": session.begin,
