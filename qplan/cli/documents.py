@@ -105,6 +105,7 @@ def _plan_document(plan: Plan) -> Document:
         "dynamic_option": plan.dynamic_option,
         "formats": {name: fmt.name for name, fmt in plan.formats.items()},
         "limits": [asdict(limit) for limit in plan.limits],
+        "kv": None if plan.kv is None else asdict(plan.kv),
         **_notes(plan.notes),
     }
 

@@ -276,13 +276,15 @@ def show(emitted: Emitted) -> None:
     Raises:
         VerificationError: the built model broke a promise.
     """
-    from qplan.cli.tables import plan_table, verification_table  # noqa: PLC0415 - not for --help
+    from qplan.cli.tables import cache_line, plan_table, verification_table  # noqa: PLC0415 - not for --help
 
     files = PlanFolder(emitted.folder)
     answer(**emit_document(emitted))
     out.print(plan_table(emitted.plan))
     for limit in emitted.plan.limits:
         out.print(f"{limit.name}: {limit.predicted:.4g} of {limit.limit:.4g} {limit.unit}")
+    if emitted.plan.kv is not None:
+        out.print(cache_line(emitted.plan.kv))
     if emitted.verification is not None:
         out.print(verification_table(emitted.verification))
         for check in emitted.verification.checks:

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from qplan.cli.view import table_view
+from qplan.cost.kv_cache import KvMode
 from qplan.cost.work import spell_time
 from qplan.formats import QuantFormat
 from qplan.report import notation
+from qplan.run.kv_cache import PlannedCache
 from qplan.run.plan import Plan
 from qplan.run.table import SensitivityTable
 from qplan.run.verification import BuiltModel, Speed, Verification
@@ -18,7 +20,7 @@ from qplan.tensors import short_name
 if TYPE_CHECKING:
     from qplan.jobs.outlook import Outlook
 
-_ROWS = 12
+_ROWS, _MB = 12, 1e6
 
 
 def sensitivity_table(table: SensitivityTable) -> Table:
@@ -70,6 +72,13 @@ def plan_table(plan: Plan) -> Table:
             fmt.name, str(len(members)), f"{sum(t.weights for t in members):,}", f"{sum(t.bytes for t in members):,}"
         )
     return view
+
+
+def cache_line(cache: PlannedCache) -> str:
+    """How the KV cache is stored, what it takes and loses."""
+    loss = "" if cache.loss is None else f", loses {notation.loss(cache.nats)} nats by itself"
+    floats = "" if cache.mode is KvMode.FLOAT else f" ({cache.float_bytes / _MB:,.1f} MB in float)"
+    return f"KV cache of {cache.tokens:,} tokens in {cache.mode}: {cache.bytes / _MB:,.1f} MB{floats}{loss}"
 
 
 def verification_table(verification: Verification) -> Table:
