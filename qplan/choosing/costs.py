@@ -8,6 +8,7 @@ from qplan.formats import QuantFormat
 from qplan.planner.limits import Cost
 from qplan.planner.rules import Rules
 from qplan.run.folder import RunFolder
+from qplan.run.kv_cache import PlannedCache
 from qplan.run.profile import DeviceProfile
 from qplan.tensors import TensorSpec
 
@@ -19,9 +20,10 @@ _NANOSECONDS = 10**6
 """Nanoseconds in a millisecond."""
 
 
-def ram_cost(rules: Rules, table: SensitivityTable) -> Cost:
-    """RAM of the weights after loading, on the target and under the table's memory setting."""
-    return Cost(RAM, "MB", 10**6, lambda spec, fmt: rules.target.ram_bytes(spec, fmt, table.goal))
+def ram_cost(rules: Rules, table: SensitivityTable, cache: PlannedCache | None = None) -> Cost:
+    """RAM of the weights after loading, on the target and under the table's memory setting, with a KV cache if any."""
+    held = 0 if cache is None else cache.bytes
+    return Cost(RAM, "MB", 10**6, lambda spec, fmt: rules.target.ram_bytes(spec, fmt, table.goal), held)
 
 
 def decode_cost(table: SensitivityTable, run: RunFolder) -> Cost:

@@ -85,27 +85,20 @@ def best_setting(
     for one in DYNAMIC_OPTIONS:
         try:
             under = plain if one == 0 else setting(table, wanted, one)
-        except InputError:  # a tensor has no format that the engine computes under the option
+            if under.known:
+                found[one] = predicted_loss(under.table, run, fixed, under.wanted), under
+        except (InputError, InfeasibleError):  # no format is right under the option, or no plan fits
             continue
-        nats = _predicted(under, run, fixed) if under.known else None
-        if nats is not None:
-            found[one] = nats, under
     return min(found.values(), key=lambda pair: pair[0])[1] if found else plain
 
 
-def _predicted(given: Setting, run: RunFolder, fixed: FixedBytes) -> float | None:
-    """What the best plan under a setting is predicted to lose; None if there is none."""
-    table, wanted = given.table, given.wanted
+def predicted_loss(table: SensitivityTable, run: RunFolder, fixed: FixedBytes, wanted: PlanRequest) -> float:
+    """What the best plan for a request is predicted to lose, before whole models are measured.
+
+    Raises:
+        InfeasibleError: there is none.
+    """
     limits: tuple[Ceiling | ResourceLimit, ...] = (*wanted.limits(table, run), *wanted.loss_ceilings(table))
-    try:
-        plan = make_plan(
-            table,
-            wanted.budgets,
-            fixed,
-            rules=wanted.rules,
-            ceilings=limits,
-            minimize=wanted.minimize(table, run),
-        )
-    except InfeasibleError:
-        return None
+    minimize = wanted.minimize(table, run)
+    plan = make_plan(table, wanted.budgets, fixed, rules=wanted.rules, ceilings=limits, minimize=minimize)
     return plan.predicted_nats

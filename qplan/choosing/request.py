@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from qplan.choosing.costs import DECODE, PREFILL, RAM, decode_cost, prefill_cost, ram_cost
 from qplan.choosing.parity import parity_limits, relimited
+from qplan.cost.kv_cache import KvMode
 from qplan.errors import InputError
 from qplan.planner.budget import Budget
 from qplan.planner.ceiling import Ceiling
@@ -17,6 +18,7 @@ from qplan.planner.limits import Cost, ResourceLimit
 from qplan.planner.rules import Rules
 from qplan.planner.size import NUMBER, Size
 from qplan.run.folder import RunFolder
+from qplan.run.kv_cache import PlannedCache
 from qplan.run.plan import Plan
 from qplan.settings import OBJECTIVES, Objective
 
@@ -31,6 +33,8 @@ REPAIR_PASSES = 1
 """Passes, forwards and backwards over the calibration tokens, that a repair may take by default."""
 
 _INCREASE = re.compile(rf"({NUMBER})\s*(%?)")
+MOST_TOKENS = 2**24
+"""Largest context: far above every model's, and its KV cache is exact in 64 bits."""
 MOST_NATS, MOST_MS = 1e3, 1e9
 """Largest limits on the loss and on times: far above every model, and exact in the 64 bits that plans are solved in."""
 
@@ -74,7 +78,13 @@ class PlanRequest:
     max_decode_ms: float | None = None
     max_prefill_ms: float | None = None
     max_ram: Size | None = None
-    """Limit on RAM of the weights after loading."""
+    """Limit on RAM of the weights after loading, and of the KV cache where a context is given."""
+    context: int | None = None
+    """Tokens that the KV cache is to hold; None to leave it out of all counts."""
+    kv: KvMode | None = None
+    """How the KV cache is stored; None for what loses least."""
+    cache: PlannedCache | None = None
+    """The KV cache that was chosen, which takes its part of `max_ram`; not asked for by users."""
     rules: Rules = field(default_factory=Rules)
 
     def __post_init__(self) -> None:
@@ -92,6 +102,12 @@ class PlanRequest:
             if value is not None and not 0 < value <= most:
                 msg = f"{option} {value:g}: must be above 0, finite and at most {most:g}"
                 raise InputError(msg)
+        if self.context is None and self.kv is not None:
+            msg = f"--kv {self.kv} needs --context: how many tokens the KV cache is to hold"
+            raise InputError(msg)
+        if self.context is not None and not 1 <= self.context <= MOST_TOKENS:
+            msg = f"--context {self.context}: must be at least 1 and at most {MOST_TOKENS:,}"
+            raise InputError(msg)
         if self.objective != "loss" and self.max_kl is None and self.max_ppl_increase is None:
             msg = f"--objective {self.objective} needs a limit on the loss: give --max-kl or --max-ppl-increase"
             raise InputError(msg)
@@ -101,6 +117,7 @@ class PlanRequest:
         plain = PlanRequest()
         options = {"--budget": "budgets", "--objective": "objective", "--max-kl": "max_kl"}
         options |= {"--max-ppl-increase": "max_ppl_increase", "--max-ram": "max_ram"}
+        options |= {"--context": "context", "--kv": "kv"}
         options |= {"--max-decode-ms": "max_decode_ms", "--max-prefill-ms": "max_prefill_ms"}
         own = [option for option, name in options.items() if getattr(self, name) != getattr(plain, name)]
         return (*own, *self.rules.asked())
@@ -115,6 +132,8 @@ class PlanRequest:
             ("max-decode-ms", self.max_decode_ms),
             ("max-prefill-ms", self.max_prefill_ms),
             ("max-ram", None if self.max_ram is None else self.max_ram.text),
+            ("context", self.context),
+            ("kv", self.kv),
         )
         parts: list[str] = [self.objective] if self.objective != "loss" else []
         parts += [budget.text for budget in self.budgets]
@@ -137,16 +156,19 @@ class PlanRequest:
         """
         found = []
         if self.max_ram is not None:
-            found.append(ResourceLimit(ram_cost(self.rules, table), self.max_ram.bytes / 1e6))
+            found.append(ResourceLimit(ram_cost(self.rules, table, self.cache), self.max_ram.bytes / 1e6))
         if self.max_decode_ms is not None:
             found.append(ResourceLimit(decode_cost(table, run), self.max_decode_ms))
         if self.max_prefill_ms is not None:
             found.append(ResourceLimit(prefill_cost(table, run), self.max_prefill_ms))
         every = {limit.name: limit for limit in parity_limits(self.budgets, self.rules, table, run)}
+        others = []
         for limit in found:
-            if limit.name not in every or limit.limit < every[limit.name].limit:
+            if limit.name in every and limit.cost.offset != every[limit.name].cost.offset:
+                others.append(limit)  # with a KV cache, which does not count for the uniform export's
+            elif limit.name not in every or limit.limit < every[limit.name].limit:
                 every[limit.name] = limit
-        return tuple(every.values())
+        return (*every.values(), *others)
 
     def minimize(self, table: SensitivityTable, run: RunFolder) -> Cost | None:
         """The cost to minimize before the loss; None if the loss is the objective.
@@ -201,7 +223,8 @@ def limits_of(plan: Plan, table: SensitivityTable, run: RunFolder) -> tuple[Ceil
     found: list[Ceiling | ResourceLimit] = []
     for limit in plan.limits:
         if limit.name == RAM:
-            found.append(ResourceLimit(ram_cost(rules, table), limit.limit, limit.of))
+            cache = None if limit.of else plan.kv
+            found.append(ResourceLimit(ram_cost(rules, table, cache), limit.limit, limit.of))
         elif limit.name == DECODE:
             found.append(ResourceLimit(decode_cost(table, run), limit.limit, limit.of))
         elif limit.name == PREFILL:

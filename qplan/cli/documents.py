@@ -122,6 +122,7 @@ def _plan_document(plan: Plan) -> Document:
         "parity": plan.parity,
         "footprint": None if plan.footprint is None else asdict(plan.footprint),
         "uniform": [asdict(point) for point in plan.uniform],
+        "kv": None if plan.kv is None else asdict(plan.kv),
         **_notes(plan.notes),
     }
 

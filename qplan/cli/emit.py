@@ -35,6 +35,7 @@ from qplan.cli.rules import (
     run_given,
 )
 from qplan.cli.view import mark
+from qplan.cost.kv_cache import KvMode
 from qplan.cost.target import DEFAULT_TARGET, target_names
 from qplan.errors import InputError, VerificationError
 from qplan.jobs.options import EmitOptions
@@ -51,7 +52,9 @@ if TYPE_CHECKING:
 
 
 AUTO: Literal["auto"] = "auto"
-"""Value of ``--dynamic-option`` for which `EmitOptions` has None."""
+"""Value of ``--dynamic-option`` for which `EmitOptions` has None, and of ``--kv``."""
+
+KV_MODES = tuple(mode.value for mode in KvMode)
 
 
 @with_modes("emit")
@@ -84,7 +87,15 @@ def command(
         str | None,
         typer.Option(
             metavar="BYTES",
-            help="Maximum RAM of the weights after loading, e.g. `300MB`.",
+            help="Maximum RAM of the weights after loading, e.g. `300MB`; with --context also of the KV cache.",
+            rich_help_panel=panels.LIMITS,
+        ),
+    ] = None,
+    context: Annotated[
+        int | None,
+        typer.Option(
+            metavar="TOKENS",
+            help="Tokens that the KV cache is to hold: counts its RAM, and chooses how it is stored.",
             rich_help_panel=panels.LIMITS,
         ),
     ] = None,
@@ -180,6 +191,15 @@ def command(
             rich_help_panel=panels.ENGINE,
         ),
     ] = AUTO,
+    kv: Annotated[
+        Literal["auto", "float", "k8", "kv8", "ktq4", "tq4", "ktq3", "tq3"],
+        typer.Option(
+            metavar="MODE",
+            help=f"How the KV cache is stored: {', '.join(f'`{mode}`' for mode in KV_MODES)}; auto is float, or under "
+            "--max-ram what loses least.",
+            rich_help_panel=panels.ENGINE,
+        ),
+    ] = AUTO,
     no_build: Annotated[
         bool,
         typer.Option("--no-build", help="Stop after plan.json and quant_config.json.", rich_help_panel=panels.ENGINE),
@@ -228,6 +248,8 @@ def command(
         max_decode_ms=max_decode_ms,
         max_prefill_ms=max_prefill_ms,
         max_ram=None if max_ram is None else Size.parse(max_ram, "--max-ram"),
+        context=context,
+        kv=None if kv == AUTO else KvMode(kv),
         rules=rules_of(
             logits_bits,
             pin,
@@ -315,6 +337,7 @@ def _show_plan(emitted: Emitted) -> None:
     """Print the plan, what was measured of it, and what it is compared with."""
     from qplan.cli.tables import (  # noqa: PLC0415 - not for --help
         arm_table,
+        cache_line,
         felt_table,
         limits_lines,
         plan_table,
@@ -327,6 +350,8 @@ def _show_plan(emitted: Emitted) -> None:
     out.print(plan_table(plan))
     for line in limits_lines(plan):
         out.print(line)
+    if plan.kv is not None:
+        out.print(cache_line(plan.kv))
     for known in plan.notes:
         if known.code in SHOWN:
             out.print(f"{known}.")

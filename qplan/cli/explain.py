@@ -42,6 +42,7 @@ def command(
     from qplan.choosing.planned import planned_on  # noqa: PLC0415
     from qplan.choosing.request import limits_of  # noqa: PLC0415
     from qplan.cli.explain_tables import details, overview  # noqa: PLC0415 - scipy and pyarrow: not for --help
+    from qplan.cli.tables import cache_line  # noqa: PLC0415
     from qplan.planner.explain import explain_all  # noqa: PLC0415
     from qplan.planner.patterns import matching  # noqa: PLC0415
     from qplan.report import notation  # noqa: PLC0415
@@ -63,6 +64,8 @@ def command(
             out.print(explanation.sentence)
             if len(explanation.members) > 1:
                 out.print(f"It shares its format with {_some(explanation.members)}.")
+    if found.plan.kv is not None:
+        out.print(cache_line(found.plan.kv))
     for name, worth in explanations[0].other_prices.items():
         out.print(f"A limit other than the budget binds: {name} more is worth {notation.loss(worth)} nats.")
 

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from qplan.cli.view import table_view
+from qplan.cost.kv_cache import KvMode
 from qplan.cost.work import spell_time
 from qplan.formats import QuantFormat
 from qplan.report import notation
 from qplan.report.arm import arm_rows
 from qplan.report.felt import predicted_time_against, time_against
 from qplan.report.summary import Contender, baseline, contenders
+from qplan.run.kv_cache import PlannedCache
 from qplan.run.plan import Plan
 from qplan.run.speeds import Phase
 from qplan.run.table import SensitivityTable
@@ -23,7 +25,7 @@ from qplan.tensors import short_name
 if TYPE_CHECKING:
     from qplan.jobs.outlook import Outlook
 
-_ROWS = 12
+_ROWS, _MB = 12, 1e6
 
 
 def sensitivity_table(table: SensitivityTable) -> Table:
@@ -116,6 +118,13 @@ def limits_lines(plan: Plan) -> Iterator[str]:
     for limit in plan.limits:
         of = f", uniform {limit.of}'s" if limit.of else ""
         yield f"{limit.name}: {limit.predicted:.4g} of {limit.limit:.4g} {limit.unit}{of}"
+
+
+def cache_line(cache: PlannedCache) -> str:
+    """How the KV cache is stored, what it takes and loses."""
+    loss = "" if cache.loss is None else f", loses {notation.loss(cache.nats)} nats by itself"
+    floats = "" if cache.mode is KvMode.FLOAT else f" ({cache.float_bytes / _MB:,.1f} MB in float)"
+    return f"KV cache of {cache.tokens:,} tokens in {cache.mode}: {cache.bytes / _MB:,.1f} MB{floats}{loss}"
 
 
 def verification_table(verification: Verification) -> Table:

@@ -120,7 +120,8 @@ def check_emit(options: EmitOptions, run: RunFolder) -> None:
         edited_plan(given, table, target, fixed)
     else:
         usable = computable(table) if options.dynamic_option == 2 else table
-        _check_request(replace(options.wanted, rules=retarget_rules(options.wanted.rules, target)), usable, run, fixed)
+        wanted = _with_cache(options, table)
+        _check_request(replace(wanted, rules=retarget_rules(wanted.rules, target)), usable, run, fixed)
     seq_len = CalibrationSet.read(run.calibration).seq_len
     if options.tokens < seq_len:
         msg = f"--tokens {options.tokens} is below one sequence of {seq_len} tokens; raise it"
@@ -163,6 +164,15 @@ def _check_proof(options: EmitOptions) -> None:
         )
         raise InputError(msg)
     require_arm(options.prove, asked)
+
+
+def _with_cache(options: EmitOptions, table: SensitivityTable) -> PlanRequest:
+    """The request with the smallest KV cache that it may get."""
+    if options.wanted.context is None:
+        return options.wanted
+    from qplan.jobs.cache import cache_menu, with_least_cache  # noqa: PLC0415 - transformers takes seconds
+
+    return with_least_cache(options.wanted, cache_menu(options.wanted, table, options.target.engine))
 
 
 def _check_request(request: PlanRequest, table: SensitivityTable, run: RunFolder, fixed: FixedBytes) -> None:

@@ -20,6 +20,7 @@ from qplan.cost.emit import BUILDING, EXPORTING, GATE, LOADING, PROVING, PROVING
 from qplan.cost.free import most_memory
 from qplan.errors import VerificationError
 from qplan.folding.analyzed import load_analyzed, weights_memory
+from qplan.jobs.cache import CacheBench, cache_bench, cache_menu, context_of, menu_of, recounted
 from qplan.jobs.checks import check_emit, for_engine_of, given_plan
 from qplan.jobs.emit_job import EmitJob, planned
 from qplan.jobs.expect_emit import Emission, expect_emit
@@ -37,6 +38,7 @@ from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import LoadedModel
 from qplan.model.source import local_folder
 from qplan.notes import Note, note, text_note
+from qplan.planner.rules import Rules
 from qplan.quantize.round_all import default_jobs
 from qplan.quantize.run_rounder import run_rounder
 from qplan.run.calibration import CalibrationSet
@@ -187,6 +189,7 @@ def _emit(
             open=stack,
             stages=stages,
             jobs=default_jobs(),
+            caches=cache_menu(options.wanted, table, options.target.engine),
         )
         emitted = _plan_and_build(job, judged, command) if options.build else _plan_only(job, command)
     stages.end()
@@ -252,12 +255,16 @@ def _plan_and_build(job: EmitJob, judged: _HeldOut, command: str) -> Emitted:
             memory=_engine_memory(job, trial),
         )
         first = gate(replace(bench, say=job.stages.teller(GATE)))
+        tokens = context_of(options.wanted, given)
+        caches = job.open.enter_context(cache_bench(bench, judged.rows, tokens)) if job.open is not None else None
+        if caches is not None:
+            job = replace(job, measure_cache=caches.measure)
         plan, gain = planned(job, given)
         if bench.memory is not None:
             bench.memory.check_runs(plan.formats)
             plan = plan.noted(*bench.memory.left_out(plan.formats, unfolded=job.model.original.card))
         exportable = _write_plan(job, plan)
-        plan, verification = _prove(job, bench, first, plan, gain)
+        plan, verification = _prove(job, bench, first, plan, gain, caches=caches)
     return _reported(job, plan, verification, exportable, command)
 
 
@@ -279,7 +286,11 @@ def _given(job: EmitJob) -> Plan | None:
     """The plan that the user gave, recomputed for this build; None if one is to be made."""
     if job.given is None:
         return None
-    return edited_plan(job.given, job.table, job.options.target, fixed_bytes(job.skeleton))
+    plan = edited_plan(job.given, job.table, job.options.target, fixed_bytes(job.skeleton))
+    if plan.kv is None:
+        return plan
+    menu = menu_of(plan.kv.tokens, plan.target, Rules.of(plan).target.precision, job.table, job.options.target.engine)
+    return replace(plan, kv=recounted(plan.kv, menu))
 
 
 def _write_plan(job: EmitJob, plan: Plan) -> _Exportable:
@@ -317,7 +328,13 @@ def _reported(
 
 
 def _prove(
-    job: EmitJob, bench: BuildBench, first: tuple[Check, ...], plan: Plan, gain: BlockGain | None
+    job: EmitJob,
+    bench: BuildBench,
+    first: tuple[Check, ...],
+    plan: Plan,
+    gain: BlockGain | None,
+    *,
+    caches: CacheBench | None,
 ) -> tuple[Plan, Verification]:
     """Build and verify the plan. If ``gain`` is given, the built model's speed decides its ``dynamic_option``."""
     model = PlanFolder(job.folder).model
@@ -352,6 +369,8 @@ def _prove(
         more = engine_checks(model, job.options.target, bench.token_ids, expected)
         verification = replace(verification, checks=(*verification.checks, *more))
     verification = _on_arm(job, bench, plan, model, verification)
+    if caches is not None and plan.kv is not None:
+        verification = caches.proved(plan, model, _runtime(plan), verification)
     verification.write(PlanFolder(job.folder).verification)
     return plan, verification
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -20,20 +21,23 @@ from qplan.choosing.activations import (
     without_block_scales,
 )
 from qplan.choosing.budget_plan import within_uniform
+from qplan.choosing.cache import CacheMenu, choose_cache
 from qplan.choosing.choose import with_price_of_nearest
 from qplan.choosing.context import PlanningContext
 from qplan.choosing.halves import Halves
 from qplan.choosing.loss_limits import choose_requested
-from qplan.choosing.option import Setting, as_shipped, best_setting, setting
+from qplan.choosing.option import Setting, as_shipped, best_setting, predicted_loss, setting
 from qplan.choosing.planned import PlannedOn
 from qplan.choosing.request import PlanRequest
 from qplan.choosing.retarget import retarget_rules
 from qplan.choosing.sizes import fixed_bytes
 from qplan.cost.emit import ACTIVATIONS, EXPORTING, KEEPING
 from qplan.cost.file_bytes import FixedBytes
+from qplan.cost.kv_cache import KvMode
 from qplan.cost.target import DEFAULT_TARGET, Target
 from qplan.folding.analyzed import AnalyzedModel
 from qplan.formats import applies, garbled
+from qplan.jobs.cache import cache_notes
 from qplan.jobs.options import EmitOptions
 from qplan.jobs.skeletons import run_skeleton
 from qplan.jobs.stages import Stages
@@ -43,6 +47,7 @@ from qplan.planner.rules import Rules
 from qplan.quantize.rounder import Rounder
 from qplan.quantize.stored_cache import StoredCache
 from qplan.run.folder import RunFolder
+from qplan.run.kv_cache import KvLoss
 from qplan.run.plan import Plan
 from qplan.run.plan_folder import PLAN_FILE, PlanFolder
 from qplan.run.table import SensitivityTable
@@ -73,6 +78,10 @@ class EmitJob:
     """Closes what `kept` keeps on disk; None to keep nothing."""
     jobs: int = 1
     """Tensors to round at a time."""
+    caches: CacheMenu | None = None
+    """The KV caches that the plan may have; None without a context."""
+    measure_cache: Callable[[KvMode], KvLoss] | None = None
+    """Measures what one loses; None where nothing is built."""
 
     @property
     def engine(self) -> str | None:
@@ -259,7 +268,13 @@ def _chosen_under(job: EmitJob, given: Setting, fixed: FixedBytes) -> Plan:
 
     def choose(rules: Rules) -> Plan:
         wanted = replace(given.wanted, rules=rules)
-        return choose_requested(context, wanted, job.run, evaluations=job.options.evaluations)
+        if job.caches is None:
+            return choose_requested(context, wanted, job.run, evaluations=job.options.evaluations)
+        predicted = partial(predicted_loss, given.table, job.run, fixed)
+        cache = choose_cache(job.caches, wanted, predicted, job.measure_cache, job.say)
+        wanted = replace(wanted, cache=cache)
+        plan = choose_requested(context, wanted, job.run, evaluations=job.options.evaluations)
+        return replace(plan, kv=cache).noted(*cache_notes(cache))
 
     unfolded = fixed_bytes(job.uniform_skeleton)
     return within_uniform(choose, given.wanted.rules, fixed, unfolded, say=job.say)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
+from qplan.cost.kv_cache import KvMode
 from qplan.errors import InputError
 
 JsonScalar = str | int | float | bool
@@ -12,6 +14,13 @@ MEMORY = ("low", "normal", "high")
 PRECISION = ("low", "normal", "high")
 DYNAMIC_OPTIONS = (0, 1, 2)
 MOST_THREADS = 1024
+
+ATTENTION_MODE, ATTENTION_SCALE = "attention_mode", "attn_scale"
+"""Keys for the KV cache, which other settings leave out."""
+
+TURBO_SCALE = 1.0
+"""MNN 3.6.1 divides scores of keys in TurboQuant by the root of the head's width twice, which is garbage (KL 5 nats).
+Where a model's attention has that scale, 1 in place of the second makes it right (``reports/targets/kv.md``)."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +34,10 @@ class RuntimeConfig:
     threads: int = 1
     dynamic_option: int = 0
     """2 quantizes activations per block of the weights instead of per token: less loss, slower."""
+    kv: KvMode | None = None
+    """How the KV cache is stored; None for what the folder says."""
+    cache_folder: Path | None = None
+    """Where the engine maps the KV cache to files, a buffer each; None to keep it in RAM."""
 
     def __post_init__(self) -> None:
         """Reject values that the engine would silently replace by its defaults.
@@ -53,4 +66,14 @@ class RuntimeConfig:
             "precision": self.precision,
             "thread_num": self.threads,
             "dynamic_option": self.dynamic_option,
+            **self._cache(),
         }
+
+    def _cache(self) -> dict[str, JsonScalar]:
+        mapped: dict[str, JsonScalar] = {}
+        if self.cache_folder is not None:
+            mapped = {"kvcache_mmap": True, "tmp_path": str(self.cache_folder)}
+        if self.kv is None:
+            return mapped
+        mapped[ATTENTION_MODE] = self.kv.attention_mode
+        return mapped | {ATTENTION_SCALE: TURBO_SCALE} if self.kv.rotates else mapped

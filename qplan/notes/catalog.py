@@ -156,6 +156,23 @@ CATALOG: Mapping[str, NoteKind] = {
         settings=list[str],
         layers=int,
     ),
+    "kv-cache": _kind(
+        "the KV cache of {tokens:,} tokens is stored as {mode}: {megabytes:.1f} MB, {float_megabytes:.1f} MB in float",
+        tokens=int,
+        mode=str,
+        megabytes=float,
+        float_megabytes=float,
+    ),
+    "kv-int8": _kind(
+        "int8 keys are right only if a conversation's first prompt comes in one pass and its answer follows token by "
+        "token: give every turn the whole conversation again (reuse_kv false, no chunk)",
+    ),
+    "kv-values-int8": _kind(
+        "int8 values are rounded by the ranges of the first prompt: short prompts before long answers lose more"
+    ),
+    "kv-turbo": _kind(
+        "attn_scale 1 in config.json makes up for MNN 3.6.1 dividing TurboQuant's scores twice; another engine may not"
+    ),
     "context-limited": _kind(
         "the model's context is limited to {tokens:,} of its {own_tokens:,} tokens, which the built model says and "
         "qplan.Engine holds to",
@@ -354,6 +371,21 @@ CATALOG: Mapping[str, NoteKind] = {
     "same-tokens": _kind("the built tokenizer makes the tokens that Hugging Face's makes"),
     "read-back": _kind("llm.mnn read back"),
     "fits-budget": _kind("the files fit the budget"),
+    "kv-loss": _kind("the KV cache loses no more than was measured before"),
+    "kv-nats": _kind(
+        "{nats:.3e} nats with a cache in {mode}, {float_nats:.3e} in float, limit {limit:.3e}",
+        mode=str,
+        nats=float,
+        float_nats=float,
+        limit=float,
+    ),
+    "kv-bytes": _kind("the engine's KV cache has the predicted bytes"),
+    "kv-bytes-of": _kind(
+        "{measured_bytes:,} of {predicted_bytes:,} predicted, at {tokens:,} tokens",
+        measured_bytes=int,
+        predicted_bytes=int,
+        tokens=int,
+    ),
     "predicted-bytes": _kind("weight and embedding files have the predicted bytes"),
     "emulation": _kind("{uniform}: torch's loss equals the engine's, memory {memory}", uniform=str, memory=str),
     "plan-emulation": _kind("plan: torch's loss equals the engine's, memory {memory}", memory=str),

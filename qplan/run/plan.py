@@ -13,6 +13,7 @@ from qplan.errors import InputError
 from qplan.formats import QuantFormat
 from qplan.notes import Note
 from qplan.run.decode import JsonText, decode
+from qplan.run.kv_cache import PlannedCache
 from qplan.settings import DYNAMIC_OPTIONS
 
 KIND, SCHEMA = "qplan-plan", 3
@@ -188,6 +189,8 @@ class Plan:
     """What a budget such as ``int4`` promises, see `qplan.settings.Parity`; plans of earlier versions promise files."""
     footprint: Footprint | None = None
     """RAM and relative times on the target; None in plans of earlier versions."""
+    kv: PlannedCache | None = None
+    """The KV cache that it was planned with; None where no context was given."""
 
     @property
     def formats(self) -> dict[str, QuantFormat]:

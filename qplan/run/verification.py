@@ -9,8 +9,10 @@ from typing import Any
 
 from qplan.artifact import body_of, decoding, read_json, write_json
 from qplan.cost.file_bytes import FileBytes
+from qplan.cost.kv_cache import KvMode
 from qplan.notes import Note
 from qplan.run.decode import decode_artifact
+from qplan.run.kv_cache import KvLoss
 from qplan.run.plan import Plan
 from qplan.run.speeds import Phase, Round, Spread, ratio_of_times
 
@@ -102,6 +104,23 @@ class BuiltModel:
         return tuple(run for run in self.runs if run.dynamic_option == self.dynamic_option)
 
 
+@dataclass(frozen=True, kw_only=True)
+class CacheProof:
+    """A built model with its KV cache on the engine, on one long sequence."""
+
+    mode: KvMode
+    loss: KvLoss
+    """KL from the model in FP32."""
+    float_loss: KvLoss
+    """The same with a cache of floats."""
+    tokens: int
+    """Tokens of the prompt that the cache made room for when its bytes were read."""
+    predicted_bytes: int
+    """Bytes of its keys and values for so many."""
+    measured_bytes: int | None
+    """The same as the engine allocated them; None where it is not x86's, whose layout is predicted here."""
+
+
 @dataclass(frozen=True)
 class ArmRun:
     """The built plan on MNN's aarch64 engine under emulation, on the first of the held-out tokens, memory low."""
@@ -164,6 +183,8 @@ class Verification:
     """What was proved on emulated ARM processors; empty without ``--prove``."""
     notes: tuple[Note, ...] = ()
     """What was not proved, and should have been."""
+    kv: CacheProof | None = None
+    """The KV cache; None where no context was given."""
 
     @property
     def passed(self) -> bool:

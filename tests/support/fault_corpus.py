@@ -373,6 +373,16 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "attention-mode-unknown", "unknown-setting", "tied", _set("config.json", attention_mode=-1), severity="warning"
     ),
+    Fault("int8-keys-of-many-prompts", "int8-keys", "tied", _set("config.json", attention_mode=9, reuse_kv=True)),
+    Fault("int8-keys-in-chunks", "int8-keys", "tied", _set("config.json", attention_mode=10, chunk=128)),
+    Fault("turbo-unscaled", "attention-mode", "tied", _set("config.json", attention_mode=14)),
+    Fault(
+        "turbo-in-halves",
+        "turbo-precision",
+        "tied",
+        _set("config.json", attention_mode=14, attn_scale=1.0, precision="low"),
+        severity="warning",
+    ),
     Fault("top-k-in-words", "bad-setting", "tied", _set("config.json", top_k="many")),
     Fault("deepstack-of-another-model", "missing-part", "tied", _set("llm_config.json", has_deepstack=True)),
     Fault("ple-of-another-model", "missing-part", "tied", _set("llm_config.json", ple_embed_file="ple.bin")),

@@ -31,7 +31,7 @@ from qplan.mnn.graph.json_graph import read_document
 from qplan.mnn.graph.linear import Linear
 from qplan.mnn.graph.patch import patch_graph
 from qplan.mnn.graph.tie import TIE_KEY, TieForm, TieRecord, check_tied
-from qplan.mnn.runtime import RuntimeConfig
+from qplan.mnn.runtime import ATTENTION_MODE, ATTENTION_SCALE, RuntimeConfig
 from qplan.quantize import StoredTensor
 from qplan.tensors import TensorSpec
 
@@ -102,7 +102,10 @@ def build_model(
 def set_runtime(folder: Path, runtime: RuntimeConfig) -> None:
     """Change the settings that a built folder runs with."""
     path = folder / CONFIG_FILE
-    settings = json.loads(path.read_text(encoding="utf-8")) | runtime.to_json()
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    for key in (ATTENTION_MODE, ATTENTION_SCALE):
+        settings.pop(key, None)
+    settings |= runtime.to_json()
     write_text(path, json.dumps(settings, ensure_ascii=False, indent=4))
 
 

@@ -6,6 +6,7 @@ For qplan's own measurements of folders that it built: checks requests, not fold
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -184,6 +185,19 @@ class EngineSession:
         """
         return self._logits("stepwise", token_ids)
 
+    def logits_in_parts(self, token_ids: TokenIds, parts: Sequence[int]) -> Logits:
+        """Logits of every position, float32 ``[tokens, vocabulary]``, in passes over so many tokens each.
+
+        Raises:
+            InputError: see `checked`, or the parts are not all of the sequence.
+            ToolError: the engine failed.
+        """
+        ids = self.checked(token_ids)
+        if sum(parts) != len(ids) or min(parts) < 1:
+            msg = f"parts of {', '.join(map(str, parts))} tokens are no division of {len(ids)}"
+            raise InputError(msg)
+        return self._logits("in_parts", ids, parts=list(parts))
+
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without a chat template.
 
@@ -294,12 +308,12 @@ class EngineSession:
             self.restart()
         self._used = True
 
-    def _logits(self, command: str, token_ids: TokenIds) -> Logits:
+    def _logits(self, command: str, token_ids: TokenIds, **more: list[int]) -> Logits:
         ids = self.checked(token_ids)
         self._begin(1 if command == "stepwise" else len(ids))
         process = self._running()
         path = process.folder / "logits.f32"
-        answer = process.request({"command": command, "ids": ids, "path": str(path)}, self.timeout_s)
+        answer = process.request({"command": command, "ids": ids, "path": str(path), **more}, self.timeout_s)
         try:
             shape, expected = answer.get("shape"), [len(ids), self.vocabulary]
             if shape != expected:

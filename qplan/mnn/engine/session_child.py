@@ -80,6 +80,14 @@ class Session:
         rows = [self._forward([token], fresh=step == 0) for step, token in enumerate(request["ids"])]
         return self._written(np.concatenate(rows), request)
 
+    def in_parts(self, request: Request) -> Answer:
+        """Passes over so many tokens each, one after the other through the KV cache."""
+        ids, found, start = request["ids"], [], 0
+        for count in request["parts"]:
+            found.append(self._forward(ids[start : start + count], fresh=start == 0))
+            start += count
+        return self._written(np.concatenate(found), request)
+
     @staticmethod
     def _written(values: "np.ndarray[Any, np.dtype[np.float32]]", request: Request) -> Answer:
         values.tofile(request["path"])
@@ -175,6 +183,7 @@ def answer(state: dict[str, Session], request: Request) -> Answer:
     commands: dict[str, Callable[[Request], Answer]] = {
         "logits": session.logits,
         "stepwise": session.stepwise,
+        "in_parts": session.in_parts,
         "speed": session.speed,
         "encode": session.encode,
         "begin": session.begin,

@@ -8,13 +8,17 @@ from qplan.mnn.files import GRAPH_FILE
 from qplan.mnn.graph.binary import INPUT
 from qplan.mnn.preflight.finding import EXPORT_AGAIN, GARBAGE, REFUSED, Finding, error, warning
 from qplan.mnn.preflight.model import TALKER, ModelFolder
+from qplan.mnn.runtime import ATTENTION_SCALE, TURBO_SCALE
 
 _MODE_KEYS = ("attention_mode", "quant_qkv")
 """The setting, and its old name, which is read where the new one is not there."""
 
 _ATTENTION_MODES = (0, 1, 2, 8, 9, 10)
-_GARBLING = (3, 4, 5, 6)
-"""Remainders by 8 that attention computes garbage with; the engine takes the others for one that it knows."""
+_TURBO = (3, 4, 5, 6)
+"""Remainders by 8 of TurboQuant, whose scores are divided by the root of the head's width twice: garbage, unless
+`qplan.mnn.runtime.TURBO_SCALE` takes the second's place. The engine takes other numbers for one that it knows."""
+_INT8_KEYS = (1, 2)
+"""Remainders by 8 of int8 keys, which a second prompt into the same cache garbles."""
 
 _SPECULATIVE = {"eagle": "eagle.mnn", "mtp": "mtp.mnn"}
 """Ways of guessing tokens ahead that load a graph of their own."""
@@ -35,13 +39,33 @@ def check_engine_settings(model: ModelFolder) -> Iterator[Finding]:
 def _attention_mode(model: ModelFolder) -> Iterator[Finding]:
     key = next((name for name in _MODE_KEYS if name in model.settings), "")
     value, whole = model.settings.get(key), model.whole(key)
-    if not key or whole in _ATTENTION_MODES:
+    if key and whole in _ATTENTION_MODES:
+        yield from _int8_keys(model, key, whole)
+        return
+    if not key:
         return
     what = f"{key} is {value!r}; the engine knows {', '.join(map(str, _ATTENTION_MODES))}"
-    if whole is not None and whole >= 0 and whole % 8 in _GARBLING:
-        yield error("attention-mode", key, what, GARBAGE, f"correct {key}, or take it out")
+    if whole is not None and whole >= 0 and whole % 8 in _TURBO:
+        yield from _turbo(model, key, what)
     else:
         yield warning("unknown-setting", key, what, "the engine silently takes one that it knows", f"correct {key}")
+
+
+def _turbo(model: ModelFolder, key: str, what: str) -> Iterator[Finding]:
+    if model.settings.get(ATTENTION_SCALE) != TURBO_SCALE:
+        remedy = f"correct {key}, or take it out; 'qplan emit --context N --kv tq4' writes what makes it right"
+        yield error("attention-mode", key, what, GARBAGE, remedy)
+    elif model.settings.get("precision", "low") == "low":
+        told = f"{key} is {model.settings[key]} (TurboQuant) with precision low"
+        yield warning("turbo-precision", key, told, "wrong on ARM processors with fp16", "set precision to normal")
+
+
+def _int8_keys(model: ModelFolder, key: str, mode: int | None) -> Iterator[Finding]:
+    asked = [name for name in ("reuse_kv", "chunk", "chunk_limits") if model.settings.get(name)]
+    if mode is not None and mode % 8 in _INT8_KEYS and asked:
+        what = f"{key} is {mode} (int8 keys) with {' and '.join(asked)}"
+        effect = "after the first prompt, later ones go by keys that are wrong: 0.2 nats or more a token"
+        yield error("int8-keys", key, what, effect, f"take {' and '.join(asked)} out, or set {key} to 8")
 
 
 def _chunks(model: ModelFolder) -> Iterator[Finding]:
