@@ -79,7 +79,7 @@ def arm(table: ArmTable) -> Iterator[str]:
     yield "|---|" + "---|" * len(table.processors)
     for names, found in table.summary():
         shown = " | ".join(result if result in ("ok", "") else f"**{result}**" for result in found)
-        yield f"| {', '.join(names)} | {shown} |"
+        yield f"| {'<br>'.join(names)} | {shown} |"
 
 
 def arm_dates(table: ArmTable) -> Iterator[str]:

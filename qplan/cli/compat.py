@@ -183,17 +183,22 @@ def _measure_arm(path: Path, formats: tuple[QuantFormat, ...] | None) -> None:
 
 
 def _arm(found: ArmTable) -> Table:
-    columns = ("formats", *found.processors)
+    columns = ("formats", "on processors")
     view = table_view(
         columns,
         left=columns,
         heading=f"Formats on MNN {found.engine} for ARM, memory low, under qemu {found.emulator}, {found.date}",
-        note="The worst of precision low and high, dynamic_option 0 and 2, prefill and decode; formats that do alike "
-        "share a line.",
+        note="Precision low and high, dynamic_option 0 and 2, prefill and decode; formats that do alike share a line.",
     )
-    view.columns[0].no_wrap = False
+    for column in view.columns:
+        column.no_wrap, column.ratio = False, 1
     for names, shown in found.summary():
-        view.add_row(", ".join(names), *(Text(text, "green" if text == "ok" else "bold red") for text in shown))
+        results = dict(zip(found.processors, shown, strict=True))
+        faults = [f"{name}: {result}" for name, result in results.items() if result not in ("ok", "")]
+        right = [name for name, result in results.items() if result == "ok"]
+        told = [Text(f"ok: {', '.join(right)}", "green")] if right else []
+        told += [Text(fault, "bold red") for fault in faults]
+        view.add_row("\n".join(names), Text("\n").join(told))
     return view
 
 

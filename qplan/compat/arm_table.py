@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -102,12 +102,12 @@ class ArmTable:
         by_format: dict[tuple[QuantFormat, bool], dict[str, str]] = {}
         for row in self.rows:
             by_format.setdefault((row.format, row.tied), {})[row.processor] = told(row)
-        alike: dict[tuple[str, ...], list[str]] = {}
+        alike: dict[tuple[str, ...], list[tuple[QuantFormat, bool]]] = {}
         for (fmt, tied), found in by_format.items():
             shown = tuple(found.get(name, "") for name in self.processors)
-            alike.setdefault(shown, []).append(f"{'tied ' if tied else ''}{fmt}")
-        for shown, names in alike.items():
-            yield tuple(names), shown
+            alike.setdefault(shown, []).append((fmt, tied))
+        for shown, formats in alike.items():
+            yield _named(formats), shown
 
     @property
     def processors(self) -> tuple[str, ...]:
@@ -117,6 +117,32 @@ class ArmTable:
     def of(self, fmt: QuantFormat, processor: str, *, tied: bool = False) -> ArmRow | None:
         """What was measured of a format; None if nothing was."""
         return next((row for row in self.rows if row.place == (fmt.name, tied, processor)), None)
+
+
+def _named(formats: Sequence[tuple[QuantFormat, bool]]) -> tuple[str, ...]:
+    """Many formats in few words: widths that come in the same blocks together."""
+    blocks: dict[tuple[bool, str], list[tuple[int, bool]]] = {}
+    for fmt, tied in formats:
+        blocks.setdefault((tied, f"{'fp' if fmt.is_float else 'int'}{fmt.bits}"), []).append((fmt.block, fmt.symmetric))
+    together: dict[tuple[bool, frozenset[tuple[int, bool]]], list[str]] = {}
+    for (tied, width), found in blocks.items():
+        together.setdefault((tied, frozenset(found)), []).append(width)
+    names = []
+    for (tied, found), widths in together.items():
+        name = f"{'tied head ' if tied else ''}{', '.join(widths)}"
+        plain, symmetric = ({block for block, sym in found if sym is wanted} for wanted in (False, True))
+        if widths != ["fp16"]:
+            also = " with and without zero points" if symmetric == plain else ""
+            also = f"; symmetric {_in_blocks(symmetric)}" if symmetric and not also else also
+            name += f" {_in_blocks(plain)}{also}" if plain else f" symmetric {_in_blocks(symmetric)}"
+        names.append(name)
+    return tuple(names)
+
+
+def _in_blocks(blocks: Collection[int]) -> str:
+    some = [str(block) for block in sorted(blocks) if block]
+    parts = (["by whole rows"] if 0 in blocks else []) + ([f"in blocks of {', '.join(some)}"] if some else [])
+    return " and ".join(parts)
 
 
 def told(row: ArmRow) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -100,6 +101,11 @@ REFUSALS = (
     Refusal("emit --target toaster", ("'toaster'", "cpu-x86")),
     Refusal("emit --engine latest", ("'latest'", "3.6.1")),
     Refusal("emit --engine 3.0.0", ("engine 3.0.0", "3.4.0")),
+    Refusal("emit --prove x86", ("--prove 'x86'", "no processor", "arm-i8mm", "arm-sme2")),
+    Refusal("emit --prove arm", ("--prove arm-v8,arm-dot,arm-i8mm", "does not hold", "'qplan engines add arm'")),
+    Refusal("emit --prove arm-sme2", ("--prove arm-sme2", "'qplan engines add arm --sme2'")),
+    Refusal("emit --prove arm-dot --no-build", ("--prove arm-dot --no-build", "leave one out")),
+    Refusal("emit --prove arm-dot --engine 3.5.0", ("--engine 3.5.0", "installed version", "leave one of them out")),
     Refusal("emit --dynamic-option 1", ("'1'", "'auto', '0', '2'"), "BadParameter"),
     Refusal("emit --dynamic-option 2", ("--dynamic-option 2", "memory normal", "leave it out")),
     Refusal("emit --text nofile.txt", ("--text nofile.txt", "does not exist", ".jsonl")),
@@ -166,6 +172,11 @@ REFUSALS = (
     Refusal("compat measure --engine latest", ("'latest'", "3.6.1")),
     Refusal("compat measure --architectures --only gpt9", ("gpt9", "qwen2")),
     Refusal("compat measure --only qwen2", ("--only", "--architectures")),
+    Refusal("compat measure --arm", ("--arm needs", "'qplan engines add arm'")),
+    Refusal("compat measure --arm --only qwen2", ("--arm", "leave", "--only")),
+    Refusal("compat measure --formats int4", ("--formats is for --arm", "leave it out")),
+    Refusal("engines add x86", ("'x86'", "added or removed is arm")),
+    Refusal("engines remove x86", ("'x86'", "added or removed is arm")),
     Refusal("compat measure --llmexport nowhere", ("no llmexport.py in nowhere", "MNN checkout")),
 )
 
@@ -195,7 +206,10 @@ def answered(lines: Sequence[str], folder: Path) -> dict[str, dict[str, Any]]:
     """The object of each command line, run one after the other in one process that can import no torch."""
     typed = "".join(json.dumps(line.split()) + "\n" for line in lines)
     command = [sys.executable, "-c", DOOR]
-    done = subprocess.run(command, cwd=folder, input=typed, capture_output=True, text=True, check=False)
+    environment = os.environ | {"QPLAN_CACHE": str(folder / "no-cache")}
+    done = subprocess.run(
+        command, cwd=folder, input=typed, capture_output=True, text=True, check=False, env=environment
+    )
     found = [json.loads(part) for part in done.stdout.split("next\n") if part.strip()]
     assert len(found) == len(lines), done.stderr
     return dict(zip(lines, found, strict=True))

@@ -42,6 +42,8 @@ CHEAP = {
     "explain": ("explain", "int4"),
     "plan diff": ("plan", "diff", "int4", "int8"),
     "compat": ("compat",),
+    "engines": ("engines",),
+    "engines list": ("engines", "list"),
 }
 
 
@@ -58,6 +60,12 @@ def test_json_is_one_object_with_the_documented_keys(work: Path, command: str) -
     done = qplan(*CHEAP[command], "--json", folder=work)
     assert done.returncode == 0, done.stderr
     hold(done, command)
+
+
+def test_formats_on_arm_are_an_object_of_their_own(work: Path) -> None:
+    done = qplan("compat", "--arm", "--json", folder=work)
+    assert_documented(done.document, keys(JSON_PAGE, "Every command") | keys(JSON_PAGE, "Formats of qplan compat"))
+    assert "arm-dot: NaN (precision low, decode)" in qplan("compat", "--arm", folder=work, columns=120).stdout
 
 
 @pytest.mark.parametrize("command", CHEAP)

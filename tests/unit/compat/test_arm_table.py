@@ -86,4 +86,29 @@ def test_formats_that_do_alike_share_a_line() -> None:
         *rows("int4", "ok 0.1", "NaN"),
         *rows("int6", "ok 0.3", "ok 0"),
     )
-    assert list(table.summary()) == [(("int8", "int6"), ("ok", "ok")), (("int4",), ("ok", "NaN"))]
+    assert list(table.summary()) == [
+        (("int8, int6 in blocks of 64",), ("ok", "ok")),
+        (("int4 in blocks of 64",), ("ok", "NaN")),
+    ]
+
+
+def test_many_formats_are_named_in_few_words() -> None:
+    names = "fp16,int8-b0,int8-b32,int8-b0-sym,int8-b32-sym,int4-b0,int4-b32,int4-b0-sym,int4-b32-sym,int3-b16,int2-sym"
+    rows = [ArmRow(QuantFormat.parse(name), tied=False, processor="arm-v8") for name in names.split(",")]
+    rows += [ArmRow(QuantFormat(8, 0), tied=True, processor="arm-v8")]
+    rows += [
+        ArmRow(QuantFormat(5, block, sym), tied=False, processor="arm-v8") for block, sym in ((0, False), (8, True))
+    ]
+    assert list(ArmTable.empty("3.6.1", "11", *rows).summary()) == [
+        (
+            (
+                "fp16",
+                "int8, int4 by whole rows and in blocks of 32 with and without zero points",
+                "int3 in blocks of 16",
+                "int2 symmetric in blocks of 64",
+                "tied head int8 by whole rows",
+                "int5 by whole rows; symmetric in blocks of 8",
+            ),
+            ("ok",),
+        )
+    ]
