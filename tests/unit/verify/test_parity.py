@@ -57,7 +57,10 @@ def test_a_noisy_machine_breaks_none(plan: Plan) -> None:
 
 
 def test_other_plans_and_other_machines_promise_nothing(plan: Plan) -> None:
-    speeds: dict[tuple[str, DynamicOption], Speed] = {("int8", 0): speed(90 * MB, [0.02] * 9), ("plan", 0): speed(200 * MB, [0.1] * 9)}
+    speeds: dict[tuple[str, DynamicOption], Speed] = {
+        ("int8", 0): speed(90 * MB, [0.02] * 9),
+        ("plan", 0): speed(200 * MB, [0.1] * 9),
+    }
     assert not parity_checks(replace(plan, limits=()), speeds)
     assert not parity_checks(replace(plan, limits=(replace(LIMIT, of=""),)), speeds)
     assert not parity_checks(replace(plan, target="phone"), speeds)
