@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from scipy.special import stdtrit
 from torch import Tensor
 
 from qplan.sensitivity.metrics import TokenStats
@@ -12,8 +13,8 @@ from qplan.sensitivity.metrics import TokenStats
 STRETCH = 16
 """Tokens in a row whose losses are taken together where their scatter is measured."""
 
-CERTAIN_STDERRS = 2.0
-"""Standard errors beyond which a difference is no noise: one in forty is, on the side that counts."""
+CERTAIN = 0.977
+"""Probability with which a difference must be no noise: that of two standard errors, if there are many stretches."""
 
 
 @dataclass(frozen=True)
@@ -24,11 +25,15 @@ class Change:
     """Mean difference per token."""
     stderr_nats: float
     """Its standard error; infinite where nothing tells it."""
+    freedom: int
+    """Stretches that it was told from, but for one: few may agree by chance."""
 
     @property
     def at_most(self) -> float:
-        """The largest change that noise may hide."""
-        return self.nats + CERTAIN_STDERRS * self.stderr_nats
+        """The largest change that noise may hide, by Student's distribution."""
+        if math.isinf(self.stderr_nats):
+            return math.inf
+        return self.nats + float(stdtrit(self.freedom, CERTAIN)) * self.stderr_nats
 
     @property
     def is_fall(self) -> bool:
@@ -46,7 +51,9 @@ def change_of(before: TokenStats, after: TokenStats, seq_len: int) -> Change:
     """
     more = (after.kl - before.kl).reshape(-1, seq_len)
     stderr = mean_stderr(more)
-    return Change(float(more.mean()), math.inf if stderr is None else stderr)
+    stretch = min(STRETCH, seq_len)
+    stretches = len(more) * (seq_len // stretch)
+    return Change(float(more.mean()), math.inf if stderr is None else stderr, stretches - 1)
 
 
 def mean_stderr(differences: Tensor) -> float | None:

@@ -45,7 +45,13 @@ def test_models_are_compared_token_by_token() -> None:
     assert unrelated.at_most > 0
 
 
+def test_few_stretches_that_agree_are_no_proof() -> None:
+    falls = torch.tensor([1.0, 2.0], dtype=torch.float64).repeat_interleave(STRETCH)
+    assert not change_of(stats(falls), stats(torch.zeros_like(falls)), STRETCH).is_fall
+    assert change_of(stats(falls.repeat(8)), stats(torch.zeros_like(falls.repeat(8))), STRETCH).is_fall
+
+
 def test_nothing_is_beyond_doubt_on_one_stretch() -> None:
     change = change_of(stats(torch.ones(STRETCH)), stats(torch.zeros(STRETCH)), STRETCH)
-    assert change == Change(-1.0, math.inf)
+    assert change == Change(-1.0, math.inf, 0)
     assert not change.is_fall
