@@ -2,7 +2,8 @@
 
     python -m reports.targets.kv ../shared/models/SmolLM2-135M-Instruct --text ../shared/data/wikitext2/test.txt
 
-Weights are in fp16, so that nothing else is rounded. Writes ``kv.md`` beside this file.
+Weights are in fp16, so that nothing else is rounded. With ``--run``, an analysis of the model, plans are made beside
+each cache under ``--max-ram``; the pair that loses least is built and proved. Writes ``kv.md`` beside this file.
 """
 
 from __future__ import annotations
@@ -10,17 +11,23 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 import qplan.demo
 from qplan.artifact import versions
+from qplan.choosing.cache import CacheMenu, choose_cache
+from qplan.choosing.request import PlanRequest
+from qplan.choosing.sizes import fixed_bytes
 from qplan.cost.kv_cache import KvMode, KvShape, kv_target
-from qplan.errors import MeasurementError
+from qplan.errors import InfeasibleError, MeasurementError
+from qplan.folding.analyzed import load_analyzed
 from qplan.mnn.build.exporter import export_skeleton
 from qplan.mnn.build.skeleton import Skeleton
 from qplan.mnn.build.writer import build_model, set_runtime
@@ -28,10 +35,17 @@ from qplan.mnn.engine.session import EngineSession
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.attention_shape import kv_shape
 from qplan.model.load import LoadedModel, load_model
+from qplan.planner.budget import parse_budgets
+from qplan.planner.planning import make_plan
+from qplan.planner.size import Size
 from qplan.quantize.rounder import Rounder
+from qplan.run.folder import RunFolder
+from qplan.run.kv_cache import KvLoss
+from qplan.run.plan import Plan
+from qplan.run.table import SensitivityTable
 from qplan.sensitivity.kept_logits import kept_logits
 from qplan.uniform import uniform_formats
-from qplan.verify.cache import CacheTrial
+from qplan.verify.cache import STEPS, CacheTrial, cache_trial, prove_cache
 
 HOME = Path(qplan.demo.__file__).parent
 HEAD = (
@@ -50,6 +64,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--work", type=Path, default=Path("build/kv"), help="keeps the built model and the results")
     parser.add_argument("--modes", default=",".join(KvMode))
+    parser.add_argument("--run", type=Path, help="an analysis of the model")
+    parser.add_argument("--max-ram", default="150MB")
     options = parser.parse_args()
     loaded = load_model(options.model)
     folder = built(loaded, options.work)
@@ -70,6 +86,9 @@ def main() -> None:
             kept.write_text(json.dumps(found, indent=1), encoding="utf-8")
     name = Path(options.model).name
     lines = [*about(name, options.text.name, row.size, shape), *table(found, modes, shape), *second(found)]
+    if options.run is not None:
+        limited = UnderLimit(RunFolder(options.run), Size.parse(options.max_ram, "--max-ram"), row, found)
+        lines += limited.lines(options.work / "plan")
     out = Path(__file__).with_name("kv.md")
     out.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print(out)
@@ -156,6 +175,80 @@ def second(found: dict[str, Any]) -> list[str]:
         result = found[f"{mode}-short"]
         lines.append(f"| {mode.value} | {result['answer']:.2e} | {result['second']:.2e} |")
     return lines
+
+
+@dataclass(frozen=True)
+class UnderLimit:
+    """Plans beside caches under a RAM limit."""
+
+    run: RunFolder
+    limit: Size
+    row: NDArray[np.int64]
+    found: dict[str, Any]
+    """Losses of caches."""
+
+    @cached_property
+    def table(self) -> SensitivityTable:
+        """Losses of weights."""
+        return SensitivityTable.read(self.run.sensitivity)
+
+    @cached_property
+    def skeleton(self) -> Skeleton:
+        """The graph."""
+        return Skeleton.open(self.run.skeleton_for(c4=True, unfolded=False)[0])
+
+    def plan(self, request: PlanRequest) -> Plan:
+        """The best plan beside a cache."""
+        limits = request.limits(self.table, self.run)
+        return make_plan(self.table, request.budgets, fixed_bytes(self.skeleton), rules=request.rules, ceilings=limits)
+
+    def loss(self, mode: KvMode) -> KvLoss:
+        """What a cache loses, as measured above."""
+        result = self.found[mode.value]
+        return KvLoss(**{field.name: result[field.name] for field in fields(KvLoss)})
+
+    def lines(self, folder: Path) -> list[str]:
+        """All pairs, and the proof of the best.
+
+        Raises:
+            MeasurementError: the engine broke a promise.
+        """
+        loaded = load_analyzed(self.run, self.table.model, print).loaded
+        shape = kv_shape(loaded.config)
+        menu = CacheMenu(shape, kv_target("cpu-x86", "low"), "cpu-x86", self.row.size)
+        request = PlanRequest(budgets=parse_budgets(["int4"]), max_ram=self.limit, context=self.row.size)
+        told = []
+        for mode in menu.modes:
+            cache = menu.cache(mode, None if mode is KvMode.FLOAT else self.loss(mode))
+            try:
+                nats = self.plan(replace(request, cache=cache)).predicted_nats
+                losses = f"{nats:.3e} | {cache.nats:.3e} | {nats + cache.nats:.3e}"
+            except InfeasibleError:
+                losses = "does not fit | |"
+            told.append(f"| {mode} | {cache.bytes / 1e6:.1f} | {losses} |")
+        cache = choose_cache(menu, request, lambda asked: self.plan(asked).predicted_nats, self.loss, print)
+        plan = replace(self.plan(replace(request, cache=cache)), kv=cache)
+        tensors, store = loaded.card.tensors, Rounder(loaded).store
+        build_model(
+            self.skeleton, tensors, plan.formats, store, folder, context=loaded.card.context, replace=folder.is_dir()
+        )
+        with cache_trial(loaded, self.row, self.row.size) as trial:
+            _, checks = prove_cache(plan, folder, trial, shape)
+        if not all(check.passed for check in checks):
+            msg = "; ".join(f"{check.name}: {check.detail}" for check in checks)
+            raise MeasurementError(msg)
+        limit = plan.limits[0]
+        return [
+            *("", f"## int4 within {self.limit.text} of RAM and {self.row.size:,} tokens", ""),
+            *(
+                "| cache | MB | plan beside it, nats predicted | cache, nats | sum |",
+                "|---|---:|---:|---:|---:|",
+                *told,
+            ),
+            *("", f"Chosen: {cache.mode}. RAM of weights and cache: {limit.predicted:.2f} of {limit.limit:.2f} MB."),
+            f"Its plan, rounded to nearest, on the engine with {trial.prompt} tokens and {STEPS} more: ",
+            *(f"{check.name}: {check.detail}. " for check in checks),
+        ]
 
 
 if __name__ == "__main__":
