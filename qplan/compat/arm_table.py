@@ -128,9 +128,9 @@ def _named(formats: Sequence[tuple[QuantFormat, bool]]) -> tuple[str, ...]:
     for (tied, width), found in blocks.items():
         together.setdefault((tied, frozenset(found)), []).append(width)
     names = []
-    for (tied, found), widths in together.items():
+    for (tied, places), widths in together.items():
         name = f"{'tied head ' if tied else ''}{', '.join(widths)}"
-        plain, symmetric = ({block for block, sym in found if sym is wanted} for wanted in (False, True))
+        plain, symmetric = ({block for block, sym in places if sym is wanted} for wanted in (False, True))
         if widths != ["fp16"]:
             also = " with and without zero points" if symmetric == plain else ""
             also = f"; symmetric {_in_blocks(symmetric)}" if symmetric and not also else also

@@ -29,11 +29,15 @@ def test_every_usual_format_was_measured_on_every_processor() -> None:
             assert TABLE.of(fmt, name, tied=True) is not None
 
 
-@pytest.mark.parametrize("row", TABLE.rows, ids=lambda row: f"{row.processor}-{row.format}-{row.tied}")
-def test_what_a_target_allows_was_measured_to_be_right(row: ArmRow) -> None:
-    for name in (row.processor, "phone"):
-        if find_target(name).legal(SPEC, row.format):
-            assert told(row) == "ok"
+def test_what_a_target_allows_was_measured_to_be_right() -> None:
+    allowed = [
+        (name, row)
+        for row in TABLE.rows
+        for name in (row.processor, "phone")
+        if find_target(name).legal(SPEC, row.format)
+    ]
+    assert len(allowed) > 300
+    assert {(name, row.place): told(row) for name, row in allowed if told(row) != "ok"} == {}
 
 
 def test_what_was_measured_to_be_wrong() -> None:
