@@ -273,7 +273,7 @@ class Run(OpenedRun):
         return price_of_logits_rule(self, budgets, logits_bits)
 
     def across_memories(self, budget: str | int = "int8") -> pd.DataFrame:
-        """Plans made for each memory setting at one budget, judged under every setting.
+        """Plans made for each memory setting at one budget of files, judged under every setting.
 
         Returns:
             Sums of single losses in nats per token: rows by the setting that was planned for, columns by the one that

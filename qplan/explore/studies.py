@@ -42,7 +42,8 @@ def price_of_logits_rule(run: OpenedRun, budgets: Sequence[str | int] | None, lo
 def across_memories(run: OpenedRun, budget: str | int) -> pd.DataFrame:
     """Plan for each memory setting and sum losses under every one; see `qplan.explore.run.Run.across_memories`."""
     table = run.table.table
-    plans = {memory: run.solve(budget, memory=memory).plan.formats for memory in table.memories}
+    # at equal bytes: RAM and times are other limits under each setting
+    plans = {memory: run.solve(budget, memory=memory, parity="files").plan.formats for memory in table.memories}
     sums = {
         memory: {
             made_for: math.fsum(losses[name][fmt.name] for name, fmt in formats.items())

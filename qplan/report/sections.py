@@ -55,10 +55,14 @@ def sizes_and_speeds(
         file_row("embeddings_bf16.bin", lambda f: f.embedding or None),
     ]
 
-    def time_row(label: str, phase: Phase) -> list[Row]:
+    def time_row(phase: Phase) -> list[Row]:
         """Times over the baseline's; predicted where the plan was not built."""
         if base is None:
             return []
+        if phase == "prefill":
+            label = words("prefill time against {base}", base=base.label)
+        else:
+            label = words("decode time against {base}", base=base.label)
         cells = []
         for model in models:
             cell = notation.MISSING
@@ -69,15 +73,14 @@ def sizes_and_speeds(
             cells.append(cell)
         return [Row(label, tuple(cells))]
 
-    against = {} if base is None else {"base": base.label}
     predicted_ram = [None if m.footprint is None else m.footprint.ram_bytes for m in models]
     speeds = [
         speed_row(words("RAM to load"), lambda s: s.ram_bytes, notation.size),
         Row(words("RAM of the weights, predicted"), tuple(map(notation.size, predicted_ram))),
         speed_row(words("Prefill, tokens/s"), lambda s: s.prefill_tokens_per_s, notation.speed),
-        *time_row(words("prefill time against {base}", **against), "prefill"),
+        *time_row("prefill"),
         speed_row(words("Decode, tokens/s"), lambda s: s.decode_tokens_per_s, notation.speed),
-        *time_row(words("decode time against {base}", **against), "decode"),
+        *time_row("decode"),
     ]
     groups = [(words("Files"), files), (_speed_title(models, words), speeds)]
     groups += [

@@ -61,12 +61,13 @@ def test_sensitivities_are_those_of_the_table(run: Run) -> None:
 def test_a_solved_plan_is_the_planners(run: Run) -> None:
     table = run.table.table
     for budget, rules in (("int8", Rules()), ("70%", Rules(logits_bits=0, min_bits={"*.q_proj": 6}))):
-        own = run.solve(budget, logits_bits=rules.logits_bits, min_bits=rules.min_bits)
+        own = run.solve(budget, logits_bits=rules.logits_bits, min_bits=rules.min_bits, parity="files")
         assert (
             own.plan.formats == make_plan(table, Budget.parse(budget), estimate_fixed(table.model), rules=rules).formats
         )
         assert own.total_bytes <= own.plan.budget_bytes
     assert run.solve(own.total_bytes, logits_bits=0, min_bits={"*.q_proj": 6}).plan.formats == own.plan.formats
+    assert {limit.of for limit in run.solve("int8").plan.limits} == {"int8"}
     pinned = run.solve("int8", pins={"0.mlp.down_proj": "int4"}, groups=["{layer}.self_attn.*"])
     assert pinned.plan.formats["model.layers.0.mlp.down_proj"] == QuantFormat.parse("int4")
     assert pinned.frame[pinned.frame["role"] == "attention"].groupby("layer")["format"].nunique().eq(1).all()
