@@ -25,8 +25,8 @@ PHASES: tuple[Phase, ...] = ("decode", "prefill")
 MORE_RAM = 1.03
 """Ratio of resident memory up to which a model counts as taking no more."""
 
-RAM_NOISE_BYTES = 2_000_000
-"""What loading the same model again may change of the process's resident memory: buffers, and what malloc keeps."""
+RAM_NOISE_BYTES = 1_000_000
+"""What two models of a few megabytes may differ in besides their weights: a folded head's op, pages."""
 
 
 def rivals_of(plan: Plan) -> tuple[str, ...]:

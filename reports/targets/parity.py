@@ -1,10 +1,10 @@
 """What a budget such as ``int4`` keeps of its promises on a real size: files, RAM, decode, prefill and loss.
 
-``python -m reports.targets.parity MODEL_FOLDER --work FOLDER`` analyzes the model, makes, builds and proves the plans of
-each budget under parity ``all`` and under parity ``files``, and prints a table in Markdown: the uniform export, and both
-plans beside it. Times are over the uniform export's, by turns in the same session; RAM is the growth of the engine's
-resident memory by loading. ``--run RUN`` takes an analysis that is there, and ``--only-print`` what was emitted before.
-Options after ``--`` go to ``qplan analyze``.
+``python -m reports.targets.parity MODEL_FOLDER --work FOLDER`` analyzes the model, makes, builds and proves the plans
+of each budget under parity ``all`` and under parity ``files``, and prints a table in Markdown: the uniform export, and
+both plans beside it. Times are over the uniform export's, by turns in the same session; RAM is the growth of the
+engine's resident memory by loading. ``--run RUN`` takes an analysis that is there, and ``--only-print`` what was
+emitted before. Options after ``--`` go to ``qplan analyze``.
 """
 
 from __future__ import annotations
