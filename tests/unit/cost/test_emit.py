@@ -46,7 +46,7 @@ ASKED = EmitAsked(
     exports=1,
     export_bytes=8e8,
     rivals=1,
-    compared=3,
+    compared=0,
     budgets=16,
     build=True,
 )
