@@ -13,8 +13,7 @@ import pytest
 from qplan.artifact import sha256_file
 from qplan.errors import InputError
 from qplan.formats import FP16, FP32, INT8, QuantFormat
-from qplan.mnn.build.exporter import export
-from qplan.mnn.build.exporter_source import ExportOptions, find_exporter
+from qplan.mnn.build.exporter_source import find_exporter
 from qplan.mnn.build.quant_config import make_quant_config
 from qplan.mnn.build.skeleton import Skeleton, folder_bytes, predict_files
 from qplan.mnn.build.writer import build_model
@@ -24,13 +23,12 @@ from qplan.mnn.engines import EngineTarget, EngineVersion
 from qplan.mnn.graph.binary import read_linears
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import load_model
-from qplan.quantize.exported_hqq import exported_hqq
-from qplan.uniform import UniformExport, uniform_formats
+from qplan.uniform import uniform_formats
 from qplan.verify.bench import BuildBench
 from qplan.verify.engine_memory import EngineMemory
 from qplan.verify.measure import Trial
 from qplan.verify.prove import gate
-from tests.support.mnn_models import ExportedModel, export_with_config, linear
+from tests.support.mnn_models import ExportedModel, export_with_config
 
 NORMAL = RuntimeConfig(memory="normal")
 UP_PROJ = "/layers.0/mlp/up_proj/Linear"
@@ -91,18 +89,6 @@ def test_weight_file_is_llmexports_byte_for_byte(tied_model: ExportedModel, tmp_
     assert graph_without_id(tied_model.skeleton, tmp_path / "ours") == graph_without_id(whole, rebuilt)
     status = (tied_model.skeleton.folder / "llm.mnn.weight").stat()
     assert 512 * status.st_blocks < status.st_size / 4
-
-
-def test_hqq_is_llmexports_byte_for_byte(tied_model: ExportedModel, tmp_path: Path) -> None:
-    options = ExportOptions(4, 32, lm_bits=8, others=("--hqq",))
-    theirs = export(tied_model.folder, tmp_path / "theirs", options)
-    rival = UniformExport.parse("int4-b32-hqq").formats(load_model(str(tied_model.folder)).card, scale_bits=32)
-    formats = {spec.op_name: rival[spec.name] for spec in tied_model.specs}
-    weights = {spec.op_name: linear(tied_model.load(), spec.op_name).weight.detach() for spec in tied_model.specs}
-    ours = {op: exported_hqq(weights[op], fmt) for op, fmt in formats.items()}
-    tied_model.build(ours, tmp_path / "ours", tie_form="list")
-    assert sha256_file(theirs / "llm.mnn.weight") == sha256_file(tmp_path / "ours" / "llm.mnn.weight")
-    assert read_linears(theirs) == read_linears(tmp_path / "ours")
 
 
 def graph_without_id(skeleton: Skeleton, built: Path) -> bytes:
