@@ -168,7 +168,7 @@ def command(
         ),
     ] = AUTO,
     kv: Annotated[
-        Literal["auto", *KV_MODES],
+        Literal["auto", "float", "k8", "kv8", "ktq4", "tq4", "ktq3", "tq3"],
         typer.Option(
             metavar="MODE",
             help=f"How the KV cache is stored: {', '.join(f'`{mode}`' for mode in KV_MODES)}; auto is float, or under "

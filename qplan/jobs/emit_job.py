@@ -40,6 +40,8 @@ from qplan.jobs.skeletons import run_skeleton
 from qplan.jobs.stages import Stages
 from qplan.mnn.build.skeleton import Skeleton
 from qplan.model.load import LoadedModel
+from qplan.planner.ceiling import Ceiling
+from qplan.planner.limits import ResourceLimit
 from qplan.planner.planning import make_plan
 from qplan.planner.rules import Rules
 from qplan.quantize.rounder import Rounder
@@ -212,7 +214,7 @@ def _chosen(job: EmitJob, fixed: FixedBytes) -> Plan:
 
 def _predicted(job: EmitJob, table: SensitivityTable, fixed: FixedBytes, wanted: PlanRequest) -> float:
     """Predicted loss of the best plan for a request, before whole models are measured."""
-    limits = (*wanted.limits(table, job.run), *wanted.loss_ceilings(table))
+    limits: list[Ceiling | ResourceLimit] = [*wanted.limits(table, job.run), *wanted.loss_ceilings(table)]
     minimize = wanted.minimize(table, job.run)
     plan = make_plan(table, wanted.budgets, fixed, rules=wanted.rules, ceilings=limits, minimize=minimize)
     return plan.predicted_nats
