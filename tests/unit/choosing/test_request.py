@@ -9,12 +9,15 @@ from pathlib import Path
 import pytest
 
 from qplan.choosing.request import Increase, PlanRequest, largest_sum
+from qplan.cost.kv_cache import KvMode
 from qplan.errors import InputError
+from qplan.formats import INT8
 from qplan.planner.budget import parse_budgets
 from qplan.planner.rules import Rules
 from qplan.planner.size import Size
 from qplan.run.additivity import JointPoint
 from qplan.run.folder import RunFolder
+from qplan.run.kv_cache import PlannedCache
 from tests.support.invented_table import make_table
 
 
@@ -33,6 +36,25 @@ def test_labels_name_folders() -> None:
     )
     assert wanted.label == "smallest-max-kl-0.001-max-ppl-1%-max-ram-4MB"
     assert RunFolder(Path("x")).budget(wanted.label).name == "smallest-max-kl-0.001-max-ppl-1pct-max-ram-4mb"
+
+
+def test_a_context_names_its_folder_and_takes_its_part_of_the_ram() -> None:
+    wanted = PlanRequest(max_ram=Size.parse("4MB", "--max-ram"), context=512, kv=KvMode.K8)
+    assert wanted.label == "int8-max-ram-4MB-context-512-kv-k8"
+    assert wanted.asked() == ("--max-ram", "--context", "--kv")
+    table, run = make_table(), RunFolder(Path("none"))
+    cache = PlannedCache(mode=KvMode.K8, tokens=512, bytes=1_500_000, float_bytes=3_000_000)
+    plain, beside = (PlanRequest.limits(request, table, run)[0] for request in (wanted, replace(wanted, cache=cache)))
+    formats = {spec.name: INT8.resolve(spec.in_features) for spec in table.model.tensors}
+    assert beside.limit == plain.limit == 4
+    assert beside.cost.total(table.model, formats) == pytest.approx(plain.cost.total(table.model, formats) + 1.5)
+
+
+def test_a_kv_cache_needs_its_number_of_tokens() -> None:
+    with pytest.raises(InputError, match="--kv k8 needs --context"):
+        PlanRequest(kv=KvMode.K8)
+    with pytest.raises(InputError, match="--context 0: must be at least 1"):
+        PlanRequest(context=0)
 
 
 @pytest.mark.parametrize("text", ["", "x", "-1", "0", "1 ppl", "1%%"])

@@ -20,6 +20,8 @@ QWEN2_8M = KvShape(layers=8, heads=2, head_dim=64)
         ("arm-dot", "low", QWEN2_8M, 48, {"float": 491_520, "k8": 391_168, "kv8": 276_480}),
         ("arm-dot", "high", QWEN2_8M, 48, {"float": 983_040, "k8": 653_312, "kv8": 276_480, "tq4": 129_024}),
         ("arm-dot", "high", QWEN2_8M, 48, {"tq3": 100_352}),
+        ("arm-i8mm", "low", QWEN2_8M, 48, {"float": 491_520, "k8": 391_168, "kv8": 276_480}),
+        ("arm-sme2", "low", QWEN2_8M, 32, {"float": 524_288, "k8": 372_736, "kv8": 258_048}),
     ],
 )
 def test_bytes_are_those_of_the_engines_files(

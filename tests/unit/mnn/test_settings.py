@@ -1,12 +1,15 @@
 """Small values at the edge of MNN: runtime settings, exporters, draft folders."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from qplan.artifact import new_folder
+from qplan.cost.kv_cache import KvMode
 from qplan.errors import InputError
 from qplan.mnn.build.exporter_source import Exporter, ExportOptions, find_exporter
+from qplan.mnn.build.writer import set_runtime
 from qplan.mnn.runtime import RuntimeConfig
 
 
@@ -22,6 +25,25 @@ def test_runtime_settings() -> None:
     for wrong in ({"memory": "tiny"}, {"precision": "double"}, {"dynamic_option": 7}, {"threads": 0}):
         with pytest.raises(InputError):
             RuntimeConfig(**wrong)
+
+
+def test_a_kv_cache_is_left_to_the_folder_unless_it_is_named() -> None:
+    assert not {"attention_mode", "attn_scale", "kvcache_mmap"} & set(RuntimeConfig().to_json())
+    assert RuntimeConfig(kv=KvMode.FLOAT).to_json()["attention_mode"] == 8
+    assert "attn_scale" not in RuntimeConfig(kv=KvMode.KV8).to_json()
+    assert RuntimeConfig(kv=KvMode.TQ4).to_json()["attn_scale"] == 1.0
+
+
+def test_a_folder_forgets_the_cache_that_it_had(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"llm_model": "llm.mnn"}')
+    set_runtime(tmp_path, RuntimeConfig(kv=KvMode.TQ3))
+    assert json.loads((tmp_path / "config.json").read_text())["attention_mode"] == 12
+    set_runtime(tmp_path, RuntimeConfig(kv=KvMode.K8))
+    settings = json.loads((tmp_path / "config.json").read_text())
+    assert (settings["attention_mode"], settings["llm_model"]) == (9, "llm.mnn")
+    assert "attn_scale" not in settings
+    set_runtime(tmp_path, RuntimeConfig())
+    assert "attention_mode" not in json.loads((tmp_path / "config.json").read_text())
 
 
 def test_installed_exporter_is_read_from_its_source() -> None:
