@@ -18,7 +18,7 @@ from qplan.planner.rules import Rules
 from qplan.quantize.rounder import Rounder
 from qplan.run.folder import RunFolder
 from qplan.run.plan import Plan
-from tests.unit.choosing.test_repair import ROWS, Whole
+from tests.support.whole_models import ROWS, Whole
 
 
 def setting(monkeypatch: pytest.MonkeyPatch, whole: Whole, rules: Rules | None = None) -> PlanningContext:

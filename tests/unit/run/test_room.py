@@ -24,6 +24,7 @@ KINDS = {
     "qplan-fold-draft",
     "qplan-frontier",
     "qplan-journal",
+    "qplan-kv-cache",
     "qplan-moments",
     "qplan-plan",
     "qplan-report",
