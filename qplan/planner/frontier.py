@@ -136,8 +136,9 @@ def sweep_of(
         "target": str(rules.target),
         "fixed_bytes": fixed.total,
         "block_activations": block_activations,
-        "promised": {name: [(one.name, one.limit) for one in limits] for name, limits in (promised or {}).items()},
     }
+    if promised:  # frontiers of before promised nothing
+        given["promised"] = {name: [(one.name, one.limit) for one in limits] for name, limits in promised.items()}
     return Sweep(table.sha256, sha256_json(given))
 
 

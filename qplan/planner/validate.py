@@ -6,6 +6,7 @@ import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from qplan.card import ModelCard
@@ -83,7 +84,7 @@ def recount(
             problem = f"{name}: {fmt} was not measured, only {', '.join(losses[name])}; analyze with it in --formats"
             raise _error(path, problem, index, "format")
     tensors, files = planned_tensors(table, formats), file_bytes(card, formats, fixed)
-    if tensors == plan.tensors and files == plan.files:
+    if files == plan.files and all(map(partial(_is_as_made, table.kl(table.goal)), plan.tensors, tensors)):
         return plan
     objective = math.fsum(losses[name][fmt.name] for name, fmt in formats.items())
     unproved = SolverReport(status=EDITED, objective_nats=objective, bound_nats=0.0, gap=1.0, choices=0, seconds=0.0)
@@ -95,6 +96,12 @@ def recount(
     predicted = predicted_nats(tensors, table)
     plan = _recounted_footprint(plan, table, rules)
     return replace(plan, tensors=tensors, files=files, predicted_nats=predicted, solver=unproved)
+
+
+def _is_as_made(losses: Mapping[str, Mapping[str, float]], stored: PlannedTensor, counted: PlannedTensor) -> bool:
+    """Whether a tensor's numbers are those of its format; plans of before did not put losses in the order of widths."""
+    own = losses[stored.name][stored.format.name]
+    return stored in {counted, replace(counted, loss_nats=own)}
 
 
 def _recounted_footprint(plan: Plan, table: SensitivityTable, rules: Rules) -> Plan:
