@@ -324,12 +324,12 @@ CATALOG: Mapping[str, NoteKind] = {
         least_speed=float,
     ),
     "block-scales-against-parity": _kind(
-        f"{_BLOCK_SCALES} has {_GAIN}, and takes {{times:.2f}} times the {{phase}} time of uniform {{uniform}}, which "
+        f"{_BLOCK_SCALES} has {_GAIN}, and takes {{times:.2f}} times the {{resource}} of uniform {{uniform}}, which "
         "the budget promises not to take: --dynamic-option 2 or --parity files uses it",
         prefill=float,
         decode=float,
         times=float,
-        phase=str,
+        resource=str,
         uniform=str,
     ),
     "block-scales-taken": _kind(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
 
 from qplan.choosing.activations import BlockGain, held_back, with_measured_option
 from qplan.notes import note
 from qplan.run.plan import Plan
 from qplan.run.speeds import SLOWER
-from qplan.verify.parity import PHASES, Speeds, rivals_of
+from qplan.run.verification import Speed
+from qplan.verify.parity import PHASES, Speeds, rivals_of, takes_more_ram
 
 
 def option_by_speed(plan: Plan, gain: BlockGain, speeds: Speeds) -> Plan:
@@ -26,9 +28,18 @@ def option_by_speed(plan: Plan, gain: BlockGain, speeds: Speeds) -> Plan:
     if decided.dynamic_option != 2:
         return decided
     for name in rivals_of(plan):
-        for phase in PHASES:
-            spread = None if (rival := speeds.get((name, 0))) is None else slow.against(rival, phase)
-            if spread is not None and spread.times > SLOWER:
-                told = {"times": spread.times, "phase": phase, "uniform": name}
-                return held_back(plan, note("block-scales-against-parity", **asdict(gain), **told))
+        rival = speeds.get((name, 0))
+        for resource, times in () if rival is None else _beyond(slow, rival):
+            why = note("block-scales-against-parity", **asdict(gain), times=times, resource=resource, uniform=name)
+            return held_back(plan, why)
     return decided
+
+
+def _beyond(mine: Speed, rival: Speed) -> Iterator[tuple[str, float]]:
+    """What a model takes more of than a rival, by more than the budget's promise allows, and how many times as much."""
+    if takes_more_ram(mine, rival):
+        yield "RAM", mine.ram_bytes / rival.ram_bytes
+    for phase in PHASES:
+        spread = mine.against(rival, phase)
+        if spread is not None and spread.times > SLOWER and spread.more_s > spread.least_felt_s:
+            yield f"{phase} time", spread.times

@@ -81,6 +81,9 @@ def test_scales_per_block_ship_if_the_promise_is_kept(plan: Plan, slow: float, o
     assert decided.dynamic_option == option
     why = decided.notes[-1].code
     assert why == ("block-scales-taken" if option else "block-scales-against-parity")
+    heavy = speeds | {("plan", 2): speed(99 * MB, [0.02] * 9, 2)}
+    assert option_by_speed(plan, GAIN, heavy).dynamic_option == 0
+    assert "times the RAM of uniform int8" in str(option_by_speed(plan, GAIN, heavy).notes[-1])
     # a budget in bytes promises no speed
     assert option_by_speed(replace(plan, limits=()), GAIN, speeds).dynamic_option == 2
     assert option_by_speed(plan, GAIN, {}).dynamic_option == 0
