@@ -90,7 +90,7 @@ def felt_table(plan: Plan, verification: Verification | None) -> Table:
         heading=f"What is felt; times over those of {name}",
         note="RAM: growth of resident memory by loading the model; predicted: of the weights alone.\n"
         + ("Times: median of rounds by turns, and their spread." if built else "Times are predicted."),
-        gap=3,
+        gap=1,
     )
     for model in models:
         ram = None if model.speed is None else model.speed.ram_bytes

@@ -18,7 +18,7 @@ from qplan.mnn.arm.home import MANIFEST_FILE, ArmEngine, Manifest, Package, arm_
 from qplan.mnn.arm.processors import PROCESSORS
 from qplan.mnn.child import run_tool
 from qplan.mnn.engines import EngineVersion
-from qplan.scratch import lock
+from qplan.scratch import lock, remove_leftovers
 from qplan.settings import Say
 
 SYSTEM_SUITE = "bookworm"
@@ -95,6 +95,7 @@ def remove_arm() -> bool:
         with _alone(home):
             for folder in found:
                 remove_folder(folder)
+            remove_leftovers(home.parent)
     return bool(found)
 
 
