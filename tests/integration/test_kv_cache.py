@@ -44,5 +44,6 @@ def test_every_mode_takes_the_predicted_bytes_and_is_right(built: ExportedModel,
     errors = {mode: float(np.linalg.norm(found - floats) / norm) for mode, found in logits.items()}
     assert set(errors) >= {KvMode.K8, KvMode.KV8}
     # MNN's TurboQuant as it is, with scores divided twice, is beyond this with sharp attention
-    limits = {KvMode.K8: 0.02, KvMode.KV8: 0.05}
-    assert all(0 < error < limits.get(mode, 0.5) for mode, error in errors.items()), errors
+    # with MNN's own scale of TurboQuant's scores ktq4 would be 0.4 off
+    limits = {"k8": 0.01, "kv8": 0.04, "ktq4": 0.1, "tq4": 0.2, "ktq3": 0.2, "tq3": 0.4}
+    assert all(0 < error < limits[mode.value] for mode, error in errors.items()), errors

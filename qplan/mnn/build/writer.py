@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from qplan.artifact import new_folder, write_text
-from qplan.errors import ToolError
+from qplan.errors import InputError, ToolError
 from qplan.formats import QuantFormat
 from qplan.mnn.build.skeleton import MARKER, Skeleton
 from qplan.mnn.build.weights import write_weights
@@ -38,6 +38,9 @@ from qplan.tensors import TensorSpec
 _NOT_COPIED = frozenset(
     {GRAPH_FILE, GRAPH_JSON_FILE, WEIGHT_FILE, CONFIG_FILE, LLM_CONFIG_FILE, CHECKSUMS_FILE, MARKER, EXPORT_ARGS_FILE}
 )
+
+_SCALE_TOLERANCE = 1e-5
+"""Of one over the root of a head's width, which exporters write where it is no binary fraction."""
 
 Store = Callable[[str, QuantFormat], StoredTensor | None]
 """Stores a tensor, by its name, in a format, such as ``Rounder.store``; None leaves it out, see `StoreOp`."""
@@ -107,6 +110,30 @@ def set_runtime(folder: Path, runtime: RuntimeConfig) -> None:
         settings.pop(key, None)
     settings |= runtime.to_json()
     write_text(path, json.dumps(settings, ensure_ascii=False, indent=4))
+    if runtime.kv is not None and runtime.kv.rotates:
+        _leave_scale(folder)
+
+
+def _leave_scale(folder: Path) -> None:
+    """Take the usual scale of attention out of ``llm_config.json``, which goes before ``config.json``.
+
+    Raises:
+        InputError: the scale is the model's own.
+    """
+    path = folder / LLM_CONFIG_FILE
+    if not path.is_file():
+        return
+    model = json.loads(path.read_text(encoding="utf-8"))
+    scale = model.pop(ATTENTION_SCALE, None)
+    if scale is None:
+        return
+    width = 1 / scale**2
+    if abs(width - round(width)) > _SCALE_TOLERANCE * width:
+        msg = f"{path} scales attention by {scale}, which TurboQuant cannot be corrected for; use --kv float, k8 or kv8"
+        raise InputError(msg)
+    write_text(path, json.dumps(model, ensure_ascii=False, indent=4))
+    if (folder / CHECKSUMS_FILE).is_file():
+        write_checksums(folder)
 
 
 def read_context(folder: Path) -> int | None:

@@ -46,6 +46,18 @@ def test_a_folder_forgets_the_cache_that_it_had(tmp_path: Path) -> None:
     assert "attention_mode" not in json.loads((tmp_path / "config.json").read_text())
 
 
+def test_turbo_takes_the_usual_scale_out_of_the_way(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "llm_config.json").write_text(json.dumps({"attn_scale": 32**-0.5, "hidden_size": 64}))
+    set_runtime(tmp_path, RuntimeConfig(kv=KvMode.K8))
+    assert "attn_scale" in json.loads((tmp_path / "llm_config.json").read_text())
+    set_runtime(tmp_path, RuntimeConfig(kv=KvMode.TQ4))
+    assert json.loads((tmp_path / "llm_config.json").read_text()) == {"hidden_size": 64}
+    (tmp_path / "llm_config.json").write_text(json.dumps({"attn_scale": 0.07}))
+    with pytest.raises(InputError, match=r"scales attention by 0\.07"):
+        set_runtime(tmp_path, RuntimeConfig(kv=KvMode.TQ4))
+
+
 def test_installed_exporter_is_read_from_its_source() -> None:
     found = find_exporter()
     assert found.version == "llmexport 0.0.5"
