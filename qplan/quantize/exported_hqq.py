@@ -1,4 +1,4 @@
-"""What ``llmexport --hqq`` stores, bit for bit (`utils/hqq_quantizer.py` of llmexport 0.0.5 and of MNN's master).
+"""What the quantizer of ``llmexport --hqq`` computes (`utils/hqq_quantizer.py` of llmexport 0.0.5 and of MNN's master).
 
 It is not `qplan.quantize.hqq`, which follows the publication. Theirs decides for a matrix as a whole when to stop; by
 an error that compares weights with zero points, if the format has zero points; without the signs of the errors that

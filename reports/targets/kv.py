@@ -1,6 +1,6 @@
 """What each way to store the KV cache loses on a long sequence, and its RAM as predicted and as allocated.
 
-    python -m reports.targets.kv ../shared/models/SmolLM2-135M-Instruct --text ../shared/data/wikitext2/test.txt
+    python -m reports.targets.kv MODEL_FOLDER --text FILE
 
 Weights are in fp16, so that nothing else is rounded. With ``--run``, an analysis of the model, plans are made beside
 each cache under ``--max-ram``; the pair that loses least is built and proved. Writes ``kv.md`` beside this file.
