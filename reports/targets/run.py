@@ -1,8 +1,8 @@
 """All tables of this folder for one model: ``python -m reports.targets.run MODEL_FOLDER --work FOLDER``.
 
-Runs, one after the other, `reports.targets.speed`, `parity` (which analyzes the model), `arithmetic` and `kv`; what they
-print goes into FOLDER, a Markdown file each, and speeds as JSON. Takes hours for 135 million weights, most of them under
-emulation. Options after ``--`` go to ``qplan analyze``.
+Runs, one after the other, `reports.targets.speed`, `parity` (which analyzes the model), `arithmetic` and `kv`; what
+they print goes into FOLDER, a Markdown file each, and speeds as JSON. Takes hours for 135 million weights, most of them
+under emulation. Options after ``--`` go to ``qplan analyze``.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,7 +68,8 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Large:
         tie_word_embeddings=True,
     )
     folder = tmp_path_factory.mktemp("large")
-    source = save(Qwen2ForCausalLM(config).to(torch.bfloat16), folder / "hf")
+    model: Any = Qwen2ForCausalLM(config)
+    source = save(model.to(torch.bfloat16), folder / "hf")
     loaded = load_model(str(source), stream=True)
     table = sensitivity(loaded.card.tensors, FORMATS, batches=1)
     # whole rows lose more, as they do in earnest, and are no way to get RAM for nothing
