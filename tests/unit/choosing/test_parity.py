@@ -85,11 +85,14 @@ def table() -> SensitivityTable:
 
 
 def test_parity_files_is_what_a_budget_meant_before(table: SensitivityTable) -> None:
+    prices = []
     for budget in ("int8", "int4"):
         before = make_plan(table, Budget.parse(budget), estimate_fixed(table.model))
         plan = plan_of(table, budget, parity="files")
         assert (plan.formats, plan.limits, plan.parity) == (before.formats, (), "files")
-        assert plan_of(table, budget).predicted_nats > plan.predicted_nats
+        prices.append(plan_of(table, budget).predicted_nats - plan.predicted_nats)
+    assert min(prices) >= 0
+    assert max(prices) > 0
 
 
 def test_other_budgets_limit_files_alone_and_the_plan_tells_the_rest(table: SensitivityTable) -> None:

@@ -42,12 +42,21 @@ def test_a_context_names_its_folder_and_takes_its_part_of_the_ram() -> None:
     wanted = PlanRequest(max_ram=Size.parse("4MB", "--max-ram"), context=512, kv=KvMode.K8)
     assert wanted.label == "int8-max-ram-4MB-context-512-kv-k8"
     assert wanted.asked() == ("--max-ram", "--context", "--kv")
+    wanted = replace(wanted, rules=Rules(parity="files"))
     table, run = make_table(), RunFolder(Path("none"))
     cache = PlannedCache(mode=KvMode.K8, tokens=512, bytes=1_500_000, float_bytes=3_000_000)
     plain, beside = (PlanRequest.limits(request, table, run)[0] for request in (wanted, replace(wanted, cache=cache)))
     formats = {spec.name: INT8.resolve(spec.in_features) for spec in table.model.tensors}
     assert beside.limit == plain.limit == 4
     assert beside.cost.total(table.model, formats) == pytest.approx(plain.cost.total(table.model, formats) + 1.5)
+
+
+def test_a_limit_with_a_cache_stands_beside_that_of_a_uniform_export() -> None:
+    table, run = make_table(), RunFolder(Path("none"))
+    cache = PlannedCache(mode=KvMode.K8, tokens=512, bytes=1_500_000, float_bytes=3_000_000)
+    wanted = PlanRequest(max_ram=Size.parse("2MB", "--max-ram"), context=512, cache=cache)
+    limits = [(limit.of, limit.cost.offset) for limit in wanted.limits(table, run) if limit.name == "RAM"]
+    assert limits == [("int8", 0), ("", 1_500_000)]
 
 
 def test_a_kv_cache_needs_its_number_of_tokens() -> None:
