@@ -15,7 +15,7 @@ from qplan.card import ModelCard
 from qplan.choosing.halves import Halves
 from qplan.cost.emit import COMPARING, ROUNDING
 from qplan.cost.file_bytes import FixedBytes
-from qplan.formats import Formats, QuantFormat
+from qplan.formats import Formats, QuantFormat, garbled
 from qplan.planner.rules import Rules
 from qplan.quantize import Int8Activations
 from qplan.quantize.round_all import pending, round_all
@@ -151,7 +151,9 @@ class PlanningContext:
         conditions = self.table.conditions
         # what fp16 adds is the same for all plans but for tensors of floats, and slow to emulate
         arithmetic = "arm" if conditions.arithmetic == "arm-fp16" else conditions.arithmetic
-        return Variant(formats, memory, Int8Activations("prefill", conditions.dynamic_option, arithmetic))
+        # uniform models may have blocks that the engine garbles under option 2, and are run without it then
+        option = 0 if garbled(formats) else conditions.dynamic_option
+        return Variant(formats, memory, Int8Activations("prefill", option, arithmetic))
 
     def _measured(
         self, variants: Mapping[str, Variant], rounder: Rounder, rows: slice, stage: str, *, exact: bool = False

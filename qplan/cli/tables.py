@@ -139,6 +139,7 @@ def verification_table(verification: Verification) -> Table:
         + f"Text: {verification.text}; FP32 perplexity {notation.perplexity(verification.reference_perplexity)}",
         gap=1,
     )
+    view.columns[0].no_wrap, view.columns[0].overflow = False, "fold"  # numbers are cut last
     for model in verification.models:
         view.add_row(model.name, f"{model.files.total / 1e6:,.2f}", *_cells(model, model.dynamic_option, model.speed))
         if model.other_speed is not None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from qplan.card import ModelCard
 from qplan.cost.file_bytes import FixedBytes, record_bytes
 from qplan.cost.target import Target
+from qplan.errors import InputError
 from qplan.formats import QuantFormat
 from qplan.planner.ceiling import Ceiling
 from qplan.planner.limits import ResourceLimit
@@ -52,7 +53,11 @@ def exports_within(
         if fixed.total + size > limit_bytes or not all(target.legal(spec, fmt) for spec, fmt in pairs):
             continue
         every = export.formats(card, scale_bits) if resources else {}
-        if all(limit.holds(card, every) for limit in resources):
+        try:
+            within = all(limit.holds(card, every) for limit in resources)
+        except InputError:  # a device profile does not know one of its formats
+            continue
+        if within:
             found.append(export)
     return tuple(found)
 

@@ -43,13 +43,14 @@ def main() -> None:
     parser.add_argument("--budgets", default="int4,int8")
     parser.add_argument("--emit", default="", help="further options of qplan emit")
     parser.add_argument("--only-print", action="store_true")
-    parser.add_argument("analyze", nargs="*", help="further options of qplan analyze, after --")
-    given = parser.parse_args()
+    words = sys.argv[1:]
+    own = words.index("--") if "--" in words else len(words)
+    given, analyze = parser.parse_args(words[:own]), words[own + 1 :]
     run, budgets = given.run or given.work / "run", given.budgets.split(",")
     given.work.mkdir(parents=True, exist_ok=True)
     if not given.only_print:
         if given.run is None:
-            command(["analyze", str(given.model), "--run", str(run), *given.analyze])
+            command(["analyze", str(given.model), "--run", str(run), *analyze])
         for budget in budgets:
             for parity in PARITIES:
                 emit = ["emit", "--run", str(run), "--budget", budget, "--parity", parity, *shlex.split(given.emit)]

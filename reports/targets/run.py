@@ -19,14 +19,15 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--text", type=Path, required=True, help="long text that caches are measured on")
-    parser.add_argument("analyze", nargs="*")
-    given = parser.parse_args()
+    words = sys.argv[1:]
+    own = words.index("--") if "--" in words else len(words)
+    given, analyze = parser.parse_args(words[:own]), words[own + 1 :]
     given.work.mkdir(parents=True, exist_ok=True)
     run = given.work / "parity" / "run"
     model = str(given.model)
     parts = {
         "speed": [model, "--work", str(given.work / "speed")],
-        "parity": [model, "--work", str(given.work / "parity"), "--", *given.analyze],
+        "parity": [model, "--work", str(given.work / "parity"), "--", *analyze],
         "arithmetic": [str(run), "--work", str(given.work / "arithmetic")],
         "kv": [model, "--text", str(given.text), "--work", str(given.work / "kv")],
     }

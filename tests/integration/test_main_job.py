@@ -130,7 +130,7 @@ def test_limits_on_time_ram_and_loss(analyzed: Callable[[str], Path]) -> None:
     succeed(*emit, "--max-decode-ms", limit, "--max-ram", "1MB", "--budget", "int8,5MB", folder=work)
     plan = Plan.read(next((work / "run").glob("int8-5mb-*/plan.json")))
     assert [limit.name for limit in plan.limits] == ["RAM", "decode time", "prefill time"]
-    assert {limit.of for limit in plan.limits} == {"", "int8"}
+    assert {limit.of for limit in plan.limits} <= {"", "int8"}  # of two on the same, the lower one
     assert all(limit.predicted <= limit.limit for limit in plan.limits)
     printed = succeed(*emit, "--objective", "smallest", "--max-kl", "0.01", folder=work)
     assert "of 0.0" in printed

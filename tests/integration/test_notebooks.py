@@ -53,7 +53,7 @@ def test_losses_of_single_tokens_are_those_of_the_whole_text(built: Path) -> Non
     assert len(frame) == view.measured.tokens
     assert frame["low_nats"].mean() == pytest.approx(view.measured.kl_nats, rel=1e-5)
     kept = sorted(path.name for path in (built / "baselines").glob("*-token-losses.json"))
-    assert kept == ["fp16-token-losses.json", "int4-token-losses.json", "int8-token-losses.json"]
+    assert {"fp16-token-losses.json", "int4-token-losses.json", "int8-token-losses.json"} <= set(kept)
     uniform = run.verification.query("budget == 'int4' and model == 'int4' and memory == 'low' and path == 'prefill'")
     written = json.loads((built / "baselines" / "int4-token-losses.json").read_text())
     assert written["kind"] == "qplan-token-losses"

@@ -124,6 +124,12 @@ def _set(name: str, **values: object) -> Callable[[Path], None]:
     return damage
 
 
+def _turbo_in_halves(folder: Path) -> None:
+    """TurboQuant with the scale that makes it right, which the model's own file decides about, in fp16."""
+    _set("llm_config.json", attn_scale=1.0)(folder)
+    _set("config.json", attention_mode=14, precision="low")(folder)
+
+
 def _tie(**values: object) -> Callable[[Path], None]:
     """Change keys of the tie record; a function gets the old value."""
 
@@ -380,7 +386,7 @@ FAULTS: tuple[Fault, ...] = (
         "turbo-in-halves",
         "turbo-precision",
         "tied",
-        _set("config.json", attention_mode=14, attn_scale=1.0, precision="low"),
+        _turbo_in_halves,
         severity="warning",
     ),
     Fault("top-k-in-words", "bad-setting", "tied", _set("config.json", top_k="many")),

@@ -19,6 +19,10 @@ BASES: dict[str, tuple[tuple[str, ...], ...]] = {
     "compat measure": ((),),
     "demo": ((),),
     "emit": (("--run", "golden"), ("--run", "golden"), (*PLANNING, "--run", "small")),
+    "engines": ((),),
+    "engines add": (("absent",),),  # never one that would fetch packages
+    "engines list": ((),),
+    "engines remove": (("absent",),),
     "explain": (("int8", "--run", "golden"), ("int4", "0.mlp.down_proj", "--run", "small")),
     "frontier": (("--run", "golden", "--points", "3"), ("--run", "small", "--points", "3")),
     "ladder": (("absent",), ("hf", "--text", "short.txt"), ("hf", "--text", "short.txt", "--run", "golden")),

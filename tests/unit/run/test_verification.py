@@ -12,6 +12,7 @@ from qplan.errors import InputError
 from qplan.notes import note, text_note
 from qplan.run.baselines import measured_once
 from qplan.run.verification import Accuracy, BuiltModel, Check, EngineRun, Speed, Verification
+from qplan.settings import MEMORIES
 from qplan.tensors import Role
 from qplan.verify.checks import emulation, not_worse
 from tests.support.invented_run import qwen_tensors, sensitivity
@@ -55,7 +56,7 @@ def test_a_model_speaks_for_the_option_that_it_ships_with(tmp_path: Path) -> Non
     model = with_other_option(built("plan", low=2e-4, normal=1e-4), low=9e-4)
     own, other = model.accuracy("low"), model.accuracy("low", dynamic_option=0)
     assert (own and own.kl_nats, other and other.kl_nats) == (2e-4, 9e-4)
-    assert [c.passed for c in not_worse(model, built("int8", low=3e-4, normal=1e-4))] == [True, True]
+    assert [c.passed for c in not_worse(model, built("int8", low=3e-4, normal=1e-4), MEMORIES)] == [True, True]
     verification = Verification("m", "p", text_note("some text"), "t", 44.0, (model,), ())
     verification.write(tmp_path / "verification.json")
     assert Verification.read(tmp_path / "verification.json") == verification
@@ -92,14 +93,16 @@ def test_checks_of_before_codes_are_texts(tmp_path: Path) -> None:
 
 def test_the_plan_is_held_against_uniform_in_both_memories_but_not_in_decode() -> None:
     uniform = built("int8", low=1e-3, normal=1e-4)
-    assert [c.passed for c in not_worse(built("plan", low=1e-3, normal=1e-4), uniform)] == [True, True]
-    assert [c.passed for c in not_worse(built("plan", low=9e-4, normal=1.01e-4), uniform)] == [False, True]
-    assert [c.passed for c in not_worse(built("plan", low=1.01e-3, normal=9e-5), uniform)] == [True, False]
+    assert [c.passed for c in not_worse(built("plan", low=1e-3, normal=1e-4), uniform, MEMORIES)] == [True, True]
+    assert [c.passed for c in not_worse(built("plan", low=9e-4, normal=1.01e-4), uniform, MEMORIES)] == [False, True]
+    assert [c.passed for c in not_worse(built("plan", low=1.01e-3, normal=9e-5), uniform, MEMORIES)] == [True, False]
+    low = not_worse(built("plan", low=9e-4, normal=1.0), uniform, ("low",))
+    assert [c.passed for c in low] == [True]
 
 
 def test_losses_of_float_rounding_are_equal() -> None:
     uniform = built("fp16", low=1e-11, normal=1e-11)
-    assert all(check.passed for check in not_worse(built("plan", low=4e-11, normal=4e-11), uniform))
+    assert all(check.passed for check in not_worse(built("plan", low=4e-11, normal=4e-11), uniform, MEMORIES))
 
 
 @pytest.mark.parametrize(("emulated", "kept"), [(1.04e-3, True), (0.96e-3, True), (1.06e-3, False), (0.94e-3, False)])
