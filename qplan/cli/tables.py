@@ -89,7 +89,7 @@ def felt_table(plan: Plan, verification: Verification | None) -> Table:
         left=("model",),
         heading=f"What is felt; times over those of {name}",
         note="RAM: growth of resident memory by loading the model; predicted: of the weights alone.\n"
-        + ("Times: median of rounds by turns, and their spread; without one: another time,\nunder another load." if built else "Times are predicted."),
+        + (_TIMED if built else "Times are predicted."),
         gap=1,
     )
     for model in models:
@@ -102,6 +102,7 @@ def felt_table(plan: Plan, verification: Verification | None) -> Table:
 
 
 PHASES: tuple[Phase, Phase] = ("decode", "prefill")
+_TIMED = "Times: median of rounds by turns, and their spread; without one: another time,\nunder another load."
 _TIMES = tuple(f"{phase} time" for phase in PHASES)
 
 
