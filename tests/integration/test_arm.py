@@ -18,12 +18,16 @@ from qplan.formats import FP16, INT8, QuantFormat
 from qplan.mnn.arm.home import ArmEngine
 from qplan.mnn.arm.processors import USUAL, find_processor
 from qplan.mnn.build.writer import build_model
+from qplan.mnn.engine.session import EngineSession
 from qplan.mnn.host import THIS_PYTHON, EngineHost
+from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import LoadedModel, load_model
+from qplan.quantize import Int8Activations
 from qplan.quantize.rounder import Rounder
 from qplan.sensitivity.kept_logits import kept_logits
+from qplan.settings import DynamicOption
 from qplan.verify.arm import ArmTrial, prove_on_arm
-from tests.support.mnn_models import VOCABULARY, ExportedModel
+from tests.support.mnn_models import VOCABULARY, EmulatedOp, ExportedModel
 
 DIES = EngineHost((sys.executable, "-c", f"import os; os.kill(os.getpid(), {signal.SIGSEGV.value})"))
 """An engine that crashes when it is started."""
@@ -104,6 +108,28 @@ def test_the_arm_engine_computes_what_torch_computes(emulated: ArmEngine, trial:
     assert len(proof.runs) == 4
     for run in proof.runs:
         assert run.accuracy.kl_nats == pytest.approx(run.here_nats, rel=0.5)
+
+
+@pytest.mark.parametrize("option", [0, 2])
+def test_one_op_is_computed_to_the_last_code_but_on_the_edge(
+    emulated: ArmEngine, tied_model: ExportedModel, token_ids: list[int], tmp_path: Path, option: DynamicOption
+) -> None:
+    op, fmt = "/layers.1/mlp/down_proj/Linear", QuantFormat(4)
+    one = EmulatedOp(tied_model, op, fmt)
+    tied_model.build(one.tensors, tmp_path / "m")
+    plain = one.logits(token_ids, lambda x: x)
+    host = emulated.host(find_processor("arm-i8mm"))
+    runtime = RuntimeConfig("low", "high", dynamic_option=option)
+    with EngineSession(tmp_path / "m", runtime, host=host) as engine:
+        found = engine.logits(token_ids)
+    left = {}
+    for arithmetic in ("arm", "x86"):
+        seen = Int8Activations("prefill", option, arithmetic)
+        expected = one.logits(token_ids, lambda x, seen=seen: seen.round(x, seen.block(fmt)))  # type: ignore[misc]
+        off = np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected - plain, axis=1)
+        left[arithmetic] = float(np.median(off))
+    assert left["arm"] < 3e-3
+    assert option == 0 or left["x86"] > 0.3  # its prefill has no shift
 
 
 def test_a_user_can_ask_it_too(emulated: ArmEngine, trial: ArmTrial) -> None:

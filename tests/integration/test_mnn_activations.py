@@ -1,19 +1,17 @@
 """The emulated int8 activations of memory low against the engine: one quantized op at a time, and losses of models."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 import qplan.demo
-from qplan.formats import FP16, INT4, INT8, QuantFormat
+from qplan.formats import INT4, INT8, QuantFormat
 from qplan.mnn.build.exporter import export_skeleton
 from qplan.mnn.build.skeleton import Skeleton
 from qplan.mnn.build.writer import build_model
-from qplan.mnn.engine.session import EngineSession, Logits
+from qplan.mnn.engine.session import EngineSession
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import LoadedModel, load_model
 from qplan.quantize import EnginePath, Int8Activations
@@ -22,41 +20,18 @@ from qplan.sensitivity.joint import joint_losses
 from qplan.sensitivity.kept_logits import kept_logits
 from qplan.settings import DynamicOption
 from qplan.uniform import uniform_formats
-from tests.support.mnn_models import ExportedModel, linear
+from tests.support.mnn_models import EmulatedOp, ExportedModel
 
 HOME = Path(qplan.demo.__file__).parent
 OPTIONS: tuple[DynamicOption, ...] = (0, 2)
 Q_PROJ, DOWN_PROJ = "/layers.0/self_attn/q_proj/Linear", "/layers.1/mlp/down_proj/Linear"
 
 
-class Emulated:
-    """A tiny model in torch in which one op is quantized."""
-
-    def __init__(self, exported: ExportedModel, op_name: str, fmt: QuantFormat) -> None:
-        self.tensors = exported.tensors(exported.formats(FP16) | {op_name: fmt})
-        self.model = exported.load()
-        for name, tensor in self.tensors.items():
-            linear(self.model, name).weight.data.copy_(tensor.dequantize())
-        self.op = linear(self.model, op_name)
-
-    def logits(self, token_ids: list[int], seen: Callable[[Tensor], Tensor]) -> Logits:
-        """Logits where the op sees its input through a function."""
-
-        def before(module: object, args: tuple[Tensor]) -> tuple[Tensor]:
-            return (seen(args[0]),)
-
-        hook = self.op.register_forward_pre_hook(before)
-        with torch.no_grad():
-            logits: Logits = self.model(torch.tensor([token_ids])).logits[0].numpy()
-        hook.remove()
-        return logits
-
-
 @pytest.mark.parametrize(("op_name", "fmt"), [(Q_PROJ, INT8), (DOWN_PROJ, QuantFormat(8, 32)), (DOWN_PROJ, INT4)])
 def test_emulation_is_the_engines_arithmetic(
     tied_model: ExportedModel, op_name: str, fmt: QuantFormat, token_ids: list[int], tmp_path: Path
 ) -> None:
-    emulated = Emulated(tied_model, op_name, fmt)
+    emulated = EmulatedOp(tied_model, op_name, fmt)
     tied_model.build(emulated.tensors, tmp_path / "m")
     plain = emulated.logits(token_ids, lambda x: x)
     odd = token_ids[:-1]  # the last three tokens fill no tile
@@ -80,7 +55,7 @@ def test_option_2_garbles_blocks_that_cut_through_packed_features(
     """If this fails, MNN computes them now: `QuantFormat.allows_block_activations` forbids too much."""
     fmt = QuantFormat(8, 12)
     assert not fmt.allows_block_activations
-    emulated = Emulated(tied_model, DOWN_PROJ, fmt)
+    emulated = EmulatedOp(tied_model, DOWN_PROJ, fmt)
     tied_model.build(emulated.tensors, tmp_path / "m")
     plain = emulated.logits(token_ids, lambda x: x)
     errors = []

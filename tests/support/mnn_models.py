@@ -1,6 +1,6 @@
 """A tiny exported model and the same numbers in torch."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -136,3 +136,26 @@ def save(model: Any, folder: Path) -> Path:
 def export_with_config(model_dir: Path, out: Path, quant_config: Path) -> Path:
     """Export with llmexport's own quantizer and a ``quant_config.json``; 8 bits for ops that it does not name."""
     return export(model_dir, out, ExportOptions(8, 64, quant_config=quant_config.resolve()))
+
+
+class EmulatedOp:
+    """A tiny model in torch in which one op is quantized."""
+
+    def __init__(self, exported: ExportedModel, op_name: str, fmt: QuantFormat) -> None:
+        self.tensors = exported.tensors(exported.formats(FP16) | {op_name: fmt})
+        self.model = exported.load()
+        for name, tensor in self.tensors.items():
+            linear(self.model, name).weight.data.copy_(tensor.dequantize())
+        self.op = linear(self.model, op_name)
+
+    def logits(self, token_ids: list[int], seen: Callable[[torch.Tensor], torch.Tensor]) -> NDArray[np.float32]:
+        """NDArray[np.float32] where the op sees its input through a function."""
+
+        def before(module: object, args: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+            return (seen(args[0]),)
+
+        hook = self.op.register_forward_pre_hook(before)
+        with torch.no_grad():
+            logits: NDArray[np.float32] = self.model(torch.tensor([token_ids])).logits[0].numpy()
+        hook.remove()
+        return logits
