@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from qplan.errors import InputError
+from qplan.settings import one_of
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,4 @@ def check_rounding(name: str) -> None:
     Raises:
         InputError: no such rounding; lists those that exist.
     """
-    if name not in ROUNDINGS:
-        msg = f"rounding {name!r} is unknown; use one of {', '.join(ROUNDINGS)}"
-        raise InputError(msg)
+    one_of("rounding", name, ROUNDINGS)

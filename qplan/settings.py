@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal, get_args
+from collections.abc import Callable, Iterable
+from typing import Literal, TypeVar, get_args
+
+from qplan.errors import InputError
+
+Name = TypeVar("Name", bound=str)
 
 Memory = Literal["low", "normal"]
 """MNN's ``memory`` setting: low computes with int8 activations wherever weights are integers."""
@@ -67,3 +71,22 @@ Visit = Callable[[str, str], Progress]
 def memories_of(goal: Memory) -> tuple[Memory, ...]:
     """The memory settings to measure for a goal, the goal first."""
     return (goal,) if goal == "normal" else (goal, "normal")
+
+
+def one_of(kind: str, text: str, known: Iterable[Name]) -> Name:
+    """Read the name of a setting.
+
+    Args:
+        kind: what the names are of, for the message.
+        text: what was given.
+        known: the names that there are.
+
+    Raises:
+        InputError: there is no such name.
+    """
+    names = tuple(known)
+    found = next((name for name in names if name == text), None)
+    if found is None:
+        msg = f"{kind} {text!r} is unknown; use one of {', '.join(names)}"
+        raise InputError(msg)
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from qplan.formats import QuantFormat
@@ -33,11 +34,7 @@ def decode_cost(table: SensitivityTable, run: RunFolder) -> Cost:
         InputError: there is no profile, or it is of another model.
     """
     profile = _profile(table, run)
-
-    def cost(spec: TensorSpec, fmt: QuantFormat) -> int:
-        return round(profile.decode_ms(spec, fmt) * _NANOSECONDS)
-
-    return Cost(DECODE, "ms", _NANOSECONDS, cost, round(profile.base_decode_ms * _NANOSECONDS))
+    return _time(DECODE, profile.decode_ms, profile.base_decode_ms)
 
 
 def prefill_cost(table: SensitivityTable, run: RunFolder) -> Cost:
@@ -47,11 +44,17 @@ def prefill_cost(table: SensitivityTable, run: RunFolder) -> Cost:
         InputError: there is no profile, or it is of another model.
     """
     profile = _profile(table, run)
+    return _time(PREFILL, profile.prefill_ms, profile.base_prefill_ms)
 
-    def cost(spec: TensorSpec, fmt: QuantFormat) -> int:
-        return round(profile.prefill_ms(spec, fmt) * _NANOSECONDS)
 
-    return Cost(PREFILL, "ms", _NANOSECONDS, cost, round(profile.base_prefill_ms * _NANOSECONDS))
+def _time(name: str, milliseconds: Callable[[TensorSpec, QuantFormat], float], base_ms: float) -> Cost:
+    return Cost(
+        name,
+        "ms",
+        _NANOSECONDS,
+        lambda spec, fmt: round(milliseconds(spec, fmt) * _NANOSECONDS),
+        round(base_ms * _NANOSECONDS),
+    )
 
 
 def _profile(table: SensitivityTable, run: RunFolder) -> DeviceProfile:

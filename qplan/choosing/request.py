@@ -20,7 +20,7 @@ from qplan.planner.size import NUMBER, Size
 from qplan.run.folder import RunFolder
 from qplan.run.kv_cache import PlannedCache
 from qplan.run.plan import Plan
-from qplan.settings import OBJECTIVES, Objective
+from qplan.settings import OBJECTIVES, Objective, one_of
 
 if TYPE_CHECKING:  # the command line takes its defaults from here, and waits for no pyarrow
     from qplan.run.table import SensitivityTable
@@ -206,11 +206,7 @@ def parse_objective(text: str) -> Objective:
     Raises:
         InputError: there is no such objective.
     """
-    found = next((known for known in OBJECTIVES if known == text), None)
-    if found is None:
-        msg = f"objective {text!r} is unknown; use one of {', '.join(OBJECTIVES)}"
-        raise InputError(msg)
-    return found
+    return one_of("objective", text, OBJECTIVES)
 
 
 def limits_of(plan: Plan, table: SensitivityTable, run: RunFolder) -> tuple[Ceiling | ResourceLimit, ...]:

@@ -19,7 +19,7 @@ from qplan.planner.patterns import least_bits, pinned_formats
 from qplan.planner.problem import HEAD_LEAST_BITS, Problem, build_problem
 from qplan.run.monotone import ordered_losses
 from qplan.run.plan import GivenRules, LeastBits, Pin, Plan
-from qplan.settings import PARITIES, PRECISIONS, Parity, Precision
+from qplan.settings import PARITIES, PRECISIONS, Parity, Precision, one_of
 
 if TYPE_CHECKING:  # the command line takes its defaults from here, and waits for no pyarrow
     from qplan.run.table import SensitivityTable
@@ -235,11 +235,7 @@ def parse_precision(text: str) -> Precision:
     Raises:
         InputError: there is no such precision.
     """
-    found = next((known for known in PRECISIONS if known == text), None)
-    if found is None:
-        msg = f"precision {text!r} is unknown; use one of {', '.join(PRECISIONS)}"
-        raise InputError(msg)
-    return found
+    return one_of("precision", text, PRECISIONS)
 
 
 def parse_parity(text: str) -> Parity:
@@ -248,11 +244,7 @@ def parse_parity(text: str) -> Parity:
     Raises:
         InputError: there is no such parity.
     """
-    found = next((known for known in PARITIES if known == text), None)
-    if found is None:
-        msg = f"parity {text!r} is unknown; use one of {', '.join(PARITIES)}"
-        raise InputError(msg)
-    return found
+    return one_of("parity", text, PARITIES)
 
 
 def _bits(pattern: str, bits: str | int) -> int:

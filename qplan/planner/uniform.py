@@ -41,8 +41,8 @@ def exports_within(
         scale_bits: width of scales and zero points.
     """
     resources = [limit for limit in limits if isinstance(limit, ResourceLimit)]
-    alike = [specs[0] for specs in _alike(card)]
-    counts = [len(specs) for specs in _alike(card)]
+    groups = _alike(card)
+    alike, counts = [specs[0] for specs in groups], [len(specs) for specs in groups]
     found: list[UniformExport] = []
     for export in sorted(every_export(), key=_most_first):
         if any(known.contains(export) for known in found):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qplan.errors import InputError
+from qplan.settings import one_of
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,7 @@ def find_processor(name: str) -> Processor:
     Raises:
         InputError: there is none of this name.
     """
-    if name not in PROCESSORS:
-        msg = f"processor {name!r} is unknown; use one of {', '.join(PROCESSORS)}"
-        raise InputError(msg)
-    return PROCESSORS[name]
+    return PROCESSORS[one_of("processor", name, PROCESSORS)]
 
 
 def parse_processors(words: Sequence[str]) -> tuple[str, ...]:
