@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from qplan.formats import QuantFormat
@@ -27,18 +27,23 @@ class Role(StrEnum):
     EXPERT = "expert"
     HEAD = "head"
     """The matrix that makes the logits; also the embedding where the two are tied."""
+    EMBEDDING = "embedding"
+    """The matrix that tokens are looked up in, where it is not the head's: a file of its own, read row by row."""
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One linear weight ``[out_features, in_features]`` and its names in Hugging Face and in MNN."""
+    """One matrix ``[out_features, in_features]`` and its names in Hugging Face and in MNN.
+
+    A linear's weight, or an untied embedding ``[vocabulary, hidden]``, which is no op of the graph.
+    """
 
     name: str
     """Module path in the Hugging Face model, e.g. ``model.layers.0.self_attn.q_proj``."""
     op_name: str
-    """Op name in the MNN graph, e.g. ``/layers.0/self_attn/q_proj/Linear``."""
+    """Op name in the MNN graph, e.g. ``/layers.0/self_attn/q_proj/Linear``; empty for an embedding."""
     layer: int | None
-    """Decoder layer, counted from 0; None for the head."""
+    """Decoder layer, counted from 0; None for the head and the embedding."""
     kind: str
     """Last part of the module path, e.g. ``q_proj``, ``lm_head``."""
     role: Role
@@ -59,13 +64,34 @@ class TensorSpec:
         """Number of weights, without the bias."""
         return self.out_features * self.in_features
 
+    @property
+    def is_embedding(self) -> bool:
+        """Whether tokens are looked up in it, and nothing else is done with it."""
+        return self.role is Role.EMBEDDING
+
     def bytes_in(self, fmt: QuantFormat) -> int:
-        """Bytes of this tensor's record in ``llm.mnn.weight``."""
+        """Bytes of this tensor's record in ``llm.mnn.weight``, or of an embedding's own file, which has no header."""
+        if self.is_embedding:
+            return fmt.code_bytes(self.out_features, self.in_features) + fmt.alpha_bytes(
+                self.out_features, self.in_features
+            )
         return fmt.record_bytes(self.out_features, self.in_features, bias=self.bias)
+
+    def resolve(self, fmt: QuantFormat) -> QuantFormat:
+        """A format as this tensor can have it: with a block that divides its rows, see `QuantFormat.resolve`.
+
+        Integers of an embedding's own file have zero points, and scales of 32 bits.
+        """
+        found = fmt.resolve(self.in_features)
+        if not self.is_embedding or found.is_float:
+            return found
+        return replace(found, symmetric=False, scale_bits=32)
 
     def allows(self, fmt: QuantFormat) -> bool:
         """Whether the engine computes this tensor correctly in this format."""
-        return fmt.divides(self.in_features) and (not self.tied or fmt.can_be_looked_up)
+        if self.is_embedding and self.resolve(fmt) != fmt:
+            return False
+        return fmt.divides(self.in_features) and (fmt.can_be_looked_up or not (self.tied or self.is_embedding))
 
 
 @dataclass(frozen=True)
@@ -90,6 +116,11 @@ class TensorGroup:
         """Whether the group makes the logits."""
         return any(member.role is Role.HEAD for member in self.members)
 
+    @property
+    def is_embedding(self) -> bool:
+        """Whether the group is an untied embedding, or holds one."""
+        return any(member.is_embedding for member in self.members)
+
     def bytes_in(self, fmt: QuantFormat) -> int:
-        """Bytes of the members' records in ``llm.mnn.weight``."""
+        """Bytes of the members' records in the files."""
         return sum(member.bytes_in(fmt) for member in self.members)

@@ -97,7 +97,7 @@ class UniformExport:
         Blocks that do not divide a row are halved until they do, as the exporter does it (rows of 172 get blocks of 4).
         A tied head gets one scale per row instead, since the engine decodes halved blocks there to garbage.
         """
-        return {spec.name: self.format(spec, scale_bits) for spec in card.tensors}
+        return {spec.name: self.format(spec, scale_bits) for spec in card.planned}
 
     def contains(self, other: UniformExport) -> bool:
         """Whether each tensor has at least the width, the scales and the zero points that it has in another export."""
@@ -105,7 +105,9 @@ class UniformExport:
         return same and _contains(self.body, other.body) and _contains(self.head, other.head)
 
     def format(self, spec: TensorSpec, scale_bits: int = 16) -> QuantFormat:
-        """Format of one tensor, see `formats`."""
+        """Format of one tensor, see `formats`; an untied embedding stays at 16 bits, as it is exported by default."""
+        if spec.is_embedding:
+            return FP16
         asked = self.head if spec.role is Role.HEAD else self.body
         if asked.is_float:
             return asked

@@ -123,7 +123,8 @@ class PlanningContext:
         wanted: dict[str, dict[QuantFormat, None]] = {spec.name: {} for spec in self.table.model.tensors}
         for formats in plans:
             for name, fmt in formats.items():
-                wanted[name][fmt] = None
+                if name in wanted:  # an embedding's rows are rounded as they are looked up
+                    wanted[name][fmt] = None
         menu = {name: tuple(formats) for name, formats in wanted.items()}
         missing = pending(rounder, menu)
         if missing:

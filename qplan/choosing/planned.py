@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from qplan.choosing.retarget import as_measured, computable, retarget_rules, retarget_table
-from qplan.cost.file_bytes import FixedBytes
+from qplan.cost.file_bytes import FixedBytes, fixed_embedding
 from qplan.errors import InputError, StaleArtifactError
 from qplan.formats import garbled
 from qplan.mnn.engines import EngineTarget, EngineVersion
@@ -69,9 +69,9 @@ class PlannedOn:
     @property
     def fixed(self) -> FixedBytes:
         """Bytes that every plan ships, as this plan counts them."""
-        files = self.plan.files
-        other = files.weight - sum(tensor.bytes for tensor in self.plan.tensors)
-        return FixedBytes(other, files.embedding, files.graph, exact=True)
+        files, card = self.plan.files, self.measured.model
+        other = files.weight - sum(tensor.bytes for tensor in self.plan.tensors if tensor.op_name)
+        return FixedBytes(other, fixed_embedding(card, files.embedding), files.graph, exact=True)
 
     def recounted(self) -> Plan:
         """The plan with bytes and losses recomputed from its formats, which may have been edited by hand.

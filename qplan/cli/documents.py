@@ -47,7 +47,7 @@ def analysis_document(table: SensitivityTable, path: Path) -> Document:
                 "weights": spec.weights,
                 "loss_nats": losses[spec.name],
             }
-            for spec in table.model.tensors
+            for spec in table.model.planned
         ],
     }
 

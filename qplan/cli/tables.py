@@ -35,12 +35,12 @@ def sensitivity_table(table: SensitivityTable) -> Table:
         if fmt.bits not in shown or fmt.block == 64:
             shown[fmt.bits] = fmt.name
     losses = table.losses()
-    worst = sorted(table.model.tensors, key=lambda spec: -max(loss.kl_nats for loss in losses[spec.name].values()))
+    worst = sorted(table.model.planned, key=lambda spec: -max(loss.kl_nats for loss in losses[spec.name].values()))
     title = f"Most sensitive of {len(worst)} tensors: KL to FP32, nats per token, memory {table.goal}"
     # seven widths fit into 80 columns
     view = table_view(("layer, tensor", *shown.values()), left=("layer, tensor",), heading=title)
     for spec in worst[:_ROWS]:
-        stored = [QuantFormat.parse(fmt).resolve(spec.in_features).name for fmt in shown.values()]
+        stored = [spec.resolve(QuantFormat.parse(fmt)).name for fmt in shown.values()]
         cells = [f"{losses[spec.name][fmt].kl_nats:.1e}" if fmt in losses[spec.name] else "-" for fmt in stored]
         view.add_row(short_name(spec.name), *cells)
     return view

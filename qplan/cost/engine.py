@@ -10,6 +10,7 @@ from qplan.cost.file_bytes import estimate_fixed
 from qplan.cost.forward import COMPARED_VALUES, FLOAT_BYTES, REFERENCE_VALUES
 from qplan.cost.shape import Shape
 from qplan.cost.work import REFERENCE, Work
+from qplan.formats import FP16
 from qplan.settings import Memory
 
 # processor seconds of MNN 3.6.1 and llmexport 0.0.5, on the embedded model, SmolLM2-135M and Qwen2.5-0.5B
@@ -94,12 +95,18 @@ class EngineCost:
     @property
     def graph_bytes(self) -> int:
         """Bytes of an exported graph, whose matrices are holes."""
-        fixed = estimate_fixed(self.shape.card)
-        return fixed.total + _JSON_BYTES * fixed.graph
+        return self._others + _JSON_BYTES * estimate_fixed(self.shape.card).graph
 
     def file_bytes(self, bits: float) -> float:
         """Bytes of a built model."""
-        return self._weights * bits / 8 + estimate_fixed(self.shape.card).total
+        return self._weights * bits / 8 + self._others
+
+    @property
+    def _others(self) -> int:
+        """Bytes of the files besides the linears, an embedding at 16 bits included."""
+        card = self.shape.card
+        own = 0 if card.embedding is None else card.embedding.bytes_in(FP16)
+        return estimate_fixed(card).total + own
 
     def exported(self) -> Work:
         """An export of the graph."""

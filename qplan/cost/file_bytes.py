@@ -28,7 +28,7 @@ class FileBytes:
     weight: int
     """``llm.mnn.weight``."""
     embedding: int
-    """``embeddings_bf16.bin``; 0 where the embedding is tied to the head."""
+    """``embeddings_bf16.bin``, or the file of integers in its place; 0 where the embedding is tied to the head."""
     graph: int
     """``llm.mnn``."""
 
@@ -45,7 +45,7 @@ class FixedBytes:
     weight_other: int
     """Bytes of ``llm.mnn.weight`` besides the records of linears: norms, constants."""
     embedding: int
-    """``embeddings_bf16.bin``; 0 where the embedding is tied to the head."""
+    """``embeddings_bf16.bin``; 0 where the embedding is tied to the head, or planned."""
     graph: int
     """``llm.mnn``."""
     exact: bool
@@ -65,11 +65,17 @@ def estimate_fixed(card: ModelCard) -> FixedBytes:
     layers = 1 + max((spec.layer for spec in card.tensors if spec.layer is not None), default=-1)
     graph = _GRAPH_BASE + _GRAPH_LAYER * min(layers, 10) + _GRAPH_LATER_LAYER * max(layers - 10, 0)
     graph += _GRAPH_EXPERT * len({(spec.layer, spec.expert) for spec in card.tensors if spec.expert is not None})
-    return FixedBytes(_NORM_BYTES * card.norm_weights, _EMBEDDING_BYTES * card.embedding_weights, graph, exact=False)
+    embedding = fixed_embedding(card, _EMBEDDING_BYTES * card.embedding_weights)
+    return FixedBytes(_NORM_BYTES * card.norm_weights, embedding, graph, exact=False)
+
+
+def fixed_embedding(card: ModelCard, exported_bytes: int) -> int:
+    """Bytes of an exported embedding file that ship whatever the plan: none where the plan decides its format."""
+    return exported_bytes if card.embedding is None else 0
 
 
 def record_bytes(spec: TensorSpec, fmt: QuantFormat) -> int:
-    """Bytes of one tensor's record in the weight file.
+    """Bytes of one tensor's record in the weight file, or of an embedding's own file.
 
     Raises:
         QplanError: the format's block does not divide the row: the record would be another format's.
@@ -85,18 +91,19 @@ def file_bytes(card: ModelCard, formats: Mapping[str, QuantFormat], fixed: Fixed
 
     Args:
         card: the model.
-        formats: format by Hugging Face name, one for every tensor.
+        formats: format by Hugging Face name, one for every tensor that is planned.
         fixed: bytes that ship whatever the plan.
 
     Raises:
         QplanError: a tensor without format, or a format that does not divide its rows.
     """
-    missing = [spec.name for spec in card.tensors if spec.name not in formats]
+    missing = [spec.name for spec in card.planned if spec.name not in formats]
     if missing:
         msg = f"no format for {missing[0]} ({len(missing)} tensors lack one)"
         raise QplanError(msg)
     records = sum(record_bytes(spec, formats[spec.name]) for spec in card.tensors)
-    return FileBytes(records + fixed.weight_other, fixed.embedding, fixed.graph)
+    own = 0 if card.embedding is None else record_bytes(card.embedding, formats[card.embedding.name])
+    return FileBytes(records + fixed.weight_other, fixed.embedding + own, fixed.graph)
 
 
 def bits_per_weight(files: FileBytes, card: ModelCard) -> float:

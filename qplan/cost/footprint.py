@@ -16,7 +16,7 @@ PROMPT_TOKENS = 128
 
 @dataclass(frozen=True)
 class Footprint:
-    """Of all linear weights together. Times have no unit: only those of two models on one target can be compared."""
+    """Of all planned tensors together. Times have no unit: only those of two models on one target can be compared."""
 
     ram_bytes: int
     """RAM of the weights after loading."""
@@ -31,13 +31,13 @@ def footprint(card: ModelCard, formats: Mapping[str, QuantFormat], target: Targe
 
     Args:
         card: the model.
-        formats: one for every tensor, by its name.
+        formats: one for every tensor that is planned, by its name.
         target: where it runs.
         memory: MNN's setting.
     """
     if memory == "low" and not all(fmt.bits in target.widths for fmt in formats.values()):
         return None
-    pairs = [(spec, formats[spec.name]) for spec in card.tensors]
+    pairs = [(spec, formats[spec.name]) for spec in card.planned]
     return Footprint(
         sum(target.ram_bytes(spec, fmt, memory) for spec, fmt in pairs),
         sum(target.decode_bytes(spec, fmt, memory) for spec, fmt in pairs),

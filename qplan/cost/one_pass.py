@@ -72,6 +72,8 @@ class OnePassOptions:
     """Whether gradients are products of bfloat16."""
     streamed: bool = False
     """Whether weights are read when they are used."""
+    embedding: int = 0
+    """Fewest tokens that an untied embedding is measured on."""
     measured_passes: float = 0.0
     """Most passes for measurements afterwards; one is once forwards and backwards over the judged tokens."""
 
@@ -94,6 +96,8 @@ class OnePassCost:
         found = [self._loading(), self._there(), self._back()]
         if self.asked.fold:
             found.append(self._folding())
+        if self.shape.card.embedding is not None:
+            found.append(self._embedding())
         if self.asked.measured_passes:
             found.append(self._measuring())
         return tuple(found)
@@ -222,6 +226,17 @@ class OnePassCost:
         work = Work(values=3 * shape.parameters, written=written + matrices, read=written + matrices)
         work += self._all_forward(self.asked.seq_len).times(2)
         return self._stage("folded model", [work], held, written)
+
+    def _embedding(self) -> ExpectedStage:
+        """The model as it is, and with its embedding in each format, one layer after the other."""
+        asked, shape = self.asked, self.shape
+        batch = asked.batch_size * asked.seq_len
+        tokens = min(asked.judged, -(-asked.embedding // batch) * batch)
+        passes = 1 + len(shape.card.embedding_formats(asked.formats))
+        work = self._all_forward(tokens).times(passes)
+        held = _FLOAT * (passes * tokens * shape.hidden + _FEW_COPIES * batch * shape.head.outputs)
+        memory = WORKING_BYTES + held + self._batch() + self._read(shape.head.weights)
+        return self._stage("embedding: its formats", [work], memory)
 
     def _measuring(self) -> ExpectedStage:
         tokens, shape = self.asked.judged, self.shape

@@ -29,7 +29,8 @@ _FLOAT_BITS = 32
 
 _LOOKUP_BLOCK_BYTES = 8
 """Of a tied head, for each block: the embedding's lookups keep scales and zero points of their own, in fp32. Measured
-as growth of resident memory, to 1 %, on a head of 16,384 x 1,024 in blocks of 64 and by whole rows."""
+as growth of resident memory, to 1 %, on a head of 16,384 x 1,024 in blocks of 64 and by whole rows. An embedding of
+integers in a file of its own keeps the same; its rows are read from the file when they are looked up."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,8 @@ class Target:
 
     def defect(self, spec: TensorSpec, fmt: QuantFormat) -> str | None:
         """Why a tensor must not have a format on this target; None if it may."""
+        if spec.is_embedding:  # the same lookups on all of them
+            return None if spec.allows(fmt) else f"tokens cannot be looked up in {spec.name} in {fmt}"
         if fmt.bits not in self.widths:
             why = self.why_not.get(fmt.bits, f"its widths are {', '.join(map(str, self.widths))}")
             return f"{self.name} has no {fmt}: {why}"
@@ -139,6 +142,8 @@ class Target:
         Raises:
             InputError: a width that the target does not know.
         """
+        if spec.is_embedding:
+            return _LOOKUP_BLOCK_BYTES * _blocks(spec, fmt)
         if memory != "low":
             return _FLOAT_BITS // 8 * spec.weights
         self._check_width(spec, fmt)
@@ -157,6 +162,8 @@ class Target:
         Raises:
             InputError: a width that the target does not know.
         """
+        if spec.is_embedding:
+            return 0.0  # one row of it
         if memory != "low":
             return _FLOAT_BITS / 8 * spec.weights
         return self._time(self.decode, self.block_scales.decode, spec, fmt)
@@ -167,6 +174,8 @@ class Target:
         Raises:
             InputError: a width that the target does not know.
         """
+        if spec.is_embedding:
+            return 0.0
         if memory != "low":
             return float(spec.weights)
         return self._time(self.prefill, self.block_scales.prefill, spec, fmt)

@@ -55,7 +55,7 @@ def sensitivity_frame(table: SensitivityTable) -> pd.DataFrame:
     rows = []
     for memory in table.memories:
         losses = table.losses(memory)
-        for spec in table.model.tensors:
+        for spec in table.model.planned:
             for fmt in table.formats_of(spec.name):
                 loss = losses[spec.name].get(fmt.name)
                 if loss is None:

@@ -34,7 +34,7 @@ def loss_heatmaps(table: SensitivityTable, formats: str | Sequence[str] | None =
         InputError: a format that was not measured; says which were.
     """
     chosen = [formats] if isinstance(formats, str) else list(formats or ()) or _telling(loss_table(table).formats)
-    layers = len({spec.layer for spec in table.model.tensors})
+    layers = len({spec.layer for spec in table.model.planned})
     return figures.loss_heatmaps(table, chosen, columns=2 if len(chosen) > 1 and layers <= 48 else 1)
 
 

@@ -185,7 +185,7 @@ class OpenedRun:
         From `qplan frontier`, or solved now in seconds; see `qplan.explore.frames.frontier_frame` for columns.
         """
         frontier, measured = self.swept
-        return frontier_frame(frontier, measured, self.model.tensors)
+        return frontier_frame(frontier, measured, self.model.planned)
 
     @cached_property
     def swept(self) -> tuple[Frontier, tuple[MeasuredModel, ...]]:

@@ -76,7 +76,7 @@ class PlanView:
     def head_format(self) -> str:
         """Format of the head, which a tied embedding shares."""
         formats = self.plan.formats
-        return ", ".join(formats[s.name].name for s in self.table.model.tensors if s.role is Role.HEAD)
+        return ", ".join(formats[s.name].name for s in self.table.model.planned if s.role is Role.HEAD)
 
     @cached_property
     def frame(self) -> pd.DataFrame:
@@ -242,13 +242,13 @@ class PlanView:
     def __repr__(self) -> str:
         """Show what the plan promises, and draw it in characters."""
         title, lines = self._title()
-        return html.text_card(title, [*lines, ""], plan_map.as_text(self.plan, grid_of(self.table.model.tensors)))
+        return html.text_card(title, [*lines, ""], plan_map.as_text(self.plan, grid_of(self.table.model.planned)))
 
     def _repr_html_(self) -> str:
         title, lines = self._title()
-        return html.card(title, lines, plan_map.draw(self.plan, grid_of(self.table.model.tensors)))
+        return html.card(title, lines, plan_map.draw(self.plan, grid_of(self.table.model.planned)))
 
     def _repr_markdown_(self) -> str:
         title, lines = self._title()
-        drawn = plan_map.as_text(self.plan, grid_of(self.table.model.tensors))
+        drawn = plan_map.as_text(self.plan, grid_of(self.table.model.planned))
         return html.markdown_card(title, lines, f"```text\n{drawn}\n```")

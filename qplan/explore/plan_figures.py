@@ -33,7 +33,7 @@ def diff_maps(table: SensitivityTable, before: Plan, after: Plan, nats_by_tensor
         after: another.
         nats_by_tensor: change of a tensor's own loss, by name; tensors that are missing have no change.
     """
-    grid = grid_of(table.model.tensors)
+    grid = grid_of(table.model.planned)
     old, new = before.formats, after.formats
 
     def bits(names: Sequence[str]) -> float:

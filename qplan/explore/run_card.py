@@ -27,7 +27,7 @@ class RunCard:
         """Summarize a run."""
         card, conditions = run.model, run.table.table.conditions
         layers = len({spec.layer for spec in card.tensors if spec.layer is not None})
-        size = f"{card.parameters / 1e6:,.2f} M parameters, {layers} layers, {len(card.tensors)} tensors planned"
+        size = f"{card.parameters / 1e6:,.2f} M parameters, {layers} layers, {len(card.planned)} tensors planned"
         tokens = conditions.samples * conditions.seq_len
         lines = (
             f"{card.architecture}; {tokens:,} tokens of {conditions.calibration}",

@@ -54,7 +54,7 @@ def checked_tensor(table: SensitivityTable, name: str) -> str:
     Raises:
         InputError: nothing or several match; says what there is.
     """
-    names = matching(name, [spec.name for spec in table.model.tensors], "tensor")
+    names = matching(name, [spec.name for spec in table.model.planned], "tensor")
     if len(names) > 1:
         msg = f"tensor {name!r} matches {len(names)}: {', '.join(names[:4])}, ...; name one, e.g. {names[0]!r}"
         raise InputError(msg)
@@ -67,7 +67,7 @@ def checked_format(table: SensitivityTable, tensor: str, fmt: str) -> QuantForma
     Raises:
         InputError: not measured for this tensor; says what was.
     """
-    asked = QuantFormat.parse(fmt).resolve(table.model.tensor(tensor).in_features)
+    asked = table.model.tensor(tensor).resolve(QuantFormat.parse(fmt))
     known = table.formats_of(tensor)
     if asked not in known:
         msg = f"{tensor} was not measured in {fmt}; it has {', '.join(map(str, known))}"

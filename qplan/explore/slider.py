@@ -111,7 +111,7 @@ class BudgetSlider:
 def strip_of_plans(views: Sequence[PlanView]) -> Figure:
     """Maps of plans of one run, small ones first, side by side: bits per weight, layers across."""
     table = views[0].table
-    grid = grid_of(table.model.tensors)
+    grid = grid_of(table.model.planned)
     rows = len(grid.kinds) + len(grid.apart)
     across = min(len(views), 2 if len(grid.layers) > 12 else 4)
     figure, every = figures.grid_axes(grid, rows, -(-len(views) // across), across)

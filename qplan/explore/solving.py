@@ -70,4 +70,4 @@ def solved(home: RunFolder, table: SensitivityTable, fixed: FixedBytes, wanted: 
         plan = make_plan(table, wanted.budgets, fixed, rules=rules, ceilings=limits, minimize=minimize)
         return plan.noted(*parity_notes(wanted.budgets, rules, table))
 
-    return within_uniform(solve, wanted.rules, fixed, unfolded_fixed_bytes(home))
+    return within_uniform(solve, wanted.rules, fixed, unfolded_fixed_bytes(home, table.model))

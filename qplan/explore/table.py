@@ -43,7 +43,7 @@ class SensitivityView:
     @property
     def tensors(self) -> tuple[str, ...]:
         """Hugging Face names in order of execution, the head last."""
-        return tuple(spec.name for spec in self.table.model.tensors)
+        return tuple(spec.name for spec in self.table.model.planned)
 
     @cached_property
     def frame(self) -> pd.DataFrame:
@@ -80,7 +80,7 @@ class SensitivityView:
 
     def _title(self) -> tuple[str, list[str]]:
         table, conditions = self.table, self.table.conditions
-        count = len(table.model.tensors)
+        count = len(table.model.planned)
         title = f"Sensitivity of {notation.model_name(table.model.source)}: {count} tensors, memory {table.goal}"
         tokens = conditions.samples * conditions.seq_len
         return title, [

@@ -16,7 +16,7 @@ from qplan.jobs.checks import check_analyze
 from qplan.jobs.deciding import BUDGETS
 from qplan.jobs.expect import AnalysisOutlook, expect_analysis
 from qplan.jobs.model_context import check_context
-from qplan.jobs.one_pass import analyze_in_one_pass
+from qplan.jobs.one_pass import EMBEDDING_TOLD, analyze_in_one_pass
 from qplan.jobs.options import AnalyzeOptions, sequences_per_pass
 from qplan.jobs.stages import Stages
 from qplan.model.load import LoadedModel, load_model, loading_line
@@ -32,6 +32,7 @@ from qplan.run.folder import RunFolder
 from qplan.run.lock import alone_in_run
 from qplan.run.table import SensitivityTable
 from qplan.sensitivity.analysis import Analysis, open_analysis
+from qplan.sensitivity.embedding import measure_embedding
 from qplan.sensitivity.gradient import estimate
 from qplan.sensitivity.measured import measure
 from qplan.sensitivity.menu import resolve_menu
@@ -83,7 +84,7 @@ def _analyze(
     if options.restart:
         _discard(run)
     say(
-        f"{len(loaded.card.tensors)} tensors, {len(options.formats)} formats, "
+        f"{len(loaded.card.planned)} tensors, {len(options.formats)} formats, "
         f"{calibration.samples} sequences of {calibration.seq_len} tokens from {calibration.source}"
     )
     jobs = options.jobs or (default_jobs() if options.device == "cpu" else 1)
@@ -209,6 +210,9 @@ def analyze(
     Raises:
         MeasurementError: a measurement or estimate is impossible.
     """
+    if any(analysis.embedding_entries()):
+        say(EMBEDDING_TOLD)
+        measure_embedding(analysis, progress)
     if mode == "auto":
         return analyze_auto(analysis, say=say, workers=workers, progress=progress)
     if mode == "measured":

@@ -48,13 +48,13 @@ class Decided:
         return fmean(self.regrets)
 
     def narrow(self) -> Iterator[Entry]:
-        """Formats of the plan that the second-order estimate may fail for."""
+        """Formats of the plan that the second-order estimate may fail for; an embedding's are measured."""
         yield from ((name, fmt.name, self.memory) for name, fmt in self.plan.formats.items() if fmt.bits < NARROW_BITS)
 
     def differences(self, other: Plan) -> Iterator[Entry]:
-        """Formats of tensors that the plan and another decide differently about."""
+        """Formats of linears that the plan and another decide differently about; an embedding's are all measured."""
         for ours, theirs in zip(self.plan.tensors, other.tensors, strict=True):
-            if ours.format != theirs.format:
+            if ours.format != theirs.format and ours.op_name:
                 yield ours.name, ours.format.name, self.memory
                 yield ours.name, theirs.format.name, self.memory
 

@@ -286,7 +286,7 @@ def _given(job: EmitJob) -> Plan | None:
     """The plan that the user gave, recomputed for this build; None if one is to be made."""
     if job.given is None:
         return None
-    plan = edited_plan(job.given, job.table, job.options.target, fixed_bytes(job.skeleton))
+    plan = edited_plan(job.given, job.table, job.options.target, fixed_bytes(job.skeleton, job.table.model))
     if plan.kv is None:
         return plan
     menu = menu_of(plan.kv.tokens, plan.target, Rules.of(plan).target.precision, job.table, job.options.target.engine)
@@ -297,7 +297,7 @@ def _write_plan(job: EmitJob, plan: Plan) -> _Exportable:
     """Write ``plan.json`` and ``quant_config.json``."""
     plan.write(job.plan_path)
     exporter = find_exporter(job.options.llmexport)
-    formats = {tensor.op_name: tensor.format for tensor in plan.tensors}
+    formats = {tensor.op_name: tensor.format for tensor in plan.tensors if tensor.op_name}
     config = make_quant_config(job.skeleton, formats, exporter)
     files = PlanFolder(job.folder)
     config.write(files.quant_config)

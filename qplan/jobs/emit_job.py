@@ -203,7 +203,7 @@ _ABOUT_HALF = ("half-overflows", "half-loses-tokens")
 
 def planned(job: EmitJob, given: Plan | None) -> tuple[Plan, BlockGain | None]:
     """The plan to build, and the gain of ``dynamic_option`` 2 if the built model's speed is to decide on that."""
-    options, table, fixed = job.options, job.table, fixed_bytes(job.skeleton)
+    options, table, fixed = job.options, job.table, fixed_bytes(job.skeleton, job.table.model)
     plan, gain = _as_given(job, given) if given is not None else _chosen(job, fixed)
     plan = replace(plan, sensitivity_sha256=table.sha256, engine=job.engine)
     told = _ABOUT_CONTEXT + (_ABOUT_HALF if job.target.arithmetic == "arm-fp16" else ())
@@ -276,7 +276,7 @@ def _chosen_under(job: EmitJob, given: Setting, fixed: FixedBytes) -> Plan:
         plan = choose_requested(context, wanted, job.run, evaluations=job.options.evaluations)
         return replace(plan, kv=cache).noted(*cache_notes(cache))
 
-    unfolded = fixed_bytes(job.uniform_skeleton)
+    unfolded = fixed_bytes(job.uniform_skeleton, job.table.model)
     return within_uniform(choose, given.wanted.rules, fixed, unfolded, say=job.say)
 
 

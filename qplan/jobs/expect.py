@@ -22,6 +22,7 @@ from qplan.model.outline import outline
 from qplan.roundings import needs_tokens
 from qplan.run.folder import RunFolder
 from qplan.run.journal import begun_with, check_begun
+from qplan.sensitivity.analysis import EMBEDDING_TOKENS
 from qplan.sensitivity.views import HEAD_SHARE
 
 FEWER = "fewer --samples or --fit-tokens"
@@ -132,5 +133,6 @@ def one_pass_options(options: AnalyzeOptions, shape: Shape) -> OnePassOptions:
         chosen=options.rounding == "auto",
         fold=options.fold == "auto",
         half=half_products_pay(torch.device(options.device)),
+        embedding=EMBEDDING_TOKENS,
         measured_passes=MEASURED_PASSES if options.effort == "default" else 0.0,
     )

@@ -36,6 +36,7 @@ from qplan.run.folder import RunFolder
 from qplan.run.moments import Part, moments_folder, write_matrix
 from qplan.run.table import SensitivityTable
 from qplan.sensitivity.analysis import Analysis, open_analysis
+from qplan.sensitivity.embedding import measure_embedding
 from qplan.sensitivity.seen import Seen
 from qplan.sensitivity.stored_weights import StoredWeights
 from qplan.settings import Progress, Say
@@ -44,6 +45,8 @@ from qplan.spread.work import Workers
 DRAWN = 64
 """Output features of every tensor that losses are estimated from. A loss is then known to 8 % (standard deviation of
 the logarithm on a trained model of 8 million parameters), where the second order itself leaves 12 % (`FORM_ERROR`)."""
+
+EMBEDDING_TOLD = "the untied embedding: whole models with its rows in each format"
 
 WITNESS_TOKENS = 4096
 """Most tokens of the calibration's `fit` windows that scales are fitted to."""
@@ -143,13 +146,16 @@ def analyze_in_one_pass(
         job.forget()
         if folded is not loaded:
             loaded.release()
+        about = replace(begun, loaded=folded, stored=StoredWeights(folded))
+        if any(about.embedding_entries()):
+            measure_embedding(about, stages.begin("embedding", EMBEDDING_TOLD))
         if options.effort == "default":
             rounder = run_rounder(
                 run, folded, calibration, options.rounding, batch_size=batch_size, workers=job.workers
             )
             stored = StoredWeights(folded, rounder)
             progress = stages.begin("measuring", "measuring what plans hang on")
-            pivotal = Pivotal(replace(begun, loaded=folded, stored=stored), rounder, say, progress, workers)
+            pivotal = Pivotal(replace(about, stored=stored), rounder, say, progress, workers)
             table = pivotal.table()
         else:
             table = replace(analysis.table("gradient", analysis.all_rows("gradient")), model=folded.card)

@@ -19,6 +19,10 @@ GRAPH_JSON_FILE = "llm.mnn.json"
 WEIGHT_FILE = "llm.mnn.weight"
 EMBEDDING_FILE = "embeddings_bf16.bin"
 """The input embedding; only there if it is not tied to the head."""
+EMBEDDING_FILES = {16: EMBEDDING_FILE, 8: "embeddings_int8.bin", 4: "embeddings_int4.bin"}
+"""Its names by width, as the exporter has them."""
+EMBEDDING_KEY = "embedding_file"
+"""Key of ``config.json``: where it is, if not in `EMBEDDING_FILE`."""
 
 EXPORT_ARGS_FILE = "export_args.json"
 """The arguments of an export, with paths of the machine that ran it: not for those who get the model."""

@@ -43,6 +43,8 @@ class Anatomy:
     embedding_weights: int
     """Number of weights of an untied embedding; 0 if tied."""
     norm_weights: int
+    embedding: TensorSpec | None
+    """The untied embedding; None if tied."""
 
 
 def dissect(model: nn.Module, config: Any, architecture: Architecture) -> Anatomy:  # noqa: ANN401 - a HF config
@@ -75,6 +77,7 @@ def dissect(model: nn.Module, config: Any, architecture: Architecture) -> Anatom
         sites,
         0 if tied else embedding.numel(),
         _norm_weights(model, {site.module for site in sites.values()}, architecture.embedding),
+        None if tied else _embedding_spec(architecture.embedding, embedding),
     )
 
 
@@ -188,6 +191,12 @@ def _embedding(model: nn.Module, path: str) -> nn.Parameter:
         msg = f"{path} is a {type(module).__name__} without a weight, expected an embedding"
         raise InputError(msg)
     return weight
+
+
+def _embedding_spec(path: str, weight: nn.Parameter) -> TensorSpec:
+    rows, width = weight.shape
+    kind = path.rpartition(".")[2]
+    return TensorSpec(path, "", None, kind, Role.EMBEDDING, rows, width, bias=False)
 
 
 def _check_coverage(model: nn.Module, sites: Mapping[str, Site]) -> None:

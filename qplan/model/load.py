@@ -112,15 +112,23 @@ class LoadedModel:
 
     def weight(self, name: str, rows: slice = ALL) -> Tensor:
         """Weight ``[out_features, in_features]`` of a tensor, or rows of it: a view, or read now if it is streamed."""
-        linear, site = self.linear(name), self.sites[name]
+        module, site = self._module(name)
         start, stop, _ = rows.indices(site.stop - site.start)
         wanted = slice(site.start + start, site.start + stop)
-        return linear.part(wanted) if isinstance(linear, Streamed) else linear.weight[wanted]
+        return module.part(wanted) if isinstance(module, Streamed) else module.weight[wanted]
 
     def weight_rows(self, name: str, rows: Tensor) -> Tensor:
         """Some rows ``[drawn, in_features]`` of `weight`, of which a streamed model reads no others."""
-        linear, first = self.linear(name), self.sites[name].start
-        return linear.rows(first + rows) if isinstance(linear, Streamed) else linear.weight[first + rows]
+        module, site = self._module(name)
+        wanted = site.start + rows
+        return module.rows(wanted) if isinstance(module, Streamed) else module.weight[wanted]
+
+    def _module(self, name: str) -> tuple[nn.Linear | nn.Embedding, Site]:
+        """The module that holds a tensor, and where in it."""
+        spec = self.card.tensor(name)
+        if spec.is_embedding:
+            return self.embedding, Site(name, 0, spec.out_features)
+        return self.linear(name), self.sites[name]
 
     def bias(self, name: str) -> Tensor | None:
         """Bias ``[out_features]`` of a tensor (a view), None if the model has none."""
@@ -348,4 +356,5 @@ def card_of(source: str, sha256: str, model: Any, anatomy: Anatomy) -> ModelCard
         tensors=anatomy.tensors,
         embedding_weights=anatomy.embedding_weights,
         norm_weights=anatomy.norm_weights,
+        embedding=anatomy.embedding,
     )

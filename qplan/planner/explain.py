@@ -117,7 +117,7 @@ def explain_all(
     wanted = [group.members[0] for group in problem.groups] if tensors is None else list(tensors)
     for tensor in wanted:
         if tensor not in owner:
-            names = [spec.name for spec in card.tensors]
+            names = [spec.name for spec in card.planned]
             near = difflib.get_close_matches(tensor, names, n=3, cutoff=0.3) or names[:3]
             msg = f"the plan has no tensor {tensor!r}; similar names: {', '.join(near)}"
             raise InputError(msg)

@@ -44,7 +44,7 @@ def make_groups(card: ModelCard, patterns: Sequence[str] = (), *, fused: bool = 
                 raise InputError(msg)
     for group in _experts(spec for spec in card.tensors if spec.name not in owner):
         owner |= dict.fromkeys((member.name for member in group.members), group)
-    groups = (owner.get(spec.name, TensorGroup(spec.name, (spec,))) for spec in card.tensors)
+    groups = (owner.get(spec.name, TensorGroup(spec.name, (spec,))) for spec in card.planned)
     return tuple({group.name: group for group in groups}.values())
 
 

@@ -41,7 +41,7 @@ class Cost:
 
     def counts(self, card: ModelCard, formats: Mapping[str, QuantFormat]) -> int:
         """What a plan uses, in whole units."""
-        return self.offset + sum(self.of(spec, formats[spec.name]) for spec in card.tensors)
+        return self.offset + sum(self.of(spec, formats[spec.name]) for spec in card.planned)
 
 
 @dataclass(frozen=True)

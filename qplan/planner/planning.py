@@ -225,7 +225,7 @@ def planned_tensors(table: SensitivityTable, formats: Mapping[str, QuantFormat])
             bytes=record_bytes(spec, formats[spec.name]),
             loss_nats=losses[spec.name][formats[spec.name].name],
         )
-        for spec in table.model.tensors
+        for spec in table.model.planned
     )
 
 

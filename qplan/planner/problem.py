@@ -27,9 +27,9 @@ class Choice:
     """One format that a group may take."""
 
     format: QuantFormat
-    """The format; each member resolves it for its own width (`QuantFormat.resolve`)."""
+    """The format; each member resolves it for itself (`TensorSpec.resolve`)."""
     bytes: int
-    """Bytes of the members' records in the weight file."""
+    """Bytes of the members' records in the weight file, or of an embedding's own file."""
     loss: float
     """Sum of the members' single losses; nats unless another metric was requested."""
 
@@ -44,6 +44,8 @@ class GroupChoices:
     weights: int
     is_head: bool
     choices: tuple[Choice, ...]
+    is_embedding: bool = False
+    """Whether this is an untied embedding: no part of the mean width that the head has to reach."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ class Problem:
         if self.logits_bits and heads:
             short = self._per_choice(lambda g, c: max(0, self.logits_bits - c.format.bits) if g.is_head else 0)
             rows.append(Row(LOGITS_BITS, short, 0))
-            others = sum(group.weights for group in self.groups if not group.is_head)
+            others = sum(group.weights for group in self.groups if not group.is_head and not group.is_embedding)
             rows.extend(Row(_mean_row(head, heads), self._mean_costs(head, others), 0) for head in heads)
         return tuple(rows)
 
@@ -152,7 +154,7 @@ class Problem:
         def cost(group: GroupChoices, choice: Choice) -> int:
             if group.is_head:
                 return -others * choice.format.bits if group is head else 0
-            return group.weights * choice.format.bits
+            return 0 if group.is_embedding else group.weights * choice.format.bits
 
         return self._per_choice(cost)
 
@@ -195,7 +197,7 @@ def build_problem(
         if not any(choice.format.bits >= floor for choice in choices):
             raise _no_choice(group, measured, pinned.get(group.name), floor, logits_bits)
         members = tuple(member.name for member in group.members)
-        stated.append(GroupChoices(group.name, members, group.weights, group.is_head, choices))
+        stated.append(GroupChoices(group.name, members, group.weights, group.is_head, choices, group.is_embedding))
     return Problem(tuple(stated), limit_bytes, logits_bits)
 
 
@@ -220,7 +222,7 @@ def _measured_choices(group: TensorGroup, losses: Mapping[str, Mapping[str, floa
     names = dict.fromkeys(name for member in group.members for name in losses.get(member.name, {}))
     choices: dict[tuple[QuantFormat, ...], Choice] = {}
     for fmt in map(QuantFormat.parse, names):
-        resolved = tuple(fmt.resolve(member.in_features) for member in group.members)
+        resolved = tuple(member.resolve(fmt) for member in group.members)
         each = [losses.get(m.name, {}).get(f.name) for m, f in zip(group.members, resolved, strict=True)]
         found = [loss for loss in each if loss is not None]
         legal = all(m.allows(f) for m, f in zip(group.members, resolved, strict=True))
@@ -235,7 +237,7 @@ def _measured_choices(group: TensorGroup, losses: Mapping[str, Mapping[str, floa
 
 
 def _same(group: TensorGroup, one: QuantFormat, other: QuantFormat) -> bool:
-    return all(one.resolve(member.in_features) == other.resolve(member.in_features) for member in group.members)
+    return all(member.resolve(one) == member.resolve(other) for member in group.members)
 
 
 def _no_choice(

@@ -185,7 +185,7 @@ class Rules:
         """
         value, kl = loss_of(self.metric, table), self.metric is Metric.kl
         ordered, found = table.ordered_kl(table.goal), dict[str, dict[str, float]]()
-        for spec, row in zip(table.model.tensors, table.losses().values(), strict=True):
+        for spec, row in zip(table.model.planned, table.losses().values(), strict=True):
             legal = [name for name in row if self.target.legal(spec, QuantFormat.parse(name))]
             if kl:
                 found[spec.name] = {name: ordered[spec.name][name] for name in legal}
@@ -212,8 +212,8 @@ def check_on_target(target: Target, group: TensorGroup, fmt: QuantFormat) -> Non
         InputError: it does; says why.
     """
     for member in group.members:
-        defect = target.defect(member, fmt.resolve(member.in_features))
-        if defect is not None and member.allows(fmt.resolve(member.in_features)):
+        defect = target.defect(member, member.resolve(fmt))
+        if defect is not None and member.allows(member.resolve(fmt)):
             msg = f"--pin of {member.name} to {fmt}: {defect}"
             raise InputError(msg)
 

@@ -65,7 +65,7 @@ def exports_within(
 def _alike(card: ModelCard) -> list[list[TensorSpec]]:
     """Tensors of one shape and use: there may be thousands of experts."""
     found: dict[tuple[object, ...], list[TensorSpec]] = {}
-    for spec in card.tensors:
+    for spec in card.planned:
         key = spec.out_features, spec.in_features, spec.bias, spec.tied, spec.role
         found.setdefault(key, []).append(spec)
     return list(found.values())

@@ -38,7 +38,7 @@ def validate_plan(plan: Plan, card: ModelCard, path: Path | None = None) -> None
         InputError: an unknown, missing or repeated tensor, a tensor of another shape, or an illegal format.
         StaleArtifactError: the plan was made for a model with other weights.
     """
-    specs = {spec.name: spec for spec in card.tensors}
+    specs = {spec.name: spec for spec in card.planned}
     seen: set[str] = set()
     for index, tensor in enumerate(plan.tensors):
         wrong = _defect(tensor, specs, seen)
@@ -154,6 +154,13 @@ def _illegal(spec: TensorSpec, fmt: QuantFormat) -> str:
             f"{fmt}: blocks of {fmt.block} do not divide rows of {spec.in_features}; "
             f"use a block of {', '.join(map(str, blocks))} (0 is the whole row), e.g. int{fmt.bits}-b0"
         )
-    legal = [f"int{bits}" for bits in INT_BITS if spec.allows(QuantFormat(bits, 0))] + ["fp16"]
+    whole_rows = [spec.resolve(QuantFormat(bits, 0)) for bits in INT_BITS]
+    if spec.is_embedding:
+        legal = [one.name for one in whole_rows if spec.allows(one)] + ["fp16"]
+        return (
+            f"{fmt} is not legal for {spec.name}: tokens are looked up in 4, 8 or 16 bits, with zero points and scales "
+            f"of 32 bits; use {', '.join(legal)}"
+        )
+    legal = [f"int{one.bits}" for one in whole_rows if spec.allows(one)] + ["fp16"]
     why = "the engine decodes other widths of a tied embedding to garbage" if spec.tied else "the engine cannot"
     return f"{fmt} is not legal for {spec.name}: {why}; use {', '.join(legal)}"

@@ -16,6 +16,7 @@ from qplan.model.load import LoadedModel
 from qplan.notes import Note, few, note
 from qplan.quantize import IntTensor, StoredTensor, rtn
 from qplan.quantize.curvature import Curvature
+from qplan.quantize.embedding import store_embedding
 from qplan.quantize.gptq import SWEEPS, gptq_phases, gptq_widths
 from qplan.quantize.methods import round_with
 from qplan.quantize.moments import Moments
@@ -80,6 +81,8 @@ class Rounder:
 
     def store(self, name: str, fmt: QuantFormat, rows: slice = ALL) -> StoredTensor:
         """Store a tensor, or some of its output features, in a format; see `qplan.quantize.methods`."""
+        if self.loaded.card.tensor(name).is_embedding:
+            return self._by_pieces(name, lambda part: store_embedding(part, fmt), rows)
         if fmt.is_float or self.rounding == "rtn":
             return self._by_pieces(name, lambda part: rtn(part, fmt), rows)
         if self.cache is None:

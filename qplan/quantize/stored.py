@@ -52,6 +52,10 @@ class IntTensor:
     def weight_parts(self) -> Iterator[bytes]:
         """The same, some rows at a time: a large matrix is never packed twice."""
         yield value_header(*self.shape, self.format.levels)
+        yield from self.code_parts()
+
+    def code_parts(self) -> Iterator[bytes]:
+        """Packed integers alone, some rows at a time."""
         for codes in self.codes.split(packed_rows(self.shape[1])):
             yield pack_codes(codes.cpu().numpy(), self.format.bits)
 
@@ -68,7 +72,7 @@ class FloatTensor:
 
     format: QuantFormat
     values: Tensor
-    """float16 or float32 ``[out, in]``."""
+    """float16 or float32 ``[out, in]``; bfloat16 of an untied embedding at 16 bits."""
 
     @property
     def shape(self) -> tuple[int, int]:

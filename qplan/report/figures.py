@@ -30,7 +30,7 @@ _LOSS = LinearSegmentedColormap.from_list("qplan_loss", HEAT_LIGHT)
 
 def plan_map(table: SensitivityTable, plan: Plan) -> Figure:
     """Bits of every tensor: kinds down, layers across, the head in the last row."""
-    grid = grid_of(table.model.tensors)
+    grid = grid_of(table.model.planned)
     figure, (axes,) = grid_axes(grid, len(grid.kinds) + len(grid.apart))
     draw_plan(axes, grid, plan)
     legend_of_bits(figure, grid, (plan,))
@@ -85,7 +85,7 @@ def loss_heatmaps(table: SensitivityTable, formats: Sequence[str], columns: int 
     losses = loss_table(table)
     for fmt in formats:
         _check_column(losses, fmt)
-    grid, scale = grid_of(table.model.tensors), heat_scale(losses)
+    grid, scale = grid_of(table.model.planned), heat_scale(losses)
     low, high = (1e-12, 1e-11) if scale is None else (scale.low, max(scale.high, scale.low * 1.01))
     norm = LogNorm(low, high, clip=True)
     down = len(grid.kinds) + len(grid.apart)

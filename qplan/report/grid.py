@@ -26,7 +26,7 @@ class Grid:
     cells: Mapping[tuple[str, int], tuple[str, ...]]
     """Tensor names by kind and layer; more than one where a layer repeats a kind (experts)."""
     apart: tuple[str, ...]
-    """Tensors outside the layers: the head."""
+    """Tensors outside the layers: the head, and an untied embedding."""
 
 
 def grid_of(tensors: Iterable[TensorSpec]) -> Grid:
@@ -85,11 +85,11 @@ def loss_table(table: SensitivityTable) -> LossTable:
     measured = table.losses()
     losses: dict[str, dict[str, Loss]] = {}
     stored_as: dict[tuple[str, str], str] = {}
-    for spec in table.model.tensors:
+    for spec in table.model.planned:
         row = dict(measured[spec.name])
         losses[spec.name] = {}
         for fmt in asked:
-            stored = fmt.resolve(spec.in_features).name
+            stored = spec.resolve(fmt).name
             if stored in measured[spec.name]:
                 losses[spec.name][fmt.name] = measured[spec.name][stored]
                 row.pop(stored, None)

@@ -105,7 +105,7 @@ def _check_belonging(table: SensitivityTable, plan: Plan, verification: Verifica
         found = ", ".join(f"{what} of {sha[:12]}" for what, sha in hashes.items())
         msg = f"the artifacts come from different models ({found}); run 'qplan emit' again"
         raise StaleArtifactError(msg)
-    if {t.name for t in plan.tensors} != {t.name for t in table.model.tensors}:
+    if {t.name for t in plan.tensors} != {t.name for t in table.model.planned}:
         msg = "the plan's tensors are not those of the sensitivity table; run 'qplan emit' again"
         raise StaleArtifactError(msg)
     if plan.sensitivity_sha256 != table.sha256:
@@ -166,11 +166,11 @@ def _context(
     words: Words,
 ) -> dict[str, Any]:
     # tensors are found by their place in the model: the plan's own order may be another
-    order = {spec.name: place for place, spec in enumerate(table.model.tensors)}
+    order = {spec.name: place for place, spec in enumerate(table.model.planned)}
     plan = replace(plan, tensors=tuple(sorted(plan.tensors, key=lambda tensor: order[tensor.name])))
     models = contenders(plan, verification)
     base = baseline(plan, models)
-    grid, losses = grid_of(table.model.tensors), loss_table(table)
+    grid, losses = grid_of(table.model.planned), loss_table(table)
     scale = heat_scale(losses)
     ranked, shares = losses.ranked(), plan_map.format_shares(plan)
 

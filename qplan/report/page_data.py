@@ -29,7 +29,7 @@ def page_data(
     Formats are places in ``formats``, tensors places in ``tensors``; a cell is loss, standard error (nats per token),
     SQNR (dB, null if infinite), 1 if estimated from gradients, bytes of the record, and the stored format.
     """
-    specs = table.model.tensors
+    specs = table.model.planned
     detailed = losses.detailed
     named = dict.fromkeys(losses.formats)
     named |= dict.fromkeys(losses.stored_as.values())
@@ -103,7 +103,7 @@ def _stops(
             "nats": _rounded(point.joint_nats),
             "against": share(against_uniform(frontier, point)),
             "knee": point.knee,
-            "formats": [places[point.formats[s.name].name] for s in table.model.tensors] if detailed else [],
+            "formats": [places[point.formats[s.name].name] for s in table.model.planned] if detailed else [],
         }
         for point in frontier.points
     ]

@@ -52,7 +52,7 @@ def sizes_and_speeds(
     files += [
         file_row("llm.mnn.weight", lambda f: f.weight),
         file_row(words("llm.mnn, the graph"), lambda f: f.graph),
-        file_row("embeddings_bf16.bin", lambda f: f.embedding or None),
+        file_row(words("embedding"), lambda f: f.embedding or None),
     ]
 
     def time_row(phase: Phase) -> list[Row]:
@@ -243,7 +243,7 @@ def dynamic_options(plan: Contender, words: Words = ENGLISH) -> tuple[OptionRow,
 def price_of_the_logits_rule(plan: Plan, words: Words = ENGLISH) -> str:
     """The rule and its price, in words."""
     rule = plan.logits
-    heads = [tensor for tensor in plan.tensors if tensor.layer is None]
+    heads = [tensor for tensor in plan.tensors if tensor.layer is None and tensor.op_name]
     names = ", ".join(tensor.kind for tensor in heads) or words("the head")
     now = ", ".join(dict.fromkeys(tensor.format.name for tensor in heads)) or notation.MISSING
     stored = words("The plan stores it as {format}.", format=now)

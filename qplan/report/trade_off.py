@@ -80,7 +80,7 @@ def _plan_row(table: SensitivityTable, frontier: Frontier, place: int, words: Wo
     point = frontier.points[place]
     marks = [words("nearest to this plan")] if is_own else []
     marks += [words("knee")] if point.knee else []
-    heads = dict.fromkeys(point.formats[s.name] for s in table.model.tensors if s.role is Role.HEAD)
+    heads = dict.fromkeys(point.formats[s.name] for s in table.model.planned if s.role is Role.HEAD)
     return StopRow(
         place,
         "",

@@ -70,6 +70,8 @@ class DeviceProfile:
         Raises:
             InputError: a shape or format that was not profiled.
         """
+        if spec.is_embedding:
+            return 0.0
         found = self._find(spec, fmt)
         return found.prefill_ms / found.tensors
 
@@ -79,6 +81,8 @@ class DeviceProfile:
         Raises:
             InputError: a shape or format that was not profiled.
         """
+        if spec.is_embedding:
+            return 0.0
         found = self._find(spec, fmt)
         return found.decode_ms / found.tensors
 

@@ -162,7 +162,7 @@ class SensitivityTable:
         """Loss by tensor name and format name, tensors in order of execution; the goal's memory setting by default."""
         found = self._losses.get(memory or self.goal)
         if found is None:
-            return {spec.name: {} for spec in self.model.tensors}
+            return {spec.name: {} for spec in self.model.planned}
         return {tensor: dict(row) for tensor, row in found.items()}
 
     @cached_property
@@ -170,7 +170,7 @@ class SensitivityTable:
         """By memory setting. Cached: a plan needs them several times, and plans are solved again in an instant."""
         cells: dict[Memory, dict[str, dict[str, list[Measurement]]]] = {}
         for m in self.measurements:
-            tensors = cells.setdefault(m.memory, {spec.name: {} for spec in self.model.tensors})
+            tensors = cells.setdefault(m.memory, {spec.name: {} for spec in self.model.planned})
             tensors[m.tensor].setdefault(m.format, []).append(m)
         return {
             memory: {t: {f: summarize(ms) for f, ms in row.items()} for t, row in tensors.items()}
@@ -208,7 +208,9 @@ class SensitivityTable:
         return predict_joint(sum_nats, [point for point in self.joint if point.memory == (memory or self.goal)])
 
     def check_complete(self) -> None:
-        """Prove that every tensor was measured in every batch and format, with usable numbers.
+        """Prove that every linear was measured in every batch and format, with usable numbers.
+
+        An untied embedding is measured on some batches.
 
         Raises:
             MeasurementError: something is missing, not finite, or negative.
@@ -218,6 +220,10 @@ class SensitivityTable:
         measured: dict[str, set[str]] = {}
         for measurement in self.measurements:
             measured.setdefault(measurement.tensor, set()).add(measurement.format)
+        embedding = self.model.embedding
+        if embedding is not None and embedding.name not in measured:
+            msg = f"{embedding.name} was never measured"
+            raise MeasurementError(msg)
         for spec in self.model.tensors:
             formats = measured.get(spec.name)
             if not formats or not batches:
@@ -300,7 +306,7 @@ class SensitivityTable:
         Raises:
             InputError: something else was.
         """
-        known = {spec.name for spec in self.model.tensors}
+        known = {spec.name for spec in self.model.planned}
         for m in self.measurements:
             if m.tensor not in known or m.memory not in self.memories:
                 msg = f"{path} holds a measurement of {m.tensor} under memory {m.memory}, which the model lacks"

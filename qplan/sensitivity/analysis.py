@@ -32,6 +32,9 @@ from qplan.tensors import Role
 _ROWS_SCHEMA = 3
 """The table schema that last changed what a measurement means; older journals are not reused."""
 
+EMBEDDING_TOKENS = 1024
+"""Fewest tokens that an untied embedding is measured on, in whole batches: one more format costs a forward pass."""
+
 Entry = tuple[str, str, Memory]
 """Tensor, format, memory: one entry of the table, measured in every batch."""
 
@@ -79,6 +82,39 @@ class Analysis:
         """The measurements of every entry, in the table's order."""
         return [row for name, fmt, memory in self.entries() for row in self.rows((name, fmt.name, memory), source)]
 
+    def embedding_entries(self) -> Iterator[tuple[str, QuantFormat, Memory]]:
+        """Entries of an untied embedding, which `qplan.sensitivity.embedding` measures; none if there is no such."""
+        card = self.loaded.card
+        for fmt in card.embedding_formats(map(QuantFormat.parse, self.conditions.formats)):
+            if card.embedding is not None:
+                yield from ((card.embedding.name, fmt, memory) for memory in memories_of(self.conditions.memory))
+
+    @property
+    def embedding_batches(self) -> tuple[Tensor, ...]:
+        """The first batches, which it is measured on."""
+        found: list[Tensor] = []
+        for batch in self.batches:
+            if sum(other.numel() for other in found) < EMBEDDING_TOKENS:
+                found.append(batch)
+        return tuple(found)
+
+    def _embedding_rows(self) -> list[Measurement]:
+        """What was measured of it.
+
+        Raises:
+            MeasurementError: nothing was.
+        """
+        cells = [
+            (name, fmt.name, memory, batch, "measured")
+            for name, fmt, memory in self.embedding_entries()
+            for batch in range(len(self.embedding_batches))
+        ]
+        missing = [cell for cell in cells if cell not in self.kept.measurements]
+        if missing:
+            msg = f"{missing[0][0]} was not measured in {missing[0][1]}; run the same analyze command again to complete"
+            raise MeasurementError(msg)
+        return [self.kept.measurements[cell] for cell in cells]
+
     def check_entry(self, name: str, fmt: QuantFormat, memory: Memory, source: Source) -> None:
         """Accept a loss of exactly 0 over all batches only where it is a fact.
 
@@ -109,7 +145,8 @@ class Analysis:
         conditions = replace(self.conditions, mode=mode)
         about_rows = (*_notes_on_experts(self.loaded.card, rows), *_notes_on_silence(rows), *_notes_on_half(rows))
         notes = (*self.menu_notes, *notes, *about_rows)
-        table = SensitivityTable(self.loaded.card, conditions, nll, notes, tuple(rows))
+        rows = (*self._embedding_rows(), *rows)
+        table = SensitivityTable(self.loaded.card, conditions, nll, notes, rows)
         table.check_complete()
         return table
 

@@ -222,15 +222,16 @@ class _Sweep:
             yield paths[0][0][0], paths
 
     def _formats(self, label: str | None, index: int) -> dict[str, QuantFormat]:
-        """Formats of a stage's tensors; a tied head's belongs to the embedding's stage too."""
+        """Formats of a stage's tensors; that of an embedding, or of a head tied to it, belongs to the first stage."""
         if label is None:
             return {}
         card, at = self.loaded.card, index if index < len(self.loaded.layers) else None
         formats = self.variants[label].formats
         return {
             spec.name: formats[spec.name]
-            for spec in card.tensors
-            if spec.name in formats and (spec.layer == at or (index == 0 and spec.tied))
+            for spec in card.planned
+            if spec.name in formats
+            and ((index == 0 and (spec.tied or spec.is_embedding)) or (spec.layer == at and not spec.is_embedding))
         }
 
     def _stage(self, label: str | None, index: int) -> _Stage:
@@ -241,7 +242,7 @@ class _Sweep:
         found += ["half"] if variant.half else []
         found += ["fp16", index] if variant.in_half else []
         for name, fmt in self._formats(label, index).items():
-            rounds = variant.memory == "low" and not fmt.is_float
+            rounds = variant.memory == "low" and not fmt.is_float and not self.loaded.card.tensor(name).is_embedding
             found.append((name, fmt, variant.activations if rounds else None))
         return tuple(found)
 

@@ -76,7 +76,9 @@ class StandIns(StoredWeights):
         yield from super().pieces(name, fmt) if here else self._pieces(name, fmt)
 
     def _as_rounded(self, name: str, fmt: QuantFormat) -> bool:
-        return fmt.is_float or self.noise is None or self.moments is None or not self.moments.tokens[name]
+        if fmt.is_float or self.noise is None or self.moments is None:
+            return True
+        return self.loaded.card.tensor(name).is_embedding or not self.moments.tokens[name]
 
     def _pieces(self, name: str, fmt: QuantFormat) -> Iterator[tuple[slice, Tensor]]:
         spec, factor = self.loaded.card.tensor(name), self._factor(name, fmt)
@@ -179,4 +181,6 @@ def _rows(state: Any) -> Iterator[Any]:  # noqa: ANN401 - layers differ in what 
 def _is_in(loaded: LoadedModel, name: str, index: int) -> bool:
     """Whether a layer computes with a tensor, or looks tokens up in it; the number of layers stands for the head."""
     spec = loaded.card.tensor(name)
+    if spec.is_embedding:
+        return index == 0
     return spec.layer == index or (spec.layer is None and (index == len(loaded.layers) or (spec.tied and index == 0)))

@@ -13,6 +13,7 @@ from qplan.errors import InputError
 from qplan.formats import FP32, QuantFormat
 from qplan.model.load import LoadedModel
 from qplan.quantize import rtn
+from qplan.quantize.embedding import store_embedding
 from qplan.quantize.rounder import Rounder
 from qplan.quantize.stored import row_pieces
 
@@ -63,11 +64,16 @@ class StoredWeights:
         """Rows ``[*ids, in_features]`` of `get`, and no others in float32 if the cache has no room for all.
 
         Args:
-            name: a head tied to the embedding.
+            name: an embedding, or a head tied to it.
             fmt: its format.
             exact: looks rows of its unstored weight up.
             ids: int64, which rows.
         """
+        if self.loaded.card.tensor(name).is_embedding:
+            self.check(name, fmt)
+            wanted, places = ids.unique(return_inverse=True)
+            rows_wanted = exact(wanted)
+            return store_embedding(rows_wanted, fmt).dequantize().to(rows_wanted)[places]
         if self._fits(name, fmt):
             return functional.embedding(ids, self.get(name, fmt)).to(exact(ids[..., :1]))
         self.check(name, fmt)

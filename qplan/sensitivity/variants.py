@@ -45,7 +45,8 @@ def apply_formats(
 ) -> Iterator[None]:
     """Make tensors compute as MNN would, one tensor or a whole plan; the model is restored exactly afterwards.
 
-    A tied head's stored weights also serve as embedding; int8 activations only affect its matrix product.
+    A tied head's stored weights also serve as embedding; int8 activations only affect its matrix product. An untied
+    embedding has a format of its own.
     Tensors stored as floats keep float activations, as on the engine. Parameters stay what they are: only what the
     linears and the embedding compute is changed.
 
@@ -55,7 +56,7 @@ def apply_formats(
         memory: ``low`` for int8 activations, ``normal`` for float ones.
         activations: the int8 activations to emulate under ``low``.
         stored: cache of stored weights, to share between calls.
-        engine_embedding: also round an untied embedding to bfloat16, as MNN stores it.
+        engine_embedding: also round an untied embedding that has no format to bfloat16, as MNN exports it.
         half: compute products of bfloat16, but for routers; see `qplan.model.half_products`.
 
     Raises:
@@ -64,8 +65,11 @@ def apply_formats(
     stored = stored or StoredWeights(loaded)
     linears: dict[nn.Linear, _Linear] = {}
     rounding = _Rounding(activations)
+    embedding = loaded.card.embedding
     for name, fmt in formats.items():
         stored.check(name, fmt)
+        if embedding is not None and name == embedding.name:
+            continue
         module = loaded.linear(name)
         product = half_linear if half and loaded.card.tensor(name).role is not Role.ROUTER else functional.linear
         together = activations.path == "prefill"
@@ -74,7 +78,10 @@ def apply_formats(
         block = None if memory == "normal" or fmt.is_float else activations.block(fmt)
         linear.parts.append(_Part(name, loaded.sites[name], fmt, block))
     with ExitStack() as stack:
-        if engine_embedding and loaded.card.embedding_weights:
+        if embedding is not None and embedding.name in formats:
+            look_up = partial(stored.look_up, embedding.name, formats[embedding.name])
+            stack.enter_context(with_lookups(loaded, look_up))
+        elif engine_embedding and loaded.card.embedding_weights:
             stack.enter_context(with_lookups(loaded, lambda plain, ids: bfloat16_values(plain(ids))))
         for module, linear in linears.items():
             stack.enter_context(with_forward(module, linear.forward))

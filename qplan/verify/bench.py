@@ -75,7 +75,7 @@ class BuildBench:
         def store(name: str, fmt: QuantFormat) -> StoredTensor | None:
             return rounder.store(name, fmt) if name in kept else None
 
-        tensors, tie_form = self.loaded.card.tensors, self.target.tie_form
+        tensors, tie_form = self.loaded.card.planned, self.target.tie_form
         build_model(
             self.skeleton,
             tensors,

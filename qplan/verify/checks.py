@@ -7,17 +7,19 @@ from pathlib import Path
 
 from qplan.card import ModelCard
 from qplan.formats import QuantFormat
+from qplan.mnn.build.embedding_file import embedding_format
 from qplan.mnn.engine.probe import run_probe
 from qplan.mnn.engine.session import EngineSession
 from qplan.mnn.engine.venv import EngineVenv
 from qplan.mnn.engines import EngineTarget, EngineVersion
 from qplan.mnn.graph.binary import read_linears
+from qplan.mnn.graph.linear import Linear
 from qplan.mnn.preflight import check_folder
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import LoadedModel
 from qplan.notes import Note, note, text_note
 from qplan.quantize.rounder import Rounder
-from qplan.run.plan import Plan
+from qplan.run.plan import Plan, PlannedTensor
 from qplan.run.verification import BuiltModel, Check
 from qplan.sensitivity.kept_logits import Logits
 from qplan.settings import NOTHING_NATS
@@ -70,7 +72,8 @@ def exact_logits(
         limit: largest relative error; None for `exact_limit`.
         layers: how many of the first layers engine and torch compute, if not all.
     """
-    formats = {spec.name: formats[spec.name] for spec in first_tensors(rounder.loaded.card, layers)}
+    first = [spec.name for spec in first_tensors(rounder.loaded.card, layers)]
+    formats = {tensor: formats[tensor] for tensor in first if tensor in formats}
     error = relative_error(engine.logits(token_ids), stored_logits(rounder, formats, token_ids))
     limit = limit or exact_limit(rounder.loaded, token_ids, error)
     return Check(
@@ -101,16 +104,24 @@ def exact_limit(loaded: LoadedModel, token_ids: list[int], error: float) -> floa
 
 
 def read_back(folder: Path, plan: Plan) -> Check:
-    """Whether the built graph holds every op of the plan in its format, and no other."""
+    """Whether the built graph holds every op of the plan in its format and no other, and the file of its embedding."""
     ops = {op.name: op for op in read_linears(folder)}
-    wrong = [t.op_name for t in plan.tensors if t.op_name not in ops or not ops[t.op_name].holds(t.format)]
-    extra = sorted(set(ops) - {t.op_name for t in plan.tensors})
-    right, count = len(plan.tensors) - len(wrong), len(plan.tensors)
+    wrong = [t.op_name or t.name for t in plan.tensors if not _holds(folder, ops, t)]
+    planned = {t.op_name for t in plan.tensors if t.op_name}
+    extra = sorted(set(ops) - planned)
+    right, count = len(planned) - sum(name in planned for name in wrong), len(planned)
     if wrong or extra:
         found = note("ops-wrong", right=right, count=count, wrong=wrong[:3], unknown=extra[:3])
     else:
         found = note("ops-right", right=right, count=count)
     return Check(note("read-back"), not wrong and not extra, found)
+
+
+def _holds(folder: Path, ops: Mapping[str, Linear], tensor: PlannedTensor) -> bool:
+    """Whether a built folder holds a tensor in its format."""
+    if not tensor.op_name:
+        return embedding_format(folder) == tensor.format
+    return tensor.op_name in ops and ops[tensor.op_name].holds(tensor.format)
 
 
 def promised_bytes(plan: Plan, built: BuiltModel) -> tuple[Check, Check]:

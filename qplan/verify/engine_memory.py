@@ -54,8 +54,12 @@ class EngineMemory:
         """
         target, total, at_load = find_target(DEFAULT_TARGET), 0, 0
         for spec in first_tensors(self.card, layers):
+            if spec.is_embedding and spec.name not in formats:
+                continue
             fmt = formats[spec.name].resolve(spec.in_features)
             total += target.ram_bytes(spec, fmt, memory)
+            if spec.is_embedding:
+                continue
             floats = memory != "low" or fmt.is_float
             at_load = max(at_load, int(spec.weights * (_FLOAT_BYTES if floats else _COPIES_AT_LOAD)))
         return _BASE_BYTES + total + max(at_load, _logits_bytes(self.card, self.tokens))
@@ -108,8 +112,8 @@ class EngineMemory:
 
 
 def first_tensors(card: ModelCard, layers: int | None) -> tuple[TensorSpec, ...]:
-    """The tensors of the first layers, and those of none, as the head; all tensors for None."""
-    return tuple(spec for spec in card.tensors if layers is None or spec.layer is None or spec.layer < layers)
+    """The tensors of the first layers, and those of none, as the head and an embedding; all tensors for None."""
+    return tuple(spec for spec in card.planned if layers is None or spec.layer is None or spec.layer < layers)
 
 
 def _logits_bytes(card: ModelCard, tokens: int) -> int:

@@ -74,7 +74,7 @@ def main() -> None:
     under = setting(table, PlanRequest(budgets=(Budget.parse("int4"),), rules=rules), 0)
     limits = under.wanted.limits(under.table, run)
     plan = make_plan(
-        under.table, under.wanted.budgets, fixed_bytes(skeleton), rules=under.wanted.rules, ceilings=limits
+        under.table, under.wanted.budgets, fixed_bytes(skeleton, table.model), rules=under.wanted.rules, ceilings=limits
     )
     nearest = Rounder(model.loaded)
     models: dict[str, tuple[Formats, Rounder]] = {"plan for phone, int4": (plan.formats, rounder)}

@@ -46,7 +46,7 @@ class Large:
 
     def plan(self, parity: str) -> Plan:
         wanted = PlanRequest(budgets=parse_budgets(["int4"]), rules=Rules.parse(parity=parity))
-        return solved(RunFolder(self.folder), self.table, fixed_bytes(self.skeleton), wanted)
+        return solved(RunFolder(self.folder), self.table, fixed_bytes(self.skeleton, self.table.model), wanted)
 
     def build(self, name: str, formats: Formats) -> Path:
         card, out = self.table.model, self.folder / name

@@ -12,6 +12,7 @@ from qplan.model.load import LoadedModel
 from qplan.run.calibration import CalibrationSet
 from qplan.run.table import SensitivityTable
 from qplan.sensitivity.analysis import open_analysis
+from qplan.sensitivity.embedding import measure_embedding
 from qplan.sensitivity.gradient import estimate
 from qplan.sensitivity.measured import measure
 from qplan.sensitivity.metrics import TokenStats, compare, reference_of
@@ -31,6 +32,7 @@ def measured_table(
     """Measure the loss of every format of every linear tensor."""
     opened = open_analysis(loaded, calibration, formats, memory, batch_size=batch_size, journal=journal)
     with opened as analysis:
+        measure_embedding(analysis)
         measure(analysis, progress=progress)
         rows = [row for n, f, m in analysis.entries() for row in analysis.rows((n, f.name, m), "measured")]
         return analysis.table("measured", rows)
@@ -50,6 +52,7 @@ def estimated_table(
     """Estimate the loss of every format of every linear tensor."""
     opened = open_analysis(loaded, calibration, formats, memory, batch_size=batch_size, draws=draws, journal=journal)
     with opened as analysis:
+        measure_embedding(analysis)
         estimate(analysis, progress=progress)
         rows = [row for n, f, m in analysis.entries() for row in analysis.rows((n, f.name, m), "gradient")]
         return analysis.table("gradient", rows)

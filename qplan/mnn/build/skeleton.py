@@ -11,7 +11,15 @@ from qplan.artifact import read_json, write_json
 from qplan.cost.file_bytes import FileBytes
 from qplan.errors import InputError
 from qplan.formats import FP32, QuantFormat
-from qplan.mnn.files import CONFIG_FILE, EMBEDDING_FILE, GRAPH_FILE, GRAPH_JSON_FILE, LLM_CONFIG_FILE, WEIGHT_FILE
+from qplan.mnn.files import (
+    CONFIG_FILE,
+    EMBEDDING_FILE,
+    EMBEDDING_FILES,
+    GRAPH_FILE,
+    GRAPH_JSON_FILE,
+    LLM_CONFIG_FILE,
+    WEIGHT_FILE,
+)
 from qplan.mnn.graph.binary import BinaryGraph, read_binary_graph
 from qplan.mnn.graph.linear import Linear, declaration_bytes
 from qplan.mnn.graph.patch import rebuilt_bytes
@@ -140,9 +148,8 @@ def predict_files(skeleton: Skeleton, formats: Mapping[str, QuantFormat]) -> Fil
 
 def folder_bytes(folder: Path) -> FileBytes:
     """Sizes of the files that ship, as they are."""
-    return FileBytes(
-        weight=_size(folder / WEIGHT_FILE), embedding=_size(folder / EMBEDDING_FILE), graph=_size(folder / GRAPH_FILE)
-    )
+    embedding = sum(_size(folder / name) for name in EMBEDDING_FILES.values())
+    return FileBytes(weight=_size(folder / WEIGHT_FILE), embedding=embedding, graph=_size(folder / GRAPH_FILE))
 
 
 def write_marker(folder: Path, exporter: str, *, whole: bool) -> None:

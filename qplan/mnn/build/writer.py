@@ -11,7 +11,8 @@ from pathlib import Path
 
 from qplan.artifact import new_folder, write_text
 from qplan.errors import InputError, ToolError
-from qplan.formats import QuantFormat
+from qplan.formats import FP16, QuantFormat
+from qplan.mnn.build.embedding_file import write_embedding
 from qplan.mnn.build.skeleton import MARKER, Skeleton
 from qplan.mnn.build.weights import write_weights
 from qplan.mnn.checksums import write_checksums
@@ -19,6 +20,9 @@ from qplan.mnn.files import (
     CHECKSUMS_FILE,
     CONFIG_FILE,
     CONTEXT_KEY,
+    EMBEDDING_FILE,
+    EMBEDDING_FILES,
+    EMBEDDING_KEY,
     EXPORT_ARGS_FILE,
     GRAPH_FILE,
     GRAPH_JSON_FILE,
@@ -32,7 +36,7 @@ from qplan.mnn.graph.linear import Linear
 from qplan.mnn.graph.patch import patch_graph
 from qplan.mnn.graph.tie import TIE_KEY, TieForm, TieRecord, check_tied
 from qplan.mnn.runtime import ATTENTION_MODE, ATTENTION_SCALE, RuntimeConfig
-from qplan.quantize import StoredTensor
+from qplan.quantize import IntTensor, StoredTensor
 from qplan.tensors import TensorSpec
 
 _NOT_COPIED = frozenset(
@@ -60,12 +64,12 @@ def build_model(
 ) -> tuple[Linear, ...]:
     """Write a runnable folder, and read its graph back to prove that it holds what was asked for.
 
-    Biases, norms, constants, tokenizer and untied embedding come from the skeleton. The folder appears whole or not
-    at all.
+    Biases, norms, constants and tokenizer come from the skeleton, and so does an untied embedding unless it gets
+    integers. The folder appears whole or not at all.
 
     Args:
         skeleton: the exported model.
-        tensors: one for every op of the skeleton, and no other.
+        tensors: one for every op of the skeleton, and an untied embedding if it is planned.
         formats: format by tensor name.
         store: called once for every tensor, in file order: one at a time is in memory.
         out: folder to make.
@@ -83,13 +87,18 @@ def build_model(
             ``out`` exists.
         ToolError: the converter failed, or the graph reads back differently.
     """
-    chosen = {spec.op_name: (spec.name, formats[spec.name]) for spec in tensors if spec.name in formats}
+    given = [spec for spec in tensors if spec.name in formats]
+    chosen = {spec.op_name: (spec.name, formats[spec.name]) for spec in given if not spec.is_embedding}
+    apart = [spec for spec in given if spec.is_embedding and not formats[spec.name].is_float]
     skeleton.check_names(chosen)
     if skeleton.tied_op is not None:
         check_tied(skeleton.tied_op, chosen[skeleton.tied_op][1], tie_form)
     with new_folder(out, replace=replace) as draft:
         written = write_weights(skeleton, lambda op_name: store(*chosen[op_name]), draft / WEIGHT_FILE)
-        _write_configs(skeleton.folder, draft, written.tie, tie_form, runtime=runtime, context=context)
+        tie = written.tie
+        for spec in apart:
+            tie = _write_embedding(skeleton, spec, formats[spec.name], store, draft)
+        _write_configs(skeleton.folder, draft, tie, tie_form, runtime=runtime, context=context)
         document = read_document(skeleton.folder / GRAPH_JSON_FILE)
         patch_graph(document, written.formats, written.records, written.moved)
         scratch = draft.with_name(GRAPH_JSON_FILE)
@@ -97,7 +106,7 @@ def build_model(
         json_to_graph(scratch, draft / GRAPH_FILE)
         ops = read_linears(draft)
         _check_read_back(ops, written.formats)
-        _copy_rest(skeleton.folder, draft)
+        _copy_rest(skeleton.folder, draft, frozenset({EMBEDDING_FILE} if apart else ()))
         write_checksums(draft)
     return ops
 
@@ -149,6 +158,26 @@ def set_context(folder: Path, context: int) -> None:
     write_text(path, json.dumps(model, ensure_ascii=False, indent=4))
 
 
+def _write_embedding(skeleton: Skeleton, spec: TensorSpec, fmt: QuantFormat, store: Store, draft: Path) -> TieRecord:
+    """Write an untied embedding as integers.
+
+    Raises:
+        InputError: the exported model has a tied head, or a table of another size.
+    """
+    exported = spec.bytes_in(FP16)
+    if skeleton.tied or skeleton.embedding_bytes != exported:
+        msg = (
+            f"{spec.name} is to be stored in {fmt}, and {skeleton.folder} has an embedding file of "
+            f"{skeleton.embedding_bytes:,} bytes where {exported:,} were expected; export the model again"
+        )
+        raise InputError(msg)
+    tensor = store(spec.name, fmt)
+    if not isinstance(tensor, IntTensor):
+        msg = f"{spec.name} was to be stored in {fmt} and is not integers"
+        raise TypeError(msg)
+    return write_embedding(tensor, draft)
+
+
 def _check_read_back(ops: tuple[Linear, ...], formats: Mapping[str, QuantFormat]) -> None:
     wrong = [op for op in ops if not op.holds(formats[op.name])]
     if wrong or len(ops) != len(formats):
@@ -173,16 +202,18 @@ def _write_configs(
     if context is not None:
         model[CONTEXT_KEY] = context
     settings = json.loads((source / CONFIG_FILE).read_text(encoding="utf-8"))
+    if tie is not None and tie.weight_offset == 0:
+        settings[EMBEDDING_KEY] = EMBEDDING_FILES[tie.bits]
     if runtime is not None:
         settings |= runtime.to_json()
     for name, value in ((LLM_CONFIG_FILE, model), (CONFIG_FILE, settings)):
         (draft / name).write_text(json.dumps(value, ensure_ascii=False, indent=4), encoding="utf-8")
 
 
-def _copy_rest(source: Path, draft: Path) -> None:
+def _copy_rest(source: Path, draft: Path, replaced: frozenset[str]) -> None:
     """Copy tokenizer, embedding and the export's other files; big tables as hard links where possible."""
     for path in sorted(source.iterdir()):
-        if path.name in _NOT_COPIED or not path.is_file():
+        if path.name in _NOT_COPIED | replaced or not path.is_file():
             continue
         if path.suffix == ".bin":
             try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from qplan.mnn.files import EMBEDDING_FILE, TOKENIZER_FILE
+from qplan.mnn.files import EMBEDDING_FILE, EMBEDDING_KEY, TOKENIZER_FILE
 from qplan.mnn.preflight.finding import COPY_AGAIN, GARBAGE, Finding, error, warning
 from qplan.mnn.preflight.model import ModelFolder
 
@@ -12,7 +12,7 @@ from qplan.mnn.preflight.model import ModelFolder
 def check_embedding(model: ModelFolder) -> Iterator[Finding]:
     """Whether the untied embedding holds a row for every token."""
     head, hidden = model.head(), model.whole("hidden_size")
-    path = model.path("embedding_file", EMBEDDING_FILE)
+    path = model.path(EMBEDDING_KEY, EMBEDDING_FILE)
     if model.tied or head is None or not hidden or hidden < 0 or not path.is_file():
         return
     size, vocabulary = path.stat().st_size, head.out_features

@@ -11,7 +11,15 @@ from typing import Any, TypeGuard
 from qplan.artifact import read_bounded
 from qplan.errors import InputError
 from qplan.mnn.engines import FEEDS_LOGITS_INDEX, EngineVersion
-from qplan.mnn.files import CONFIG_FILE, EMBEDDING_FILE, GRAPH_FILE, LLM_CONFIG_FILE, TOKENIZER_FILE, WEIGHT_FILE
+from qplan.mnn.files import (
+    CONFIG_FILE,
+    EMBEDDING_FILE,
+    EMBEDDING_KEY,
+    GRAPH_FILE,
+    LLM_CONFIG_FILE,
+    TOKENIZER_FILE,
+    WEIGHT_FILE,
+)
 from qplan.mnn.graph.binary import BinaryGraph, GraphNode, read_binary_graph
 from qplan.mnn.graph.linear import Linear
 from qplan.mnn.graph.tie import TIE_KEY, TieRecord, read_tie
@@ -213,7 +221,7 @@ class ModelFolder:
         graph = self.path("llm_model", GRAPH_FILE)
         needed = [graph, self.weight_path, self.path("tokenizer_file", TOKENIZER_FILE)]
         if self.embedding_apart:
-            needed.append(self.path("embedding_file", EMBEDDING_FILE))
+            needed.append(self.path(EMBEDDING_KEY, EMBEDDING_FILE))
         for kind in ("visual", "audio"):
             beside = self.path(f"{kind}_model", f"{kind}.mnn")
             if not self.settings.get(f"is_{kind}") or self._lies_outside(beside, str(beside)):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from qplan.errors import InputError
-from qplan.formats import TIED_BITS
+from qplan.formats import FP16, TIED_BITS
 from qplan.mnn.engines import HALF_SCALES, TIE_RECORD_OBJECT
-from qplan.mnn.files import EMBEDDING_FILE, LLM_CONFIG_FILE
+from qplan.mnn.files import EMBEDDING_FILE, EMBEDDING_KEY, LLM_CONFIG_FILE
 from qplan.mnn.graph.linear import HALVES, INTEGERS, Linear
 from qplan.mnn.graph.tie import TIE_KEY, TieRecord, read_tie
 from qplan.mnn.preflight.finding import EXPORT_AGAIN, GARBAGE, Finding, error
@@ -65,11 +65,29 @@ def _check_form(model: ModelFolder, tie: TieRecord) -> Iterator[Finding]:
 
 def _check_apart(model: ModelFolder, tie: TieRecord) -> Iterator[Finding]:
     """A table in a file of its own, which holds codes and then scales; that it is there is checked with all files."""
-    path = model.path("embedding_file", EMBEDDING_FILE)
+    path = model.path(EMBEDDING_KEY, EMBEDDING_FILE)
     end = tie.alpha_offset + tie.alpha_size
     if path.is_file() and path.stat().st_size < end:
         what = f"its scales end at byte {end:,} of {path.name}, which has {path.stat().st_size:,}"
         yield error("tie-offset", _WHERE, what, GARBAGE, EXPORT_AGAIN)
+        return
+    head, hidden = model.head(), model.whole("hidden_size")
+    if head is None or hidden is None or hidden <= 0:
+        return
+    rows = head.out_features
+    codes = rows * hidden * tie.bits // 8
+    if tie.alpha_offset < codes:
+        what = f"its scales begin at byte {tie.alpha_offset:,}, and {rows:,} tokens of {hidden} numbers take {codes:,}"
+        yield error("tie-offset", _WHERE, what, f"tokens without a row have {GARBAGE}", EXPORT_AGAIN)
+    elif tie.block and hidden % tie.block:
+        what = f"blocks of {tie.block} do not divide rows of {hidden}"
+        yield error("tie-block", _WHERE, what, "NaN or " + GARBAGE, "build it with a block that divides, or 0")
+    elif tie.bits != FP16.bits:
+        blocks = rows * (hidden // tie.block if tie.block else 1)
+        least = blocks * tie.scale_bits // 8
+        if tie.alpha_size < least:
+            what = f"its scales are {tie.alpha_size:,} bytes, and {blocks:,} blocks take {least:,} at least"
+            yield error("tie-scales", _WHERE, what, GARBAGE, EXPORT_AGAIN)
 
 
 def _check_halves_beside(model: ModelFolder, tie: TieRecord, head: Linear) -> Iterator[Finding]:

@@ -22,6 +22,7 @@ from qplan.run.calibration import CalibrationSet
 from qplan.run.fold_draft import FoldDraft
 from qplan.run.table import SensitivityTable
 from qplan.sensitivity.analysis import open_analysis
+from qplan.sensitivity.embedding import measure_embedding
 from qplan.sensitivity.stored_weights import StoredWeights
 from tests.support.whole_tables import estimated_table, measured_table
 
@@ -56,6 +57,7 @@ def _table(
         one = OnePass(analysis, fit, moments, drawn, fold, draft)
         seeds = label_seeds(calibration.seed, len(there.batches))
         one.run(WayBack(loaded, judged + fit, there.between, seeds, drawn=one.views.drawn_of))
+        measure_embedding(analysis)
         rows = [row for n, f, m in analysis.entries() for row in analysis.rows((n, f.name, m), "gradient")]
         return analysis.table("gradient", rows), draft.scales
 
