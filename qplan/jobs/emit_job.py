@@ -217,9 +217,7 @@ def planned(job: EmitJob, given: Plan | None) -> tuple[Plan, BlockGain | None]:
 def _as_given(job: EmitJob, given: Plan) -> tuple[Plan, BlockGain | None]:
     """A plan that the user gave, with its own option unless another is asked for."""
     asked = job.options.dynamic_option
-    if asked is None:
-        asked = 2 if given.dynamic_option == 2 else 0
-    return _with_option(given, asked, job), None
+    return _with_option(given, given.dynamic_option if asked is None else asked, job), None
 
 
 def _chosen(job: EmitJob, fixed: FixedBytes) -> tuple[Plan, BlockGain | None]:

@@ -84,7 +84,7 @@ def parity_checks(plan: Plan, speeds: Speeds) -> tuple[Check, ...]:
 
     It is slower if it takes more than `SLOWER` times as long beyond the spread of rounds.
     """
-    mine = speeds.get(("plan", 0 if plan.dynamic_option != 2 else 2))
+    mine = speeds.get(("plan", plan.dynamic_option))
     checks: list[Check] = []
     for name in rivals_of(plan):
         asked = speeds.get((name, 2)) if plan.dynamic_option == 2 else None
