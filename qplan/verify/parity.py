@@ -54,7 +54,7 @@ def timed_by_turns(
     compared = applies("low", plan.formats) and not garbled(plan.formats)
     options: tuple[DynamicOption, ...] = (0, 2) if compared else (0,)
     contestants = list(_uniform(bench, plan, builds))
-    contestants += [Contestant("plan", model, plan.formats, option) for option in options]
+    contestants += [Contestant("plan", model, plan.formats, option, plan.precision) for option in options]
     names = ", ".join(dict.fromkeys(one.name for one in contestants))
     bench.say(f"speed by turns, on an engine thread of its own: {names}")
     most = None if bench.memory is None else bench.memory.free_bytes
