@@ -7,9 +7,7 @@ from dataclasses import dataclass
 
 from qplan.cost.engine import EngineCost
 from qplan.cost.work import Work
-
-PRECISIONS = ("low", "high")
-"""MNN's ``precision`` that a plan is proved at: the one that it ships with, and the one that computes in fp32."""
+from qplan.settings import Precision
 
 PATHS = ("prefill", "decode")
 """One pass over a row, and token by token."""
@@ -27,6 +25,11 @@ _SLOWER = 75.0
 """Times as long as the engine's products without an emulator."""
 _OP_S = 1.2e-4
 """Seconds for each linear of each token, of what is no product."""
+
+
+def proof_precisions(ships: Precision) -> tuple[Precision, ...]:
+    """MNN's ``precision`` settings that a plan is proved at: the one that it ships with first, and one in fp32."""
+    return (ships, "high") if ships == "low" else (ships,)
 
 
 def proof_tokens(weights: int, available: int, seq_len: int) -> tuple[int, int]:
@@ -56,6 +59,8 @@ class ArmCost:
     at_once: int
     available: int
     """Held-out tokens."""
+    precision: Precision = "low"
+    """The one that the plan ships with."""
 
     def runs(self) -> list[Work]:
         """Each run of each processor: two for a precision, prefill and decode, in equal parts."""
@@ -63,9 +68,10 @@ class ArmCost:
         tokens, steps = proof_tokens(weights, self.available, self.engine.seq_len)
         others = _OP_S * (tokens + steps) * len(self.engine.shape.card.tensors)
         passed = self.engine.passed(self.engine.bits, tokens, steps).times(_SLOWER) + Work(seconds_anywhere=others)
-        one = passed.times(len(PRECISIONS)) + Work(seconds_anywhere=_START_S)
+        precisions = len(proof_precisions(self.precision))
+        one = passed.times(precisions) + Work(seconds_anywhere=_START_S)
         all_of_them = one.times(math.ceil(self.processors / self.at_once))
-        count = len(PRECISIONS) * len(PATHS) * self.processors
+        count = precisions * len(PATHS) * self.processors
         return [all_of_them.times(1 / count)] * count
 
     @property

@@ -385,13 +385,12 @@ def _on_arm(job: EmitJob, bench: BuildBench, plan: Plan, model: Path, verificati
     trial = ArmTrial(
         folder=model,
         formats=plan.formats,
-        memory=plan.memory,
-        dynamic_option=plan.dynamic_option,
+        runtime=RuntimeConfig.of(plan),
         card=bench.loaded.card,
         reference=bench.trial.reference,
     )
     proof = prove_on_arm(
-        replace(trial, predicted=predicted_on_arm(trial, job.rounder, options.prove)),
+        replace(trial, predicted=predicted_on_arm(trial, plan, job.rounder, options.prove)),
         {name: engine.host(find_processor(name)) for name in options.prove},
         jobs=1 if options.max_memory_bytes is not None else proofs_at_once(len(options.prove), job.jobs),
         progress=job.stages.visit(PROVING_ARM, told),
@@ -407,7 +406,7 @@ def _say_if_moved(given: PlannedOn, options: EmitOptions, say: Say) -> None:
 
 
 def _runtime(plan: Plan) -> RuntimeConfig:
-    return RuntimeConfig(plan.memory, plan.precision, SHIPPED_THREADS, plan.dynamic_option)
+    return RuntimeConfig.of(plan, SHIPPED_THREADS)
 
 
 _WITHOUT_CONTEXT = (
