@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from qplan.cost.engine import EngineCost
 from qplan.cost.work import Work
 from qplan.settings import Precision
 
-PATHS = ("prefill", "decode")
+PATHS: tuple[Literal["prefill", "decode"], ...] = ("prefill", "decode")
 """One pass over a row, and token by token."""
 
 _MOST_TOKENS, _LEAST_TOKENS = 512, 64
@@ -62,10 +63,16 @@ class ArmCost:
     precision: Precision = "low"
     """The one that the plan ships with."""
 
+    @property
+    def predictions(self) -> list[int]:
+        """Tokens of each pass in torch: with each arithmetic that processors may have, row by row."""
+        tokens, steps = self._tokens
+        seq_len, arithmetics = min(tokens, self.engine.seq_len), len(proof_precisions(self.precision))
+        return [*[seq_len] * (arithmetics * (tokens // seq_len)), *[steps] * arithmetics]
+
     def runs(self) -> list[Work]:
         """Each run of each processor: two for a precision, prefill and decode, in equal parts."""
-        weights = sum(spec.weights for spec in self.engine.shape.card.tensors)
-        tokens, steps = proof_tokens(weights, self.available, self.engine.seq_len)
+        tokens, steps = self._tokens
         others = _OP_S * (tokens + steps) * len(self.engine.shape.card.tensors)
         passed = self.engine.passed(self.engine.bits, tokens, steps).times(_SLOWER) + Work(seconds_anywhere=others)
         precisions = len(proof_precisions(self.precision))
@@ -73,6 +80,11 @@ class ArmCost:
         all_of_them = one.times(math.ceil(self.processors / self.at_once))
         count = precisions * len(PATHS) * self.processors
         return [all_of_them.times(1 / count)] * count
+
+    @property
+    def _tokens(self) -> tuple[int, int]:
+        weights = sum(spec.weights for spec in self.engine.shape.card.tensors)
+        return proof_tokens(weights, self.available, self.engine.seq_len)
 
     @property
     def memory_bytes(self) -> float:

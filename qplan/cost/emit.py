@@ -336,7 +336,8 @@ class EmitCost:
         limited = self.most_memory < math.inf
         at_once = 1 if limited else proofs_at_once(self.asked.processors, self.machine.processors)
         cost = ArmCost(self.engine, self.asked.processors, at_once, self.asked.judged, self.asked.precision)
-        return self._stage(PROVING_ARM, cost.runs(), cost.memory_bytes + _WORKING_BYTES)
+        parts = [*map(self._forward, cost.predictions), *cost.runs()]
+        return self._stage(PROVING_ARM, parts, cost.memory_bytes + _WORKING_BYTES, units=len(parts))
 
     def _reporting(self) -> ExpectedStage:
         asked = self.asked

@@ -380,7 +380,6 @@ def _on_arm(job: EmitJob, bench: BuildBench, plan: Plan, model: Path, verificati
     options = job.options
     if not options.prove:
         return replace(verification, notes=(*verification.notes, *not_proved(plan.target, added=arm_is_there())))
-    told = f"proof on {', '.join(options.prove)}, emulated"
     engine = require_arm(options.prove, "--prove")
     trial = ArmTrial(
         folder=model,
@@ -389,11 +388,14 @@ def _on_arm(job: EmitJob, bench: BuildBench, plan: Plan, model: Path, verificati
         card=bench.loaded.card,
         reference=bench.trial.reference,
     )
+    processors = ", ".join(options.prove)
+    progress = job.stages.visit(PROVING_ARM, f"what torch computes with the arithmetic of {processors}")
+    predicted = predicted_on_arm(trial, plan, job.rounder, options.prove, progress)
     proof = prove_on_arm(
-        replace(trial, predicted=predicted_on_arm(trial, plan, job.rounder, options.prove)),
+        replace(trial, predicted=predicted),
         {name: engine.host(find_processor(name)) for name in options.prove},
         jobs=1 if options.max_memory_bytes is not None else proofs_at_once(len(options.prove), job.jobs),
-        progress=job.stages.visit(PROVING_ARM, told),
+        progress=job.stages.visit(PROVING_ARM, f"proof on {processors}, emulated"),
     )
     return replace(verification, arm=proof.runs, checks=(*verification.checks, *proof.checks))
 

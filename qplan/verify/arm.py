@@ -18,6 +18,7 @@ from qplan.mnn.engine.session import EngineSession
 from qplan.mnn.host import THIS_PYTHON, EngineHost
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.notes import Note, few, note, text_note
+from qplan.quantize import EnginePath
 from qplan.run.verification import Accuracy, ArmRun, Check
 from qplan.sensitivity.kept_logits import KeptLogits
 from qplan.settings import Precision, Progress
@@ -113,6 +114,13 @@ class ArmTrial:
         weights = sum(spec.weights for spec in self.card.tensors)
         return proof_tokens(weights, self.reference.rows.size, self.reference.rows.shape[1])
 
+    def part(self, path: EnginePath) -> KeptLogits:
+        """The tokens that go through on a path, and what FP32 says of them."""
+        tokens, steps = self.tokens
+        seq_len = self.reference.rows.shape[1]
+        rows, length = (1, steps) if path == "decode" else (max(1, tokens // seq_len), min(tokens, seq_len))
+        return KeptLogits(self.reference.rows[:rows, :length], self.reference.logits[:rows, :length])
+
     def run(
         self, host: EngineHost, precisions: Sequence[Precision], sessions: _Sessions, tell: Callable[[None], None]
     ) -> _Found:
@@ -145,12 +153,8 @@ class ArmTrial:
     def _at(self, precision: Precision) -> RuntimeConfig:
         return replace(self.runtime, precision=precision)
 
-    def _compared(self, engine: EngineSession, path: str) -> Accuracy:
-        tokens, steps = self.tokens
-        if path == "decode":
-            return accuracy_of(self.reference.compare(engine.logits_stepwise, 1, steps))
-        seq_len = self.reference.rows.shape[1]
-        return accuracy_of(self.reference.compare(engine.logits, max(1, tokens // seq_len), min(tokens, seq_len)))
+    def _compared(self, engine: EngineSession, path: EnginePath) -> Accuracy:
+        return accuracy_of(self.part(path).compare(engine.logits_stepwise if path == "decode" else engine.logits))
 
 
 def prove_on_arm(trial: ArmTrial, hosts: Mapping[str, EngineHost], *, jobs: int, progress: Progress) -> ArmProof:
