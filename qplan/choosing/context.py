@@ -25,7 +25,7 @@ from qplan.run.table import SensitivityTable
 from qplan.sensitivity.joint import Variant, variant_losses
 from qplan.sensitivity.kept_logits import KeptLogits
 from qplan.sensitivity.metrics import TokenStats, join
-from qplan.settings import NOTHING_NATS, Memory, Progress, Say, Visit
+from qplan.settings import NOTHING_NATS, Memory, Progress, Say, Visit, without_half
 from qplan.uniform import NEAREST
 
 EVEN, ODD = slice(0, None, 2), slice(1, None, 2)
@@ -149,11 +149,9 @@ class PlanningContext:
 
     def _variant(self, formats: Formats, memory: Memory) -> Variant:
         conditions = self.table.conditions
-        # what fp16 adds is the same for all plans but for tensors of floats, and slow to emulate
-        arithmetic = "arm" if conditions.arithmetic == "arm-fp16" else conditions.arithmetic
         # uniform models may have blocks that the engine garbles under option 2, and are run without it then
         option = 0 if garbled(formats) else conditions.dynamic_option
-        return Variant(formats, memory, Int8Activations("prefill", option, arithmetic))
+        return Variant(formats, memory, Int8Activations("prefill", option, without_half(conditions.arithmetic)))
 
     def _measured(
         self, variants: Mapping[str, Variant], rounder: Rounder, rows: slice, stage: str, *, exact: bool = False

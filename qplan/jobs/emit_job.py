@@ -53,7 +53,7 @@ from qplan.run.plan_folder import PLAN_FILE, PlanFolder
 from qplan.run.table import SensitivityTable
 from qplan.sensitivity.kept_logits import KeptLogits, kept_logits
 from qplan.sensitivity.metrics import TokenStats
-from qplan.settings import DYNAMIC_OPTIONS, Arithmetic, DynamicOption, Say
+from qplan.settings import DYNAMIC_OPTIONS, DynamicOption, Say, without_half
 from qplan.uniform import HQQ
 
 
@@ -165,8 +165,7 @@ class EmitJob:
         """What ``dynamic_option`` 2 gains in torch."""
         half = self._halves.suffice(self.model.loaded, self.table, plan.formats, self.kept)
         progress = self.stages.visit(ACTIVATIONS, "joint loss with activation scales per token and per block")
-        # fp16 adds the same under both options
-        arithmetic: Arithmetic = "arm" if self.target.arithmetic == "arm-fp16" else self.target.arithmetic
+        arithmetic = without_half(self.target.arithmetic)
         return measure_gain(plan, self.rounder, self.heldout, self.kept, progress, arithmetic=arithmetic, half=half)
 
     def context(self, table: SensitivityTable, fixed: FixedBytes, nearest: LoadedModel) -> PlanningContext:

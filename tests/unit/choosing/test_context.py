@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,13 +17,14 @@ from qplan.cost.file_bytes import estimate_fixed
 from qplan.formats import FP16, INT4, INT8, QuantFormat
 from qplan.jobs.stages import Stages
 from qplan.model.load import LoadedModel
+from qplan.quantize import Int8Activations
 from qplan.quantize.moments import gather_moments
 from qplan.quantize.rounder import Rounder
 from qplan.quantize.stored_cache import StoredCache
 from qplan.run.calibration import CalibrationSet
 from qplan.run.safetensors_file import ALL
 from qplan.run.table import SensitivityTable
-from qplan.sensitivity.joint import joint_losses
+from qplan.sensitivity.joint import Variant, joint_losses, variant_losses
 from qplan.sensitivity.kept_logits import kept_logits
 from qplan.settings import Memory
 from tests.support.invented_table import make_table
@@ -112,3 +114,21 @@ def test_a_repair_takes_about_a_pass(
     assert 0.7 * REPAIR_PASSES < forwards / (2 * calibration.tokens.size) <= REPAIR_PASSES
     long = replace(table, conditions=replace(table.conditions, samples=1000))
     assert affordable(replace(context, table=long)) == EVALUATIONS
+
+
+def test_fp16_is_left_out_where_plans_are_compared(
+    qwen2: LoadedModel, calibration: CalibrationSet, table: SensitivityTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Int8Activations] = []
+
+    def losses(loaded: LoadedModel, tokens: torch.Tensor, variants: dict[str, Variant], **kwargs: Any) -> object:
+        seen.extend(variant.activations for variant in variants.values())
+        return variant_losses(loaded, tokens, variants, **kwargs)
+
+    monkeypatch.setattr("qplan.choosing.context.variant_losses", losses)
+    nearest = Rounder(qwen2)
+    for arithmetic in ("arm-fp16", "x86"):
+        under = replace(table, conditions=replace(table.conditions, arithmetic=arithmetic))
+        context = PlanningContext(under, estimate_fixed(table.model), nearest, nearest, calibration.heldout, print)
+        context.whole({"": plan_of(qwen2, INT8)}, exact=True)
+    assert [one.arithmetic for one in seen] == ["arm", "x86"]
