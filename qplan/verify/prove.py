@@ -13,7 +13,7 @@ import numpy as np
 
 from qplan.artifact import sha256_file, versions
 from qplan.errors import VerificationError
-from qplan.formats import applies, garbled
+from qplan.formats import has_options
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.model_settings import settings_of
 from qplan.quantize.rounder import Rounder
@@ -153,7 +153,6 @@ def prove(
 
 def _measure_plan(bench: BuildBench, plan: Plan, model: Path, rounder: Rounder, speeds: Speeds) -> BuiltModel:
     """Measure the built plan as it ships, and with the other ``dynamic_option`` where that changes anything."""
-    compared = applies("low", plan.formats) and not garbled(plan.formats)
     other: DynamicOption = 0 if plan.dynamic_option else 2
     with _kept_tokens(bench, "plan", PlanFolder(model.parent).token_losses) as keep:
         return measure_model(
@@ -165,7 +164,7 @@ def _measure_plan(bench: BuildBench, plan: Plan, model: Path, rounder: Rounder, 
             say=bench.say,
             dynamic_option=plan.dynamic_option,
             precision=plan.precision,
-            beside=other if compared else None,
+            beside=other if has_options(plan.formats) else None,
             speeds=_of_model("plan", speeds),
             keep=keep,
             memories=bench.settings(plan.formats),
