@@ -15,7 +15,7 @@ from qplan.card import ModelCard
 from qplan.choosing.halves import Halves
 from qplan.cost.emit import COMPARING, ROUNDING
 from qplan.cost.file_bytes import FixedBytes
-from qplan.formats import Formats, QuantFormat, garbled
+from qplan.formats import Formats, QuantFormat, applies, garbled
 from qplan.planner.rules import Rules
 from qplan.quantize import Int8Activations
 from qplan.quantize.round_all import pending, round_all
@@ -165,10 +165,7 @@ class PlanningContext:
             variants = {label: replace(variant, half=suffice) for label, variant in variants.items()}
         model = rounder.loaded.card.sha256, rounder.rounding
         halves = [half for half in ((EVEN, ODD) if rows == ALL else (rows,)) if len(self.heldout[half])]
-        of = {
-            label: (*model, variant.memory, variant.half, tuple(sorted(variant.formats.items())))
-            for label, variant in variants.items()
-        }
+        of = {label: (*model, *_computed(variant)) for label, variant in variants.items()}
         missing = [half for half in halves if any((key, half.start) not in self.known for key in of.values())]
         if missing:
             new = {
@@ -209,6 +206,12 @@ class _Shared(TypedDict):
 
 
 _ROWS_TOGETHER = 4
+
+
+def _computed(variant: Variant) -> tuple[object, ...]:
+    """What a variant's losses depend on: contexts that share them may have other int8 activations."""
+    activations = variant.activations if applies(variant.memory, variant.formats) else None
+    return variant.memory, variant.half, activations, tuple(sorted(variant.formats.items()))
 
 
 def _clearly_less(ours: TokenStats, theirs: TokenStats) -> bool:

@@ -132,3 +132,20 @@ def test_fp16_is_left_out_where_plans_are_compared(
         context = PlanningContext(under, estimate_fixed(table.model), nearest, nearest, calibration.heldout, print)
         context.whole({"": plan_of(qwen2, INT8)}, exact=True)
     assert [one.arithmetic for one in seen] == ["arm", "x86"]
+
+
+def test_contexts_of_both_options_share_only_what_these_leave_alone(
+    qwen2: LoadedModel, calibration: CalibrationSet, table: SensitivityTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nearest, fixed, rows = Rounder(qwen2), estimate_fixed(table.model), calibration.heldout
+    first = PlanningContext(table, fixed, nearest, nearest, rows, print)
+    second = replace(first, table=replace(table, conditions=replace(table.conditions, dynamic_option=2)))
+    assert second.known is first.known
+    plan = {"": plan_of(qwen2, INT8)}
+    for context, option in ((first, 0), (second, 2)):
+        activations = Int8Activations("prefill", option)  # type: ignore[arg-type]
+        expected = joint_losses(qwen2, torch.from_numpy(rows), plan, "low", activations, engine_embedding=True)
+        assert context.whole(plan, exact=True)[""].kl_nats == pytest.approx(expected[""].kl_nats, rel=1e-6)
+    normal = first.whole(plan, "normal", exact=True)[""].kl_nats
+    monkeypatch.setattr("qplan.choosing.context.variant_losses", None)
+    assert second.whole(plan, "normal", exact=True)[""].kl_nats == normal
