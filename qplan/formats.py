@@ -218,6 +218,11 @@ def applies(memory: str, formats: Mapping[str, QuantFormat]) -> bool:
     return memory == "low" and not all(fmt.is_float for fmt in formats.values())
 
 
+def has_options(formats: Mapping[str, QuantFormat]) -> bool:
+    """Whether a model computes something else under each ``dynamic_option``, and is right under both."""
+    return applies("low", formats) and not garbled(formats)
+
+
 def garbled(formats: Mapping[str, QuantFormat]) -> list[str]:
     """Tensors that the engine garbles under ``dynamic_option`` 2."""
     return [name for name, fmt in formats.items() if not fmt.allows_block_activations]

@@ -73,6 +73,14 @@ def memories_of(goal: Memory) -> tuple[Memory, ...]:
     return (goal,) if goal == "normal" else (goal, "normal")
 
 
+def without_half(arithmetic: Arithmetic) -> Arithmetic:
+    """The arithmetic as plans are compared by it: what fp16 adds is the same for all of them, and slow to emulate.
+
+    It is not the same for float weights, whose products add up in fp16.
+    """
+    return "arm" if arithmetic == "arm-fp16" else arithmetic
+
+
 def one_of(kind: str, text: str, known: Iterable[Name]) -> Name:
     """Read the name of a setting.
 

@@ -15,7 +15,7 @@ from qplan.card import ModelCard
 from qplan.choosing.halves import Halves
 from qplan.cost.emit import COMPARING, ROUNDING
 from qplan.cost.file_bytes import FixedBytes
-from qplan.formats import Formats, QuantFormat, garbled
+from qplan.formats import Formats, QuantFormat, applies, garbled
 from qplan.planner.rules import Rules
 from qplan.quantize import Int8Activations
 from qplan.quantize.round_all import pending, round_all
@@ -25,7 +25,7 @@ from qplan.run.table import SensitivityTable
 from qplan.sensitivity.joint import Variant, variant_losses
 from qplan.sensitivity.kept_logits import KeptLogits
 from qplan.sensitivity.metrics import TokenStats, join
-from qplan.settings import NOTHING_NATS, Memory, Progress, Say, Visit
+from qplan.settings import NOTHING_NATS, Memory, Progress, Say, Visit, without_half
 from qplan.uniform import NEAREST
 
 EVEN, ODD = slice(0, None, 2), slice(1, None, 2)
@@ -150,11 +150,9 @@ class PlanningContext:
 
     def _variant(self, formats: Formats, memory: Memory) -> Variant:
         conditions = self.table.conditions
-        # what fp16 adds is the same for all plans but for tensors of floats, and slow to emulate
-        arithmetic = "arm" if conditions.arithmetic == "arm-fp16" else conditions.arithmetic
         # uniform models may have blocks that the engine garbles under option 2, and are run without it then
         option = 0 if garbled(formats) else conditions.dynamic_option
-        return Variant(formats, memory, Int8Activations("prefill", option, arithmetic))
+        return Variant(formats, memory, Int8Activations("prefill", option, without_half(conditions.arithmetic)))
 
     def _measured(
         self, variants: Mapping[str, Variant], rounder: Rounder, rows: slice, stage: str, *, exact: bool = False
@@ -168,10 +166,7 @@ class PlanningContext:
             variants = {label: replace(variant, half=suffice) for label, variant in variants.items()}
         model = rounder.loaded.card.sha256, rounder.rounding
         halves = [half for half in ((EVEN, ODD) if rows == ALL else (rows,)) if len(self.heldout[half])]
-        of = {
-            label: (*model, variant.memory, variant.half, tuple(sorted(variant.formats.items())))
-            for label, variant in variants.items()
-        }
+        of = {label: (*model, *_computed(variant)) for label, variant in variants.items()}
         missing = [half for half in halves if any((key, half.start) not in self.known for key in of.values())]
         if missing:
             new = {
@@ -212,6 +207,12 @@ class _Shared(TypedDict):
 
 
 _ROWS_TOGETHER = 4
+
+
+def _computed(variant: Variant) -> tuple[object, ...]:
+    """What a variant's losses depend on: contexts that share them may have other int8 activations."""
+    activations = variant.activations if applies(variant.memory, variant.formats) else None
+    return variant.memory, variant.half, activations, tuple(sorted(variant.formats.items()))
 
 
 def _clearly_less(ours: TokenStats, theirs: TokenStats) -> bool:

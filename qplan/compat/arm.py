@@ -25,7 +25,7 @@ from qplan.model.load import LoadedModel, load_model
 from qplan.model.specimen import save_specimen, token_ids
 from qplan.quantize.rounder import Rounder
 from qplan.sensitivity.kept_logits import Logits
-from qplan.settings import DYNAMIC_OPTIONS, Say
+from qplan.settings import DYNAMIC_OPTIONS, Precision, Say
 from qplan.verify.reference import stored_logits
 
 BLOCKS, ODD_BLOCKS = (0, 64, 32, 128, 48, 16, 24), (4, 8, 12)
@@ -46,7 +46,7 @@ TIED_FORMATS = (
 )
 """Of a tied head."""
 
-PRECISIONS = ("low", "high")
+PRECISIONS: tuple[Precision, ...] = ("low", "high")
 
 RIGHT_REL = 0.15
 """Largest relative error of logits that counts as right: int8 activations on a random model lose 1 to 7 %, what is

@@ -93,8 +93,12 @@ class ArmTable:
         write_json(path, KIND, SCHEMA, {}, body)
 
     def merged(self, newer: ArmTable) -> ArmTable:
-        """This table with a newer one's rows, which replace its own of the same formats and processors."""
-        by_place = {row.place: row for row in (*self.rows, *newer.rows)}
+        """This table with a newer one's rows, which replace its own of the same formats and processors.
+
+        A table is of one engine: rows of another are left out.
+        """
+        own = self.rows if self.engine == newer.engine else ()
+        by_place = {row.place: row for row in (*own, *newer.rows)}
         return ArmTable(newer.engine, newer.emulator, newer.date, tuple(by_place.values()))
 
     def summary(self) -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from qplan.cost.engine import EngineCost
 from qplan.cost.work import Work
+from qplan.settings import Precision
 
-PRECISIONS = ("low", "high")
-"""MNN's ``precision`` that a plan is proved at: the one that it ships with, and the one that computes in fp32."""
-
-PATHS = ("prefill", "decode")
+PATHS: tuple[Literal["prefill", "decode"], ...] = ("prefill", "decode")
 """One pass over a row, and token by token."""
 
 _MOST_TOKENS, _LEAST_TOKENS = 512, 64
@@ -27,6 +26,11 @@ _SLOWER = 75.0
 """Times as long as the engine's products without an emulator."""
 _OP_S = 1.2e-4
 """Seconds for each linear of each token, of what is no product."""
+
+
+def proof_precisions(ships: Precision) -> tuple[Precision, ...]:
+    """MNN's ``precision`` settings that a plan is proved at: the one that it ships with first, and one in fp32."""
+    return (ships, "high") if ships == "low" else (ships,)
 
 
 def proof_tokens(weights: int, available: int, seq_len: int) -> tuple[int, int]:
@@ -56,17 +60,31 @@ class ArmCost:
     at_once: int
     available: int
     """Held-out tokens."""
+    precision: Precision = "low"
+    """The one that the plan ships with."""
+
+    @property
+    def predictions(self) -> list[int]:
+        """Tokens of each pass in torch: with each arithmetic that processors may have, row by row."""
+        tokens, steps = self._tokens
+        seq_len, arithmetics = min(tokens, self.engine.seq_len), len(proof_precisions(self.precision))
+        return [*[seq_len] * (arithmetics * (tokens // seq_len)), *[steps] * arithmetics]
 
     def runs(self) -> list[Work]:
         """Each run of each processor: two for a precision, prefill and decode, in equal parts."""
-        weights = sum(spec.weights for spec in self.engine.shape.card.tensors)
-        tokens, steps = proof_tokens(weights, self.available, self.engine.seq_len)
+        tokens, steps = self._tokens
         others = _OP_S * (tokens + steps) * len(self.engine.shape.card.tensors)
         passed = self.engine.passed(self.engine.bits, tokens, steps).times(_SLOWER) + Work(seconds_anywhere=others)
-        one = passed.times(len(PRECISIONS)) + Work(seconds_anywhere=_START_S)
+        precisions = len(proof_precisions(self.precision))
+        one = passed.times(precisions) + Work(seconds_anywhere=_START_S)
         all_of_them = one.times(math.ceil(self.processors / self.at_once))
-        count = len(PRECISIONS) * len(PATHS) * self.processors
+        count = precisions * len(PATHS) * self.processors
         return [all_of_them.times(1 / count)] * count
+
+    @property
+    def _tokens(self) -> tuple[int, int]:
+        weights = sum(spec.weights for spec in self.engine.shape.card.tensors)
+        return proof_tokens(weights, self.available, self.engine.seq_len)
 
     @property
     def memory_bytes(self) -> float:

@@ -21,6 +21,7 @@ from qplan.cost.forward import (
 from qplan.cost.one_pass import PROCESS_BYTES
 from qplan.cost.shape import Shape
 from qplan.cost.work import NOTHING, Machine, Work
+from qplan.settings import Precision
 from qplan.tensors import TensorSpec
 from qplan.uniform import COMPARED
 
@@ -93,6 +94,8 @@ class EmitAsked:
     build: bool
     processors: int = 0
     """Emulated ARM processors that the plan is proved on."""
+    precision: Precision = "low"
+    """MNN's setting that the plan ships with."""
     streamed: bool = False
     """Whether weights are read when they are used."""
 
@@ -332,8 +335,9 @@ class EmitCost:
     def _proving_on_arm(self) -> ExpectedStage:
         limited = self.most_memory < math.inf
         at_once = 1 if limited else proofs_at_once(self.asked.processors, self.machine.processors)
-        cost = ArmCost(self.engine, self.asked.processors, at_once, self.asked.judged)
-        return self._stage(PROVING_ARM, cost.runs(), cost.memory_bytes + _WORKING_BYTES)
+        cost = ArmCost(self.engine, self.asked.processors, at_once, self.asked.judged, self.asked.precision)
+        parts = [*map(self._forward, cost.predictions), *cost.runs()]
+        return self._stage(PROVING_ARM, parts, cost.memory_bytes + _WORKING_BYTES, units=len(parts))
 
     def _reporting(self) -> ExpectedStage:
         asked = self.asked

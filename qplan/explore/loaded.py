@@ -84,5 +84,4 @@ def errors_by_layer(
 ) -> tuple[float, ...]:
     """KL of what the head reads after 0, 1, ... all layers on the first held-out tokens; see `error_by_layer`."""
     row = CalibrationSet.read(home.calibration).heldout[0]
-    runtime = RuntimeConfig(plan.memory, dynamic_option=plan.dynamic_option)
-    return error_by_layer(model, load(home, table), runtime, row[:tokens].tolist())
+    return error_by_layer(model, load(home, table), RuntimeConfig.of(plan), row[:tokens].tolist())

@@ -126,7 +126,7 @@ class CacheBench:
             bench.say(f"FP16 on the engine with a KV cache in {mode}, {len(self.trial.tokens)} tokens")
             if not folder.is_dir():
                 bench.build(formats, folder, RuntimeConfig("normal"))
-            return self.trial.of(self.trial.run(folder, RuntimeConfig("normal", kv=mode))[0])
+            return self.trial.of(self.trial.run(folder, RuntimeConfig("normal").with_cache(mode))[0])
 
         return loss_once(bench.baselines / f"kv-{mode}.json", inputs | {"lengths": lengths}, measured)
 
@@ -149,9 +149,7 @@ class CacheBench:
         mode = plan.kv.mode
         self.bench.say(f"plan: KV cache in {mode}, {len(self.trial.tokens)} tokens")
         proof, checks = prove_cache(plan, model, self.trial, kv_shape(self.bench.loaded.config))
-        # MNN's fp16 arithmetic scales TurboQuant's scores by the largest query
-        precision = "normal" if mode.rotates else runtime.precision
-        set_runtime(model, replace(runtime, kv=mode, precision=precision))
+        set_runtime(model, runtime.with_cache(mode))
         sound = folder_check(model, self.bench.target.engine)
         if not sound.passed:
             msg = f"{model} got a KV cache in {mode}, and {sound.promise} finds in it: {sound.found}"

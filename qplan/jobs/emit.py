@@ -380,21 +380,22 @@ def _on_arm(job: EmitJob, bench: BuildBench, plan: Plan, model: Path, verificati
     options = job.options
     if not options.prove:
         return replace(verification, notes=(*verification.notes, *not_proved(plan.target, added=arm_is_there())))
-    told = f"proof on {', '.join(options.prove)}, emulated"
     engine = require_arm(options.prove, "--prove")
     trial = ArmTrial(
         folder=model,
         formats=plan.formats,
-        memory=plan.memory,
-        dynamic_option=plan.dynamic_option,
+        runtime=RuntimeConfig.of(plan),
         card=bench.loaded.card,
         reference=bench.trial.reference,
     )
+    processors = ", ".join(options.prove)
+    progress = job.stages.visit(PROVING_ARM, f"what torch computes with the arithmetic of {processors}")
+    predicted = predicted_on_arm(trial, plan, job.rounder, options.prove, progress)
     proof = prove_on_arm(
-        replace(trial, predicted=predicted_on_arm(trial, job.rounder, options.prove)),
+        replace(trial, predicted=predicted),
         {name: engine.host(find_processor(name)) for name in options.prove},
         jobs=1 if options.max_memory_bytes is not None else proofs_at_once(len(options.prove), job.jobs),
-        progress=job.stages.visit(PROVING_ARM, told),
+        progress=job.stages.visit(PROVING_ARM, f"proof on {processors}, emulated"),
     )
     return replace(verification, arm=proof.runs, checks=(*verification.checks, *proof.checks))
 
@@ -407,7 +408,7 @@ def _say_if_moved(given: PlannedOn, options: EmitOptions, say: Say) -> None:
 
 
 def _runtime(plan: Plan) -> RuntimeConfig:
-    return RuntimeConfig(plan.memory, plan.precision, SHIPPED_THREADS, plan.dynamic_option)
+    return RuntimeConfig.of(plan, SHIPPED_THREADS)
 
 
 _WITHOUT_CONTEXT = (

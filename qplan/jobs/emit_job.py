@@ -53,7 +53,7 @@ from qplan.run.plan_folder import PLAN_FILE, PlanFolder
 from qplan.run.table import SensitivityTable
 from qplan.sensitivity.kept_logits import KeptLogits, kept_logits
 from qplan.sensitivity.metrics import TokenStats
-from qplan.settings import DYNAMIC_OPTIONS, Arithmetic, DynamicOption, Say
+from qplan.settings import DYNAMIC_OPTIONS, DynamicOption, Say, without_half
 from qplan.uniform import HQQ
 
 
@@ -165,8 +165,7 @@ class EmitJob:
         """What ``dynamic_option`` 2 gains in torch."""
         half = self._halves.suffice(self.model.loaded, self.table, plan.formats, self.kept)
         progress = self.stages.visit(ACTIVATIONS, "joint loss with activation scales per token and per block")
-        # fp16 adds the same under both options
-        arithmetic: Arithmetic = "arm" if self.target.arithmetic == "arm-fp16" else self.target.arithmetic
+        arithmetic = without_half(self.target.arithmetic)
         return measure_gain(plan, self.rounder, self.heldout, self.kept, progress, arithmetic=arithmetic, half=half)
 
     def context(self, table: SensitivityTable, fixed: FixedBytes, nearest: LoadedModel) -> PlanningContext:
@@ -217,9 +216,7 @@ def planned(job: EmitJob, given: Plan | None) -> tuple[Plan, BlockGain | None]:
 def _as_given(job: EmitJob, given: Plan) -> tuple[Plan, BlockGain | None]:
     """A plan that the user gave, with its own option unless another is asked for."""
     asked = job.options.dynamic_option
-    if asked is None:
-        asked = 2 if given.dynamic_option == 2 else 0
-    return _with_option(given, asked, job), None
+    return _with_option(given, given.dynamic_option if asked is None else asked, job), None
 
 
 def _chosen(job: EmitJob, fixed: FixedBytes) -> tuple[Plan, BlockGain | None]:

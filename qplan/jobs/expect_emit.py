@@ -157,6 +157,7 @@ class Emission:
             budgets=COARSE_POINTS,
             build=options.build,
             processors=len(options.prove),
+            precision=options.wanted.rules.target.precision if self.given is None else self.given.plan.precision,
             streamed=self.streamed,
         )
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 from qplan.cost.kv_cache import KvMode
 from qplan.errors import InputError
+from qplan.run.plan import Plan
+from qplan.settings import PRECISIONS, Precision
 
 JsonScalar = str | int | float | bool
 
 MEMORY = ("low", "normal", "high")
-PRECISION = ("low", "normal", "high")
 DYNAMIC_OPTIONS = (0, 1, 2)
 MOST_THREADS = 1024
 
@@ -29,7 +31,7 @@ class RuntimeConfig:
 
     memory: str = "low"
     """``low``: quantized weights in RAM and int8 activations; ``normal``: weights become fp32 at load."""
-    precision: str = "low"
+    precision: Precision = "low"
     """``low`` computes in fp16 where the CPU can (ARM); changes nothing on x86."""
     threads: int = 1
     dynamic_option: int = 0
@@ -47,7 +49,7 @@ class RuntimeConfig:
         """
         for name, value, known in (
             ("memory", self.memory, MEMORY),
-            ("precision", self.precision, PRECISION),
+            ("precision", self.precision, PRECISIONS),
             ("dynamic_option", self.dynamic_option, DYNAMIC_OPTIONS),
         ):
             if isinstance(value, bool) or value not in known:
@@ -57,6 +59,16 @@ class RuntimeConfig:
         if not whole or not 1 <= self.threads <= MOST_THREADS:
             msg = f"{self.threads!r} threads: must be a whole number from 1 to {MOST_THREADS}"
             raise InputError(msg)
+
+    @classmethod
+    def of(cls, plan: Plan, threads: int = 1) -> Self:
+        """The settings that a plan is for, all but its KV cache; see `with_cache`."""
+        return cls(plan.memory, plan.precision, threads, plan.dynamic_option)
+
+    def with_cache(self, mode: KvMode) -> Self:
+        """The same with a KV cache that is stored so, under a precision that it is right with."""
+        # MNN's fp16 arithmetic scales TurboQuant's scores by the largest query
+        return replace(self, kv=mode, precision="normal" if mode.rotates else self.precision)
 
     def to_json(self) -> dict[str, JsonScalar]:
         """The keys of MNN's ``config.json``."""

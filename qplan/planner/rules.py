@@ -224,9 +224,8 @@ def target_of(plan: Plan) -> Target:
     Raises:
         InputError: there is no such target.
     """
-    target = find_target(plan.target)
-    target = target.at(next((known for known in PRECISIONS if known == plan.precision), target.precision))
-    return target if plan.arithmetic is None else target.scaling(2 if plan.dynamic_option == 2 else 0)
+    target = find_target(plan.target).at(plan.precision)
+    return target if plan.arithmetic is None else target.scaling(plan.dynamic_option)
 
 
 def parse_precision(text: str) -> Precision:

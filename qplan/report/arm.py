@@ -24,8 +24,6 @@ class ArmRow:
     decode: str
     decode_predicted: str
     decode_here: str
-    ships: bool
-    """Whether it is the precision that the model ships with."""
 
 
 def arm_rows(runs: Iterable[ArmRun]) -> tuple[ArmRow, ...]:
@@ -53,5 +51,4 @@ def _row(processor: str, precision: str, prefill: ArmRun | None, decode: ArmRun 
         decode=loss(decode, lambda run: run.accuracy.kl_nats),
         decode_predicted=loss(decode, lambda run: run.predicted_nats),
         decode_here=loss(decode, lambda run: run.here_nats),
-        ships=precision == "low",
     )

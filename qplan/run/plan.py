@@ -14,7 +14,7 @@ from qplan.formats import QuantFormat
 from qplan.notes import Note
 from qplan.run.decode import JsonText, decode
 from qplan.run.kv_cache import PlannedCache
-from qplan.settings import DYNAMIC_OPTIONS
+from qplan.settings import DynamicOption, Memory, Precision
 
 KIND, SCHEMA = "qplan-plan", 3
 
@@ -153,7 +153,7 @@ class Plan:
     model: str
     model_sha256: str
     sensitivity_sha256: str
-    memory: str
+    memory: Memory
     """MNN ``memory`` setting that the losses were measured for."""
     budget: str
     """As the user wrote it."""
@@ -168,7 +168,7 @@ class Plan:
     uniform: tuple[UniformPoint, ...]
     notes: tuple[Note, ...]
     """What a reader must know."""
-    dynamic_option: int = 0
+    dynamic_option: DynamicOption = 0
     """MNN's ``dynamic_option`` that the model ships with: 2 for int8 activations with a scale per block."""
     given: GivenRules = GivenRules()
     limits: tuple[PlannedLimit, ...] = ()
@@ -180,7 +180,7 @@ class Plan:
     """Uniform exports within the plan's limits that lose least, the best first; empty in plans of earlier versions."""
     engine: str | None = None
     """Version of MNN that the plan is for, e.g. ``3.5.0``; None for the one that was installed."""
-    precision: str = "low"
+    precision: Precision = "low"
     """MNN's ``precision`` setting that the model ships with."""
     arithmetic: str | None = None
     """Whose arithmetic the losses are of, under the plan's `dynamic_option`; None for what was measured: x86's, under
@@ -236,9 +236,6 @@ class Plan:
             if tensor.weights <= 0:
                 problem = f"{tensor.weights} weights: must be positive"
                 raise source.error(problem, "tensors", index, "weights")
-        if plan.dynamic_option not in DYNAMIC_OPTIONS:
-            problem = f"{plan.dynamic_option} is none of {', '.join(map(str, DYNAMIC_OPTIONS))}"
-            raise source.error(problem, "dynamic_option")
         if not plan.tensors:
             msg = f"{path} holds no tensors; make it again with 'qplan emit'"
             raise InputError(msg)

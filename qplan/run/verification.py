@@ -128,7 +128,7 @@ class ArmRun:
     processor: str
     """A name of `qplan.mnn.arm.processors`."""
     precision: str
-    """``low``, which a model ships with, or ``high``."""
+    """MNN's setting: the one that the model ships with, or ``high``, which computes in fp32."""
     path: str
     """``prefill`` or ``decode``."""
     accuracy: Accuracy

@@ -140,8 +140,10 @@ class _Heads:
             scores = scores + self._hidden(scores, keys)
             own = scores.amax(-1, keepdim=True)
             before, highest = highest, own if highest is None else torch.maximum(highest, own)
-            faded = torch.zeros_like(own) if before is None else (before - highest).exp()
-            weights = (scores - highest).exp()
+            # a window may have left out all keys so far
+            top = highest.masked_fill(highest == -math.inf, 0.0)
+            faded = torch.zeros_like(own) if before is None else (before - top).exp()
+            weights = (scores - top).exp()
             total = total * faded + weights.sum(-1, keepdim=True)
             found = half_values(_product(half_values(weights), self.value[..., keys, :]) + found * faded)
         return half_values(found / total)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Lock
 
 from qplan.card import ModelCard
-from qplan.cost.arm import PATHS, PRECISIONS, proof_tokens
+from qplan.cost.arm import PATHS, proof_precisions, proof_tokens
 from qplan.cost.target import find_target
 from qplan.errors import MeasurementError, ToolError
 from qplan.formats import Formats
@@ -18,9 +18,10 @@ from qplan.mnn.engine.session import EngineSession
 from qplan.mnn.host import THIS_PYTHON, EngineHost
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.notes import Note, few, note, text_note
+from qplan.quantize import EnginePath
 from qplan.run.verification import Accuracy, ArmRun, Check
 from qplan.sensitivity.kept_logits import KeptLogits
-from qplan.settings import Progress
+from qplan.settings import Precision, Progress
 from qplan.verify.reference import accuracy_of
 
 MOST_TIMES_HERE = 4.0
@@ -94,8 +95,7 @@ class ArmTrial:
     """The built model."""
     formats: Formats
     """By tensor name."""
-    memory: str
-    dynamic_option: int
+    runtime: RuntimeConfig
     """MNN's settings that it ships with."""
     card: ModelCard
     reference: KeptLogits
@@ -104,13 +104,25 @@ class ArmTrial:
     """Loss in torch with a processor's arithmetic on the same tokens, by processor, precision and path."""
 
     @property
+    def precisions(self) -> tuple[Precision, ...]:
+        """MNN's settings that it runs under, the one that it ships with first."""
+        return proof_precisions(self.runtime.precision)
+
+    @property
     def tokens(self) -> tuple[int, int]:
         """Tokens in one pass per row, and by themselves."""
         weights = sum(spec.weights for spec in self.card.tensors)
         return proof_tokens(weights, self.reference.rows.size, self.reference.rows.shape[1])
 
+    def part(self, path: EnginePath) -> KeptLogits:
+        """The tokens that go through on a path, and what FP32 says of them."""
+        tokens, steps = self.tokens
+        seq_len = self.reference.rows.shape[1]
+        rows, length = (1, steps) if path == "decode" else (max(1, tokens // seq_len), min(tokens, seq_len))
+        return KeptLogits(self.reference.rows[:rows, :length], self.reference.logits[:rows, :length])
+
     def run(
-        self, host: EngineHost, precisions: Sequence[str], sessions: _Sessions, tell: Callable[[None], None]
+        self, host: EngineHost, precisions: Sequence[Precision], sessions: _Sessions, tell: Callable[[None], None]
     ) -> _Found:
         """Losses on an engine; what it does instead of computing, such as to crash, ends them.
 
@@ -123,10 +135,10 @@ class ArmTrial:
         found: dict[_Place, Accuracy] = {}
         left = len(precisions) * len(PATHS)
         try:
-            with sessions.open(self.folder, self._runtime(precisions[0]), self.card.context, host) as engine:
+            with sessions.open(self.folder, self._at(precisions[0]), self.card.context, host) as engine:
                 for precision in precisions:
                     if precision != engine.runtime.precision:
-                        engine.load(self.folder, self._runtime(precision))
+                        engine.load(self.folder, self._at(precision))
                     for path in PATHS:
                         found[precision, path] = self._compared(engine, path)
                         left -= 1
@@ -138,19 +150,15 @@ class ArmTrial:
                 tell(None)
         return _Found(found)
 
-    def _runtime(self, precision: str) -> RuntimeConfig:
-        return RuntimeConfig(self.memory, precision, dynamic_option=self.dynamic_option)
+    def _at(self, precision: Precision) -> RuntimeConfig:
+        return replace(self.runtime, precision=precision)
 
-    def _compared(self, engine: EngineSession, path: str) -> Accuracy:
-        tokens, steps = self.tokens
-        if path == "decode":
-            return accuracy_of(self.reference.compare(engine.logits_stepwise, 1, steps))
-        seq_len = self.reference.rows.shape[1]
-        return accuracy_of(self.reference.compare(engine.logits, max(1, tokens // seq_len), min(tokens, seq_len)))
+    def _compared(self, engine: EngineSession, path: EnginePath) -> Accuracy:
+        return accuracy_of(self.part(path).compare(engine.logits_stepwise if path == "decode" else engine.logits))
 
 
 def prove_on_arm(trial: ArmTrial, hosts: Mapping[str, EngineHost], *, jobs: int, progress: Progress) -> ArmProof:
-    """Run a built plan on processors at both precisions, in prefill and in decode.
+    """Run a built plan on processors at each of its precisions, in prefill and in decode.
 
     Args:
         trial: the plan.
@@ -161,14 +169,16 @@ def prove_on_arm(trial: ArmTrial, hosts: Mapping[str, EngineHost], *, jobs: int,
     Raises:
         ToolError: this machine's own engine failed.
     """
-    each = len(PRECISIONS) * len(PATHS)
+    each = len(trial.precisions) * len(PATHS)
     told: SimpleQueue[None] = SimpleQueue()
     sessions = _Sessions()
-    here = trial.run(THIS_PYTHON, PRECISIONS[:1], sessions, lambda _: None)
+    here = trial.run(THIS_PYTHON, trial.precisions[:1], sessions, lambda _: None)
     if here.problem:
         raise ToolError(here.problem)
     with ThreadPoolExecutor(jobs) as pool:
-        futures = {name: pool.submit(trial.run, host, PRECISIONS, sessions, told.put) for name, host in hosts.items()}
+        futures = {
+            name: pool.submit(trial.run, host, trial.precisions, sessions, told.put) for name, host in hosts.items()
+        }
         try:
             for done in range(1, each * len(hosts) + 1):
                 told.get()
@@ -189,7 +199,7 @@ def prove_on_arm(trial: ArmTrial, hosts: Mapping[str, EngineHost], *, jobs: int,
 
 def _run(name: str, place: _Place, accuracy: Accuracy, here: _Found, trial: ArmTrial) -> ArmRun:
     precision, path = place
-    lost_here = here.accuracies[PRECISIONS[0], path].kl_nats
+    lost_here = here.accuracies[trial.precisions[0], path].kl_nats
     return ArmRun(name, precision, path, accuracy, lost_here, trial.predicted.get((name, precision, path)))
 
 

@@ -3,49 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 
-from qplan.cost.arm import PATHS, PRECISIONS
+from qplan.cost.arm import PATHS
 from qplan.cost.target import find_target
-from qplan.quantize import EnginePath, Int8Activations
+from qplan.quantize import Int8Activations
 from qplan.quantize.rounder import Rounder
+from qplan.run.plan import Plan
 from qplan.sensitivity.joint import Variant, variant_losses
-from qplan.settings import PRECISIONS as KNOWN
-from qplan.settings import Memory, Progress
+from qplan.settings import Progress
 from qplan.verify.arm import ArmTrial
 
 
 def predicted_on_arm(
-    trial: ArmTrial, rounder: Rounder, processors: Sequence[str], progress: Progress | None = None
+    trial: ArmTrial, plan: Plan, rounder: Rounder, processors: Sequence[str], progress: Progress
 ) -> dict[tuple[str, str, str], float]:
     """Losses of a built plan by processor, precision and path, for `ArmTrial.predicted`.
 
     Processors with the same arithmetic share a loss.
 
     Args:
-        trial: the plan, and how many tokens are run.
-        rounder: chose the integers that the plan was built with.
+        trial: which tokens are run, and at which precisions.
+        plan: what was built.
+        rounder: chose the integers that it was built with.
         processors: names of targets.
-        progress: called with the passes that are done.
+        progress: called with the passes that are done, on all paths.
     """
-    rows = torch.from_numpy(trial.reference.rows)
-    tokens, steps = trial.tokens
-    length = min(tokens, rows.shape[1])
-    parts = {"prefill": rows[: max(1, tokens // rows.shape[1]), :length], "decode": rows[:1, :steps]}
-    memory: Memory = "low" if trial.memory == "low" else "normal"
+    targets = {name: find_target(name) for name in processors}
+    arithmetics = {(name, each): targets[name].arithmetics[each] for name in processors for each in trial.precisions}
+    distinct = tuple(dict.fromkeys(arithmetics.values()))
+    parts = {path: trial.part(path) for path in PATHS}
+    passes = {path: len(distinct) * len(part.rows) for path, part in parts.items()}
     found: dict[tuple[str, str, str], float] = {}
-    compared = partial(variant_losses, rounder.loaded, engine_embedding=True, rounder=rounder, batch_size=1)
-    for path in PATHS:
-        each: EnginePath = "decode" if path == "decode" else "prefill"
-        wanted = {
-            (name, precision): Int8Activations(each, 2 if trial.dynamic_option == 2 else 0, arithmetic)
-            for name in processors
-            for precision in PRECISIONS
-            for arithmetic in [find_target(name).arithmetics[next(known for known in KNOWN if known == precision)]]
+    before = 0
+    for path, part in parts.items():
+
+        def told(done: int, _: int, before: int = before) -> None:
+            progress(before + done, sum(passes.values()))
+
+        variants: dict[str, Variant] = {
+            known: Variant(plan.formats, plan.memory, Int8Activations(path, plan.dynamic_option, known))
+            for known in distinct
         }
-        variants = {str(one): Variant(trial.formats, memory, one) for one in wanted.values()}
-        losses = compared(tokens=parts[path], variants=variants, progress=progress)
-        found |= {(*place, path): losses[str(one)].kl_nats for place, one in wanted.items()}
+        losses = variant_losses(
+            rounder.loaded,
+            torch.from_numpy(part.rows),
+            variants,
+            batch_size=1,
+            engine_embedding=True,
+            rounder=rounder,
+            reference=part,
+            progress=told,
+        )
+        found |= {(*place, path): losses[known].kl_nats for place, known in arithmetics.items()}
+        before += passes[path]
     return found

@@ -132,10 +132,7 @@ def prove_cache(plan: Plan, folder: Path, trial: CacheTrial, shape: KvShape) -> 
         msg = "the plan has no KV cache"
         raise MeasurementError(msg)
     mode, kinds = plan.kv.mode, dict.fromkeys((KvMode.FLOAT, plan.kv.mode))
-    found = {
-        kind: trial.run(folder, RuntimeConfig(plan.memory, dynamic_option=plan.dynamic_option, kv=kind))
-        for kind in kinds
-    }
+    found = {kind: trial.run(folder, RuntimeConfig.of(plan).with_cache(kind)) for kind in kinds}
     losses, floats = found[mode][0], found[KvMode.FLOAT][0]
     own, plain = trial.of(losses), trial.of(floats)
     predicted = kv_target(DEFAULT_TARGET, "low").bytes(mode, shape, trial.prompt).stored

@@ -19,7 +19,7 @@ from qplan.sensitivity.joint import Variant, variant_losses
 from qplan.sensitivity.kept_logits import KeptLogits
 from qplan.sensitivity.metrics import TokenStats
 from qplan.sensitivity.paired import mean_stderr
-from qplan.settings import MEMORIES, DynamicOption, Memory, Say
+from qplan.settings import MEMORIES, DynamicOption, Memory, Precision, Say
 from qplan.verify.reference import accuracy_of
 
 LEAST_REPEATS = 2
@@ -74,6 +74,7 @@ def measure_model(
     trial: Trial,
     say: Say,
     dynamic_option: DynamicOption = 0,
+    precision: Precision = "low",
     beside: DynamicOption | None = None,
     speeds: Mapping[DynamicOption, Speed] | None = None,
     keep: Keep | None = None,
@@ -89,6 +90,7 @@ def measure_model(
         trial: tokens and repeats.
         say: called with a line about each step.
         dynamic_option: the option that the model ships with.
+        precision: MNN's setting that it ships with.
         beside: the other option, measured under memory low for comparison; None to leave it out.
         speeds: by ``dynamic_option``, if they were measured already; a model by itself is timed otherwise.
         keep: called with the losses of single tokens, prefill, with the option that the model ships with.
@@ -113,7 +115,7 @@ def measure_model(
         settings.append(("low", beside))
     for memory, option in settings:
         say(f"{name}: memory {memory}" + (f", dynamic_option {option}" if memory == "low" and option else ""))
-        runtime = RuntimeConfig(memory, threads=trial.threads, dynamic_option=option)
+        runtime = RuntimeConfig(memory, precision, trial.threads, option)
         with EngineSession(folder, runtime, context=loaded.card.context) as engine:
             stats = trial.reference.compare(engine.logits)
             runs.append(EngineRun(memory, "prefill", accuracy_of(stats), option))

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from qplan.cost.target import DEFAULT_TARGET
-from qplan.formats import FP16, QuantFormat, applies, garbled
+from qplan.formats import FP16, QuantFormat, garbled, has_options
 from qplan.notes import note
 from qplan.run.plan import Plan
 from qplan.run.speeds import SLOWER, Phase
 from qplan.run.verification import Check, Speed
-from qplan.settings import DynamicOption
+from qplan.settings import DYNAMIC_OPTIONS, DynamicOption
 from qplan.uniform import COMPARED, UNIFORM_NAMES, uniform_formats
 from qplan.verify.bench import BuildBench
 from qplan.verify.turns import Contestant, speeds_in_turns
@@ -51,10 +51,9 @@ def timed_by_turns(
     """
     if "low" not in bench.settings(plan.formats):
         return {}
-    compared = applies("low", plan.formats) and not garbled(plan.formats)
-    options: tuple[DynamicOption, ...] = (0, 2) if compared else (0,)
+    options: tuple[DynamicOption, ...] = DYNAMIC_OPTIONS if has_options(plan.formats) else (0,)
     contestants = list(_uniform(bench, plan, builds))
-    contestants += [Contestant("plan", model, plan.formats, option) for option in options]
+    contestants += [Contestant("plan", model, plan.formats, option, plan.precision) for option in options]
     names = ", ".join(dict.fromkeys(one.name for one in contestants))
     bench.say(f"speed by turns, on an engine thread of its own: {names}")
     most = None if bench.memory is None else bench.memory.free_bytes
@@ -84,7 +83,7 @@ def parity_checks(plan: Plan, speeds: Speeds) -> tuple[Check, ...]:
 
     It is slower if it takes more than `SLOWER` times as long beyond the spread of rounds.
     """
-    mine = speeds.get(("plan", 0 if plan.dynamic_option != 2 else 2))
+    mine = speeds.get(("plan", plan.dynamic_option))
     checks: list[Check] = []
     for name in rivals_of(plan):
         asked = speeds.get((name, 2)) if plan.dynamic_option == 2 else None

@@ -13,7 +13,7 @@ import numpy as np
 
 from qplan.artifact import sha256_file, versions
 from qplan.errors import VerificationError
-from qplan.formats import applies, garbled
+from qplan.formats import has_options
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.model_settings import settings_of
 from qplan.quantize.rounder import Rounder
@@ -153,8 +153,7 @@ def prove(
 
 def _measure_plan(bench: BuildBench, plan: Plan, model: Path, rounder: Rounder, speeds: Speeds) -> BuiltModel:
     """Measure the built plan as it ships, and with the other ``dynamic_option`` where that changes anything."""
-    compared = applies("low", plan.formats) and not garbled(plan.formats)
-    options: tuple[DynamicOption, DynamicOption] = (2, 0) if plan.dynamic_option == 2 else (0, 2)
+    other: DynamicOption = 0 if plan.dynamic_option else 2
     with _kept_tokens(bench, "plan", PlanFolder(model.parent).token_losses) as keep:
         return measure_model(
             "plan",
@@ -163,8 +162,9 @@ def _measure_plan(bench: BuildBench, plan: Plan, model: Path, rounder: Rounder, 
             rounder=rounder,
             trial=bench.trial,
             say=bench.say,
-            dynamic_option=options[0],
-            beside=options[1] if compared else None,
+            dynamic_option=plan.dynamic_option,
+            precision=plan.precision,
+            beside=other if has_options(plan.formats) else None,
             speeds=_of_model("plan", speeds),
             keep=keep,
             memories=bench.settings(plan.formats),

@@ -17,7 +17,7 @@ from qplan.mnn.engine.session import EngineSession
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.run.speeds import Round
 from qplan.run.verification import Speed
-from qplan.settings import DynamicOption
+from qplan.settings import DynamicOption, Precision
 from qplan.verify.measure import Trial
 
 MOST_ROUNDS, LEAST_ROUNDS = 9, 3
@@ -31,17 +31,18 @@ _SHARE = 0.5
 
 @dataclass(frozen=True)
 class Contestant:
-    """A built model under one ``dynamic_option``."""
+    """A built model under one ``dynamic_option`` and ``precision``."""
 
     name: str
     folder: Path
     formats: Formats
     dynamic_option: DynamicOption = 0
+    precision: Precision = "low"
 
     @property
     def timed_as(self) -> tuple[object, ...]:
         """Equal for two models that take the same time: the engine computes with the same formats."""
-        target = find_target(DEFAULT_TARGET)
+        target = find_target(DEFAULT_TARGET)  # where no precision takes longer
         option = self.dynamic_option if applies("low", self.formats) else 0
         return option, *((name, target.timed_as(fmt)) for name, fmt in sorted(self.formats.items()))
 
@@ -109,7 +110,7 @@ def _key(one: Contestant) -> tuple[str, DynamicOption]:
 
 
 def _engine(one: Contestant, trial: Trial, context: int) -> EngineSession:
-    runtime = RuntimeConfig("low", threads=trial.threads, dynamic_option=one.dynamic_option)
+    runtime = RuntimeConfig("low", one.precision, trial.threads, one.dynamic_option)
     return EngineSession(one.folder, runtime, context=context)
 
 

@@ -19,6 +19,7 @@ from qplan.mnn.arm.home import require_arm
 from qplan.mnn.arm.processors import find_processor
 from qplan.mnn.build.exporter import export_skeleton
 from qplan.mnn.build.writer import build_model
+from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import load_model
 from qplan.quantize.rounder import Rounder
 from qplan.sensitivity.kept_logits import kept_logits
@@ -53,9 +54,8 @@ def main() -> None:
             formats = {spec.name: fmt.resolve(spec.in_features) for spec in card.tensors}
             folder = given.work / "model"
             build_model(skeleton, card.tensors, formats, Rounder(loaded).store, folder, replace=True)
-            trial = ArmTrial(
-                folder=folder, formats=formats, memory="low", dynamic_option=option, card=card, reference=reference
-            )
+            runtime = RuntimeConfig(dynamic_option=option)
+            trial = ArmTrial(folder=folder, formats=formats, runtime=runtime, card=card, reference=reference)
             for name in names:
                 before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
                 hosts = {name: engine.host(find_processor(name))}

@@ -58,8 +58,7 @@ def trial(tied_model: ExportedModel, loaded: LoadedModel, tmp_path: Path) -> Ite
         yield ArmTrial(
             folder=tmp_path / "model",
             formats=formats,
-            memory="low",
-            dynamic_option=0,
+            runtime=RuntimeConfig(),
             card=loaded.card,
             reference=reference,
             predicted={("arm-dot", "low", "decode"): 0.25},

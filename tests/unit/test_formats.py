@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qplan.errors import InputError
-from qplan.formats import FP16, FP32, INT4, INT8, INT_BITS, QuantFormat, parse_formats
+from qplan.formats import FP16, FP32, INT4, INT8, INT_BITS, QuantFormat, has_options, parse_formats
 
 int_formats = st.builds(
     QuantFormat,
@@ -66,3 +66,9 @@ def test_a_block_that_does_not_divide_becomes_the_whole_row() -> None:
     assert INT4.resolve(172) == QuantFormat(4, 0)
     assert INT4.resolve(256) == INT4
     assert FP16.resolve(172) == FP16
+
+
+def test_both_options_make_sense_for_integers_that_the_engine_does_not_garble() -> None:
+    assert has_options({"a": INT8, "b": FP16})
+    assert not has_options({"a": FP16})
+    assert not has_options({"a": INT8, "b": QuantFormat(4, 24)})

@@ -25,10 +25,10 @@ PATIENCE = 80.0
 def cache_folder() -> Path:
     """Where what is downloaded for qplan lies: ``QPLAN_CACHE``, else ``qplan`` in the user's cache folder."""
     given = os.environ.get("QPLAN_CACHE")
-    if given:
-        return Path(given).expanduser()
+    if given:  # processes that are started from it have working folders of their own
+        return Path(given).expanduser().absolute()
     home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "qplan"
+    return (Path(home).absolute() if home else Path.home() / ".cache") / "qplan"
 
 
 def arm_folder() -> Path:

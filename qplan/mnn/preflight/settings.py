@@ -8,11 +8,12 @@ from qplan.mnn.files import LLM_CONFIG_FILE
 from qplan.mnn.graph.binary import INPUT, GraphNode
 from qplan.mnn.preflight.finding import EXPORT_AGAIN, GARBAGE, Finding, error, warning
 from qplan.mnn.preflight.model import ModelFolder, can_be_a_name
-from qplan.mnn.runtime import MEMORY, PRECISION
+from qplan.mnn.runtime import MEMORY
+from qplan.settings import PRECISIONS
 
 _WORDS = {
     "memory": MEMORY,
-    "precision": PRECISION,
+    "precision": PRECISIONS,
     "power": ("low", "normal", "high"),
     "backend_type": ("cpu", "cuda", "metal", "opencl", "opengl", "vulkan", "npu", "auto"),
     "attention_mask": ("float", "int", "glm", "glm2"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,13 +17,14 @@ from qplan.cost.file_bytes import estimate_fixed
 from qplan.formats import FP16, INT4, INT8, QuantFormat
 from qplan.jobs.stages import Stages
 from qplan.model.load import LoadedModel
+from qplan.quantize import Int8Activations
 from qplan.quantize.moments import gather_moments
 from qplan.quantize.rounder import Rounder
 from qplan.quantize.stored_cache import StoredCache
 from qplan.run.calibration import CalibrationSet
 from qplan.run.safetensors_file import ALL
 from qplan.run.table import SensitivityTable
-from qplan.sensitivity.joint import joint_losses
+from qplan.sensitivity.joint import Variant, joint_losses, variant_losses
 from qplan.sensitivity.kept_logits import kept_logits
 from qplan.settings import Memory
 from tests.support.invented_table import make_table
@@ -112,3 +114,38 @@ def test_a_repair_takes_about_a_pass(
     assert 0.7 * REPAIR_PASSES < forwards / (2 * calibration.tokens.size) <= REPAIR_PASSES
     long = replace(table, conditions=replace(table.conditions, samples=1000))
     assert affordable(replace(context, table=long)) == EVALUATIONS
+
+
+def test_fp16_is_left_out_where_plans_are_compared(
+    qwen2: LoadedModel, calibration: CalibrationSet, table: SensitivityTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Int8Activations] = []
+
+    def losses(loaded: LoadedModel, tokens: torch.Tensor, variants: dict[str, Variant], **kwargs: Any) -> object:
+        seen.extend(variant.activations for variant in variants.values())
+        return variant_losses(loaded, tokens, variants, **kwargs)
+
+    monkeypatch.setattr("qplan.choosing.context.variant_losses", losses)
+    nearest = Rounder(qwen2)
+    for arithmetic in ("arm-fp16", "x86"):
+        under = replace(table, conditions=replace(table.conditions, arithmetic=arithmetic))
+        context = PlanningContext(under, estimate_fixed(table.model), nearest, nearest, calibration.heldout, print)
+        context.whole({"": plan_of(qwen2, INT8)}, exact=True)
+    assert [one.arithmetic for one in seen] == ["arm", "x86"]
+
+
+def test_contexts_of_both_options_share_only_what_these_leave_alone(
+    qwen2: LoadedModel, calibration: CalibrationSet, table: SensitivityTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nearest, fixed, rows = Rounder(qwen2), estimate_fixed(table.model), calibration.heldout
+    first = PlanningContext(table, fixed, nearest, nearest, rows, print)
+    second = replace(first, table=replace(table, conditions=replace(table.conditions, dynamic_option=2)))
+    assert second.known is first.known
+    plan = {"": plan_of(qwen2, INT8)}
+    for context, option in ((first, 0), (second, 2)):
+        activations = Int8Activations("prefill", option)  # type: ignore[arg-type]
+        expected = joint_losses(qwen2, torch.from_numpy(rows), plan, "low", activations, engine_embedding=True)
+        assert context.whole(plan, exact=True)[""].kl_nats == pytest.approx(expected[""].kl_nats, rel=1e-6)
+    normal = first.whole(plan, "normal", exact=True)[""].kl_nats
+    monkeypatch.setattr("qplan.choosing.context.variant_losses", None)
+    assert second.whole(plan, "normal", exact=True)[""].kl_nats == normal

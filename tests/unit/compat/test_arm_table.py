@@ -58,8 +58,13 @@ def test_a_table_reads_back_and_a_newer_row_replaces_an_older(tmp_path: Path) ->
     table.write(tmp_path / "arm.json")
     assert ArmTable.read(tmp_path / "arm.json") == table
     newer = replace(rows[0], results={"low 0 prefill": "crash SIGSEGV"})
-    merged = table.merged(ArmTable.empty("9.9.9", "99", newer))
-    assert (merged.engine, merged.rows) == ("9.9.9", (newer, rows[1]))
+    merged = table.merged(ArmTable.empty(table.engine, "99", newer))
+    assert (merged.engine, merged.rows) == (table.engine, (newer, rows[1]))
+
+
+def test_rows_of_another_engine_are_not_said_to_be_of_the_newer() -> None:
+    newer = replace(TABLE.rows[0], results={"low 0 prefill": "crash SIGSEGV"})
+    assert TABLE.merged(ArmTable.empty("9.9.9", "99", newer)).rows == (newer,)
 
 
 @pytest.mark.parametrize(

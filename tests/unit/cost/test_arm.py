@@ -43,6 +43,8 @@ def test_time_follows_the_rounds_of_processors_and_memory_those_at_once(qwen2: L
 
     one = seconds(cost)
     assert len(cost.runs()) == 4
+    assert len(replace(cost, precision="normal").runs()) == 2  # in fp32 already
+    assert seconds(replace(cost, precision="normal")) < one
     three = replace(cost, processors=3)
     assert seconds(three) == pytest.approx(3 * one, rel=0.1)
     assert seconds(replace(three, at_once=2)) == pytest.approx(2 * one, rel=0.1)

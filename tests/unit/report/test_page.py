@@ -12,6 +12,7 @@ from qplan.errors import StaleArtifactError
 from qplan.notes import note, text_note
 from qplan.report.page import render_html, render_markdown, write_report
 from qplan.run.provenance import Provenance
+from qplan.settings import Precision
 from qplan.tensors import TensorSpec
 from tests.support.invented_run import (
     Run,
@@ -240,3 +241,14 @@ def test_artifacts_that_do_not_belong_together(small: Run, tmp_path: Path, what:
     with pytest.raises(StaleArtifactError, match="qplan emit"):
         write_report(tmp_path, small.table, plan, verification)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_precision_that_ships_is_marked_among_those_that_were_proved(small: Run) -> None:
+    pairs: tuple[tuple[Precision, Precision], ...] = (("low", "high"), ("high", "low"))
+    for ships, other in pairs:
+        plan = replace(small.plan, precision=ships)
+        page = render_html(small.table, plan, small.verification)
+        short = render_markdown(small.table, plan, small.verification)
+        assert f"<td>arm-v8</td><td>{ships} (ships)</td>" in page
+        assert f"| arm-v8 | {ships} (ships) |" in short
+        assert f"| arm-v8 | {other} |" in short

@@ -57,6 +57,8 @@ def test_round_trip(plan: Plan, path: Path, table: SensitivityTable) -> None:
         ('"op_name"', '"opname"', r"tensors\[0\].opname: unknown field; the fields here are name, op_name"),
         ('"at_least_mean": true', '"at_least_mean": 1', "logits.at_least_mean: expected true or false, found 1"),
         ('"predicted_nats": 0', '"predicted_nats": NaN, "x": 0', "predicted_nats"),
+        ('"memory": "normal"', '"memory": "high"', 'memory: expected one of low, normal, found "high"'),
+        ('"precision": "low"', '"precision": "lo"', 'precision: expected one of low, normal, high, found "lo"'),
         ('"budget": "int8"', '"budget": ["int8"]', "budget: expected a text, found a list"),
     ],
 )
@@ -72,7 +74,7 @@ def test_a_plan_of_before_dynamic_options_has_a_scale_per_token(plan: Plan, path
     path.write_text(json.dumps(document | {"schema": 1}))
     assert Plan.read(path) == plan
     path.write_text(json.dumps(document | {"dynamic_option": 1}))
-    with pytest.raises(InputError, match=r"line 1, dynamic_option: 1 is none of 0, 2"):
+    with pytest.raises(InputError, match=r"line 1, dynamic_option: expected one of 0, 2, found 1"):
         Plan.read(path)
 
 

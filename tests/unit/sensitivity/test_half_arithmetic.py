@@ -44,6 +44,18 @@ def test_attention_is_close_to_exact_and_masks_what_comes_later(qwen2: LoadedMod
     assert torch.equal(found, summed)
 
 
+def test_a_window_may_leave_out_whole_blocks_of_keys(qwen2: LoadedModel) -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (half_values(torch.randn(1, 2, 140, 8, generator=generator)) for _ in range(3))
+    places = torch.arange(140)
+    ago = places.unsqueeze(1) - places
+    window = (ago >= 0) & (ago < 8)  # the last tokens see nothing of the first two blocks of 64
+    exact = functional.scaled_dot_product_attention(query, key, value, attn_mask=window)
+    with in_half(qwen2, 0):
+        found = functional.scaled_dot_product_attention(query, key, value, attn_mask=window)
+    assert (found - exact).abs().max() < 5e-3
+
+
 def test_a_model_in_fp16_loses_little_and_more_where_products_of_floats_add_up(qwen2: LoadedModel) -> None:
     tokens = torch.randint(0, qwen2.card.vocabulary, (2, 24), generator=torch.Generator().manual_seed(0))
     floats = {spec.name: FP16 for spec in qwen2.card.tensors}

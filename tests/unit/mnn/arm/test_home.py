@@ -39,6 +39,14 @@ def test_the_cache_is_where_the_user_says(monkeypatch: pytest.MonkeyPatch, cache
     assert arm_folder() == Path.home() / ".cache" / "qplan" / "engines" / "arm"
 
 
+def test_a_cache_in_this_folder_is_found_from_another(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(cache)
+    monkeypatch.setenv("QPLAN_CACHE", "here")
+    assert arm_folder() == cache / "here" / "engines" / "arm"
+    (words, *_) = added().host(find_processor("arm-dot")).words
+    assert words == str(cache / "here" / "engines" / "arm" / "qemu-aarch64")
+
+
 def test_without_it_a_proof_is_refused_with_the_command(cache: Path) -> None:
     assert ArmEngine.find() is None
     with pytest.raises(InputError, match=r"--prove arm-dot needs .*; run 'qplan engines add arm' first"):
