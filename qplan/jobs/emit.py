@@ -20,6 +20,7 @@ from qplan.cost.emit import BUILDING, EXPORTING, GATE, LOADING, PROVING, PROVING
 from qplan.cost.free import most_memory
 from qplan.errors import VerificationError
 from qplan.folding.analyzed import load_analyzed, weights_memory
+from qplan.formats import FP16
 from qplan.jobs.cache import CacheBench, cache_bench, cache_menu, context_of, menu_of, recounted
 from qplan.jobs.checks import check_emit, for_engine_of, given_plan
 from qplan.jobs.emit_job import EmitJob, planned
@@ -31,7 +32,7 @@ from qplan.jobs.stages import Stages
 from qplan.mnn.arm.home import arm_is_there, require_arm
 from qplan.mnn.arm.processors import find_processor
 from qplan.mnn.build.exporter_source import find_exporter
-from qplan.mnn.build.quant_config import export_command, make_quant_config
+from qplan.mnn.build.quant_config import embedding_problem, export_command, make_quant_config
 from qplan.mnn.build.writer import set_runtime
 from qplan.mnn.engines import EngineVersion
 from qplan.mnn.runtime import RuntimeConfig
@@ -301,8 +302,11 @@ def _write_plan(job: EmitJob, plan: Plan) -> _Exportable:
     config = make_quant_config(job.skeleton, formats, exporter)
     files = PlanFolder(job.folder)
     config.write(files.quant_config)
-    command = export_command(exporter, job.exported.folder, files.llmexport, files.quant_config, formats)
-    problems, target = config.problems, job.options.target
+    embedding = next((tensor.format for tensor in plan.tensors if not tensor.op_name), FP16)
+    command = export_command(
+        exporter, job.exported.folder, files.llmexport, files.quant_config, formats, embedding=embedding
+    )
+    problems, target = (*config.problems, *embedding_problem(exporter, formats, embedding)), job.options.target
     if not target.c4:
         problems += (_WITHOUT_C4.format(target.engine),)
     if any(known.code == "context-limited" for known in job.table.notes):

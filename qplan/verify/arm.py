@@ -205,7 +205,7 @@ def _run(name: str, place: _Place, accuracy: Accuracy, here: _Found, trial: ArmT
 
 def _legal(trial: ArmTrial, name: str) -> Check:
     """Whether every tensor has a format that the target of this name computes right."""
-    target, specs = find_target(name), {spec.name: spec for spec in trial.card.tensors}
+    target, specs = find_target(name), {spec.name: spec for spec in trial.card.planned}
     wrong = [tensor for tensor, fmt in trial.formats.items() if not target.legal(specs[tensor], fmt)]
     formats = sorted({str(trial.formats[tensor]) for tensor in wrong})
     shown, others = few(wrong)

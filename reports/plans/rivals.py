@@ -85,7 +85,12 @@ class Bench:
         opened = Opened.of(run, load_analyzed(run, Opened.card(run), print).loaded)
         skeleton = run_skeleton(run, opened.rounder.loaded, None, print)
         context = PlanningContext(
-            opened.table, fixed_bytes(skeleton, opened.table.model), opened.rounder, Rounder(original), opened.calibration.heldout, print
+            opened.table,
+            fixed_bytes(skeleton, opened.table.model),
+            opened.rounder,
+            Rounder(original),
+            opened.calibration.heldout,
+            print,
         )
         return cls(run, context, skeleton)
 

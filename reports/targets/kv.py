@@ -200,7 +200,13 @@ class UnderLimit:
     def plan(self, request: PlanRequest) -> Plan:
         """The best plan beside a cache."""
         limits = request.limits(self.table, self.run)
-        return make_plan(self.table, request.budgets, fixed_bytes(self.skeleton, self.table.model), rules=request.rules, ceilings=limits)
+        return make_plan(
+            self.table,
+            request.budgets,
+            fixed_bytes(self.skeleton, self.table.model),
+            rules=request.rules,
+            ceilings=limits,
+        )
 
     def loss(self, mode: KvMode) -> KvLoss:
         """What a cache loses, as measured above."""

@@ -34,6 +34,8 @@ class Exporter:
     """Whether it has an option to leave out the C4 fusion; otherwise its converter gets one."""
     symmetry_is_global: bool
     """Whether ``--sym`` alone decides what the graph declares of every op, which breaks ops of the other symmetry."""
+    has_embed_bit: bool = True
+    """Whether it has ``--embed_bit``, which stores an untied embedding as integers."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,7 @@ def find_exporter(llmexport: Path | None = None) -> Exporter:
         has_scale_bit="--scale_bit" in main,
         has_quant_config="--quant_config" in main,
         has_c4_option="--disable_transformer_c4" in main,
+        has_embed_bit="--embed_bit" in main,
         symmetry_is_global=_GLOBAL_SYMMETRY.search(packing) is not None,
     )
 

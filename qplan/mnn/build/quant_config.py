@@ -11,7 +11,7 @@ from pathlib import Path
 
 from qplan.artifact import write_text
 from qplan.errors import InputError
-from qplan.formats import QuantFormat
+from qplan.formats import FP16, QuantFormat
 from qplan.mnn.build.exporter_source import Exporter, ExportOptions
 from qplan.mnn.build.skeleton import Skeleton
 
@@ -51,9 +51,23 @@ def make_quant_config(skeleton: Skeleton, formats: Mapping[str, QuantFormat], ex
 
 
 def export_command(
-    exporter: Exporter, model: Path, out: Path, quant_config: Path, formats: Mapping[str, QuantFormat]
+    exporter: Exporter,
+    model: Path,
+    out: Path,
+    quant_config: Path,
+    formats: Mapping[str, QuantFormat],
+    *,
+    embedding: QuantFormat = FP16,
 ) -> str:
     """The command line that exports ``model`` with a plan's ``quant_config.json``, ready for a shell.
+
+    Args:
+        exporter: the copy of llmexport.
+        model: the Hugging Face folder.
+        out: folder to export to.
+        quant_config: the file.
+        formats: by op name.
+        embedding: of an untied embedding.
 
     Raises:
         InputError: this exporter has no ``--quant_config``.
@@ -63,8 +77,30 @@ def export_command(
         symmetric=_symmetry(formats),
         scale_bits=max((fmt.scale_bits for fmt in integers), default=16) if exporter.has_scale_bit else None,
         quant_config=quant_config,
+        block=embedding.block if _exports(exporter, embedding) else ExportOptions.block,
+        others=("--embed_bit", str(embedding.bits)) if _exports(exporter, embedding) else (),
     )
     return shlex.join([Path(sys.executable).name, str(exporter.script), *options.arguments(exporter, model, out)])
+
+
+def embedding_problem(
+    exporter: Exporter, formats: Mapping[str, QuantFormat], embedding: QuantFormat
+) -> tuple[str, ...]:
+    """What this exporter makes of an untied embedding in a format, if something else."""
+    if embedding.is_float:
+        return ()
+    if _exports(exporter, embedding):
+        symmetric = f"{exporter.version} stores the embedding without zero points, as --sym asks for all"
+        return (f"{symmetric}; the built model is not affected",) if _symmetry(formats) else ()
+    msg = (
+        f"{exporter.version} has no --embed_bit: it exports the embedding as bfloat16 where the plan has {embedding}; "
+    )
+    return (msg + "the built model is not affected",)
+
+
+def _exports(exporter: Exporter, embedding: QuantFormat) -> bool:
+    """Whether it stores an embedding as integers: in the blocks of ``--quant_block``, which every op overrides."""
+    return exporter.has_embed_bit and not embedding.is_float
 
 
 def _entry(fmt: QuantFormat) -> ConfigEntry:

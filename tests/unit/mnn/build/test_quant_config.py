@@ -1,6 +1,7 @@
 """A plan in llmexport's words."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from qplan.errors import InputError
 from qplan.formats import FP16, FP32, INT4, QuantFormat
 from qplan.mnn.build.exporter_source import Exporter
-from qplan.mnn.build.quant_config import export_command, make_quant_config
+from qplan.mnn.build.quant_config import embedding_problem, export_command, make_quant_config
 from qplan.mnn.build.skeleton import Skeleton, predict_files
 from qplan.mnn.graph.linear import HALVES, Linear
 
@@ -83,6 +84,21 @@ def test_command_line_is_complete() -> None:
     assert "--scale_bit" not in export_command(PYPI, Path("m"), Path("o"), Path("c"), formats)
     symmetric = dict.fromkeys(formats, QuantFormat(8, symmetric=True))
     assert "--sym" in export_command(PYPI, Path("m"), Path("o"), Path("c"), symmetric)
+
+
+def test_an_embedding_of_integers_is_exported_or_said() -> None:
+    formats, int8 = {"/q": INT4, "/k": INT4, "/lm": FP16}, QuantFormat.parse("int8-b0-s32")
+    paths = Path("m"), Path("o"), Path("c")
+    command = export_command(PYPI, *paths, formats, embedding=int8)
+    assert "--quant_block 0" in command
+    assert "--embed_bit 8" in command
+    assert "--embed_bit" not in export_command(PYPI, *paths, formats)
+    assert embedding_problem(PYPI, formats, int8) == embedding_problem(PYPI, formats, FP16) == ()
+    symmetric = dict.fromkeys(formats, QuantFormat(8, symmetric=True))
+    assert "without zero points" in embedding_problem(PYPI, symmetric, int8)[0]
+    old = replace(PYPI, has_embed_bit=False)
+    assert "--embed_bit" not in export_command(old, *paths, formats, embedding=int8)
+    assert "bfloat16 where the plan has int8-b0-s32" in embedding_problem(old, formats, int8)[0]
 
 
 def test_prediction_counts_records_and_fixed_bytes() -> None:
