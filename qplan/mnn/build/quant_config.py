@@ -92,9 +92,7 @@ def embedding_problem(
     if _exports(exporter, embedding):
         symmetric = f"{exporter.version} stores the embedding without zero points, as --sym asks for all"
         return (f"{symmetric}; the built model is not affected",) if _symmetry(formats) else ()
-    msg = (
-        f"{exporter.version} has no --embed_bit: it exports the embedding as bfloat16 where the plan has {embedding}; "
-    )
+    msg = f"{exporter.version} has no --embed_bit: it exports the embedding as bfloat16, the plan has {embedding}; "
     return (msg + "the built model is not affected",)
 
 

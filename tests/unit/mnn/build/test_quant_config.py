@@ -98,7 +98,7 @@ def test_an_embedding_of_integers_is_exported_or_said() -> None:
     assert "without zero points" in embedding_problem(PYPI, symmetric, int8)[0]
     old = replace(PYPI, has_embed_bit=False)
     assert "--embed_bit" not in export_command(old, *paths, formats, embedding=int8)
-    assert "bfloat16 where the plan has int8-b0-s32" in embedding_problem(old, formats, int8)[0]
+    assert "bfloat16, the plan has int8-b0-s32" in embedding_problem(old, formats, int8)[0]
 
 
 def test_prediction_counts_records_and_fixed_bytes() -> None:
