@@ -25,7 +25,7 @@ MARGINAL = 52
 
 def label_width(labels: Sequence[str]) -> int:
     """Width of row labels set in 12 px, px."""
-    return 14 + round(6.6 * max(map(len, labels), default=0))
+    return 14 + round(7.0 * max(map(len, labels), default=0))
 
 
 def cell_width(layers: int, taken: float) -> float:
