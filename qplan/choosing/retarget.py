@@ -16,13 +16,8 @@ from qplan.run.table import SensitivityTable
 def retarget_table(table: SensitivityTable, target: EngineTarget) -> SensitivityTable:
     """The table with formats as an engine reads them.
 
-    Losses are kept: wider scales lose slightly less than was measured. An untied embedding stays at 16 bits on engines
-    that were not seen to look tokens up in a file of integers.
+    Losses are kept: wider scales lose slightly less than was measured.
     """
-    embedding = table.model.embedding
-    if embedding is not None and not target.looks_up_integers:
-        kept = (m for m in table.measurements if m.tensor != embedding.name or QuantFormat.parse(m.format).is_float)
-        table = replace(table, measurements=tuple(kept))
     if target.scale_bits == 16:
         return table
 

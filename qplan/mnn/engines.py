@@ -56,9 +56,6 @@ HALF_SCALES = EngineVersion(3, 6, 0)
 TIE_RECORD_OBJECT = EngineVersion(3, 6, 0)
 """Older engines know ``tie_embeddings`` as a list only."""
 
-INTEGER_EMBEDDING = EngineVersion(3, 6, 1)
-"""First release that was seen to look tokens up in a file of integers."""
-
 C4_FUSION = EngineVersion(3, 6, 1)
 """Older engines crash (SIGSEGV) on graphs whose attention writes packed channels."""
 
@@ -77,8 +74,6 @@ class EngineTarget:
     """How a tied embedding must be described."""
     c4: bool
     """Whether attention may be fused for packed channels."""
-    looks_up_integers: bool = True
-    """Whether an untied embedding may be a file of integers."""
 
     def wide(self, fmt: QuantFormat) -> QuantFormat:
         """The format with scales that the engine reads."""
@@ -102,5 +97,4 @@ class EngineTarget:
                 )
             raise InputError(msg)
         tie_form: TieForm = "list" if engine < TIE_RECORD_OBJECT else "dict"
-        scale_bits = 32 if engine < HALF_SCALES else 16
-        return cls(engine, scale_bits, tie_form, engine >= C4_FUSION, engine >= INTEGER_EMBEDDING)
+        return cls(engine, 32 if engine < HALF_SCALES else 16, tie_form, engine >= C4_FUSION)
