@@ -41,7 +41,7 @@ def sensitivity_table(table: SensitivityTable) -> Table:
     view = table_view(("layer, tensor", *shown.values()), left=("layer, tensor",), heading=title)
     for spec in worst[:_ROWS]:
         stored = [spec.resolve(QuantFormat.parse(fmt)).name for fmt in shown.values()]
-        cells = [f"{losses[spec.name][fmt].kl_nats:.1e}" if fmt in losses[spec.name] else "-" for fmt in stored]
+        cells = [notation.loss(losses[spec.name][fmt].kl_nats) if fmt in losses[spec.name] else "-" for fmt in stored]
         view.add_row(short_name(spec.name), *cells)
     return view
 
