@@ -29,6 +29,7 @@ LOADING, EXPORTING, REFERENCE, GATE = "loading", "export of the graph", "FP32 re
 KEEPING, ROUNDING, COMPARING = "FP32 reference for planning", "choosing integers", "whole models: plan and uniform"
 REPAIRING, ACTIVATIONS = "promotions and demotions", "int8 activations per token and per block"
 BUILDING, PROVING, REPORTING = "building the plan", "proof on the engine", "report"
+CACHING = "KV cache on the engine"
 PROVING_ARM = "proof on ARM, emulated"
 """Names of an emit's stages."""
 
@@ -92,6 +93,12 @@ class EmitAsked:
     budgets: int
     """Of the frontier in the report."""
     build: bool
+    cache_tokens: int = 0
+    """Tokens that KV caches are measured on; 0 for none."""
+    cache_steps: int = 0
+    """Of these, the last ones that come by themselves."""
+    caches: int = 0
+    """Ways to store the cache that may have to be measured."""
     processors: int = 0
     """Emulated ARM processors that the plan is proved on."""
     precision: Precision = "low"
@@ -119,6 +126,8 @@ class EmitCost:
             found.append(self._exporting())
         if asked.build:
             found += [self._reference(REFERENCE, asked.judged), self._gate()]
+        if asked.build and asked.cache_tokens:
+            found.append(self._caching())
         found += self._planning()
         if asked.build:
             found += [self._building(), self._proving()]
@@ -294,6 +303,19 @@ class EmitCost:
             work += self._rounded(max(self.shape.card.tensors, key=lambda spec: spec.in_features)).times(_MOVED)
         memory = self._batch(int(tokens), asked.evaluations) + self._kept_weights
         return self._stage(REPAIRING, [work], memory, units=int(asked.evaluations * tokens) // asked.seq_len)
+
+    def _caching(self) -> ExpectedStage:
+        """The FP16 model with each cache, and the plan with its own and with one of floats."""
+        engine, asked, tokens = self.engine, self.asked, self.asked.cache_tokens
+        parts = [self._forward(tokens)]
+        if asked.caches:
+            parts[0] += engine.built(16) + self._stored(16, nearest=True)
+        steps = min(tokens, asked.cache_steps)
+        parts += [engine.in_parts("normal", 16, tokens - steps, steps)] * asked.caches
+        parts += [engine.in_parts("low", engine.bits, tokens - steps, steps)] * 2
+        widest = 16 if asked.caches else engine.bits
+        disk = engine.file_bytes(16) if asked.caches else 0.0
+        return self._stage(CACHING, parts, self._with_engine(_WORKING_BYTES, widest), disk=disk, units=len(parts))
 
     def _building(self) -> ExpectedStage:
         engine = self.engine

@@ -154,6 +154,11 @@ class EngineCost:
         """Some tokens in one pass and some by themselves, under memory low, in a model that is loaded."""
         return self._prefill("low", bits, tokens) + self._steps(bits, steps)
 
+    def in_parts(self, memory: Memory, bits: float, tokens: int, steps: int) -> Work:
+        """One sequence: some of its tokens in one pass, the last ones by themselves, all of them compared."""
+        work = self._loaded(memory, bits) + self._prefill(memory, bits, tokens) + self._steps(bits, steps)
+        return work + self._compared(tokens + steps)
+
     def measured(self, bits: float, tokens: int, *, beside: bool = False) -> Work:
         """A built model under all settings; ``beside`` with the other scales of int8 activations too, in turns."""
         work, runs = Work(), self.runs(bits)

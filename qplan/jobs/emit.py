@@ -16,7 +16,7 @@ from qplan.choosing.planned import PlannedOn, edited_plan, engine_of
 from qplan.choosing.retarget import retarget_table
 from qplan.choosing.sizes import fixed_bytes
 from qplan.cost.arm import proofs_at_once
-from qplan.cost.emit import BUILDING, EXPORTING, GATE, LOADING, PROVING, PROVING_ARM, REFERENCE, REPORTING
+from qplan.cost.emit import BUILDING, CACHING, EXPORTING, GATE, LOADING, PROVING, PROVING_ARM, REFERENCE, REPORTING
 from qplan.cost.free import most_memory
 from qplan.errors import VerificationError
 from qplan.folding.analyzed import load_analyzed, weights_memory
@@ -257,7 +257,8 @@ def _plan_and_build(job: EmitJob, judged: _HeldOut, command: str) -> Emitted:
         )
         first = gate(replace(bench, say=job.stages.teller(GATE)))
         tokens = context_of(options.wanted, given)
-        caches = job.open.enter_context(cache_bench(bench, judged.rows, tokens)) if job.open is not None else None
+        cached = replace(bench, say=job.stages.teller(CACHING))
+        caches = job.open.enter_context(cache_bench(cached, judged.rows, tokens)) if job.open is not None else None
         if caches is not None:
             job = replace(job, measure_cache=caches.measure)
         plan, gain = planned(job, given)

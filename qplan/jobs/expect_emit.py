@@ -13,9 +13,12 @@ from qplan.choosing.sizes import run_fixed_bytes
 from qplan.cost.emit import EmitAsked, EmitCost
 from qplan.cost.engine import EngineCost
 from qplan.cost.expected import Expected
+from qplan.cost.kv_cache import KvMode
 from qplan.cost.shape import Shape
 from qplan.cost.work import REFERENCE, Machine
 from qplan.folding.analyzed import folded_copy, weights_memory
+from qplan.formats import FP16
+from qplan.jobs.cache import cache_menu, context_of
 from qplan.jobs.options import EmitOptions
 from qplan.jobs.outlook import Outlook, on_this_machine
 from qplan.jobs.report import COARSE_POINTS
@@ -35,6 +38,7 @@ from qplan.run.table import SensitivityTable
 from qplan.settings import MEMORIES
 from qplan.uniform import COMPARED
 from qplan.verify.bench import GATE_TOKENS
+from qplan.verify.cache import STEPS, most_tokens
 from qplan.verify.measure import Trial
 from qplan.verify.prove import baseline_inputs
 
@@ -86,7 +90,26 @@ class Emission:
         card, fixed = self.table.model, run_fixed_bytes(self.run, self.table.model, c4=self.options.target.c4)
         weights = sum(spec.weights for spec in card.tensors)
         most = [budget.resolve(card, fixed).limit_bytes for budget in self.options.wanted.budgets]
-        return min(16.0, 8 * max(0, min(most) - fixed.total) / weights) if most else _USUAL_BITS
+        others = fixed.total + (0 if card.embedding is None else card.embedding.bytes_in(FP16))
+        return min(16.0, 8 * max(0, min(most) - others) / weights) if most else _USUAL_BITS
+
+    @property
+    def cache_tokens(self) -> int:
+        """Tokens that KV caches are measured on; 0 for none."""
+        tokens = context_of(self.options.wanted, None if self.given is None else self.given.plan)
+        judged = self.judged_rows * self.calibration.seq_len
+        return 0 if tokens is None else most_tokens(min(tokens, judged), self.table.model.vocabulary)
+
+    @property
+    def caches(self) -> int:
+        """Ways to store the KV cache whose losses may have to be measured."""
+        wanted = self.options.wanted
+        if self.given is not None or wanted.kv is KvMode.FLOAT:
+            return 0
+        menu = cache_menu(wanted, self.table, self.options.target.engine)
+        if menu is None or (wanted.kv is None and wanted.max_ram is None):
+            return 0
+        return 1 if wanted.kv is not None else len(menu.modes) - 1
 
     @property
     def exports(self) -> int:
@@ -156,6 +179,9 @@ class Emission:
             compared=max(PlanningContext.rivals, options.rivals),
             budgets=COARSE_POINTS,
             build=options.build,
+            cache_tokens=self.cache_tokens,
+            cache_steps=STEPS,
+            caches=self.caches,
             processors=len(options.prove),
             precision=options.wanted.rules.target.precision if self.given is None else self.given.plan.precision,
             streamed=self.streamed,

@@ -94,8 +94,12 @@ class CacheTrial:
 
 def trial_tokens(rows: NDArray[np.int64], tokens: int, vocabulary: int) -> NDArray[np.int64]:
     """The sequence to measure on, ``[1, seq_len]``: rows one after the other, up to ``tokens``."""
-    most = min(tokens, LONG_TOKENS, LONG_BYTES // (4 * vocabulary))
-    return rows.reshape(1, -1)[:, :most]
+    return rows.reshape(1, -1)[:, : most_tokens(tokens, vocabulary)]
+
+
+def most_tokens(tokens: int, vocabulary: int) -> int:
+    """How many of so many tokens a cache is measured on."""
+    return min(tokens, LONG_TOKENS, LONG_BYTES // (4 * vocabulary))
 
 
 @contextmanager

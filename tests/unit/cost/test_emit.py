@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from qplan.cost.emit import (
     BUILDING,
+    CACHING,
     COMPARING,
     EXPORTING,
     GATE,
@@ -132,3 +133,15 @@ def test_the_engine_takes_what_a_limit_leaves_and_the_rest_is_refused(qwen2: Loa
 def test_logits_are_counted_where_they_are_written(qwen2: LoadedModel) -> None:
     stages = Expected(tuple(_stages(qwen2).values()))
     assert stages.temporary_bytes == 4 * (ASKED.judged + ASKED.planning) * qwen2.card.vocabulary
+
+
+def test_caches_that_may_be_measured_are_counted(tiny_models: dict[str, LoadedModel]) -> None:
+    loaded = tiny_models["qwen2"]
+    assert CACHING not in _stages(loaded)
+    asked = replace(ASKED, cache_tokens=96, cache_steps=64)
+    own, several = (_stages(loaded, one)[CACHING] for one in (asked, replace(asked, caches=4)))
+    # the plan with its cache and with one of floats; then the FP16 model, built once, with four
+    assert several.units == own.units + 4
+    assert several.seconds > 2 * own.seconds
+    assert own.disk_bytes == 0 < several.disk_bytes
+    assert CACHING not in _stages(loaded, replace(asked, build=False))
