@@ -18,6 +18,7 @@ from qplan.quantize import IntTensor, StoredTensor, rtn
 from qplan.quantize.curvature import Curvature
 from qplan.quantize.embedding import store_embedding
 from qplan.quantize.gptq import SWEEPS, gptq_phases, gptq_widths
+from qplan.quantize.int16 import within_int16
 from qplan.quantize.methods import round_with
 from qplan.quantize.moments import Moments
 from qplan.quantize.stored import joined, row_pieces
@@ -77,6 +78,8 @@ class Rounder:
     """Keeps rounded tensors, so that the weights that were measured are the weights that ship."""
     workers: Workers | None = None
     """Of a cluster, who round where many tensors are rounded ahead (`qplan.quantize.round_all`)."""
+    within_int16: bool = False
+    """Whether sums of two products must fit int16, see `qplan.quantize.int16`; uniform exports are not made so."""
     _prepared: _Prepared = field(default_factory=_Prepared, init=False, repr=False, compare=False)
 
     def store(self, name: str, fmt: QuantFormat, rows: slice = ALL) -> StoredTensor:
@@ -84,16 +87,21 @@ class Rounder:
         if self.loaded.card.tensor(name).is_embedding:
             return self._by_pieces(name, lambda part: store_embedding(part, fmt), rows)
         if fmt.is_float or self.rounding == "rtn":
-            return self._by_pieces(name, lambda part: rtn(part, fmt), rows)
-        if self.cache is None:
-            return self._round(name, fmt).rows(rows)
-        return self.cache.get(name, fmt, lambda: self._round(name, fmt), rows)
+            found = self._by_pieces(name, lambda part: rtn(part, fmt), rows)
+        elif self.cache is None:
+            found = self._round(name, fmt).rows(rows)
+        else:
+            found = self.cache.get(name, fmt, lambda: self._fitting(self._round(name, fmt)), rows)
+        return self._fitting(found)
+
+    def _fitting(self, tensor: StoredTensor) -> StoredTensor:
+        return within_int16(tensor) if self.within_int16 else tensor
 
     def pieces(self, name: str, fmt: QuantFormat) -> Iterator[tuple[slice, StoredTensor]]:
         """The same, a few rows at a time where the matrix is large."""
         spec = self.loaded.card.tensor(name)
         again = self.cache is None and not fmt.is_float and self.rounding != "rtn"
-        whole = self._round(name, fmt) if again else None
+        whole = self._fitting(self._round(name, fmt)) if again else None
         for rows in row_pieces(spec.out_features, spec.in_features):
             yield rows, self.store(name, fmt, rows) if whole is None else whole.rows(rows)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import qplan
 from qplan.compat.arm import measure_arm
@@ -22,12 +23,13 @@ from qplan.mnn.engine.session import EngineSession
 from qplan.mnn.host import THIS_PYTHON, EngineHost
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import LoadedModel, load_model
-from qplan.quantize import Int8Activations
+from qplan.quantize import Int8Activations, StoredTensor, rtn
+from qplan.quantize.int16 import within_int16
 from qplan.quantize.rounder import Rounder
 from qplan.sensitivity.kept_logits import kept_logits
 from qplan.settings import DynamicOption
 from qplan.verify.arm import ArmTrial, prove_on_arm
-from tests.support.mnn_models import VOCABULARY, EmulatedOp, ExportedModel
+from tests.support.mnn_models import VOCABULARY, EmulatedOp, ExportedModel, linear
 
 DIES = EngineHost((sys.executable, "-c", f"import os; os.kill(os.getpid(), {signal.SIGSEGV.value})"))
 """An engine that crashes when it is started."""
@@ -153,3 +155,31 @@ def test_without_it_a_user_is_told_how_to_get_it(
     monkeypatch.setitem(os.environ, "QPLAN_CACHE", str(tmp_path))
     with pytest.raises(InputError, match=r"processor 'arm-dot' needs .*'qplan engines add arm'"):
         qplan.Engine(good["tied"], processor="arm-dot")
+
+
+def test_two_products_of_the_lowest_codes_overflow_without_dot_product(
+    emulated: ArmEngine, tied_model: ExportedModel, token_ids: list[int], tmp_path: Path
+) -> None:
+    op = "/layers.1/mlp/down_proj/Linear"
+    model = tied_model.load()
+    mlp = model.model.layers[1].mlp
+    with torch.no_grad():
+        # one large activation of a block leaves the lowest code to the others
+        mlp.up_proj.weight[0] *= 10_000
+        mlp.down_proj.weight.copy_(mlp.down_proj.weight.sign() * 0.1)
+    tensors: dict[str, StoredTensor] = {
+        one.name: rtn(linear(model, one.name).weight.data, FP16) for one in tied_model.skeleton.ops
+    }
+    plain = rtn(mlp.down_proj.weight.data, INT8)
+    apart: dict[str, float] = {}
+    for label, stored in (("exported", plain), ("planned", within_int16(plain))):
+        folder = tmp_path / label
+        tied_model.build(tensors | {op: stored}, folder)
+        found = []
+        for name in ("arm-v8", "arm-i8mm"):
+            host = emulated.host(find_processor(name))
+            with EngineSession(folder, RuntimeConfig("low", "high", dynamic_option=2), host=host) as engine:
+                found.append(engine.logits(token_ids))
+        apart[label] = float(np.linalg.norm(found[0] - found[1]) / np.linalg.norm(found[1]))
+    assert apart["exported"] > 0.05
+    assert apart["planned"] < 0.02
