@@ -16,6 +16,8 @@ from qplan.planner.planning import make_plan
 from qplan.planner.uniform import uniform_loss
 from qplan.run.plan import Plan
 from qplan.settings import Memory
+from qplan.tensors import Role
+from qplan.uniform import NEAREST
 
 _ROUNDS = 5
 """How often a plan that loses more than uniform is solved again under a lower ceiling."""
@@ -140,5 +142,14 @@ def _uniform_instead(
             "analyze with --fold off --restart"
         )
         raise InfeasibleError(msg)
-    uniform = make_plan(table, budgets, fixed, rules=replace(rules, pins=known.formats), ceilings=limits)
-    return uniform.noted(note("uniform-is-best", uniform=name))
+    routers = {spec.name for spec in table.model.tensors if spec.role is Role.ROUTER}
+    pins = {tensor: fmt for tensor, fmt in known.formats.items() if tensor not in routers}
+    try:
+        uniform = make_plan(table, budgets, fixed, rules=replace(rules, pins=pins), ceilings=limits)
+    except InfeasibleError:  # routers keep fp16, and take more than the export's
+        return plan.noted(note("worse-than-uniform", uniform=name))
+    # its integers are the plan's own, and the export's may be better ones
+    losses_of = context.whole({"plan": plan.formats, "uniform": uniform.formats})
+    if losses_of["plan"].kl_nats <= losses_of["uniform"].kl_nats:
+        return plan.noted(note("worse-than-uniform", uniform=name))
+    return uniform.noted(note("uniform-is-best", uniform=replace(known.export, rounding=NEAREST).name))

@@ -16,6 +16,7 @@ from qplan.formats import QuantFormat
 from qplan.notes import Note, note
 from qplan.planner.budget import Budget
 from qplan.planner.limits import Cost, ResourceLimit
+from qplan.planner.problem import ROUTER_FORMAT
 from qplan.planner.rules import Rules
 from qplan.run.folder import RunFolder
 from qplan.run.profile import DeviceProfile
@@ -97,10 +98,14 @@ def runnable_uniform(table: SensitivityTable, rules: Rules, bits: int) -> dict[s
     """The uniform export as the target can run it; None if it has not that width, or none for the head.
 
     Where a block that the exporter came to by halving is wrong there, the whole row stands for it, which takes less.
+    Routers count in fp16, which no plan takes from them unless it is pinned: of a mixture, they are next to nothing.
     """
-    found = {}
+    found: dict[str, QuantFormat] = {}
     for name, fmt in uniform_formats(table.model, bits, rules.uniform_scale_bits).items():
         spec = table.model.tensor(name)
+        if spec.role is Role.ROUTER:
+            found[name] = ROUTER_FORMAT
+            continue
         runs = [f for f in (fmt, fmt if fmt.is_float else replace(fmt, block=0)) if rules.target.legal(spec, f)]
         if not runs:
             return None

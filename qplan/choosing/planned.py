@@ -133,6 +133,14 @@ def edited_plan(planned: PlannedOn, table: SensitivityTable, target: EngineTarge
         InputError: a format was not measured; the message gives the line.
     """
     plan = planned.plan
-    tensors = tuple(replace(t, format=as_measured(t.format, table.formats_of(t.name), target)) for t in plan.tensors)
+    tensors = tuple(
+        replace(
+            tensor,
+            format=as_measured(tensor.format, table.formats_of(tensor.name), target)
+            if tensor.op_name
+            else table.model.tensor(tensor.name).resolve(tensor.format),
+        )
+        for tensor in plan.tensors
+    )
     plan = recount(replace(plan, tensors=tensors), table, fixed, path=planned.path)
     return replace(plan, budget_bytes=max(plan.budget_bytes, plan.files.total))

@@ -431,6 +431,15 @@ CATALOG: Mapping[str, NoteKind] = {
         difference=float,
         limit=float,
     ),
+    "plan-like-uniform": _kind(
+        "{plan_nats:.3e} against {uniform_nats:.3e} nats per token, no more than their difference's error of "
+        "{stderr:.1e} explains, {plan_bytes:,} against {uniform_bytes:,} bytes",
+        plan_nats=float,
+        uniform_nats=float,
+        stderr=float,
+        plan_bytes=int,
+        uniform_bytes=int,
+    ),
     "plan-against-uniform": _kind(
         "{plan_nats:.3e} against {uniform_nats:.3e} nats per token, {plan_bytes:,} against {uniform_bytes:,} bytes",
         plan_nats=float,

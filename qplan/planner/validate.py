@@ -48,6 +48,12 @@ def validate_plan(plan: Plan, card: ModelCard, path: Path | None = None) -> None
         seen.add(tensor.name)
     if missing := [name for name in specs if name not in seen]:
         where = str(path) if path is not None else "the plan"
+        if card.embedding is not None and missing == [card.embedding.name]:
+            msg = (
+                f"{where} lacks {missing[0]}: plans that were made before embeddings were planned have 16 bits there; "
+                "make it again with 'qplan emit', or add the tensor with format fp16"
+            )
+            raise InputError(msg)
         msg = f"{where} lacks {missing[0]} ({len(missing)} of {len(specs)} tensors); add it with a format"
         raise InputError(msg)
     if plan.model_sha256 != card.sha256:

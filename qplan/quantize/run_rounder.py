@@ -55,7 +55,7 @@ def run_rounder(
     """
     check_rounding(rounding)
     if rounding == "rtn":
-        return Rounder(loaded, "rtn", workers=workers, within_int16=True)
+        return Rounder(loaded, "rtn", workers=workers)  # to the bit as MNN's exporter does
 
     inputs = {"model": loaded.card.sha256, "rounding": rounding}
     inputs |= {"fit": calibration.fit_sha256} if needs_tokens(rounding) else {}

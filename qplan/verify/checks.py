@@ -171,26 +171,36 @@ def emulation(built: BuiltModel, card: ModelCard) -> tuple[Check, ...]:
     return tuple(checks)
 
 
-def not_worse(built: BuiltModel, uniform: BuiltModel, memories: Collection[str]) -> tuple[Check, ...]:
-    """Whether the plan loses no more than a uniform model of at least its bytes, under some memory settings."""
+WORSE_STDERRS = 2.0
+"""Standard errors by which a plan must lose more than a uniform model on the same tokens to be worse beyond doubt."""
+
+
+def not_worse(
+    built: BuiltModel, uniform: BuiltModel, memories: Collection[str], stderrs: Mapping[str, float] | None = None
+) -> tuple[Check, ...]:
+    """Whether the plan loses no more than a uniform model of at least its bytes, under some memory settings.
+
+    Args:
+        built: the plan.
+        uniform: the uniform model.
+        memories: the settings.
+        stderrs: by setting, the standard error of their difference, token by token; none where it is not known.
+    """
     checks = []
     for run in built.own_runs:
         other = uniform.accuracy(run.memory, run.path)
         if other is None or run.path != "prefill" or run.memory not in memories:
             continue
-        checks.append(
-            Check(
-                note("not-worse", uniform=uniform.name, memory=run.memory),
-                run.accuracy.kl_nats <= max(other.kl_nats, NOTHING_NATS),
-                note(
-                    "plan-against-uniform",
-                    plan_nats=run.accuracy.kl_nats,
-                    uniform_nats=other.kl_nats,
-                    plan_bytes=built.files.total,
-                    uniform_bytes=uniform.files.total,
-                ),
-            )
-        )
+        more, stderr = run.accuracy.kl_nats - max(other.kl_nats, NOTHING_NATS), (stderrs or {}).get(run.memory, 0.0)
+        told = {
+            "plan_nats": run.accuracy.kl_nats,
+            "uniform_nats": other.kl_nats,
+            "plan_bytes": built.files.total,
+            "uniform_bytes": uniform.files.total,
+        }
+        alike = 0 < more <= WORSE_STDERRS * stderr
+        found = note("plan-like-uniform", **told, stderr=stderr) if alike else note("plan-against-uniform", **told)
+        checks.append(Check(note("not-worse", uniform=uniform.name, memory=run.memory), more <= 0 or alike, found))
     return tuple(checks)
 
 

@@ -10,12 +10,14 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from qplan.artifact import sha256_file, versions
+from qplan.artifact import is_there, sha256_file, versions
 from qplan.errors import VerificationError
 from qplan.formats import has_options
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.model_settings import settings_of
+from qplan.planner.rules import Rules
 from qplan.quantize.rounder import Rounder
 from qplan.run.baselines import baseline_path, baseline_token_losses, measured_once
 from qplan.run.plan import Plan
@@ -23,6 +25,7 @@ from qplan.run.plan_folder import PlanFolder
 from qplan.run.token_losses import Losses, TokenLosses
 from qplan.run.verification import BuiltModel, Check, Speed, Verification, best_built
 from qplan.sensitivity.metrics import TokenStats
+from qplan.sensitivity.paired import mean_stderr
 from qplan.settings import MEMORIES, DynamicOption, Memory
 from qplan.uniform import COMPARED, RIVALS, UniformExport, built_exports, uniform_formats
 from qplan.verify.bench import BuildBench
@@ -136,9 +139,11 @@ def prove(
     checks += promised_bytes(plan, built)
     # a rival's emulation is no promise of the plan's
     checks += emulation(built, bench.loaded.card)
-    for rival in _rivals(plan, baselines):
+    # what a user's own rules cost is told, and no promise
+    for rival in () if Rules.of(plan).restricts else _rivals(plan, baselines):
         # the best rival was chosen by what it loses under the plan's own setting
-        checks += not_worse(built, rival, MEMORIES if rival.name in COMPARED else (plan.memory,))
+        memories = MEMORIES if rival.name in COMPARED else (plan.memory,)
+        checks += not_worse(built, rival, memories, _stderrs(bench, model, rival.name))
     checks += parity_checks(plan, timed)
     return Verification(
         model_sha256=bench.loaded.card.sha256,
@@ -240,6 +245,22 @@ def baseline_inputs(
         trial += f", memory {' '.join(memories)}"
     found = {"model": model_sha256, "text": text_sha256, "exporter": exporter}
     return found | {"engine": versions()["MNN"], "trial": trial}
+
+
+def _stderrs(bench: BuildBench, model: Path, rival: str) -> dict[str, float]:
+    """Standard errors of the difference between the built plan and a uniform model, by memory setting."""
+    paths = PlanFolder(model.parent).token_losses, baseline_token_losses(bench.baselines, rival)
+    if not all(is_there(path) for path in paths):
+        return {}
+    ours, its = (TokenLosses.read(path) for path in paths)
+    if ours.text_sha256 != its.text_sha256:
+        return {}
+    differences = {
+        memory: torch.from_numpy(losses.astype(np.float64) - its.kl_nats[memory])
+        for memory, losses in ours.kl_nats.items()
+        if memory in its.kl_nats and its.kl_nats[memory].shape == losses.shape
+    }
+    return {memory: mean_stderr(difference) or 0.0 for memory, difference in differences.items()}
 
 
 def _rivals(plan: Plan, uniform: Mapping[str, BuiltModel]) -> list[BuiltModel]:

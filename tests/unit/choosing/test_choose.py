@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -37,10 +38,14 @@ def both_memories() -> SensitivityTable:
     return replace(table, conditions=replace(table.conditions, memory="low"), measurements=tuple(rows))
 
 
-def choose_with(monkeypatch: pytest.MonkeyPatch, ratios: Iterator[dict[str, float]], rules: Rules) -> Plan:
-    """Choose with invented joint losses."""
+def choose_with(
+    monkeypatch: pytest.MonkeyPatch, ratios: Iterator[dict[str, float]], rules: Rules, rounding: str = "rtn"
+) -> Plan:
+    """Choose with invented joint losses: uniform formats lose half with the export's rounding to nearest."""
     table = both_memories()
-    export = UniformExport.plain(8)
+    export = replace(UniformExport.plain(8), rounding=rounding)
+    nats = {"plan": 1.0, "uniform": 0.5 if rounding == "rtn" else 2.0}
+    monkeypatch.setattr(PlanningContext, "whole", lambda *_: {k: SimpleNamespace(kl_nats=v) for k, v in nats.items()})
     rival = Measured(export, export.formats(table.model), 1000, 0.1)
     monkeypatch.setattr(PlanningContext, "against", lambda *_: next(ratios))
     monkeypatch.setattr("qplan.choosing.choose.best_rivals", lambda *_: (rival,))
@@ -74,6 +79,12 @@ def test_uniform_is_the_last_resort(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = choose_with(monkeypatch, iter([{"low": 1.5, "normal": 1.5}] * 9), Rules())
     assert plan.formats == uniform_formats(both_memories().model, 8)
     assert any("uniform int8" in str(note) for note in plan.notes)
+
+
+def test_formats_of_an_export_with_other_integers_must_lose_less_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = choose_with(monkeypatch, iter([{"low": 1.5, "normal": 1.5}] * 9), Rules(), "llmexport-hqq")
+    assert plan.formats != uniform_formats(both_memories().model, 8)
+    assert any("worse than uniform int8-hqq" in str(note) for note in plan.notes)
 
 
 def test_rules_of_the_user_are_kept_even_if_they_cost(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,6 +100,14 @@ def test_the_plan_is_held_against_uniform_in_both_memories_but_not_in_decode() -
     assert [c.passed for c in low] == [True]
 
 
+def test_what_noise_explains_is_not_worse() -> None:
+    uniform, plan = built("int8", low=1e-3, normal=1e-4), built("plan", low=1.01e-3, normal=1.01e-4)
+    checks = not_worse(plan, uniform, MEMORIES, {"low": 6e-6, "normal": 4e-7})
+    found = {check.promise.values["memory"]: (check.passed, check.found.code) for check in checks}
+    assert found == {"low": (True, "plan-like-uniform"), "normal": (False, "plan-against-uniform")}
+    assert "error of 6.0e-06" in str(next(check for check in checks if check.passed).found)
+
+
 def test_losses_of_float_rounding_are_equal() -> None:
     uniform = built("fp16", low=1e-11, normal=1e-11)
     assert all(check.passed for check in not_worse(built("plan", low=4e-11, normal=4e-11), uniform, MEMORIES))
