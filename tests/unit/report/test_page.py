@@ -279,3 +279,12 @@ def test_the_frontier_shows_an_untied_embedding_beside_the_head() -> None:
     assert "<th>embed.</th>" not in page
     assert "shares of the weights without the head." in page
     assert "embedding" not in frontier_markdown(tied.table, swept_run())
+
+
+def test_a_plan_for_another_engine_says_both() -> None:
+    run, made = small_run(), Provenance(versions={"MNN": "3.6.1"})
+    other = replace(run.plan, engine="3.5.0")
+    page = render_html(run.table, other, run.verification, made)
+    assert "for <b>MNN 3.5.0</b>; made with MNN 3.6.1." in page
+    assert "For MNN 3.5.0; made with MNN 3.6.1." in render_markdown(run.table, other, run.verification, made)
+    assert "on <b>MNN 3.6.1</b>." in render_html(run.table, run.plan, run.verification, made)

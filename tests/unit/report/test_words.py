@@ -118,6 +118,7 @@ def runs() -> dict[str, Run]:
         "deep": deep_run(),
         "odd": make_run(1, ("fp16", "int8", "int4"), hidden=172),
         "untied": untied_run(),
+        "old engine": Run(small.table, replace(small.plan, engine="3.5.0"), small.verification),
         "unproved": Run(small.table, unproved, small.verification),
     }
 
