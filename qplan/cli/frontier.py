@@ -54,6 +54,6 @@ def command(
 
     swept = run_frontier(home, rules, points)
     answer(**frontier_document(swept))
-    out.print(frontier_table(swept))
+    out.print(frontier_table(swept, out.width))
     for path in swept.files:
         out.print(f"{path}", soft_wrap=True)

@@ -13,7 +13,7 @@ from qplan.errors import InputError
 from qplan.explore.frames import token_frame
 from qplan.explore.opened import OpenedRun
 from qplan.explore.run_card import RunCard
-from qplan.explore.saved import checked_format, checked_tensor, find_home, under
+from qplan.explore.saved import checked_format, checked_multiplier, checked_tensor, find_home, under
 from qplan.explore.table import SensitivityView
 from qplan.planner.problem import HEAD_LEAST_BITS
 from qplan.run.table import SensitivityTable
@@ -151,27 +151,27 @@ class Run(OpenedRun):
             tokens: at most this many.
 
         Raises:
-            InputError: no such tensor, or the model no longer exists.
+            InputError: no such tensor, an untied embedding, which multiplies nothing, or the model no longer exists.
             StaleArtifactError: the model has changed since.
         """
         from qplan.explore.loaded import inputs_of  # noqa: PLC0415 - torch
         from qplan.explore.tensor_figures import activation_histogram  # noqa: PLC0415
 
         table = self.table.table
-        name = checked_tensor(table, tensor)
+        name = checked_multiplier(table, tensor)
         return activation_histogram(name, inputs_of(self.home, table, name, tokens))
 
     def plot_channels(self, tensor: str) -> Figure:
         """Root mean square of every input feature of a tensor, from the run's moments, without loading the model.
 
         Raises:
-            InputError: no such tensor, or the run keeps no moments.
+            InputError: no such tensor, an untied embedding, which multiplies nothing, or the run keeps no moments.
         """
         from qplan.explore.stored import channel_rms  # noqa: PLC0415
         from qplan.explore.tensor_figures import channel_profile  # noqa: PLC0415
 
         table = self.table.table
-        name = checked_tensor(table, tensor)
+        name = checked_multiplier(table, tensor)
         return channel_profile(name, channel_rms(self.home, table, name))
 
     def token_losses(self, budget: str = "int8") -> TokenLosses:

@@ -61,6 +61,20 @@ def checked_tensor(table: SensitivityTable, name: str) -> str:
     return names[0]
 
 
+def checked_multiplier(table: SensitivityTable, name: str) -> str:
+    """The same, of a tensor that multiplies something.
+
+    Raises:
+        InputError: as of `checked_tensor`, or an untied embedding.
+    """
+    tensor = checked_tensor(table, name)
+    if table.model.tensor(tensor).is_embedding:
+        other = table.model.tensors[0].name
+        msg = f"{tensor} has no inputs: an embedding multiplies nothing, tokens are looked up in it; try {other!r}"
+        raise InputError(msg)
+    return tensor
+
+
 def checked_format(table: SensitivityTable, tensor: str, fmt: str) -> QuantFormat:
     """The format that a tensor was measured in for a format of the run: the same, or the one that its width forced.
 

@@ -16,7 +16,8 @@ from qplan.artifact import (
     write_json,
 )
 from qplan.errors import InputError
-from qplan.mnn.files import CHECKSUMS_FILE, CONFIG_FILE
+from qplan.mnn.files import CHECKSUMS_FILE, CONFIG_FILE, LLM_CONFIG_FILE
+from qplan.mnn.graph.tie import TIE_KEY
 
 KIND, SCHEMA = "checksums", 1
 
@@ -44,6 +45,10 @@ class Checksums:
     """By file name."""
     settings: tuple[str, ...]
     """Keys of ``config.json``; people change their values. Models of earlier versions list none."""
+    knows_tie: bool = False
+    """Whether it says what ``tie_embeddings`` was; not in models of earlier versions."""
+    tie: object = None
+    """``tie_embeddings`` of ``llm_config.json``, where people change other values; None if there was none."""
 
 
 def write_checksums(folder: Path) -> None:
@@ -54,7 +59,10 @@ def write_checksums(folder: Path) -> None:
         if path.is_file() and path.name not in _LEFT_OUT
     }
     settings = list(parse_json(read_bounded(folder / CONFIG_FILE, _MOST_BYTES)))
-    write_json(folder / CHECKSUMS_FILE, KIND, SCHEMA, {}, {"files": files, "settings": settings})
+    model = folder / LLM_CONFIG_FILE
+    tie = parse_json(read_bounded(model, _MOST_BYTES)).get(TIE_KEY) if model.is_file() else None
+    body = {"files": files, "settings": settings, TIE_KEY: tie}
+    write_json(folder / CHECKSUMS_FILE, KIND, SCHEMA, {}, body)
 
 
 def read_checksums(folder: Path) -> Checksums:
@@ -80,7 +88,8 @@ def read_checksums(folder: Path) -> Checksums:
     if not isinstance(settings, list) or not all(isinstance(key, str) for key in settings):
         msg = f"{path}: 'settings' is not a list of texts"
         raise InputError(msg)
-    return Checksums({name: _checksum(name, value) for name, value in files.items()}, tuple(settings))
+    found = {name: _checksum(name, value) for name, value in files.items()}
+    return Checksums(found, tuple(settings), TIE_KEY in document, document.get(TIE_KEY))
 
 
 def _checksum(name: str, value: object) -> Checksum:

@@ -31,7 +31,7 @@ def make_groups(card: ModelCard, patterns: Sequence[str] = (), *, fused: bool = 
         fused: whether q, k, v and gate, up of a layer share a format.
 
     Raises:
-        InputError: a pattern matches nothing or a single tensor, or two groups want the same tensor.
+        InputError: a pattern matches nothing, a single tensor or an untied embedding, or two groups want one tensor.
     """
     joined = [group for pattern in patterns for group in _by_pattern(card, pattern)]
     joined += _fused(card) if fused else []
@@ -71,6 +71,11 @@ def _by_pattern(card: ModelCard, pattern: str) -> list[TensorGroup]:
     if not groups:
         names = [spec.name for spec in card.tensors]
         wild = re.sub("|".join(map(re.escape, PLACEHOLDERS)), "*", pattern)
+        own = card.embedding
+        if own is not None and matches(wild, own.name) and not any(matches(wild, name) for name in names):
+            why = "an untied embedding has formats of its own and shares none"
+            msg = f"--group {pattern!r} matches only {own.name}: {why}; give it one with --pin {own.name}=int8"
+            raise InputError(msg)
         (only, *_) = matching(wild, names, "--group")
         msg = f"--group {pattern!r} makes no group of two tensors or more; {only} would be the only one"
         raise InputError(msg)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from qplan.errors import InputError, MeasurementError
-from qplan.formats import FP16, QuantFormat
+from qplan.formats import FP16, TIED_BITS, QuantFormat
 from qplan.planner.patterns import least_bits, pinned_formats
 from qplan.planner.solver.program import Program, Row
 from qplan.tensors import TensorGroup
@@ -246,6 +246,9 @@ def _no_choice(
     have = ", ".join(choice.format.name for choice in measured) or "none"
     if pin is not None and not any(_same(group, c.format, pin) for c in measured):
         wanted, remedy = f"is pinned to {pin}", f"add {pin} to --formats if the engine allows it, or change the pin"
+        if not pin.can_be_looked_up and any(member.tied or member.is_embedding for member in group.members):
+            *narrow, widest = TIED_BITS
+            remedy = f"tokens are looked up in {', '.join(map(str, narrow))} or {widest} bits: pin it to one of these"
     elif pin is not None:
         wanted, remedy = f"is pinned to {pin} and must have at least {floor} bits", "change one of the two"
     elif measured:

@@ -12,7 +12,7 @@ from qplan.card import ModelCard
 from qplan.cost.file_bytes import FixedBytes
 from qplan.cost.target import DEFAULT_TARGET, Target, find_target
 from qplan.errors import InputError
-from qplan.formats import QuantFormat
+from qplan.formats import WIDTHS, QuantFormat
 from qplan.planner.groups import make_groups
 from qplan.planner.metric import Metric, loss_of
 from qplan.planner.patterns import least_bits, pinned_formats
@@ -57,14 +57,14 @@ class Rules:
         """Refuse widths that no format has.
 
         Raises:
-            InputError: a width below the limit; the message names option, value and limit.
+            InputError: a width beyond the limits; the message names option, value and limits.
         """
-        if self.logits_bits < 0:
-            msg = f"--logits-bits {self.logits_bits}: must be 0 (no rule) or a width, e.g. 8"
+        if not 0 <= self.logits_bits <= WIDTHS[-1]:
+            msg = f"--logits-bits {self.logits_bits}: must be 0 (no rule) or a width of at most {WIDTHS[-1]}, e.g. 8"
             raise InputError(msg)
         for pattern, bits in self.min_bits.items():
-            if bits < 1:
-                msg = f"--min-bits {pattern}={bits}: must be at least 1, e.g. 6"
+            if not 1 <= bits <= WIDTHS[-1]:
+                msg = f"--min-bits {pattern}={bits}: must be at least 1 and at most {WIDTHS[-1]}, e.g. 6"
                 raise InputError(msg)
 
     def asked(self) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ _PLAN, _UNIFORM, _INK = "#1f6f9f", "#c2571a", "#17191d"
 
 def frontier_markdown(table: SensitivityTable, frontier: Frontier) -> str:
     """The frontier's table in Markdown, for a pull request."""
+    apart = table.model.embedding is not None
     lines = [
         f"# Frontier of {markdown(notation.model_name(table.model.source))}",
         "",
@@ -25,14 +26,15 @@ def frontier_markdown(table: SensitivityTable, frontier: Frontier) -> str:
             f"Predicted KL to FP32 in nats per token, memory {table.goal}; {len(frontier.points)} plans solved in "
             f"{frontier.seconds:.1f} s. Uniform models have the head at 8 bits and the plans' rounding. RAM of the "
             "weights, and times over those of uniform int8, are predicted; plans with a name take no more of them than "
-            "the uniform model of that name."
+            "the uniform model of that name. Bits are shares of the weights without "
+            f"{'the head and the embedding' if apart else 'the head'}."
         ),
         "",
         (
             "| bytes | bits per weight | RAM, MB | decode | prefill | predicted KL | of uniform's | "
-            "bits: share of the weights | head | |"
+            f"bits: share of the weights | head |{' embedding |' if apart else ''} |"
         ),
-        "|---:|---:|---:|---:|---:|---:|---:|---|---|---|",
+        f"|---:|---:|---:|---:|---:|---:|---:|---|---|{'---|' if apart else ''}---|",
     ]
     for row in frontier_rows(table, frontier):
         name = f"**{row.label}**" if row.label else ""
@@ -42,7 +44,7 @@ def frontier_markdown(table: SensitivityTable, frontier: Frontier) -> str:
         lines.append(
             f"| {row.total_bytes:,} | {bpw} | {ram} | {notation.ratio(row.decode)} | {notation.ratio(row.prefill)} "
             f"| {notation.loss(row.joint_nats)} | {notation.ratio(row.against_uniform)} "
-            f"| {widths} | {row.head} | {name} |"
+            f"| {widths} | {row.head} |{f' {row.embedding} |' if apart else ''} {name} |"
         )
     return "\n".join([*lines, ""])
 

@@ -9,12 +9,15 @@ from typing import TypedDict
 
 from qplan.card import ModelCard
 from qplan.cost.footprint import Footprint
-from qplan.formats import QuantFormat
+from qplan.formats import FP16, QuantFormat
 from qplan.run.frontier import Frontier, FrontierPoint
 from qplan.run.table import SensitivityTable
 from qplan.tensors import Role
 
 KNEE = "knee"
+
+UNIFORM_EMBEDDING = FP16
+"""Format of an untied embedding in uniform models, as it is exported by default."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +33,10 @@ class FrontierRow:
     against_uniform: float | None
     """Loss over that of the best uniform model of at most these bytes; None where none is as small."""
     widths: Mapping[int, float]
-    """Share of the weights by width, without the head; widths ascending, empty for uniform models."""
+    """Share of the weights by width, without head and embedding; widths ascending, empty for uniform models."""
     head: str
+    embedding: str = ""
+    """Format of an untied embedding; empty where the plans hold none."""
     ram_bytes: int | None = None
     """Predicted RAM of the weights."""
     decode: float | None = None
@@ -55,6 +60,7 @@ def frontier_rows(table: SensitivityTable, frontier: Frontier) -> tuple[Frontier
             against_uniform=None,
             widths={},
             head="fp16" if m.name == "fp16" else "int8",
+            embedding="" if table.model.embedding is None else UNIFORM_EMBEDDING.name,
             **_felt(frontier, m.footprint),
         )
         for m in frontier.uniform
@@ -103,12 +109,13 @@ def _plan_row(card: ModelCard, frontier: Frontier, point: FrontierPoint) -> Fron
         against_uniform=against_uniform(frontier, point),
         widths=shares(card, point.formats),
         head=", ".join(point.formats[s.name].name for s in card.tensors if s.role is Role.HEAD),
+        embedding="" if card.embedding is None else point.formats[card.embedding.name].name,
         **_felt(frontier, point.footprint),
     )
 
 
 def shares(card: ModelCard, formats: Mapping[str, QuantFormat]) -> dict[int, float]:
-    """Share of the weights by width, without the head; widths ascending."""
+    """Share of the weights by width, without the head and an untied embedding; widths ascending."""
     weights: Counter[int] = Counter()
     for spec in card.tensors:
         if spec.role is not Role.HEAD:

@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from qplan.formats import QuantFormat
 from qplan.report import notation, svg
-from qplan.report.frontier_rows import against_uniform, shares
+from qplan.report.frontier_rows import UNIFORM_EMBEDDING, against_uniform, shares
 from qplan.report.log_grid import log_grid
 from qplan.report.words import ENGLISH, Words
 from qplan.run.frontier import Frontier, FrontierPoint
@@ -38,8 +38,10 @@ class StopRow:
     against: str
     """Loss over that of the best uniform model of at most these bytes."""
     widths: tuple[tuple[int, float], ...]
-    """Width and share of the weights, without the head; empty for uniform models."""
+    """Width and share of the weights, without head and embedding; empty for uniform models."""
     head: tuple[QuantFormat, ...]
+    embedding: QuantFormat | None
+    """Format of an untied embedding; None where the plans hold none."""
 
 
 def nearest_stop(frontier: Frontier, plan: Plan) -> int:
@@ -69,6 +71,7 @@ def stop_rows(table: SensitivityTable, frontier: Frontier, plan: Plan, words: Wo
                 notation.MISSING,
                 (),
                 (QuantFormat.parse("fp16" if model.name == "fp16" else "int8"),),
+                None if table.model.embedding is None else UNIFORM_EMBEDDING,
             ),
         )
         for model in frontier.uniform
@@ -91,6 +94,7 @@ def _plan_row(table: SensitivityTable, frontier: Frontier, place: int, words: Wo
         notation.ratio(against_uniform(frontier, point)),
         tuple((bits, share) for bits, share in shares(table.model, point.formats).items() if share >= 0.005),
         tuple(heads),
+        None if table.model.embedding is None else point.formats[table.model.embedding.name],
     )
 
 

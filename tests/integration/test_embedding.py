@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -120,6 +122,98 @@ def test_a_record_that_does_not_fit_the_file_is_found(
     settings["tie_embeddings"] |= change
     path.write_text(json.dumps(settings))
     assert code in {finding.code for finding in check_folder(out, ENGINE).errors}
+
+
+@pytest.fixture
+def make(loaded: LoadedModel, exported: ExportedModel, tmp_path: Path) -> Callable[[str], Path]:
+    """Builds the model with its embedding in a format."""
+
+    def built(name: str) -> Path:
+        build(loaded, exported, QuantFormat.parse(name), tmp_path / "model")
+        return tmp_path / "model"
+
+    return built
+
+
+def damaged(folder: Path, data: Callable[[bytes], bytes], **record: object) -> Path:
+    """Change the embedding's file and its record, as if nobody had left checksums."""
+    (folder / "checksums.json").unlink(missing_ok=True)
+    path, file = folder / "llm_config.json", next(folder.glob("embeddings_int*.bin"))
+    file.write_bytes(data(file.read_bytes()))
+    settings = json.loads(path.read_text())
+    settings["tie_embeddings"] |= record
+    path.write_text(json.dumps(settings))
+    return folder
+
+
+def poke(place: int, *numbers: float) -> Callable[[bytes], bytes]:
+    """Other scales from a place on, counted in numbers from the file's end."""
+    new = struct.pack(f"<{len(numbers)}f", *numbers)
+    return lambda data: data[: len(data) - 4 * place] + new + data[len(data) - 4 * place + len(new) :]
+
+
+def same(data: bytes) -> bytes:
+    return data
+
+
+@pytest.mark.parametrize(
+    ("data", "record", "code"),
+    [
+        (same, {"quant_block": 0}, "tie-scales"),
+        (same, {"quant_block": 128}, "tie-scales"),
+        (same, {"quant_block": 16}, "tie-scales"),
+        (same, {"quant_block": 32}, "tie-block"),  # as many numbers, were they scales alone
+        (same, {"quant_bit": 4}, "tie-block"),  # as if there were twice the tokens
+        (same, {"alpha_size": 4 * VOCABULARY}, "tie-scales"),
+        (same, {"alpha_dtype": "fp16"}, "tie-scales"),
+        (poke(1, math.nan), {}, "bad-numbers"),
+        (poke(16, math.inf), {}, "bad-numbers"),
+        (poke(4 * VOCABULARY, -1e7), {}, "bad-numbers"),
+        (lambda data: data[:-100], {}, "tie-offset"),
+    ],
+)
+def test_a_broken_file_is_found_without_checksums(
+    make: Callable[[str], Path], data: Callable[[bytes], bytes], record: dict[str, object], code: str
+) -> None:
+    out = make("int8-s32")
+    assert check_folder(damaged(out, same), ENGINE).findings == ()
+    assert code in {finding.code for finding in check_folder(damaged(out, data, **record), ENGINE).errors}
+
+
+def test_a_full_check_reads_every_scale_of_it(make: Callable[[str], Path]) -> None:
+    out = make("int8-b16-s32")
+    damaged(out, poke(3600, math.nan))  # between the samples
+    assert check_folder(out, ENGINE).findings == ()
+    assert [finding.code for finding in check_folder(out, ENGINE, full=True).errors] == ["bad-numbers"]
+
+
+def test_bytes_behind_it_are_told(make: Callable[[str], Path]) -> None:
+    out = make("int4-s32")
+    (found,) = check_folder(damaged(out, lambda data: data + b"x"), ENGINE).findings
+    assert (found.code, found.severity, found.where) == ("embedding-size", "warning", "embeddings_int4.bin")
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_what_llmexport_makes_passes(exported: ExportedModel, tmp_path: Path, *, symmetric: bool) -> None:
+    options = ExportOptions(8, 64, others=("--embed_bit", "4", *(["--sym"] if symmetric else [])))
+    assert check_folder(export(exported.folder, tmp_path / "theirs", options), ENGINE, full=True).errors == ()
+
+
+@pytest.mark.parametrize("change", [{"quant_block": 32}, {"alpha_size": 8}, None])
+def test_a_record_that_was_changed_since_is_an_error(
+    make: Callable[[str], Path], change: dict[str, int] | None
+) -> None:
+    out = make("int8-s32")
+    path = out / "llm_config.json"
+    settings = json.loads(path.read_text())
+    if change is None:
+        del settings["tie_embeddings"]
+        (out / "embeddings_int8.bin").rename(out / "embeddings_bf16.bin")
+    else:
+        settings["tie_embeddings"] |= change
+    path.write_text(json.dumps(settings))
+    found = [(f.code, f.where) for f in check_folder(out, ENGINE).errors]
+    assert ("checksum", "llm_config.json, tie_embeddings") in found
 
 
 def test_a_tied_model_has_no_such_file(

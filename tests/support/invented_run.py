@@ -34,7 +34,9 @@ class Run:
     verification: Verification
 
 
-def qwen_tensors(layers: int, hidden: int, kv: int, mlp: int, vocabulary: int) -> tuple[TensorSpec, ...]:
+def qwen_tensors(
+    layers: int, hidden: int, kv: int, mlp: int, vocabulary: int, *, tied: bool = True
+) -> tuple[TensorSpec, ...]:
     shapes = {
         "self_attn.q_proj": (hidden, hidden, True),
         "self_attn.k_proj": (kv, hidden, True),
@@ -52,21 +54,28 @@ def qwen_tensors(layers: int, hidden: int, kv: int, mlp: int, vocabulary: int) -
             name, op = f"model.layers.{layer}.{path}", f"/layers.{layer}/{block}/{kind}/Linear"
             specs.append(TensorSpec(name, op, layer, kind, role, rows, columns, bias))
     head = TensorSpec(
-        "lm_head", "/lm/lm_head/Linear", None, "lm_head", Role.HEAD, vocabulary, hidden, bias=False, tied=True
+        "lm_head", "/lm/lm_head/Linear", None, "lm_head", Role.HEAD, vocabulary, hidden, bias=False, tied=tied
     )
     return (*specs, head)
 
 
-def sensitivity(specs: tuple[TensorSpec, ...], formats: tuple[str, ...], batches: int = 4) -> SensitivityTable:
+def untied_embedding(hidden: int, vocabulary: int) -> TensorSpec:
+    name, kind = "model.embed_tokens", "embed_tokens"
+    return TensorSpec(name, "", None, kind, Role.EMBEDDING, vocabulary, hidden, bias=False)
+
+
+def sensitivity(
+    specs: tuple[TensorSpec, ...], formats: tuple[str, ...], batches: int = 4, embedding: TensorSpec | None = None
+) -> SensitivityTable:
     rng = random.Random(7)
     layers = 1 + max((s.layer for s in specs if s.layer is not None), default=0)
-    boost = {"down_proj": 5.0, "v_proj": 2.2, "o_proj": 1.4, "k_proj": 0.5, "lm_head": 12.0}
+    boost = {"down_proj": 5.0, "v_proj": 2.2, "o_proj": 1.4, "k_proj": 0.5, "lm_head": 12.0, "embed_tokens": 40.0}
     measurements = []
-    for spec in specs:
+    for spec in specs if embedding is None else (embedding, *specs):
         ends = 1.0 if spec.layer is None else 1 + 4 * math.exp(-spec.layer) + 2 * math.exp(spec.layer - layers + 1)
         base = 4e-4 * boost.get(spec.kind, 1.0) * ends * rng.lognormvariate(0, 0.5) / layers
         for name in formats:
-            fmt = QuantFormat.parse(name).resolve(spec.in_features)
+            fmt = spec.resolve(QuantFormat.parse(name))
             if not spec.allows(fmt):
                 continue
             kl = base * FALL[fmt.bits] * rng.lognormvariate(0, 0.2)
@@ -87,7 +96,17 @@ def sensitivity(specs: tuple[TensorSpec, ...], formats: tuple[str, ...], batches
                     )
     weights = sum(s.weights for s in specs)
     card = ModelCard(
-        "../shared/models/qwen2-8m", "ab" * 32, "Qwen2ForCausalLM", "qwen2", weights, 4096, 1024, specs, 0, 3000
+        "../shared/models/qwen2-8m",
+        "ab" * 32,
+        "Qwen2ForCausalLM",
+        "qwen2",
+        weights,
+        4096,
+        1024,
+        specs,
+        0,
+        3000,
+        embedding,
     )
     conditions = Conditions("low", formats, 32, 256, 8, "WikiText-2 valid, 32 x 256 tokens", "cd" * 32, 0)
     notes = (note("tied-head-unmeasured", tensor="lm_head", formats=["int2", "int3"], bits=[4, 8, 16]),)
@@ -96,15 +115,15 @@ def sensitivity(specs: tuple[TensorSpec, ...], formats: tuple[str, ...], batches
 
 def plan_of(table: SensitivityTable, budget: str = "int8") -> Plan:
     """Wide formats for what loses most per byte, narrow ones for the rest; about the size of uniform INT8."""
-    losses, specs = table.losses(), {s.name: s for s in table.model.tensors}
-    bodies = [s for s in specs.values() if s.role is not Role.HEAD]
+    losses, specs = table.losses(), {s.name: s for s in table.model.planned}
+    bodies = [s for s in table.model.tensors if s.role is not Role.HEAD]
     bodies.sort(key=lambda s: losses[s.name][QuantFormat.parse("int4").resolve(s.in_features).name].kl_nats / s.weights)
     low, middle, high = {"int8": ("int6", "int8", "fp16"), "int4": ("int3", "int4", "int8")}[budget]
     low = low if low in table.conditions.formats else middle
     places = {s.name: i / len(bodies) for i, s in enumerate(bodies)}
     chosen = {name: low if place < 0.35 else middle if place < 0.8 else high for name, place in places.items()}
-    chosen |= {s.name: "int8" for s in specs.values() if s.role is Role.HEAD}
-    formats = {s: QuantFormat.parse(f).resolve(specs[s].in_features) for s, f in chosen.items()}
+    chosen |= {s.name: "int8" for s in specs.values() if s.name not in places}
+    formats = {s: specs[s].resolve(QuantFormat.parse(f)) for s, f in chosen.items()}
     planned = tuple(
         PlannedTensor(
             name=s.name,
@@ -116,7 +135,7 @@ def plan_of(table: SensitivityTable, budget: str = "int8") -> Plan:
             bytes=s.bytes_in(formats[s.name]),
             loss_nats=losses[s.name][formats[s.name].name].kl_nats,
         )
-        for s in table.model.tensors
+        for s in table.model.planned
     )
     predicted = sum(t.loss_nats for t in planned)
     files = FileBytes(sum(t.bytes for t in planned), 0, 41_200)
@@ -147,9 +166,9 @@ def plan_of(table: SensitivityTable, budget: str = "int8") -> Plan:
 
 def _uniform(table: SensitivityTable, name: str) -> UniformPoint:
     total, predicted, losses = 41_200, 0.0, table.losses()
-    for spec in table.model.tensors:
-        wanted = "int8" if spec.role is Role.HEAD and name == "int4" else name
-        fmt = QuantFormat.parse(wanted).resolve(spec.in_features)
+    for spec in table.model.planned:
+        wanted = "int8" if spec.role is Role.HEAD and name == "int4" else "fp16" if spec.is_embedding else name
+        fmt = spec.resolve(QuantFormat.parse(wanted))
         total += spec.bytes_in(fmt)
         predicted += losses[spec.name][fmt.name].kl_nats
     return UniformPoint(name, total, predicted)
@@ -209,9 +228,15 @@ def verification_of(plan: Plan, *, failing: bool = False) -> Verification:
 
 
 def make_run(
-    layers: int, formats: tuple[str, ...] = ("fp16", "int8", "int6", "int4"), budget: str = "int8", hidden: int = 256
+    layers: int,
+    formats: tuple[str, ...] = ("fp16", "int8", "int6", "int4"),
+    budget: str = "int8",
+    hidden: int = 256,
+    *,
+    tied: bool = True,
 ) -> Run:
-    table = sensitivity(qwen_tensors(layers, hidden, hidden // 4, 3 * hidden, 4096), formats)
+    specs = qwen_tensors(layers, hidden, hidden // 4, 3 * hidden, 4096, tied=tied)
+    table = sensitivity(specs, formats, embedding=None if tied else untied_embedding(hidden, 4096))
     plan = plan_of(table, budget)
     return Run(table, plan, verification_of(plan))
 
@@ -220,6 +245,12 @@ def make_run(
 def small_run() -> Run:
     """Eight layers, four formats, as large as uniform INT8."""
     return make_run(8)
+
+
+@functools.cache
+def untied_run() -> Run:
+    """Two layers, four formats, and an embedding in a file of its own."""
+    return make_run(2, tied=False)
 
 
 @functools.cache

@@ -27,6 +27,7 @@ SUBJECTS = {
     "model/test_real_folders.py": "what people's tools leave, through the whole room",
     "mnn/graph/test_readers.py": "every reader of MNN's files, on damaged ones",
     "mnn/test_settings.py": "small values at the edge of MNN",
+    "planner/test_embedding.py": "an untied embedding, through the whole room",
     "planner/test_views.py": "what is shown of a plan",
     "run/test_room.py": "names, kinds and imports of the whole room",
     "report/test_browser.py": "the page in Chromium",

@@ -66,6 +66,15 @@ class TieRecord:
             offset, alpha_offset, alpha_size, bits, block, 16 if half else 32, "list" if form == "list" else "dict"
         )
 
+    def rows(self, width: int) -> int | None:
+        """Rows of ``width`` numbers in a file of its own, as the engine counts them; None if they are not whole."""
+        rows, rest = divmod(8 * self.alpha_offset, self.bits * width)
+        return None if rest else rows
+
+    def scales_bytes(self, rows: int, width: int, numbers: int) -> int:
+        """Bytes of scales in a file of its own, where every block has one number (symmetric) or two (zero, scale)."""
+        return rows * (width // self.block if self.block else 1) * numbers * self.scale_bits // 8
+
     def to_json(self) -> dict[str, JsonScalar] | list[int]:
         """The value of ``tie_embeddings``; a list cannot say that scales have 16 bits, see `check_tied`."""
         numbers = [self.weight_offset, self.alpha_offset, self.alpha_size, self.bits, self.block]

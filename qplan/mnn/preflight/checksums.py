@@ -9,6 +9,7 @@ from qplan.artifact import sha256_file
 from qplan.errors import InputError, StaleArtifactError
 from qplan.mnn.checksums import Checksum, read_checksums
 from qplan.mnn.files import CHECKSUMS_FILE, CONFIG_FILE, LLM_CONFIG_FILE
+from qplan.mnn.graph.tie import TIE_KEY
 from qplan.mnn.preflight.finding import COPY_AGAIN, GARBAGE, Finding, error, warning
 from qplan.mnn.preflight.model import ModelFolder
 
@@ -35,6 +36,9 @@ def check_checksums(model: ModelFolder) -> Iterator[Finding]:
         if key not in model.settings:
             what = f"{CONFIG_FILE} has no {key}, and had one when the model was built"
             yield warning("missing-setting", CONFIG_FILE, what, "its own default instead", f"add {key} again")
+    if expected.knows_tie and (model.settings.get(TIE_KEY) or None) != (expected.tie or None):
+        what = f"it is {model.settings.get(TIE_KEY)!r:.200}, the model was built with {expected.tie!r:.200}"
+        yield error("checksum", f"{LLM_CONFIG_FILE}, {TIE_KEY}", what, GARBAGE, COPY_AGAIN)
     for name, checksum in expected.files.items():
         path = model.folder / name
         if not path.is_file():

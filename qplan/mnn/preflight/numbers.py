@@ -1,4 +1,7 @@
-"""Looks in norms, biases and samples of the scales for numbers that no model has, e.g. from flipped bits."""
+"""Looks in norms, biases and samples of the scales for numbers that no model has, e.g. from flipped bits.
+
+Also in the scales of an embedding that has a file of its own.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,14 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
-from qplan.formats import LARGEST_PLAUSIBLE
+from qplan.formats import INT_BITS, LARGEST_PLAUSIBLE
+from qplan.mnn.files import EMBEDDING_FILE, EMBEDDING_KEY, LLM_CONFIG_FILE
 from qplan.mnn.graph.binary import LAYER_NORM
 from qplan.mnn.graph.linear import FLOATS, HALVES, Linear
-from qplan.mnn.preflight.finding import COPY_AGAIN, GARBAGE, Finding, error
+from qplan.mnn.graph.tie import TIE_KEY
+from qplan.mnn.preflight.finding import COPY_AGAIN, EXPORT_AGAIN, GARBAGE, Finding, error
 from qplan.mnn.preflight.model import ModelFolder
 
 _WINDOW_BYTES = 4096
@@ -23,6 +29,7 @@ def check_numbers(model: ModelFolder, *, full: bool = False) -> Iterator[Finding
         model: the folder.
         full: read all scales, not windows at their start, middle and end.
     """
+    yield from _embedding(model, full=full)
     if model.graph is None or not model.weight_path.is_file():
         return
     size = model.weight_bytes
@@ -44,6 +51,26 @@ def check_numbers(model: ModelFolder, *, full: bool = False) -> Iterator[Finding
         yield error("bad-numbers", model.weight_path.name, what, f"NaN, or {GARBAGE}", COPY_AGAIN)
 
 
+def _embedding(model: ModelFolder, *, full: bool) -> Iterator[Finding]:
+    """The scales of a table of integers in a file of its own."""
+    path, tie, hidden = model.path(EMBEDDING_KEY, EMBEDDING_FILE), model.tie, model.whole("hidden_size")
+    if tie is None or tie.weight_offset or tie.bits not in INT_BITS or not path.is_file():
+        return
+    width = tie.scale_bits // 8
+    with path.open("rb") as stream:
+        windows = list(_windows(stream, tie.alpha_offset, tie.alpha_size, width, path.stat().st_size, full=full))
+    if not all(map(_plausible, windows)):
+        what = f"scales of the embedding are not finite or beyond {LARGEST_PLAUSIBLE:g}"
+        yield error("bad-numbers", path.name, what, f"NaN, or {GARBAGE}", COPY_AGAIN)
+        return
+    rows = tie.rows(hidden) if hidden is not None and hidden > 0 else None
+    if hidden is None or rows is None or tie.alpha_size != tie.scales_bytes(rows, hidden, 1):
+        return
+    if any(bool((values < 0).any()) for values in windows):
+        what = f"it has one scale for {tie.block or hidden} weights, and some are below 0, as zero points are"
+        yield error("tie-block", f"{LLM_CONFIG_FILE}, {TIE_KEY}", what, GARBAGE, EXPORT_AGAIN)
+
+
 def _parts(linear: Linear) -> list[tuple[int, int, int]]:
     """Offset, bytes and bytes per number of every part that holds floats."""
     record = linear.record
@@ -55,8 +82,15 @@ def _parts(linear: Linear) -> list[tuple[int, int, int]]:
 
 
 def _sane(stream: BinaryIO, offset: int, length: int, width: int, size: int, *, full: bool) -> bool:
+    return all(map(_plausible, _windows(stream, offset, length, width, size, full=full)))
+
+
+def _windows(
+    stream: BinaryIO, offset: int, length: int, width: int, size: int, *, full: bool
+) -> Iterator[NDArray[np.float32]]:
+    """Numbers at the start, the middle and the end, or all; none if nothing is there, or check_ranges reports it."""
     if length <= 0 or offset < 0 or offset + length > size:
-        return True  # nothing there, or reported by check_ranges
+        return
     starts = [0]
     window = length
     if not full and length > 3 * _WINDOW_BYTES:
@@ -65,8 +99,9 @@ def _sane(stream: BinaryIO, offset: int, length: int, width: int, size: int, *, 
     for start in starts:
         stream.seek(offset + start)
         data = stream.read(window)
-        values = np.frombuffer(data, np.float16 if width == 2 else np.float32, len(data) // width)
-        # a comparison with NaN is false
-        if not bool((np.abs(values.astype(np.float32)) < LARGEST_PLAUSIBLE).all()):
-            return False
-    return True
+        yield np.frombuffer(data, np.float16 if width == 2 else np.float32, len(data) // width).astype(np.float32)
+
+
+def _plausible(values: NDArray[np.float32]) -> bool:
+    # a comparison with NaN is false
+    return bool((np.abs(values) < LARGEST_PLAUSIBLE).all())

@@ -10,7 +10,7 @@ from qplan.mnn.engines import HALF_SCALES, TIE_RECORD_OBJECT
 from qplan.mnn.files import EMBEDDING_FILE, EMBEDDING_KEY, LLM_CONFIG_FILE
 from qplan.mnn.graph.linear import HALVES, INTEGERS, Linear
 from qplan.mnn.graph.tie import TIE_KEY, TieRecord, read_tie
-from qplan.mnn.preflight.finding import EXPORT_AGAIN, GARBAGE, Finding, error
+from qplan.mnn.preflight.finding import EXPORT_AGAIN, GARBAGE, Finding, error, warning
 from qplan.mnn.preflight.model import ModelFolder
 
 _WHERE = f"{LLM_CONFIG_FILE}, {TIE_KEY}"
@@ -66,28 +66,44 @@ def _check_form(model: ModelFolder, tie: TieRecord) -> Iterator[Finding]:
 def _check_apart(model: ModelFolder, tie: TieRecord) -> Iterator[Finding]:
     """A table in a file of its own, which holds codes and then scales; that it is there is checked with all files."""
     path = model.path(EMBEDDING_KEY, EMBEDDING_FILE)
-    end = tie.alpha_offset + tie.alpha_size
-    if path.is_file() and path.stat().st_size < end:
-        what = f"its scales end at byte {end:,} of {path.name}, which has {path.stat().st_size:,}"
+    if not path.is_file():
+        return
+    size, end = path.stat().st_size, tie.alpha_offset + tie.alpha_size
+    if size < end:
+        what = f"its scales end at byte {end:,} of {path.name}, which has {size:,}"
         yield error("tie-offset", _WHERE, what, GARBAGE, EXPORT_AGAIN)
         return
     head, hidden = model.head(), model.whole("hidden_size")
     if head is None or hidden is None or hidden <= 0:
         return
-    rows = head.out_features
-    codes = rows * hidden * tie.bits // 8
-    if tie.alpha_offset < codes:
-        what = f"its scales begin at byte {tie.alpha_offset:,}, and {rows:,} tokens of {hidden} numbers take {codes:,}"
-        yield error("tie-offset", _WHERE, what, f"tokens without a row have {GARBAGE}", EXPORT_AGAIN)
-    elif tie.block and hidden % tie.block:
+    if tie.block and hidden % tie.block:
         what = f"blocks of {tie.block} do not divide rows of {hidden}"
         yield error("tie-block", _WHERE, what, "NaN or " + GARBAGE, "build it with a block that divides, or 0")
-    elif tie.bits != FP16.bits:
-        blocks = rows * (hidden // tie.block if tie.block else 1)
-        least = blocks * tie.scale_bits // 8
-        if tie.alpha_size < least:
-            what = f"its scales are {tie.alpha_size:,} bytes, and {blocks:,} blocks take {least:,} at least"
-            yield error("tie-scales", _WHERE, what, GARBAGE, EXPORT_AGAIN)
+        return
+    yield from _check_rows(tie, head.out_features, hidden)
+    if size > end and tie.bits != FP16.bits:
+        what = f"{size:,} bytes, its scales end at byte {end:,}"
+        effect = "nothing reads the rest; another model's embedding means garbage without a message"
+        yield warning("embedding-size", path.name, what, effect, "compare it with the folder it was copied from")
+
+
+def _check_rows(tie: TieRecord, vocabulary: int, hidden: int) -> Iterator[Finding]:
+    """Codes of a row for every token, and as many scales as the engine takes from where the codes end."""
+    codes, rows = vocabulary * hidden * tie.bits // 8, tie.rows(hidden)
+    if tie.alpha_offset < codes or rows is None:
+        takes = f"{vocabulary:,} tokens of {hidden} numbers take {codes:,}"
+        what = f"its scales begin at byte {tie.alpha_offset:,}, and {takes}"
+        yield error("tie-offset", _WHERE, what, f"tokens without a row have {GARBAGE}", EXPORT_AGAIN)
+        return
+    one, two = (tie.scales_bytes(rows, hidden, numbers) for numbers in (1, 2))
+    if tie.bits != FP16.bits and tie.alpha_size not in {one, two}:
+        blocks = f"{rows:,} rows in blocks of {tie.block or hidden}"
+        what = f"its scales are {tie.alpha_size:,} bytes; those of {blocks} are {two:,}, or {one:,} without zero points"
+        yield error("tie-scales", _WHERE, what, GARBAGE, EXPORT_AGAIN)
+    elif rows > vocabulary:
+        what = f"it has {rows:,} rows for a vocabulary of {vocabulary:,}"
+        effect = "right if only the head was shortened; another model's embedding means garbage without a message"
+        yield warning("embedding-size", _WHERE, what, effect, "compare it with the folder it was copied from")
 
 
 def _check_halves_beside(model: ModelFolder, tie: TieRecord, head: Linear) -> Iterator[Finding]:

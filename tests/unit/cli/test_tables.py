@@ -5,10 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 from io import StringIO
 
+import pytest
+from rich.table import Table
+
 from qplan.cli.console import Terminal
+from qplan.cli.frontier_table import frontier_table
 from qplan.cli.tables import verification_table
+from qplan.formats import QuantFormat
+from qplan.jobs.frontier import Swept
+from qplan.report import notation
+from qplan.run.frontier import Frontier
 from qplan.run.verification import BuiltModel
-from tests.support.invented_run import small_run
+from tests.support.invented_run import Run, small_run, sweep_of, swept_run, untied_run
 
 
 def _larger(model: BuiltModel) -> BuiltModel:
@@ -21,6 +29,56 @@ def _larger(model: BuiltModel) -> BuiltModel:
     files = replace(model.files, weight=12_345_678_901)
     other = None if model.speed is None else replace(model.speed, dynamic_option=2)
     return replace(model, runs=runs, files=files, other_speed=other)
+
+
+def _shown(view: Table, width: int = 80) -> str:
+    terminal = Terminal(file=StringIO(), width=width, color_system=None)
+    terminal.print(view)
+    return terminal.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+
+
+def _grown(frontier: Frontier, factor: int) -> Frontier:
+    """Files and RAM that are so much larger, heads in a format with a long name."""
+    head = {"lm_head": QuantFormat.parse("int8-b0")}
+    points = tuple(
+        replace(
+            p,
+            total_bytes=factor * p.total_bytes,
+            footprint=None if p.footprint is None else replace(p.footprint, ram_bytes=factor * p.footprint.ram_bytes),
+            formats=p.formats | head,
+        )
+        for p in frontier.points
+    )
+    uniform = tuple(replace(m, total_bytes=factor * m.total_bytes) for m in frontier.uniform)
+    return replace(frontier, points=points, uniform=uniform)
+
+
+@pytest.mark.parametrize("factor", [1, 3_000], ids=["of a megabyte", "of gigabytes"])
+@pytest.mark.parametrize("run", [small_run(), untied_run()], ids=["tied", "untied"])
+def test_no_number_of_the_frontier_is_cut(run: Run, factor: int) -> None:
+    swept = Swept((), run.table, _grown(sweep_of(run, 6), factor), ())
+    for width in (80, 120):
+        text = _shown(frontier_table(swept, width), width)
+        assert "\N{HORIZONTAL ELLIPSIS}" not in text
+        assert all(len(line) <= width for line in text.splitlines())
+        words = text.split()
+        losses = [p.joint_nats for p in swept.frontier.points] + [m.joint_nats for m in swept.frontier.uniform]
+        assert {notation.loss(nats) for nats in losses} <= set(words)
+        assert sum(line.rstrip().endswith("uniform int8") for line in text.splitlines()) == 1
+
+
+def test_the_frontier_shows_an_untied_embedding() -> None:
+    run = untied_run()
+    swept = sweep_of(run, 6)
+    assert len({point.formats["model.embed_tokens"] for point in swept.points}) > 1
+    text = _shown(frontier_table(Swept((), run.table, swept, ())))
+    rows = {line.split()[0]: " ".join(line.split()) for line in text.splitlines() if line.strip()}
+    for point in swept.points:
+        head, own = (point.formats[name].name for name in ("lm_head", "model.embed_tokens"))
+        assert f" {head} {own.removesuffix('-s32')}" in rows[f"{point.total_bytes / 1e6:,.3f}"]
+    assert "but the head's and the embedding's" in " ".join(text.split())
+    tied = _shown(frontier_table(Swept((), small_run().table, swept_run(), ())))
+    assert "embed" not in tied
 
 
 def test_large_models_and_perplexities_fit() -> None:

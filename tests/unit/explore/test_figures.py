@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -13,9 +14,10 @@ from matplotlib.figure import Figure
 from qplan.errors import InputError
 from qplan.explore import Run
 from qplan.explore.stored import channel_rms, read_grid
+from qplan.explore.table import SensitivityView
 from qplan.formats import QuantFormat
 from qplan.report import notation
-from tests.support.invented_run import SPECIMEN
+from tests.support.invented_run import SPECIMEN, untied_run
 
 FIGURES: dict[str, tuple[Callable[[Run], Figure], str]] = {
     "losses": (lambda run: run.plot_losses(), "nats/token"),
@@ -95,6 +97,13 @@ def test_weights_are_drawn_on_their_own_grid(run: Run) -> None:
 def test_errors_say_what_there_is(run: Run, draw: Callable[[Run], Figure], told: str) -> None:
     with pytest.raises(InputError, match=told):
         draw(run)
+
+
+@pytest.mark.parametrize("name", ["plot_channels", "plot_activations"])
+def test_an_embedding_has_no_inputs_to_draw(run: Run, name: str) -> None:
+    untied = replace(run, table=SensitivityView(untied_run().table))
+    with pytest.raises(InputError, match="has no inputs: an embedding multiplies nothing"):
+        getattr(untied, name)("embed_tokens")
 
 
 def test_any_number_of_models_gets_a_line_of_its_own(run: Run) -> None:

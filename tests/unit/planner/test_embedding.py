@@ -14,6 +14,7 @@ from qplan.errors import InputError
 from qplan.formats import FP16, INT4, INT8, QuantFormat
 from qplan.mnn.engines import EngineTarget, EngineVersion
 from qplan.planner.budget import Budget
+from qplan.planner.groups import make_groups
 from qplan.planner.planning import make_plan
 from qplan.planner.rules import Rules
 from qplan.planner.validate import validate_plan
@@ -91,8 +92,16 @@ def test_uniform_exports_keep_it_at_16_bits() -> None:
 def test_a_pin_names_its_width() -> None:
     assert planned("int8", Rules(pins={"*embed_tokens": INT4})).formats[NAME].name == "int4-s32"
     assert planned("int4", Rules(min_bits={"*embed_tokens": 16})).formats[NAME] == FP16
-    with pytest.raises(InputError, match="embed_tokens is pinned to int6"):
+    with pytest.raises(InputError, match=r"embed_tokens is pinned to int6; .*tokens are looked up in 4, 8 or 16 bits"):
         planned("int8", Rules(pins={"*embed_tokens": QuantFormat.parse("int6")}))
+
+
+@pytest.mark.parametrize("pattern", ["*embed*", "embed_tokens"])
+def test_it_shares_no_format(pattern: str) -> None:
+    with pytest.raises(InputError, match=r"only model\.embed_tokens: an untied embedding has formats of its own"):
+        make_groups(untied().model, [pattern])
+    with pytest.raises(InputError, match="matches no tensor"):
+        make_groups(untied().model, ["*embedding*"])
 
 
 def test_it_does_not_raise_what_the_head_must_reach() -> None:

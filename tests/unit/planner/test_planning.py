@@ -103,7 +103,8 @@ def test_pins_and_least_widths(table: SensitivityTable, fixed: FixedBytes) -> No
         ),
         (Rules(pins={HEAD: INT4}), "lm_head is pinned to int4 and must have at least 8 bits"),
         (Rules(pins={"*": INT4, HEAD: INT8}), "lm_head is pinned to int4 by '\\*' and to int8 by 'lm_head'"),
-        (Rules(min_bits={"q_proj": 32}), "needs at least 32 bits"),
+        (Rules(pins={HEAD: QuantFormat(6)}), "lm_head is pinned to int6; .*tokens are looked up in 4, 8 or 16 bits"),
+        (Rules(min_bits={"q_proj": 16}, pins={"q_proj": INT4}), "pinned to int4 and must have at least 16 bits"),
     ],
 )
 def test_options_that_cannot_be_met(rules: Rules, problem: str, table: SensitivityTable, fixed: FixedBytes) -> None:

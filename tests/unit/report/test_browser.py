@@ -6,7 +6,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from qplan.report import grid, notation, plan_map
 from qplan.report.grid import loss_table
 from qplan.report.page import render_html
 from qplan.report.words import Language, words_of
+from qplan.run.verification import Verification
 from tests.support.invented_run import make_run, small_run, sweep_of, swept_run
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -61,6 +62,10 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
     wide = make_run(6, ("fp16", *(f"int{bits}{block}" for bits in (8, 6, 5, 4, 3, 2) for block in ("-b0", ""))))
     pages["wide"] = render_html(wide.table, wide.plan, wide.verification, frontier=sweep_of(wide, 12))
+    for language in LANGUAGES:
+        pages[f"fast-{language}"] = render_html(
+            run.table, run.plan, fast(run.verification), words=words_of(Language(language))
+        )
     pages["bare"] = render_html(run.table, run.plan, None)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(grid, "DETAILED_CELLS", 100)
@@ -68,6 +73,16 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name, page in pages.items():
         (folder / f"{name}.html").write_text(page, encoding="utf-8")
     return {name: folder / f"{name}.html" for name in pages}
+
+
+def fast(verification: Verification) -> Verification:
+    """Speeds of a small model on a large machine: numbers of five digits."""
+    models = [
+        replace(m, speed=replace(m.speed, prefill_tokens_per_s=15_100.0, decode_tokens_per_s=88_800.0))
+        for m in verification.models
+        if m.speed is not None
+    ]
+    return replace(verification, models=tuple(models))
 
 
 @contextmanager
@@ -166,6 +181,17 @@ def test_the_page_fits_and_can_be_read(
         )
         unnamed += " && !(e.ariaLabel || e.innerText || e.labels?.length)).map((e) => e.outerHTML.slice(0, 80))"
         assert page.evaluate(unnamed) == []
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("width", [320, 390, 800, 1440])
+def test_long_numbers_keep_to_their_tiles(
+    browser: Browser, reports: dict[str, Path], language: str, width: int
+) -> None:
+    beyond = "[...document.querySelectorAll('.tile dt, .tile dd')].filter((e) => e.scrollWidth > e.clientWidth)"
+    with opened(browser, reports[f"fast-{language}"], width) as report:
+        assert "15,100" in report.text(".tiles")
+        assert report.page.evaluate(f"{beyond}.map((e) => e.innerText)") == []
 
 
 def test_a_cell_tells_its_loss_its_bytes_and_where_they_come_from(browser: Browser, reports: dict[str, Path]) -> None:

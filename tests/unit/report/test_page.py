@@ -10,6 +10,7 @@ from markupsafe import escape
 
 from qplan.errors import StaleArtifactError
 from qplan.notes import note, text_note
+from qplan.report.frontier import frontier_markdown
 from qplan.report.page import render_html, render_markdown, write_report
 from qplan.run.provenance import Provenance
 from qplan.settings import Precision
@@ -22,6 +23,9 @@ from tests.support.invented_run import (
     qwen_tensors,
     sensitivity,
     small_run,
+    sweep_of,
+    swept_run,
+    untied_run,
     verification_of,
 )
 
@@ -252,3 +256,35 @@ def test_the_precision_that_ships_is_marked_among_those_that_were_proved(small: 
         assert f"<td>arm-v8</td><td>{ships} (ships)</td>" in page
         assert f"| arm-v8 | {ships} (ships) |" in short
         assert f"| arm-v8 | {other} |" in short
+
+
+def test_the_frontier_shows_an_untied_embedding_beside_the_head() -> None:
+    run = untied_run()
+    swept = sweep_of(run, 6)
+    page = render_html(run.table, run.plan, run.verification, frontier=swept)
+    stops = page.partition('id="stops"')[2].partition("</table>")[0]
+    assert "<th>head</th><th>embed.</th>" in stops
+    parts = [(row, re.findall(r'class="chip b\d+">(.*?)</span>', row)) for row in stops.split("<tr")[2:]]
+    found = [[point.formats[name].name for name in ("lm_head", "model.embed_tokens")] for point in swept.points]
+    assert len({own for _, own in found}) > 1
+    assert [chips for row, chips in parts if "data-stop" in row] == found
+    assert ["int8", "fp16"] in [chips for row, chips in parts if 'class="rival"' in row]
+    assert "shares of the weights without the head and the embedding." in page
+    short = frontier_markdown(run.table, swept)
+    assert "| head | embedding | |" in short
+    for head, own in found:
+        assert f"| {head} | {own} |" in short
+    tied = small_run()
+    page = render_html(tied.table, tied.plan, tied.verification, frontier=swept_run())
+    assert "<th>embed.</th>" not in page
+    assert "shares of the weights without the head." in page
+    assert "embedding" not in frontier_markdown(tied.table, swept_run())
+
+
+def test_a_plan_for_another_engine_says_both() -> None:
+    run, made = small_run(), Provenance(versions={"MNN": "3.6.1"})
+    other = replace(run.plan, engine="3.5.0")
+    page = render_html(run.table, other, run.verification, made)
+    assert "for <b>MNN 3.5.0</b>; made with MNN 3.6.1." in page
+    assert "For MNN 3.5.0; made with MNN 3.6.1." in render_markdown(run.table, other, run.verification, made)
+    assert "on <b>MNN 3.6.1</b>." in render_html(run.table, run.plan, run.verification, made)

@@ -15,7 +15,16 @@ from qplan.planner.solver.program import Status
 from qplan.planner.validate import EDITED
 from qplan.report.page import render_html, render_markdown
 from qplan.report.words import ENGLISH, Language, words_of
-from tests.support.invented_run import Run, deep_run, make_run, small_run, swept_run, verification_of
+from tests.support.invented_run import (
+    Run,
+    deep_run,
+    make_run,
+    small_run,
+    sweep_of,
+    swept_run,
+    untied_run,
+    verification_of,
+)
 from tests.support.messages import HOME, every_message
 from tests.support.prose import english_sentences
 
@@ -108,6 +117,8 @@ def runs() -> dict[str, Run]:
         "failing": failing,
         "deep": deep_run(),
         "odd": make_run(1, ("fp16", "int8", "int4"), hidden=172),
+        "untied": untied_run(),
+        "old engine": Run(small.table, replace(small.plan, engine="3.5.0"), small.verification),
         "unproved": Run(small.table, unproved, small.verification),
     }
 
@@ -115,7 +126,7 @@ def runs() -> dict[str, Run]:
 @pytest.mark.parametrize("name", runs())
 def test_no_english_is_left_in_chinese_reports(name: str) -> None:
     run = runs()[name]
-    frontier = swept_run() if name in ("verified", "failing") else None
+    frontier = swept_run() if name in ("verified", "failing") else sweep_of(run, 6) if name == "untied" else None
     for verification in (run.verification, None):
         page = render_html(run.table, run.plan, verification, frontier=frontier, words=CHINESE)
         short = render_markdown(run.table, run.plan, verification, words=CHINESE)
