@@ -147,6 +147,24 @@ class PlannedLimit:
 
 
 @dataclass(frozen=True)
+class Tuning:
+    """Integers that were fitted to the plan as a whole, once it was chosen."""
+
+    method: str
+    """How, see `qplan.settings.Tune`."""
+    ships: bool
+    """Whether they lose less beyond doubt, and are built."""
+    head: bool
+    """Whether the head's are among them."""
+    tokens: int
+    """Calibration tokens that this was decided by; they were not fitted to these."""
+    before_nats: float
+    """Loss of the whole model there with each tensor's integers fitted by itself."""
+    after_nats: float
+    """The same with those that were fitted to the plan."""
+
+
+@dataclass(frozen=True)
 class Plan:
     """One format for every tensor, under a budget."""
 
@@ -191,6 +209,8 @@ class Plan:
     """RAM and relative times on the target; None in plans of earlier versions."""
     kv: PlannedCache | None = None
     """The KV cache that it was planned with; None where no context was given."""
+    tuning: Tuning | None = None
+    """What fitting its integers as a whole came to; None where that was not tried, and in plans of earlier versions."""
 
     @property
     def formats(self) -> dict[str, QuantFormat]:
