@@ -16,10 +16,11 @@ from qplan.cost.forward import (
     REFERENCE_VALUES,
     all_forward,
     factored,
+    layer_forward,
     rounding,
 )
 from qplan.cost.one_pass import PROCESS_BYTES
-from qplan.cost.shape import Shape
+from qplan.cost.shape import Input, Shape
 from qplan.cost.work import NOTHING, Machine, Work
 from qplan.settings import Precision
 from qplan.tensors import TensorSpec
@@ -28,6 +29,7 @@ from qplan.uniform import COMPARED
 LOADING, EXPORTING, REFERENCE, GATE = "loading", "export of the graph", "FP32 reference", "gate: FP16 on the engine"
 KEEPING, ROUNDING, COMPARING = "FP32 reference for planning", "choosing integers", "whole models: plan and uniform"
 REPAIRING, ACTIVATIONS = "promotions and demotions", "int8 activations per token and per block"
+TUNING, JUDGING = "fitting the plan's integers in order", "whole models: integers fitted in order"
 BUILDING, PROVING, REPORTING = "building the plan", "proof on the engine", "report"
 PROVING_ARM = "proof on ARM, emulated"
 """Names of an emit's stages."""
@@ -38,6 +40,8 @@ _ACTIVATION_VALUES = 10
 """Numbers read and written per activation that is rounded to int8."""
 _STORED_VALUES = 4
 """Per weight that is turned from integers into floats."""
+_BATCH_ROWS = 4
+"""Sequences that integers are fitted to at a time."""
 _FORK = 0.6
 """Of a pass, what a plan takes that differs in one tensor from another."""
 _REPAIR_SWEEPS = 3
@@ -92,6 +96,10 @@ class EmitAsked:
     budgets: int
     """Of the frontier in the report."""
     build: bool
+    fitted: int = 0
+    """Tokens that the plan's integers are fitted to in order; 0 if they are not."""
+    weighed: int = 0
+    """Tokens that decide whether those ship."""
     processors: int = 0
     """Emulated ARM processors that the plan is proved on."""
     precision: Precision = "low"
@@ -120,6 +128,8 @@ class EmitCost:
         if asked.build:
             found += [self._reference(REFERENCE, asked.judged), self._gate()]
         found += self._planning()
+        if asked.fitted:
+            found += [self._tuning(), self._judging()]
         if asked.build:
             found += [self._building(), self._proving()]
         if asked.processors:
@@ -294,6 +304,52 @@ class EmitCost:
             work += self._rounded(max(self.shape.card.tensors, key=lambda spec: spec.in_features)).times(_MOVED)
         memory = self._batch(int(tokens), asked.evaluations) + self._kept_weights
         return self._stage(REPAIRING, [work], memory, units=int(asked.evaluations * tokens) // asked.seq_len)
+
+    def _tuning(self) -> ExpectedStage:
+        """Both models up to each input of every layer, and once behind it; the sums there, and the rounding."""
+        asked, shape, work = self.asked, self.shape, NOTHING
+        tokens, hidden_bytes = asked.fitted, FLOAT_BYTES * asked.fitted * shape.hidden
+        for layer in (*shape.layers, (shape.head,)):
+            fitted = [place for place, given in enumerate(layer) if given.share == 1]
+            for place in fitted:
+                given, before = layer[place], layer[:place]
+                if before:
+                    work += layer_forward(before, tokens, asked.seq_len, shape.hidden).times(2)
+                work += self._fitted(given, tokens)
+            if layer[0] is not shape.head:
+                work += layer_forward(layer, tokens, asked.seq_len, shape.hidden, streamed=asked.streamed).times(2)
+            work += Work(read=2.0 * hidden_bytes * (len(fitted) + 1), written=2.0 * hidden_bytes)
+        widest = max(given.width for given in shape.inputs)
+        memory = self._batch(_BATCH_ROWS * asked.seq_len, 2) + self._kept_weights + 8 * FLOAT_BYTES * widest**2
+        disk = 4.0 * hidden_bytes + sum(spec.weights for spec in shape.card.tensors)
+        return self._stage(
+            TUNING,
+            [work + self._planned.times(2)],
+            memory,
+            disk=disk,
+            at_once=self.machine.processors,
+            units=len(shape.layers) + 1,
+        )
+
+    def _fitted(self, given: Input, tokens: int) -> Work:
+        """Sums of two products per token, and for each reader a product, two solutions and a rounding."""
+        square = float(given.width) ** 2
+        batches = tokens / (_BATCH_ROWS * self.asked.seq_len)
+        work = factored(given.width) + Work(
+            flops=4.0 * tokens * square, values=_ACTIVATION_VALUES * tokens * given.width + 8.0 * square * batches
+        )
+        for spec in given.readers:
+            work += Work(rounding_flops=4.0 * square * spec.out_features)
+            work += rounding(given.width, spec.out_features, 1, fits=True, chosen=False)
+        return work
+
+    def _judging(self) -> ExpectedStage:
+        """The plan with the integers of each tensor by itself, and fitted in order, with the head's or without."""
+        tokens, variants = self.asked.weighed, 3
+        work = self._forward(tokens) + self._swept(tokens, variants, variants) + self._planned.times(variants)
+        logits = float(FLOAT_BYTES * tokens * self.shape.head.outputs)
+        memory = self._batch(tokens, 1) + self._kept_weights
+        return self._stage(JUDGING, [work], memory, units=variants * tokens // self.asked.seq_len, temporary=logits)
 
     def _building(self) -> ExpectedStage:
         engine = self.engine
