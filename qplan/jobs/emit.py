@@ -28,6 +28,7 @@ from qplan.jobs.options import EmitOptions
 from qplan.jobs.report import report_plan
 from qplan.jobs.skeletons import run_skeleton
 from qplan.jobs.stages import Stages
+from qplan.jobs.tune import tuned
 from qplan.mnn.arm.home import arm_is_there, require_arm
 from qplan.mnn.arm.processors import find_processor
 from qplan.mnn.build.exporter_source import find_exporter
@@ -263,6 +264,7 @@ def _plan_and_build(job: EmitJob, judged: _HeldOut, command: str) -> Emitted:
         if bench.memory is not None:
             bench.memory.check_runs(plan.formats)
             plan = plan.noted(*bench.memory.left_out(plan.formats, unfolded=job.model.original.card))
+        job, plan = tuned(job, plan, plan.dynamic_option if gain is None else 2)
         exportable = _write_plan(job, plan)
         plan, verification = _prove(job, bench, first, plan, gain, caches=caches)
     return _reported(job, plan, verification, exportable, command)

@@ -132,6 +132,11 @@ class Emission:
         half = -(-self.planning_rows // 2) * self.calibration.seq_len
         return most_models(table.conditions.samples * table.conditions.seq_len, half) if asked is None else asked
 
+    @property
+    def tunes(self) -> bool:
+        """Whether integers are fitted to the plan."""
+        return self.options.tunes(self.table.conditions.rounding)
+
     def asked(self, shape: Shape) -> EmitAsked:
         """What the work depends on."""
         options, table, rounding = self.options, self.table, self.table.conditions.rounding
@@ -156,6 +161,8 @@ class Emission:
             compared=max(PlanningContext.rivals, options.rivals),
             budgets=COARSE_POINTS,
             build=options.build,
+            fitted=self.calibration.fit.size if self.tunes else 0,
+            weighed=self.calibration.tokens.size if self.tunes else 0,
             processors=len(options.prove),
             precision=options.wanted.rules.target.precision if self.given is None else self.given.plan.precision,
             streamed=self.streamed,

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from qplan.quantize.rounder import Rounder
 from qplan.quantize.stored_cache import FittedTensors
 from qplan.run.plan import Tuning
-from qplan.sensitivity.joint import variant_losses
+from qplan.sensitivity.joint import Variant, variant_losses
 from qplan.sensitivity.kept_logits import kept_logits
 from qplan.sensitivity.metrics import TokenStats
 from qplan.sensitivity.paired import change_of
@@ -29,13 +29,14 @@ class Tuned:
     record: Tuning
 
 
-def judged(fit: SequentialFit, tokens: NDArray[np.int64], progress: Progress | None = None) -> Tuned:
+def judged(fit: SequentialFit, plan: Variant, tokens: NDArray[np.int64], progress: Progress | None = None) -> Tuned:
     """Take the fitted integers, with or without the head's, if the whole model loses less with them beyond doubt.
 
     A head that is tied to the embedding changes what the layers were fitted with, and need not gain.
 
     Args:
         fit: that has run.
+        plan: as it will ship.
         tokens: int64 ``[rows, seq_len]``, to which nothing was fitted.
         progress: called with the passes that are done.
     """
@@ -43,7 +44,7 @@ def judged(fit: SequentialFit, tokens: NDArray[np.int64], progress: Progress | N
     layers = {name: fmt for name, fmt in fit.formats.items() if name != head}
     choices = [choice for choice in (layers, fit.formats) if choice]
     rounders = [fit.rounder, *(replace(fit.rounder, fitted=FittedTensors(fit.cache, choice)) for choice in choices)]
-    before, *after = _losses(fit, rounders, tokens, progress)
+    before, *after = _losses(plan, rounders, tokens, progress)
     place = min(range(len(after)), key=lambda place: after[place].kl_nats)
     ships = change_of(before, after[place], tokens.shape[1]).is_fall
     record = Tuning(
@@ -58,16 +59,16 @@ def judged(fit: SequentialFit, tokens: NDArray[np.int64], progress: Progress | N
 
 
 def _losses(
-    fit: SequentialFit, rounders: Sequence[Rounder], tokens: NDArray[np.int64], progress: Progress | None
+    plan: Variant, rounders: Sequence[Rounder], tokens: NDArray[np.int64], progress: Progress | None
 ) -> Iterator[TokenStats]:
     """Losses of the plan with each rounder's integers."""
     rows = len(tokens)
-    with kept_logits(fit.rounder.loaded, tokens) as reference:
+    with kept_logits(rounders[0].loaded, tokens) as reference:
         for done, rounder in enumerate(rounders):
             found = variant_losses(
                 rounder.loaded,
                 torch.from_numpy(tokens),
-                {"": fit.plan},
+                {"": plan},
                 batch_size=1,
                 engine_embedding=True,
                 rounder=rounder,

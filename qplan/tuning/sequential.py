@@ -1,8 +1,9 @@
 """Fits the integers of a plan layer by layer, in the order in which they run, to the float model's outputs.
 
-Each linear's inputs are those that the layers before it make as they will ship, with their integers and the engine's
-int8 activations, and its target corrects what these lose (`qplan.quantize.corrected`). What lies between two layers is
-on disk, and every tensor is kept once it is fitted: a run that was killed goes on where it was, with the same integers.
+Each linear's inputs are those that the layers before it make with the integers that they got, under memory low with the
+engine's int8 activations too, and its target corrects what these lose (`qplan.quantize.corrected`). What lies between
+two layers is on disk, and every tensor is kept once it is fitted: a run that was killed goes on where it was, with the
+same integers.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class SequentialFit:
     rounder: Rounder
     """Today's integers: of what is not fitted, and of a tied head's lookups. Its moments are of ``tokens``."""
     plan: Variant
-    """Formats of all tensors, and the arithmetic that they are run with."""
+    """Formats of all tensors, and the arithmetic that makes the inputs."""
     tokens: Tensor
     """int64 ``[rows, seq_len]``."""
     cache: StoredCache

@@ -237,7 +237,7 @@ def test_a_tied_head_keeps_to_its_lookups(qwen2: LoadedModel, tmp_path: Path, mo
 def test_integers_ship_where_whole_models_lose_less_beyond_doubt(qwen2: LoadedModel, tmp_path: Path) -> None:
     fit = a_fit(qwen2, tmp_path, bits=2)
     fit.run()
-    found = judged(fit, tokens(0).numpy())
+    found = judged(fit, fit.plan, tokens(0).numpy())
     record = found.record
     assert record.ships
     assert record.after_nats < record.before_nats
@@ -254,7 +254,7 @@ def test_what_gains_nothing_does_not_ship(qwen2: LoadedModel, tmp_path: Path) ->
     for name, fmt in fit.formats.items():  # as if fitting had found the same
         fit.cache.get(name, fmt, lambda name=name, fmt=fmt: fit.rounder.store(name, fmt))  # type: ignore[misc]
     fit.run()
-    found = judged(fit, tokens(0, 4).numpy())
+    found = judged(fit, fit.plan, tokens(0, 4).numpy())
     assert found.rounder is fit.rounder
     assert not found.record.ships
     assert not found.record.head
