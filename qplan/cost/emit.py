@@ -269,14 +269,19 @@ class EmitCost:
             work += factored(given.width).times(1 - len(given.readers))  # once, and not for each of them
             for spec in given.readers:
                 work += self._rounded(spec)
-        widest = max(given.width for given in self.shape.inputs)
-        largest = max(spec.weights for spec in self.shape.card.tensors)
-        memory = FLOAT_BYTES * (4.0 * widest**2 + self.machine.processors * 5.0 * min(largest, 1 << 24))
         disk = float(sum(spec.weights for spec in self.shape.card.tensors))
         tensors = len(self.shape.card.tensors)
         return self._stage(
-            ROUNDING, [work], memory + _WORKING_BYTES, disk=disk, at_once=self.machine.processors, units=tensors
+            ROUNDING, [work], self._rounding_bytes, disk=disk, at_once=self.machine.processors, units=tensors
         )
+
+    @property
+    def _rounding_bytes(self) -> float:
+        """Bytes of moments, their factors, and of copies of what is rounded at a time."""
+        widest = max(given.width for given in self.shape.inputs)
+        largest = max(spec.weights for spec in self.shape.card.tensors)
+        numbers = 4.0 * widest**2 + self.machine.processors * 5.0 * min(largest, 1 << 24)
+        return FLOAT_BYTES * numbers + _WORKING_BYTES
 
     def _rounded(self, spec: TensorSpec) -> Work:
         """A tensor rounded whole, in one format."""
@@ -320,7 +325,9 @@ class EmitCost:
                 work += layer_forward(layer, tokens, asked.seq_len, shape.hidden, streamed=asked.streamed).times(2)
             work += Work(read=2.0 * hidden_bytes * (len(fitted) + 1), written=2.0 * hidden_bytes)
         widest = max(given.width for given in shape.inputs)
-        memory = self._batch(_BATCH_ROWS * asked.seq_len, 2) + self._kept_weights + 8 * FLOAT_BYTES * widest**2
+        # sums of one input beside both models; then its moments and their factors, and copies of what is rounded
+        summed = self._batch(_BATCH_ROWS * asked.seq_len, 2) + self._kept_weights + 3 * FLOAT_BYTES * widest**2
+        memory = max(summed, self._read + self._rounding_bytes)
         disk = 4.0 * hidden_bytes + sum(spec.weights for spec in shape.card.tensors)
         return self._stage(
             TUNING,

@@ -10,7 +10,7 @@ from qplan.choosing.context import PlanningContext
 from qplan.choosing.planned import PlannedOn
 from qplan.choosing.repair import most_models
 from qplan.choosing.sizes import run_fixed_bytes
-from qplan.cost.emit import EmitAsked, EmitCost
+from qplan.cost.emit import TUNING, EmitAsked, EmitCost
 from qplan.cost.engine import EngineCost
 from qplan.cost.expected import Expected
 from qplan.cost.shape import Shape
@@ -211,6 +211,9 @@ def expect_emit(emission: Emission, *, measure: bool = False) -> Outlook:
     def outlook(machine: Machine) -> Outlook:
         most = math.inf if limit is None else float(min(limit, machine.memory_bytes))
         engine = emission.engine(shape, most - own_bytes)
-        return Outlook(Expected(EmitCost(shape, asked, engine, machine, most).stages()), machine, limit, remedies)
+        expected = Expected(EmitCost(shape, asked, engine, machine, most).stages())
+        peak = max(expected.stages, key=lambda stage: stage.memory_bytes)
+        more = ("use --tune off",) if peak.name == TUNING else ()
+        return Outlook(expected, machine, limit, remedies + more)
 
     return on_this_machine(outlook, emission.run, measure=measure)

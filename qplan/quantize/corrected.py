@@ -30,29 +30,29 @@ class PairedSums:
     seen: Tensor = field(init=False)
     """float64 ``[in, in]`` of the quantized model's inputs, see `add_gram`."""
     cross: Tensor = field(init=False)
-    """float64 ``[in, in]``: ``(x - x') x'^T``."""
+    """float32 ``[in, in]``: ``(x - x') x'^T``; small, and nothing is factored of it."""
 
     def __post_init__(self) -> None:
         """Begin with nothing."""
         self.seen = torch.zeros(self.width, self.width, dtype=torch.float64)
-        self.cross = torch.zeros(self.width, self.width, dtype=torch.float64)
+        self.cross = torch.zeros(self.width, self.width)
 
     def add(self, exact: Tensor, seen: Tensor) -> None:
         """Add inputs ``[..., in]`` of the same tokens, in the float model and in the quantized one."""
         rows, others = (given.reshape(-1, self.width).to(torch.float32) for given in (seen, exact))
         add_gram(self.seen, rows)
-        self.cross += ((others - rows).T @ rows).to(self.cross)
+        torch.addmm(self.cross, (others - rows).T.cpu(), rows.cpu(), out=self.cross)
         self.tokens += len(rows)
 
     def target(self, more: Tensor | None = None) -> CorrectedTarget:
-        """What rounding is to come close to.
+        """What rounding is to come close to; the sums are used up.
 
         Args:
             more: float32 ``[in, in]``, moments of another use of the same matrix whose inputs are exact: lookups in a
                 tied head.
         """
         moments = mirrored(by_rows(self.seen, self.tokens))
-        return CorrectedTarget(Curvature(moments if more is None else moments + more), by_rows(self.cross, self.tokens))
+        return CorrectedTarget(Curvature(moments if more is None else moments.add_(more)), self.cross.div_(self.tokens))
 
 
 @dataclass(frozen=True, eq=False)

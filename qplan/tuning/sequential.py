@@ -146,7 +146,7 @@ class SequentialFit:
             if exact is not None:
                 exact.add(given, given)
         lookups = None if exact is None else self._lookups(names[0], exact)
-        targets = {block: total.target(lookups) for block, total in sums.items()}
+        targets = {block: sums.pop(block).target(lookups) for block in tuple(sums)}
         with one_thread(), ThreadPoolExecutor(self.jobs) as pool:
             list(pool.map(lambda name: self._fit(name, targets[blocks[name]]), missing))
 
