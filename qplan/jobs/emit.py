@@ -288,7 +288,7 @@ def _given(job: EmitJob) -> Plan | None:
     """The plan that the user gave, recomputed for this build; None if one is to be made."""
     if job.given is None:
         return None
-    plan = edited_plan(job.given, job.table, job.options.target, fixed_bytes(job.skeleton, job.table.model))
+    plan = edited_plan(job.given, job.table, job.options.target, fixed_bytes(job.skeleton, job.table.model)).untuned()
     if plan.kv is None:
         return plan
     menu = menu_of(plan.kv.tokens, plan.target, Rules.of(plan).target.precision, job.table, job.options.target.engine)

@@ -41,8 +41,7 @@ def judged(fit: SequentialFit, plan: Variant, tokens: NDArray[np.int64], progres
         progress: called with the passes that are done.
     """
     head = fit.rounder.loaded.architecture.head
-    layers = {name: fmt for name, fmt in fit.formats.items() if name != head}
-    choices = [choice for choice in (layers, fit.formats) if choice]
+    choices = [choice for choice in (fit.shipped(head=False), fit.formats) if choice]
     rounders = [fit.rounder, *(replace(fit.rounder, fitted=FittedTensors(fit.cache, choice)) for choice in choices)]
     before, *after = _losses(plan, rounders, tokens, progress)
     place = min(range(len(after)), key=lambda place: after[place].kl_nats)

@@ -51,10 +51,6 @@ class SequentialFit:
     between: Path | None = None
     """Folder for what lies between layers; None for memory."""
     batch_size: int = 4
-    jobs: int = 1
-    """Tensors to fit at a time."""
-    progress: Progress | None = None
-    """Called after each layer."""
     _exact: WayThere = field(init=False)
     """The float model, on its way through the layers."""
     _stored: WayThere = field(init=False)
@@ -80,23 +76,35 @@ class SequentialFit:
             and not isinstance(loaded.linear(spec.name), RoutedLinear)
         }
 
-    def run(self) -> None:
+    def shipped(self, *, head: bool) -> dict[str, QuantFormat]:
+        """`formats`, with the head's or without."""
+        own = self.rounder.loaded.architecture.head
+        return {name: fmt for name, fmt in self.formats.items() if head or name != own}
+
+    def run(self, *, jobs: int = 1, progress: Progress | None = None) -> None:
         """Fit what the cache does not hold, and keep it.
+
+        Args:
+            jobs: tensors to fit at a time.
+            progress: called after each layer.
 
         Raises:
             MeasurementError: inputs that are all zero or not finite.
             DamagedArtifactError: what a killed run left was damaged.
         """
         layers = len(self.rounder.loaded.layers)
-        if self._missing(self.formats):
-            self._begin()
-            for index in range(min(self._exact.done, self._stored.done), layers):
-                self._layer(index)
-                self._tell(index + 1, layers + 1)
-            self._head(layers)
+        with ThreadPoolExecutor(jobs) as pool:
+            if self._missing(self.formats):
+                self._begin()
+                for index in range(min(self._exact.done, self._stored.done), layers):
+                    self._layer(index, pool)
+                    if progress is not None:
+                        progress(index + 1, layers + 1)
+                self._head(layers, pool)
         if self.between is not None:
             remove_folder(self.between)
-        self._tell(layers + 1, layers + 1)
+        if progress is not None:
+            progress(layers + 1, layers + 1)
 
     def _begin(self) -> None:
         """Go on only behind layers whose tensors are all there."""
@@ -104,7 +112,7 @@ class SequentialFit:
         if any(self._missing(self._of_layer(index)) for index in range(done)) and self.between is not None:
             remove_folder(self.between)
 
-    def _layer(self, index: int) -> None:
+    def _layer(self, index: int, pool: ThreadPoolExecutor) -> None:
         loaded = self.rounder.loaded
         everything = range(len(self._exact.batches))
         with with_layer_read(loaded, index):
@@ -116,22 +124,22 @@ class SequentialFit:
                 linears = [linear for linear, members in names.items() if members]
                 first = self._exact.between.get(index - 1, 0) if index else None
                 for together in in_order(loaded, index, self._exact.batches[0], first, linears):
-                    self._together(index, together[0], [name for linear in together for name in names[linear]])
+                    self._together(index, together[0], [name for linear in together for name in names[linear]], pool)
             for number in everything:
                 self._exact.run(index, number)
             with self._quantized(index, self._stored_weights()):
                 for number in everything:
                     self._stored.run(index, number)
 
-    def _head(self, layers: int) -> None:
+    def _head(self, layers: int, pool: ThreadPoolExecutor) -> None:
         """Fit the head, the last. Where it is tied, its lookups count as they do in its moments."""
         loaded = self.rounder.loaded
         head = loaded.architecture.head
         if head in self.formats:
             with with_layer_read(loaded, layers):
-                self._together(layers, loaded.head, [head])
+                self._together(layers, loaded.head, [head], pool)
 
-    def _together(self, index: int, linear: nn.Linear, names: Sequence[str]) -> None:
+    def _together(self, index: int, linear: nn.Linear, names: Sequence[str], pool: ThreadPoolExecutor) -> None:
         """Fit tensors that are given the same input, that of a linear."""
         missing = self._missing({name: self.formats[name] for name in names})
         if not missing:
@@ -147,7 +155,7 @@ class SequentialFit:
                 exact.add(given, given)
         lookups = None if exact is None else self._lookups(names[0], exact)
         targets = {block: sums.pop(block).target(lookups) for block in tuple(sums)}
-        with one_thread(), ThreadPoolExecutor(self.jobs) as pool:
+        with one_thread():
             list(pool.map(lambda name: self._fit(name, targets[blocks[name]]), missing))
 
     def _inputs(self, index: int, linear: nn.Linear) -> Iterator[tuple[Tensor, Tensor]]:
@@ -209,7 +217,3 @@ class SequentialFit:
 
     def _missing(self, formats: Mapping[str, QuantFormat]) -> dict[str, QuantFormat]:
         return {name: fmt for name, fmt in formats.items() if not self.cache.holds(name, fmt)}
-
-    def _tell(self, done: int, count: int) -> None:
-        if self.progress is not None:
-            self.progress(done, count)

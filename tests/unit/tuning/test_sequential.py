@@ -152,7 +152,7 @@ def test_a_killed_fit_goes_on_with_the_same_integers(
             a_fit(qwen2, tmp_path / "killed").run()
     assert 0 < len(files(tmp_path / "killed" / "fitted")) < 22
     told: list[int] = []
-    a_fit(qwen2, tmp_path / "killed", progress=lambda done, _: told.append(done)).run()
+    a_fit(qwen2, tmp_path / "killed").run(progress=lambda done, _: told.append(done))
     assert files(tmp_path / "killed" / "fitted") == wanted
     assert len(told) <= 4 - after // 7  # layers that were finished are not done again
 
@@ -172,7 +172,7 @@ def test_a_lost_tensor_of_a_finished_layer_is_fitted_again(qwen2: LoadedModel, t
 @pytest.mark.slow
 def test_integers_do_not_depend_on_how_many_are_fitted_at_a_time(llama: LoadedModel, tmp_path: Path) -> None:
     for jobs in (1, 3):
-        a_fit(llama, tmp_path / str(jobs), jobs=jobs).run()
+        a_fit(llama, tmp_path / str(jobs)).run(jobs=jobs)
     assert files(tmp_path / "1" / "fitted") == files(tmp_path / "3" / "fitted")
 
 
