@@ -64,6 +64,11 @@ def needs_tokens(rounding: str) -> bool:
     return rounding not in METHODS or METHODS[rounding].fits
 
 
+def can_be_tuned(rounding: str) -> bool:
+    """Whether integers can be fitted to a plan as a whole with the same rounding: error feedback, from moments."""
+    return rounding in {"auto", "gptq"}
+
+
 def check_rounding(name: str) -> None:
     """Refuse an unknown rounding.
 

@@ -52,6 +52,10 @@ OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 NOTHING_NATS = 1e-7
 """Losses below this are float32 rounding, and count as equal."""
 
+Tune = Literal["auto", "sequential", "off"]
+"""Whether the integers of a plan are fitted to it as a whole once it is chosen: in order, to the float model's outputs
+(``sequential``); ``auto`` does so wherever roundings are fitted to tokens."""
+
 Parity = Literal["all", "files"]
 """What a budget that names a uniform export promises: no more of anything that a user feels than the export takes
 (files, RAM, time per decoded token, time of a prefill), or no larger files."""

@@ -45,7 +45,7 @@ from qplan.planner.budget import parse_budgets
 from qplan.planner.rules import Rules
 from qplan.planner.size import Size
 from qplan.run.plan_folder import PlanFolder
-from qplan.settings import DynamicOption, Objective
+from qplan.settings import DynamicOption, Objective, Tune
 
 if TYPE_CHECKING:
     from qplan.jobs.emit import Emitted
@@ -138,6 +138,14 @@ def command(
             rich_help_panel=panels.RULES,
         ),
     ] = EmitOptions.evaluations,
+    tune: Annotated[
+        Tune,
+        typer.Option(
+            help="Fit the integers of the plan to the whole model, layer by layer, and take them where that lowers its "
+            "loss; auto does, if tensors are rounded by auto or gptq.",
+            rich_help_panel=panels.RULES,
+        ),
+    ] = EmitOptions.tune,
     rivals: Annotated[
         int,
         typer.Option(
@@ -272,6 +280,7 @@ def command(
         dynamic_option=None if dynamic_option == AUTO else dynamic_option,
         evaluations=repair,
         rivals=rivals,
+        tune=tune,
         plan=plan,
         engine=None if engine is None else EngineVersion.parse(engine),
         prove=parse_processors(prove or ()),

@@ -16,10 +16,11 @@ from qplan.cost.forward import (
     REFERENCE_VALUES,
     all_forward,
     factored,
+    layer_forward,
     rounding,
 )
 from qplan.cost.one_pass import PROCESS_BYTES
-from qplan.cost.shape import Shape
+from qplan.cost.shape import Input, Shape
 from qplan.cost.work import NOTHING, Machine, Work
 from qplan.settings import Precision
 from qplan.tensors import TensorSpec
@@ -28,6 +29,7 @@ from qplan.uniform import COMPARED
 LOADING, EXPORTING, REFERENCE, GATE = "loading", "export of the graph", "FP32 reference", "gate: FP16 on the engine"
 KEEPING, ROUNDING, COMPARING = "FP32 reference for planning", "choosing integers", "whole models: plan and uniform"
 REPAIRING, ACTIVATIONS = "promotions and demotions", "int8 activations per token and per block"
+TUNING, JUDGING = "fitting the plan's integers in order", "whole models: integers fitted in order"
 BUILDING, PROVING, REPORTING = "building the plan", "proof on the engine", "report"
 CACHING = "KV cache on the engine"
 PROVING_ARM = "proof on ARM, emulated"
@@ -39,6 +41,8 @@ _ACTIVATION_VALUES = 10
 """Numbers read and written per activation that is rounded to int8."""
 _STORED_VALUES = 4
 """Per weight that is turned from integers into floats."""
+_BATCH_ROWS = 4
+"""Sequences that integers are fitted to at a time."""
 _FORK = 0.6
 """Of a pass, what a plan takes that differs in one tensor from another."""
 _REPAIR_SWEEPS = 3
@@ -99,6 +103,10 @@ class EmitAsked:
     """Of these, the last ones that come by themselves."""
     caches: int = 0
     """Ways to store the cache that may have to be measured."""
+    fitted: int = 0
+    """Tokens that the plan's integers are fitted to in order; 0 if they are not."""
+    weighed: int = 0
+    """Tokens that decide whether those ship."""
     processors: int = 0
     """Emulated ARM processors that the plan is proved on."""
     precision: Precision = "low"
@@ -129,6 +137,8 @@ class EmitCost:
         if asked.build and asked.cache_tokens:
             found.append(self._caching())
         found += self._planning()
+        if asked.fitted:
+            found += [self._tuning(), self._judging()]
         if asked.build:
             found += [self._building(), self._proving()]
         if asked.processors:
@@ -268,14 +278,19 @@ class EmitCost:
             work += factored(given.width).times(1 - len(given.readers))  # once, and not for each of them
             for spec in given.readers:
                 work += self._rounded(spec)
-        widest = max(given.width for given in self.shape.inputs)
-        largest = max(spec.weights for spec in self.shape.card.tensors)
-        memory = FLOAT_BYTES * (4.0 * widest**2 + self.machine.processors * 5.0 * min(largest, 1 << 24))
         disk = float(sum(spec.weights for spec in self.shape.card.tensors))
         tensors = len(self.shape.card.tensors)
         return self._stage(
-            ROUNDING, [work], memory + _WORKING_BYTES, disk=disk, at_once=self.machine.processors, units=tensors
+            ROUNDING, [work], self._rounding_bytes, disk=disk, at_once=self.machine.processors, units=tensors
         )
+
+    @property
+    def _rounding_bytes(self) -> float:
+        """Bytes of moments, their factors, and of copies of what is rounded at a time."""
+        widest = max(given.width for given in self.shape.inputs)
+        largest = max(spec.weights for spec in self.shape.card.tensors)
+        numbers = 4.0 * widest**2 + self.machine.processors * 5.0 * min(largest, 1 << 24)
+        return FLOAT_BYTES * numbers + _WORKING_BYTES
 
     def _rounded(self, spec: TensorSpec) -> Work:
         """A tensor rounded whole, in one format."""
@@ -316,6 +331,54 @@ class EmitCost:
         widest = 16 if asked.caches else engine.bits
         disk = engine.file_bytes(16) if asked.caches else 0.0
         return self._stage(CACHING, parts, self._with_engine(_WORKING_BYTES, widest), disk=disk, units=len(parts))
+
+    def _tuning(self) -> ExpectedStage:
+        """Both models up to each input of every layer, and once behind it; the sums there, and the rounding."""
+        asked, shape, work = self.asked, self.shape, NOTHING
+        tokens, hidden_bytes = asked.fitted, FLOAT_BYTES * asked.fitted * shape.hidden
+        for layer in (*shape.layers, (shape.head,)):
+            fitted = [place for place, given in enumerate(layer) if given.share == 1]
+            for place in fitted:
+                given, before = layer[place], layer[:place]
+                if before:
+                    work += layer_forward(before, tokens, asked.seq_len, shape.hidden).times(2)
+                work += self._fitted(given, tokens)
+            if layer[0] is not shape.head:
+                work += layer_forward(layer, tokens, asked.seq_len, shape.hidden, streamed=asked.streamed).times(2)
+            work += Work(read=2.0 * hidden_bytes * (len(fitted) + 1), written=2.0 * hidden_bytes)
+        widest = max(given.width for given in shape.inputs)
+        # sums of one input beside both models; then its moments and their factors, and copies of what is rounded
+        summed = self._batch(_BATCH_ROWS * asked.seq_len, 2) + self._kept_weights + 3 * FLOAT_BYTES * widest**2
+        memory = max(summed, self._read + self._rounding_bytes)
+        disk = 4.0 * hidden_bytes + sum(spec.weights for spec in shape.card.tensors)
+        return self._stage(
+            TUNING,
+            [work + self._planned.times(2)],
+            memory,
+            disk=disk,
+            at_once=self.machine.processors,
+            units=len(shape.layers) + 1,
+        )
+
+    def _fitted(self, given: Input, tokens: int) -> Work:
+        """Sums of two products per token, and for each reader a product, two solutions and a rounding."""
+        square = float(given.width) ** 2
+        batches = tokens / (_BATCH_ROWS * self.asked.seq_len)
+        work = factored(given.width) + Work(
+            flops=4.0 * tokens * square, values=_ACTIVATION_VALUES * tokens * given.width + 8.0 * square * batches
+        )
+        for spec in given.readers:
+            work += Work(rounding_flops=4.0 * square * spec.out_features)
+            work += rounding(given.width, spec.out_features, 1, fits=True, chosen=False)
+        return work
+
+    def _judging(self) -> ExpectedStage:
+        """The plan with the integers of each tensor by itself, and fitted in order, with the head's or without."""
+        tokens, variants = self.asked.weighed, 3
+        work = self._forward(tokens) + self._swept(tokens, variants, variants) + self._planned.times(variants)
+        logits = float(FLOAT_BYTES * tokens * self.shape.head.outputs)
+        memory = self._batch(tokens, 1) + self._kept_weights
+        return self._stage(JUDGING, [work], memory, units=variants * tokens // self.asked.seq_len, temporary=logits)
 
     def _building(self) -> ExpectedStage:
         engine = self.engine

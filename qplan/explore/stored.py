@@ -71,7 +71,7 @@ def read_weight(home: RunFolder, table: SensitivityTable, tensor: str) -> Weight
 
 
 def read_grid(home: RunFolder, table: SensitivityTable, tensor: str, fmt: QuantFormat) -> StoredGrid:
-    """A tensor's integers in a format: those that were measured and that a build would ship.
+    """A tensor's integers in a format: those that were measured, which ship unless a build fits them to its plan.
 
     Integers that the run did not keep (rounding to nearest) are computed again, which imports torch.
 

@@ -113,6 +113,13 @@ def check_emit(options: EmitOptions, run: RunFolder) -> None:
     if options.dynamic_option == 2 and table.goal != "low":
         msg = f"--dynamic-option 2 has no effect under memory {table.goal}, which {run.folder} is for; leave it out"
         raise InputError(msg)
+    rounding = table.conditions.rounding
+    if options.tune == "sequential" and not options.tunes(rounding):
+        msg = (
+            f"--tune sequential fits integers by error feedback, and {run.folder} was analyzed with --rounding "
+            f"{rounding}; leave it out, or analyze with --rounding auto"
+        )
+        raise InputError(msg)
     fixed = run_fixed_bytes(run, table.model, c4=target.c4)
     if given is not None:
         from qplan.choosing.planned import edited_plan  # noqa: PLC0415 - the solver takes longer than all else here

@@ -29,6 +29,7 @@ from qplan.jobs.options import EmitOptions
 from qplan.jobs.report import report_plan
 from qplan.jobs.skeletons import run_skeleton
 from qplan.jobs.stages import Stages
+from qplan.jobs.tune import tuned
 from qplan.mnn.arm.home import arm_is_there, require_arm
 from qplan.mnn.arm.processors import find_processor
 from qplan.mnn.build.exporter_source import find_exporter
@@ -265,6 +266,7 @@ def _plan_and_build(job: EmitJob, judged: _HeldOut, command: str) -> Emitted:
         if bench.memory is not None:
             bench.memory.check_runs(plan.formats)
             plan = plan.noted(*bench.memory.left_out(plan.formats, unfolded=job.model.original.card))
+        job, plan = tuned(job, plan, plan.dynamic_option if gain is None else 2)
         exportable = _write_plan(job, plan)
         plan, verification = _prove(job, bench, first, plan, gain, caches=caches)
     return _reported(job, plan, verification, exportable, command)
@@ -288,7 +290,7 @@ def _given(job: EmitJob) -> Plan | None:
     """The plan that the user gave, recomputed for this build; None if one is to be made."""
     if job.given is None:
         return None
-    plan = edited_plan(job.given, job.table, job.options.target, fixed_bytes(job.skeleton, job.table.model))
+    plan = edited_plan(job.given, job.table, job.options.target, fixed_bytes(job.skeleton, job.table.model)).untuned()
     if plan.kv is None:
         return plan
     menu = menu_of(plan.kv.tokens, plan.target, Rules.of(plan).target.precision, job.table, job.options.target.engine)

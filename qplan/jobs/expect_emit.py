@@ -10,7 +10,7 @@ from qplan.choosing.context import PlanningContext
 from qplan.choosing.planned import PlannedOn
 from qplan.choosing.repair import most_models
 from qplan.choosing.sizes import run_fixed_bytes
-from qplan.cost.emit import EmitAsked, EmitCost
+from qplan.cost.emit import TUNING, EmitAsked, EmitCost
 from qplan.cost.engine import EngineCost
 from qplan.cost.expected import Expected
 from qplan.cost.kv_cache import KvMode
@@ -155,6 +155,11 @@ class Emission:
         half = -(-self.planning_rows // 2) * self.calibration.seq_len
         return most_models(table.conditions.samples * table.conditions.seq_len, half) if asked is None else asked
 
+    @property
+    def tunes(self) -> bool:
+        """Whether integers are fitted to the plan."""
+        return self.options.tunes(self.table.conditions.rounding)
+
     def asked(self, shape: Shape) -> EmitAsked:
         """What the work depends on."""
         options, table, rounding = self.options, self.table, self.table.conditions.rounding
@@ -182,6 +187,8 @@ class Emission:
             cache_tokens=self.cache_tokens,
             cache_steps=STEPS,
             caches=self.caches,
+            fitted=self.calibration.fit.size if self.tunes else 0,
+            weighed=self.calibration.tokens.size if self.tunes else 0,
             processors=len(options.prove),
             precision=options.wanted.rules.target.precision if self.given is None else self.given.plan.precision,
             streamed=self.streamed,
@@ -230,6 +237,9 @@ def expect_emit(emission: Emission, *, measure: bool = False) -> Outlook:
     def outlook(machine: Machine) -> Outlook:
         most = math.inf if limit is None else float(min(limit, machine.memory_bytes))
         engine = emission.engine(shape, most - own_bytes)
-        return Outlook(Expected(EmitCost(shape, asked, engine, machine, most).stages()), machine, limit, remedies)
+        expected = Expected(EmitCost(shape, asked, engine, machine, most).stages())
+        peak = max(expected.stages, key=lambda stage: stage.memory_bytes)
+        more = ("use --tune off",) if peak.name == TUNING else ()
+        return Outlook(expected, machine, limit, remedies + more)
 
     return on_this_machine(outlook, emission.run, measure=measure)

@@ -16,8 +16,8 @@ from qplan.errors import InputError
 from qplan.formats import DEFAULT_FORMATS, QuantFormat
 from qplan.mnn.engines import EngineTarget, EngineVersion
 from qplan.report.words import Language
-from qplan.roundings import check_rounding
-from qplan.settings import DTypeName, DynamicOption, Effort, Folding, Memory, Mode
+from qplan.roundings import can_be_tuned, check_rounding
+from qplan.settings import DTypeName, DynamicOption, Effort, Folding, Memory, Mode, Tune
 from qplan.uniform import RIVALS
 
 LOGITS_BYTES = 640 << 20
@@ -161,6 +161,8 @@ class EmitOptions:
     """A plan to build, possibly edited by hand; None to make one."""
     engine: EngineVersion | None = None
     """MNN version that the model is for; None for the installed one."""
+    tune: Tune = "auto"
+    """Whether the integers of the plan are fitted to it as a whole before it is built, see `qplan.tuning`."""
     prove: tuple[str, ...] = ()
     """Emulated ARM processors that the built model is proved on, names of `qplan.mnn.arm.processors`."""
     language: Language = Language.en
@@ -190,6 +192,9 @@ class EmitOptions:
         if self.prove and not self.build:
             msg = f"--prove {','.join(self.prove)} --no-build: only a model that is built can be proved; leave one out"
             raise InputError(msg)
+        if self.tune == "sequential" and not self.build:
+            msg = "--tune sequential --no-build: integers are fitted for a model that is built; leave one out"
+            raise InputError(msg)
         unheard = self.wanted.asked() if self.plan is not None else ()
         if unheard:
             msg = (
@@ -197,6 +202,10 @@ class EmitOptions:
                 "edit the plan"
             )
             raise InputError(msg)
+
+    def tunes(self, rounding: str) -> bool:
+        """Whether the integers of a plan are fitted to it, where tensors are rounded so."""
+        return self.build and self.tune != "off" and can_be_tuned(rounding)
 
     @property
     def target(self) -> EngineTarget:

@@ -272,6 +272,25 @@ CATALOG: Mapping[str, NoteKind] = {
         nats=float,
         memory=str,
     ),
+    "integers-tuned": _kind(
+        "the integers were fitted once more, in the order of the layers, to make up for what the layers before lose: "
+        "{times:.2f} times the loss ({before_nats:.1e} to {after_nats:.1e} nats per token on {tokens:,} calibration "
+        "tokens that they were not fitted to, memory {memory})",
+        times=float,
+        before_nats=float,
+        after_nats=float,
+        tokens=int,
+        memory=str,
+    ),
+    "tuning-gains-nothing": _kind(
+        "fitting the integers once more, in the order of the layers, gains nothing beyond noise: {times:.2f} times the "
+        "loss ({before_nats:.1e} to {after_nats:.1e} nats per token on {tokens:,} calibration tokens, memory {memory})",
+        times=float,
+        before_nats=float,
+        after_nats=float,
+        tokens=int,
+        memory=str,
+    ),
     "nearest-for-both": _kind(
         "the built model's scales are folded and its integers are chosen by error feedback; llmexport only rounds to "
         "nearest, and with the same formats loses {times:.2f} times as much ({nats:.1e} nats per token, memory "

@@ -94,6 +94,7 @@ def recount(
         return plan
     objective = math.fsum(losses[name][fmt.name] for name, fmt in formats.items())
     unproved = SolverReport(status=EDITED, objective_nats=objective, bound_nats=0.0, gap=1.0, choices=0, seconds=0.0)
+    plan = plan.untuned()
     edited = note("edited")
     if edited not in plan.notes:
         plan = plan.noted(edited)

@@ -22,7 +22,7 @@ from qplan.quantize.int16 import within_int16
 from qplan.quantize.methods import round_with
 from qplan.quantize.moments import Moments
 from qplan.quantize.stored import joined, row_pieces
-from qplan.quantize.stored_cache import StoredCache
+from qplan.quantize.stored_cache import FittedTensors, StoredCache
 from qplan.roundings import CANDIDATES, METHODS, needs_tokens
 from qplan.run.safetensors_file import ALL
 from qplan.spread.work import Workers
@@ -80,12 +80,16 @@ class Rounder:
     """Of a cluster, who round where many tensors are rounded ahead (`qplan.quantize.round_all`)."""
     within_int16: bool = False
     """Whether sums of two products must fit int16, see `qplan.quantize.int16`; uniform exports are not made so."""
+    fitted: FittedTensors | None = None
+    """Integers of a plan that were fitted to it as a whole, and take the place of the rounding's."""
     _prepared: _Prepared = field(default_factory=_Prepared, init=False, repr=False, compare=False)
 
     def store(self, name: str, fmt: QuantFormat, rows: slice = ALL) -> StoredTensor:
         """Store a tensor, or some of its output features, in a format; see `qplan.quantize.methods`."""
         if self.loaded.card.tensor(name).is_embedding:
             return self._by_pieces(name, lambda part: store_embedding(part, fmt), rows)
+        if self.fitted is not None and self.fitted.have(name, fmt):
+            return self._fitting(self.fitted.read(name, rows))
         if fmt.is_float or self.rounding == "rtn":
             found = self._by_pieces(name, lambda part: rtn(part, fmt), rows)
         elif self.cache is None:
@@ -100,7 +104,8 @@ class Rounder:
     def pieces(self, name: str, fmt: QuantFormat) -> Iterator[tuple[slice, StoredTensor]]:
         """The same, a few rows at a time where the matrix is large."""
         spec = self.loaded.card.tensor(name)
-        again = self.cache is None and not fmt.is_float and self.rounding != "rtn"
+        fitted = self.fitted is not None and self.fitted.have(name, fmt)
+        again = self.cache is None and not fmt.is_float and self.rounding != "rtn" and not fitted
         whole = self._fitting(self._round(name, fmt)) if again else None
         for rows in row_pieces(spec.out_features, spec.in_features):
             yield rows, self.store(name, fmt, rows) if whole is None else whole.rows(rows)

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from qplan.errors import DamagedArtifactError
 from qplan.formats import QuantFormat
 from qplan.quantize import IntTensor, StoredTensor
 from qplan.run.folder import RunFolder
@@ -34,15 +35,22 @@ class StoredCache:
 
     def get(self, name: str, fmt: QuantFormat, compute: Callable[[], StoredTensor], rows: slice = ALL) -> StoredTensor:
         """Read some rows of a tensor, or compute and keep all of it."""
-        found = self._files.read(name, fmt, rows)
+        found = self.read(name, fmt, rows)
         if found is not None:
-            zero = None if found.zero is None else torch.from_numpy(found.zero)
-            return IntTensor(fmt, torch.from_numpy(found.codes), torch.from_numpy(found.scale), zero)
+            return found
         stored = compute()
         if isinstance(stored, IntTensor):
             kept = None if stored.zero is None else _numpy(stored.zero)
             self._files.write(name, fmt, RoundedArrays(_numpy(stored.codes), _numpy(stored.scale), kept))
         return stored.rows(rows)
+
+    def read(self, name: str, fmt: QuantFormat, rows: slice = ALL) -> IntTensor | None:
+        """Some rows of a tensor; None if it is not kept."""
+        found = self._files.read(name, fmt, rows)
+        if found is None:
+            return None
+        zero = None if found.zero is None else torch.from_numpy(found.zero)
+        return IntTensor(fmt, torch.from_numpy(found.codes), torch.from_numpy(found.scale), zero)
 
     def holds(self, name: str, fmt: QuantFormat) -> bool:
         """Whether `get` would only have to read."""
@@ -51,6 +59,31 @@ class StoredCache:
     @cached_property
     def _files(self) -> RoundedTensors:
         return RoundedTensors(self.folder, self.inputs)
+
+
+@dataclass(frozen=True)
+class FittedTensors:
+    """Tensors of one plan that a folder holds, each in the plan's format."""
+
+    cache: StoredCache
+    formats: Mapping[str, QuantFormat]
+    """By tensor name."""
+
+    def have(self, name: str, fmt: QuantFormat) -> bool:
+        """Whether a tensor in a format is one of them."""
+        return self.formats.get(name) == fmt
+
+    def read(self, name: str, rows: slice = ALL) -> IntTensor:
+        """Some rows of a tensor.
+
+        Raises:
+            DamagedArtifactError: its file was damaged or removed.
+        """
+        found = self.cache.read(name, self.formats[name], rows)
+        if found is None:
+            msg = f"{self.cache.folder} has no whole {name} any more; 'qplan emit' fits it again"
+            raise DamagedArtifactError(msg)
+        return found
 
 
 def _numpy(part: Tensor) -> NDArray[Any]:

@@ -132,6 +132,11 @@ class RunFolder:
         return self.rounding / "between"
 
     @property
+    def tuning(self) -> Path:
+        """The same while the integers of a plan are fitted."""
+        return self.rounding / "tuning"
+
+    @property
     def baselines(self) -> Path:
         """Measurements of the uniform models, shared by all budgets."""
         return self.folder / "baselines"

@@ -11,7 +11,7 @@ from qplan.cost.file_bytes import FileBytes
 from qplan.cost.footprint import Footprint
 from qplan.errors import InputError
 from qplan.formats import QuantFormat
-from qplan.notes import Note
+from qplan.notes import Note, note
 from qplan.run.decode import JsonText, decode
 from qplan.run.kv_cache import PlannedCache
 from qplan.settings import DynamicOption, Memory, Precision
@@ -22,6 +22,9 @@ _ENGINE = re.compile(r"[0-9]{1,9}\.[0-9]{1,9}\.[0-9]{1,9}")
 
 _ENGINE_RECORDED = 3
 """First schema with `Plan.engine`."""
+
+_TUNED, _GAINS_NOTHING = "integers-tuned", "tuning-gains-nothing"
+"""Notes on integers that were fitted to the plan as a whole."""
 
 _OF_ENGINE = re.compile(rf"-mnn-({_ENGINE.pattern})$")
 """End of a folder's name that ``emit --engine`` makes; plans of schemas before 3 record their engine nowhere else."""
@@ -147,6 +150,29 @@ class PlannedLimit:
 
 
 @dataclass(frozen=True)
+class Tuning:
+    """Integers that were fitted to the plan as a whole, once it was chosen."""
+
+    method: str
+    """How, see `qplan.settings.Tune`."""
+    ships: bool
+    """Whether they lose less beyond doubt, and are built."""
+    head: bool
+    """Whether the head's are among them."""
+    tokens: int
+    """Calibration tokens that this was decided by; they were not fitted to these."""
+    before_nats: float
+    """Loss of the whole model there with each tensor's integers fitted by itself."""
+    after_nats: float
+    """The same with those that were fitted to the plan."""
+
+    @property
+    def times(self) -> float:
+        """How many times as much the model loses as it would without them, as it ships."""
+        return self.after_nats / self.before_nats if self.ships and self.before_nats and self.after_nats else 1.0
+
+
+@dataclass(frozen=True)
 class Plan:
     """One format for every tensor, under a budget."""
 
@@ -191,6 +217,8 @@ class Plan:
     """RAM and relative times on the target; None in plans of earlier versions."""
     kv: PlannedCache | None = None
     """The KV cache that it was planned with; None where no context was given."""
+    tuning: Tuning | None = None
+    """What fitting its integers as a whole came to; None where that was not tried, and in plans of earlier versions."""
 
     @property
     def formats(self) -> dict[str, QuantFormat]:
@@ -205,6 +233,26 @@ class Plan:
     def noted(self, *notes: Note) -> Plan:
         """The plan with more notes."""
         return replace(self, notes=(*self.notes, *notes))
+
+    def tuned(self, tuning: Tuning) -> Plan:
+        """The plan with what fitting its integers as a whole came to; its prediction did not know of that."""
+        told = note(
+            _TUNED if tuning.ships else _GAINS_NOTHING,
+            times=tuning.after_nats / tuning.before_nats if tuning.before_nats else 1.0,
+            before_nats=tuning.before_nats,
+            after_nats=tuning.after_nats,
+            tokens=tuning.tokens,
+            memory=self.memory,
+        )
+        return replace(self, tuning=tuning, predicted_nats=self.predicted_nats * tuning.times).noted(told)
+
+    def untuned(self) -> Plan:
+        """The plan without that."""
+        if self.tuning is None:
+            return self
+        notes = tuple(known for known in self.notes if known.code not in {_TUNED, _GAINS_NOTHING})
+        predicted = self.predicted_nats / self.tuning.times
+        return replace(self, tuning=None, predicted_nats=predicted, notes=notes)
 
     def write(self, path: Path) -> None:
         """Write ``plan.json`` atomically."""

@@ -77,6 +77,11 @@ class RoundedTensors:
             return None
 
 
+def fitted_tensors(run: RunFolder, inputs: Mapping[str, str]) -> Path:
+    """Where a run keeps the tensors that were fitted to a plan as a whole."""
+    return run.rounding / f"plan-{sha256_json(dict(inputs))[:12]}"
+
+
 def find_rounded(
     run: RunFolder, model_sha256: str, rounding: str, tensor: str, fmt: QuantFormat
 ) -> RoundedArrays | None:

@@ -136,6 +136,20 @@ def rows_together(loaded: LoadedModel, tokens: Tensor, most: int) -> int:
     return max(1, min(most, LOGITS_BYTES // (4 * loaded.card.vocabulary * tokens.shape[1])))
 
 
+def formats_of_layer(loaded: LoadedModel, formats: Mapping[str, QuantFormat], index: int) -> dict[str, QuantFormat]:
+    """A plan's formats of a decoder layer's tensors; the number of layers stands for the head.
+
+    That of an embedding, or of a head tied to it, belongs to the first layer too.
+    """
+    at = index if index < len(loaded.layers) else None
+    return {
+        spec.name: formats[spec.name]
+        for spec in loaded.card.planned
+        if spec.name in formats
+        and ((index == 0 and (spec.tied or spec.is_embedding)) or (spec.layer == at and not spec.is_embedding))
+    }
+
+
 _Stage = tuple[object, ...]
 """What a stage of the model computes with: the same for variants that differ elsewhere."""
 
@@ -222,17 +236,7 @@ class _Sweep:
             yield paths[0][0][0], paths
 
     def _formats(self, label: str | None, index: int) -> dict[str, QuantFormat]:
-        """Formats of a stage's tensors; that of an embedding, or of a head tied to it, belongs to the first stage."""
-        if label is None:
-            return {}
-        card, at = self.loaded.card, index if index < len(self.loaded.layers) else None
-        formats = self.variants[label].formats
-        return {
-            spec.name: formats[spec.name]
-            for spec in card.planned
-            if spec.name in formats
-            and ((index == 0 and (spec.tied or spec.is_embedding)) or (spec.layer == at and not spec.is_embedding))
-        }
+        return {} if label is None else formats_of_layer(self.loaded, self.variants[label].formats, index)
 
     def _stage(self, label: str | None, index: int) -> _Stage:
         if label is None:

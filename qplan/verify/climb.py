@@ -32,6 +32,7 @@ from qplan.sensitivity.kept_logits import KeptLogits, Logits, kept_logits
 from qplan.sensitivity.stored_weights import StoredWeights
 from qplan.sensitivity.variants import apply_formats
 from qplan.settings import Say
+from qplan.tuning.kept import built_rounder
 from qplan.uniform import uniform_formats
 from qplan.verify.checks import exact_limit
 from qplan.verify.ladder import Break, LadderOptions, Rung, first_layer_beyond, tolerances
@@ -132,7 +133,7 @@ def _steps(options: LadderOptions, loaded: LoadedModel, say: Say) -> list[_Step]
         raise InputError(msg)
     calibration = CalibrationSet.read(run.calibration)
     rounder = run_rounder(run, analyzed.loaded, calibration, table.conditions.rounding)
-    return [*steps, _Step("plan", plan.formats, rounder, built)]
+    return [*steps, _Step("plan", plan.formats, built_rounder(run, rounder, calibration, plan), built)]
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,28 @@ def test_a_plan_keeps_its_promises_on_the_engine(work: Path, budget: str) -> Non
     assert not list((work / "run" / "baselines").glob("*/llm.mnn"))
 
 
+def test_integers_fitted_to_the_plan_ship_and_are_proved(work: Path) -> None:
+    emit = ("emit", "--run", "run", "--budget", "5.5bpw", "--tokens", "256", "--repair", "0", "--dynamic-option", "0")
+    out, found = work / "run" / "5.5bpw", {}
+    for tune in ("off", "auto"):
+        printed = succeed(*emit, "--tune", tune, folder=work)
+        verification = Verification.read(out / "verification.json")
+        assert verification.passed
+        assert "llm.mnn read back" in printed
+        built = verification.model("plan")
+        assert built is not None
+        found[tune] = Plan.read(out / "plan.json"), built.emulated_nats
+    (off, before), (plan, after) = found["off"], found["auto"]
+    assert off.tuning is None
+    assert plan.tuning is not None
+    assert plan.tuning.ships
+    assert plan.formats == off.formats
+    times = plan.tuning.after_nats / plan.tuning.before_nats
+    assert plan.predicted_nats == pytest.approx(off.predicted_nats * times, rel=1e-9)
+    assert after[plan.memory] < before[plan.memory]
+    assert "integers-tuned" in {note.code for note in plan.notes} - {note.code for note in off.notes}
+
+
 def test_a_scale_per_block_ships_if_asked_for(work: Path) -> None:
     emit = ("emit", "--run", "run", "--budget", "6.5bpw", "--tokens", "256", "--dynamic-option")
     printed = succeed(*emit, "2", folder=work)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,10 +16,12 @@ from qplan.cost.emit import (
     COMPARING,
     EXPORTING,
     GATE,
+    JUDGING,
     KEEPING,
     PROVING,
     PROVING_ARM,
     REPAIRING,
+    TUNING,
     EmitAsked,
     EmitCost,
 )
@@ -26,7 +29,13 @@ from qplan.cost.expected import Expected, ExpectedStage
 from qplan.cost.shape import Shape
 from qplan.cost.work import REFERENCE, Machine
 from qplan.errors import InputError
+from qplan.formats import QuantFormat
 from qplan.model.load import LoadedModel
+from qplan.quantize.moments import gather_moments
+from qplan.quantize.rounder import Rounder
+from qplan.quantize.stored_cache import StoredCache
+from qplan.sensitivity.joint import Variant
+from qplan.tuning.sequential import SequentialFit
 from tests.support.costs import COUNTING, engine_cost
 
 ROWS, SEQ_LEN = 8, 16
@@ -79,6 +88,17 @@ def test_products_of_a_reference_are_those_that_torch_counts(tiny_models: dict[s
     assert stages[REPAIRING].seconds > nearest[REPAIRING].seconds  # which rounds nothing whole
 
 
+def test_products_of_fitting_in_order_are_those_that_torch_counts(llama: LoadedModel, tmp_path: Path) -> None:
+    tokens = torch.randint(3, 300, (64, SEQ_LEN), generator=torch.Generator().manual_seed(0))
+    moments = gather_moments(llama, tokens, tmp_path / "moments", inputs={})
+    plan = Variant({spec.name: QuantFormat(4, 4) for spec in llama.card.tensors}, "normal")
+    fit = SequentialFit(Rounder(llama, "gptq", moments), plan, tokens, StoredCache(tmp_path / "fitted", {}))
+    with FlopCounterMode(display=False) as counter:
+        fit.run()
+    expected = _stages(llama, replace(ASKED, fitted=tokens.numel()), COUNTING)[TUNING].seconds
+    assert expected == pytest.approx(counter.get_total_flops(), rel=0.3)
+
+
 def test_a_reference_holds_what_it_reads_of_a_streamed_model(qwen2: LoadedModel) -> None:
     stored, streamed = (_stages(qwen2, replace(ASKED, streamed=stays))[KEEPING] for stays in (False, True))
     shape = Shape.of(qwen2.card, ASKED.checkpoint_bytes)
@@ -92,6 +112,7 @@ def test_stages_are_those_that_were_asked_for(qwen2: LoadedModel) -> None:
     assert set(whole) - set(_stages(qwen2, replace(ASKED, evaluations=0))) == {REPAIRING}
     assert set(whole) - set(_stages(qwen2, replace(ASKED, solves=False))) == {COMPARING, REPAIRING}
     assert set(_stages(qwen2, replace(ASKED, processors=3))) - set(whole) == {PROVING_ARM}
+    assert set(_stages(qwen2, replace(ASKED, fitted=512, weighed=128))) - set(whole) == {TUNING, JUDGING}
     planned = _stages(qwen2, replace(ASKED, build=False))
     assert {GATE, BUILDING, PROVING} <= set(whole) - set(planned)
     for stage in whole.values():
@@ -108,6 +129,7 @@ def test_stages_are_those_that_were_asked_for(qwen2: LoadedModel) -> None:
         {"exports": 2},
         {"choices": 500},
         {"processors": 1},
+        {"fitted": 512, "weighed": 128},
     ],
 )
 def test_more_of_anything_takes_longer(qwen2: LoadedModel, more: dict[str, int]) -> None:

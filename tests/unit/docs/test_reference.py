@@ -29,7 +29,7 @@ from qplan.run.additivity import JointPoint
 from qplan.run.fold import FoldRecord
 from qplan.run.folder import RunFolder
 from qplan.run.journal import Journal, ReferenceRecord
-from qplan.run.plan import GivenRules, LeastBits, Pin, PlannedLimit
+from qplan.run.plan import GivenRules, LeastBits, Pin, PlannedLimit, Tuning
 from qplan.run.profile import DeviceProfile, OpTime, TimedModel
 from qplan.run.speeds import Round
 from tests.support.commands import commands
@@ -114,7 +114,10 @@ def test_plan_json(tmp_path: Path) -> None:
     plan = make_plan(table, Budget.parse("int8"), estimate_fixed(table.model), rules=Rules(pins={"lm_head": FP16}))
     given = GivenRules((Pin("lm_head", FP16),), (LeastBits("*.up_proj", 4),), ("*.up_proj",), fused=True)
     limits = (PlannedLimit("RAM", 1.0, 0.5, "MB"),)
-    replace(plan, given=given, limits=limits, notes=(note("budget-above-fp16"),)).write(tmp_path / "plan.json")
+    tuning = Tuning("sequential", ships=True, head=False, tokens=4096, before_nats=0.02, after_nats=0.01)
+    replace(plan, given=given, limits=limits, notes=(note("budget-above-fp16"),), tuning=tuning).write(
+        tmp_path / "plan.json"
+    )
     written(tmp_path / "plan.json", "plan.json")
 
 

@@ -18,7 +18,7 @@ from qplan.planner.budget import Budget
 from qplan.planner.planning import make_plan
 from qplan.planner.validate import recount, validate_plan
 from qplan.run.decode import JsonText
-from qplan.run.plan import Plan
+from qplan.run.plan import Plan, Tuning
 from qplan.run.table import SensitivityTable
 
 
@@ -44,6 +44,33 @@ def edit(path: Path, old: str, new: str) -> int:
 def test_round_trip(plan: Plan, path: Path, table: SensitivityTable) -> None:
     assert Plan.read(path) == plan
     validate_plan(plan, table.model, path)
+
+
+@pytest.mark.parametrize("ships", [True, False])
+def test_a_tuned_plan_predicts_what_it_ships_with_and_gives_that_back(plan: Plan, path: Path, *, ships: bool) -> None:
+    told = Tuning("sequential", ships=ships, head=False, tokens=2048, before_nats=0.02, after_nats=0.015)
+    tuned = plan.tuned(told)
+    tuned.write(path)
+    assert Plan.read(path) == tuned
+    assert tuned.predicted_nats == pytest.approx(plan.predicted_nats * (0.75 if ships else 1))
+    assert len(tuned.notes) == len(plan.notes) + 1
+    back = tuned.untuned()
+    assert replace(back, predicted_nats=plan.predicted_nats) == plan == plan.untuned()
+    assert back.predicted_nats == pytest.approx(plan.predicted_nats)
+
+
+def test_an_edited_plan_has_no_tuned_integers(plan: Plan, table: SensitivityTable, fixed: FixedBytes) -> None:
+    told = Tuning("sequential", ships=True, head=True, tokens=2048, before_nats=0.02, after_nats=0.015)
+    tuned = plan.tuned(told)
+    assert recount(tuned, table, fixed) == tuned
+    first = replace(
+        tuned.tensors[0], format=next(f for f in table.formats_of(plan.tensors[0].name) if f != plan.tensors[0].format)
+    )
+    edited = replace(tuned, tensors=(first, *tuned.tensors[1:]))
+    again = recount(edited, table, fixed)
+    assert again.tuning is None
+    assert again.predicted_nats == recount(replace(plan, tensors=edited.tensors), table, fixed).predicted_nats
+    assert "integers-tuned" not in {known.code for known in again.notes}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Integers fitted to a plan as a whole, after it was chosen."""

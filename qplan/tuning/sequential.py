@@ -1,0 +1,219 @@
+"""Fits the integers of a plan layer by layer, in the order in which they run, to the float model's outputs.
+
+Each linear's inputs are those that the layers before it make with the integers that they got, under memory low with the
+engine's int8 activations too, and its target corrects what these lose (`qplan.quantize.corrected`). What lies between
+two layers is on disk, and every tensor is kept once it is fitted: a run that was killed goes on where it was, with the
+same integers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from qplan.artifact import remove_folder
+from qplan.formats import QuantFormat
+from qplan.model.boundaries import Boundaries
+from qplan.model.layerwise import WayThere, names_by_linear, with_layer_read
+from qplan.model.mixture import RoutedLinear
+from qplan.quantize.corrected import CorrectedTarget, PairedSums
+from qplan.quantize.rounder import Rounder, one_thread
+from qplan.quantize.stored import StoredTensor, joined, row_pieces
+from qplan.quantize.stored_cache import FittedTensors, StoredCache
+from qplan.sensitivity.joint import Variant, formats_of_layer
+from qplan.sensitivity.stored_weights import StoredWeights
+from qplan.sensitivity.variants import apply_formats
+from qplan.settings import Progress
+from qplan.tuning.inputs import in_order, input_of
+
+_Block = int | None
+"""Features that share a scale of int8 activations, 0 for all; None for float activations."""
+
+
+@dataclass(frozen=True)
+class SequentialFit:
+    """A plan whose integers are fitted in order."""
+
+    rounder: Rounder
+    """Today's integers: of what is not fitted, and of a tied head's lookups. Its moments are of ``tokens``."""
+    plan: Variant
+    """Formats of all tensors, and the arithmetic that makes the inputs."""
+    tokens: Tensor
+    """int64 ``[rows, seq_len]``."""
+    cache: StoredCache
+    """Keeps what is fitted."""
+    between: Path | None = None
+    """Folder for what lies between layers; None for memory."""
+    batch_size: int = 4
+    _exact: WayThere = field(init=False)
+    """The float model, on its way through the layers."""
+    _stored: WayThere = field(init=False)
+    """The quantized one."""
+
+    def __post_init__(self) -> None:
+        """Begin, or go on."""
+        for name in ("exact", "stored"):
+            folder = None if self.between is None else self.between / name
+            kept = Boundaries(folder, self.rounder.loaded.device)
+            way = WayThere(self.rounder.loaded, self.tokens.split(self.batch_size), between=kept)
+            object.__setattr__(self, f"_{name}", way)
+
+    @cached_property
+    def formats(self) -> dict[str, QuantFormat]:
+        """Of the tensors that are fitted: of integers, read by every token, and reached by enough of them."""
+        starved, loaded = self.rounder.starved, self.rounder.loaded
+        return {
+            spec.name: self.plan.formats[spec.name]
+            for spec in loaded.card.tensors
+            if spec.name in self.plan.formats
+            and not (self.plan.formats[spec.name].is_float or spec.name in starved)
+            and not isinstance(loaded.linear(spec.name), RoutedLinear)
+        }
+
+    def shipped(self, *, head: bool) -> dict[str, QuantFormat]:
+        """`formats`, with the head's or without."""
+        own = self.rounder.loaded.architecture.head
+        return {name: fmt for name, fmt in self.formats.items() if head or name != own}
+
+    def run(self, *, jobs: int = 1, progress: Progress | None = None) -> None:
+        """Fit what the cache does not hold, and keep it.
+
+        Args:
+            jobs: tensors to fit at a time.
+            progress: called after each layer.
+
+        Raises:
+            MeasurementError: inputs that are all zero or not finite.
+            DamagedArtifactError: what a killed run left was damaged.
+        """
+        layers = len(self.rounder.loaded.layers)
+        with ThreadPoolExecutor(jobs) as pool:
+            if self._missing(self.formats):
+                self._begin()
+                for index in range(min(self._exact.done, self._stored.done), layers):
+                    self._layer(index, pool)
+                    if progress is not None:
+                        progress(index + 1, layers + 1)
+                self._head(layers, pool)
+        if self.between is not None:
+            remove_folder(self.between)
+        if progress is not None:
+            progress(layers + 1, layers + 1)
+
+    def _begin(self) -> None:
+        """Go on only behind layers whose tensors are all there."""
+        done = min(self._exact.done, self._stored.done)
+        if any(self._missing(self._of_layer(index)) for index in range(done)) and self.between is not None:
+            remove_folder(self.between)
+
+    def _layer(self, index: int, pool: ThreadPoolExecutor) -> None:
+        loaded = self.rounder.loaded
+        everything = range(len(self._exact.batches))
+        with with_layer_read(loaded, index):
+            if formats := self._of_layer(index):
+                names = {
+                    linear: [name for name in members if name in formats]
+                    for linear, members in names_by_linear(loaded, index).items()
+                }
+                linears = [linear for linear, members in names.items() if members]
+                first = self._exact.between.get(index - 1, 0) if index else None
+                for together in in_order(loaded, index, self._exact.batches[0], first, linears):
+                    self._together(index, together[0], [name for linear in together for name in names[linear]], pool)
+            for number in everything:
+                self._exact.run(index, number)
+            with self._quantized(index, self._stored_weights()):
+                for number in everything:
+                    self._stored.run(index, number)
+
+    def _head(self, layers: int, pool: ThreadPoolExecutor) -> None:
+        """Fit the head, the last. Where it is tied, its lookups count as they do in its moments."""
+        loaded = self.rounder.loaded
+        head = loaded.architecture.head
+        if head in self.formats:
+            with with_layer_read(loaded, layers):
+                self._together(layers, loaded.head, [head], pool)
+
+    def _together(self, index: int, linear: nn.Linear, names: Sequence[str], pool: ThreadPoolExecutor) -> None:
+        """Fit tensors that are given the same input, that of a linear."""
+        missing = self._missing({name: self.formats[name] for name in names})
+        if not missing:
+            return
+        blocks = {name: self._block(fmt) for name, fmt in missing.items()}
+        sums = {block: PairedSums(linear.in_features) for block in dict.fromkeys(blocks.values())}
+        tied = index == len(self.rounder.loaded.layers) and self.rounder.loaded.card.tensor(names[0]).tied
+        exact = PairedSums(linear.in_features) if tied else None
+        for given, seen in self._inputs(index, linear):
+            for block, total in sums.items():
+                total.add(given, seen if block is None else self.plan.activations.round(seen, block))
+            if exact is not None:
+                exact.add(given, given)
+        lookups = None if exact is None else self._lookups(names[0], exact)
+        targets = {block: sums.pop(block).target(lookups) for block in tuple(sums)}
+        with one_thread():
+            list(pool.map(lambda name: self._fit(name, targets[blocks[name]]), missing))
+
+    def _inputs(self, index: int, linear: nn.Linear) -> Iterator[tuple[Tensor, Tensor]]:
+        """A linear's inputs in the float model and in the quantized one, batch by batch."""
+        loaded, weights = self.rounder.loaded, self._stored_weights()
+        for number, batch in enumerate(self._exact.batches):
+            exact, stored = (
+                way.between.get(index - 1, number) if index else None for way in (self._exact, self._stored)
+            )
+            with self._quantized(index, weights):
+                seen = input_of(loaded, index, batch, stored, linear)
+            yield input_of(loaded, index, batch, exact, linear), seen
+
+    def _quantized(self, index: int, weights: StoredWeights) -> AbstractContextManager[None]:
+        """Compute a layer as it will ship, as far as it is fitted."""
+        formats = formats_of_layer(self.rounder.loaded, self.plan.formats, index)
+        return apply_formats(
+            self.rounder.loaded,
+            formats,
+            self.plan.memory,
+            self.plan.activations,
+            stored=weights,
+            engine_embedding=index == 0,
+        )
+
+    def _stored_weights(self) -> StoredWeights:
+        """Integers that are fitted by now, but for the head's, which may be looked up in the first layer."""
+        loaded = self.rounder.loaded
+        done = {
+            name: fmt
+            for name, fmt in self.formats.items()
+            if name != loaded.architecture.head and self.cache.holds(name, fmt)
+        }
+        return StoredWeights(loaded, replace(self.rounder, fitted=FittedTensors(self.cache, done)))
+
+    def _lookups(self, head: str, exact: PairedSums) -> Tensor:
+        """Moments of the gradients at a tied head's lookups: what its own moments hold beside those of its inputs."""
+        if self.rounder.moments is None:
+            msg = "a tied head's lookups are weighed by its moments"
+            raise TypeError(msg)
+        return self.rounder.moments.of(head) - exact.target().curvature.moments
+
+    def _fit(self, name: str, target: CorrectedTarget) -> None:
+        spec, fmt, loaded = self.rounder.loaded.card.tensor(name), self.formats[name], self.rounder.loaded
+
+        def store() -> StoredTensor:
+            pieces = row_pieces(spec.out_features, spec.in_features)
+            return joined([target.store(loaded.weight(name, rows), fmt) for rows in pieces])
+
+        self.cache.get(name, fmt, store, slice(0))
+
+    def _block(self, fmt: QuantFormat) -> _Block:
+        return self.plan.activations.block(fmt) if self.plan.memory == "low" else None
+
+    def _of_layer(self, index: int) -> dict[str, QuantFormat]:
+        """Formats of a layer's tensors that are fitted; those of the head come last, whatever it is tied to."""
+        card = self.rounder.loaded.card
+        return {name: fmt for name, fmt in self.formats.items() if card.tensor(name).layer == index}
+
+    def _missing(self, formats: Mapping[str, QuantFormat]) -> dict[str, QuantFormat]:
+        return {name: fmt for name, fmt in formats.items() if not self.cache.holds(name, fmt)}

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from qplan.cost.file_bytes import estimate_fixed
+from qplan.formats import INT4, INT8
+from qplan.model.load import LoadedModel
+from qplan.planner.budget import Budget
+from qplan.planner.planning import make_plan
+from qplan.quantize.run_rounder import run_rounder
+from qplan.run.calibration import CalibrationSet
+from qplan.run.folder import RunFolder
+from qplan.run.plan import Tuning
+from qplan.tuning.kept import built_rounder, fit_of
+from tests.support.whole_tables import estimated_table
+
+UP = "model.layers.1.mlp.up_proj"
+
+
+@pytest.mark.parametrize(("ships", "head"), [(True, True), (True, False), (False, False)])
+def test_what_was_built_of_a_plan_is_what_the_run_kept_of_its_fit(
+    qwen2: LoadedModel,
+    calibration: CalibrationSet,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    ships: bool,
+    head: bool,
+) -> None:
+    monkeypatch.setattr("qplan.quantize.rounder.FEW_TOKENS", 1)
+    run = RunFolder(tmp_path / "run")
+    table = estimated_table(qwen2, calibration, (INT8, INT4))
+    plan = make_plan(table, Budget.parse("int4"), estimate_fixed(table.model))
+    rounder = run_rounder(run, qwen2, calibration, "gptq")
+    assert built_rounder(run, rounder, calibration, plan) is rounder
+    fit = fit_of(run, rounder, calibration, plan.formats)
+    fit.run()
+    assert not (run.tuning / fit.cache.folder.name).exists()
+    told = Tuning("sequential", ships=ships, head=head, tokens=64, before_nats=0.02, after_nats=0.01)
+    # as another process finds it
+    found = built_rounder(run, run_rounder(run, qwen2, calibration, "gptq"), calibration, plan.tuned(told))
+    for name, fitted in ((UP, ships), ("lm_head", head)):
+        fmt = plan.formats[name]
+        stored, own, before = found.store(name, fmt), fit.cache.read(name, fmt), rounder.store(name, fmt)
+        assert own is not None
+        assert not torch.equal(own.dequantize(), before.dequantize())
+        assert torch.equal(stored.dequantize(), (own if fitted else before).dequantize())
+        pieces = torch.cat([part.dequantize() for _, part in found.pieces(name, fmt)])
+        assert torch.equal(pieces, stored.dequantize())
