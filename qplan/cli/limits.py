@@ -56,6 +56,7 @@ MaxRam = Annotated[
 ContextOption = Annotated[
     int | None,
     typer.Option(
+        "--context",
         metavar="TOKENS",
         help="Tokens that the KV cache is to hold: counts its RAM, and chooses how it is stored.",
         rich_help_panel=panels.LIMITS,

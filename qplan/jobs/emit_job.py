@@ -31,6 +31,7 @@ from qplan.choosing.planned import PlannedOn
 from qplan.choosing.request import PlanRequest
 from qplan.choosing.retarget import retarget_rules
 from qplan.choosing.sizes import fixed_bytes
+from qplan.choosing.solving import with_notes_of
 from qplan.cost.emit import ACTIVATIONS, EXPORTING, KEEPING
 from qplan.cost.file_bytes import FixedBytes
 from qplan.cost.kv_cache import KvMode
@@ -193,21 +194,13 @@ class EmitJob:
         )
 
 
-_ABOUT_CONTEXT = ("context-limited", "setting-beyond-context", "setting-unmeasured")
-"""Notes of a table that a reader of the plan must know too."""
-
-_ABOUT_HALF = ("half-overflows", "half-loses-tokens")
-"""The same where the target computes in fp16."""
-
-
 def planned(job: EmitJob, given: Plan | None) -> tuple[Plan, BlockGain | None]:
     """The plan to build, and the gain of ``dynamic_option`` 2 if the built model's speed is to decide on that."""
     options, table, fixed = job.options, job.table, fixed_bytes(job.skeleton, job.table.model)
     plan, gain = _as_given(job, given) if given is not None else _chosen(job, fixed)
     plan = replace(plan, sensitivity_sha256=table.sha256, engine=job.engine)
-    told = _ABOUT_CONTEXT + (_ABOUT_HALF if job.target.arithmetic == "arm-fp16" else ())
-    plan = plan.noted(*(known for known in table.notes if known.code in told and known not in plan.notes))
-    plan = as_shipped(plan, table)
+    rules = job.options.wanted.rules if job.given is None else job.given.rules
+    plan = as_shipped(with_notes_of(plan, table, rules), table)
     plan = with_price_of_nearest(plan, job.context(Rules.of(plan).seen(table), fixed, job.exported))
     decides = gain is not None and options.build and plan.target == DEFAULT_TARGET
     return (plan, gain) if decides else (with_note_on_losses(plan, table), None)

@@ -209,6 +209,34 @@ class EmitOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+    """What ``qplan plan`` solves for."""
+
+    wanted: PlanRequest = field(default_factory=PlanRequest)
+    dynamic_option: DynamicOption | None = None
+    """MNN's setting for int8 activations; None for the one under which plans are predicted to lose less."""
+    engine: EngineVersion | None = None
+    """MNN version that the model is for; None for the installed one."""
+
+    def __post_init__(self) -> None:
+        """Refuse engines that no model can be built for.
+
+        Raises:
+            InputError: it is one of these.
+        """
+        _ = self.target
+
+    @property
+    def target(self) -> EngineTarget:
+        """What the engine needs of a model.
+
+        Raises:
+            InputError: no model is known to run on it.
+        """
+        return EngineTarget.of(self.engine or EngineVersion.installed())
+
+
+@dataclass(frozen=True, kw_only=True)
 class ProfileOptions:
     """How thoroughly ``qplan profile`` measures."""
 

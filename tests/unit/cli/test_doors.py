@@ -166,6 +166,16 @@ REFUSALS = (
     Refusal("report --run nothing", ("--run nothing", "qplan analyze")),
     Refusal("explain int3", ("'int3'", "int4, int8", "qplan emit")),
     Refusal("explain int4 *.99.x", ("TENSOR '*.99.x'", "matches no tensor", "similar names")),
+    Refusal("plan --budget int44", ("'int44'", "only of 2, 3, 4, 5, 6, 8, 16", "300MB")),
+    Refusal("plan --budget 1kB", ("budget 1kB", "below the smallest plan", "raise it"), "InfeasibleError"),
+    Refusal("plan --max-ram 1kB", ("RAM", "the nearest", "Raise it"), "InfeasibleError"),
+    Refusal("plan --max-decode-ms 20", ("--max-decode-ms 20", "device.json does not exist", "qplan profile --run")),
+    Refusal("plan --pin *.99.x=int8", ("--pin '*.99.x'", "matches no tensor", "similar names")),
+    Refusal("plan --dynamic-option 2", ("--dynamic-option 2", "memory normal", "leave it out")),
+    Refusal("plan --kv kv8", ("--kv kv8", "--context")),
+    Refusal("plan --engine 3.0.0", ("engine 3.0.0", "3.4.0")),
+    Refusal("plan --run nothing", ("--run nothing", "qplan analyze")),
+    Refusal("plan --out empty", ("empty",)),
     Refusal("plan diff int4 int3", ("'int3'", "int4, int8", "qplan emit")),
     Refusal("plan diff int4 int8 --run nothing", ("--run nothing", "qplan analyze")),
     Refusal("check empty --engine latest", ("'latest'", "3.6.1")),
@@ -242,3 +252,13 @@ def test_right_words_go_on_to_what_needs_torch(work: Path) -> None:
     for answer in answered(lines, work).values():
         assert answer["error"]["kind"] == "ModuleNotFoundError"
         assert "was imported before the command line was understood" in answer["error"]["message"]
+
+
+def test_a_plan_is_solved_without_torch_and_goes_on_as_one_to_build(work: Path) -> None:
+    lines = ("plan --budget int4", "plan --budget int4 --out mine.json", "emit --plan mine.json")
+    shown, written, built = answered(lines, work).values()
+    assert shown["exit_code"] == written["exit_code"] == 0, shown["error"]
+    assert (shown["file"], written["file"]) == (None, "mine.json")
+    assert shown["formats"] == written["formats"]
+    assert built["error"]["kind"] == "ModuleNotFoundError"
+    (work / "mine.json").unlink()
