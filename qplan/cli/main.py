@@ -17,6 +17,7 @@ from qplan import __version__
 from qplan.artifact import FULL
 from qplan.cli import (
     analyze,
+    bench,
     check,
     compat,
     console,
@@ -30,6 +31,7 @@ from qplan.cli import (
     plan,
     profile,
     report,
+    run,
 )
 from qplan.cli.app import App
 from qplan.cli.signals import InterruptedCommand, interruption, signals_interrupt
@@ -60,6 +62,8 @@ app.command("report")(report.command)
 app.command("profile")(profile.command)
 app.command("explain")(explain.command)
 app.add_typer(plan.app, name="plan")
+app.command("run")(run.command)
+app.command("bench")(bench.command)
 app.command("check")(check.command)
 app.command("ladder")(ladder.command)
 app.add_typer(compat.app, name="compat")

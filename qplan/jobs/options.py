@@ -258,6 +258,33 @@ class ProfileOptions:
         check_least({option: (value, 1) for option, value in given.items()})
 
 
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """What ``qplan bench`` was asked for."""
+
+    folder: Path
+    reference: str | None = None
+    """Hugging Face model that the folder is compared with; None to compare with nothing."""
+    text: str = "python-stdlib"
+    tokens: int = 2048
+    """At most this many tokens of the text."""
+    seq_len: int = 512
+    """Tokens of a sequence at most: the model sees nothing of the text before it."""
+    threads: int | None = None
+    """Of the engine; None for the folder's own."""
+
+    def __post_init__(self) -> None:
+        """Refuse counts that nothing can be measured with.
+
+        Raises:
+            InputError: names the option, its value and the limit.
+        """
+        for option, value, least in (("--tokens", self.tokens, 2), ("--seq-len", self.seq_len, 2)):
+            if value < least:
+                msg = f"{option} {value}: must be at least {least}, to predict one token from another"
+                raise InputError(msg)
+
+
 def check_ray(address: str | None) -> None:
     """Refuse what names no cluster.
 
