@@ -238,7 +238,7 @@ def show(emitted: Emitted) -> None:
     """
     files = PlanFolder(emitted.folder)
     answer(**emit_document(emitted))
-    _show_plan(emitted)
+    show_plan(emitted)
     out.print(f"\nthe same plan with llmexport:\n  {emitted.export_command}", soft_wrap=True)
     for problem in emitted.export_problems:
         remark(problem)
@@ -247,14 +247,23 @@ def show(emitted: Emitted) -> None:
     if emitted.verification is not None:
         out.print(f"model:  {files.model}", soft_wrap=True)
     out.print(f"report: {files.report}", soft_wrap=True)
+    check_promises(emitted)
+
+
+def check_promises(emitted: Emitted) -> None:
+    """End with an error if a promise was not kept.
+
+    Raises:
+        VerificationError: names those promises, and the report.
+    """
     if emitted.verification is not None and not emitted.verification.passed:
         failed = [check.name for check in emitted.verification.checks if not check.passed]
         kept = "1 promise was" if len(failed) == 1 else f"{len(failed)} promises were"
-        msg = f"{kept} not kept: {'; '.join(failed)}. See {files.report}"
+        msg = f"{kept} not kept: {'; '.join(failed)}. See {PlanFolder(emitted.folder).report}"
         raise VerificationError(msg)
 
 
-def _show_plan(emitted: Emitted) -> None:
+def show_plan(emitted: Emitted) -> None:
     """Print the plan, what was measured of it, and what it is compared with."""
     from qplan.cli.tables import (  # noqa: PLC0415 - not for --help
         arm_table,

@@ -178,6 +178,15 @@ REFUSALS = (
     Refusal("plan --out empty", ("empty",)),
     Refusal("plan diff int4 int3", ("'int3'", "int4, int8", "qplan emit")),
     Refusal("plan diff int4 int8 --run nothing", ("--run nothing", "qplan analyze")),
+    Refusal("quantize M --budget int44", ("'int44'", "only of 2, 3, 4, 5, 6, 8, 16", "300MB")),
+    Refusal("quantize M --calib nofile.txt", ("--calib nofile.txt", "does not exist", "python-stdlib")),
+    Refusal("quantize ./M", ("./M is not a folder", "config.json")),
+    Refusal("quantize M --effort huge", ("'huge'", "'auto', 'quick', 'default', 'thorough'"), "BadParameter"),
+    Refusal("quantize M --target toaster", ("'toaster'", "cpu-x86")),
+    Refusal("quantize M --max-memory 10", ("--max-memory '10'", "at least a byte", "300MB")),
+    Refusal(
+        "quantize M --effort thorough --max-memory 1GB", ("--max-memory --effort thorough", "leave one of them out")
+    ),
     Refusal("run empty hi --max-tokens 0", ("--max-tokens 0", "at least 1")),
     Refusal("run nothing hi", ("nothing", "not a folder")),
     Refusal("run empty hi", ("missing-file", "config.json", "Remedy"), "PreflightError"),
