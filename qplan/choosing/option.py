@@ -10,6 +10,7 @@ from qplan.choosing.retarget import computable
 from qplan.cost.file_bytes import FixedBytes
 from qplan.cost.footprint import footprint
 from qplan.errors import InfeasibleError, InputError
+from qplan.notes import note
 from qplan.planner.ceiling import Ceiling
 from qplan.planner.limits import ResourceLimit
 from qplan.planner.planning import make_plan, planned_tensors, predicted_nats
@@ -62,6 +63,14 @@ def as_shipped(plan: Plan, table: SensitivityTable) -> Plan:
     tensors = planned_tensors(seen, plan.formats)
     taken = footprint(table.model, plan.formats, rules.target, plan.memory)
     return replace(plan, tensors=tensors, predicted_nats=predicted_nats(tensors, seen), footprint=taken)
+
+
+def with_note_on_losses(plan: Plan, table: SensitivityTable) -> Plan:
+    """The plan, with a note if its losses are of another option than it ships with."""
+    measured_with = table.conditions.dynamic_option
+    if plan.arithmetic is not None or plan.dynamic_option == measured_with:
+        return plan
+    return plan.noted(note("losses-of-other-option", dynamic_option=measured_with))
 
 
 def best_setting(

@@ -12,7 +12,7 @@ from qplan.run.plan_folder import PlanFolder
 if TYPE_CHECKING:  # --help and completion wait for no torch
     from pathlib import Path
 
-    from qplan.jobs.emit import Emitted
+    from qplan.jobs.emitted import Emitted
     from qplan.jobs.frontier import Swept
     from qplan.jobs.outlook import Outlook
     from qplan.jobs.plan import PlanAnswer

@@ -61,7 +61,7 @@ from qplan.planner.rules import Rules
 from qplan.run.plan_folder import PlanFolder
 
 if TYPE_CHECKING:
-    from qplan.jobs.emit import Emitted
+    from qplan.jobs.emitted import Emitted
 
 
 @with_modes("emit")
@@ -124,7 +124,11 @@ def command(
     kv: KvOption = AUTO,
     no_build: Annotated[
         bool,
-        typer.Option("--no-build", help="Stop after plan.json and quant_config.json.", rich_help_panel=panels.ENGINE),
+        typer.Option(
+            "--no-build",
+            help="Write plan.json and quant_config.json, without the model; with --repair, measure whole models.",
+            rich_help_panel=panels.ENGINE,
+        ),
     ] = False,
     llmexport: LlmExport = None,
     text: Annotated[
@@ -206,6 +210,14 @@ def command(
     from qplan.jobs.checks import check_emit  # noqa: PLC0415 - NumPy and pyarrow: not for --help
 
     check_emit(options, home)
+    if not options.loads_model:
+        from qplan.jobs.plan_only import run_plan_only  # noqa: PLC0415 - the solver: not for --help
+
+        if dry_run:
+            msg = "--dry-run --no-build: a plan takes seconds and no model is loaded; leave one of them out"
+            raise InputError(msg)
+        show(run_plan_only(options, home, say, command_line()))
+        return
     # torch and transformers take seconds to import: not for a wrong word
     from qplan.jobs.emit import emission_of, run_emit  # noqa: PLC0415
 
@@ -265,7 +277,8 @@ def check_promises(emitted: Emitted) -> None:
 
 def show_plan(emitted: Emitted) -> None:
     """Print the plan, what was measured of it, and what it is compared with."""
-    from qplan.cli.tables import (  # noqa: PLC0415 - not for --help
+    from qplan.cli.plan_tables import predicted_table  # noqa: PLC0415 - not for --help
+    from qplan.cli.tables import (  # noqa: PLC0415
         arm_table,
         cache_line,
         felt_table,
@@ -285,7 +298,7 @@ def show_plan(emitted: Emitted) -> None:
     for known in plan.notes:
         if known.code in SHOWN:
             out.print(f"{known}.")
-    out.print(felt_table(plan, verification))
+    out.print(predicted_table(plan) if verification is None else felt_table(plan, verification))
     if verification is not None:
         out.print(verification_table(verification))
     if plan.rivals:

@@ -149,12 +149,12 @@ def command(
 
 def show(found: PlanAnswer) -> None:
     """Print a plan for people."""
-    from qplan.cli.plan_tables import limits_told, solved_table, times_line  # noqa: PLC0415 - not for --help
+    from qplan.cli.plan_tables import limits_told, predicted_table, times_line  # noqa: PLC0415 - not for --help
     from qplan.cli.tables import cache_line, plan_table  # noqa: PLC0415
 
     plan = found.plan
     out.print(plan_table(plan))
-    out.print(solved_table(found))
+    out.print(predicted_table(plan, found.uniform_nats, found.larger))
     for line in limits_told(plan):
         out.print(line)
     if found.times is not None:

@@ -2,36 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 from qplan.cli.view import View, table_view
 from qplan.cost.footprint import Footprint
-from qplan.jobs.plan import PlanAnswer, PredictedTimes
+from qplan.jobs.plan import PredictedTimes
 from qplan.report import notation
 from qplan.report.felt import nearest_footprint
 from qplan.run.plan import Plan
 
 
-def solved_table(found: PlanAnswer) -> View:
-    """The plan beside uniform formats and larger plans: what each takes and loses, all of it predicted."""
-    plan = found.plan
+def predicted_table(plan: Plan, uniform_nats: Mapping[str, float] | None = None, larger: Sequence[Plan] = ()) -> View:
+    """The plan beside uniform formats and larger plans: what each takes and loses, all of it predicted.
+
+    Args:
+        plan: the plan.
+        uniform_nats: predicted losses by name of the format, rounded like the plan; None where nobody asked.
+        larger: plans of more bytes.
+    """
     near = nearest_footprint(plan)
     against = "" if near is None else f"; times over those of uniform {near[0]}"
     view = table_view(
         ("", "files, MB", "RAM, MB", "decode", "prefill", "KL"),
         left=("",),
         heading=f"Predicted on {plan.target}{against}",
-        note="RAM: of the weights; KL to FP32 in nats per token, uniform formats rounded like the plan."
-        + ("\n+: what more bytes buy under the same rules." if found.larger else ""),
+        note="RAM: of the weights; KL to FP32 in nats per token"
+        + (", uniform formats rounded like the plan." if uniform_nats else ".")
+        + ("\n+: what more bytes buy under the same rules." if larger else ""),
     )
     base = None if near is None else near[1]
     view.add_row("plan", *_cells(plan.files.total, plan.footprint, base, plan.predicted_nats), style="bold")
     for point in plan.uniform:
-        nats = found.uniform_nats.get(point.name)
+        nats = (uniform_nats or {}).get(point.name, point.predicted_nats)
         view.add_row(f"uniform {point.name}", *_cells(point.total_bytes, point.footprint, base, nats))
-    for larger in found.larger:
-        more = f"+ --budget {larger.budget}"
-        view.add_row(more, *_cells(larger.files.total, larger.footprint, base, larger.predicted_nats))
+    for one in larger:
+        view.add_row(f"+ --budget {one.budget}", *_cells(one.files.total, one.footprint, base, one.predicted_nats))
     return view
 
 

@@ -154,7 +154,8 @@ class EmitOptions:
     dynamic_option: DynamicOption | None = None
     """MNN's setting for int8 activations; None to let `qplan.choosing.activations` decide."""
     evaluations: int | None = None
-    """Most whole models that a repair may measure; 0 for no repair, None for what a pass allows."""
+    """Most whole models that a repair may measure; 0 for no repair, None for what a pass allows, or where nothing is
+    built for no measurement at all."""
     rivals: int = RIVALS
     """Uniform models within the plan's limits that are built, besides fp16, int8 and int4."""
     plan: Path | None = None
@@ -197,6 +198,16 @@ class EmitOptions:
                 "edit the plan"
             )
             raise InputError(msg)
+
+    @property
+    def loads_model(self) -> bool:
+        """Whether the model is needed: what is neither built nor measured follows from the table.
+
+        A limit on the loss of the whole model is held on the whole model.
+        """
+        wanted = self.wanted
+        held = self.plan is None and (wanted.max_kl is not None or wanted.max_ppl_increase is not None)
+        return self.build or held or self.evaluations is not None
 
     @property
     def target(self) -> EngineTarget:

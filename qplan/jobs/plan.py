@@ -19,7 +19,7 @@ from qplan.cost.file_bytes import FixedBytes
 from qplan.errors import InfeasibleError, InputError
 from qplan.formats import applies
 from qplan.jobs.checks import check_option, check_profiled
-from qplan.jobs.options import PlanOptions
+from qplan.jobs.options import EmitOptions, PlanOptions
 from qplan.notes import Note
 from qplan.planner.budget import Budget
 from qplan.planner.planning import is_unlimited
@@ -114,7 +114,7 @@ class Ground:
     """The same of the model before folding; None if it was not exported."""
 
     @classmethod
-    def of(cls, options: PlanOptions, run: RunFolder, table: SensitivityTable) -> Self:
+    def of(cls, options: PlanOptions | EmitOptions, run: RunFolder, table: SensitivityTable) -> Self:
         """Read the sizes that a run knows."""
         card = table.model
         return cls(run, table, run_fixed_bytes(run, card, c4=options.target.c4), unfolded_fixed_bytes(run, card))
