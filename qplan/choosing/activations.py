@@ -14,7 +14,6 @@ from qplan.notes import Note, few, note
 from qplan.quantize import EnginePath, Int8Activations
 from qplan.quantize.rounder import Rounder
 from qplan.run.plan import Plan
-from qplan.run.table import SensitivityTable
 from qplan.sensitivity.joint import Variant, variant_losses
 from qplan.sensitivity.kept_logits import KeptLogits
 from qplan.sensitivity.metrics import TokenStats, join
@@ -167,14 +166,6 @@ def without_block_scales(plan: Plan, names: list[str]) -> Plan:
     return _noted(
         plan, 0, note("block-scales-garbled", format=plan.formats[names[0]].name, tensors=tensors, others=others)
     )
-
-
-def with_note_on_losses(plan: Plan, table: SensitivityTable) -> Plan:
-    """The plan, with a note if its losses are of another option than it ships with."""
-    measured_with = table.conditions.dynamic_option
-    if plan.arithmetic is not None or plan.dynamic_option == measured_with:
-        return plan
-    return plan.noted(note("losses-of-other-option", dynamic_option=measured_with))
 
 
 def _noted(plan: Plan, option: DynamicOption, why: Note) -> Plan:

@@ -90,8 +90,10 @@ def choose_cache(
             continue
         if mode is not KvMode.FLOAT:
             if measure is None:
-                msg = f"--no-build --max-ram with --context {menu.tokens}: what a KV cache in {mode} loses is measured "
-                msg += "on the engine; name a mode with --kv, or build"
+                msg = (
+                    f"--max-ram with --context {menu.tokens}: what a KV cache in {mode} loses is measured on the "
+                    "engine; name a mode with --kv, or build with 'qplan emit'"
+                )
                 raise InputError(msg)
             cache = menu.cache(mode, measure(mode))
         total = nats + cache.nats

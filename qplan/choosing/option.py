@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from qplan.choosing.request import PlanRequest
@@ -9,6 +10,7 @@ from qplan.choosing.retarget import computable
 from qplan.cost.file_bytes import FixedBytes
 from qplan.cost.footprint import footprint
 from qplan.errors import InfeasibleError, InputError
+from qplan.notes import note
 from qplan.planner.ceiling import Ceiling
 from qplan.planner.limits import ResourceLimit
 from qplan.planner.planning import make_plan, planned_tensors, predicted_nats
@@ -63,6 +65,14 @@ def as_shipped(plan: Plan, table: SensitivityTable) -> Plan:
     return replace(plan, tensors=tensors, predicted_nats=predicted_nats(tensors, seen), footprint=taken)
 
 
+def with_note_on_losses(plan: Plan, table: SensitivityTable) -> Plan:
+    """The plan, with a note if its losses are of another option than it ships with."""
+    measured_with = table.conditions.dynamic_option
+    if plan.arithmetic is not None or plan.dynamic_option == measured_with:
+        return plan
+    return plan.noted(note("losses-of-other-option", dynamic_option=measured_with))
+
+
 def best_setting(
     table: SensitivityTable, wanted: PlanRequest, run: RunFolder, fixed: FixedBytes, option: DynamicOption | None
 ) -> Setting:
@@ -78,18 +88,33 @@ def best_setting(
     Raises:
         InputError: the engine computes none of a tensor's formats under the option that was asked for.
     """
+    several = settings_to_weigh(table, wanted, option)
+    if len(several) == 1:
+        return several[0]
+    found: list[tuple[float, Setting]] = []
+    for one in several:
+        with suppress(InfeasibleError):
+            found.append((predicted_loss(one.table, run, fixed, one.wanted), one))
+    return min(found, key=lambda pair: pair[0])[1] if found else several[0]
+
+
+def settings_to_weigh(
+    table: SensitivityTable, wanted: PlanRequest, option: DynamicOption | None
+) -> tuple[Setting, ...]:
+    """The settings among which losses decide: the one that is asked for, or those that the table knows about.
+
+    Raises:
+        InputError: the engine computes none of a tensor's formats under the option that was asked for.
+    """
     plain = setting(table, wanted, option or 0)
     if option is not None or table.goal == "normal" or wanted.rules.target.arithmetic == "float" or not plain.known:
-        return plain
-    found: dict[DynamicOption, tuple[float, Setting]] = {}
-    for one in DYNAMIC_OPTIONS:
-        try:
-            under = plain if one == 0 else setting(table, wanted, one)
-            if under.known:
-                found[one] = predicted_loss(under.table, run, fixed, under.wanted), under
-        except (InputError, InfeasibleError):  # no format is right under the option, or no plan fits
-            continue
-    return min(found.values(), key=lambda pair: pair[0])[1] if found else plain
+        return (plain,)
+    found = [plain]
+    for one in DYNAMIC_OPTIONS[1:]:
+        with suppress(InputError):  # no format is right under the option
+            under = setting(table, wanted, one)
+            found += [under] if under.known else []
+    return tuple(found)
 
 
 def predicted_loss(table: SensitivityTable, run: RunFolder, fixed: FixedBytes, wanted: PlanRequest) -> float:

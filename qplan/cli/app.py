@@ -51,6 +51,16 @@ def _restyle(command: TyperCommand | TyperGroup) -> None:
         if isinstance(parameter, TyperOption | TyperArgument):
             parameter.help = _styled(parameter.help)
             check_words(parameter)
+        if isinstance(parameter, TyperArgument):
+            _name_as_written(parameter)
+
+
+def _name_as_written(argument: TyperArgument) -> None:
+    """Have usage, help and errors call an argument as everybody writes it: ``MODEL``, not ``{model}``; it is a word."""
+    name = argument.metavar = argument.metavar or argument.name.upper()
+    usage = name if argument.required else f"[{name}]"
+    argument.display_type_rich = lambda ctx: None  # type: ignore[method-assign]  # noqa: ARG005
+    argument._usage_display_name = lambda: usage  # type: ignore[method-assign]  # noqa: SLF001 - typer has no setting
 
 
 def _shown(parameters: list[Any]) -> list[Any]:

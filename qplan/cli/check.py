@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
+from qplan.cli import completion
 from qplan.cli.console import answer, out
 from qplan.cli.modes import with_modes
 from qplan.errors import PreflightError
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
 
 @with_modes("check")
 def command(
-    model: Annotated[Path, typer.Argument(help="Folder of an MNN model, whoever made it.")],
+    folder: Annotated[
+        Path, typer.Argument(help="Folder of an MNN model, whoever made it.", autocompletion=completion.mnn_folders)
+    ],
     engine: Annotated[
         str | None,
         typer.Option(
@@ -37,9 +40,9 @@ def command(
     version = None if engine is None else EngineVersion.parse(engine)
     from qplan.mnn.preflight import check_folder  # noqa: PLC0415 - NumPy: not for --help
 
-    result = check_folder(model, version, full=full)
+    result = check_folder(folder, version, full=full)
     answer(
-        model=str(model),
+        model=str(folder),
         engine=str(result.engine),
         ok=not result.errors,
         findings=[finding.to_json() for finding in result.findings],
@@ -47,7 +50,7 @@ def command(
     show(result)
     if result.errors:
         codes = ", ".join(sorted({finding.code for finding in result.errors}))
-        msg = f"{model} would not run right on engine {result.engine}: {codes}"
+        msg = f"{folder} would not run right on engine {result.engine}: {codes}"
         raise PreflightError(msg)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from qplan.calib_sets import calib_sets
 from qplan.errors import QplanError
 from qplan.mnn.arm.processors import ALL_WORD, PROCESSORS
+from qplan.mnn.files import GRAPH_FILE
 from qplan.roundings import ROUNDINGS
 from qplan.run.folder import RUNS, RunFolder, finished_runs
 from qplan.tensors import short_name
@@ -55,10 +56,19 @@ def tensors(incomplete: str) -> list[str]:
 
 def models(incomplete: str) -> list[str]:
     """Folders here and below that hold a Hugging Face model, and folders on the way to one."""
+    return _folders(incomplete, holding="config.json")
+
+
+def mnn_folders(incomplete: str) -> list[str]:
+    """Folders here and below that hold an MNN model, and folders on the way to one."""
+    return _folders(incomplete, holding=GRAPH_FILE)
+
+
+def _folders(incomplete: str, *, holding: str) -> list[str]:
     typed = Path(incomplete)
     parent = typed if incomplete.endswith("/") or not incomplete else typed.parent
     folders = (path for path in sorted(parent.glob("*/")) if not path.name.startswith("."))
-    return _starting(incomplete, (str(path) if (path / "config.json").is_file() else f"{path}/" for path in folders))
+    return _starting(incomplete, (str(path) if (path / holding).is_file() else f"{path}/" for path in folders))
 
 
 def calibrations(incomplete: str) -> list[str]:

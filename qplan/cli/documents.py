@@ -12,9 +12,10 @@ from qplan.run.plan_folder import PlanFolder
 if TYPE_CHECKING:  # --help and completion wait for no torch
     from pathlib import Path
 
-    from qplan.jobs.emit import Emitted
+    from qplan.jobs.emitted import Emitted
     from qplan.jobs.frontier import Swept
     from qplan.jobs.outlook import Outlook
+    from qplan.jobs.plan import PlanAnswer
     from qplan.notes import Note
     from qplan.planner.diff import PlanDiff
     from qplan.planner.explain import Alternative, Explanation
@@ -105,6 +106,25 @@ def _speeds(verification: Verification) -> list[Document]:
         for speed in (model.speed, model.other_speed)
         if speed is not None
     ]
+
+
+def plan_document(found: PlanAnswer) -> Document:
+    """The document of ``qplan plan``."""
+    return {
+        **_plan_document(found.plan),
+        "uniform_nats": found.uniform_nats,
+        "larger": [
+            {
+                "budget": larger.budget,
+                "total_bytes": larger.files.total,
+                "predicted_nats": larger.predicted_nats,
+                "footprint": None if larger.footprint is None else asdict(larger.footprint),
+            }
+            for larger in found.larger
+        ],
+        "times": None if found.times is None else asdict(found.times),
+        "seconds": found.seconds,
+    }
 
 
 def _plan_document(plan: Plan) -> Document:

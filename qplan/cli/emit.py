@@ -5,16 +5,32 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.text import Text
 
-from qplan.choosing.request import Increase, PlanRequest
+from qplan.choosing.request import PlanRequest
 from qplan.cli import completion, panels
 from qplan.cli.console import answer, out, remark, say, work_bar
 from qplan.cli.documents import emit_document
 from qplan.cli.forecast import DryRun, check_alone, show_forecast
+from qplan.cli.limits import (
+    AUTO,
+    BudgetOption,
+    ContextOption,
+    DynamicOptionChoice,
+    EngineOption,
+    KvOption,
+    MaxDecodeMs,
+    MaxKl,
+    MaxPplIncrease,
+    MaxPrefillMs,
+    MaxRam,
+    ObjectiveOption,
+    TargetOption,
+    request_of,
+)
 from qplan.cli.modes import with_modes
 from qplan.cli.ray import RayOption
 from qplan.cli.report import Lang
@@ -35,94 +51,31 @@ from qplan.cli.rules import (
     run_given,
 )
 from qplan.cli.view import mark
-from qplan.cost.kv_cache import KvMode
-from qplan.cost.target import DEFAULT_TARGET, target_names
+from qplan.cost.target import DEFAULT_TARGET
 from qplan.errors import InputError, VerificationError
 from qplan.jobs.options import EmitOptions
 from qplan.mnn.arm.processors import parse_processors
 from qplan.mnn.engines import EngineVersion
 from qplan.planner.budget import parse_budgets
 from qplan.planner.rules import Rules
-from qplan.planner.size import Size
 from qplan.run.plan_folder import PlanFolder
-from qplan.settings import DynamicOption, Objective, Tune
+from qplan.settings import Tune
 
 if TYPE_CHECKING:
-    from qplan.jobs.emit import Emitted
-
-
-AUTO: Literal["auto"] = "auto"
-"""Value of ``--dynamic-option`` for which `EmitOptions` has None, and of ``--kv``."""
-
-KV_MODES = tuple(mode.value for mode in KvMode)
+    from qplan.jobs.emitted import Emitted
 
 
 @with_modes("emit")
 def command(
-    budget: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="No more than a uniform export takes (`int8`, `int4`, `fp16`; see --parity), or files of `4.5bpw`, "
-            "`300MB` or `60%` of fp16; repeat it or use commas for several.",
-            show_default=f"{PlanRequest.budgets[0].text}, if nothing else is limited",
-            metavar="BUDGET",
-            autocompletion=completion.budgets,
-            rich_help_panel=panels.LIMITS,
-        ),
-    ] = None,
+    budget: BudgetOption = None,
     parity: ParityOption = Rules.parity,
-    max_kl: Annotated[
-        float | None,
-        typer.Option(metavar="NATS", help="Maximum KL to FP32, nats per token.", rich_help_panel=panels.LIMITS),
-    ] = None,
-    max_ppl_increase: Annotated[
-        str | None,
-        typer.Option(
-            metavar="GROWTH",
-            help="Maximum increase of the perplexity: `0.5`, or `1%` of FP32's.",
-            rich_help_panel=panels.LIMITS,
-        ),
-    ] = None,
-    max_ram: Annotated[
-        str | None,
-        typer.Option(
-            metavar="BYTES",
-            help="Maximum RAM of the weights after loading, e.g. `300MB`; with --context also of the KV cache.",
-            rich_help_panel=panels.LIMITS,
-        ),
-    ] = None,
-    context: Annotated[
-        int | None,
-        typer.Option(
-            metavar="TOKENS",
-            help="Tokens that the KV cache is to hold: counts its RAM, and chooses how it is stored.",
-            rich_help_panel=panels.LIMITS,
-        ),
-    ] = None,
-    max_decode_ms: Annotated[
-        float | None,
-        typer.Option(
-            metavar="MS",
-            help="Maximum milliseconds per decoded token; needs `qplan profile`.",
-            rich_help_panel=panels.LIMITS,
-        ),
-    ] = None,
-    max_prefill_ms: Annotated[
-        float | None,
-        typer.Option(
-            metavar="MS",
-            help="Maximum milliseconds for the profile's prompt; needs `qplan profile`.",
-            rich_help_panel=panels.LIMITS,
-        ),
-    ] = None,
-    objective: Annotated[
-        Objective,
-        typer.Option(
-            metavar="OBJECTIVE",
-            help="What to optimize: least `loss`, or `smallest` or `fastest` under a limit on the loss.",
-            rich_help_panel=panels.LIMITS,
-        ),
-    ] = PlanRequest.objective,
+    max_kl: MaxKl = None,
+    max_ppl_increase: MaxPplIncrease = None,
+    max_ram: MaxRam = None,
+    context: ContextOption = None,
+    max_decode_ms: MaxDecodeMs = None,
+    max_prefill_ms: MaxPrefillMs = None,
+    objective: ObjectiveOption = PlanRequest.objective,
     logits_bits: LogitsBits = Rules.logits_bits,
     pin: Pins = None,
     min_bits: LeastWidths = None,
@@ -162,25 +115,9 @@ def command(
             rich_help_panel=panels.RULES,
         ),
     ] = None,
-    target: Annotated[
-        str,
-        typer.Option(
-            metavar="TARGET",
-            help=f"Where it will run: {', '.join(f'`{name}`' for name in target_names())}.",
-            autocompletion=completion.targets,
-            rich_help_panel=panels.ENGINE,
-        ),
-    ] = DEFAULT_TARGET,
+    target: TargetOption = DEFAULT_TARGET,
     precision: PrecisionOption = "low",
-    engine: Annotated[
-        str | None,
-        typer.Option(
-            metavar="VERSION",
-            help="MNN version that the model must run on, e.g. `3.5.0`.",
-            show_default="the plan's, else the installed",
-            rich_help_panel=panels.ENGINE,
-        ),
-    ] = None,
+    engine: EngineOption = None,
     prove: Annotated[
         list[str] | None,
         typer.Option(
@@ -192,25 +129,15 @@ def command(
             rich_help_panel=panels.ENGINE,
         ),
     ] = None,
-    dynamic_option: Annotated[
-        Literal["auto", DynamicOption],
-        typer.Option(
-            help="2 gives int8 activations a scale per block: more exact, slower. auto takes 2 where it pays.",
-            rich_help_panel=panels.ENGINE,
-        ),
-    ] = AUTO,
-    kv: Annotated[
-        Literal["auto", "float", "k8", "kv8", "ktq4", "tq4", "ktq3", "tq3"],
-        typer.Option(
-            metavar="MODE",
-            help=f"How the KV cache is stored: {', '.join(f'`{mode}`' for mode in KV_MODES)}; auto is float, or under "
-            "--max-ram what loses least.",
-            rich_help_panel=panels.ENGINE,
-        ),
-    ] = AUTO,
+    dynamic_option: DynamicOptionChoice = AUTO,
+    kv: KvOption = AUTO,
     no_build: Annotated[
         bool,
-        typer.Option("--no-build", help="Stop after plan.json and quant_config.json.", rich_help_panel=panels.ENGINE),
+        typer.Option(
+            "--no-build",
+            help="Write plan.json and quant_config.json, without the model; with --repair, measure whole models.",
+            rich_help_panel=panels.ENGINE,
+        ),
     ] = False,
     llmexport: LlmExport = None,
     text: Annotated[
@@ -242,33 +169,32 @@ def command(
         qplan emit --budget 300MB --pin '*.0.mlp.down_proj=fp16'
         qplan emit --max-kl 0.01 --objective smallest
     """
-    budgets = parse_budgets(budget or ())
-    if plan is not None and budgets == PlanRequest.budgets:  # typed, though it is what would be taken anyway
-        msg = f"--plan {plan} --budget {budgets[0].text}: a given plan is built as it is; leave one of them out"
+    given = parse_budgets(budget or ())
+    if plan is not None and given == PlanRequest.budgets:  # typed, though it is what would be taken anyway
+        msg = f"--plan {plan} --budget {given[0].text}: a given plan is built as it is; leave one of them out"
         raise InputError(msg)
-    if not budgets and objective == "loss" and (max_decode_ms, max_prefill_ms, max_ram) == (None,) * 3:
-        budgets = PlanRequest.budgets
-    wanted = PlanRequest(
-        budgets=budgets,
+    rules = rules_of(
+        logits_bits,
+        pin,
+        min_bits,
+        group,
+        fused=group_fused,
+        target=target,
+        metric=metric,
+        parity=parity,
+        precision=precision,
+    )
+    wanted = request_of(
+        budget,
+        rules,
         objective=objective,
         max_kl=max_kl,
-        max_ppl_increase=None if max_ppl_increase is None else Increase.parse(max_ppl_increase),
+        max_ppl_increase=max_ppl_increase,
+        max_ram=max_ram,
+        context=context,
+        kv=kv,
         max_decode_ms=max_decode_ms,
         max_prefill_ms=max_prefill_ms,
-        max_ram=None if max_ram is None else Size.parse(max_ram, "--max-ram"),
-        context=context,
-        kv=None if kv == AUTO else KvMode(kv),
-        rules=rules_of(
-            logits_bits,
-            pin,
-            min_bits,
-            group,
-            fused=group_fused,
-            target=target,
-            metric=metric,
-            parity=parity,
-            precision=precision,
-        ),
     )
     options = EmitOptions(
         wanted=wanted,
@@ -294,6 +220,14 @@ def command(
     from qplan.jobs.checks import check_emit  # noqa: PLC0415 - NumPy and pyarrow: not for --help
 
     check_emit(options, home)
+    if not options.loads_model:
+        from qplan.jobs.plan_only import run_plan_only  # noqa: PLC0415 - the solver: not for --help
+
+        if dry_run:
+            msg = "--dry-run --no-build: a plan takes seconds and no model is loaded; leave one of them out"
+            raise InputError(msg)
+        show(run_plan_only(options, home, say, command_line()))
+        return
     # torch and transformers take seconds to import: not for a wrong word
     from qplan.jobs.emit import emission_of, run_emit  # noqa: PLC0415
 
@@ -326,7 +260,7 @@ def show(emitted: Emitted) -> None:
     """
     files = PlanFolder(emitted.folder)
     answer(**emit_document(emitted))
-    _show_plan(emitted)
+    show_plan(emitted)
     out.print(f"\nthe same plan with llmexport:\n  {emitted.export_command}", soft_wrap=True)
     for problem in emitted.export_problems:
         remark(problem)
@@ -335,16 +269,26 @@ def show(emitted: Emitted) -> None:
     if emitted.verification is not None:
         out.print(f"model:  {files.model}", soft_wrap=True)
     out.print(f"report: {files.report}", soft_wrap=True)
+    check_promises(emitted)
+
+
+def check_promises(emitted: Emitted) -> None:
+    """End with an error if a promise was not kept.
+
+    Raises:
+        VerificationError: names those promises, and the report.
+    """
     if emitted.verification is not None and not emitted.verification.passed:
         failed = [check.name for check in emitted.verification.checks if not check.passed]
         kept = "1 promise was" if len(failed) == 1 else f"{len(failed)} promises were"
-        msg = f"{kept} not kept: {'; '.join(failed)}. See {files.report}"
+        msg = f"{kept} not kept: {'; '.join(failed)}. See {PlanFolder(emitted.folder).report}"
         raise VerificationError(msg)
 
 
-def _show_plan(emitted: Emitted) -> None:
+def show_plan(emitted: Emitted) -> None:
     """Print the plan, what was measured of it, and what it is compared with."""
-    from qplan.cli.tables import (  # noqa: PLC0415 - not for --help
+    from qplan.cli.plan_tables import predicted_table  # noqa: PLC0415 - not for --help
+    from qplan.cli.tables import (  # noqa: PLC0415
         arm_table,
         cache_line,
         felt_table,
@@ -364,7 +308,7 @@ def _show_plan(emitted: Emitted) -> None:
     for known in plan.notes:
         if known.code in SHOWN:
             out.print(f"{known}.")
-    out.print(felt_table(plan, verification))
+    out.print(predicted_table(plan) if verification is None else felt_table(plan, verification))
     if verification is not None:
         out.print(verification_table(verification))
     if plan.rivals:

@@ -17,6 +17,7 @@ from qplan import __version__
 from qplan.artifact import FULL
 from qplan.cli import (
     analyze,
+    bench,
     check,
     compat,
     console,
@@ -29,7 +30,9 @@ from qplan.cli import (
     panels,
     plan,
     profile,
+    quantize,
     report,
+    run,
 )
 from qplan.cli.app import App
 from qplan.cli.signals import InterruptedCommand, interruption, signals_interrupt
@@ -52,14 +55,17 @@ app = App(
     context_settings={"help_option_names": ["--help", "-h"]},
     pretty_exceptions_enable=False,
 )
+app.command("quantize")(quantize.command)
+app.command("run")(run.command)
+app.command("bench")(bench.command)
 app.command("analyze")(analyze.command)
+app.add_typer(plan.app, name="plan")
 app.command("emit")(emit.command)
 app.command("demo")(demo.command)
 app.command("frontier")(frontier.command)
 app.command("report")(report.command)
 app.command("profile")(profile.command)
 app.command("explain")(explain.command)
-app.add_typer(plan.app, name="plan")
 app.command("check")(check.command)
 app.command("ladder")(ladder.command)
 app.add_typer(compat.app, name="compat")
@@ -89,8 +95,8 @@ def _root(
 
     Examples:
         qplan demo
-        qplan analyze Qwen/Qwen2.5-0.5B-Instruct
-        qplan emit --budget int8
+        qplan quantize Qwen/Qwen2.5-0.5B-Instruct --budget int4
+        qplan run Qwen2.5-0.5B-Instruct-int4-MNN "Hello"
     """
     console.begin()
 

@@ -1,27 +1,184 @@
-"""``qplan plan diff``: what changed between two plans, and what it costs."""
+"""``qplan plan``: the plan for a budget, without building it; and what changed between two plans."""
 
 from __future__ import annotations
 
+import shlex
+import sys
 from dataclasses import replace
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from qplan.cli import completion
+from qplan.choosing.request import PlanRequest
+from qplan.cli import completion, panels
 from qplan.cli.app import App
-from qplan.cli.console import answer, out
-from qplan.cli.documents import diff_document
+from qplan.cli.console import answer, out, say
+from qplan.cli.documents import diff_document, plan_document
+from qplan.cli.limits import (
+    AUTO,
+    BudgetOption,
+    ContextOption,
+    DynamicOptionChoice,
+    EngineOption,
+    KvOption,
+    MaxDecodeMs,
+    MaxKl,
+    MaxPplIncrease,
+    MaxPrefillMs,
+    MaxRam,
+    ObjectiveOption,
+    TargetOption,
+    request_of,
+)
 from qplan.cli.modes import with_modes
-from qplan.cli.rules import LatestRun, existing_run
+from qplan.cli.rules import (
+    GroupFused,
+    Groups,
+    LatestRun,
+    LeastWidths,
+    LogitsBits,
+    MetricOption,
+    ParityOption,
+    Pins,
+    PrecisionOption,
+    existing_run,
+    rules_of,
+    run_given,
+)
+from qplan.cost.target import DEFAULT_TARGET
+from qplan.jobs.options import PlanOptions
+from qplan.mnn.engines import EngineVersion
+from qplan.planner.rules import Rules
 
-app = App(help="Look at plans.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from qplan.jobs.plan import PlanAnswer
+
+app = App(invoke_without_command=True)
 
 _ROWS = 40
 
 
 @app.callback()
-def _root() -> None:
-    """Look at plans."""
+@with_modes("plan")
+def command(
+    context: typer.Context,
+    budget: BudgetOption = None,
+    parity: ParityOption = Rules.parity,
+    max_kl: MaxKl = None,
+    max_ppl_increase: MaxPplIncrease = None,
+    max_ram: MaxRam = None,
+    kv_tokens: ContextOption = None,
+    max_decode_ms: MaxDecodeMs = None,
+    max_prefill_ms: MaxPrefillMs = None,
+    objective: ObjectiveOption = PlanRequest.objective,
+    logits_bits: LogitsBits = Rules.logits_bits,
+    pin: Pins = None,
+    min_bits: LeastWidths = None,
+    group: Groups = None,
+    group_fused: GroupFused = Rules.fused,
+    metric: MetricOption = Rules.metric,
+    target: TargetOption = DEFAULT_TARGET,
+    precision: PrecisionOption = "low",
+    engine: EngineOption = None,
+    dynamic_option: DynamicOptionChoice = AUTO,
+    kv: KvOption = AUTO,
+    out_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            metavar="FILE",
+            help="Write the plan to this file, for `qplan emit --plan FILE`.",
+            show_default="nothing is written",
+            rich_help_panel=panels.FOLDERS,
+        ),
+    ] = None,
+    run: LatestRun = None,
+) -> None:
+    """Show the plan for a budget, and what a better one would cost: seconds, and nothing is built.
+
+    It is what `qplan emit` starts from, which then measures whole models and may change a few tensors.
+
+    Examples:
+        qplan plan --budget int4
+        qplan plan --budget 300MB --pin '*.0.mlp.down_proj=fp16' --out mine.json
+        qplan plan diff int4 int8
+    """
+    if context.invoked_subcommand is not None:
+        return
+    rules = rules_of(
+        logits_bits,
+        pin,
+        min_bits,
+        group,
+        fused=group_fused,
+        target=target,
+        metric=metric,
+        parity=parity,
+        precision=precision,
+    )
+    wanted = request_of(
+        budget,
+        rules,
+        objective=objective,
+        max_kl=max_kl,
+        max_ppl_increase=max_ppl_increase,
+        max_ram=max_ram,
+        context=kv_tokens,
+        kv=kv,
+        max_decode_ms=max_decode_ms,
+        max_prefill_ms=max_prefill_ms,
+    )
+    options = PlanOptions(
+        wanted=wanted,
+        dynamic_option=None if dynamic_option == AUTO else dynamic_option,
+        engine=None if engine is None else EngineVersion.parse(engine),
+    )
+    home = run_given(run)
+    from qplan.jobs.plan import run_plan  # noqa: PLC0415 - the solver and pyarrow: not for --help
+
+    found = run_plan(options, home, say)
+    if out_file is not None:
+        found.plan.write(out_file)
+    answer(run=str(home.folder), file=None if out_file is None else str(out_file), **plan_document(found))
+    show(found)
+    if out_file is not None:
+        out.print(f"wrote {out_file}", soft_wrap=True)
+    out.print(f"next:  {_next_command(home.folder, out_file)}", soft_wrap=True)
+
+
+def show(found: PlanAnswer) -> None:
+    """Print a plan for people."""
+    from qplan.cli.plan_tables import limits_told, predicted_table, times_line  # noqa: PLC0415 - not for --help
+    from qplan.cli.tables import cache_line, plan_table  # noqa: PLC0415
+
+    plan = found.plan
+    out.print(plan_table(plan))
+    out.print(predicted_table(plan, found.uniform_nats, found.larger))
+    for line in limits_told(plan):
+        out.print(line)
+    if found.times is not None:
+        out.print(times_line(found.times))
+    if plan.kv is not None:
+        out.print(cache_line(plan.kv))
+    for known in plan.notes:
+        if known.code in _SHOWN:
+            out.print(f"{known}.")
+
+
+_SHOWN = frozenset({"budget-does-not-bind", "limits-do-not-bind", "no-choice-left", "graph-estimated", "time-limit"})
+"""Notes of a plan that are printed."""
+
+_NOT_OF_EMIT = frozenset({"--json", "--quiet"})
+
+
+def _next_command(run: Path, written: Path | None) -> str:
+    """The command line that builds this plan: the one that was typed, as ``emit`` takes it."""
+    if written is not None:
+        return shlex.join(["qplan", "emit", "--plan", str(written), "--run", str(run)])
+    words = [word for word in sys.argv[2:] if word not in _NOT_OF_EMIT]
+    named = any(word == "--run" or word.startswith("--run=") for word in words)
+    return shlex.join(["qplan", "emit", *words, *([] if named else ["--run", str(run)])])
 
 
 @app.command("diff")

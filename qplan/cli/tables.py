@@ -13,7 +13,7 @@ from qplan.cost.work import spell_time
 from qplan.formats import QuantFormat
 from qplan.report import notation
 from qplan.report.arm import arm_rows
-from qplan.report.felt import predicted_time_against, time_against
+from qplan.report.felt import time_against
 from qplan.report.summary import Contender, baseline, contenders
 from qplan.run.kv_cache import PlannedCache
 from qplan.run.plan import Plan
@@ -79,24 +79,23 @@ def plan_table(plan: Plan) -> Table:
     return view
 
 
-def felt_table(plan: Plan, verification: Verification | None) -> Table:
-    """Files, RAM, decode and prefill of the plan and of uniform models: measured, or predicted if nothing was built."""
+def felt_table(plan: Plan, verification: Verification) -> Table:
+    """Files, RAM, decode and prefill of the plan and of uniform models, as measured."""
     models = contenders(plan, verification)
-    base, built = baseline(plan, models), models[0].speed is not None
+    base = baseline(plan, models)
     name = "-" if base is None else base.label
     view = table_view(
         ("model", "files, MB", "RAM, MB", "predicted", *_TIMES),
         left=("model",),
         heading=f"What is felt; times over those of {name}",
-        note="RAM: growth of resident memory by loading the model; predicted: of the weights alone.\n"
-        + (_TIMED if built else "Times are predicted."),
+        note="RAM: growth of resident memory by loading the model; predicted: of the weights alone.\n" + _TIMED,
         gap=1,
     )
     for model in models:
         ram = None if model.speed is None else model.speed.ram_bytes
         predicted = None if model.footprint is None else model.footprint.ram_bytes
         sizes = [f"{size / 1e6:,.2f}" if size else "-" for size in (model.total_bytes, ram, predicted)]
-        times = [_time(model, base, phase, built=built) for phase in PHASES]
+        times = [_time(model, base, phase) for phase in PHASES]
         view.add_row(model.name, *sizes, *times, style="bold" if model.is_plan else "")
     return view
 
@@ -106,12 +105,10 @@ _TIMED = "Times: median of rounds by turns, and their spread; without one: anoth
 _TIMES = tuple(f"{phase} time" for phase in PHASES)
 
 
-def _time(model: Contender, base: Contender | None, phase: Phase, *, built: bool) -> str:
-    if base is not None and built and model.speed is not None and base.speed is not None:
-        return time_against(model.speed, base.speed, phase)
-    if base is not None and not built and model.footprint is not None and base.footprint is not None:
-        return predicted_time_against(model.footprint, base.footprint, phase)
-    return "-"
+def _time(model: Contender, base: Contender | None, phase: Phase) -> str:
+    if base is None or model.speed is None or base.speed is None:
+        return "-"
+    return time_against(model.speed, base.speed, phase)
 
 
 def limits_lines(plan: Plan) -> Iterator[str]:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from qplan.card import ModelCard
 from qplan.choosing.request import PlanRequest, parse_objective
-from qplan.choosing.sizes import run_fixed_bytes
+from qplan.choosing.sizes import run_fixed_bytes, unfolded_fixed_bytes
 from qplan.cost.file_bytes import FixedBytes
 from qplan.cost.target import DEFAULT_TARGET
 from qplan.explore.frames import checks_frame, frontier_frame, verification_frame
@@ -151,6 +151,7 @@ class OpenedRun:
             InputError: a budget, pattern, format or metric that is not understood; says what there is.
             InfeasibleError: no plan fits; names the nearest value.
         """
+        from qplan.choosing.solving import solved  # noqa: PLC0415 - scipy
         from qplan.explore import solving  # noqa: PLC0415 - scipy
 
         table = under(self.table.table, memory)
@@ -173,7 +174,7 @@ class OpenedRun:
             max_ram=None if max_ram is None else Size.parse(max_ram, "max_ram"),
             rules=rules,
         )
-        plan = solving.solved(self.home, table, self.fixed, wanted)
+        plan = solved(self.home, table, self.fixed, wanted, unfolded=unfolded_fixed_bytes(self.home, self.model))
         # the table is this run's, whatever memory setting it is seen under
         plan = replace(plan, sensitivity_sha256=self.table.table.sha256)
         return PlanView(plan, name or solving.name_of(wanted, memory), self.home, table)

@@ -29,6 +29,7 @@ from qplan.run.folder import RunFolder
 from qplan.run.plan import Plan
 from qplan.run.plans import FoundPlan, run_of
 from qplan.run.table import SensitivityTable
+from qplan.settings import DynamicOption
 from qplan.verify.ladder import LadderOptions
 
 if TYPE_CHECKING:
@@ -110,9 +111,7 @@ def check_emit(options: EmitOptions, run: RunFolder) -> None:
     _check_proof(options)
     table = retarget_table(SensitivityTable.read(run.sensitivity), target)
     check_model_there(run, table.model)
-    if options.dynamic_option == 2 and table.goal != "low":
-        msg = f"--dynamic-option 2 has no effect under memory {table.goal}, which {run.folder} is for; leave it out"
-        raise InputError(msg)
+    check_option(options.dynamic_option, table, run)
     rounding = table.conditions.rounding
     if options.tune == "sequential" and not options.tunes(rounding):
         msg = (
@@ -132,6 +131,17 @@ def check_emit(options: EmitOptions, run: RunFolder) -> None:
     seq_len = CalibrationSet.read(run.calibration).seq_len
     if options.tokens < seq_len:
         msg = f"--tokens {options.tokens} is below one sequence of {seq_len} tokens; raise it"
+        raise InputError(msg)
+
+
+def check_option(option: DynamicOption | None, table: SensitivityTable, run: RunFolder) -> None:
+    """Refuse a setting of int8 activations where there are none.
+
+    Raises:
+        InputError: there are none.
+    """
+    if option == 2 and table.goal != "low":
+        msg = f"--dynamic-option 2 has no effect under memory {table.goal}, which {run.folder} is for; leave it out"
         raise InputError(msg)
 
 
@@ -182,8 +192,12 @@ def _with_cache(options: EmitOptions, table: SensitivityTable) -> PlanRequest:
     return with_least_cache(options.wanted, cache_menu(options.wanted, table, options.target.engine))
 
 
-def _check_request(request: PlanRequest, table: SensitivityTable, run: RunFolder, fixed: FixedBytes) -> None:
-    request.rules.check_patterns(table.model)
+def check_profiled(request: PlanRequest, run: RunFolder) -> None:
+    """Refuse limits on times of a machine that was not profiled.
+
+    Raises:
+        InputError: names the option, and the command that profiles it.
+    """
     for option, value in (("--max-decode-ms", request.max_decode_ms), ("--max-prefill-ms", request.max_prefill_ms)):
         if value is not None and not is_there(run.device):
             msg = (
@@ -191,6 +205,11 @@ def _check_request(request: PlanRequest, table: SensitivityTable, run: RunFolder
                 f"'qplan profile --run {run.folder}' first"
             )
             raise InputError(msg)
+
+
+def _check_request(request: PlanRequest, table: SensitivityTable, run: RunFolder, fixed: FixedBytes) -> None:
+    request.rules.check_patterns(table.model)
+    check_profiled(request, run)
     from qplan.choosing.feasible import check_feasible  # noqa: PLC0415 - the solver takes longer than all else here
 
     check_feasible(request, table, run, fixed)

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qplan.calibration import load_text, tokenize
-from qplan.choosing.activations import BlockGain, with_note_on_losses
-from qplan.choosing.option import as_shipped
+from qplan.choosing.activations import BlockGain
+from qplan.choosing.option import as_shipped, with_note_on_losses
 from qplan.choosing.planned import PlannedOn, edited_plan, engine_of
 from qplan.choosing.retarget import retarget_table
 from qplan.choosing.sizes import fixed_bytes
@@ -20,12 +20,13 @@ from qplan.cost.emit import BUILDING, CACHING, EXPORTING, GATE, LOADING, PROVING
 from qplan.cost.free import most_memory
 from qplan.errors import VerificationError
 from qplan.folding.analyzed import load_analyzed, weights_memory
-from qplan.formats import FP16
 from qplan.jobs.cache import CacheBench, cache_bench, cache_menu, context_of, menu_of, recounted
 from qplan.jobs.checks import check_emit, for_engine_of, given_plan
 from qplan.jobs.emit_job import EmitJob, planned
+from qplan.jobs.emitted import Emitted, Exportable, ops_of, say_if_moved, write_config
 from qplan.jobs.expect_emit import Emission, expect_emit
 from qplan.jobs.options import EmitOptions
+from qplan.jobs.plan_only import run_plan_only
 from qplan.jobs.report import report_plan
 from qplan.jobs.skeletons import run_skeleton
 from qplan.jobs.stages import Stages
@@ -33,9 +34,8 @@ from qplan.jobs.tune import tuned
 from qplan.mnn.arm.home import arm_is_there, require_arm
 from qplan.mnn.arm.processors import find_processor
 from qplan.mnn.build.exporter_source import find_exporter
-from qplan.mnn.build.quant_config import embedding_problem, export_command, make_quant_config
+from qplan.mnn.build.quant_config import make_quant_config
 from qplan.mnn.build.writer import set_runtime
-from qplan.mnn.engines import EngineVersion
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import LoadedModel
 from qplan.model.source import local_folder
@@ -79,34 +79,12 @@ SHIPPED_THREADS = 4
 
 
 @dataclass(frozen=True)
-class Emitted:
-    """Result of an emit."""
-
-    folder: Path
-    plan: Plan
-    verification: Verification | None
-    export_command: str
-    """Command line of llmexport for the same plan."""
-    export_problems: tuple[str, ...]
-    """What that exporter cannot make of it."""
-
-
-@dataclass(frozen=True)
 class _HeldOut:
     """Tokens that the built model is measured on, and their origin."""
 
     rows: NDArray[np.int64]
     text: Note
     sha256: str
-
-
-@dataclass(frozen=True)
-class _Exportable:
-    """How to make the same plan with llmexport."""
-
-    command: str
-    problems: tuple[str, ...]
-    """What that exporter cannot make of it."""
 
 
 @alone_in_run("emit")
@@ -127,6 +105,8 @@ def run_emit(options: EmitOptions, run: RunFolder, say: Say, progress: Progress,
         ToolError: exporter, converter or engine failed.
         VerificationError: the export of this architecture is wrong.
     """
+    if not options.loads_model:
+        return run_plan_only(options, run, say, command)
     check_emit(options, run)
     model = local_folder(SensitivityTable.read(run.sensitivity).model.source)
     with workers_at(options.ray, run, model, say) as workers:
@@ -161,7 +141,7 @@ def _emit(
     emission = emission_of(options, run)
     options, given, table, calibration = emission.options, emission.given, emission.table, emission.calibration
     if given is not None:
-        _say_if_moved(given, options, say)
+        say_if_moved(given, options, say)
     stages = _stages(emission, say, progress)
     most = weights_memory(options.max_memory_bytes)
     if options.max_memory_bytes is not None:  # the engine too gets no more than there is
@@ -297,32 +277,25 @@ def _given(job: EmitJob) -> Plan | None:
     return replace(plan, kv=recounted(plan.kv, menu))
 
 
-def _write_plan(job: EmitJob, plan: Plan) -> _Exportable:
+def _write_plan(job: EmitJob, plan: Plan) -> Exportable:
     """Write ``plan.json`` and ``quant_config.json``."""
     plan.write(job.plan_path)
     exporter = find_exporter(job.options.llmexport)
-    formats = {tensor.op_name: tensor.format for tensor in plan.tensors if tensor.op_name}
-    config = make_quant_config(job.skeleton, formats, exporter)
-    files = PlanFolder(job.folder)
-    config.write(files.quant_config)
-    embedding = next((tensor.format for tensor in plan.tensors if not tensor.op_name), FP16)
-    command = export_command(
-        exporter, job.exported.folder, files.llmexport, files.quant_config, formats, embedding=embedding
+    config = make_quant_config(job.skeleton, ops_of(plan), exporter)
+    return write_config(
+        config,
+        plan,
+        PlanFolder(job.folder),
+        exporter=exporter,
+        model=job.exported.folder,
+        unfolded=job.exported is not job.model.loaded,
+        target=job.options.target,
+        table=job.table,
     )
-    problems, target = (*config.problems, *embedding_problem(exporter, formats, embedding)), job.options.target
-    if not target.c4:
-        problems += (_WITHOUT_C4.format(target.engine),)
-    if any(known.code == "context-limited" for known in job.table.notes):
-        problems += (_WITHOUT_CONTEXT.format(job.table.model.context),)
-    if job.exported is not job.model.loaded:
-        problems += (
-            f"llmexport gets the unfolded {job.exported.folder.name}: it cannot undo a folded tied head's lookups",
-        )
-    return _Exportable(command, problems)
 
 
 def _reported(
-    job: EmitJob, plan: Plan, verification: Verification | None, exportable: _Exportable, command: str
+    job: EmitJob, plan: Plan, verification: Verification | None, exportable: Exportable, command: str
 ) -> Emitted:
     """Write the report and return the result."""
     analysis = SensitivityTable.read(job.run.sensitivity)
@@ -407,26 +380,8 @@ def _on_arm(job: EmitJob, bench: BuildBench, plan: Plan, model: Path, verificati
     return replace(verification, arm=proof.runs, checks=(*verification.checks, *proof.checks))
 
 
-def _say_if_moved(given: PlannedOn, options: EmitOptions, say: Say) -> None:
-    """Say so if a given plan is built for another engine than it was made for."""
-    made_for = EngineVersion.installed() if given.engine is None else given.engine.engine
-    if options.target.engine != made_for:
-        say(f"{given.path} was made for engine {made_for}: building its formats as {options.target.engine} reads them")
-
-
 def _runtime(plan: Plan) -> RuntimeConfig:
     return RuntimeConfig.of(plan, SHIPPED_THREADS)
-
-
-_WITHOUT_CONTEXT = (
-    "llmexport writes no context length: hold every request to {:,} tokens yourself. The built model says so, and "
-    "qplan.Engine holds to it"
-)
-
-_WITHOUT_C4 = (
-    "llmexport fuses attention for packed channels, which engine {} crashes on. The built model avoids that; with "
-    "llmexport, use an MNN checkout and --disable_transformer_c4"
-)
 
 
 def _held_out(options: EmitOptions, calibration: CalibrationSet, loaded: LoadedModel, say: Say) -> _HeldOut:

@@ -16,7 +16,6 @@ from qplan.choosing.activations import (
     measure_gain,
     with_derived_option,
     with_measured_option,
-    with_note_on_losses,
     with_requested_option,
     without_block_scales,
 )
@@ -26,11 +25,19 @@ from qplan.choosing.choose import with_price_of_nearest
 from qplan.choosing.context import PlanningContext
 from qplan.choosing.halves import Halves
 from qplan.choosing.loss_limits import choose_requested
-from qplan.choosing.option import Setting, as_shipped, best_setting, predicted_loss, setting
+from qplan.choosing.option import (
+    Setting,
+    as_shipped,
+    best_setting,
+    predicted_loss,
+    setting,
+    with_note_on_losses,
+)
 from qplan.choosing.planned import PlannedOn
 from qplan.choosing.request import PlanRequest
 from qplan.choosing.retarget import retarget_rules
 from qplan.choosing.sizes import fixed_bytes
+from qplan.choosing.solving import with_notes_of
 from qplan.cost.emit import ACTIVATIONS, EXPORTING, KEEPING
 from qplan.cost.file_bytes import FixedBytes
 from qplan.cost.kv_cache import KvMode
@@ -38,6 +45,7 @@ from qplan.cost.target import DEFAULT_TARGET, Target
 from qplan.folding.analyzed import AnalyzedModel
 from qplan.formats import applies, garbled
 from qplan.jobs.cache import cache_notes
+from qplan.jobs.emitted import folder_of
 from qplan.jobs.options import EmitOptions
 from qplan.jobs.skeletons import run_skeleton
 from qplan.jobs.stages import Stages
@@ -49,7 +57,7 @@ from qplan.quantize.stored_cache import StoredCache
 from qplan.run.folder import RunFolder
 from qplan.run.kv_cache import KvLoss
 from qplan.run.plan import Plan
-from qplan.run.plan_folder import PLAN_FILE, PlanFolder
+from qplan.run.plan_folder import PlanFolder
 from qplan.run.table import SensitivityTable
 from qplan.sensitivity.kept_logits import KeptLogits, kept_logits
 from qplan.sensitivity.metrics import TokenStats
@@ -95,19 +103,8 @@ class EmitJob:
 
     @cached_property
     def folder(self) -> Path:
-        """The folder to write to: a given plan's own folder in the run, or one named after its file or the budget.
-
-        If a given plan was made for another engine, its folder is left alone, and this build gets a new one.
-        """
-        given = self.given
-        if given is None:
-            return self.run.budget_for(self.options.wanted.label, self.engine)
-        inside = given.path.resolve().parent
-        own = given.path.name == PLAN_FILE and inside.parent == self.run.folder.resolve()
-        if own and given.plan.engine == self.engine:
-            return inside
-        label = inside.name if own else given.path.stem
-        return self.run.budget_for(label.removesuffix(f"-mnn-{given.plan.engine}"), self.engine)
+        """The folder to write to."""
+        return folder_of(self.given, self.options.wanted.label, self.run, self.engine)
 
     @property
     def plan_path(self) -> Path:
@@ -193,21 +190,13 @@ class EmitJob:
         )
 
 
-_ABOUT_CONTEXT = ("context-limited", "setting-beyond-context", "setting-unmeasured")
-"""Notes of a table that a reader of the plan must know too."""
-
-_ABOUT_HALF = ("half-overflows", "half-loses-tokens")
-"""The same where the target computes in fp16."""
-
-
 def planned(job: EmitJob, given: Plan | None) -> tuple[Plan, BlockGain | None]:
     """The plan to build, and the gain of ``dynamic_option`` 2 if the built model's speed is to decide on that."""
     options, table, fixed = job.options, job.table, fixed_bytes(job.skeleton, job.table.model)
     plan, gain = _as_given(job, given) if given is not None else _chosen(job, fixed)
     plan = replace(plan, sensitivity_sha256=table.sha256, engine=job.engine)
-    told = _ABOUT_CONTEXT + (_ABOUT_HALF if job.target.arithmetic == "arm-fp16" else ())
-    plan = plan.noted(*(known for known in table.notes if known.code in told and known not in plan.notes))
-    plan = as_shipped(plan, table)
+    rules = job.options.wanted.rules if job.given is None else job.given.rules
+    plan = as_shipped(with_notes_of(plan, table, rules), table)
     plan = with_price_of_nearest(plan, job.context(Rules.of(plan).seen(table), fixed, job.exported))
     decides = gain is not None and options.build and plan.target == DEFAULT_TARGET
     return (plan, gain) if decides else (with_note_on_losses(plan, table), None)

@@ -154,7 +154,8 @@ class EmitOptions:
     dynamic_option: DynamicOption | None = None
     """MNN's setting for int8 activations; None to let `qplan.choosing.activations` decide."""
     evaluations: int | None = None
-    """Most whole models that a repair may measure; 0 for no repair, None for what a pass allows."""
+    """Most whole models that a repair may measure; 0 for no repair, None for what a pass allows, or where nothing is
+    built for no measurement at all."""
     rivals: int = RIVALS
     """Uniform models within the plan's limits that are built, besides fp16, int8 and int4."""
     plan: Path | None = None
@@ -208,6 +209,44 @@ class EmitOptions:
         return self.build and self.tune != "off" and can_be_tuned(rounding)
 
     @property
+    def loads_model(self) -> bool:
+        """Whether the model is needed: what is neither built nor measured follows from the table.
+
+        A limit on the loss of the whole model is held on the whole model.
+        """
+        wanted = self.wanted
+        held = self.plan is None and (wanted.max_kl is not None or wanted.max_ppl_increase is not None)
+        return self.build or held or self.evaluations is not None
+
+    @property
+    def target(self) -> EngineTarget:
+        """What the engine needs of a model.
+
+        Raises:
+            InputError: no model is known to run on it.
+        """
+        return EngineTarget.of(self.engine or EngineVersion.installed())
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+    """What ``qplan plan`` solves for."""
+
+    wanted: PlanRequest = field(default_factory=PlanRequest)
+    dynamic_option: DynamicOption | None = None
+    """MNN's setting for int8 activations; None for the one under which plans are predicted to lose less."""
+    engine: EngineVersion | None = None
+    """MNN version that the model is for; None for the installed one."""
+
+    def __post_init__(self) -> None:
+        """Refuse engines that no model can be built for.
+
+        Raises:
+            InputError: it is one of these.
+        """
+        _ = self.target
+
+    @property
     def target(self) -> EngineTarget:
         """What the engine needs of a model.
 
@@ -237,6 +276,33 @@ class ProfileOptions:
         given = {"--threads": self.threads, "--prompt-tokens": self.prompt_tokens, "--rounds": self.rounds}
         given |= {"decode_tokens": self.decode_tokens, "repeats": self.repeats}  # callers from Python set these
         check_least({option: (value, 1) for option, value in given.items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """What ``qplan bench`` was asked for."""
+
+    folder: Path
+    reference: str | None = None
+    """Hugging Face model that the folder is compared with; None to compare with nothing."""
+    text: str = "python-stdlib"
+    tokens: int = 2048
+    """At most this many tokens of the text."""
+    seq_len: int = 512
+    """Tokens of a sequence at most: the model sees nothing of the text before it."""
+    threads: int | None = None
+    """Of the engine; None for the folder's own."""
+
+    def __post_init__(self) -> None:
+        """Refuse counts that nothing can be measured with.
+
+        Raises:
+            InputError: names the option, its value and the limit.
+        """
+        for option, value, least in (("--tokens", self.tokens, 2), ("--seq-len", self.seq_len, 2)):
+            if value < least:
+                msg = f"{option} {value}: must be at least {least}, to predict one token from another"
+                raise InputError(msg)
 
 
 def check_ray(address: str | None) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from qplan.cost.kv_cache import KvMode
 from qplan.errors import InputError
@@ -23,6 +25,13 @@ ATTENTION_MODE, ATTENTION_SCALE = "attention_mode", "attn_scale"
 TURBO_SCALE = 1.0
 """MNN 3.6.1 divides scores of keys in TurboQuant by the root of the head's width twice, which is garbage (KL 5 nats).
 Where a model's attention has that scale, 1 in place of the second makes it right (``reports/targets/kv.md``)."""
+
+
+_OF_FOLDER = ("memory", "precision", "dynamic_option")
+"""Settings that decide what is computed; MNN's defaults are those of `RuntimeConfig`."""
+
+_MNN_THREADS = 4
+"""Where a folder names no number."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +73,23 @@ class RuntimeConfig:
     def of(cls, plan: Plan, threads: int = 1) -> Self:
         """The settings that a plan is for, all but its KV cache; see `with_cache`."""
         return cls(plan.memory, plan.precision, threads, plan.dynamic_option)
+
+    @classmethod
+    def of_settings(cls, settings: Mapping[str, object], threads: int | None = None) -> Self:
+        """The settings that a model folder ships with, on the CPU.
+
+        Args:
+            settings: of its ``config.json``; what that leaves out is MNN's default.
+            threads: in place of its own; None for those, but no more than there are processors.
+
+        Raises:
+            InputError: one that the engine does not know.
+        """
+        own = settings.get("thread_num", _MNN_THREADS)
+        if threads is None:
+            threads = min(own, os.cpu_count() or 1) if isinstance(own, int) and own > 0 else 1
+        known: dict[str, Any] = {key: settings[key] for key in _OF_FOLDER if key in settings}
+        return cls(threads=threads, **known)
 
     def with_cache(self, mode: KvMode) -> Self:
         """The same with a KV cache that is stored so, under a precision that it is right with."""

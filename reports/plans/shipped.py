@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 from qplan.choosing.request import PlanRequest
-from qplan.jobs.emit import Emitted, run_emit
+from qplan.jobs.emit import run_emit
+from qplan.jobs.emitted import Emitted
 from qplan.jobs.options import EmitOptions
 from qplan.jobs.skeletons import run_skeleton
 from qplan.model.load import LoadedModel

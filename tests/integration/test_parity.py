@@ -13,7 +13,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from qplan.choosing.request import PlanRequest
 from qplan.choosing.sizes import fixed_bytes
-from qplan.explore.solving import solved
+from qplan.choosing.solving import solved
 from qplan.formats import Formats
 from qplan.jobs.profile import drawn
 from qplan.mnn.build.exporter import export_skeleton
@@ -46,7 +46,8 @@ class Large:
 
     def plan(self, parity: str) -> Plan:
         wanted = PlanRequest(budgets=parse_budgets(["int4"]), rules=Rules.parse(parity=parity))
-        return solved(RunFolder(self.folder), self.table, fixed_bytes(self.skeleton, self.table.model), wanted)
+        fixed = fixed_bytes(self.skeleton, self.table.model)
+        return solved(RunFolder(self.folder), self.table, fixed, wanted, unfolded=None)
 
     def build(self, name: str, formats: Formats) -> Path:
         card, out = self.table.model, self.folder / name

@@ -42,7 +42,21 @@ def make_quant_config(skeleton: Skeleton, formats: Mapping[str, QuantFormat], ex
         InputError: a name is no op, an op has no name, or a format is fp32.
     """
     skeleton.check_names(formats)
-    resolved = {op.name: formats[op.name].resolve(op.in_features) for op in skeleton.ops}
+    return quant_config_of({op.name: op.in_features for op in skeleton.ops}, formats, exporter)
+
+
+def quant_config_of(widths: Mapping[str, int], formats: Mapping[str, QuantFormat], exporter: Exporter) -> QuantConfig:
+    """The same where no graph is at hand to check names against.
+
+    Args:
+        widths: weights of a row by op name, for every op of the model.
+        formats: by op name.
+        exporter: the copy of llmexport.
+
+    Raises:
+        InputError: a format is fp32.
+    """
+    resolved = {name: formats[name].resolve(width) for name, width in widths.items()}
     for name, fmt in resolved.items():
         if fmt.bits == 32:
             msg = f"{name}: llmexport cannot keep a single op in fp32; use fp16"

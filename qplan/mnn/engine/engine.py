@@ -87,9 +87,7 @@ class Engine:
         host = THIS_PYTHON if processor is None else _emulated(processor)
         if context is not None:
             context = checked_count("context", context)
-        self.preflight: Preflight = check_folder(path)
-        if check and self.preflight.errors:
-            raise PreflightError(_told(self.preflight))
+        self.preflight: Preflight = checked_folder(path) if check else check_folder(path)
         self._limit = min(context or MOST_TOKENS, self.preflight.context or MOST_TOKENS)
         self._timing: Timing | None = None
         self._session: EngineSession | None = EngineSession(
@@ -151,6 +149,18 @@ class Engine:
         """
         checked = checked_text(text)
         return self._ask(lambda session: session.encode(checked))
+
+    def chat(self, message: str) -> str:
+        """A user's message in the model's chat template, up to where the answer begins: a prompt for `generate`.
+
+        The same text where the model has no template.
+
+        Raises:
+            InputError: not a text, or one that no tokenizer can take.
+            ToolError: the engine failed.
+        """
+        checked = checked_text(message)
+        return self._ask(lambda session: session.chat(checked))
 
     def logits(self, token_ids: TokenIds) -> Logits:
         """Logits of every position, float32 ``[tokens, vocabulary]``.
@@ -238,6 +248,19 @@ class Engine:
                 msg = "another request or a restart ended this generation; begin a new one"
                 raise InputError(msg)
             return call(session)
+
+
+def checked_folder(folder: Path) -> Preflight:
+    """What `qplan check` finds in a folder that the engine can run.
+
+    Raises:
+        InputError: no such folder.
+        PreflightError: the model would crash, be refused or compute garbage.
+    """
+    found = check_folder(folder)
+    if found.errors:
+        raise PreflightError(_told(found))
+    return found
 
 
 def _check_options(runtime: object, timeout_s: object) -> None:

@@ -207,6 +207,15 @@ class EngineSession:
         """
         return [int(token) for token in self._ask(command="encode", prompt=checked_text(text))["ids"]]
 
+    def chat(self, message: str) -> str:
+        """A user's message in the model's chat template, up to where the answer begins; as it is without a template.
+
+        Raises:
+            InputError: not a text, or one that no tokenizer can take.
+            ToolError: the engine failed.
+        """
+        return str(self._ask(command="chat", prompt=checked_text(message))["text"])
+
     def begin(self, token_ids: TokenIds) -> Step:
         """Prefill a prompt and give the likeliest next token; `step` continues.
 

@@ -110,6 +110,10 @@ class Session:
         """Token ids of a text."""
         return {"ids": [int(token) for token in self.llm.tokenizer_encode(request["prompt"])]}
 
+    def chat(self, request: Request) -> Answer:
+        """A message in the model's chat template, as the engine renders it; as it is where there is none."""
+        return {"text": str(self.llm.apply_chat_template(request["prompt"]))}
+
     def begin(self, request: Request) -> Answer:
         """Prefill; greedy steps follow, one per request."""
         self.llm.reset()
@@ -199,6 +203,7 @@ def answer(state: dict[str, Session], request: Request) -> Answer:
         "in_parts": session.in_parts,
         "speed": session.speed,
         "encode": session.encode,
+        "chat": session.chat,
         "begin": session.begin,
         "step": session.step,
     }

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from qplan.mnn.engines import EngineVersion
 from qplan.mnn.files import CONTEXT_KEY
@@ -52,6 +53,10 @@ class Preflight:
     """Longest sequence that the model was made for; None if the folder does not say."""
     stops: tuple[int, ...] = ()
     """Tokens that end a text."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """``config.json`` and ``llm_config.json``, as the engine merges them."""
+    file_bytes: int = 0
+    """Of graph, weights and embedding."""
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -84,4 +89,6 @@ def check_folder(folder: Path, engine: EngineVersion | None = None, *, full: boo
         vocabulary=head.out_features if head is not None else None,
         context=limit if limit is not None and limit > 0 else None,
         stops=model.tokenizer.stops if model.tokenizer is not None else (),
+        settings=model.settings,
+        file_bytes=model.file_bytes,
     )

@@ -94,6 +94,13 @@ class ModelFolder:
         path = self.weight_path
         return path.stat().st_size if path.is_file() else 0
 
+    @property
+    def file_bytes(self) -> int:
+        """Size of graph, weights and embedding, as far as they are there."""
+        parts = (("llm_model", GRAPH_FILE), ("llm_weight", WEIGHT_FILE), (EMBEDDING_KEY, EMBEDDING_FILE))
+        paths = {self.path(key, default) for key, default in parts}
+        return sum(path.stat().st_size for path in paths if path.is_file())
+
     def whole(self, key: str) -> int | None:
         """A setting that is a whole number; None if it is something else."""
         value = self.settings.get(key)

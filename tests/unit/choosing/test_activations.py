@@ -19,10 +19,10 @@ from qplan.choosing.activations import (
     BlockGain,
     measure_gain,
     with_measured_option,
-    with_note_on_losses,
     with_requested_option,
     without_block_scales,
 )
+from qplan.choosing.option import with_note_on_losses
 from qplan.choosing.retarget import computable
 from qplan.cost.file_bytes import estimate_fixed
 from qplan.errors import InputError

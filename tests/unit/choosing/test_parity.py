@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from qplan.choosing.parity import parity_limits, promised, runnable_uniform
 from qplan.choosing.request import PlanRequest, limits_of
+from qplan.choosing.solving import solved
 from qplan.cost.file_bytes import estimate_fixed, file_bytes
 from qplan.cost.target import target_names
 from qplan.errors import InfeasibleError
-from qplan.explore.solving import solved
 from qplan.formats import FP16, INT8, Formats, QuantFormat
 from qplan.planner.budget import Budget, parse_budgets
 from qplan.planner.planning import make_plan
@@ -38,7 +38,7 @@ RUNNABLE = tuple(name for name in target_names() if name != "npu-hexagon")
 
 def plan_of(table: SensitivityTable, budget: str, *, run: RunFolder = NO_RUN, **rules: Any) -> Plan:
     wanted = PlanRequest(budgets=parse_budgets([budget]), rules=Rules.parse(**rules))
-    return solved(run, table, estimate_fixed(table.model), wanted)
+    return solved(run, table, estimate_fixed(table.model), wanted, unfolded=None)
 
 
 def times_of(plan: Plan, table: SensitivityTable, formats: Formats) -> tuple[int, float, float]:
@@ -129,7 +129,13 @@ def test_a_plans_record_gives_its_limits_again(table: SensitivityTable) -> None:
 def test_an_export_that_the_target_does_not_compute_limits_files_and_says_so() -> None:
     table = sensitivity(qwen_tensors(2, 128, 64, 256, 512), ("int8", "int4", "int4-sym"), batches=1)
     rules = Rules.parse(target="npu-hexagon", logits_bits=0)
-    plan = solved(NO_RUN, table, estimate_fixed(table.model), PlanRequest(budgets=parse_budgets(["int4"]), rules=rules))
+    plan = solved(
+        NO_RUN,
+        table,
+        estimate_fixed(table.model),
+        PlanRequest(budgets=parse_budgets(["int4"]), rules=rules),
+        unfolded=None,
+    )
     assert not plan.limits
     assert "npu-hexagon does not compute uniform int4" in " ".join(map(str, plan.notes))
     assert "int4" not in promised(rules, table, NO_RUN)
@@ -144,6 +150,7 @@ def test_what_only_files_allow_is_refused_with_the_way_out(table: SensitivityTab
             table,
             estimate_fixed(table.model),
             PlanRequest(budgets=parse_budgets(["int4"]), rules=Rules(pins={"*.up_proj": QuantFormat(3)})),
+            unfolded=None,
         )
 
 

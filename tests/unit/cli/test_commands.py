@@ -170,6 +170,9 @@ def test_values_are_completed_from_what_lies_there(tmp_path: Path, monkeypatch: 
     assert "lm_head" in completion.tensors("")
     assert completion.models("mod") == ["models/"]
     assert completion.models("models/") == ["models/tiny"]
+    (tmp_path / "models" / "tiny" / "llm.mnn").touch()
+    assert completion.mnn_folders("models/") == ["models/tiny"]
+    assert completion.mnn_folders("qplan-runs/mine/") == ["qplan-runs/mine/int4/"]
     assert completion.calibrations("") == ["python-stdlib"]
     assert completion.targets("arm-") == ["arm-dot", "arm-i8mm", "arm-sme2", "arm-v8"]
     assert [value for value, _ in completion.budgets("int8,i")] == ["int8,int8", "int8,int4"]
@@ -200,3 +203,27 @@ def test_version() -> None:
     from qplan import __version__
 
     assert CliRunner().invoke(app, ["--version"]).stdout == f"qplan {__version__}\n"
+
+
+@pytest.mark.parametrize("name", commands())
+def test_usage_names_arguments_as_everybody_writes_them(name: str, tmp_path: Path) -> None:
+    shown = qplan(*name.split(), "-h", folder=tmp_path, columns=120)
+    assert shown.stdout == qplan(*name.split(), "--help", folder=tmp_path, columns=120).stdout
+    usage = next(line for line in shown.stdout.splitlines() if "Usage:" in line)
+    assert re.fullmatch(rf" Usage: qplan {name}( \[OPTIONS\])?( \[?[A-Z]+\]?)*( COMMAND \[ARGS\]\.\.\.)? *", usage)
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("emit --threads many", "'many' is no whole number, e.g. 10"),
+        ("emit --max-kl small", "'small' is no number, e.g. 0.5"),
+        ("emit --metric beauty", "for '--metric': 'beauty' is not one of 'kl'"),
+        ("explain", "Missing argument 'PLAN'"),
+    ],
+)
+def test_a_wrong_word_is_told_in_plain_words(line: str, told: str, tmp_path: Path) -> None:
+    stderr = " ".join(qplan(*line.split(), folder=tmp_path, columns=200).stderr.split())
+    assert told in stderr
+    assert "Value error" not in stderr
+    assert "Input should" not in stderr

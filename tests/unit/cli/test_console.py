@@ -19,7 +19,7 @@ from qplan.cli.frontier_table import frontier_table
 from qplan.cost.file_bytes import estimate_fixed
 from qplan.errors import StorageError
 from qplan.formats import QuantFormat
-from qplan.jobs.emit import Emitted
+from qplan.jobs.emitted import Emitted
 from qplan.jobs.frontier import Swept
 from qplan.planner.diff import diff
 from qplan.planner.explain import explain_all

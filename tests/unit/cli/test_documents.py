@@ -12,7 +12,7 @@ from qplan.cli.documents import analysis_document, emit_document, forecast_docum
 from qplan.cost.expected import Expected, ExpectedStage
 from qplan.cost.shape import Shape
 from qplan.cost.work import REFERENCE
-from qplan.jobs.emit import Emitted
+from qplan.jobs.emitted import Emitted
 from qplan.jobs.expect import AnalysisOutlook, one_pass_options
 from qplan.jobs.options import AnalyzeOptions
 from qplan.verify.climb import Climbed

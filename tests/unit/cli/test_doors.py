@@ -169,8 +169,34 @@ REFUSALS = (
     Refusal("report --run nothing", ("--run nothing", "qplan analyze")),
     Refusal("explain int3", ("'int3'", "int4, int8", "qplan emit")),
     Refusal("explain int4 *.99.x", ("TENSOR '*.99.x'", "matches no tensor", "similar names")),
+    Refusal("plan --budget int44", ("'int44'", "only of 2, 3, 4, 5, 6, 8, 16", "300MB")),
+    Refusal("plan --budget 1kB", ("budget 1kB", "below the smallest plan", "raise it"), "InfeasibleError"),
+    Refusal("plan --max-ram 1kB", ("RAM", "the nearest", "Raise it"), "InfeasibleError"),
+    Refusal("plan --max-decode-ms 20", ("--max-decode-ms 20", "device.json does not exist", "qplan profile --run")),
+    Refusal("plan --pin *.99.x=int8", ("--pin '*.99.x'", "matches no tensor", "similar names")),
+    Refusal("plan --dynamic-option 2", ("--dynamic-option 2", "memory normal", "leave it out")),
+    Refusal("plan --kv kv8", ("--kv kv8", "--context")),
+    Refusal("plan --engine 3.0.0", ("engine 3.0.0", "3.4.0")),
+    Refusal("plan --run nothing", ("--run nothing", "qplan analyze")),
+    Refusal("plan --out empty", ("empty",)),
     Refusal("plan diff int4 int3", ("'int3'", "int4, int8", "qplan emit")),
     Refusal("plan diff int4 int8 --run nothing", ("--run nothing", "qplan analyze")),
+    Refusal("quantize M --budget int44", ("'int44'", "only of 2, 3, 4, 5, 6, 8, 16", "300MB")),
+    Refusal("quantize M --calib nofile.txt", ("--calib nofile.txt", "does not exist", "python-stdlib")),
+    Refusal("quantize ./M", ("./M is not a folder", "config.json")),
+    Refusal("quantize M --effort huge", ("'huge'", "'auto', 'quick', 'default', 'thorough'"), "BadParameter"),
+    Refusal("quantize M --target toaster", ("'toaster'", "cpu-x86")),
+    Refusal("quantize M --max-memory 10", ("--max-memory '10'", "at least a byte", "300MB")),
+    Refusal(
+        "quantize M --effort thorough --max-memory 1GB", ("--max-memory --effort thorough", "leave one of them out")
+    ),
+    Refusal("run empty hi --max-tokens 0", ("--max-tokens 0", "at least 1")),
+    Refusal("run nothing hi", ("nothing", "not a folder")),
+    Refusal("run empty hi", ("missing-file", "config.json", "Remedy"), "PreflightError"),
+    Refusal("run empty hi --threads many", ("'many'", "whole number"), "BadParameter"),
+    Refusal("bench empty", ("missing-file", "config.json", "Remedy"), "PreflightError"),
+    Refusal("bench M --tokens 1", ("--tokens 1", "at least 2")),
+    Refusal("bench M --seq-len 1", ("--seq-len 1", "at least 2")),
     Refusal("check empty --engine latest", ("'latest'", "3.6.1")),
     Refusal("compat measure --engine latest", ("'latest'", "3.6.1")),
     Refusal("compat measure --architectures --only gpt9", ("gpt9", "qwen2")),
@@ -245,3 +271,13 @@ def test_right_words_go_on_to_what_needs_torch(work: Path) -> None:
     for answer in answered(lines, work).values():
         assert answer["error"]["kind"] == "ModuleNotFoundError"
         assert "was imported before the command line was understood" in answer["error"]["message"]
+
+
+def test_a_plan_is_solved_without_torch_and_goes_on_as_one_to_build(work: Path) -> None:
+    lines = ("plan --budget int4", "plan --budget int4 --out mine.json", "emit --plan mine.json")
+    shown, written, built = answered(lines, work).values()
+    assert shown["exit_code"] == written["exit_code"] == 0, shown["error"]
+    assert (shown["file"], written["file"]) == (None, "mine.json")
+    assert shown["formats"] == written["formats"]
+    assert built["error"]["kind"] == "ModuleNotFoundError"
+    (work / "mine.json").unlink()

@@ -40,6 +40,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 CHEAP = {
     "frontier": ("frontier", "--points", "4"),
     "explain": ("explain", "int4"),
+    "plan": ("plan", "--budget", "int4"),
     "plan diff": ("plan", "diff", "int4", "int8"),
     "compat": ("compat",),
     "engines": ("engines",),

@@ -12,8 +12,8 @@ from qplan.choosing.planned import PlannedOn, planned_on
 from qplan.choosing.retarget import retarget_table
 from qplan.cost.file_bytes import estimate_fixed
 from qplan.jobs.checks import for_engine_of
-from qplan.jobs.emit import _say_if_moved
 from qplan.jobs.emit_job import EmitJob
+from qplan.jobs.emitted import say_if_moved
 from qplan.jobs.options import EmitOptions
 from qplan.jobs.stages import Stages
 from qplan.mnn.engines import EngineTarget, EngineVersion
@@ -65,7 +65,7 @@ def test_the_engine_is_the_plans_unless_another_is_named(
 ) -> None:
     planned, said = given(run, "mine/plan.json", made_for), list[str]()
     options = for_engine_of(planned, EmitOptions(plan=planned.path, engine=version(asked)))
-    _say_if_moved(planned, options, said.append)
+    say_if_moved(planned, options, said.append)
     assert options.engine == version(taken)
     assert told in "".join(said)
     assert bool(said) == bool(told)

@@ -94,7 +94,7 @@ def test_a_dry_run_prints_its_stages_and_writes_nothing(
     [
         ([], {"memory_bytes": 10**8}, "this machine has free 0.1 GB: --max-memory, which reads"),
         (["--max-memory", "400MB"], {}, "--max-memory allows 0.4 GB: raise it, or use --no-build"),
-        (["--max-memory", "400MB", "--no-build"], {}, "--max-memory allows 0.4 GB: raise it\n"),
+        (["--max-memory", "400MB", "--no-build", "--repair", "0"], {}, "--max-memory allows 0.4 GB: raise it\n"),
         (["--max-memory", "1TB"], {"memory_bytes": 10**8}, "this machine has free 0.1 GB: use --no-build"),
         ([], {"disk_bytes": 10**4}, "on the disk, which has 10.0 kB free"),
     ],

@@ -1,6 +1,7 @@
 """Small values at the edge of MNN: runtime settings, exporters, draft folders."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,16 @@ def test_runtime_settings() -> None:
     for wrong in ({"memory": "tiny"}, {"precision": "double"}, {"dynamic_option": 7}, {"threads": 0}):
         with pytest.raises(InputError):
             RuntimeConfig(**wrong)
+
+
+def test_a_folder_runs_with_its_own_settings_on_the_processors_that_there_are() -> None:
+    assert RuntimeConfig.of_settings({}, 1) == RuntimeConfig()
+    given = {"memory": "high", "precision": "normal", "dynamic_option": 2, "thread_num": 1, "backend_type": "opencl"}
+    assert RuntimeConfig.of_settings(given) == RuntimeConfig("high", "normal", 1, 2)
+    assert RuntimeConfig.of_settings({"thread_num": 1000}).threads == min(1000, os.cpu_count() or 1)
+    assert RuntimeConfig.of_settings({"thread_num": "many"}).threads == 1
+    with pytest.raises(InputError, match="'tiny'"):
+        RuntimeConfig.of_settings({"memory": "tiny"})
 
 
 def test_a_kv_cache_is_left_to_the_folder_unless_it_is_named() -> None:

@@ -1,0 +1,201 @@
+"""Measures an MNN model folder on the engine, and how far it is from a Hugging Face model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qplan.calibration import check_text, load_text
+from qplan.errors import InputError
+from qplan.jobs.options import BenchOptions
+from qplan.mnn.engine.engine import MOST_TOKENS, checked_folder
+from qplan.mnn.engine.requests import MOST_TEXT_BYTES
+from qplan.mnn.engine.session import EngineSession
+from qplan.mnn.preflight import Preflight
+from qplan.mnn.runtime import RuntimeConfig
+from qplan.model.door import check_source
+from qplan.settings import Progress, Say
+from qplan.verify.folder import (
+    DECODE_TOKENS,
+    PROMPT_TOKENS,
+    REPEATS,
+    Agreement,
+    FolderMeasured,
+    nll_of,
+    top_agreement,
+    windows,
+)
+
+if TYPE_CHECKING:
+    from qplan.model.load import LoadedModel
+
+_PIECE_CHARACTERS = MOST_TEXT_BYTES // 4
+"""Of a text that the engine tokenizes at a time: UTF-8 has at most four bytes a character."""
+
+_ENOUGH_S = 4.0
+"""Seconds of timing after which no further repeat is begun."""
+
+
+def check_bench(options: BenchOptions) -> Preflight:
+    """Refuse a folder that would not run right, and a reference or text that is missing or cannot be used.
+
+    Raises:
+        InputError: about the first such input.
+        PreflightError: the folder's model would crash, be refused or compute garbage.
+    """
+    found = checked_folder(options.folder)
+    if options.reference is not None:
+        check_source(options.reference)
+    check_text(options.text, "--text")
+    return found
+
+
+def run_bench(options: BenchOptions, say: Say, progress: Progress) -> FolderMeasured:
+    """Load, time, and compare.
+
+    Args:
+        options: what was asked for.
+        say: called with a line about each step.
+        progress: called with the sequences that are done.
+
+    Raises:
+        InputError: a folder, reference or text that cannot be used, or the two have not the same tokens.
+        PreflightError: the folder's model would crash, be refused or compute garbage.
+        ToolError: the engine failed.
+        MeasurementError: logits that are not finite.
+    """
+    found = check_bench(options)
+    runtime = RuntimeConfig.of_settings(found.settings, options.threads)
+    context = min(found.context or MOST_TOKENS, MOST_TOKENS)
+    loaded = None
+    if options.reference is not None:
+        from qplan.model.load import load_model  # noqa: PLC0415 - torch: not without a reference
+
+        say(f"loading {options.reference}")
+        loaded = load_model(options.reference)
+        context = min(context, loaded.card.context)
+    text = load_text(options.text, None if loaded is None else loaded.tokenizer, say)
+    say(f"loading {options.folder} on the engine")
+    with EngineSession(options.folder, runtime, context=context) as engine:
+        if loaded is None:
+            ids = _engine_ids(text.documents, engine, options.tokens)
+        else:
+            _check_same_tokens(options, engine, loaded)
+            ids = _reference_ids(text.documents, loaded.tokenizer, options.tokens)
+        rows = windows(ids, options.tokens, min(options.seq_len, context))
+        decode = max(1, min(DECODE_TOKENS, context // 4))
+        prompt = max(1, min(PROMPT_TOKENS, context - decode))
+        say(f"timing {prompt} tokens of prefill and {decode} of decode")
+        speed = engine.measure_speed(prompt, decode, REPEATS, least=2, enough_s=_ENOUGH_S)
+        say(f"{rows.size:,} tokens of {text.source}")
+        if loaded is None:
+            nll, agreement = _alone(engine, rows, progress), None
+        else:
+            nll, agreement = _compared(engine, rows, loaded, progress)
+        return FolderMeasured(
+            engine=engine.version,
+            memory=runtime.memory,
+            precision=runtime.precision,
+            threads=runtime.threads,
+            file_bytes=found.file_bytes,
+            ram_bytes=engine.ram_bytes,
+            prompt_tokens=prompt,
+            prefill_tokens_per_s=speed.prefill_tokens_per_s,
+            decode_tokens=decode,
+            decode_tokens_per_s=speed.decode_tokens_per_s,
+            text=text.source,
+            tokens=rows.size,
+            seq_len=rows.shape[1],
+            perplexity=float(np.exp(nll.mean())),
+            agreement=agreement,
+        )
+
+
+def _engine_ids(documents: tuple[str, ...], engine: EngineSession, tokens: int) -> NDArray[np.int64]:
+    """The text's first tokens as the engine's tokenizer makes them."""
+    return _first(documents, tokens, engine.encode)
+
+
+def _reference_ids(documents: tuple[str, ...], tokenizer: Any, tokens: int) -> NDArray[np.int64]:  # noqa: ANN401
+    """The same by the reference's, without special tokens."""
+    return _first(
+        documents, tokens, lambda piece: tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"]
+    )
+
+
+def _first(documents: tuple[str, ...], tokens: int, encode: Callable[[str], list[int]]) -> NDArray[np.int64]:
+    """At least so many tokens of a text, if it has them: whole pieces of it, one after the other."""
+    found: list[int] = []
+    for document in documents:
+        for start in range(0, len(document), _PIECE_CHARACTERS):
+            if len(found) >= tokens:
+                break
+            found += encode(document[start : start + _PIECE_CHARACTERS].replace("\0", ""))
+    return np.array(found, np.int64)
+
+
+def _check_same_tokens(options: BenchOptions, engine: EngineSession, loaded: LoadedModel) -> None:
+    """Refuse a reference whose tokens mean something else than the folder's.
+
+    Raises:
+        InputError: another vocabulary, or another tokenizer.
+    """
+    from qplan.verify.same_tokens import same_tokens  # noqa: PLC0415 - not without a reference
+
+    remedy = "give the model that the folder was exported from, or leave --reference out"
+    if engine.vocabulary != loaded.card.vocabulary:
+        msg = (
+            f"{options.folder} has {engine.vocabulary:,} logits a token, and {options.reference} has "
+            f"{loaded.card.vocabulary:,}: they are not of one model; {remedy}"
+        )
+        raise InputError(msg)
+    check = same_tokens(engine, loaded.tokenizer)
+    if not check.passed:
+        msg = (
+            f"the tokenizers of {options.folder} and {options.reference} differ on everyday text ({check.detail}), so "
+            f"that their logits do not compare; {remedy}"
+        )
+        raise InputError(msg)
+
+
+def _alone(engine: EngineSession, rows: NDArray[np.int64], progress: Progress) -> NDArray[np.float64]:
+    """Negative log-likelihoods of the text."""
+    found = []
+    for number, row in enumerate(rows):
+        found.append(nll_of(engine.logits(row), row))
+        progress(number + 1, len(rows))
+    return np.concatenate(found)
+
+
+def _compared(
+    engine: EngineSession, rows: NDArray[np.int64], loaded: LoadedModel, progress: Progress
+) -> tuple[NDArray[np.float64], Agreement]:
+    """Negative log-likelihoods of the text, and how far the folder is from the reference."""
+    import torch  # noqa: PLC0415 - not without a reference
+
+    from qplan.sensitivity.kept_logits import kept_logits  # noqa: PLC0415
+    from qplan.sensitivity.metrics import compare, join, reference_of  # noqa: PLC0415
+
+    # both go over the text once
+    with kept_logits(loaded, rows, lambda done, _: progress(done, 2 * len(rows))) as reference:
+        nll, parts, top = [], [], []
+        for number, row in enumerate(rows):
+            expected, found = np.array(reference.logits[number]), engine.logits(row)
+            nll.append(nll_of(found, row))
+            top.append(top_agreement(expected, found))
+            prepared = reference_of(torch.from_numpy(expected), torch.from_numpy(row))
+            parts.append(compare(prepared, torch.from_numpy(found)))
+            progress(len(rows) + number + 1, 2 * len(rows))
+        stats = join(parts)
+        agreement = Agreement(
+            kl_nats=stats.kl_nats,
+            kl_p99_nats=stats.kl_p99_nats,
+            kl_p999_nats=float(torch.quantile(stats.kl, 0.999)),
+            top1=stats.top1,
+            top5=float(np.concatenate(top).mean()),
+            reference_perplexity=reference.perplexity,
+        )
+    return np.concatenate(nll), agreement
