@@ -88,6 +88,8 @@ class Target:
     """The same of a prefill."""
     block_scales: BlockScales
     """What is added for every block under ``dynamic_option`` 2."""
+    adds_in_int16: bool
+    """Whether two products of int8 are added in int16, which -128 x -128 twice overflows: ARM without dot product."""
     speeds: str
     """What the relative times rest on."""
     why_not: Mapping[int, str]
@@ -261,6 +263,7 @@ def _parse(value: Mapping[str, Any]) -> Target:
         decode=speeds("decode"),
         prefill=speeds("prefill"),
         block_scales=BlockScales(**value["block_scales"]),
+        adds_in_int16=bool(value.get("adds_in_int16", False)),
         speeds=str(value["speeds"]),
         why_not=by_bits("why_not"),
         arithmetics=dict(value["arithmetics"]),

@@ -40,7 +40,7 @@ from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import LoadedModel
 from qplan.model.source import local_folder
 from qplan.notes import Note, note, text_note
-from qplan.planner.rules import Rules
+from qplan.planner.rules import Rules, target_of
 from qplan.quantize.round_all import default_jobs
 from qplan.quantize.run_rounder import run_rounder
 from qplan.run.calibration import CalibrationSet
@@ -157,6 +157,8 @@ def _emit(
         max_memory_bytes=options.max_memory_bytes,
     )
     rounder = run_rounder(run, model.loaded, calibration, table.conditions.rounding, workers=workers)
+    target = options.wanted.rules.target if given is None else target_of(given.plan)
+    rounder = replace(rounder, within_int16=target.adds_in_int16)
     with ExitStack() as stack:
         job = EmitJob(
             options=options,

@@ -79,7 +79,7 @@ class Rounder:
     workers: Workers | None = None
     """Of a cluster, who round where many tensors are rounded ahead (`qplan.quantize.round_all`)."""
     within_int16: bool = False
-    """Whether sums of two products must fit int16, see `qplan.quantize.int16`; uniform exports are not made so."""
+    """Whether sums of two products must fit int16, see `qplan.quantize.int16`: for targets without dot product."""
     fitted: FittedTensors | None = None
     """Integers of a plan that were fitted to it as a whole, and take the place of the rounding's."""
     _prepared: _Prepared = field(default_factory=_Prepared, init=False, repr=False, compare=False)
@@ -95,7 +95,7 @@ class Rounder:
         elif self.cache is None:
             found = self._round(name, fmt).rows(rows)
         else:
-            found = self.cache.get(name, fmt, lambda: self._fitting(self._round(name, fmt)), rows)
+            found = self.cache.get(name, fmt, lambda: self._round(name, fmt), rows)
         return self._fitting(found)
 
     def _fitting(self, tensor: StoredTensor) -> StoredTensor:

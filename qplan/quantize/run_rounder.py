@@ -55,7 +55,7 @@ def run_rounder(
     """
     check_rounding(rounding)
     if rounding == "rtn":
-        return Rounder(loaded, "rtn", workers=workers)  # to the bit as MNN's exporter does
+        return Rounder(loaded, "rtn", workers=workers)
 
     inputs = {"model": loaded.card.sha256, "rounding": rounding}
     inputs |= {"fit": calibration.fit_sha256} if needs_tokens(rounding) else {}
@@ -80,4 +80,4 @@ def run_rounder(
 
     fit = moments("fit", calibration.fit, calibration.fit_sha256) if needs_tokens(rounding) else None
     judge = moments("judge", calibration.tokens, calibration.sha256) if rounding == "auto" else None
-    return Rounder(loaded, rounding, fit, judge, rounded, workers, within_int16=True)
+    return Rounder(loaded, rounding, fit, judge, rounded, workers)

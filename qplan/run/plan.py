@@ -236,14 +236,14 @@ class Plan:
 
     def tuned(self, tuning: Tuning) -> Plan:
         """The plan with what fitting its integers as a whole came to; its prediction did not know of that."""
-        told = note(
-            _TUNED if tuning.ships else _GAINS_NOTHING,
-            times=tuning.after_nats / tuning.before_nats if tuning.before_nats else 1.0,
-            before_nats=tuning.before_nats,
-            after_nats=tuning.after_nats,
-            tokens=tuning.tokens,
-            memory=self.memory,
-        )
+        figures = {
+            "times": tuning.after_nats / tuning.before_nats if tuning.before_nats else 1.0,
+            "before_nats": tuning.before_nats,
+            "after_nats": tuning.after_nats,
+            "tokens": tuning.tokens,
+            "memory": self.memory,
+        }
+        told = note("integers-tuned", **figures) if tuning.ships else note("tuning-gains-nothing", **figures)
         return replace(self, tuning=tuning, predicted_nats=self.predicted_nats * tuning.times).noted(told)
 
     def untuned(self) -> Plan:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from qplan.artifact import temporary_folder
 from qplan.calibration import check_limits, load_text, tokenize
+from qplan.cost.target import find_target
 from qplan.errors import InputError, StaleArtifactError
 from qplan.folding.analyzed import load_analyzed
 from qplan.formats import FP16, FP32, QuantFormat
@@ -133,6 +134,7 @@ def _steps(options: LadderOptions, loaded: LoadedModel, say: Say) -> list[_Step]
         raise InputError(msg)
     calibration = CalibrationSet.read(run.calibration)
     rounder = run_rounder(run, analyzed.loaded, calibration, table.conditions.rounding)
+    rounder = replace(rounder, within_int16=find_target(plan.target).adds_in_int16)
     return [*steps, _Step("plan", plan.formats, built_rounder(run, rounder, calibration, plan), built)]
 
 

@@ -14,6 +14,7 @@ from tests.support.commands import commands
 
 BASES: dict[str, tuple[tuple[str, ...], ...]] = {
     "analyze": (("hf", *ANALYSIS, "--run", "small"), ("hf", *ANALYSIS, "--run", "new")),
+    "bench": (("mnn", "--text", "short.txt"), ("absent",)),
     "check": (("mnn",),),
     "compat": ((),),
     "compat measure": ((),),
@@ -26,9 +27,12 @@ BASES: dict[str, tuple[tuple[str, ...], ...]] = {
     "explain": (("int8", "--run", "golden"), ("int4", "0.mlp.down_proj", "--run", "small")),
     "frontier": (("--run", "golden", "--points", "3"), ("--run", "small", "--points", "3")),
     "ladder": (("absent",), ("hf", "--text", "short.txt"), ("hf", "--text", "short.txt", "--run", "golden")),
+    "plan": (("--run", "golden"), ("--run", "small")),
     "plan diff": (("int4", "int8", "--run", "golden"), ("int4", "int4", "--run", "small")),
     "profile": (("--run", "golden"),),
+    "quantize": (("absent",), ("hf", "made", *ANALYSIS, "--run", "small")),
     "report": (("int8", "--run", "golden"), ("--run", "small")),
+    "run": (("absent", "words"), ("mnn", "words", "--max-tokens", "2")),
 }
 """Lines that work, or are refused late, to which options are added: a word given later counts."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from qplan.cost.target import find_target, target_names
 from qplan.formats import INT8, QuantFormat
 from qplan.model.load import LoadedModel
 from qplan.quantize import IntTensor, rtn
@@ -40,7 +41,8 @@ def test_other_formats_stay_as_they_are(name: str) -> None:
     assert within_int16(plain) is plain
 
 
-def test_plans_are_made_so_and_uniform_exports_are_not(qwen2: LoadedModel) -> None:
+def test_plans_for_some_targets_are_made_so_and_uniform_exports_are_not(qwen2: LoadedModel) -> None:
+    assert [name for name in target_names() if find_target(name).adds_in_int16] == ["arm-v8", "phone"]
     name = qwen2.card.tensors[-2].name
     plain, ours = Rounder(qwen2), Rounder(qwen2, within_int16=True)
     weight = qwen2.weight(name)
