@@ -20,7 +20,7 @@ from qplan.cost.emit import BUILDING, CACHING, EXPORTING, GATE, LOADING, PROVING
 from qplan.cost.free import most_memory
 from qplan.errors import VerificationError
 from qplan.folding.analyzed import load_analyzed, weights_memory
-from qplan.jobs.cache import CacheBench, cache_bench, cache_menu, context_of, menu_of, recounted
+from qplan.jobs.cache import CacheBench, cache_bench, cache_menu, context_of, with_cache_recounted
 from qplan.jobs.checks import check_emit, for_engine_of, given_plan
 from qplan.jobs.emit_job import EmitJob, planned
 from qplan.jobs.emitted import Emitted, Exportable, ops_of, say_if_moved, write_config
@@ -40,7 +40,7 @@ from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import LoadedModel
 from qplan.model.source import local_folder
 from qplan.notes import Note, note, text_note
-from qplan.planner.rules import Rules, target_of
+from qplan.planner.rules import target_of
 from qplan.quantize.round_all import default_jobs
 from qplan.quantize.run_rounder import run_rounder
 from qplan.run.calibration import CalibrationSet
@@ -156,9 +156,14 @@ def _emit(
         c4=options.target.c4,
         max_memory_bytes=options.max_memory_bytes,
     )
-    rounder = run_rounder(run, model.loaded, calibration, table.conditions.rounding, workers=workers)
-    target = options.wanted.rules.target if given is None else target_of(given.plan)
-    rounder = replace(rounder, within_int16=target.adds_in_int16)
+    rounder = run_rounder(
+        run,
+        model.loaded,
+        calibration,
+        table.conditions.rounding,
+        within_int16=(options.wanted.rules.target if given is None else target_of(given.plan)).adds_in_int16,
+        workers=workers,
+    )
     with ExitStack() as stack:
         job = EmitJob(
             options=options,
@@ -273,10 +278,7 @@ def _given(job: EmitJob) -> Plan | None:
     if job.given is None:
         return None
     plan = edited_plan(job.given, job.table, job.options.target, fixed_bytes(job.skeleton, job.table.model)).untuned()
-    if plan.kv is None:
-        return plan
-    menu = menu_of(plan.kv.tokens, plan.target, Rules.of(plan).target.precision, job.table, job.options.target.engine)
-    return replace(plan, kv=recounted(plan.kv, menu))
+    return with_cache_recounted(plan, job.table, job.options.target.engine)
 
 
 def _write_plan(job: EmitJob, plan: Plan) -> Exportable:

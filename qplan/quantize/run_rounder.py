@@ -30,6 +30,7 @@ def run_rounder(
     rounding: str,
     *,
     menu: Mapping[str, Sequence[QuantFormat]] | None = None,
+    within_int16: bool = False,
     batch_size: int = 4,
     workers: Workers | None = None,
     progress: Progress | None = None,
@@ -45,6 +46,7 @@ def run_rounder(
         rounding: one of `qplan.roundings.ROUNDINGS`.
         menu: formats that tensors will be rounded to, by name. Where the run does not keep one yet, the tensor's
             moments are proved to be whole now, and gathered again if they are not; others when they are read.
+        within_int16: whether sums of two products must fit int16, see `Target.adds_in_int16`.
         batch_size: sequences per pass.
         workers: of a cluster, who gather moments and round instead of this process.
         progress: called after each pass.
@@ -55,7 +57,7 @@ def run_rounder(
     """
     check_rounding(rounding)
     if rounding == "rtn":
-        return Rounder(loaded, "rtn", workers=workers)
+        return Rounder(loaded, "rtn", workers=workers, within_int16=within_int16)
 
     inputs = {"model": loaded.card.sha256, "rounding": rounding}
     inputs |= {"fit": calibration.fit_sha256} if needs_tokens(rounding) else {}
@@ -80,4 +82,4 @@ def run_rounder(
 
     fit = moments("fit", calibration.fit, calibration.fit_sha256) if needs_tokens(rounding) else None
     judge = moments("judge", calibration.tokens, calibration.sha256) if rounding == "auto" else None
-    return Rounder(loaded, rounding, fit, judge, rounded, workers)
+    return Rounder(loaded, rounding, fit, judge, rounded, workers, within_int16)

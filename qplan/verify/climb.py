@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -133,8 +133,8 @@ def _steps(options: LadderOptions, loaded: LoadedModel, say: Say) -> list[_Step]
         msg = f"{built} is not there; build the plan with 'qplan emit'"
         raise InputError(msg)
     calibration = CalibrationSet.read(run.calibration)
-    rounder = run_rounder(run, analyzed.loaded, calibration, table.conditions.rounding)
-    rounder = replace(rounder, within_int16=find_target(plan.target).adds_in_int16)
+    within_int16 = find_target(plan.target).adds_in_int16
+    rounder = run_rounder(run, analyzed.loaded, calibration, table.conditions.rounding, within_int16=within_int16)
     return [*steps, _Step("plan", plan.formats, built_rounder(run, rounder, calibration, plan), built)]
 
 

@@ -68,9 +68,15 @@ def main() -> None:
     table = SensitivityTable.read(run.sensitivity)
     model = load_analyzed(run, table.model, print)
     calibration = CalibrationSet.read(run.calibration)
-    rounder = run_rounder(run, model.loaded, calibration, table.conditions.rounding)
-    skeleton = run_skeleton(run, model.loaded, None, print)
     rules = Rules(target=find_target("phone"))
+    rounder = run_rounder(
+        run,
+        model.loaded,
+        calibration,
+        table.conditions.rounding,
+        within_int16=rules.target.adds_in_int16,
+    )
+    skeleton = run_skeleton(run, model.loaded, None, print)
     under = setting(table, PlanRequest(budgets=(Budget.parse("int4"),), rules=rules), 0)
     limits = under.wanted.limits(under.table, run)
     plan = make_plan(
