@@ -70,7 +70,7 @@ class PlannedOn:
     def fixed(self) -> FixedBytes:
         """Bytes that every plan ships, as this plan counts them."""
         files, card = self.plan.files, self.measured.model
-        other = files.weight - sum(tensor.bytes for tensor in self.plan.tensors if tensor.op_name)
+        other = files.weight - sum(tensor.bytes for tensor in self.plan.tensors if not tensor.is_embedding)
         return FixedBytes(other, fixed_embedding(card, files.embedding), files.graph, exact=True)
 
     def recounted(self) -> Plan:
@@ -136,9 +136,9 @@ def edited_plan(planned: PlannedOn, table: SensitivityTable, target: EngineTarge
     tensors = tuple(
         replace(
             tensor,
-            format=as_measured(tensor.format, table.formats_of(tensor.name), target)
-            if tensor.op_name
-            else table.model.tensor(tensor.name).resolve(tensor.format),
+            format=table.model.tensor(tensor.name).resolve(tensor.format)
+            if tensor.is_embedding
+            else as_measured(tensor.format, table.formats_of(tensor.name), target),
         )
         for tensor in plan.tensors
     )

@@ -23,6 +23,7 @@ from qplan.model.attention_shape import kv_shape
 from qplan.model.model_settings import model_config
 from qplan.model.source import local_folder
 from qplan.notes import Note, note
+from qplan.planner.rules import Rules
 from qplan.run.kv_cache import KvLoss, PlannedCache, loss_once
 from qplan.run.plan import Plan
 from qplan.run.table import SensitivityTable
@@ -74,14 +75,17 @@ def with_least_cache(request: PlanRequest, menu: CacheMenu | None) -> PlanReques
     return replace(request, cache=menu.smallest if request.kv is None else menu.cache(request.kv))
 
 
-def recounted(cache: PlannedCache, menu: CacheMenu) -> PlannedCache:
-    """The cache of a plan that may have been edited by hand, with its bytes.
+def with_cache_recounted(plan: Plan, table: SensitivityTable, engine: EngineVersion) -> Plan:
+    """A plan that may have been edited by hand, with the bytes of its cache.
 
     Raises:
         InputError: the mode is not right on the target.
     """
-    menu.check(cache.mode)
-    return menu.cache(cache.mode, cache.loss)
+    if plan.kv is None:
+        return plan
+    menu = menu_of(plan.kv.tokens, plan.target, Rules.of(plan).target.precision, table, engine)
+    menu.check(plan.kv.mode)
+    return replace(plan, kv=menu.cache(plan.kv.mode, plan.kv.loss))
 
 
 def cache_notes(cache: PlannedCache) -> tuple[Note, ...]:

@@ -54,7 +54,7 @@ class Decided:
     def differences(self, other: Plan) -> Iterator[Entry]:
         """Formats of linears that the plan and another decide differently about; an embedding's are all measured."""
         for ours, theirs in zip(self.plan.tensors, other.tensors, strict=True):
-            if ours.format != theirs.format and ours.op_name:
+            if ours.format != theirs.format and not ours.is_embedding:
                 yield ours.name, ours.format.name, self.memory
                 yield ours.name, theirs.format.name, self.memory
 

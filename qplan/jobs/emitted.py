@@ -64,7 +64,7 @@ def folder_of(given: PlannedOn | None, label: str, run: RunFolder, engine: str |
 
 def ops_of(plan: Plan) -> dict[str, QuantFormat]:
     """Format by op name."""
-    return {tensor.op_name: tensor.format for tensor in plan.tensors if tensor.op_name}
+    return {tensor.op_name: tensor.format for tensor in plan.tensors if not tensor.is_embedding}
 
 
 def write_config(
@@ -92,7 +92,7 @@ def write_config(
     """
     config.write(files.quant_config)
     formats = ops_of(plan)
-    embedding = next((tensor.format for tensor in plan.tensors if not tensor.op_name), FP16)
+    embedding = next((tensor.format for tensor in plan.tensors if tensor.is_embedding), FP16)
     command = export_command(exporter, model, files.llmexport, files.quant_config, formats, embedding=embedding)
     problems = (*config.problems, *embedding_problem(exporter, formats, embedding))
     if not target.c4:

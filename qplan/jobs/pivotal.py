@@ -100,11 +100,7 @@ class Pivotal:
 
     @cached_property
     def _some_batches(self) -> tuple[Tensor, ...]:
-        found: list[Tensor] = []
-        for batch in self.analysis.batches:
-            if sum(other.numel() for other in found) < _MEASURED_TOKENS:
-                found.append(batch)
-        return tuple(found)
+        return self.analysis.first_batches(_MEASURED_TOKENS)
 
     @cached_property
     def _costs(self) -> PassCosts:

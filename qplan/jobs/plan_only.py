@@ -19,7 +19,6 @@ from qplan.mnn.build.exporter_source import Exporter, find_exporter
 from qplan.mnn.build.quant_config import QuantConfig, make_quant_config, quant_config_of
 from qplan.mnn.build.skeleton import Skeleton
 from qplan.model.source import EMBEDDING_SCALE_FILE, fetch
-from qplan.planner.rules import Rules
 from qplan.run.fold import fold_of
 from qplan.run.folder import RunFolder
 from qplan.run.lock import alone_in_run
@@ -89,11 +88,9 @@ def _given(given: PlannedOn, options: EmitOptions, ground: Ground) -> Plan:
     table = ground.table
     plan = edited_plan(given, table, options.target, ground.fixed)
     if plan.kv is not None:
-        from qplan.jobs.cache import menu_of, recounted  # noqa: PLC0415 - transformers takes seconds
+        from qplan.jobs.cache import with_cache_recounted  # noqa: PLC0415 - transformers takes seconds
 
-        precision = Rules.of(plan).target.precision
-        menu = menu_of(plan.kv.tokens, plan.target, precision, table, options.target.engine)
-        plan = replace(plan, kv=recounted(plan.kv, menu))
+        plan = with_cache_recounted(plan, table, options.target.engine)
     option = plan.dynamic_option if options.dynamic_option is None else options.dynamic_option
     names = garbled(plan.formats) if option and applies(plan.memory, plan.formats) else []
     if names:

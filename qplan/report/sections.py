@@ -243,7 +243,7 @@ def dynamic_options(plan: Contender, words: Words = ENGLISH) -> tuple[OptionRow,
 def price_of_the_logits_rule(plan: Plan, words: Words = ENGLISH) -> str:
     """The rule and its price, in words."""
     rule = plan.logits
-    heads = [tensor for tensor in plan.tensors if tensor.layer is None and tensor.op_name]
+    heads = [tensor for tensor in plan.tensors if tensor.layer is None and not tensor.is_embedding]
     names = ", ".join(tensor.kind for tensor in heads) or words("the head")
     now = ", ".join(dict.fromkeys(tensor.format.name for tensor in heads)) or notation.MISSING
     stored = words("The plan stores it as {format}.", format=now)

@@ -47,6 +47,11 @@ class PlannedTensor:
     loss_nats: float
     """Loss of this format with everything else FP32."""
 
+    @property
+    def is_embedding(self) -> bool:
+        """Whether this is an untied embedding, which is no op of the graph."""
+        return not self.op_name
+
 
 @dataclass(frozen=True, kw_only=True)
 class SolverReport:

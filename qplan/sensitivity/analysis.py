@@ -89,14 +89,18 @@ class Analysis:
             if card.embedding is not None:
                 yield from ((card.embedding.name, fmt, memory) for memory in memories_of(self.conditions.memory))
 
-    @property
-    def embedding_batches(self) -> tuple[Tensor, ...]:
-        """The first batches, which it is measured on."""
+    def first_batches(self, tokens: int) -> tuple[Tensor, ...]:
+        """The first batches, as many as have so many tokens together; all if they have fewer."""
         found: list[Tensor] = []
         for batch in self.batches:
-            if sum(other.numel() for other in found) < EMBEDDING_TOKENS:
+            if sum(other.numel() for other in found) < tokens:
                 found.append(batch)
         return tuple(found)
+
+    @property
+    def embedding_batches(self) -> tuple[Tensor, ...]:
+        """The batches that an untied embedding is measured on."""
+        return self.first_batches(EMBEDDING_TOKENS)
 
     def _embedding_rows(self) -> list[Measurement]:
         """What was measured of it.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from itertools import accumulate
+
 import torch
 
-from qplan.formats import QuantFormat
 from qplan.model.streamed import looked_up
 from qplan.quantize.embedding import store_embedding
 from qplan.run.measurement import PARTS, Measurement
@@ -35,22 +37,24 @@ def measure_embedding(analysis: Analysis, progress: Progress | None = None) -> N
     if not wanted:
         return
     name, batches = wanted[0][0], analysis.embedding_batches
-    formats = list(dict.fromkeys(fmt for _, fmt, _, _ in wanted))
-    variants = {fmt.name: Variant(_changed(analysis, name, fmt), "normal") for fmt in formats}
+    embedding, device = analysis.loaded.embedding, analysis.loaded.device
+    scales = [OutputScale(looked_up(embedding, batch.to(device)).flatten(0, -2)) for batch in batches]
+    errors = {
+        fmt: [scale.error(store_embedding(scale.reference, fmt).dequantize()) for scale in scales]
+        for fmt in dict.fromkeys(fmt for _, fmt, _, _ in wanted)
+    }
+    # the model as it is need not be run twice, where a format keeps every number
+    variants = {
+        fmt.name: Variant({name: fmt} if any(error.sqnr_db < math.inf for error in found) else {}, "normal")
+        for fmt, found in errors.items()
+    }
     tokens = torch.cat(batches)
     found = variant_losses(analysis.loaded, tokens, variants, batch_size=len(batches[0]), progress=progress)
-    ends = [sum(map(len, batches[: place + 1])) for place in range(len(batches))]
+    ends = list(accumulate(map(len, batches)))
     rows = [slice(end - len(batch), end) for end, batch in zip(ends, batches, strict=True)]
-    parts = {fmt: found[fmt.name].rows(len(tokens), rows) for fmt in formats}
+    parts = {fmt: found[fmt.name].rows(len(tokens), rows) for fmt in errors}
     for _, fmt, memory, batch in wanted:
         stats = parts[fmt][batch]
-        exact = looked_up(analysis.loaded.embedding, batches[batch].to(analysis.loaded.device)).flatten(0, -2)
-        output = OutputScale(exact).error(store_embedding(exact, fmt).dequantize())
         # no activations are rounded, and nothing is added up
-        columns = metrics_of(stats, output) | dict.fromkeys(PARTS, 0.0)
+        columns = metrics_of(stats, errors[fmt][batch]) | dict.fromkeys(PARTS, 0.0)
         analysis.kept.add(Measurement(name, fmt.name, memory, batch, stats.tokens, **columns))
-
-
-def _changed(analysis: Analysis, name: str, fmt: QuantFormat) -> dict[str, QuantFormat]:
-    """The format, unless it keeps every number: then the model as it is need not be run twice."""
-    return {} if analysis.changes_nothing(name, fmt, "normal") else {name: fmt}

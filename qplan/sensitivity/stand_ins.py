@@ -18,13 +18,13 @@ from torch import Tensor
 
 from qplan.formats import Formats, QuantFormat
 from qplan.model.layerwise import run_layer
-from qplan.model.load import LoadedModel
 from qplan.quantize import rtn
 from qplan.quantize.moments import Moments
 from qplan.quantize.rounder import Rounder
 from qplan.quantize.stored import row_pieces
 from qplan.roundings import needs_tokens
 from qplan.sensitivity.analysis import Analysis
+from qplan.sensitivity.joint import formats_of_layer
 from qplan.sensitivity.metrics import compare, join, reference_of
 from qplan.sensitivity.stored_weights import StoredWeights
 from qplan.sensitivity.variants import apply_formats
@@ -166,9 +166,8 @@ def _with_formats(
     analysis: Analysis, index: int, formats: Formats, stored: StoredWeights
 ) -> AbstractContextManager[None]:
     """Make one layer, or the head, compute as a plan has it."""
-    loaded, memory = analysis.loaded, analysis.conditions.memory
-    here = {name: fmt for name, fmt in formats.items() if _is_in(loaded, name, index)}
-    return apply_formats(loaded, here, memory, analysis.activations, stored=stored)
+    loaded, here = analysis.loaded, formats_of_layer(analysis.loaded, formats, index)
+    return apply_formats(loaded, here, analysis.conditions.memory, analysis.activations, stored=stored)
 
 
 def _rows(state: Any) -> Iterator[Any]:  # noqa: ANN401 - layers differ in what they return
@@ -176,11 +175,3 @@ def _rows(state: Any) -> Iterator[Any]:  # noqa: ANN401 - layers differ in what 
     first = state if isinstance(state, Tensor) else state[0]
     for row in first.split(1):
         yield row if isinstance(state, Tensor) else (row, *state[1:])
-
-
-def _is_in(loaded: LoadedModel, name: str, index: int) -> bool:
-    """Whether a layer computes with a tensor, or looks tokens up in it; the number of layers stands for the head."""
-    spec = loaded.card.tensor(name)
-    if spec.is_embedding:
-        return index == 0
-    return spec.layer == index or (spec.layer is None and (index == len(loaded.layers) or (spec.tied and index == 0)))

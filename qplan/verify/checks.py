@@ -107,7 +107,7 @@ def read_back(folder: Path, plan: Plan) -> Check:
     """Whether the built graph holds every op of the plan in its format and no other, and the file of its embedding."""
     ops = {op.name: op for op in read_linears(folder)}
     wrong = [t.op_name or t.name for t in plan.tensors if not _holds(folder, ops, t)]
-    planned = {t.op_name for t in plan.tensors if t.op_name}
+    planned = {t.op_name for t in plan.tensors if not t.is_embedding}
     extra = sorted(set(ops) - planned)
     right, count = len(planned) - sum(name in planned for name in wrong), len(planned)
     if wrong or extra:
@@ -119,7 +119,7 @@ def read_back(folder: Path, plan: Plan) -> Check:
 
 def _holds(folder: Path, ops: Mapping[str, Linear], tensor: PlannedTensor) -> bool:
     """Whether a built folder holds a tensor in its format."""
-    if not tensor.op_name:
+    if tensor.is_embedding:
         return embedding_format(folder) == tensor.format
     return tensor.op_name in ops and ops[tensor.op_name].holds(tensor.format)
 

@@ -34,7 +34,7 @@ class Exporter:
     """Whether it has an option to leave out the C4 fusion; otherwise its converter gets one."""
     symmetry_is_global: bool
     """Whether ``--sym`` alone decides what the graph declares of every op, which breaks ops of the other symmetry."""
-    has_embed_bit: bool = True
+    has_embed_bit: bool
     """Whether it has ``--embed_bit``, which stores an untied embedding as integers."""
 
 

@@ -16,7 +16,14 @@ from qplan.mnn.runtime import RuntimeConfig
 
 def exporter(*, scale: bool = False, config: bool = True) -> Exporter:
     return Exporter(
-        Path("/x/llmexport.py"), "llmexport 9", (4, 8), scale, config, has_c4_option=False, symmetry_is_global=True
+        Path("/x/llmexport.py"),
+        "llmexport 9",
+        (4, 8),
+        scale,
+        config,
+        has_c4_option=False,
+        symmetry_is_global=True,
+        has_embed_bit=True,
     )
 
 

@@ -21,6 +21,7 @@ PYPI = Exporter(
     has_quant_config=True,
     has_c4_option=False,
     symmetry_is_global=True,
+    has_embed_bit=True,
 )
 CHECKOUT = Exporter(
     Path("/c/llmexport.py"),
@@ -30,6 +31,7 @@ CHECKOUT = Exporter(
     has_quant_config=True,
     has_c4_option=False,
     symmetry_is_global=False,
+    has_embed_bit=True,
 )
 
 
