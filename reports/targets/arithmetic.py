@@ -4,7 +4,8 @@
 and builds that plan and the uniform INT8 and INT4 that phones compute right, rounded to nearest. Each runs on the
 emulated processors with both dynamic options, at precision high and low, in prefill and in decode, on the first
 held-out tokens; torch computes the same. Needs ``qplan engines add arm``. Writes ``results.json`` below the folder
-after every run of the engine, goes on from there, and prints a table in Markdown.
+after every run of the engine, goes on from there, and prints a table in Markdown. What differs is told with its
+standard error: a code on the edge between two may fall to either side, and what follows in the text reads it.
 """
 
 from __future__ import annotations
@@ -45,11 +46,14 @@ from qplan.run.folder import RunFolder
 from qplan.run.table import SensitivityTable
 from qplan.sensitivity.joint import Variant, variant_losses
 from qplan.sensitivity.kept_logits import kept_logits
+from qplan.sensitivity.metrics import TokenStats
+from qplan.sensitivity.paired import change_of
 from qplan.settings import DYNAMIC_OPTIONS, DynamicOption, Precision
 
 Formats = Mapping[str, QuantFormat]
 Tokens = NDArray[np.int64]
 PATHS: tuple[EnginePath, ...] = get_args(EnginePath)
+MODELS = ("plan", "int8", "int4")
 
 
 def main() -> None:
@@ -61,7 +65,8 @@ def main() -> None:
     parser.add_argument("--precisions", default="high,low")
     parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--seq-len", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=128, help="tokens of the first row that go one by one")
+    parser.add_argument("--steps", type=int, default=512, help="of these tokens, how many go one by one as well")
+    parser.add_argument("--models", default=",".join(MODELS))
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
     run = RunFolder(given.run)
@@ -83,19 +88,26 @@ def main() -> None:
         under.table, under.wanted.budgets, fixed_bytes(skeleton, table.model), rules=under.wanted.rules, ceilings=limits
     )
     nearest = Rounder(model.loaded)
-    models: dict[str, tuple[Formats, Rounder]] = {"plan for phone, int4": (plan.formats, rounder)}
+    models: dict[str, tuple[Formats, Rounder]] = {"plan": (plan.formats, rounder)}
     for bits in (8, 4):
         uniform = runnable_uniform(table, rules, bits)
         if uniform is not None:
             models[f"int{bits}"] = uniform, nearest
     rows = calibration.heldout[: given.rows, : given.seq_len]
     results = Results(given.work / "results.json")
-    for label, (formats, own) in models.items():
-        folder = given.work / label.replace(" ", "-").replace(",", "")
+    for label in given.models.split(","):
+        formats, own = models[label]
+        folder = given.work / label
         if not folder.is_dir():
             build_model(skeleton, table.model.tensors, formats, own.store, folder, replace=True)
         compare(results, label, Built(folder, model.loaded, formats, own), rows, given)
-    print("\n".join(page(results.rows, model.loaded.folder.name, rows.shape, given.steps)))
+    print("\n".join(page(results.rows, model.loaded.folder.name, rows.shape, by_steps(rows, given.steps).size)))
+
+
+def by_steps(rows: Tokens, tokens: int) -> Tokens:
+    """The first tokens of ``rows [n, seq_len]``: whole rows, or the start of the first one."""
+    length = rows.shape[1]
+    return rows[:1, :tokens] if tokens < length else rows[: tokens // length]
 
 
 class Results:
@@ -121,11 +133,11 @@ class Built:
     formats: Formats
     rounder: Rounder
 
-    def predicted(self, tokens: Tokens, activations: Int8Activations) -> float:
+    def predicted(self, tokens: Tokens, activations: Int8Activations) -> TokenStats:
         """What it loses in torch."""
         variants = {"": Variant(self.formats, "low", activations)}
         options: dict[str, Any] = {"batch_size": 1, "engine_embedding": True, "rounder": self.rounder}
-        return variant_losses(self.loaded, torch.from_numpy(tokens), variants, **options)[""].kl_nats
+        return variant_losses(self.loaded, torch.from_numpy(tokens), variants, **options)[""]
 
 
 def compare(results: Results, label: str, built: Built, rows: Tokens, given: argparse.Namespace) -> None:
@@ -133,7 +145,7 @@ def compare(results: Results, label: str, built: Built, rows: Tokens, given: arg
     loaded = built.loaded
     processors = given.processors.split(",")
     home = require_arm(tuple(processors), "--processors")
-    predicted: dict[tuple[Int8Activations, EnginePath], float] = {}
+    predicted: dict[tuple[Int8Activations, EnginePath], TokenStats] = {}
     for name in processors:
         for precision in given.precisions.split(","):
             for option in DYNAMIC_OPTIONS:
@@ -144,16 +156,21 @@ def compare(results: Results, label: str, built: Built, rows: Tokens, given: arg
                 host = home.host(find_processor(name))
                 with EngineSession(built.folder, runtime, context=loaded.card.context, host=host) as engine:
                     for path in wanted:
-                        tokens = rows if path == "prefill" else rows[:1, : given.steps]
+                        tokens = rows if path == "prefill" else by_steps(rows, given.steps)
                         run = engine.logits if path == "prefill" else engine.logits_stepwise
                         with kept_logits(loaded, tokens) as reference:
-                            measured = reference.compare(run).kl_nats
+                            measured = reference.compare(run)
                         activations = _activations(name, precision, option, path)
                         if (activations, path) not in predicted:
                             predicted[activations, path] = built.predicted(tokens, activations)
-                        row = {"engine_nats": measured, "torch_nats": predicted[activations, path]}
+                        row = _row(measured, predicted[activations, path], tokens.shape[1])
                         results.keep(_key(label, name, precision, option, path), row)
                         print(_key(label, name, precision, option, path), row, flush=True)
+
+
+def _row(measured: TokenStats, predicted: TokenStats, seq_len: int) -> dict[str, float]:
+    more = change_of(measured, predicted, seq_len)
+    return {"engine_nats": measured.kl_nats, "torch_nats": predicted.kl_nats, "stderr_nats": more.stderr_nats}
 
 
 def _activations(name: str, precision: Precision, option: DynamicOption, path: EnginePath) -> Int8Activations:
@@ -169,8 +186,8 @@ def page(rows: Mapping[str, Mapping[str, float]], model: str, shape: tuple[int, 
     worst = max((abs(row["torch_nats"] / row["engine_nats"] - 1) for row in rows.values()), default=0.0)
     yield f"## {model}\n"
     yield (
-        f"Prefill of {shape[0]} rows of {shape[1]} held-out tokens, decode of {steps}; KL to FP32, nats per token. The "
-        f"largest difference is {worst:.0%}.\n"
+        f"Prefill of {shape[0]} rows of {shape[1]} held-out tokens, decode of {steps} of them; KL to FP32, nats per "
+        f"token; how much more torch loses, with its standard error. The largest difference is {worst:.0%}.\n"
     )
     yield "| model | processor | precision | option | prefill: engine | torch | | decode: engine | torch | |"
     yield "|---|---|---|---:|---:|---:|---:|---:|---:|---:|"
@@ -181,8 +198,9 @@ def page(rows: Mapping[str, Mapping[str, float]], model: str, shape: tuple[int, 
             if row is None:
                 cells += ["", "", ""]
             else:
-                off = row["torch_nats"] / row["engine_nats"] - 1
-                cells += [f"{row['engine_nats']:.2e}", f"{row['torch_nats']:.2e}", f"{off:+.0%}"]
+                engine = row["engine_nats"]
+                off, stderr = row["torch_nats"] / engine - 1, row["stderr_nats"] / engine
+                cells += [f"{engine:.2e}", f"{row['torch_nats']:.2e}", f"{off:+.0%} ± {stderr:.0%}"]
         yield f"| {start} | {' | '.join(cells)} |"
 
 
