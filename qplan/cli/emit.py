@@ -281,8 +281,23 @@ def check_promises(emitted: Emitted) -> None:
     if emitted.verification is not None and not emitted.verification.passed:
         failed = [check.name for check in emitted.verification.checks if not check.passed]
         kept = "1 promise was" if len(failed) == 1 else f"{len(failed)} promises were"
-        msg = f"{kept} not kept: {'; '.join(failed)}. See {PlanFolder(emitted.folder).report}"
+        msg = f"{kept} not kept: {'; '.join(failed)}. See {PlanFolder(emitted.folder).report}{_if_slow(emitted)}"
         raise VerificationError(msg)
+
+
+def _if_slow(emitted: Emitted) -> str:
+    """What to do about a plan that is slower than it was made to be; empty for one that is not."""
+    from qplan.choosing.parity import RELATIVE_DECODE, RELATIVE_PREFILL  # noqa: PLC0415 - not for --help
+
+    plan, verification = emitted.plan, emitted.verification
+    slow = {"decode-of-uniform", "prefill-of-uniform"}
+    by_data = any(limit.name in {RELATIVE_DECODE, RELATIVE_PREFILL} for limit in plan.limits)
+    if verification is None or plan.dynamic_option or not by_data or not verification.failed & slow:
+        return ""
+    return (
+        f". Plans are made with relative speeds of another machine: qplan profile --run {emitted.folder.parent} times "
+        f"this one, and the same qplan emit plans with what it finds (--parity files promises no speed)"
+    )
 
 
 def show_plan(emitted: Emitted) -> None:

@@ -191,6 +191,11 @@ class Verification:
         """Whether every check held."""
         return all(check.passed for check in self.checks)
 
+    @property
+    def failed(self) -> frozenset[str]:
+        """Codes of the promises that were not kept."""
+        return frozenset(check.promise.code for check in self.checks if not check.passed)
+
     def model(self, name: str) -> BuiltModel | None:
         """A built model by name, None if it was not built."""
         return next((m for m in self.models if m.name == name), None)
