@@ -35,13 +35,17 @@ integers in a file of its own keeps the same; its rows are read from the file wh
 
 @dataclass(frozen=True)
 class Speed:
-    """Relative time of a matrix, linear in its weights and blocks; 1 is about a weight of int8 by whole rows."""
+    """Relative time of a matrix, linear in its weights and blocks; 1 is about a weight of int8."""
 
     per_weight: float
     per_block: float = 0.0
+    by_rows: float | None = None
+    """Per weight where a block is the whole row; None if such a row is a long block."""
 
     def of(self, spec: TensorSpec, fmt: QuantFormat) -> float:
         """Relative time of a tensor in a format."""
+        if self.by_rows is not None and not fmt.is_float and not fmt.block:
+            return self.by_rows * spec.weights
         return self.per_weight * spec.weights + self.per_block * _blocks(spec, fmt)
 
 
@@ -91,7 +95,7 @@ class Target:
     adds_in_int16: bool
     """Whether two products of int8 are added in int16, which -128 x -128 twice overflows: ARM without dot product."""
     speeds: str
-    """What the relative times rest on."""
+    """What the relative times rest on. Where machines differ, a format has that of the one on which it gains least."""
     why_not: Mapping[int, str]
     """By width, why it is not among `widths`."""
     arithmetics: Mapping[Precision, Arithmetic]
@@ -171,7 +175,7 @@ class Target:
         return self._time(self.decode, self.block_scales.decode, spec, fmt)
 
     def prefill_work(self, spec: TensorSpec, fmt: QuantFormat, memory: str = "low") -> float:
-        """Relative time that a tensor takes of a prefill, in weights of int8 by whole rows.
+        """Relative time that a tensor takes of a prefill, in weights of int8.
 
         Raises:
             InputError: a width that the target does not know.

@@ -157,3 +157,11 @@ TIMES = {"int8": (0.0, 0.0), "int4": (-4.0, -1.0), "fp16": (8.0, 4.0)}
 @pytest.fixture
 def fixed() -> FixedBytes:
     return FixedBytes(8 * make_table().model.norm_weights, 0, 20_000, exact=True)
+
+
+def test_whole_rows_may_take_longer_than_blocks_in_a_prefill_and_less_in_decoding() -> None:
+    x86, rows = find_target("cpu-x86"), QuantFormat(8, 0)
+    assert x86.prefill_work(SPEC, rows) == pytest.approx(1.18 * SPEC.weights)
+    assert x86.prefill_work(SPEC, rows) > x86.prefill_work(SPEC, QuantFormat(8, 32)) > x86.prefill_work(SPEC, INT8)
+    assert x86.decode_bytes(SPEC, rows) < x86.decode_bytes(SPEC, INT8)
+    assert x86.prefill_work(SPEC, QuantFormat(4, 0)) < x86.prefill_work(SPEC, INT4)
