@@ -12,6 +12,7 @@ import pandas as pd
 from qplan.explore import html
 from qplan.explore.frames import sensitivity_frame
 from qplan.explore.saved import under
+from qplan.formats import QuantFormat
 from qplan.report import notation
 from qplan.report.grid import LossTable, loss_table
 from qplan.run.table import SensitivityTable
@@ -39,6 +40,27 @@ class SensitivityView:
     def formats(self) -> tuple[str, ...]:
         """Formats of the run, and those that odd tensor widths forced, widest first."""
         return self.losses.formats
+
+    @property
+    def narrow(self) -> str:
+        """A format that loses visibly: ``int4``, or where that was not measured the integer format nearest to it.
+
+        Example:
+            >>> run.plot_ranking(run.table.narrow)
+        """
+        return self._near(4)
+
+    @property
+    def wide_integers(self) -> str:
+        """``int8``, or where that was not measured the integer format nearest to it."""
+        return self._near(8)
+
+    def _near(self, bits: int) -> str:
+        """The format of a width, in blocks of the default size, or the nearest one; any where there are no integers."""
+        parsed = [(name, QuantFormat.parse(name)) for name in self.formats]
+        integers = [(name, fmt) for name, fmt in parsed if not fmt.is_float] or parsed
+        like = QuantFormat(bits)
+        return min(integers, key=lambda one: (abs(one[1].bits - bits), one[1] != like, -one[1].block))[0]
 
     @property
     def tensors(self) -> tuple[str, ...]:

@@ -126,5 +126,7 @@ class WeightErrors:
         if better is not None:
             gain, off = seen.sample.ratio(energy, better, few, seen.importance)
             stderr = torch.hypot(stderr * gain, squares.sum() * off)
-            squares, noise = squares * gain, noise * float(seen.sample.ratio(energy, better, few)[0])
+            squares, known = squares * gain, float(energy[few].sum())
+            # unweighted: one feature that stands for many would decide, and refining gains as much everywhere
+            noise *= float(better.sum()) / known if known > 0 else 1.0
         return FormatLoss(squares, float(stderr), torch.zeros_like(squares), noise, 0.0)
