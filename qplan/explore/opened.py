@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -68,6 +69,21 @@ class OpenedRun:
     def built(self) -> tuple[str, ...]:
         """Budgets whose plan was built from this analysis and measured on the engine, large ones first."""
         return tuple(found.name for found in self.verified)
+
+    @property
+    def smallest_built(self) -> str:
+        """The budget of the smallest model that was built from this analysis.
+
+        Raises:
+            InputError: none was; says how to.
+        """
+        if not self.built:
+            msg = (
+                f"{self.folder} has no plan that was built and measured; run "
+                f"'qplan emit --run {self.folder} --budget {self.first_feasible('int4', 'int8', 'fp16')}' first"
+            )
+            raise InputError(msg)
+        return self.built[-1]
 
     @cached_property
     def fixed(self) -> FixedBytes:
@@ -200,11 +216,12 @@ class OpenedRun:
         plan = replace(plan, sensitivity_sha256=own.sha256)
         return PlanView(plan, name or solving.name_of(wanted, memory), self.home, found.table)
 
-    def first_feasible(self, *budgets: str | int) -> str | int:
+    def first_feasible(self, *budgets: str | int, **rules: Any) -> str | int:  # noqa: ANN401 - those of `solve`
         """The first of some budgets that has a plan: one to look at in any run, whatever its formats.
 
         Args:
             budgets: as for `solve`, in the order of preference.
+            rules: keyword arguments of `solve`.
 
         Raises:
             InputError: a budget that is not understood.
@@ -217,7 +234,7 @@ class OpenedRun:
         refused: InfeasibleError | None = None
         for budget in budgets:
             try:
-                self.solve(budget)
+                self.solve(budget, **rules)
             except InfeasibleError as error:
                 refused = refused or error
             else:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from qplan.explore import html
-from qplan.explore.frames import sensitivity_frame
+from qplan.explore.frames import format_frame, sensitivity_frame
 from qplan.explore.saved import under
 from qplan.formats import QuantFormat
 from qplan.report import notation
@@ -76,6 +76,41 @@ class SensitivityView:
     def losses(self) -> LossTable:
         """Losses by tensor and by format of the run, for tables and heat maps."""
         return loss_table(self.table)
+
+    @property
+    def memories(self) -> tuple[str, ...]:
+        """MNN's memory settings that were measured, the run's own first."""
+        return self.table.memories
+
+    def of(self, fmt: str | None = None) -> pd.DataFrame:
+        """One row per tensor: what a format costs it under this memory setting; columns as `frame` has them.
+
+        Args:
+            fmt: a format of the run; None for `narrow`. Tensors whose width forces another block have what stands in.
+
+        Raises:
+            InputError: the format was not measured; says which were.
+
+        Example:
+            >>> run.table.of("int4").nlargest(5, "loss_nats")[["tensor", "loss_nats"]]
+        """
+        return format_frame(self.table, fmt or self.narrow)
+
+    def across(self, fmt: str | None = None) -> pd.DataFrame:
+        """What a format costs each tensor under every memory setting that was measured.
+
+        Args:
+            fmt: a format of the run; None for `wide_integers`.
+
+        Returns:
+            Losses in nats per token, a row per tensor and a column per setting; with both, ``low_over_normal``.
+
+        Raises:
+            InputError: the format was not measured; says which were.
+        """
+        chosen = fmt or self.wide_integers
+        found = pd.DataFrame({m: self.under(m).of(chosen).set_index("tensor")["loss_nats"] for m in self.memories})
+        return found.assign(low_over_normal=found["low"] / found["normal"]) if len(self.memories) > 1 else found
 
     def under(self, memory: str) -> SensitivityView:
         """The same table seen under another memory setting, ``low`` or ``normal``.

@@ -16,6 +16,7 @@ from importlib.resources import files
 from qplan.notes import Note
 from qplan.notes.sentence import ENGLISH as ENGLISH_GRAMMAR
 from qplan.notes.sentence import Grammar
+from qplan.report.notation import TIMES
 
 
 class Language(StrEnum):
@@ -44,12 +45,16 @@ class Words:
     grammar: Grammar = ENGLISH_GRAMMAR
 
     def __call__(self, message: str, /, **values: object) -> str:
-        """A message with its ``{places}`` filled.
+        """A message with its ``{places}`` filled; a quotient such as ``0.10×`` as a sentence of the language has it.
 
         Raises:
             KeyError: the catalog lacks the message.
         """
-        return self.pattern(message).format(**values)
+        return self.pattern(message).format(**{name: self._said(value) for name, value in values.items()})
+
+    def _said(self, value: object) -> object:
+        quotient = isinstance(value, str) and value.endswith(TIMES) and self.language is Language.zh
+        return f"{str(value).removesuffix(TIMES)} 倍" if quotient else value
 
     def pattern(self, message: str) -> str:
         """A message with its ``{places}`` left open, to be filled later.
