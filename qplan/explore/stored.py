@@ -107,7 +107,9 @@ def channel_rms(home: RunFolder, table: SensitivityTable, tensor: str) -> NDArra
             return np.sqrt(np.diagonal(moments.read(tensor)).astype(np.float64))
     from qplan.explore.loaded import inputs_of  # noqa: PLC0415 - torch
 
-    return np.sqrt(np.square(inputs_of(home, table, tensor, _RMS_TOKENS), dtype=np.float64).mean(0))
+    squares = np.square(inputs_of(home, table, tensor, _RMS_TOKENS).astype(np.float64))
+    found: NDArray[np.float64] = np.sqrt(squares.mean(0))
+    return found
 
 
 def _grid(

@@ -7,6 +7,7 @@ raises. What artifacts hold are codes: `Words.note` writes their sentences, `Wor
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -17,6 +18,9 @@ from qplan.notes import Note
 from qplan.notes.sentence import ENGLISH as ENGLISH_GRAMMAR
 from qplan.notes.sentence import Grammar
 from qplan.report.notation import TIMES
+
+_QUOTIENT = re.compile(rf"(\d){TIMES}(?= \(|$)")
+"""A quotient, with or without its interval behind."""
 
 
 class Language(StrEnum):
@@ -45,7 +49,7 @@ class Words:
     grammar: Grammar = ENGLISH_GRAMMAR
 
     def __call__(self, message: str, /, **values: object) -> str:
-        """A message with its ``{places}`` filled; a quotient such as ``0.10×`` as a sentence of the language has it.
+        """A message with its ``{places}`` filled; a quotient stands as a sentence of the language has it.
 
         Raises:
             KeyError: the catalog lacks the message.
@@ -53,8 +57,7 @@ class Words:
         return self.pattern(message).format(**{name: self._said(value) for name, value in values.items()})
 
     def _said(self, value: object) -> object:
-        quotient = isinstance(value, str) and value.endswith(TIMES) and self.language is Language.zh
-        return f"{str(value).removesuffix(TIMES)} 倍" if quotient else value
+        return _QUOTIENT.sub(r"\1 倍", value) if isinstance(value, str) and self.language is Language.zh else value
 
     def pattern(self, message: str) -> str:
         """A message with its ``{places}`` left open, to be filled later.

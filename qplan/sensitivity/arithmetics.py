@@ -69,8 +69,8 @@ def _noise(seen: Seen, error: Tensor) -> float:
     energy = error.square().sum(0)
     exact = (error @ seen.weight.T).square_().sum(0)
     independent = seen.weight.square() @ energy
-    known = (part.to("cpu", torch.float64) for part in (exact, independent))
-    return seen.sample.total_like(*known, float(seen.columns @ energy))
+    found, beside = (part.to("cpu", torch.float64) for part in (exact, independent))
+    return seen.sample.total_like(found, beside, float(seen.columns @ energy))
 
 
 def half_squares(group: Sequence[Seen], factor: Tensor) -> list[Tensor]:

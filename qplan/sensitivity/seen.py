@@ -33,8 +33,8 @@ class Seen:
     sample: RowSample
     """The output features that are drawn."""
     coarseness: Tensor
-    """float64 ``[drawn]``: what their output noise is about proportional to, in any format: the squared ranges of a row's
-    blocks times the energies of the inputs."""
+    """float64 ``[drawn]``: what their output noise is about proportional to, in any format: the squared ranges of a
+    row's blocks times the energies of the inputs."""
     coarseness_total: float
     """Its sum over all output features."""
     judge: Tensor | None

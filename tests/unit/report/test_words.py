@@ -82,6 +82,7 @@ def test_chinese_is_spaced_by_one_convention_and_in_the_words_of_the_trade(part:
 def test_quotients_in_chinese_sentences_are_written_in_times() -> None:
     told = CHINESE("{time} the time of {base}", time="0.10×", base="int8")
     assert told == "耗时为 int8 的 0.10 倍"
+    assert CHINESE("{time} the time of {base}", time="1.04× (1.03–1.05)", base="int8").endswith("1.04 倍 (1.03–1.05)")
     assert ENGLISH("{time} the time of {base}", time="0.10×", base="int8") == "0.10× the time of int8"
 
 

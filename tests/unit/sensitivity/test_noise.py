@@ -78,7 +78,8 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         text = (home / "heldout.txt").read_text(encoding="utf-8")
         layers: frozenset[int | None] = frozenset({0, 5})
     else:
-        loaded, text, layers = _shaped_like_eight_million(tmp_path_factory.mktemp("8m")), words(9000), frozenset({0, None})
+        loaded, text = _shaped_like_eight_million(tmp_path_factory.mktemp("8m")), words(9000)
+        layers = frozenset({0, None})
     vocabulary = loaded.card.vocabulary
     calibration = tokenize(
         Text((text,), "text", None),
@@ -152,7 +153,7 @@ def test_estimates_of_one_pass_are_what_is_measured(
 
 @pytest.mark.slow
 def test_independent_errors_would_not_do(case: Case, rounder: Rounder) -> None:
-    """Error feedback is there: it makes far less noise than errors of the same sizes that know nothing of each other."""
+    """Error feedback makes far less noise than errors of the same sizes that know nothing of each other."""
     name = case.loaded.card.tensors[0].name
     assert rounder.judge is not None
     seen, weight = rounder.judge.of(name), case.loaded.weight(name).float()
