@@ -184,7 +184,7 @@ class OpenedRun:
         from qplan.explore import solving  # noqa: PLC0415 - scipy
         from qplan.jobs.checks import check_option, check_profiled  # noqa: PLC0415 - scipy
         from qplan.jobs.options import PlanOptions  # noqa: PLC0415 - scipy
-        from qplan.jobs.plan import SOLVE_LIMIT_S, Ground, solve_plan  # noqa: PLC0415 - scipy
+        from qplan.jobs.plan import Ground, solve_plan  # noqa: PLC0415 - scipy
 
         rules = Rules.parse(
             pins=pins,
@@ -211,7 +211,7 @@ class OpenedRun:
         check_option(dynamic_option, table, self.home)
         check_profiled(wanted, self.home)
         ground = Ground.of(options, self.home, table)
-        plan, found = solve_plan(options, ground, _unheard, time_limit_s=SOLVE_LIMIT_S)
+        plan, found = solve_plan(options, ground, _unheard)
         # the table is this run's, whatever memory setting it is seen under
         plan = replace(plan, sensitivity_sha256=own.sha256)
         return PlanView(plan, name or solving.name_of(wanted, memory), self.home, found.table)

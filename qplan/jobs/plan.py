@@ -42,7 +42,7 @@ _NAMED = (5, 6, 8)
 _WORTH = 0.95
 """Most that a larger plan may lose of what the plan loses, to be worth a line."""
 
-SOLVE_LIMIT_S, _LARGER_TIME_LIMIT_S = 0.5, 0.2
+_TIME_LIMIT_S, _LARGER_TIME_LIMIT_S = 0.5, 0.2
 """For a solve, and for one of a larger plan. What is not proved optimal by then says by how much a better plan may be;
 `qplan emit` takes its time."""
 
@@ -91,7 +91,7 @@ def run_plan(options: PlanOptions, run: RunFolder, say: Say) -> PlanAnswer:
     check_option(options.dynamic_option, table, run)
     check_profiled(options.wanted, run)
     ground = Ground.of(options, run, table)
-    plan, found = solve_plan(options, ground, say, time_limit_s=SOLVE_LIMIT_S)
+    plan, found = solve_plan(options, ground, say, time_limit_s=_TIME_LIMIT_S)
     return PlanAnswer(
         plan=plan,
         uniform_nats=_uniform_nats(found),

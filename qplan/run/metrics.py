@@ -89,8 +89,8 @@ class Metrics:
 
     ``y`` is the output of its linear in FP32, bias included, on the calibration tokens, and ``q`` that of the same
     inputs with the weights as stored and, in integer formats under memory low, with int8 activations; the sums go over
-    all tokens and output features. Batches count alike (`by_noise`). Where it was measured both sums are exact; where it
-    is estimated, ``y`` is exact, and the noise is brought from some output features to all, without what errors of
+    all tokens and output features. Batches count alike (`by_noise`). Where it was measured both sums are exact; where
+    it is estimated, ``y`` is exact, and the noise is brought from some output features to all, without what errors of
     weights and of activations have in common. inf where nothing changed."""
     cosine: float | None = field(
         default=None, metadata=_is(Measured("cosine", lambda cosine, _: 1 - cosine, gradients=True))
