@@ -93,7 +93,7 @@ class Run(OpenedRun):
     def plot_sqnr(self, formats: Sequence[str] | None = None, *, memory: str | None = None) -> Figure:
         """Loss of the model over the SQNR of the tensor's own output in dB, one point per tensor and format.
 
-        SQNR is known of every tensor and format, measured or estimated: `qplan.run.metrics.Metrics.sqnr_db`.
+        SQNR is known of every tensor and format, measured or estimated: `qplan.run.metrics.Metrics`.
 
         Raises:
             InputError: a format or memory setting that was not measured; says which were.

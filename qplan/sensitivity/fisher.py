@@ -167,7 +167,7 @@ class FisherObserver:
         return weights if block is None else weights + self.activation_squares[name, block]
 
     def sqnr_db(self, name: str, *, int8: bool) -> list[float]:
-        """A tensor's signal-to-noise ratio in every format, see `qplan.run.metrics.Metrics.sqnr_db`.
+        """A tensor's signal-to-noise ratio in every format, see `qplan.run.metrics.Metrics`.
 
         The noise is what independent errors of different input features would make at all output features, times
         what errors as they are make of that at some: error feedback and activations that round to zero correlate them.
