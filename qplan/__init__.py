@@ -22,3 +22,7 @@ def __getattr__(name: str) -> object:
         return open_run
     msg = f"module 'qplan' has no attribute {name!r}"
     raise AttributeError(msg)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -6,7 +6,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import pandas as pd
 
+from qplan.errors import InputError
 from qplan.formats import QuantFormat
+from qplan.report.grid import loss_table
 from qplan.run.frontier import Frontier, MeasuredModel
 from qplan.run.metrics import METRICS, values_of
 from qplan.run.plan import Plan
@@ -41,6 +43,24 @@ VERIFICATION_COLUMNS = [
     "decode_tokens_per_s",
     "ram_bytes",
 ]
+
+
+def format_frame(table: SensitivityTable, fmt: str) -> pd.DataFrame:
+    """Rows of `sensitivity_frame` of one of the run's formats, under the table's memory setting: one per tensor.
+
+    Tensors whose width forces another block have the format that stands in for it.
+
+    Raises:
+        InputError: the format was not measured; says which were.
+    """
+    losses = loss_table(table)
+    if fmt not in losses.formats:
+        msg = f"format {fmt!r} was not measured; choose from {', '.join(losses.formats)}"
+        raise InputError(msg)
+    stored = {name: losses.stored_as.get((name, fmt), fmt) for name in losses.losses}
+    frame = sensitivity_frame(table)
+    frame = frame[frame["memory"] == table.goal]
+    return frame[frame["format"] == frame["tensor"].map(stored)].reset_index(drop=True)
 
 
 def sensitivity_frame(table: SensitivityTable) -> pd.DataFrame:

@@ -8,8 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from qplan.errors import InputError
-from qplan.explore.frames import sensitivity_frame
+from qplan.explore.frames import format_frame
 from qplan.explore.style import INK, ROLES, SOFT, log_nats, quiet
 from qplan.formats import QuantFormat
 from qplan.report import figures
@@ -46,7 +45,7 @@ def ranking(table: SensitivityTable, fmt: str, top: int = 20) -> Figure:
     Raises:
         InputError: the format was not measured; says which were.
     """
-    rows = _frame(table, fmt).nlargest(top, "loss_nats").iloc[::-1].reset_index(drop=True)
+    rows = format_frame(table, fmt).nlargest(top, "loss_nats").iloc[::-1].reset_index(drop=True)
     figure = Figure(figsize=(7.6, 1.1 + 0.23 * len(rows)), layout="constrained")
     axes = figure.subplots()
     floor = max(rows["loss_nats"].min() / 10, 1e-300)
@@ -90,7 +89,7 @@ def loss_against_sqnr(table: SensitivityTable, formats: Sequence[str] | None = N
     chosen = list(formats or ()) or _telling(loss_table(table).formats, most=99)
     figure = Figure(figsize=(7.6, 5.0), layout="constrained")
     axes = figure.subplots()
-    seen = pd.concat([_frame(table, fmt).assign(asked=fmt) for fmt in chosen])
+    seen = pd.concat([format_frame(table, fmt).assign(asked=fmt) for fmt in chosen])
     seen = seen[np.isfinite(seen["sqnr_db"]) & (seen["loss_nats"] > 0)]
     for role, (_, marker) in ROLES.items():
         for fmt in chosen:
@@ -122,18 +121,6 @@ def loss_against_sqnr(table: SensitivityTable, formats: Sequence[str] | None = N
     ]
     figure.legend(handles=handles, loc="outside right upper", frameon=False, fontsize=9)
     return figure
-
-
-def _frame(table: SensitivityTable, fmt: str) -> pd.DataFrame:
-    """Rows of one of the run's formats, under the table's memory setting."""
-    losses = loss_table(table)
-    if fmt not in losses.formats:
-        msg = f"format {fmt!r} was not measured; choose from {', '.join(losses.formats)}"
-        raise InputError(msg)
-    stored = {name: losses.stored_as.get((name, fmt), fmt) for name in losses.losses}
-    frame = sensitivity_frame(table)
-    frame = frame[frame["memory"] == table.goal]
-    return frame[frame["format"] == frame["tensor"].map(stored)].reset_index(drop=True)
 
 
 def _telling(formats: Sequence[str], most: int = _MAPS) -> list[str]:

@@ -6,14 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from qplan.card import ModelCard
 from qplan.choosing.request import PlanRequest, parse_objective
-from qplan.choosing.sizes import run_fixed_bytes, unfolded_fixed_bytes
+from qplan.choosing.sizes import run_fixed_bytes
 from qplan.cost.file_bytes import FixedBytes
 from qplan.cost.target import DEFAULT_TARGET
+from qplan.errors import InfeasibleError, InputError
 from qplan.explore.frames import checks_frame, frontier_frame, verification_frame
 from qplan.explore.plan import PlanView
 from qplan.explore.saved import under
@@ -24,6 +26,11 @@ from qplan.planner.size import Size
 from qplan.run.folder import RunFolder
 from qplan.run.frontier import Frontier, MeasuredModel, find_frontier
 from qplan.run.verified import VerifiedPlan
+from qplan.settings import DynamicOption
+
+
+def _unheard(_line: str) -> None:
+    """Takes what a command would tell."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +69,21 @@ class OpenedRun:
     def built(self) -> tuple[str, ...]:
         """Budgets whose plan was built from this analysis and measured on the engine, large ones first."""
         return tuple(found.name for found in self.verified)
+
+    @property
+    def smallest_built(self) -> str:
+        """The budget of the smallest model that was built from this analysis.
+
+        Raises:
+            InputError: none was; says how to.
+        """
+        if not self.built:
+            msg = (
+                f"{self.folder} has no plan that was built and measured; run "
+                f"'qplan emit --run {self.folder} --budget {self.first_feasible('int4', 'int8', 'fp16')}' first"
+            )
+            raise InputError(msg)
+        return self.built[-1]
 
     @cached_property
     def fixed(self) -> FixedBytes:
@@ -119,12 +141,18 @@ class OpenedRun:
         max_prefill_ms: float | None = None,
         target: str = DEFAULT_TARGET,
         parity: str = Rules.parity,
+        dynamic_option: DynamicOption | None = None,
         name: str | None = None,
     ) -> PlanView:
-        """Solve for another plan: the same problem, rules and legality as `qplan emit`, in a fraction of a second.
+        """Solve for another plan: that of `qplan plan` with the same options, in a fraction of a second.
 
         `qplan emit` continues from here: it measures whole models on held-out text, repairs the plan accordingly,
         and never ships one that is worse than uniform. Its plan may therefore differ from this one in a few tensors.
+
+        Example:
+            >>> run = qplan.open_run("qplan-runs/my-model")
+            >>> plan = run.solve("int4", pins={"*.0.mlp.down_proj": "int8"})
+            >>> plan.diff(run.solve("4.5bpw"))
 
         Args:
             budget: ``int8`` or ``int4`` (what MNN's uniform export with the head at 8 bits takes), ``fp16``,
@@ -145,16 +173,19 @@ class OpenedRun:
             target: hardware that the model runs on: which formats are legal there, and what they take in RAM.
             parity: whether ``int8`` means no more of files, RAM, decode and prefill time than the uniform export takes
                 (``all``), or no larger ``files``.
+            dynamic_option: MNN's setting for int8 activations, 0 or 2; None for the one under which less is lost.
             name: a name to show; made from the budget if None.
 
         Raises:
             InputError: a budget, pattern, format or metric that is not understood; says what there is.
             InfeasibleError: no plan fits; names the nearest value.
         """
-        from qplan.choosing.solving import solved  # noqa: PLC0415 - scipy
+        from qplan.choosing.retarget import retarget_table  # noqa: PLC0415 - scipy
         from qplan.explore import solving  # noqa: PLC0415 - scipy
+        from qplan.jobs.checks import check_option, check_profiled  # noqa: PLC0415 - scipy
+        from qplan.jobs.options import PlanOptions  # noqa: PLC0415 - scipy
+        from qplan.jobs.plan import Ground, solve_plan  # noqa: PLC0415 - scipy
 
-        table = under(self.table.table, memory)
         rules = Rules.parse(
             pins=pins,
             min_bits=min_bits,
@@ -174,10 +205,41 @@ class OpenedRun:
             max_ram=None if max_ram is None else Size.parse(max_ram, "max_ram"),
             rules=rules,
         )
-        plan = solved(self.home, table, self.fixed, wanted, unfolded=unfolded_fixed_bytes(self.home, self.model))
+        options = PlanOptions(wanted=wanted, dynamic_option=dynamic_option)
+        own = retarget_table(self.table.table, options.target)
+        table = under(own, memory)
+        check_option(dynamic_option, table, self.home)
+        check_profiled(wanted, self.home)
+        ground = Ground.of(options, self.home, table)
+        plan, found = solve_plan(options, ground, _unheard)
         # the table is this run's, whatever memory setting it is seen under
-        plan = replace(plan, sensitivity_sha256=self.table.table.sha256)
-        return PlanView(plan, name or solving.name_of(wanted, memory), self.home, table)
+        plan = replace(plan, sensitivity_sha256=own.sha256)
+        return PlanView(plan, name or solving.name_of(wanted, memory), self.home, found.table)
+
+    def first_feasible(self, *budgets: str | int, **rules: Any) -> str | int:  # noqa: ANN401 - those of `solve`
+        """The first of some budgets that has a plan: one to look at in any run, whatever its formats.
+
+        Args:
+            budgets: as for `solve`, in the order of preference.
+            rules: keyword arguments of `solve`.
+
+        Raises:
+            InputError: a budget that is not understood.
+            InfeasibleError: none has a plan; says what would.
+
+        Example:
+            >>> run.first_feasible("int4", "int8", "fp16")
+            'int4'
+        """
+        refused: InfeasibleError | None = None
+        for budget in budgets:
+            try:
+                self.solve(budget, **rules)
+            except InfeasibleError as error:
+                refused = refused or error
+            else:
+                return budget
+        raise refused or InputError("give at least one budget, e.g. 'int4'")
 
     @property
     def frontier(self) -> pd.DataFrame:

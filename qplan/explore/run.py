@@ -58,6 +58,9 @@ class Run(OpenedRun):
     def plot_losses(self, formats: str | Sequence[str] | None = None, *, memory: str | None = None) -> Figure:
         """Heat maps, layers x tensors, of the loss of one tensor at a time; a color means the same in every format.
 
+        Example:
+            >>> run.plot_losses(["int8", "int4"])
+
         Args:
             formats: one, several, or None for the narrow integer formats of one block size.
             memory: ``low`` or ``normal``; None for the run's.
@@ -69,18 +72,28 @@ class Run(OpenedRun):
 
         return loss_heatmaps(under(self.table.table, memory), formats)
 
-    def plot_ranking(self, fmt: str = "int4", *, top: int = 20, memory: str | None = None) -> Figure:
+    def plot_ranking(self, fmt: str | None = None, *, top: int = 20, memory: str | None = None) -> Figure:
         """The most sensitive tensors in a format with 95 % intervals; hollow marks are estimates from gradients.
+
+        Args:
+            fmt: a format of the run; None for ``run.table.narrow``.
+            top: how many.
+            memory: ``low`` or ``normal``; None for the run's.
+
+        Example:
+            >>> run.plot_ranking("int4", top=10).savefig("ranking.png")
 
         Raises:
             InputError: a format or memory setting that was not measured; says which were.
         """
         from qplan.explore.loss_figures import ranking  # noqa: PLC0415
 
-        return ranking(under(self.table.table, memory), fmt, top)
+        return ranking(under(self.table.table, memory), fmt or self.table.narrow, top)
 
     def plot_sqnr(self, formats: Sequence[str] | None = None, *, memory: str | None = None) -> Figure:
         """Loss of the model over the SQNR of the tensor's own output in dB, one point per tensor and format.
+
+        SQNR is known of every tensor and format, measured or estimated: `qplan.run.metrics.Metrics`.
 
         Raises:
             InputError: a format or memory setting that was not measured; says which were.
@@ -90,7 +103,11 @@ class Run(OpenedRun):
         return loss_against_sqnr(under(self.table.table, memory), formats)
 
     def plot_frontier(self) -> Figure:
-        """KL over file size in MB: plans, their knees, uniform models, and what the engine measured."""
+        """KL over file size in MB: plans, their knees, uniform models, and what the engine measured.
+
+        Example:
+            >>> run.plot_frontier().savefig("frontier.png", dpi=200)
+        """
         from qplan.report.frontier import frontier_figure  # noqa: PLC0415
 
         frontier, measured = self.swept
@@ -121,14 +138,17 @@ class Run(OpenedRun):
         table = self.table.table
         return read_weight(self.home, table, checked_tensor(table, tensor))
 
-    def plot_weights(self, tensor: str, fmt: str = "int4") -> Figure:
+    def plot_weights(self, tensor: str, fmt: str | None = None) -> Figure:
         """Histogram of a tensor's weights with the grids that a format rounds them to.
 
         Reads what the run stores; imports torch where it stored no integers (``--rounding rtn``).
 
         Args:
             tensor: name, or a pattern that matches one, e.g. ``0.mlp.down_proj``.
-            fmt: an integer format that was measured for it.
+            fmt: an integer format that was measured for it; None for ``run.table.narrow``.
+
+        Example:
+            >>> run.plot_weights("0.mlp.down_proj", "int4")
 
         Raises:
             InputError: no such tensor, or a format without a grid; says what there is.
@@ -138,7 +158,7 @@ class Run(OpenedRun):
 
         table = self.table.table
         name = checked_tensor(table, tensor)
-        grid = read_grid(self.home, table, name, checked_format(table, name, fmt))
+        grid = read_grid(self.home, table, name, checked_format(table, name, fmt or self.table.narrow))
         return weight_histogram(name, read_weight(self.home, table, name), grid)
 
     def plot_activations(self, tensor: str, *, tokens: int = 2048) -> Figure:
@@ -164,8 +184,10 @@ class Run(OpenedRun):
     def plot_channels(self, tensor: str) -> Figure:
         """Root mean square of every input feature of a tensor, from the run's moments, without loading the model.
 
+        A run that was rounded to nearest keeps none: then the model is run, which imports torch.
+
         Raises:
-            InputError: no such tensor, an untied embedding, which multiplies nothing, or the run keeps no moments.
+            InputError: no such tensor, an untied embedding, which multiplies nothing, or the model no longer exists.
         """
         from qplan.explore.stored import channel_rms  # noqa: PLC0415
         from qplan.explore.tensor_figures import channel_profile  # noqa: PLC0415

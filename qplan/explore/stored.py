@@ -19,6 +19,9 @@ from qplan.run.safetensors_file import SafetensorsFile
 from qplan.run.table import SensitivityTable
 from qplan.tensors import TensorSpec
 
+_RMS_TOKENS = 2048
+"""Calibration tokens that the model is run on where a run keeps no moments."""
+
 Weights = NDArray[np.float32]
 """``[out_features, in_features]``."""
 
@@ -94,15 +97,19 @@ def channel_rms(home: RunFolder, table: SensitivityTable, tensor: str) -> NDArra
     """Root mean square of every input feature of a tensor on the fit text ``[in_features]``, in activation units.
 
     From the second moments that rounding was fitted to. Those of a head tied to the embedding also hold its lookups.
+    Where the run keeps none, since it was rounded without data, the model is run on calibration tokens: imports torch.
 
     Raises:
-        InputError: the run keeps no moments: it was rounded without data.
+        InputError: no token reached the tensor, or the model no longer exists.
     """
     for moments in kept_moments(home, table.model.sha256, "fit"):
         if tensor in moments.key_of:
             return np.sqrt(np.diagonal(moments.read(tensor)).astype(np.float64))
-    msg = f"{home.folder} keeps no moments of {tensor}: rounding {table.conditions.rounding!r} needs none"
-    raise InputError(msg)
+    from qplan.explore.loaded import inputs_of  # noqa: PLC0415 - torch
+
+    squares = np.square(inputs_of(home, table, tensor, _RMS_TOKENS).astype(np.float64))
+    found: NDArray[np.float64] = np.sqrt(squares.mean(0))
+    return found
 
 
 def _grid(

@@ -20,7 +20,8 @@ def price_of_logits_rule(run: OpenedRun, budgets: Sequence[str | int] | None, lo
     """Solve every budget with and without the logits rule; see `qplan.explore.run.Run.price_of_logits_rule`."""
     if budgets is None:
         smallest = run.solve(None, objective="smallest", max_kl=ANY_NATS, logits_bits=logits_bits).total_bytes
-        largest = max(run.solve("int8", logits_bits=logits_bits).total_bytes, smallest)
+        widest = run.first_feasible("int8", "fp16", logits_bits=logits_bits)
+        largest = max(run.solve(widest, logits_bits=logits_bits).total_bytes, smallest)
         budgets = [math.ceil(size) for size in np.geomspace(smallest, largest, _BUDGETS)]
     rows = []
     for budget in budgets:

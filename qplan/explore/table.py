@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from qplan.explore import html
-from qplan.explore.frames import sensitivity_frame
+from qplan.explore.frames import format_frame, sensitivity_frame
 from qplan.explore.saved import under
+from qplan.formats import QuantFormat
 from qplan.report import notation
 from qplan.report.grid import LossTable, loss_table
 from qplan.run.table import SensitivityTable
@@ -41,6 +42,27 @@ class SensitivityView:
         return self.losses.formats
 
     @property
+    def narrow(self) -> str:
+        """A format that loses visibly: ``int4``, or where that was not measured the integer format nearest to it.
+
+        Example:
+            >>> run.plot_ranking(run.table.narrow)
+        """
+        return self._near(4)
+
+    @property
+    def wide_integers(self) -> str:
+        """``int8``, or where that was not measured the integer format nearest to it."""
+        return self._near(8)
+
+    def _near(self, bits: int) -> str:
+        """The format of a width, in blocks of the default size, or the nearest one; any where there are no integers."""
+        parsed = [(name, QuantFormat.parse(name)) for name in self.formats]
+        integers = [(name, fmt) for name, fmt in parsed if not fmt.is_float] or parsed
+        like = QuantFormat(bits)
+        return min(integers, key=lambda one: (abs(one[1].bits - bits), one[1] != like, -one[1].block))[0]
+
+    @property
     def tensors(self) -> tuple[str, ...]:
         """Hugging Face names in order of execution, the head last."""
         return tuple(spec.name for spec in self.table.model.planned)
@@ -54,6 +76,41 @@ class SensitivityView:
     def losses(self) -> LossTable:
         """Losses by tensor and by format of the run, for tables and heat maps."""
         return loss_table(self.table)
+
+    @property
+    def memories(self) -> tuple[str, ...]:
+        """MNN's memory settings that were measured, the run's own first."""
+        return self.table.memories
+
+    def of(self, fmt: str | None = None) -> pd.DataFrame:
+        """One row per tensor: what a format costs it under this memory setting; columns as `frame` has them.
+
+        Args:
+            fmt: a format of the run; None for `narrow`. Tensors whose width forces another block have what stands in.
+
+        Raises:
+            InputError: the format was not measured; says which were.
+
+        Example:
+            >>> run.table.of("int4").nlargest(5, "loss_nats")[["tensor", "loss_nats"]]
+        """
+        return format_frame(self.table, fmt or self.narrow)
+
+    def across(self, fmt: str | None = None) -> pd.DataFrame:
+        """What a format costs each tensor under every memory setting that was measured.
+
+        Args:
+            fmt: a format of the run; None for `wide_integers`.
+
+        Returns:
+            Losses in nats per token, a row per tensor and a column per setting; with both, ``low_over_normal``.
+
+        Raises:
+            InputError: the format was not measured; says which were.
+        """
+        chosen = fmt or self.wide_integers
+        found = pd.DataFrame({m: self.under(m).of(chosen).set_index("tensor")["loss_nats"] for m in self.memories})
+        return found.assign(low_over_normal=found["low"] / found["normal"]) if len(self.memories) > 1 else found
 
     def under(self, memory: str) -> SensitivityView:
         """The same table seen under another memory setting, ``low`` or ``normal``.

@@ -52,7 +52,8 @@ def weight_histogram(tensor: str, weight: Weights, grid: StoredGrid) -> Figure:
     right.xaxis.set_major_locator(MaxNLocator(integer=True))
     error = float(np.sqrt(np.mean((grid.dequantized - weight) ** 2)))
     ratio = float(np.sqrt(np.mean(weight**2)) / error) if error else np.inf
-    title = f"{grid.format}: error {notation.loss(error)} rms, {notation.decibel(20 * np.log10(ratio))} dB SQNR"
+    below = notation.decibel(20 * np.log10(ratio))
+    title = f"{grid.format}: error {notation.loss(error)} rms, {below} dB below the weights"
     right.set_title(title, loc="left", fontsize=11)
     quiet(right, "y")
     return figure

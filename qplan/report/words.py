@@ -7,6 +7,7 @@ raises. What artifacts hold are codes: `Words.note` writes their sentences, `Wor
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -16,6 +17,10 @@ from importlib.resources import files
 from qplan.notes import Note
 from qplan.notes.sentence import ENGLISH as ENGLISH_GRAMMAR
 from qplan.notes.sentence import Grammar
+from qplan.report.notation import TIMES
+
+_QUOTIENT = re.compile(rf"(\d){TIMES}(?= \(|$)")
+"""A quotient, with or without its interval behind."""
 
 
 class Language(StrEnum):
@@ -44,12 +49,15 @@ class Words:
     grammar: Grammar = ENGLISH_GRAMMAR
 
     def __call__(self, message: str, /, **values: object) -> str:
-        """A message with its ``{places}`` filled.
+        """A message with its ``{places}`` filled; a quotient stands as a sentence of the language has it.
 
         Raises:
             KeyError: the catalog lacks the message.
         """
-        return self.pattern(message).format(**values)
+        return self.pattern(message).format(**{name: self._said(value) for name, value in values.items()})
+
+    def _said(self, value: object) -> object:
+        return _QUOTIENT.sub(r"\1 倍", value) if isinstance(value, str) and self.language is Language.zh else value
 
     def pattern(self, message: str) -> str:
         """A message with its ``{places}`` left open, to be filled later.

@@ -24,10 +24,18 @@ def by_tokens(values: Batches) -> float | None:
     return sum(tokens * value for tokens, value in known) / sum(tokens for tokens, _ in known)
 
 
-def by_batches(values: Batches) -> float | None:
-    """Mean over batches, None if a batch's value is not known."""
+def by_noise(values: Batches) -> float | None:
+    """Decibels of the mean over batches of noise over signal, None if a batch's value is not known.
+
+    Batches without noise are left out if others have some: no token reached the tensor there.
+    """
     known = [value for _, value in values if value is not None]
-    return None if len(known) < len(values) else sum(known) / len(values)
+    if len(known) < len(values):
+        return None
+    if -math.inf in known:
+        return -math.inf
+    noisy = [10 ** (-value / 10) for value in known if value < math.inf]
+    return -10 * math.log10(sum(noisy) / len(noisy)) if noisy else math.inf
 
 
 @dataclass(frozen=True)
@@ -71,13 +79,19 @@ class Metrics:
             Measured(
                 "sqnr",
                 lambda decibel, _: 10 ** (-decibel / 10),
-                combined=by_batches,
+                combined=by_noise,
                 gradients=True,
                 possible=lambda decibel: not math.isnan(decibel),
             )
         )
     )
-    """Signal to quantization noise of the tensor's own output; inf where nothing changed."""
+    """Signal to quantization noise of the tensor's own output: ``10 log10(sum(y^2) / sum((q - y)^2))`` in dB.
+
+    ``y`` is the output of its linear in FP32, bias included, on the calibration tokens, and ``q`` that of the same
+    inputs with the weights as stored and, in integer formats under memory low, with int8 activations; the sums go over
+    all tokens and output features. Batches count alike (`by_noise`). Where it was measured both sums are exact; where
+    it is estimated, ``y`` is exact, and the noise is brought from some output features to all, without what errors of
+    weights and of activations have in common. inf where nothing changed."""
     cosine: float | None = field(
         default=None, metadata=_is(Measured("cosine", lambda cosine, _: 1 - cosine, gradients=True))
     )

@@ -36,7 +36,7 @@ from qplan.run.metrics import METRICS, values_of
 from qplan.run.monotone import ordered_losses
 from qplan.settings import Arithmetic, DynamicOption, Memory, Mode, memories_of
 
-KIND, SCHEMA = "qplan-sensitivity", 4
+KIND, SCHEMA = "qplan-sensitivity", 5
 
 _REMEDY = "make it again with the same 'qplan analyze' command: measurements are kept"
 

@@ -29,7 +29,7 @@ from qplan.sensitivity.stored_weights import StoredWeights
 from qplan.settings import DynamicOption, Memory, Mode, memories_of
 from qplan.tensors import Role
 
-_ROWS_SCHEMA = 3
+_ROWS_SCHEMA = 5
 """The table schema that last changed what a measurement means; older journals are not reused."""
 
 EMBEDDING_TOKENS = 1024

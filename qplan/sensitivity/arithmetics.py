@@ -51,14 +51,26 @@ def int8_squares(
     inputs = group[0].inputs / factor
     # the errors as they are without the factor
     error = activations.round(inputs, block, routed=group[0].routed).sub_(inputs).mul_(factor)
-    energy = error.flatten(0, -2).square().sum(0)
     return [
         (
             torch.linalg.vecdot(seen.slopes, error).square().sum(-1).to("cpu", torch.float64),
-            float(seen.columns @ energy),
+            _noise(seen, error.flatten(0, -2)),
         )
         for seen in group
     ]
+
+
+def _noise(seen: Seen, error: Tensor) -> float:
+    """Squares of the output's error that an error ``[tokens, in]`` of the input makes.
+
+    Of independent errors of input features they would be known of all output features. But features that round to zero
+    err by all that they are, and these errors are alike: at the output features that are drawn, they are found exactly.
+    """
+    energy = error.square().sum(0)
+    exact = (error @ seen.weight.T).square_().sum(0)
+    independent = seen.weight.square() @ energy
+    found, beside = (part.to("cpu", torch.float64) for part in (exact, independent))
+    return seen.sample.total_like(found, beside, float(seen.columns @ energy))
 
 
 def half_squares(group: Sequence[Seen], factor: Tensor) -> list[Tensor]:

@@ -36,6 +36,10 @@ _CHUNK_ELEMENTS = 1 << 21
 """Elements of products and of weight errors processed at a time: a bound on memory."""
 
 
+_NOISE_ROWS = 64
+"""Output features, evenly spread, at which correlations between errors are looked at where noise is estimated."""
+
+
 @dataclass(frozen=True)
 class Columns:
     """What each input feature contributes to a tensor's output noise; the same for all batches."""
@@ -88,6 +92,29 @@ class Energies:
 
 
 @dataclass
+class Noise:
+    """Output noise of some output features, and what independent errors of different input features would make."""
+
+    exact: Tensor | float = 0.0
+    """float64 ``[formats]``, or a number."""
+    independent: Tensor | float = 0.0
+    """The same."""
+
+    def add(self, left: Tensor, right: Tensor) -> None:
+        """Add that of errors ``left [tokens, in] @ right.T [in, features]``, either of which may have formats ahead."""
+        independent = right.square() @ left.square().sum(-2)
+        exact = (left @ right.transpose(-1, -2)).square().sum(-2)
+        self.exact = self.exact + exact.sum(-1).to("cpu", torch.float64)
+        self.independent = self.independent + independent.sum(-1).to("cpu", torch.float64)
+
+    @property
+    def ratio(self) -> Tensor:
+        """One over the other, 1 where there is no noise: float64 ``[formats]``, or a number."""
+        exact, independent = (torch.as_tensor(part, dtype=torch.float64) for part in (self.exact, self.independent))
+        return torch.where(independent > 0, exact / independent, torch.ones_like(exact))
+
+
+@dataclass
 class FisherObserver:
     """Collects the squares of one batch, summed over draws; see `qplan.model.backward.Observer`."""
 
@@ -101,6 +128,10 @@ class FisherObserver:
     activations."""
     energies: dict[str, Energies] = field(default_factory=dict)
     """Energies by tensor."""
+    weight_noise: dict[str, Noise] = field(default_factory=dict)
+    """By tensor, of weight errors in every format at some output features."""
+    activation_noise: dict[tuple[str, int], Noise] = field(default_factory=dict)
+    """By tensor and block, of activation errors at the same."""
     _rounded: tuple[Tensor, dict[int, Tensor]] | None = None
     """The last input and its int8 errors by block, kept because linears that share an input run one after the other."""
 
@@ -123,6 +154,9 @@ class FisherObserver:
             blocks = self.setup.blocks(name)
             slope = part.float() @ weight if blocks else None
             for block in blocks:
+                some = weight[_noise_places(len(weight), slice(0, len(weight))).to(weight.device)]
+                noise = self.activation_noise.setdefault((name, block), Noise())
+                noise.add(self._rounding(module, inputs, block).flatten(0, -2), some)
                 along = torch.linalg.vecdot(slope, self._rounding(module, inputs, block))
                 _add(self.activation_squares, (name, block), along.square().sum(-1))
 
@@ -133,15 +167,21 @@ class FisherObserver:
         return weights if block is None else weights + self.activation_squares[name, block]
 
     def sqnr_db(self, name: str, *, int8: bool) -> list[float]:
-        """A tensor's signal-to-noise ratio in every format, assuming independent errors of different input features.
+        """A tensor's signal-to-noise ratio in every format, see `qplan.run.metrics.Metrics`.
+
+        The noise is what independent errors of different input features would make at all output features, times
+        what errors as they are make of that at some: error feedback and activations that round to zero correlate them.
 
         Args:
             name: the tensor.
             int8: whether integer formats have int8 activations.
         """
         energies, columns = self.energies[name], self.setup.columns[name]
-        stored = (columns.errors @ energies.inputs).tolist()
-        rounded = {block: float(columns.weights @ energy) for block, energy in energies.rounding.items()}
+        stored = ((columns.errors @ energies.inputs).to("cpu", torch.float64) * self.weight_noise[name].ratio).tolist()
+        rounded = {
+            block: float(columns.weights @ energy) * float(self.activation_noise[name, block].ratio)
+            for block, energy in energies.rounding.items()
+        }
         blocks = [self.setup.block(fmt) if int8 else None for fmt in self.setup.menu[name]]
         noise = [part if block is None else part + rounded[block] for part, block in zip(stored, blocks, strict=True)]
         return [_decibel(energies.signal, part) for part in noise]
@@ -165,8 +205,11 @@ class FisherObserver:
             products = gradients[..., rows].transpose(1, 2) @ inputs
             if lookups is not None:
                 self._add_lookups(products, lookups, rows)
+            errors = self._errors(name, weight, rows)
+            some = errors[:, _noise_places(len(weight), rows).to(errors.device) - rows.start]
+            self.weight_noise.setdefault(name, Noise()).add(inputs.flatten(0, -2), some)
             # [rows, formats, in] @ [rows, in, sequences]
-            along = torch.bmm(self._errors(name, weight, rows).transpose(0, 1), products.permute(1, 2, 0))
+            along = torch.bmm(errors.transpose(0, 1), products.permute(1, 2, 0))
             squares += along.square_().sum(0)
         return squares
 
@@ -200,6 +243,13 @@ def _decibel(signal: float, noise: float) -> float:
     if noise == 0:
         return math.inf
     return 10 * math.log10(signal / noise) if signal else -math.inf
+
+
+def _noise_places(features: int, rows: slice) -> Tensor:
+    """Those of some rows of ``features`` at which noise is found exactly, int64."""
+    few = min(_NOISE_ROWS, features)
+    places = torch.arange(few) * features // few
+    return places[(places >= rows.start) & (places < rows.stop)]
 
 
 def _square_sum(values: Tensor) -> Tensor:

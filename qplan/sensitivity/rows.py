@@ -74,6 +74,18 @@ class RowSample:
         error = residual.square().sum() * (few / max(1, few - 1)) * (1 - few / drawn)
         return found, error.sqrt() / total
 
+    def total_like(self, found: Tensor, known: Tensor, total: float) -> float:
+        """Estimate a sum over all features of what is nearly proportional to something that is known of all.
+
+        Args:
+            found: float64 ``[drawn]``: what was found at those that were drawn.
+            known: float64 ``[drawn]``: the other at the same ones.
+            total: its sum over all features.
+        """
+        beside = float(known @ self.weights)
+        ours = float(found @ self.weights)
+        return ours / beside * total if beside > 0 else ours
+
     def sum(self, found: Tensor) -> tuple[Tensor, Tensor]:
         """Estimate sums over all features.
 

@@ -32,6 +32,11 @@ class Seen:
     """Squares of the output, summed over tokens and output features."""
     sample: RowSample
     """The output features that are drawn."""
+    coarseness: Tensor
+    """float64 ``[drawn]``: what their output noise is about proportional to, in any format: the squared ranges of a
+    row's blocks times the energies of the inputs."""
+    coarseness_total: float
+    """Its sum over all output features."""
     judge: Tensor | None
     """float32 ``[in, in]``: second moments of `inputs`, and of the gradients at lookups where the head is tied; what
     rounding ``auto`` chooses by; None if nothing asks for them."""

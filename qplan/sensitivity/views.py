@@ -86,12 +86,12 @@ class Views:
         rows, count = self.loaded.sites[name].rows, len(self.batches)
         weight = self.loaded.weight(name).float()
         gradients = joined(trace.gradients[module][:count]).float()
+        coarse = _rough_errors(weight, inputs.flatten(0, -2).square().sum(0) if judge is None else judge.diagonal())
         if module in trace.drawn:
             sample, slopes = self.head_sample, joined(trace.slopes[module][:count]).float()
         else:
             importance = torch.stack([energy[rows] for energy in trace.energies[module][:count]]).sum(0)
-            met = inputs.flatten(0, -2).square().sum(0) if judge is None else judge.diagonal()
-            sample = RowSample.draw(importance * _rough_errors(weight, met), self.drawn, self.seed)
+            sample = RowSample.draw(importance * coarse, self.drawn, self.seed)
             own = gradients[..., rows]
             slopes = half_product(own, weight) if self.half else own @ weight
             gradients = own[..., sample.rows.to(own.device)]
@@ -109,6 +109,8 @@ class Views:
             slopes=slopes,
             signal=float(sum(signal[rows].sum() for signal in trace.signals[module][:count])),
             sample=sample,
+            coarseness=coarse[sample.rows.to(coarse.device)].to("cpu", torch.float64),
+            coarseness_total=float(coarse.sum(dtype=torch.float64)),
             judge=judge,
             lookups=looked_up,
             routed=isinstance(module, RoutedLinear),

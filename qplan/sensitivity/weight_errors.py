@@ -122,9 +122,11 @@ class WeightErrors:
         along = torch.einsum("roi,oi->ro", seen.products, error).square().to("cpu", torch.float64)
         squares, _ = seen.sample.sum(along)
         _, stderr = seen.sample.sum(along.sum(0))
-        noise, _ = seen.sample.sum(energy)
+        noise = seen.sample.total_like(energy, seen.coarseness, seen.coarseness_total)
         if better is not None:
             gain, off = seen.sample.ratio(energy, better, few, seen.importance)
             stderr = torch.hypot(stderr * gain, squares.sum() * off)
-            squares, noise = squares * gain, noise * seen.sample.ratio(energy, better, few)[0]
-        return FormatLoss(squares, float(stderr), torch.zeros_like(squares), float(noise), 0.0)
+            squares, known = squares * gain, float(energy[few].sum())
+            # unweighted: one feature that stands for many would decide, and refining gains as much everywhere
+            noise *= float(better.sum()) / known if known > 0 else 1.0
+        return FormatLoss(squares, float(stderr), torch.zeros_like(squares), noise, 0.0)

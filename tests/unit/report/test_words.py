@@ -57,10 +57,33 @@ def test_every_way_in_which_a_solver_ends_has_a_name() -> None:
 
 
 def test_translations_are_chinese_with_the_same_elements() -> None:
-    kept = {"memory", "tokens/s"}
+    kept = {"memory", "tokens/s", "head", "the head", "embed."}  # MNN's users say lm_head and embedding
     for message, other in CATALOG["messages"].items():
         assert message in kept or re.search(r"[\u3000-\u9fff\uff00-\uffef]", other), message
         assert sorted(re.findall(r"</?\w+>", message)) == sorted(re.findall(r"</?\w+>", other)), message
+
+
+_HAN = r"[\u3400-\u9fff]"
+_MISPLACED = re.compile(rf"{_HAN}[A-Za-z0-9]|[A-Za-z0-9]{_HAN}|  |^ | $| [，。：；、（）]|[，。：；、（）] |\d %")
+"""A space stands between Chinese and Latin letters or numbers, and nowhere else; none before a percent sign."""
+
+_NOT_OF_THE_TRADE = re.compile(r"取整|输出头|词元|首选 token|仿真|\d 位(?!宽)|\} 位(?!宽)|统一 (INT|\{)")
+"""Chinese that people who use MNN don't: they write 舍入, lm_head, token, Top-1, 模拟, 8 bit, 全 INT4."""
+
+
+@pytest.mark.parametrize("part", ["messages", "notes"])
+def test_chinese_is_spaced_by_one_convention_and_in_the_words_of_the_trade(part: str) -> None:
+    for message, other in CATALOG[part].items():
+        literal = re.sub(r"<[^>]+>", "\n", re.sub(r"\{[^{}]*(?:\{[^{}]*\})?[^{}]*\}", "\0", other))
+        assert not _MISPLACED.search(literal), message
+        assert not _NOT_OF_THE_TRADE.search(other), message
+
+
+def test_quotients_in_chinese_sentences_are_written_in_times() -> None:
+    told = CHINESE("{time} the time of {base}", time="0.10×", base="int8")
+    assert told == "耗时为 int8 的 0.10 倍"
+    assert CHINESE("{time} the time of {base}", time="1.04× (1.03–1.05)", base="int8").endswith("1.04 倍 (1.03–1.05)")
+    assert ENGLISH("{time} the time of {base}", time="0.10×", base="int8") == "0.10× the time of int8"
 
 
 GAIN = {"prefill": 0.85, "decode": 1.594}
@@ -69,7 +92,7 @@ GAIN = {"prefill": 0.85, "decode": 1.594}
 @pytest.mark.parametrize(
     ("found", "told"),
     [
-        (note("plan-logits"), "方案：使用相同的存储权重时"),
+        (note("plan-logits"), "方案：量化后的权重相同"),
         (note("ops-right", right=43, count=43), "43 个算子中有 43 个"),
         (
             note("ops-wrong", right=40, count=43, wrong=["a", "b"], unknown=[]),
@@ -85,9 +108,9 @@ GAIN = {"prefill": 0.85, "decode": 1.594}
                 block=64,
                 row_weights=172,
             ),
-            "k、q、v 等，另有 9 个 的 int4 改为 int4-b0 和 int4-b4",
+            "k、q、v 等，另有 9 个：int4 改用 int4-b0 和 int4-b4，因为",
         ),
-        (note("block-scales-asked-for", **GAIN), "解码的损失为 1.59 倍"),
+        (note("block-scales-asked-for", **GAIN), "decode 的损失为 1.59 倍"),
         (note("routers-by-rule", format="fp16", count=6, name="mlp.gate"), "路由器为 fp16（共 6 个）"),
         (note("routers-rounded", rounded=2, count=6), "6 个路由器中有 2 个"),
         (note("losses-apart", torch_nats=3.5e-5, engine_nats=3.5e-5, difference=0.0, limit=0.25), "限值 25%"),

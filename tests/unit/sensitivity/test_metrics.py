@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from qplan.errors import MeasurementError
+from qplan.run.metrics import by_noise
 from qplan.sensitivity.metrics import OutputError, OutputScale, compare, join, reference_of
 from tests.support.whole_tables import compare_logits
 
@@ -128,3 +129,18 @@ def test_cosine_is_its_definition(seed: int, noise: float) -> None:
     signal, actual, _ = _pair(seed, 2, noise)
     exact = torch.nn.functional.cosine_similarity(signal.double().flatten(), actual.double().flatten(), dim=0)
     assert OutputScale(signal).error(actual).cosine == pytest.approx(float(exact), rel=1e-6, abs=1e-7)
+
+
+@given(st.lists(st.tuples(st.floats(0.1, 1e6), st.floats(1e-6, 1e6)), min_size=1, max_size=6))
+def test_batches_combine_by_the_mean_of_noise_over_signal(batches: list[tuple[float, float]]) -> None:
+    decibels = [(1, 10 * math.log10(signal / noise)) for signal, noise in batches]
+    mean = sum(noise / signal for signal, noise in batches) / len(batches)
+    assert by_noise(decibels) == pytest.approx(-10 * math.log10(mean), abs=1e-6)
+    # a batch that reaches no output says nothing
+    assert by_noise([*decibels, (1, math.inf)]) == by_noise(decibels)
+
+
+def test_noise_without_signal_or_without_noise_stays_what_it_is() -> None:
+    assert by_noise([(1, math.inf), (1, math.inf)]) == math.inf
+    assert by_noise([(1, 20.0), (1, -math.inf)]) == -math.inf
+    assert by_noise([(1, 20.0), (1, None)]) is None
