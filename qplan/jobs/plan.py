@@ -204,6 +204,7 @@ def _larger(plan: Plan, found: Setting, ground: Ground) -> tuple[Plan, ...]:
                 wanted,
                 unfolded=ground.unfolded,
                 time_limit_s=_LARGER_TIME_LIMIT_S,
+                prices_logits_rule=False,
             )
         except InfeasibleError:
             continue
