@@ -20,6 +20,7 @@ from qplan.run.provenance import Provenance
 from qplan.run.verification import Verification
 from qplan.settings import Say
 
+
 @dataclass(frozen=True)
 class Reported:
     """Paths of the written reports."""

@@ -62,8 +62,8 @@ def make_plan(
         ceilings: limits on other losses, on RAM, on time.
         minimize: a cost to minimize before the loss, e.g. bytes; among the cheapest plans the loss is then minimized.
         time_limit_s: for each of two solves; the solver report of a plan says if it was not proved optimal in time.
-        prices_logits_rule: whether to solve once more without the logits rule; False leaves its price at 0, for plans of
-            which only formats, sizes and losses are looked at.
+        prices_logits_rule: whether to solve once more without the logits rule; False leaves its price at 0, for plans
+            of which only formats, sizes and losses are looked at.
 
     Raises:
         InputError: a pattern matches nothing, or a tensor has no measured format that is allowed.

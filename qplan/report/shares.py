@@ -18,7 +18,7 @@ def is_same(share: float | None) -> bool:
 
 
 def loss_share(share: float | None, words: Words) -> str:
-    """What stands before "the loss of": ``a tenth of``, ``0.17×``."""
+    """What stands before "the loss of": ``a tenth of``, or a quotient."""
     named = {
         2: words("half"),
         3: words("a third of"),

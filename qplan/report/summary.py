@@ -171,19 +171,18 @@ def _sentence(own: Contender, like: Contender | None, base: Contender | None, wo
     if base is None:
         return words("{start}.", start=start)
     share = quotient(own.total_bytes, base.total_bytes)
-    same, said = is_same(share), {"start": start, "share": notation.ratio(share), "base": base.label}
+    said = {"start": start, "share": notation.ratio(share), "base": base.label}
     if like is None or quotient(own.loss_nats, like.loss_nats) is None:
-        if same:
-            return words("{start}, the same size as uniform {base}.", **said)
-        return words("{start}, at {share} the bytes of uniform {base}.", **said)
-    if max(own.loss_nats or 0.0, like.loss_nats or 0.0) < NOTHING_NATS:
-        if same:
-            return words("{start}: no more loss than uniform {base}, at the same size.", **said)
-        return words("{start}: no more loss than uniform {base}, at {share} its bytes.", **said)
-    said["lost"] = loss_share(quotient(own.loss_nats, like.loss_nats), words)
-    if same:
-        return words("{start}: {lost} the loss of uniform {base} at the same size.", **said)
-    return words("{start}: {lost} the loss of uniform {base} at {share} its bytes.", **said)
+        same = words("{start}, the same size as uniform {base}.", **said)
+        other = words("{start}, at {share} the bytes of uniform {base}.", **said)
+    elif max(own.loss_nats or 0.0, like.loss_nats or 0.0) < NOTHING_NATS:
+        same = words("{start}: no more loss than uniform {base}, at the same size.", **said)
+        other = words("{start}: no more loss than uniform {base}, at {share} its bytes.", **said)
+    else:
+        said["lost"] = loss_share(quotient(own.loss_nats, like.loss_nats), words)
+        same = words("{start}: {lost} the loss of uniform {base} at the same size.", **said)
+        other = words("{start}: {lost} the loss of uniform {base} at {share} its bytes.", **said)
+    return same if is_same(share) else other
 
 
 def _against_rival(own: Contender, rival: Contender | None, base: Contender | None, words: Words) -> str:
