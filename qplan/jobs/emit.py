@@ -328,7 +328,7 @@ def _prove(
 ) -> tuple[Plan, Verification]:
     """Build and verify the plan. If ``gain`` is given, the built model's speed decides its ``dynamic_option``."""
     model = PlanFolder(job.folder).model
-    job.stages.visit(BUILDING, "plan: building")
+    job.stages.visit(BUILDING)
     bench.build(plan.formats, model, _runtime(plan), job.rounder)
     sound = folder_check(model, bench.target.engine)
     if not sound.passed:

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from qplan.report import svg
 
-_WIDTH, _WIDE_WIDTH, _HEIGHT = 8.0, 14.0, 15.0
+_WIDTH, _WIDE_WIDTH, _HEIGHT = 10.0, 17.0, 16.0
 """Size of a character of a name, and of a Chinese one, px, at the size that narrow pages set."""
 
 _AROUND: tuple[tuple[float, float, str | None], ...] = (

@@ -247,15 +247,11 @@ def taken(took: Took, words: Words = ENGLISH) -> str:
     values = {
         "command": f"qplan {took.command}",
         "time": spell_time(took.seconds),
-        "own": notation.size(took.own_bytes),
-        "child": notation.size(took.child_bytes),
+        "memory": notation.size(took.peak_bytes),
     }
     if took.resumed:
-        return words(
-            "{command}: {time} since it was last resumed, {own} of memory at most; engine and exporter {child}",
-            **values,
-        )
-    return words("{command}: {time}, {own} of memory at most; engine and exporter {child}", **values)
+        return words("{command}: {time} since it was last resumed, a process took {memory} of memory at most", **values)
+    return words("{command}: {time}, a process took {memory} of memory at most", **values)
 
 
 def price_of_the_logits_rule(plan: Plan, words: Words = ENGLISH) -> str:

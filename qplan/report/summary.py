@@ -268,7 +268,7 @@ def _felt_tiles(own: Contender, base: Contender | None, words: Words) -> list[Ti
 
 def _share_of(share: float, base: str, words: Words) -> str:
     if is_same(share):
-        return words("as uniform {base}", base=base)
+        return words("same as uniform {base}", base=base)
     return words("{share} uniform {base}", share=notation.ratio(share), base=base)
 
 

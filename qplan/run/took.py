@@ -25,10 +25,8 @@ class Took:
     """``analyze`` or ``emit``."""
     seconds: float
     """Of the process that ended it: what an interrupted one did before is not counted."""
-    own_bytes: int
-    """Peak resident memory of qplan's process."""
-    child_bytes: int
-    """The same of the largest process that it started: the engine's, or the exporter's."""
+    peak_bytes: int
+    """Peak resident memory of the largest process: qplan's own, the engine's or the exporter's."""
     resumed: bool = False
     """Whether it went on with what an interrupted process had done."""
 
@@ -38,8 +36,8 @@ class Took:
         return cls(
             command=command,
             seconds=time.monotonic() - begun_s,
-            own_bytes=_peak(resource.RUSAGE_SELF),
-            child_bytes=_peak(resource.RUSAGE_CHILDREN),
+            # a child's counts that of its parent when it was started, so the two cannot be told apart
+            peak_bytes=max(map(_peak, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))),
             resumed=resumed,
         )
 

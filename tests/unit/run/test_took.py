@@ -14,12 +14,12 @@ from qplan.run.took import Took
 def test_time_and_memory_are_measured() -> None:
     took = Took.since(time.monotonic() - 5, "emit", resumed=True)
     assert took.seconds >= 5
-    assert took.own_bytes > 10_000_000  # Python alone takes as much
+    assert took.peak_bytes > 10_000_000  # Python alone takes as much
     assert took.resumed
 
 
 def test_it_is_read_as_it_was_written(tmp_path: Path) -> None:
-    took = Took(command="analyze", seconds=12.5, own_bytes=3, child_bytes=4)
+    took = Took(command="analyze", seconds=12.5, peak_bytes=3)
     took.write(tmp_path / "took.json", "ab")
     assert Took.read(tmp_path / "took.json") == took
 
