@@ -43,6 +43,7 @@ def command(
         qplan demo --budget int4
     """
     wanted = PlanRequest(budgets=parse_budgets([budget]))
+    say("the embedded model, 3 million parameters: analyze, plan, build and prove; minutes on two cores")
     # torch and transformers take seconds to import: not for --help, nor for a wrong word
     import qplan.demo  # noqa: PLC0415
     from qplan.cli.tables import sensitivity_table  # noqa: PLC0415

@@ -9,7 +9,7 @@ from dataclasses import replace
 from qplan.card import ModelCard
 from qplan.cost.file_bytes import FixedBytes, file_bytes, record_bytes
 from qplan.cost.footprint import footprint
-from qplan.errors import QplanError
+from qplan.errors import UnsolvedError
 from qplan.formats import FP16, QuantFormat
 from qplan.notes import Note, note
 from qplan.planner.budget import Budget, ResolvedBudget
@@ -68,7 +68,7 @@ def make_plan(
     Raises:
         InputError: a pattern matches nothing, or a tensor has no measured format that is allowed.
         InfeasibleError: no plan satisfies the limits; the message gives the smallest that does.
-        QplanError: no plan was found in time.
+        UnsolvedError: no plan was found in time.
     """
     rules = rules or Rules()
     table, sensitivity_sha256 = rules.seen(table), table.sha256
@@ -100,7 +100,7 @@ def make_plan(
     if not solution.picks:
         asked = "the limits" if budget is None else budget.text
         msg = f"no plan within {asked} was found in {time_limit_s:g} s; raise the budget or the time limit"
-        raise QplanError(msg)
+        raise UnsolvedError(msg)
     formats = member_formats(problem, unlimited or widened(problem, solution.picks), card)
     files = file_bytes(card, formats, fixed)
     # uniform exports are rounded to nearest, so losses of better integers do not apply to them
