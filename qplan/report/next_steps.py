@@ -57,11 +57,10 @@ def _others(plan: Plan, frontier: Frontier) -> list[FrontierPoint]:
 
 def _other(point: FrontierPoint, plan: Plan, words: Words) -> Step:
     budget = f"{point.total_bytes / 1e6:.3g}MB" if point.total_bytes < 1e9 else f"{point.total_bytes / 1e9:.4g}GB"
-    said = words(
-        "{size} of files, predicted to lose {lost} what this plan loses:"
-        if point.total_bytes > plan.files.total
-        else "Smaller, {size} of files, predicted to lose {lost} what this plan loses:",
-        size=notation.size(point.total_bytes),
-        lost=loss_share(point.joint_nats / plan.predicted_nats if plan.predicted_nats else None, words),
-    )
+    share = point.joint_nats / plan.predicted_nats if plan.predicted_nats else None
+    values = {"size": notation.size(point.total_bytes), "lost": loss_share(share, words)}
+    if point.total_bytes > plan.files.total:
+        said = words("Larger, {size} of files, predicted to lose {lost} what this plan loses:", **values)
+    else:
+        said = words("Smaller, {size} of files, predicted to lose {lost} what this plan loses:", **values)
     return Step(said, f"qplan emit --budget {budget} --run ..")
