@@ -1,10 +1,11 @@
 # `make demo` and `make test` are the two commands of the README, `make check` is for those who work on qplan;
-# each sets up .venv on first use.
+# each sets up .venv on first use: the demo what it runs on, the others what developers need besides.
 PYTHON ?= python3
 BIN := .venv/bin
+INSTALL := $(BIN)/pip install --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: demo check test tests lab notebooks docs lint clean
-demo: .venv/installed
+demo: .venv/runtime
 	$(BIN)/qplan demo
 
 # a file's tests share models that they build once: a worker takes whole files and below 1 GB; in their order, since those
@@ -40,10 +41,14 @@ lint: .venv/installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-.venv/installed: pyproject.toml constraints.txt
+.venv/runtime: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "qplan needs Python 3.11 or newer; set PYTHON=")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(INSTALL) --editable .
+	touch $@
+
+.venv/installed: .venv/runtime
+	$(INSTALL) --editable '.[dev]'
 	touch $@
 
 clean:

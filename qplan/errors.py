@@ -28,6 +28,12 @@ class InfeasibleError(QplanError):
     exit_code = 3
 
 
+class UnsolvedError(QplanError):
+    """The solver found no plan in the time that it had, and did not prove that there is none."""
+
+    exit_code = 3
+
+
 class StaleArtifactError(QplanError):
     """An artifact was made from other inputs (model, calibration, formats) or by a newer qplan."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Literal, TypeVar, get_args
+from typing import Literal, Protocol, TypeVar, get_args, runtime_checkable
 
 from qplan.errors import InputError
 
@@ -67,6 +67,18 @@ Say = Callable[[str], None]
 
 Progress = Callable[[int, int], None]
 """Called after each part of a long step with the number of parts done and the number of all parts."""
+
+
+@runtime_checkable
+class StageProgress(Protocol):
+    """A `Progress` that also shows which stage runs."""
+
+    def __call__(self, done: int, total: int, /) -> None:
+        """Take the number of parts done, and of all."""
+
+    def stage(self, name: str) -> None:
+        """Take the name of the stage that runs, with its place among all."""
+
 
 Visit = Callable[[str, str], Progress]
 """Called with the name of a stage and a line about the piece of it that begins; gives the progress of that piece."""

@@ -125,5 +125,13 @@ def predicted_loss(table: SensitivityTable, run: RunFolder, fixed: FixedBytes, w
     """
     limits: tuple[Ceiling | ResourceLimit, ...] = (*wanted.limits(table, run), *wanted.loss_ceilings(table))
     minimize = wanted.minimize(table, run)
-    plan = make_plan(table, wanted.budgets, fixed, rules=wanted.rules, ceilings=limits, minimize=minimize)
+    plan = make_plan(
+        table,
+        wanted.budgets,
+        fixed,
+        rules=wanted.rules,
+        ceilings=limits,
+        minimize=minimize,
+        prices_logits_rule=False,
+    )
     return plan.predicted_nats

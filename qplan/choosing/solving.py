@@ -30,6 +30,7 @@ def solved(
     *,
     unfolded: FixedBytes | None,
     time_limit_s: float = TIME_LIMIT_S,
+    prices_logits_rule: bool = True,
 ) -> Plan:
     """The best plan under a table's memory setting.
 
@@ -43,6 +44,7 @@ def solved(
         wanted: budgets, limits and rules.
         unfolded: fixed bytes of the model before folding; None if it was not exported.
         time_limit_s: for each of two solves.
+        prices_logits_rule: as for `qplan.planner.planning.make_plan`.
 
     Raises:
         InputError: a pattern that matches nothing, or no device profile where one is needed.
@@ -54,7 +56,14 @@ def solved(
 
     def solve(rules: Rules) -> Plan:
         plan = make_plan(
-            table, wanted.budgets, fixed, rules=rules, ceilings=limits, minimize=minimize, time_limit_s=time_limit_s
+            table,
+            wanted.budgets,
+            fixed,
+            rules=rules,
+            ceilings=limits,
+            minimize=minimize,
+            time_limit_s=time_limit_s,
+            prices_logits_rule=prices_logits_rule,
         )
         return plan.noted(*parity_notes(wanted.budgets, rules, table))
 

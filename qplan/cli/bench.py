@@ -63,7 +63,7 @@ def command(
     from qplan.jobs.bench import check_bench, run_bench  # noqa: PLC0415 - NumPy: not for --help
 
     check_bench(options)
-    with progress_bar("measuring") as progress:
+    with progress_bar("measuring logits", "sequences") as progress:
         found = run_bench(options, say, progress)
     answer(folder=str(folder), reference=reference, **asdict(found))
     out.print(bench_table(found, str(folder), reference))

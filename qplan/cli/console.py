@@ -206,15 +206,21 @@ def remarked(kind: type[Warning]) -> Iterator[None]:
 
 
 @contextmanager
-def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
-    """Yield a function that shows ``completed`` of ``total`` with the time left: a bar, or lines in a log file."""
+def progress_bar(label: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield a function that shows ``completed`` of ``total`` with the time left: a bar, or lines in a log file.
+
+    Args:
+        label: what is done.
+        unit: what is counted, in the plural.
+    """
     if not err.is_terminal:
-        yield _lines(label)
+        yield _lines(label, unit)
         return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
+        TextColumn(unit),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
@@ -235,30 +241,66 @@ def progress_bar(label: str) -> Iterator[Callable[[int, int], None]]:
 
 
 @contextmanager
-def work_bar(label: str) -> Iterator[Callable[[int, int], None]]:
+def work_bar(label: str) -> Iterator[WorkProgress]:
     """The same for work that is counted in expected milliseconds, see `qplan.jobs.stages`: in percent of all of it.
+
+    The stage that runs stands beside the label.
 
     Where nothing is expected of a command, its stages count their parts, and each has its own percent and time left.
     """
     pace = Pace(time.monotonic)
     if not err.is_terminal:
-        yield _work_lines(label, pace)
+        yield WorkLines(label, pace)
         return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
+        TextColumn("{task.percentage:>3.0f} % of all"),
         TimeElapsedColumn(),
         TextColumn("{task.fields[left]}"),
     )
     with Progress(*columns, console=err, transient=True, refresh_per_second=4) as bar:
-        task = bar.add_task(label, total=None, left="")
+        yield WorkBar(label, pace, bar)
 
-        def tell(completed: int, total: int) -> None:
-            pace.see(completed, total)
-            bar.update(task, completed=completed, total=total, left=pace.left())
 
-        yield tell
+class WorkProgress:
+    """Shows how much of all work is done, and which stage of it runs."""
+
+    def __init__(self, label: str, pace: Pace) -> None:
+        """Take what is done, and what watches its speed."""
+        self.label, self.pace, self.name = label, pace, ""
+
+    def __call__(self, completed: int, total: int, /) -> None:
+        """Show it."""
+        self.pace.see(completed, total)
+
+    def stage(self, name: str) -> None:
+        """Take the name of the stage that runs."""
+        self.name = name
+
+    @property
+    def described(self) -> str:
+        """What is done, with the stage that runs."""
+        return f"{self.label}, {self.name}" if self.name else self.label
+
+
+class WorkBar(WorkProgress):
+    """As a bar in a terminal."""
+
+    def __init__(self, label: str, pace: Pace, bar: Progress) -> None:
+        """Add a task to a bar."""
+        super().__init__(label, pace)
+        self._bar, self._task = bar, bar.add_task(label, total=None, left="")
+
+    def __call__(self, completed: int, total: int, /) -> None:
+        """Move the bar."""
+        super().__call__(completed, total)
+        self._bar.update(self._task, completed=completed, total=total, left=self.pace.left())
+
+    def stage(self, name: str) -> None:
+        """Write the stage before the bar."""
+        super().stage(name)
+        self._bar.update(self._task, description=self.described)
 
 
 class Pace:
@@ -296,25 +338,29 @@ class Pace:
         return f"about {spell_time(left)} left" if left and self._seen < self._total else ""
 
 
-def _work_lines(label: str, pace: Pace) -> Callable[[int, int], None]:
-    """Print a line every twentieth of the way, but no more often than `LINE_S`."""
-    began, told, shown = time.monotonic(), time.monotonic(), 0
+class WorkLines(WorkProgress):
+    """As lines in a log file: every twentieth of the way, but no more often than `LINE_S`."""
 
-    def tell(completed: int, total: int) -> None:
-        nonlocal told, shown
-        pace.see(completed, total)
+    def __init__(self, label: str, pace: Pace) -> None:
+        """Begin to count the time."""
+        super().__init__(label, pace)
+        self._began = self._told = time.monotonic()
+        self._shown = 0
+
+    def __call__(self, completed: int, total: int, /) -> None:
+        """Print a line if it is time for one."""
+        super().__call__(completed, total)
         now, step = time.monotonic(), 20 * completed // max(1, total)
-        if step < shown:
-            shown = 0
-        if step > shown and now - told >= LINE_S:
-            shown, told = step, now
-            words = [f"{label}: {100 * completed / max(1, total):.0f} %", spell_time(now - began), pace.left()]
+        if step < self._shown:
+            self._shown = 0
+        if step > self._shown and now - self._told >= LINE_S:
+            self._shown, self._told = step, now
+            share = f"{100 * completed / max(1, total):.0f} % of all"
+            words = [f"{self.described}: {share}", spell_time(now - self._began), self.pace.left()]
             err.print(", ".join(filter(None, words)), soft_wrap=True)
 
-    return tell
 
-
-def _lines(label: str) -> Callable[[int, int], None]:
+def _lines(label: str, unit: str) -> Callable[[int, int], None]:
     """Print a line every tenth of the way, and none for a stage that is over at once."""
     began, shown, told, expected = time.monotonic(), 0, 0.0, 0
 
@@ -328,6 +374,6 @@ def _lines(label: str) -> Callable[[int, int], None]:
             shown, told = tenth, now
             spent = now - began
             left = f", about {spent * (total - completed) / completed:.0f} s left" if completed < total else ""
-            err.print(f"{label}: {completed} of {total}, {spent:.0f} s{left}", soft_wrap=True)
+            err.print(f"{label}: {completed} of {total} {unit}, {spent:.0f} s{left}", soft_wrap=True)
 
     return tell

@@ -43,6 +43,7 @@ def command(
         qplan demo --budget int4
     """
     wanted = PlanRequest(budgets=parse_budgets([budget]))
+    say("the embedded model, 3 million parameters: analyze, plan, build and prove; minutes on two cores")
     # torch and transformers take seconds to import: not for --help, nor for a wrong word
     import qplan.demo  # noqa: PLC0415
     from qplan.cli.tables import sensitivity_table  # noqa: PLC0415
@@ -52,11 +53,11 @@ def command(
     home = Path(qplan.demo.__file__).parent
     run = tidied(RunFolder(folder / "stdlib-3m"))
     analysis = AnalyzeOptions(model=str(home / "stdlib-3m"), samples=SAMPLES, seq_len=SEQ_LEN)
-    with work_bar("analyzing") as progress:
+    with work_bar("1 of 2, analyzing") as progress:
         table = run_analyze(analysis, run, say, progress)
     answer(analysis=analysis_document(table, run.sensitivity))
     out.print(sensitivity_table(table))
-    with work_bar("emitting") as progress:
+    with work_bar("2 of 2, planning and building") as progress:
         options = EmitOptions(wanted=wanted, text=str(home / "heldout.txt"), language=lang)
         emitted = run_emit(options, run, say, progress, command_line())
     show(emitted)

@@ -236,7 +236,7 @@ def command(
 
         show_forecast(expect_emit(emission_of(options, home), measure=True))
         return
-    with work_bar("emitting") as progress:
+    with work_bar("planning and building") as progress:
         emitted = run_emit(options, home, say, progress, command_line())
     show(emitted)
 

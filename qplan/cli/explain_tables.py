@@ -21,8 +21,10 @@ def overview(explanations: Sequence[Explanation], budget: str) -> Table:
         ("tensor", "format", "loss", "narrower", "loses/MB", "wider", "saves/MB"),
         left=("tensor", "format", "narrower", "wider"),
         heading=f"Plan for {budget}: one more MB of budget is worth {notation.loss(price)} nats/token",
-        note="a narrower format should lose more than that per MB, a wider one save less (where not, whole bytes or "
-        "another limit decide); ◁ is the next best choice",
+        note="loss: KL in nats per token. narrower, loses/MB: the best smaller format, and what it loses more for "
+        "each MB that it saves; wider, saves/MB: the best larger format, and what it loses less for each MB more. "
+        "A format is kept while the narrower loses more per MB than the price above and the wider saves less; where "
+        "not, whole bytes or another limit decide. ◁: what would change first",
     )
     for explanation in explanations:
         chosen = explanation.chosen
@@ -53,8 +55,9 @@ def details(explanation: Explanation) -> Table:
         ("format", "bytes", "nats/token", "per MB", "at price", ""),
         left=("format", ""),
         heading=f"{explanation.tensor}: one more MB of budget is worth {notation.loss(price)} nats/token",
-        note="per MB: loss saved by a byte more or added by a byte less than planned, times 10^6; "
-        "at price: loss plus bytes at what the budget pays, above the cheapest format's",
+        note="per MB: what a larger format loses less for each MB more than the planned one, or a smaller one loses "
+        "more for each MB that it saves. at price: loss, and bytes at the price above, beyond those of the best "
+        "format; the plan takes the best where whole bytes and other limits let it",
         gap=3,
     )
     for option in explanation.alternatives:

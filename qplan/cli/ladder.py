@@ -98,7 +98,7 @@ def command(
     # torch and transformers take seconds to import: not for a wrong word
     from qplan.verify.climb import run_ladder  # noqa: PLC0415
 
-    with progress_bar("FP32 reference") as progress:
+    with progress_bar("FP32 reference", "sequences") as progress:
         climbed = run_ladder(options, say, progress)
     show(climbed)
 

@@ -55,7 +55,7 @@ def command(
     # torch takes seconds to import: not for a wrong word
     from qplan.jobs.profile import run_profile  # noqa: PLC0415
 
-    with progress_bar("timing") as progress:
+    with progress_bar("timing formats of ops", "models") as progress:
         measured = run_profile(home, options, llmexport, say, progress)
     answer(**profile_document(measured, home.device))
     out.print(_table(measured))

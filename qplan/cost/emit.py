@@ -26,7 +26,7 @@ from qplan.settings import Precision
 from qplan.tensors import TensorSpec
 from qplan.uniform import COMPARED
 
-LOADING, EXPORTING, REFERENCE, GATE = "loading", "export of the graph", "FP32 reference", "gate: FP16 on the engine"
+LOADING, EXPORTING, REFERENCE, GATE = "loading", "exporting the graph", "FP32 reference", "FP16 on the engine"
 KEEPING, ROUNDING, COMPARING = "FP32 reference for planning", "choosing integers", "whole models: plan and uniform"
 REPAIRING, ACTIVATIONS = "promotions and demotions", "int8 activations per token and per block"
 TUNING, JUDGING = "fitting the plan's integers in order", "whole models: integers fitted in order"

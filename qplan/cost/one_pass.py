@@ -135,7 +135,7 @@ class OnePassCost:
         memory += self._held
         disk = _FLOAT * sum(given.width**2 for given in shape.inputs) if asked.fit else 0.0
         disk += _FLOAT * asked.kept * shape.hidden * len(shape.layers)
-        return self._stage("there: what goes through all layers", layers, memory, disk)
+        return self._stage("forward through all layers", layers, memory, disk)
 
     def _through(self, layer: Sequence[Input], tokens: int) -> Work:
         """A layer on the way there: products of what does not go back may be of bfloat16."""
@@ -170,7 +170,7 @@ class OnePassCost:
         head_memory = self._head_memory() + self._read(shape.head.weights) * (1.5 if asked.half else 1.0)
         memory = max(head_memory, *(self._layer_memory(layer) for layer in shape.layers))
         memory += WORKING_BYTES + _FLOAT * asked.kept * shape.hidden * (4 if shape.tied else 2)
-        return self._stage("back: folds and losses", parts, memory, self._judges(), at_once=2)
+        return self._stage("backward through all layers", parts, memory, self._judges(), at_once=2)
 
     def _gradients(self, flops: float) -> Work:
         """Products that gradients at linears' inputs are."""
@@ -236,7 +236,7 @@ class OnePassCost:
         work = self._all_forward(tokens).times(passes)
         held = _FLOAT * (passes * tokens * shape.hidden + _FEW_COPIES * batch * shape.head.outputs)
         memory = WORKING_BYTES + held + self._batch() + self._read(shape.head.weights)
-        return self._stage("embedding: its formats", [work], memory)
+        return self._stage("embedding", [work], memory)
 
     def _measuring(self) -> ExpectedStage:
         tokens, shape = self.asked.judged, self.shape

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import torch
 
-from qplan.artifact import remove_folder
+from qplan.artifact import is_there, remove_folder
 from qplan.calibration import check_chat_template, check_ids, load_text, tokenize
 from qplan.cost.file_bytes import estimate_fixed
 from qplan.folding.decide import run_fold
@@ -31,6 +32,7 @@ from qplan.run.calibration import CalibrationSet
 from qplan.run.folder import RunFolder
 from qplan.run.lock import alone_in_run
 from qplan.run.table import SensitivityTable
+from qplan.run.took import Took
 from qplan.sensitivity.analysis import Analysis, open_analysis
 from qplan.sensitivity.embedding import measure_embedding
 from qplan.sensitivity.gradient import estimate
@@ -51,8 +53,13 @@ def run_analyze(options: AnalyzeOptions, run: RunFolder, say: Say, progress: Pro
         MeasurementError: a measurement is impossible.
     """
     check_analyze(options)
+    begun, known = time.monotonic(), run.is_finished and is_there(run.took) and not options.restart
+    resumed = is_there(run.journal) and not options.restart
     with workers_at(options.ray, run, local_folder(options.model), say) as workers:
-        return _analyze(options, run if workers is None else run.from_anywhere(), workers, say, progress)
+        table = _analyze(options, run if workers is None else run.from_anywhere(), workers, say, progress)
+    if not known:  # what a finished analysis took is not what it takes to look at it again
+        Took.since(begun, "analyze", resumed=resumed).write(run.took, table.model.sha256)
+    return table
 
 
 def _analyze(

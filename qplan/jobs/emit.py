@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -50,6 +51,7 @@ from qplan.run.plan import Plan
 from qplan.run.plan_folder import PlanFolder
 from qplan.run.provenance import Provenance
 from qplan.run.table import SensitivityTable
+from qplan.run.took import Took
 from qplan.run.verification import Check, Verification
 from qplan.sensitivity.kept_logits import kept_logits
 from qplan.settings import Progress, Say
@@ -65,6 +67,7 @@ from qplan.verify.option_by_speed import option_by_speed
 from qplan.verify.parity import timed_by_turns
 from qplan.verify.prove import gate, prove
 from qplan.verify.reference import stored_logits
+from qplan.verify.samples import sample_texts
 from qplan.verify.uniform_builds import uniform_builds
 
 PLANNING_TOKENS = 2048
@@ -138,6 +141,7 @@ def emission_of(options: EmitOptions, run: RunFolder) -> Emission:
 def _emit(
     options: EmitOptions, run: RunFolder, say: Say, progress: Progress, command: str, *, workers: Workers | None
 ) -> Emitted:
+    begun = time.monotonic()
     emission = emission_of(options, run)
     options, given, table, calibration = emission.options, emission.given, emission.table, emission.calibration
     if given is not None:
@@ -179,6 +183,7 @@ def _emit(
             stages=stages,
             jobs=default_jobs(),
             caches=cache_menu(options.wanted, table, options.target.engine),
+            begun_s=begun,
         )
         emitted = _plan_and_build(job, judged, command) if options.build else _plan_only(job, command)
     stages.end()
@@ -304,7 +309,8 @@ def _reported(
     """Write the report and return the result."""
     analysis = SensitivityTable.read(job.run.sensitivity)
     made = PlannedOn(plan, job.plan_path, job.run, engine_of(plan), job.table, analysis.sha256)
-    provenance = Provenance(commands=(command, exportable.command))
+    own, analyzed = Took.since(job.begun_s, "emit"), Took.read(job.run.took)
+    provenance = Provenance(commands=(command, exportable.command), took=tuple(filter(None, (analyzed, own))))
     report_plan(
         made, verification, provenance=provenance, language=job.options.language, say=job.stages.teller(REPORTING)
     )
@@ -322,7 +328,7 @@ def _prove(
 ) -> tuple[Plan, Verification]:
     """Build and verify the plan. If ``gain`` is given, the built model's speed decides its ``dynamic_option``."""
     model = PlanFolder(job.folder).model
-    job.stages.visit(BUILDING, "plan: building")
+    job.stages.visit(BUILDING)
     bench.build(plan.formats, model, _runtime(plan), job.rounder)
     sound = folder_check(model, bench.target.engine)
     if not sound.passed:
@@ -337,6 +343,7 @@ def _prove(
             set_runtime(model, _runtime(plan))
             plan = with_note_on_losses(as_shipped(plan, job.table), job.table)
             plan.write(job.plan_path)
+        samples = sample_texts(bench, plan, model, builds)
         verification = prove(
             bench,
             plan,
@@ -348,6 +355,7 @@ def _prove(
             builds=builds,
             rivals=job.options.rivals,
         )
+    verification = replace(verification, samples=samples)
     if job.options.engine is not None:
         expected = stored_logits(job.rounder, plan.formats, bench.token_ids)
         more = engine_checks(model, job.options.target, bench.token_ids, expected)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -88,6 +89,8 @@ class EmitJob:
     """Tensors to round at a time."""
     caches: CacheMenu | None = None
     """The KV caches that the plan may have; None without a context."""
+    begun_s: float = field(default_factory=time.monotonic)
+    """When the emit began, by `time.monotonic`."""
     measure_cache: Callable[[KvMode], KvLoss] | None = None
     """Measures what one loses; None where nothing is built."""
 

@@ -21,7 +21,6 @@ from qplan.formats import FP16
 from qplan.jobs.cache import cache_menu, context_of
 from qplan.jobs.options import EmitOptions
 from qplan.jobs.outlook import Outlook, on_this_machine
-from qplan.jobs.report import COARSE_POINTS
 from qplan.mnn.build.exporter_source import find_exporter
 from qplan.mnn.build.left_out import kept_of, whole_bytes
 from qplan.model.door import check_folder
@@ -33,6 +32,7 @@ from qplan.run.baselines import baseline_path, is_measured
 from qplan.run.calibration import CalibrationSet
 from qplan.run.fold import fold_of
 from qplan.run.folder import RunFolder
+from qplan.run.frontier import POINTS
 from qplan.run.skeleton_record import SkeletonRecord
 from qplan.run.table import SensitivityTable
 from qplan.settings import MEMORIES
@@ -182,7 +182,7 @@ class Emission:
             export_bytes=whole_bytes(self.folders[0]) if kept is None else kept.peak_bytes,
             rivals=options.rivals if self.given is None else min(options.rivals, len(self.given.plan.rivals)),
             compared=max(PlanningContext.rivals, options.rivals),
-            budgets=COARSE_POINTS,
+            budgets=POINTS,
             build=options.build,
             cache_tokens=self.cache_tokens,
             cache_steps=STEPS,

@@ -46,7 +46,7 @@ DRAWN = 64
 """Output features of every tensor that losses are estimated from. A loss is then known to 8 % (standard deviation of
 the logarithm on a trained model of 8 million parameters), where the second order itself leaves 12 % (`FORM_ERROR`)."""
 
-EMBEDDING_TOLD = "the untied embedding: whole models with its rows in each format"
+EMBEDDING_TOLD = "whole models with the untied embedding in each format"
 
 WITNESS_TOKENS = 4096
 """Most tokens of the calibration's `fit` windows that scales are fitted to."""
@@ -290,7 +290,7 @@ def _passes(job: _Job, analysis: Analysis) -> _Found:
         remove_folder(between.folder)
         turned = False
     more = ", second moments of all inputs" if gather else ""
-    progress = job.stages.begin("there", f"there: {sum(b.numel() for b in way.batches)} tokens{more}")
+    progress = job.stages.begin("forward", f"{sum(b.numel() for b in way.batches)} tokens{more}")
     if gather:
         moments = gather_on_the_way(way, len(judged), folder, inputs=inputs, progress=progress)
         judge = replace(judge, key_of=moments.key_of)
@@ -315,8 +315,8 @@ def _passes(job: _Job, analysis: Analysis) -> _Found:
         drawn=one.views.drawn_of,
         half=half,
     )
-    told = f"back: folds and losses of {len(job.options.formats)} formats, {DRAWN} output features of each tensor"
-    one.run(back, job.stages.begin("back", told))
+    told = f"folds and losses of {len(job.options.formats)} formats, {DRAWN} output features of each tensor"
+    one.run(back, job.stages.begin("backward", told))
     return _Found(one, moments, judge, back.lookups[len(judged) :])
 
 

@@ -16,7 +16,7 @@ from qplan.choosing.retarget import retarget_rules, retarget_table
 from qplan.choosing.sizes import run_fixed_bytes, unfolded_fixed_bytes
 from qplan.choosing.solving import solved, with_notes_of
 from qplan.cost.file_bytes import FixedBytes
-from qplan.errors import InfeasibleError, InputError
+from qplan.errors import InfeasibleError, InputError, UnsolvedError
 from qplan.formats import applies
 from qplan.jobs.checks import check_option, check_profiled
 from qplan.jobs.options import EmitOptions, PlanOptions
@@ -142,14 +142,7 @@ def solve_plan(
     for one in settings_to_weigh(table, wanted, options.dynamic_option):
         try:
             found, notes = _with_cache(one, options, ground, say)
-            plan = solved(
-                ground.run,
-                found.table,
-                ground.fixed,
-                found.wanted,
-                unfolded=ground.unfolded,
-                time_limit_s=time_limit_s,
-            )
+            plan = _solved(found, ground, time_limit_s)
         except InfeasibleError as error:
             refused = refused or error
             continue
@@ -167,6 +160,21 @@ def solve_plan(
         kv=found.wanted.cache,
     )
     return with_notes_of(plan, table, found.wanted.rules), found
+
+
+def _solved(found: Setting, ground: Ground, time_limit_s: float) -> Plan:
+    """The plan for a setting; on a busy machine, a short limit may be over before there is one."""
+
+    def within(limit_s: float) -> Plan:
+        table, wanted = found.table, found.wanted
+        return solved(ground.run, table, ground.fixed, wanted, unfolded=ground.unfolded, time_limit_s=limit_s)
+
+    try:
+        return within(time_limit_s)
+    except UnsolvedError:
+        if time_limit_s >= TIME_LIMIT_S:
+            raise
+        return within(TIME_LIMIT_S)
 
 
 def _with_cache(found: Setting, options: PlanOptions, ground: Ground, say: Say) -> tuple[Setting, tuple[Note, ...]]:
@@ -204,8 +212,9 @@ def _larger(plan: Plan, found: Setting, ground: Ground) -> tuple[Plan, ...]:
                 wanted,
                 unfolded=ground.unfolded,
                 time_limit_s=_LARGER_TIME_LIMIT_S,
+                prices_logits_rule=False,
             )
-        except InfeasibleError:
+        except (InfeasibleError, UnsolvedError):
             continue
         formats = tuple(one.formats.items())
         if one.predicted_nats <= _WORTH * plan.predicted_nats and formats not in known:

@@ -27,6 +27,7 @@ from qplan.run.plan_folder import PlanFolder
 from qplan.run.provenance import Provenance
 from qplan.run.skeleton_record import SkeletonRecord
 from qplan.run.table import SensitivityTable
+from qplan.run.took import Took
 from qplan.settings import Say
 
 
@@ -71,7 +72,8 @@ def run_plan_only(options: EmitOptions, run: RunFolder, say: Say, command: str) 
         table=table,
     )
     made = PlannedOn(plan, files.plan, run, engine_of(plan), table, analysis.sha256)
-    provenance = Provenance(commands=(command, exportable.command))
+    analyzed = Took.read(run.took)
+    provenance = Provenance(commands=(command, exportable.command), took=() if analyzed is None else (analyzed,))
     report_plan(made, None, provenance=provenance, language=options.language, say=say)
     return Emitted(files.folder, plan, None, exportable.command, exportable.problems)
 

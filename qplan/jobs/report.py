@@ -13,15 +13,12 @@ from qplan.planner.frontier import frontier, sweep_of
 from qplan.report.page import write_report
 from qplan.report.words import Language, words_of
 from qplan.run.folder import RunFolder
-from qplan.run.frontier import Frontier, find_frontier, write_frontier
+from qplan.run.frontier import POINTS, Frontier, find_frontier, write_frontier
 from qplan.run.plan_folder import PlanFolder
 from qplan.run.plans import FoundPlan, find_plan, newest_plan
 from qplan.run.provenance import Provenance
 from qplan.run.verification import Verification
 from qplan.settings import Say
-
-COARSE_POINTS = 16
-"""Budgets of a frontier that is solved for a report: enough for its slider, and takes seconds."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +79,8 @@ def run_report(name: str | None, run: RunFolder | None, language: Language, say:
 def plan_frontier(planned: PlannedOn, say: Say) -> Frontier:
     """The frontier under a plan's rules, for the report.
 
-    It is read from the run or the plan's folder if stored there for the same losses, rules and files. Otherwise a
-    coarse one is solved and stored in the plan's folder.
+    It is read from the run or the plan's folder if stored there for the same losses, rules and files. Otherwise it is
+    solved, at as many budgets as ``qplan frontier`` takes by default, and stored in the plan's folder.
     """
     fixed, rules, folder = planned.fixed, planned.rules, planned.path.parent
     limits = promised(rules, planned.losses, planned.run)
@@ -92,8 +89,8 @@ def plan_frontier(planned: PlannedOn, say: Say) -> Frontier:
     found = find_frontier((planned.run.frontier, folder), sweep)
     if found is not None:
         return found
-    say(f"other budgets: solving {COARSE_POINTS}")
-    swept = frontier(planned.table, fixed, rules=rules, points=COARSE_POINTS, promised=limits)
+    say(f"other budgets: solving {POINTS}")
+    swept = frontier(planned.table, fixed, rules=rules, promised=limits)
     write_frontier(folder, planned.losses, swept, sweep)
     return swept
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from qplan.cost.expected import Expected
-from qplan.settings import Progress, Say
+from qplan.cost.expected import Expected, ExpectedStage
+from qplan.settings import Progress, Say, StageProgress
 
 UNITS_PER_S = 1000
 """Units of the total in an expected second."""
@@ -48,7 +48,7 @@ class Stages:
                 msg = f"no stage {name!r} is expected after {stages[self._place].name if self._place >= 0 else 'none'}"
                 raise ValueError(msg)
             self._place = found
-            line = f"stage {found + 1} of {len(stages)}, {line}"
+            line = self._named(found, detail)
             self._tell(0.0)
         self.say(line)
         return self
@@ -63,7 +63,7 @@ class Stages:
         Returns:
             Progress of this piece alone: pieces add up.
         """
-        stages = () if self.expected is None else self.expected.stages
+        stages = self._stages
         place = next((place for place, stage in enumerate(stages) if stage.name.startswith(name)), None)
         if place is None:
             if detail:
@@ -71,7 +71,7 @@ class Stages:
             return self.show if self.expected is None else _untold
         line = detail
         if place not in self._done:
-            line = f"stage {place + 1} of {len(stages)}, {detail or name}"
+            line = self._named(place, detail)
         if line:
             self.say(line)
         before = self._done.setdefault(place, 0)
@@ -82,6 +82,19 @@ class Stages:
             self._turn(place, before + total)
 
         return tell
+
+    def _named(self, place: int, detail: str) -> str:
+        """The line that begins a stage, with its place and name, which the progress shows too."""
+        stages = self._stages
+        name = stages[place].name
+        head = f"stage {place + 1} of {len(stages)}, {name}"
+        if isinstance(self.show, StageProgress):
+            self.show.stage(head)
+        return head + (detail.removeprefix(name) if detail.startswith(name) else f": {detail}" if detail else "")
+
+    @property
+    def _stages(self) -> tuple[ExpectedStage, ...]:
+        return () if self.expected is None else self.expected.stages
 
     def teller(self, name: str) -> Say:
         """Say lines that begin pieces of a stage."""
@@ -107,6 +120,8 @@ class Stages:
     def _turn(self, place: int, known: int) -> None:
         """Show the total with the pieces of a stage, of whose parts so many are known of."""
         if self.expected is not None:
+            if place != self._place and isinstance(self.show, StageProgress):
+                self.show.stage(f"stage {place + 1} of {len(self._stages)}, {self._stages[place].name}")
             self._place = place
             units = self.expected.stages[place].units
             self._tell(min(1.0, self._done[place] / max(1, known, units)))

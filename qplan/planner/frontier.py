@@ -10,9 +10,11 @@ from dataclasses import asdict, replace
 import numpy as np
 
 from qplan.artifact import sha256_json
+from qplan.card import ModelCard
 from qplan.cost.file_bytes import FixedBytes, bits_per_weight, file_bytes
 from qplan.cost.footprint import footprint
 from qplan.errors import InfeasibleError, InputError
+from qplan.formats import QuantFormat
 from qplan.planner.budget import Budget
 from qplan.planner.limits import ResourceLimit
 from qplan.planner.planning import member_formats
@@ -107,7 +109,9 @@ def frontier(
             named.append(NamedPlan(name, point(widened(limited, solution.picks), solution)))
     named.sort(key=lambda plan: plan.point.total_bytes)
     found.sort(key=lambda point: point.total_bytes)
-    bends = knees([p.total_bytes for p in found], [p.joint_nats for p in found])
+    # where most weights are floats, a curve is about how many of them, and no bend of it is a place to stop at
+    rounded = [p for p in found if 2 * _float_weights(card, p.formats) <= sum(s.weights for s in card.planned)]
+    bends = knees([p.total_bytes for p in rounded], [p.joint_nats for p in rounded])
     marked = tuple(replace(point, knee=index in bends) for index, point in enumerate(found))
     uniform = _uniform(table, fixed, kl, rules)
     return Frontier(marked, uniform, time.perf_counter() - start, tuple(named))
@@ -140,6 +144,10 @@ def sweep_of(
     if promised:  # frontiers of before promised nothing
         given["promised"] = {name: [(one.name, one.limit) for one in limits] for name, limits in promised.items()}
     return Sweep(table.sha256, sha256_json(given))
+
+
+def _float_weights(card: ModelCard, formats: Mapping[str, QuantFormat]) -> int:
+    return sum(spec.weights for spec in card.planned if formats[spec.name].is_float)
 
 
 def _uniform(

@@ -9,7 +9,7 @@ from dataclasses import replace
 from qplan.card import ModelCard
 from qplan.cost.file_bytes import FixedBytes, file_bytes, record_bytes
 from qplan.cost.footprint import footprint
-from qplan.errors import QplanError
+from qplan.errors import UnsolvedError
 from qplan.formats import FP16, QuantFormat
 from qplan.notes import Note, note
 from qplan.planner.budget import Budget, ResolvedBudget
@@ -50,6 +50,7 @@ def make_plan(
     ceilings: Sequence[Ceiling | ResourceLimit] = (),
     minimize: Cost | None = None,
     time_limit_s: float = TIME_LIMIT_S,
+    prices_logits_rule: bool = True,
 ) -> Plan:
     """Make the plan with the least predicted loss whose files are no larger than the budget.
 
@@ -61,11 +62,13 @@ def make_plan(
         ceilings: limits on other losses, on RAM, on time.
         minimize: a cost to minimize before the loss, e.g. bytes; among the cheapest plans the loss is then minimized.
         time_limit_s: for each of two solves; the solver report of a plan says if it was not proved optimal in time.
+        prices_logits_rule: whether to solve once more without the logits rule; False leaves its price at 0, for plans
+            of which only formats, sizes and losses are looked at.
 
     Raises:
         InputError: a pattern matches nothing, or a tensor has no measured format that is allowed.
         InfeasibleError: no plan satisfies the limits; the message gives the smallest that does.
-        QplanError: no plan was found in time.
+        UnsolvedError: no plan was found in time.
     """
     rules = rules or Rules()
     table, sensitivity_sha256 = rules.seen(table), table.sha256
@@ -97,7 +100,7 @@ def make_plan(
     if not solution.picks:
         asked = "the limits" if budget is None else budget.text
         msg = f"no plan within {asked} was found in {time_limit_s:g} s; raise the budget or the time limit"
-        raise QplanError(msg)
+        raise UnsolvedError(msg)
     formats = member_formats(problem, unlimited or widened(problem, solution.picks), card)
     files = file_bytes(card, formats, fixed)
     # uniform exports are rounded to nearest, so losses of better integers do not apply to them
@@ -114,7 +117,7 @@ def make_plan(
         predicted_nats=predicted_nats(tensors, table),
         files=files,
         solver=_report(solution, cheapest),
-        logits=_logits_rule(problem, solution, time_limit_s),
+        logits=_logits_rule(problem, solution, time_limit_s, priced=prices_logits_rule),
         uniform=tuple(
             UniformPoint(
                 name,
@@ -257,9 +260,11 @@ def _report(solution: Solution, cheapest: Solution | None) -> SolverReport:
     )
 
 
-def _logits_rule(problem: Problem, solution: Solution, time_limit_s: float) -> LogitsRule:
+def _logits_rule(problem: Problem, solution: Solution, time_limit_s: float, *, priced: bool) -> LogitsRule:
     """What the logits rule costs, found by solving again without it; the head keeps its legal formats."""
-    free = solve(replace(problem, logits_bits=0).program(), known=[solution.picks], time_limit_s=time_limit_s)
+    free = solution
+    if priced:
+        free = solve(replace(problem, logits_bits=0).program(), known=[solution.picks], time_limit_s=time_limit_s)
     heads = [i for i, group in enumerate(problem.groups) if group.is_head]
     without = ", ".join(problem.groups[i].choices[free.picks[i]].format.name for i in heads)
     price = max(0.0, solution.objective - free.objective)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from qplan.report import notation, svg
+from qplan.report.labels import Box, Labels
 from qplan.report.log_grid import log_grid
 from qplan.report.summary import Contender, name_of
 from qplan.report.words import ENGLISH, Words
@@ -23,7 +24,8 @@ def predicted_vs_measured(models: Sequence[Contender], words: Words = ENGLISH) -
     if not shown:
         return None
     values = [v for m in shown for _, v in _marks(m)]
-    width, left, top = 450.0, 48.0, 30.0
+    longest = max(len(name_of(model, words)) for model in shown)
+    width, left, top = 450.0, max(48.0, 8.5 * longest), 30.0
     axis = svg.LogAxis.around(values, left + 14, width - 20, _DECADES)
     bottom = top + _ROW * len(shown)
     parts = [_legend(left + 14, words)]
@@ -100,7 +102,11 @@ def size_vs_loss(models: Sequence[Contender], words: Words = ENGLISH) -> Markup 
     points = [(m, across.place(m.total_bytes), up.place(m.loss_nats or 0.0)) for m in shown]
     uniform = sorted((x, y) for m, x, y in points if not m.is_plan)
     parts.append(svg.element("polyline", points=" ".join(f"{x:.1f},{y:.1f}" for x, y in uniform), class_="uniform"))
-    for model, x, y in sorted(points, key=lambda point: point[0].is_plan):
+    drawn = len(parts)
+    labels = Labels(Box(left, -2, width, bottom + 2))
+    labels.keep_free([(x, y) for _, x, y in points], 8)
+    names = []
+    for model, x, y in sorted(points, key=lambda point: not point[0].is_plan):
         about = (
             f"{name_of(model, words)}: {notation.size(model.total_bytes)}, {notation.loss(model.loss_nats)} nats/token"
         )
@@ -108,13 +114,12 @@ def size_vs_loss(models: Sequence[Contender], words: Words = ENGLISH) -> Markup 
         dot = svg.element(
             "circle", svg.element("title", about), cx=x, cy=y, r=7.0 if model.is_plan else 5.0, class_=mark
         )
-        side, anchor = (-12, "end") if model.is_plan else (10, None)
         strong = " strong" if model.is_plan else ""
-        rise = (18 if x < left + 60 else 4) if model.is_plan else -5
         name = name_of(model, words)
         if not up.holds(model.loss_nats or 0.0):
             name += f" \N{DOWNWARDS ARROW} {notation.loss(model.loss_nats)}"
-            side, rise, anchor = 0, 18, "middle"
-        parts += [dot, svg.text(x + side, y + rise, name, class_=f"name{strong}", anchor=anchor)]
+        names.append(labels.place(x, y, name, class_=f"name{strong}", below=model.is_plan))
+        parts.insert(drawn, dot)
+    parts += names
     label = words("File size against loss of the plan and the uniform models")
     return svg.picture(width, height, label, *parts, headroom=svg.HEADROOM)

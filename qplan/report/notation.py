@@ -56,15 +56,14 @@ def tick(nats: float) -> str:
 
 
 def ratio(value: float | None) -> str:
-    """A quotient with a multiplication sign; near one it keeps enough digits to tell which side it is on."""
+    """A quotient with a multiplication sign and two decimals, or two digits: no more is known of losses and times."""
     if value is None or not math.isfinite(value):
         return MISSING
     if abs(value) < 0.01:
         return f"{loss(value)}{TIMES}"
     if abs(value) >= 9.995:
-        return f"{significant(value)}{TIMES}"
-    decimals = 2 if math.isclose(value, 1, rel_tol=1e-6) else next((d for d in range(2, 6) if round(value, d) != 1), 6)
-    return f"{value:.{decimals}f}{TIMES}"
+        return f"{significant(value, 2)}{TIMES}"
+    return f"{value:.2f}{TIMES}"
 
 
 def percent(fraction: float | None) -> str:

@@ -15,7 +15,18 @@ from markupsafe import Markup
 from qplan.artifact import write_text
 from qplan.errors import StaleArtifactError
 from qplan.notes import Note
-from qplan.report import comparison, heat_map, notation, palette, plan_map, sections, tensor_rows, trade_off
+from qplan.report import (
+    comparison,
+    heat_map,
+    next_steps,
+    notation,
+    palette,
+    plan_map,
+    samples,
+    sections,
+    tensor_rows,
+    trade_off,
+)
 from qplan.report.arm import arm_rows
 from qplan.report.grid import grid_of, heat_scale, loss_table
 from qplan.report.literal import markdown, markdown_code
@@ -130,6 +141,11 @@ def marked(words: Words) -> Callable[..., Markup]:
     return message
 
 
+def breakable(name: str) -> Markup:
+    """A tensor's name that lines break after its dots, and nowhere else as long as a part fits."""
+    return Markup(".<wbr>").join(name.split("."))
+
+
 def environment() -> Environment:
     """The templates' environment, with the notation as filters."""
     environment = Environment(
@@ -149,6 +165,7 @@ def environment() -> Environment:
         "significant": notation.significant,
         "sortable": notation.sortable,
         "digits": notation.digits,
+        "breakable": breakable,
         "place": notation.place,
         "text": markdown,
         "code": markdown_code,
@@ -173,6 +190,7 @@ def _context(
     grid, losses = grid_of(table.model.planned), loss_table(table)
     scale = heat_scale(losses)
     ranked, shares = losses.ranked(), plan_map.format_shares(plan)
+    shown = None if verification is None else verification.samples
 
     def called(model: Contender) -> str:
         return name_of(model, words)
@@ -220,6 +238,10 @@ def _context(
         "size_vs_loss": comparison.size_vs_loss(models, words),
         "sizes_and_speeds": sections.sizes_and_speeds(models, base, words),
         "rivals": sections.rivals(plan, models),
+        "samples": () if shown is None else samples.sample_rows(shown, words),
+        "sample_counts": "" if shown is None else samples.sample_counts(shown, words),
+        "next_steps": next_steps.next_steps(plan, verification, frontier, words),
+        "took": [sections.taken(took, words) for took in (provenance or Provenance()).took],
         "logits_price": sections.price_of_the_logits_rule(plan, words),
         "plan_text": plan_map.as_text(plan, grid, words),
         "calibration_perplexity": math.exp(table.reference_nll_nats),

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from qplan.cost.file_bytes import FileBytes
+from qplan.cost.work import spell_time
 from qplan.report import notation
 from qplan.report.felt import predicted_time_against, time_against
 from qplan.report.notation import quotient
@@ -13,6 +14,7 @@ from qplan.report.summary import Contender, name_of
 from qplan.report.words import ENGLISH, Words
 from qplan.run.plan import Plan
 from qplan.run.speeds import Phase
+from qplan.run.took import Took
 from qplan.run.verification import Accuracy, Speed
 from qplan.settings import MEMORIES
 
@@ -238,6 +240,18 @@ def dynamic_options(plan: Contender, words: Words = ENGLISH) -> tuple[OptionRow,
         rates = (notation.speed(speed.prefill_tokens_per_s), notation.speed(speed.decode_tokens_per_s))
         rows.append(OptionRow(names[option], prefill, decode, *rates, option == model.dynamic_option))
     return tuple(rows)
+
+
+def taken(took: Took, words: Words = ENGLISH) -> str:
+    """What a command took of the machine, in a sentence."""
+    values = {
+        "command": f"qplan {took.command}",
+        "time": spell_time(took.seconds),
+        "memory": notation.size(took.peak_bytes),
+    }
+    if took.resumed:
+        return words("{command}: {time} since it was last resumed, a process took {memory} of memory at most", **values)
+    return words("{command}: {time}, a process took {memory} of memory at most", **values)
 
 
 def price_of_the_logits_rule(plan: Plan, words: Words = ENGLISH) -> str:

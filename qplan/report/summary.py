@@ -12,6 +12,7 @@ from qplan.errors import InputError
 from qplan.report import notation
 from qplan.report.felt import predicted_time_against, ram_of, time_against
 from qplan.report.notation import quotient
+from qplan.report.shares import is_same, loss_share
 from qplan.report.words import ENGLISH, Words
 from qplan.run.plan import Plan
 from qplan.run.speeds import Phase
@@ -169,24 +170,19 @@ def _sentence(own: Contender, like: Contender | None, base: Contender | None, wo
         start = words("{size}, KL {loss} nats/token on the engine", **numbers)
     if base is None:
         return words("{start}.", start=start)
-    share = notation.ratio(quotient(own.total_bytes, base.total_bytes))
+    share = quotient(own.total_bytes, base.total_bytes)
+    said = {"start": start, "share": notation.ratio(share), "base": base.label}
     if like is None or quotient(own.loss_nats, like.loss_nats) is None:
-        return words("{start}, at {share} the bytes of uniform {base}.", start=start, share=share, base=base.label)
-    if max(own.loss_nats or 0.0, like.loss_nats or 0.0) < NOTHING_NATS:
-        return words(
-            "{start}: no more loss than uniform {base}, at {share} its bytes.",
-            start=start,
-            base=base.label,
-            share=share,
-        )
-    lost = notation.ratio(quotient(own.loss_nats, like.loss_nats))
-    return words(
-        "{start}: {lost} the loss of uniform {base} at {share} its bytes.",
-        start=start,
-        lost=lost,
-        base=base.label,
-        share=share,
-    )
+        same = words("{start}, the same size as uniform {base}.", **said)
+        other = words("{start}, at {share} the bytes of uniform {base}.", **said)
+    elif max(own.loss_nats or 0.0, like.loss_nats or 0.0) < NOTHING_NATS:
+        same = words("{start}: no more loss than uniform {base}, at the same size.", **said)
+        other = words("{start}: no more loss than uniform {base}, at {share} its bytes.", **said)
+    else:
+        said["lost"] = loss_share(quotient(own.loss_nats, like.loss_nats), words)
+        same = words("{start}: {lost} the loss of uniform {base} at the same size.", **said)
+        other = words("{start}: {lost} the loss of uniform {base} at {share} its bytes.", **said)
+    return same if is_same(share) else other
 
 
 def _against_rival(own: Contender, rival: Contender | None, base: Contender | None, words: Words) -> str:
@@ -200,7 +196,7 @@ def _against_rival(own: Contender, rival: Contender | None, base: Contender | No
     return words(
         "The best uniform model within the same limits is {rival}: {lost} its loss.",
         rival=rival.label,
-        lost=notation.ratio(quotient(own.measured_nats, rival.measured_nats)),
+        lost=loss_share(quotient(own.measured_nats, rival.measured_nats), words),
     )
 
 
@@ -222,7 +218,7 @@ def _tiles(own: Contender, like: Contender | None, base: Contender | None, words
         share = quotient(value, other)
         if share is None or base is None:
             return ""
-        return words("{share} uniform {base}", share=notation.ratio(share), base=base.label)
+        return _share_of(share, base.label, words)
 
     value, _, unit = notation.size(own.total_bytes).partition(" ")
     measured = own.measured_nats is not None
@@ -256,7 +252,7 @@ def _felt_tiles(own: Contender, base: Contender | None, words: Words) -> list[Ti
         return []
     value, _, unit = notation.size(ram[0]).partition(" ")
     share = quotient(ram[0], ram[-1]) if base is not None and (mine is None) == (other is None) else None
-    beside = "" if share is None else words("{share} uniform {base}", share=notation.ratio(share), base=name)
+    beside = "" if share is None else _share_of(share, name, words)
     tiles = [Tile(words("RAM to load") if mine is not None else words("RAM, predicted"), value, unit, beside)]
     phases: tuple[tuple[Phase, str], ...] = (("decode", words("Decode")), ("prefill", words("Prefill")))
     for phase, label in phases:
@@ -268,6 +264,12 @@ def _felt_tiles(own: Contender, base: Contender | None, words: Words) -> list[Ti
             time = predicted_time_against(own.footprint, base.footprint, phase)
             tiles.append(Tile(words("{phase}, predicted", phase=label), time, "", words("time of {base}", base=name)))
     return tiles
+
+
+def _share_of(share: float, base: str, words: Words) -> str:
+    if is_same(share):
+        return words("same as uniform {base}", base=base)
+    return words("{share} uniform {base}", share=notation.ratio(share), base=base)
 
 
 def _beside(time: str, base: str, words: Words) -> str:

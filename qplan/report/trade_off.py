@@ -9,6 +9,7 @@ from markupsafe import Markup
 from qplan.formats import QuantFormat
 from qplan.report import notation, svg
 from qplan.report.frontier_rows import UNIFORM_EMBEDDING, against_uniform, shares
+from qplan.report.labels import Box, Labels
 from qplan.report.log_grid import log_grid
 from qplan.report.words import ENGLISH, Words
 from qplan.run.frontier import Frontier, FrontierPoint
@@ -108,21 +109,21 @@ def draw(frontier: Frontier, plan: Plan, words: Words = ENGLISH) -> Markup:
     parts.append(
         svg.element("polyline", points=_points([(x, y) for x, y, m in uniform if m.name != "fp16"]), class_="uniform")
     )
+    labels, names = Labels(Box(_LEFT, -2, _WIDTH, _BOTTOM)), []
+    labels.keep_free([*places, *((x, y) for x, y, _ in uniform)], 6)
     for x, y, model in uniform:
         name = words("uniform {name}", name=model.name.upper())
         about = svg.element("title", _about(name, model.total_bytes, model.joint_nats))
         box = {"x": x - 4, "y": y - 4, "width": 8.0, "height": 8.0}
         parts.append(svg.element("rect", about, **box, class_="mark other"))
-        end = x > _WIDTH - 60
-        parts.append(
-            svg.text(x - 8 if end else x + 8, y - 6, model.name.upper(), class_="name", anchor="end" if end else None)
-        )
+        names.append(labels.place(x, y, model.name.upper(), class_="name"))
     for place, ((x, y), point) in enumerate(zip(places, frontier.points, strict=True)):
         parts.append(_stop(place, x, y, point, words))
     x, y = across.place(plan.files.total), up.place(plan.predicted_nats)
     about = svg.element("title", _about(words("this plan"), plan.files.total, plan.predicted_nats))
     diamond = f"{x:.1f},{y - 7:.1f} {x + 7:.1f},{y:.1f} {x:.1f},{y + 7:.1f} {x - 7:.1f},{y:.1f}"
     parts.append(svg.element("polygon", about, points=diamond, class_="mark emulated"))
+    parts += names
     parts.append(svg.element("circle", cx=places[0][0], cy=places[0][1], r=11.0, class_="chosen", visibility="hidden"))
     label = words("Predicted loss over file size: {count} plans, uniform formats and this plan", count=len(places))
     return svg.picture(_WIDTH, _BOTTOM + 42, label, *parts, headroom=svg.HEADROOM, class_="tradeoff")

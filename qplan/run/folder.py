@@ -82,6 +82,11 @@ class RunFolder:
         return self.folder / SENSITIVITY_FILE
 
     @property
+    def took(self) -> Path:
+        """Time and memory that the analysis took."""
+        return self.folder / "took.json"
+
+    @property
     def device(self) -> Path:
         """Times of this machine for every op and format."""
         return self.folder / "device.json"

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 
 from qplan.artifact import decoding, is_there, read_json, versions, write_json
 from qplan.errors import InputError
+from qplan.run.decode import decode_artifact
 from qplan.run.plan import Plan, versions_of
 from qplan.run.plan_folder import PlanFolder
+from qplan.run.took import Took
 
 KIND, SCHEMA = "qplan-report", 1
 
@@ -25,6 +27,8 @@ class Provenance:
     """Versions of the packages that made it."""
     machine: str = ""
     """Where the speeds were measured, e.g. the processor's name; may be empty."""
+    took: tuple[Took, ...] = ()
+    """Time and memory of the commands; empty in files of earlier versions."""
 
     def write(self, folder: PlanFolder, plan: Plan) -> None:
         """Write ``report.json`` atomically; the file's header records the versions that are installed now.
@@ -34,7 +38,11 @@ class Provenance:
             plan: what the report is about.
         """
         inputs = {"model": plan.model_sha256, "sensitivity": plan.sensitivity_sha256}
-        body = {"commands": list(self.commands), "machine": self.machine}
+        body = {
+            "commands": list(self.commands),
+            "machine": self.machine,
+            "took": [took.to_json() for took in self.took],
+        }
         write_json(folder.provenance, KIND, SCHEMA, inputs, body)
 
     @classmethod
@@ -53,4 +61,12 @@ class Provenance:
             if not isinstance(commands, list) or not all(isinstance(text, str) for text in (machine, *commands)):
                 msg = f"{folder.provenance}: commands must be a list of texts, and machine a text"
                 raise InputError(msg)
-            return cls(tuple(commands), stored["versions"], machine)
+        took = decode_artifact(_Costs, {"took": stored.get("took", [])}, folder.provenance, _REMEDY).took
+        return cls(tuple(commands), stored["versions"], machine, took)
+
+
+@dataclass(frozen=True)
+class _Costs:
+    """What a report's file holds about time and memory, to check the types."""
+
+    took: tuple[Took, ...]

@@ -7,6 +7,7 @@ import json
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import product
+from operator import attrgetter
 from pathlib import Path
 
 import pyarrow as pa
@@ -274,7 +275,9 @@ class SensitivityTable:
             msg = f"{path} does not exist; run 'qplan analyze' first"
             raise InputError(msg)
         try:
-            table = pq.read_table(path, page_checksum_verification=True)
+            # not read_table, which imports pandas and much more before it reads a file like this
+            with pq.ParquetFile(path, page_checksum_verification=True) as file:
+                table = file.read()
             text = (table.schema.metadata or {}).get(b"qplan", b"{}").decode()
             rows = table.to_pylist()
         except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
@@ -342,8 +345,10 @@ def _hashed(note: Note) -> object:
     return frozen.format(**note.values) if frozen is not None and note.is_known else note.to_json()
 
 
+_HASHED_OF, _LATER_OF = attrgetter(*_HASHED), attrgetter(*_LATER)
+
+
 def _row(measurement: Measurement) -> list[object]:
     # repr keeps inf, which JSON lacks
-    values: list[object] = [repr(getattr(measurement, name)) for name in _HASHED]
-    later = ((name, getattr(measurement, name)) for name in _LATER)
-    return values + [[name, repr(value)] for name, value in later if value is not None]
+    later = zip(_LATER, _LATER_OF(measurement), strict=True)
+    return [*map(repr, _HASHED_OF(measurement)), *([name, repr(value)] for name, value in later if value is not None)]

@@ -14,9 +14,10 @@ from qplan.notes import Note
 from qplan.run.decode import decode_artifact
 from qplan.run.kv_cache import KvLoss
 from qplan.run.plan import Plan
+from qplan.run.samples import Samples
 from qplan.run.speeds import Phase, Round, Spread, ratio_of_times
 
-KIND, SCHEMA = "qplan-verification", 3
+KIND, SCHEMA = "qplan-verification", 4
 
 REMEDY = "make it again with 'qplan emit'"
 
@@ -185,6 +186,8 @@ class Verification:
     """What was not proved, and should have been."""
     kv: CacheProof | None = None
     """The KV cache; None where no context was given."""
+    samples: Samples | None = None
+    """Texts of the models side by side; None before schema 4, and where a model was too large to be run for them."""
 
     @property
     def passed(self) -> bool:

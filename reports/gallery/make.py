@@ -89,6 +89,14 @@ def table(page: Page) -> None:
     )
 
 
+def samples(page: Page) -> None:
+    """What the models write."""
+    page.evaluate(
+        """{ const box = document.querySelector("#samples").getBoundingClientRect();
+        window.shot = { x: 0, y: box.top + scrollY, width: innerWidth, height: Math.min(box.height, 1100) + 16 }; }"""
+    )
+
+
 def main() -> None:
     """Make all pictures."""
     run, budget = Path(sys.argv[1]), sys.argv[2]
@@ -106,6 +114,8 @@ def main() -> None:
         shoot(browser, pages["zh"], "losses-zh-dark", width=1440, scheme="dark", act=losses)
         shoot(browser, pages["en"], "table", width=1440, scheme="light", act=table)
         shoot(browser, pages["zh"], "table-zh-phone", width=390, scheme="dark", act=table)
+        shoot(browser, pages["en"], "samples", width=1440, scheme="light", act=samples)
+        shoot(browser, pages["zh"], "samples-zh-phone", width=390, scheme="light", act=samples)
         browser.close()
 
 

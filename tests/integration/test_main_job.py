@@ -56,9 +56,17 @@ def test_a_plan_keeps_its_promises_on_the_engine(work: Path, budget: str) -> Non
     assert head.format.bits >= 8
     others = [tensor for tensor in plan.tensors[:-1] if tensor.op_name]
     assert head.format.bits >= sum(t.format.bits * t.weights for t in others) / sum(t.weights for t in others)
+    samples = verification.samples
+    assert samples is not None
+    assert set(samples.same) in (
+        [{"plan", budget}] if budget.startswith("int") else [{"plan", "int8"}, {"plan", "int4"}]
+    )
+    assert all(set(sample.texts) == {"fp32", *samples.same} for sample in samples.shown)
     page = (out / "report.html").read_text(encoding="utf-8")
     assert not re.search(r"(src|href)=.?https?:", page)
     assert 'id="budget"' in page
+    assert 'id="samples"' in page
+    assert [took["command"] for took in json.loads((out / "report.json").read_text())["took"]] == ["analyze", "emit"]
     assert set(json.loads((out / "quant_config.json").read_text())) == {t.op_name for t in (*others, head)}
     assert "--quant_config" in printed
     assert not list((work / "run" / "baselines").glob("*/llm.mnn"))

@@ -15,6 +15,7 @@ from qplan.planner.frontier import frontier
 from qplan.run.frontier import Frontier
 from qplan.run.measurement import Measurement
 from qplan.run.plan import LogitsRule, Plan, PlannedTensor, SolverReport, UniformPoint
+from qplan.run.samples import Sample, Samples
 from qplan.run.table import Conditions, SensitivityTable
 from qplan.run.verification import Accuracy, ArmRun, BuiltModel, Check, EngineRun, Speed, Verification
 from qplan.settings import memories_of
@@ -224,7 +225,30 @@ def verification_of(plan: Plan, *, failing: bool = False) -> Verification:
         for path in ("prefill", "decode")
     )
     missing = (note("arm-not-proved", target="phone"),)
-    return Verification(plan.model_sha256, "ef" * 32, text, "12" * 32, 18.42, tuple(models), checks, arm, missing)
+    return Verification(
+        plan.model_sha256,
+        "ef" * 32,
+        text,
+        "12" * 32,
+        18.42,
+        tuple(models),
+        checks,
+        arm,
+        missing,
+        samples=Samples(
+            prompts=12,
+            prompt_tokens=8,
+            new_tokens=6,
+            same={"int8": 4, "plan": 9},
+            shown=(
+                Sample(
+                    "The castle was <built> by",
+                    {"fp32": " the king in 1204", "int8": " the queen", "plan": " the king in 1240"},
+                ),
+                Sample("In 1999, the", {"fp32": " album was", "int8": " album was", "plan": " album was"}),
+            ),
+        ),
+    )
 
 
 def make_run(

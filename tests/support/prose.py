@@ -12,7 +12,7 @@ SENTENCE = re.compile(r"\b[A-Za-z][a-z]+(?:[ ,]+(?:[a-z]{2,}|a)){2,}")
 class Prose(HTMLParser):
     """What people read: text and labels, but no code, names or numbers."""
 
-    SKIPPED = ("script", "style", "pre", "code")
+    SKIPPED = ("script", "style", "pre", "samp", "code")
 
     def __init__(self) -> None:
         super().__init__()

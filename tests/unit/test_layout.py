@@ -22,6 +22,7 @@ SUBJECTS = {
     "cli/test_doors.py": "wrong words, refused before anything is loaded",
     "demo/test_model.py": "the embedded model itself",
     "test_golden.py": "what an earlier qplan left",
+    "test_distributions.py": "wheel and sdist",
     "explore/test_figures.py": "every figure of the room",
     "explore/test_light.py": "what the room must not import",
     "model/test_real_folders.py": "what people's tools leave, through the whole room",

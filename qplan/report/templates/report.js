@@ -326,6 +326,7 @@
     }
     // uniform formats between the stops, by the logarithm of their bytes
     const last = data.stops.length - 1;
+    const ends = [-1, -1, -1]; // of the names in each of three lines, px of a track of 300
     for (const [name, bytes] of data.uniform) {
       const above = data.stops.findIndex((stop) => stop.bytes >= bytes);
       let place = above === -1 ? last : 0;
@@ -334,7 +335,13 @@
         place = above - 1 + Math.log(bytes / low) / Math.log(high / low);
       }
       const tick = make("span", name);
-      tick.style.left = `${last ? (100 * place) / last : 0}%`;
+      const at = last ? place / last : 0;
+      tick.style.left = `${100 * at}%`;
+      const half = 3.5 * name.length;
+      const free = ends.findIndex((end) => 300 * at - half > end);
+      const line = free === -1 ? ends.indexOf(Math.min(...ends)) : free;
+      ends[line] = 300 * at + half;
+      tick.dataset.line = line;
       byId("ticks").append(tick);
     }
     select(chosen);

@@ -53,8 +53,8 @@ def test_parts_add_up_to_a_stage(qwen2: LoadedModel) -> None:
     stages = _cost(qwen2, asked, REFERENCE).stages()
     assert [stage.name.split(":")[0] for stage in stages] == [
         "loading",
-        "there",
-        "back",
+        "forward through all layers",
+        "backward through all layers",
         "folded model",
         "measuring what plans hang on",
     ]

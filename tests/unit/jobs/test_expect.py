@@ -38,7 +38,7 @@ def test_a_dry_run_prints_its_stages_and_writes_nothing(
     with pytest.raises(SystemExit) as ended:
         main(["analyze", str(model_folders["qwen2"]), "--effort", "quick", "--seq-len", "64", "--dry-run"])
     assert ended.value.code in (None, 0)
-    assert "back: folds and losses" in capsys.readouterr().out
+    assert "backward through all layers" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
 
 

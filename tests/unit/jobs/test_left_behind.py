@@ -59,7 +59,7 @@ def left(tmp_path_factory: pytest.TempPathFactory, model_folders: dict[str, Path
     killed, told, seen = RunFolder(base / "killed"), [""], list[str]()
 
     def stop(_done: int, _total: int) -> None:
-        seen.extend(["back"] if "back:" in told[-1] else [])
+        seen.extend(["back"] if "backward through" in told[-1] else [])
         if len(seen) == _AFTER_A_LAYER:
             raise KeyboardInterrupt
 

@@ -84,9 +84,9 @@ def test_emit_finds_the_moments_of_the_model_that_was_analyzed(model_folders: di
 
 
 def _bytes(run: RunFolder) -> dict[str, bytes]:
-    """Everything that a run holds, but its journal, whose lines come in another order."""
+    """Everything that a run holds, but its journal, whose lines come in another order, and the time that it took."""
     found = {path.relative_to(run.folder).as_posix(): path for path in run.folder.rglob("*") if path.is_file()}
-    return {name: path.read_bytes() for name, path in found.items() if not name.startswith("journal")}
+    return {name: path.read_bytes() for name, path in found.items() if not name.startswith(("journal", "took"))}
 
 
 def _killed(options: AnalyzeOptions, run: RunFolder, stage: str, calls: int) -> None:
@@ -120,10 +120,10 @@ def test_a_killed_analysis_goes_on_and_ends_the_same(
         return run_layer(loaded, index, batch, given)
 
     monkeypatch.setattr("qplan.model.layerwise.run_layer", watched)
-    _killed(options, run, "there:", 9)  # the second layer
+    _killed(options, run, "forward through", 9)  # the second layer
     assert ("there", 1) in layers
     layers.clear()
-    _killed(options, run, "back:", 3)  # after the last layer
+    _killed(options, run, "backward through", 3)  # after the last layer
     assert ("there", 0) not in layers  # gone through once
     layers.clear()
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):

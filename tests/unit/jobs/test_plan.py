@@ -41,6 +41,18 @@ def test_it_is_the_plan_that_notebooks_solve(run: RunFolder, budget: str) -> Non
     assert found.times is None
 
 
+@pytest.mark.parametrize("budget", ["int4", "6bpw"])
+def test_a_machine_that_is_too_busy_for_the_solver_still_gets_a_plan(
+    run: RunFolder, budget: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = run_plan(asked(budget), run, print)
+    for limit in ("_TIME_LIMIT_S", "_LARGER_TIME_LIMIT_S"):
+        monkeypatch.setattr(f"qplan.jobs.plan.{limit}", -1.0)
+    busy = run_plan(asked(budget), run, print)
+    assert busy.plan.files.total <= busy.plan.budget_bytes
+    assert busy.plan.predicted_nats >= free.plan.predicted_nats
+
+
 @pytest.mark.parametrize("budget", ["int6", "6bpw"])
 def test_larger_plans_lose_less_and_keep_to_their_budgets_and_rules(run: RunFolder, budget: str) -> None:
     rules = Rules.parse(pins={"*.0.mlp.down_proj": "int8"})

@@ -26,7 +26,7 @@ def test_progress_never_goes_back_and_ends_at_all_of_the_work() -> None:
         for done in (*range(parts + 1), 1, parts):  # a stage may count again from the beginning
             progress(done, parts)
     stages.end()
-    assert said == ["stage 1 of 3, loading a model", "stage 2 of 3, there", "stage 3 of 3, back"]
+    assert said == ["stage 1 of 3, loading a model", "stage 2 of 3, there: all", "stage 3 of 3, back: folds"]
     assert {total for _, total in shown} == {10_000}
     done = [done for done, _ in shown]
     assert done == sorted(done)
@@ -61,8 +61,8 @@ def test_pieces_of_a_stage_add_up_and_may_come_after_others() -> None:
     stages.visit("back")(2, 2)
     stages.visit("unheard of", "a line")(1, 1)
     assert said == [
-        "stage 2 of 3, rounding a plan",
-        "stage 3 of 3, back",
+        "stage 2 of 3, there: all: rounding a plan",
+        "stage 3 of 3, back: folds",
         "rounding what it is compared with",
         "a line",
     ]

@@ -40,14 +40,15 @@ def test_losses_have_two_digits(nats: float, written: str) -> None:
     [
         (0.613, "0.61"),
         (1.0, "1.00"),
-        (0.9987, "0.999"),
-        (1.00004, "1.00004"),
-        (0.999, "0.999"),
-        (20.84, "20.8"),
+        (0.9987, "1.00"),
+        (1.00004, "1.00"),
+        (0.9949, "0.99"),
+        (20.84, "21"),
+        (208.4, "210"),
         (4e-4, "4.0e-4"),
     ],
 )
-def test_ratios_tell_the_side_of_one(value: float, number: str) -> None:
+def test_ratios_have_two_decimals_or_two_digits(value: float, number: str) -> None:
     assert notation.ratio(value) == number + notation.TIMES
 
 

@@ -40,7 +40,7 @@ def _small() -> Run:
     return small_run()
 
 
-VOID = {"meta", "br", "link", "img", "input", "hr"}
+VOID = {"meta", "br", "link", "img", "input", "hr", "wbr"}
 HOSTILE = "model.layers.0.<script>alert('x')</script>&\"`|q_proj"
 
 
@@ -85,7 +85,7 @@ def test_the_page_is_one_balanced_document_without_requests(small: Run) -> None:
 
 
 def test_every_tensor_and_check_is_on_the_page(small: Run) -> None:
-    page = render_html(small.table, small.plan, small.verification)
+    page = render_html(small.table, small.plan, small.verification).replace("<wbr>", "")
     assert all(f">{tensor.name}<" in page for tensor in small.plan.tensors)
     assert all(escape(check.name) in page and escape(check.detail) in page for check in small.verification.checks)
     assert "PASS" in page

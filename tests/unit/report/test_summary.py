@@ -155,7 +155,7 @@ def test_both_dynamic_options_are_shown_and_the_one_that_ships_speaks_for_the_pl
     assert (token.ships, block.ships) == (False, True)
     assert token.decode_speed == "777"
     assert block.prefill != token.prefill
-    shown = "Scales of the int8 activations"
+    shown = "dynamic_option: activations scaled by token"
     for render in (render_html, render_markdown):
         assert shown in render(small.table, small.plan, verification)
         assert shown not in render(small.table, small.plan, small.verification)

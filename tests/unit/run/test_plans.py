@@ -161,7 +161,7 @@ def test_the_stored_frontier_is_taken_if_it_is_the_plans(run: RunFolder) -> None
     assert not (run.budget("int4") / "frontier.json").exists()
     pinned = make_plan(table, Budget.parse("70%"), estimate_fixed(table.model), rules=Rules(pins={"*.q_proj": INT8}))
     own = plan_frontier(planned(pinned, "pinned"), told.append)
-    assert told == ["other budgets: solving 16"]
+    assert told == ["other budgets: solving 24"]
     assert all(fmt == INT8 for point in own.points for name, fmt in point.formats.items() if name.endswith("q_proj"))
     limits = promised(Rules.of(pinned), table, run)
     sweep = sweep_of(table, Rules.of(pinned), estimate_fixed(table.model), promised=limits)

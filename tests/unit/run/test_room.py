@@ -31,6 +31,7 @@ KINDS = {
     "qplan-sensitivity",
     "qplan-skeleton",
     "qplan-times",
+    "qplan-took",
     "qplan-token-losses",
     "qplan-verification",
 }
@@ -51,6 +52,7 @@ FILES = (
     "sensitivity.journal.jsonl",
     "sensitivity.parquet",
     "times.json",
+    "took.json",
     "token-losses.json",
     "verification.json",
 )
