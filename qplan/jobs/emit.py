@@ -142,6 +142,8 @@ def _emit(
     options, given, table, calibration = emission.options, emission.given, emission.table, emission.calibration
     if given is not None:
         say_if_moved(given, options, say)
+    if emission.untrained:
+        say(emission.untrained)
     stages = _stages(emission, say, progress)
     most = weights_memory(options.max_memory_bytes)
     if options.max_memory_bytes is not None:  # the engine too gets no more than there is
@@ -178,6 +180,7 @@ def _emit(
             open=stack,
             stages=stages,
             jobs=default_jobs(),
+            schedule=emission.training,
             caches=cache_menu(options.wanted, table, options.target.engine),
         )
         emitted = _plan_and_build(job, judged, command) if options.build else _plan_only(job, command)
