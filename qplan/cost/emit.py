@@ -423,7 +423,7 @@ class EmitCost:
 
     def _judging(self, name: str, variants: int) -> ExpectedStage:
         """The plan in some variants: with the integers of each tensor by itself, fitted in order, and so on."""
-        tokens = self.asked.weighed
+        tokens = self.asked.weighed // (2 if name == JUDGING_SCALES else 1)
         work = self._forward(tokens) + self._swept(tokens, variants, variants) + self._planned.times(variants)
         logits = float(FLOAT_BYTES * tokens * self.shape.head.outputs)
         memory = self._batch(tokens, 1) + self._kept_weights

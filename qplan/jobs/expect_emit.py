@@ -196,12 +196,11 @@ class Emission:
                 "the model's weights stay on the disk, and training reads them at every step",
                 ("raise --max-memory, or leave it out"),
             )
-        elif not schedule.is_worth_it:
-            rows, passes = len(self.calibration.fit), f" within {MOST_PASSES} passes" * (self.options.tune == "auto")
-            why = (
-                f"{rows} windows of calibration text allow {schedule.steps} steps of training{passes}, too few to gain"
-            )
-            remedy = "analyze more text with --fit-tokens, or leave it out"
+        elif not (schedule.is_worth_it if self.options.tune == "auto" else schedule.is_possible):
+            limits = f" and {MOST_PASSES} passes" if self.options.tune == "auto" else ""
+            rows = f"{len(self.calibration.fit)} windows of calibration text to train on"
+            why = f"{rows}, {len(schedule.held_out)} others to judge by{limits} allow {schedule.steps} steps, too few"
+            remedy = "analyze with more --samples and --fit-tokens, or leave it out"
         elif self.options.tune == "auto":  # asked for, it is refused by the outlook
             why = self._lacking(schedule)
         if why and self.options.tune == "scales":

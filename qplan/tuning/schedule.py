@@ -11,15 +11,18 @@ from numpy.typing import NDArray
 from qplan.cost.training import TrainingTokens
 
 TOKENS = 1024
-"""Tokens of a step, or as few more as a whole row takes."""
+"""Tokens of a step, unless so few steps would be left; or as few more as a whole row takes."""
 STEPS = 60
 EPOCHS = 2
 """Most times that a token is trained on: with more, scales learn it by heart."""
-RATE = 0.02
-"""Largest rate, in steps of a block's grid per step of Adam."""
-LEAST_HELD_OUT = 2
-LEAST_STEPS = 6
-"""Held-out rows and steps below which nothing is gained, or nobody could tell."""
+RATE = 0.003
+"""Largest rate, in steps of a block's grid per step of Adam: with 0.002 and 0.005 qwen2-8m loses
+the same at 3 bits, with 0.02 training begins to lose what it gains
+(``reports/rounding/sequential.py``)."""
+LEAST_TOKENS = 4096
+"""Tokens below which scales learn them by heart."""
+_LEAST_STEPS = 8
+"""Steps to go through all rows once, if there are so many rows."""
 STOPS = 6
 """Times that the loss on held-out rows is measured, evenly spread."""
 _WARM = 0.1
@@ -40,7 +43,7 @@ class Schedule:
     @classmethod
     def of(cls, rows: int, held_out: int, seq_len: int, *, seed: int = 0) -> Schedule:
         """The schedule for ``tokens [rows + held_out, seq_len]``, in no order but that those held out come last."""
-        together = max(1, min(rows, TOKENS // seq_len))
+        together = max(1, min(rows // _LEAST_STEPS, TOKENS // seq_len))
         epochs = [np.random.default_rng((seed, epoch)).permutation(rows) for epoch in range(EPOCHS)]
         batches = [epoch[: len(epoch) // together * together].reshape(-1, together) for epoch in epochs]
         return cls(np.concatenate(batches)[:STEPS], np.arange(rows, rows + held_out), seq_len)
@@ -57,9 +60,15 @@ class Schedule:
         return replace(self, order=self.order[:steps])
 
     @property
+    def is_possible(self) -> bool:
+        """Whether there is anything to train on, and to tell what is best."""
+        return bool(len(self.held_out) and self.steps)
+
+    @property
     def is_worth_it(self) -> bool:
-        """Whether there are rows and steps enough to gain anything."""
-        return len(self.held_out) >= LEAST_HELD_OUT and self.steps >= LEAST_STEPS
+        """Whether there are tokens and steps enough to gain on others."""
+        enough = len(np.unique(self.order)) * self.seq_len >= LEAST_TOKENS and self.steps >= _LEAST_STEPS
+        return self.is_possible and enough
 
     @property
     def tokens(self) -> TrainingTokens:

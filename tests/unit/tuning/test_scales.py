@@ -242,5 +242,10 @@ def test_a_schedule_keeps_to_a_number_of_passes() -> None:
     assert schedule.within(passes, 4096).steps == schedule.steps
     shorter = schedule.within(passes / 2, 4096)
     assert schedule.first(shorter.steps + 1).tokens.passes(4096) > passes / 2 >= shorter.tokens.passes(4096)
-    assert not schedule.within(0.1, 4096).is_worth_it
-    assert not Schedule.of(64, 1, 256).is_worth_it
+    assert schedule.is_worth_it
+    assert not schedule.within(1, 4096).is_worth_it
+    assert not Schedule.of(64, 0, 256).is_possible
+    few = Schedule.of(10, 1, 256)
+    assert few.is_possible
+    assert not few.is_worth_it
+    assert few.order.shape == (20, 1)
