@@ -172,10 +172,10 @@ class Tuning:
     """Loss of the whole model there with each tensor's integers fitted by itself."""
     after_nats: float
     """The same with those that were fitted to the plan."""
-    dynamic_option: DynamicOption | None = None
-    """The one that scales were trained under, which need not be the plan's own; None where they were not trained."""
     steps: int = 0
-    """Of that training, at most."""
+    """Of the training of scales, at most; 0 where they were not trained."""
+    dynamic_option: DynamicOption = 0
+    """The one that they were trained under, which need not be the plan's own."""
 
     @property
     def times(self) -> float:

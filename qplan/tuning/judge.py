@@ -30,10 +30,10 @@ class Choice:
     """See `qplan.run.plan.Tuning`."""
     head: bool
     """Whether the head's integers were fitted in order."""
-    option: DynamicOption | None = None
-    """The ``dynamic_option`` that its scales were trained under; None where they were not."""
     steps: int = 0
-    """Of that training, at most."""
+    """Of the training of its scales, at most; 0 where they were not trained."""
+    option: DynamicOption = 0
+    """The ``dynamic_option`` that they were trained under."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def with_scales(fit: ScaleFit, before: Tuned) -> Choice:
     fitted = before.base != "own"
     option = fit.plan.activations.dynamic_option
     method = "sequential+scales" if fitted else "scales"
-    return Choice(rounder, method, before.base == "sequential head", option, fit.schedule.steps)
+    return Choice(rounder, method, before.base == "sequential head", fit.schedule.steps, option)
 
 
 def judged(
@@ -116,8 +116,8 @@ def judged(
         tokens=int(tokens.size),
         before_nats=first.kl_nats,
         after_nats=found.kl_nats,
-        dynamic_option=best.option,
         steps=best.steps,
+        dynamic_option=best.option,
     )
     return Tuned(best.rounder, record, first, found) if ships else Tuned(before.rounder, record, first, stats[0])
 

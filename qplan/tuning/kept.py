@@ -96,7 +96,7 @@ def built_rounder(run: RunFolder, rounder: Rounder, calibration: CalibrationSet,
     if told.method != "scales":
         fit = fit_of(run, rounder, calibration, plan.formats)
         rounder = replace(rounder, fitted=FittedTensors(fit.cache, fit.shipped(head=told.head)))
-    if told.dynamic_option is None:
+    if not told.steps:
         return rounder
     arithmetic = without_half(find_target(plan.target).arithmetic)
     shipped = Variant(plan.formats, plan.memory, Int8Activations("prefill", told.dynamic_option, arithmetic))
