@@ -18,7 +18,7 @@ EPOCHS = 2
 RATE = 0.003
 """Largest rate, in steps of a block's grid per step of Adam: with 0.002 and 0.005 qwen2-8m loses
 the same at 3 bits, with 0.02 training begins to lose what it gains
-(``reports/rounding/sequential.py``)."""
+(``reports/rounding/tuned.md``)."""
 LEAST_TOKENS = 4096
 """Tokens below which scales learn them by heart."""
 _LEAST_STEPS = 8

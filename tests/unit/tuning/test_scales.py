@@ -212,6 +212,15 @@ def test_training_ends_when_held_out_rows_lose_more_and_more(tmp_path: Path) -> 
     assert values["a"].tolist() == [1.0, 1.0, 1.0]
 
 
+def test_training_ends_early_where_there_is_nothing_to_gain() -> None:
+    values = {"a": torch.nn.Parameter(torch.zeros(3))}
+    for last, past in ((0.999, True), (0.99, False)):
+        state = TrainingState(None, values, torch.optim.Adam(values.values()), INPUTS)
+        for loss in (1.0, 1.001, last):
+            state.judge(0, loss)
+            assert state.is_past == (past and loss == last)
+
+
 def test_floats_and_experts_stay_as_they_are(tiny_models: dict[str, LoadedModel], tmp_path: Path) -> None:
     fit = a_fit(tiny_models["qwen3_moe"], tmp_path)
     up = "model.layers.0.mlp.up_proj"
