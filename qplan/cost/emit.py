@@ -366,7 +366,7 @@ class EmitCost:
             work += Work(read=2.0 * hidden_bytes * (len(fitted) + 1), written=2.0 * hidden_bytes)
         widest = max(given.width for given in shape.inputs)
         # sums of one input beside both models; then its moments and their factors, and copies of what is rounded
-        summed = self._batch(_BATCH_ROWS * asked.seq_len, 2) + self._kept_weights + 3 * FLOAT_BYTES * widest**2
+        summed = self._batch(_BATCH_ROWS * asked.seq_len, 2) + self._kept_weights + 6 * FLOAT_BYTES * widest**2
         memory = max(summed, self._read + self._rounding_bytes)
         disk = 4.0 * hidden_bytes + sum(spec.weights for spec in shape.card.tensors)
         return self._stage(
@@ -379,14 +379,14 @@ class EmitCost:
         )
 
     def _fitted(self, given: Input, tokens: int) -> Work:
-        """Sums of two products per token, and for each reader a product, two solutions and a rounding."""
+        """Sums of two products per token, and for each reader a rounding to a target of both halves of them."""
         square = float(given.width) ** 2
         batches = tokens / (_BATCH_ROWS * self.asked.seq_len)
-        work = factored(given.width) + Work(
+        work = factored(given.width).times(3) + Work(
             flops=4.0 * tokens * square, values=_ACTIVATION_VALUES * tokens * given.width + 8.0 * square * batches
         )
         for spec in given.readers:
-            work += Work(rounding_flops=4.0 * square * spec.out_features)
+            work += Work(rounding_flops=16.0 * square * spec.out_features)
             work += rounding(given.width, spec.out_features, 1, fits=True, chosen=False)
         return work
 
