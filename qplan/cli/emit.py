@@ -94,8 +94,9 @@ def command(
     tune: Annotated[
         Tune,
         typer.Option(
-            help="Fit the integers of the plan to the whole model, layer by layer, and take them where that lowers its "
-            "loss; auto does, if tensors are rounded by auto or gptq.",
+            help="Fit the plan as a whole, and ship what lowers its loss: sequential fits integers layer by layer, "
+            "scales trains scales end to end after that; auto does both, if tensors are rounded by auto or gptq and "
+            "training fits the machine.",
             rich_help_panel=panels.RULES,
         ),
     ] = EmitOptions.tune,

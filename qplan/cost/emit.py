@@ -21,6 +21,7 @@ from qplan.cost.forward import (
 )
 from qplan.cost.one_pass import PROCESS_BYTES
 from qplan.cost.shape import Input, Shape
+from qplan.cost.training import TrainingTokens
 from qplan.cost.work import NOTHING, Machine, Work
 from qplan.settings import Precision
 from qplan.tensors import TensorSpec
@@ -30,6 +31,7 @@ LOADING, EXPORTING, REFERENCE, GATE = "loading", "exporting the graph", "FP32 re
 KEEPING, ROUNDING, COMPARING = "FP32 reference for planning", "choosing integers", "whole models: plan and uniform"
 REPAIRING, ACTIVATIONS = "promotions and demotions", "int8 activations per token and per block"
 TUNING, JUDGING = "fitting the plan's integers in order", "whole models: integers fitted in order"
+TRAINING, JUDGING_SCALES = "training the plan's scales", "whole models: trained scales"
 BUILDING, PROVING, REPORTING = "building the plan", "proof on the engine", "report"
 CACHING = "KV cache on the engine"
 PROVING_ARM = "proof on ARM, emulated"
@@ -43,6 +45,16 @@ _STORED_VALUES = 4
 """Per weight that is turned from integers into floats."""
 _BATCH_ROWS = 4
 """Sequences that integers are fitted to at a time."""
+_TRAINED_VALUES, _TRAINED_LOGIT_VALUES = 20, 20
+"""Numbers read and written per weight and step of training, and per logit."""
+_GRAPH_VALUES = 6
+"""Numbers that a layer's graph holds per number that its linears read or write."""
+_LOGIT_COPIES = 5
+"""Of the logits that are made at a time."""
+_VALUES_OF_GRID = 5
+"""Of a scale or zero in training: itself, its gradient, two moments, the best."""
+_LEAST_BLOCK = 32
+"""Weights to a scale, at least."""
 _FORK = 0.6
 """Of a pass, what a plan takes that differs in one tensor from another."""
 _REPAIR_SWEEPS = 3
@@ -105,6 +117,10 @@ class EmitAsked:
     """Ways to store the cache that may have to be measured."""
     fitted: int = 0
     """Tokens that the plan's integers are fitted to in order; 0 if they are not."""
+    trained: TrainingTokens | None = None
+    """Tokens that the plan's scales are trained with; None if they are not."""
+    steps: int = 0
+    """Of that training."""
     weighed: int = 0
     """Tokens that decide whether those ship."""
     processors: int = 0
@@ -138,7 +154,9 @@ class EmitCost:
             found.append(self._caching())
         found += self._planning()
         if asked.fitted:
-            found += [self._tuning(), self._judging()]
+            found += [self._tuning(), self._judging(JUDGING, 3)]
+        if asked.trained is not None:
+            found += [self._training(asked.trained), self._judging(JUDGING_SCALES, 1 if asked.fitted else 2)]
         if asked.build:
             found += [self._building(), self._proving()]
         if asked.processors:
@@ -348,7 +366,7 @@ class EmitCost:
             work += Work(read=2.0 * hidden_bytes * (len(fitted) + 1), written=2.0 * hidden_bytes)
         widest = max(given.width for given in shape.inputs)
         # sums of one input beside both models; then its moments and their factors, and copies of what is rounded
-        summed = self._batch(_BATCH_ROWS * asked.seq_len, 2) + self._kept_weights + 3 * FLOAT_BYTES * widest**2
+        summed = self._batch(_BATCH_ROWS * asked.seq_len, 2) + self._kept_weights + 6 * FLOAT_BYTES * widest**2
         memory = max(summed, self._read + self._rounding_bytes)
         disk = 4.0 * hidden_bytes + sum(spec.weights for spec in shape.card.tensors)
         return self._stage(
@@ -361,24 +379,55 @@ class EmitCost:
         )
 
     def _fitted(self, given: Input, tokens: int) -> Work:
-        """Sums of two products per token, and for each reader a product, two solutions and a rounding."""
+        """Sums of two products per token, and for each reader a rounding to a target of both halves of them."""
         square = float(given.width) ** 2
         batches = tokens / (_BATCH_ROWS * self.asked.seq_len)
-        work = factored(given.width) + Work(
+        work = factored(given.width).times(3) + Work(
             flops=4.0 * tokens * square, values=_ACTIVATION_VALUES * tokens * given.width + 8.0 * square * batches
         )
         for spec in given.readers:
-            work += Work(rounding_flops=4.0 * square * spec.out_features)
+            work += Work(rounding_flops=16.0 * square * spec.out_features)
             work += rounding(given.width, spec.out_features, 1, fits=True, chosen=False)
         return work
 
-    def _judging(self) -> ExpectedStage:
-        """The plan with the integers of each tensor by itself, and fitted in order, with the head's or without."""
-        tokens, variants = self.asked.weighed, 3
+    def _training(self, tokens: TrainingTokens) -> ExpectedStage:
+        """The float model once; then forwards, and back through every layer, which runs again, to its weights too."""
+        asked, shape = self.asked, self.shape
+        weights = float(sum(given.weights for given in shape.inputs))
+        there = self._forward(1) + self._activations
+        back = self._forward(1) + self._activations + Work(flops=2 * self._forward(1).flops)
+        # teacher's logits are made of its last layer's output, every time
+        heads = Work(flops=2.0 * shape.head.weights, values=_TRAINED_LOGIT_VALUES * shape.head.outputs)
+        work = self._forward(1).times(tokens.exact) + (there + heads).times(tokens.looked)
+        work += (there + back + heads).times(tokens.trained)
+        work += Work(values=_TRAINED_VALUES * weights).times(asked.steps)
+        at_once = tokens.trained / max(1, asked.steps)
+        exact = FLOAT_BYTES * shape.hidden * (tokens.exact + at_once * len(shape.layers))
+        graph = (
+            FLOAT_BYTES
+            * at_once
+            * _GRAPH_VALUES
+            * max(sum(given.width + given.outputs for given in layer) for layer in shape.layers)
+        )
+        logits = _LOGIT_COPIES * max(1 << 28, FLOAT_BYTES * asked.seq_len * shape.head.outputs)
+        grids = (1 + 2 * _VALUES_OF_GRID * FLOAT_BYTES / _LEAST_BLOCK) * weights
+        matrices = 3 * FLOAT_BYTES * max(self._layer_weights, shape.head.weights)
+        memory = _WORKING_BYTES + exact + grids + matrices + max(graph, logits)
+        passes = tokens.passes(asked.weighed)
+        return self._stage(f"{TRAINING}, {passes:.1f} passes", [work], memory, disk=weights + grids, units=asked.steps)
+
+    @property
+    def _activations(self) -> Work:
+        """Int8 activations of a token."""
+        return Work(values=_ACTIVATION_VALUES * sum(given.width * given.share for given in self.shape.inputs))
+
+    def _judging(self, name: str, variants: int) -> ExpectedStage:
+        """The plan in some variants: with the integers of each tensor by itself, fitted in order, and so on."""
+        tokens = self.asked.weighed // (2 if name == JUDGING_SCALES else 1)
         work = self._forward(tokens) + self._swept(tokens, variants, variants) + self._planned.times(variants)
         logits = float(FLOAT_BYTES * tokens * self.shape.head.outputs)
         memory = self._batch(tokens, 1) + self._kept_weights
-        return self._stage(JUDGING, [work], memory, units=variants * tokens // self.asked.seq_len, temporary=logits)
+        return self._stage(name, [work], memory, units=variants * tokens // self.asked.seq_len, temporary=logits)
 
     def _building(self) -> ExpectedStage:
         engine = self.engine

@@ -119,6 +119,12 @@ def check_emit(options: EmitOptions, run: RunFolder) -> None:
             f"{rounding}; leave it out, or analyze with --rounding auto"
         )
         raise InputError(msg)
+    if options.tune == "scales" and not options.trains(rounding):
+        msg = (
+            f"--tune scales trains on the tokens that rounding is fitted to, and {run.folder} was analyzed with "
+            f"--rounding {rounding}, which is fitted to none; leave it out, or analyze with --rounding auto"
+        )
+        raise InputError(msg)
     fixed = run_fixed_bytes(run, table.model, c4=target.c4)
     if given is not None:
         from qplan.choosing.planned import edited_plan  # noqa: PLC0415 - the solver takes longer than all else here

@@ -146,6 +146,8 @@ def _emit(
     options, given, table, calibration = emission.options, emission.given, emission.table, emission.calibration
     if given is not None:
         say_if_moved(given, options, say)
+    if emission.untrained:
+        say(emission.untrained)
     stages = _stages(emission, say, progress)
     most = weights_memory(options.max_memory_bytes)
     if options.max_memory_bytes is not None:  # the engine too gets no more than there is
@@ -182,6 +184,7 @@ def _emit(
             open=stack,
             stages=stages,
             jobs=default_jobs(),
+            schedule=emission.training,
             caches=cache_menu(options.wanted, table, options.target.engine),
             begun_s=begun,
         )

@@ -63,6 +63,7 @@ from qplan.run.table import SensitivityTable
 from qplan.sensitivity.kept_logits import KeptLogits, kept_logits
 from qplan.sensitivity.metrics import TokenStats
 from qplan.settings import DYNAMIC_OPTIONS, DynamicOption, Say, without_half
+from qplan.tuning.schedule import Schedule
 from qplan.uniform import HQQ
 
 
@@ -87,6 +88,8 @@ class EmitJob:
     """Closes what `kept` keeps on disk; None to keep nothing."""
     jobs: int = 1
     """Tensors to round at a time."""
+    schedule: Schedule | None = None
+    """Of training the plan's scales; None to leave them as they are."""
     caches: CacheMenu | None = None
     """The KV caches that the plan may have; None without a context."""
     begun_s: float = field(default_factory=time.monotonic)

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from qplan.choosing.context import PlanningContext
 from qplan.choosing.planned import PlannedOn
 from qplan.choosing.repair import most_models
 from qplan.choosing.sizes import run_fixed_bytes
-from qplan.cost.emit import TUNING, EmitAsked, EmitCost
+from qplan.cost.emit import TRAINING, TUNING, EmitAsked, EmitCost
 from qplan.cost.engine import EngineCost
-from qplan.cost.expected import Expected
+from qplan.cost.expected import Expected, apart
+from qplan.cost.free import free_memory
 from qplan.cost.kv_cache import KvMode
 from qplan.cost.shape import Shape
+from qplan.cost.training import MOST_PASSES
 from qplan.cost.work import REFERENCE, Machine
+from qplan.errors import InputError
 from qplan.folding.analyzed import folded_copy, weights_memory
 from qplan.formats import FP16
 from qplan.jobs.cache import cache_menu, context_of
@@ -36,6 +40,8 @@ from qplan.run.frontier import POINTS
 from qplan.run.skeleton_record import SkeletonRecord
 from qplan.run.table import SensitivityTable
 from qplan.settings import MEMORIES
+from qplan.tuning.kept import schedule_of
+from qplan.tuning.schedule import Schedule
 from qplan.uniform import COMPARED
 from qplan.verify.bench import GATE_TOKENS
 from qplan.verify.cache import STEPS, most_tokens
@@ -160,8 +166,64 @@ class Emission:
         """Whether integers are fitted to the plan."""
         return self.options.tunes(self.table.conditions.rounding)
 
+    @property
+    def training(self) -> Schedule | None:
+        """When scales are trained on what; None if they are not."""
+        return None if self.untrained else self._schedule
+
+    @property
+    def _schedule(self) -> Schedule | None:
+        """What training would be, if it is asked for."""
+        if not self.options.trains(self.table.conditions.rounding):
+            return None
+        whole = schedule_of(self.calibration)
+        limited = self.options.tune == "auto"
+        return whole.within(MOST_PASSES, self.calibration.tokens.size) if limited else whole
+
+    @cached_property
+    def untrained(self) -> str:
+        """Why scales that could be trained are left alone; empty if they are trained, or were not to be.
+
+        Raises:
+            InputError: they cannot be trained, and it was asked for.
+        """
+        schedule = self._schedule
+        if schedule is None:
+            return ""
+        why, remedy = "", "leave it out"
+        if self.streamed:
+            why, remedy = (
+                "the model's weights stay on the disk, and training reads them at every step",
+                ("raise --max-memory, or leave it out"),
+            )
+        elif not (schedule.is_worth_it if self.options.tune == "auto" else schedule.is_possible):
+            limits = f" and {MOST_PASSES} passes" if self.options.tune == "auto" else ""
+            rows = f"{len(self.calibration.fit)} windows of calibration text to train on"
+            why = f"{rows}, {len(schedule.held_out)} others to judge by{limits} allow {schedule.steps} steps, too few"
+            remedy = "analyze with more --samples and --fit-tokens, or leave it out"
+        elif self.options.tune == "auto":  # asked for, it is refused by the outlook
+            why = self._lacking(schedule)
+        if why and self.options.tune == "scales":
+            msg = f"--tune scales: {why}; {remedy}"
+            raise InputError(msg)
+        return f"scales are not trained: {why}" if why else ""
+
+    def _lacking(self, schedule: Schedule) -> str:
+        """That training needs more memory than there is; empty if it does not."""
+        shape = shape_of(self.table.model, self.folders)
+        limit = min(free_memory(), self.options.max_memory_bytes or math.inf)
+        cost = EmitCost(shape, self._asked(shape, schedule), self.engine(shape), REFERENCE)
+        stage = next(stage for stage in cost.stages() if stage.name.startswith(TRAINING))
+        if stage.memory_bytes <= limit:
+            return ""
+        need, have = apart(stage.memory_bytes, limit)
+        return f"that needs about {need} of memory, and there are {have}"
+
     def asked(self, shape: Shape) -> EmitAsked:
         """What the work depends on."""
+        return self._asked(shape, self.training)
+
+    def _asked(self, shape: Shape, training: Schedule | None) -> EmitAsked:
         options, table, rounding = self.options, self.table, self.table.conditions.rounding
         seq_len = self.calibration.seq_len
         kept = kept_of(self.folders[0])
@@ -188,7 +250,9 @@ class Emission:
             cache_steps=STEPS,
             caches=self.caches,
             fitted=self.calibration.fit.size if self.tunes else 0,
-            weighed=self.calibration.tokens.size if self.tunes else 0,
+            trained=None if training is None else training.tokens,
+            steps=0 if training is None else training.steps,
+            weighed=self.calibration.tokens.size,
             processors=len(options.prove),
             precision=options.wanted.rules.target.precision if self.given is None else self.given.plan.precision,
             streamed=self.streamed,
@@ -240,6 +304,7 @@ def expect_emit(emission: Emission, *, measure: bool = False) -> Outlook:
         expected = Expected(EmitCost(shape, asked, engine, machine, most).stages())
         peak = max(expected.stages, key=lambda stage: stage.memory_bytes)
         more = ("use --tune off",) if peak.name == TUNING else ()
+        more = ("use --tune sequential",) if peak.name.startswith(TRAINING) else more
         return Outlook(expected, machine, limit, remedies + more)
 
     return on_this_machine(outlook, emission.run, measure=measure)

@@ -16,7 +16,7 @@ from qplan.errors import InputError
 from qplan.formats import DEFAULT_FORMATS, QuantFormat
 from qplan.mnn.engines import EngineTarget, EngineVersion
 from qplan.report.words import Language
-from qplan.roundings import can_be_tuned, check_rounding
+from qplan.roundings import can_be_tuned, check_rounding, needs_tokens
 from qplan.settings import DTypeName, DynamicOption, Effort, Folding, Memory, Mode, Tune
 from qplan.uniform import RIVALS
 
@@ -163,7 +163,7 @@ class EmitOptions:
     engine: EngineVersion | None = None
     """MNN version that the model is for; None for the installed one."""
     tune: Tune = "auto"
-    """Whether the integers of the plan are fitted to it as a whole before it is built, see `qplan.tuning`."""
+    """Whether its integers and scales are fitted to the plan as a whole before it is built, see `qplan.tuning`."""
     prove: tuple[str, ...] = ()
     """Emulated ARM processors that the built model is proved on, names of `qplan.mnn.arm.processors`."""
     language: Language = Language.en
@@ -193,8 +193,8 @@ class EmitOptions:
         if self.prove and not self.build:
             msg = f"--prove {','.join(self.prove)} --no-build: only a model that is built can be proved; leave one out"
             raise InputError(msg)
-        if self.tune == "sequential" and not self.build:
-            msg = "--tune sequential --no-build: integers are fitted for a model that is built; leave one out"
+        if self.tune in {"sequential", "scales"} and not self.build:
+            msg = f"--tune {self.tune} --no-build: a plan is fitted for a model that is built; leave one out"
             raise InputError(msg)
         unheard = self.wanted.asked() if self.plan is not None else ()
         if unheard:
@@ -207,6 +207,11 @@ class EmitOptions:
     def tunes(self, rounding: str) -> bool:
         """Whether the integers of a plan are fitted to it, where tensors are rounded so."""
         return self.build and self.tune != "off" and can_be_tuned(rounding)
+
+    def trains(self, rounding: str) -> bool:
+        """Whether its scales are trained after that, if nothing speaks against it."""
+        asked = self.tune == "scales" and needs_tokens(rounding)
+        return self.build and (asked or (self.tune == "auto" and can_be_tuned(rounding)))
 
     @property
     def loads_model(self) -> bool:

@@ -1,43 +1,66 @@
-"""Fits the integers of a plan to it as a whole, between planning and building."""
+"""Fits a plan as a whole, between planning and building: its integers in order, then its scales end to end."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from qplan.artifact import remove_folder
-from qplan.cost.emit import JUDGING, TUNING
+from qplan.cost.emit import JUDGING, JUDGING_SCALES, TRAINING, TUNING
 from qplan.jobs.emit_job import EmitJob
 from qplan.quantize import Int8Activations
 from qplan.run.calibration import CalibrationSet
 from qplan.run.plan import Plan
 from qplan.sensitivity.joint import Variant
 from qplan.settings import DynamicOption, without_half
-from qplan.tuning.judge import judged
-from qplan.tuning.kept import fit_of
+from qplan.tuning.judge import Tuned, in_order, judged, with_scales
+from qplan.tuning.kept import JUDGED, fit_of, scales_of
 
 
 def tuned(job: EmitJob, plan: Plan, option: DynamicOption) -> tuple[EmitJob, Plan]:
-    """The job with the integers that ship, and the plan with what fitting them came to.
+    """The job with the integers and scales that ship, and the plan with what fitting them came to.
 
     Args:
         job: the emit.
         plan: what is to be built.
         option: the ``dynamic_option`` that it will presumably ship with.
     """
-    if not job.options.tunes(job.rounder.rounding):
-        return job, plan
     calibration = CalibrationSet.read(job.run.calibration)
-    shipped = Int8Activations("prefill", option, without_half(job.target.arithmetic))
-    fit = fit_of(job.run, job.rounder, calibration, plan.formats)
-    if not fit.formats:
+    acting = Int8Activations("prefill", option, without_half(job.target.arithmetic))
+    shipped = Variant(plan.formats, plan.memory, acting)
+    found = Tuned(job.rounder)
+    if job.options.tunes(job.rounder.rounding):
+        found = _in_order(job, found, shipped, calibration)
+    if job.schedule is not None:
+        found = _trained(job, found, shipped, calibration)
+    remove_folder(job.run.tuning)
+    if found.record is None:
         return job, plan
-    if fit.between is not None and not fit.between.is_dir():  # of another plan, whose fit was killed
-        remove_folder(job.run.tuning)
+    return replace(job, rounder=found.rounder), plan.tuned(found.record)
+
+
+def _in_order(job: EmitJob, before: Tuned, plan: Variant, calibration: CalibrationSet) -> Tuned:
+    fit = fit_of(job.run, before.rounder, calibration, plan.formats)
+    if not fit.formats:
+        return before
     told = f"fitting integers to the plan: {calibration.fit.size} tokens, layer after layer"
     fit.run(jobs=job.jobs, progress=job.stages.visit(TUNING, told))
-    remove_folder(job.run.tuning)
     told = f"whole models with integers fitted to the plan and without: {calibration.tokens.size} calibration tokens"
-    found = judged(
-        fit, Variant(plan.formats, plan.memory, shipped), calibration.tokens, job.stages.visit(JUDGING, told)
+    return judged(before, in_order(fit), plan, calibration.tokens, job.stages.visit(JUDGING, told))
+
+
+def _trained(job: EmitJob, before: Tuned, plan: Variant, calibration: CalibrationSet) -> Tuned:
+    if job.schedule is None:
+        return before
+    fit = scales_of(job.run, before, calibration, plan, job.schedule)
+    if not fit.formats:
+        return before
+    told = (
+        f"training scales on the loss of the whole model: {job.schedule.steps} steps of "
+        f"{job.schedule.tokens_of_step} tokens"
     )
-    return replace(job, rounder=found.rounder), plan.tuned(found.record)
+    fit.run(progress=job.stages.visit(TRAINING, told))
+    tokens = calibration.tokens[JUDGED]
+    told = f"whole models with trained scales and without: {tokens.size} calibration tokens"
+    progress = job.stages.visit(JUDGING_SCALES, told)
+    before = before.on(JUDGED, calibration.seq_len)
+    return judged(before, [with_scales(fit, before)], plan, tokens, progress)

@@ -282,9 +282,30 @@ CATALOG: Mapping[str, NoteKind] = {
         tokens=int,
         memory=str,
     ),
+    "scales-tuned": _kind(
+        "the scales were trained end to end, on the loss of the whole model: {times:.2f} times the loss "
+        "({before_nats:.1e} to {after_nats:.1e} nats per token on {tokens:,} calibration tokens that they were not "
+        "fitted to, memory {memory})",
+        times=float,
+        before_nats=float,
+        after_nats=float,
+        tokens=int,
+        memory=str,
+    ),
+    "integers-and-scales-tuned": _kind(
+        "the integers were fitted once more, in the order of the layers, and then the scales were trained end to end, "
+        "on the loss of the whole model: {times:.2f} times the loss ({before_nats:.1e} to {after_nats:.1e} nats per "
+        "token on {tokens:,} calibration tokens that they were not fitted to, memory {memory})",
+        times=float,
+        before_nats=float,
+        after_nats=float,
+        tokens=int,
+        memory=str,
+    ),
     "tuning-gains-nothing": _kind(
-        "fitting the integers once more, in the order of the layers, gains nothing beyond noise: {times:.2f} times the "
-        "loss ({before_nats:.1e} to {after_nats:.1e} nats per token on {tokens:,} calibration tokens, memory {memory})",
+        "fitting integers or scales once more, to the plan as a whole, gains nothing beyond noise: {times:.2f} times "
+        "the loss ({before_nats:.1e} to {after_nats:.1e} nats per token on {tokens:,} calibration tokens, memory "
+        "{memory})",
         times=float,
         before_nats=float,
         after_nats=float,

@@ -23,8 +23,9 @@ _ENGINE = re.compile(r"[0-9]{1,9}\.[0-9]{1,9}\.[0-9]{1,9}")
 _ENGINE_RECORDED = 3
 """First schema with `Plan.engine`."""
 
-_TUNED, _GAINS_NOTHING = "integers-tuned", "tuning-gains-nothing"
-"""Notes on integers that were fitted to the plan as a whole."""
+_TUNED = {"sequential": "integers-tuned", "scales": "scales-tuned", "sequential+scales": "integers-and-scales-tuned"}
+"""Notes on what was fitted to the plan as a whole, by `Tuning.method`."""
+_GAINS_NOTHING = "tuning-gains-nothing"
 
 _OF_ENGINE = re.compile(rf"-mnn-({_ENGINE.pattern})$")
 """End of a folder's name that ``emit --engine`` makes; plans of schemas before 3 record their engine nowhere else."""
@@ -156,20 +157,25 @@ class PlannedLimit:
 
 @dataclass(frozen=True)
 class Tuning:
-    """Integers that were fitted to the plan as a whole, once it was chosen."""
+    """Integers and scales that were fitted to the plan as a whole, once it was chosen."""
 
     method: str
-    """How, see `qplan.settings.Tune`."""
+    """How: integers in order (``sequential``), scales end to end (``scales``), or one after the other
+    (``sequential+scales``)."""
     ships: bool
     """Whether they lose less beyond doubt, and are built."""
     head: bool
-    """Whether the head's are among them."""
+    """Whether integers of the head were fitted in order."""
     tokens: int
     """Calibration tokens that this was decided by; they were not fitted to these."""
     before_nats: float
     """Loss of the whole model there with each tensor's integers fitted by itself."""
     after_nats: float
     """The same with those that were fitted to the plan."""
+    steps: int = 0
+    """Of the training of scales, at most; 0 where they were not trained."""
+    dynamic_option: DynamicOption = 0
+    """The one that they were trained under, which need not be the plan's own."""
 
     @property
     def times(self) -> float:
@@ -248,14 +254,14 @@ class Plan:
             "tokens": tuning.tokens,
             "memory": self.memory,
         }
-        told = note("integers-tuned", **figures) if tuning.ships else note("tuning-gains-nothing", **figures)
+        told = note(_TUNED[tuning.method] if tuning.ships else _GAINS_NOTHING, **figures)
         return replace(self, tuning=tuning, predicted_nats=self.predicted_nats * tuning.times).noted(told)
 
     def untuned(self) -> Plan:
         """The plan without that."""
         if self.tuning is None:
             return self
-        notes = tuple(known for known in self.notes if known.code not in {_TUNED, _GAINS_NOTHING})
+        notes = tuple(known for known in self.notes if known.code not in {*_TUNED.values(), _GAINS_NOTHING})
         predicted = self.predicted_nats / self.tuning.times
         return replace(self, tuning=None, predicted_nats=predicted, notes=notes)
 

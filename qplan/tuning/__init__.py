@@ -1,1 +1,1 @@
-"""Integers fitted to a plan as a whole, after it was chosen."""
+"""Integers and scales fitted to a plan as a whole, after it was chosen."""

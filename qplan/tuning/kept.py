@@ -1,14 +1,17 @@
-"""Where a run keeps the integers that were fitted to a plan, and the rounder that stores what was built of it."""
+"""Where a run keeps what was fitted to a plan, and the rounder that stores what was built of it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
 
+import numpy as np
 import torch
 
 from qplan.artifact import sha256_json
+from qplan.cost.target import find_target
 from qplan.formats import QuantFormat
+from qplan.quantize import Int8Activations
 from qplan.quantize.rounder import Rounder
 from qplan.quantize.stored_cache import FittedTensors, StoredCache
 from qplan.run.calibration import CalibrationSet
@@ -16,13 +19,25 @@ from qplan.run.folder import RunFolder
 from qplan.run.plan import Plan
 from qplan.run.rounded import fitted_tensors
 from qplan.sensitivity.joint import Variant
-from qplan.settings import Memory
+from qplan.settings import Memory, without_half
+from qplan.tuning.judge import Tuned
+from qplan.tuning.scales import ScaleFit
+from qplan.tuning.schedule import Schedule
 from qplan.tuning.sequential import SequentialFit
 
 _SEEN: Memory = "normal"
 """Memory setting of the inputs that integers are fitted to: with int8 activations in them, qwen2-8m loses 0.99 (4 bits)
 and 1.01 times as much (8 bits) on text of the kind fitted to, and 1.01 and 1.49 times as much on other text
 (``reports/rounding/sequential.py``)."""
+
+HELD_OUT, JUDGED = slice(0, None, 2), slice(1, None, 2)
+"""Of the calibration rows that losses are measured on: those by which training of scales ends, and those that decide
+whether these ship."""
+
+
+def schedule_of(calibration: CalibrationSet) -> Schedule:
+    """The schedule of training on a run's tokens."""
+    return Schedule.of(len(calibration.fit), len(calibration.tokens[HELD_OUT]), calibration.seq_len)
 
 
 def fit_of(
@@ -36,17 +51,34 @@ def fit_of(
         calibration: its tokens.
         formats: the plan's.
     """
-    inputs = {
-        "model": rounder.loaded.card.sha256,
-        "rounding": rounder.rounding,
-        "fit": calibration.fit_sha256,
-        "judge": calibration.sha256,
-        "seen": _SEEN,
-        "formats": sha256_json({name: fmt.name for name, fmt in sorted(formats.items())}),
-    }
+    inputs = _inputs(rounder, calibration, formats) | {"seen": _SEEN}
     cache = StoredCache(fitted_tensors(run, inputs), inputs)
     tokens = torch.from_numpy(calibration.fit)
     return SequentialFit(rounder, Variant(formats, _SEEN), tokens, cache, run.tuning / cache.folder.name)
+
+
+def scales_of(
+    run: RunFolder, before: Tuned, calibration: CalibrationSet, plan: Variant, schedule: Schedule
+) -> ScaleFit:
+    """The training of a plan's scales, as far as the run keeps it.
+
+    Args:
+        run: that made the plan.
+        before: the integers that it ships with.
+        calibration: the run's tokens.
+        plan: as it will ship.
+        schedule: of the training.
+    """
+    acting, rounder = plan.activations, before.rounder
+    inputs = _inputs(rounder, calibration, plan.formats) | {
+        "trained": f"memory {plan.memory}, {acting.path}, option {acting.dynamic_option}, {acting.arithmetic}",
+        "integers": before.base + (", within int16" if rounder.within_int16 else ""),
+        "steps": str(schedule.steps),
+    }
+    cache = StoredCache(fitted_tensors(run, inputs), inputs)
+    state = run.tuning / cache.folder.name / "state.safetensors"
+    tokens = torch.from_numpy(np.concatenate([calibration.fit, calibration.tokens[HELD_OUT]]))
+    return ScaleFit(rounder, plan, tokens, cache, schedule, state)
 
 
 def built_rounder(run: RunFolder, rounder: Rounder, calibration: CalibrationSet, plan: Plan) -> Rounder:
@@ -58,7 +90,27 @@ def built_rounder(run: RunFolder, rounder: Rounder, calibration: CalibrationSet,
         calibration: its tokens.
         plan: that was built.
     """
-    if plan.tuning is None or not plan.tuning.ships:
+    told = plan.tuning
+    if told is None or not told.ships:
         return rounder
-    fit = fit_of(run, rounder, calibration, plan.formats)
-    return replace(rounder, fitted=FittedTensors(fit.cache, fit.shipped(head=plan.tuning.head)))
+    if told.method != "scales":
+        fit = fit_of(run, rounder, calibration, plan.formats)
+        rounder = replace(rounder, fitted=FittedTensors(fit.cache, fit.shipped(head=told.head)))
+    if not told.steps:
+        return rounder
+    arithmetic = without_half(find_target(plan.target).arithmetic)
+    shipped = Variant(plan.formats, plan.memory, Int8Activations("prefill", told.dynamic_option, arithmetic))
+    schedule = schedule_of(calibration).first(told.steps)
+    integers = replace(told, method="sequential", ships=told.method != "scales")
+    scales = scales_of(run, Tuned(rounder, integers), calibration, shipped, schedule)
+    return replace(rounder, fitted=FittedTensors(scales.cache, scales.formats))
+
+
+def _inputs(rounder: Rounder, calibration: CalibrationSet, formats: Mapping[str, QuantFormat]) -> dict[str, str]:
+    return {
+        "model": rounder.loaded.card.sha256,
+        "rounding": rounder.rounding,
+        "fit": calibration.fit_sha256,
+        "judge": calibration.sha256,
+        "formats": sha256_json({name: fmt.name for name, fmt in sorted(formats.items())}),
+    }

@@ -1,4 +1,4 @@
-"""Integers fitted in order, to the float model's outputs, beside those of ``auto``: loss by width.
+"""Integers fitted in order, and scales trained end to end after that, beside ``auto``: loss by width.
 
 Run from the repository's root with
 
@@ -6,6 +6,7 @@ Run from the repository's root with
 
 All linears of the decoder at one width, asymmetric blocks of 64, the head in fp16; fitted to 16,384 tokens of
 ``valid.txt``, judged by the KL on 6,144 tokens of ``test.txt`` and of Python's sources, to which nothing was fitted.
+With ``--train``, scales are trained after that, under the memory setting that losses are of, as `qplan emit` does.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ from qplan.quantize.rounder import Rounder
 from qplan.quantize.stored_cache import FittedTensors, StoredCache
 from qplan.sensitivity.joint import Variant, joint_losses
 from qplan.settings import MEMORIES, Memory
+from qplan.tuning.kept import HELD_OUT
+from qplan.tuning.scales import ScaleFit
+from qplan.tuning.schedule import Schedule
 from qplan.tuning.sequential import SequentialFit
 from reports.rounding.subject import BLOCK, SEQ_LEN
 
@@ -47,11 +51,15 @@ class Bench:
     fit: Tensor
     tests: dict[str, Tensor]
     """By kind of text."""
+    held_out: Tensor
+    """Tokens that tell which scales are kept."""
     moments: Moments
     judge: Moments
     work: Path
 
-    def by_width(self, widths: tuple[int, ...], memory: Memory, seen: tuple[Memory, ...]) -> Iterator[dict[str, Any]]:
+    def by_width(
+        self, widths: tuple[int, ...], memory: Memory, seen: tuple[Memory, ...], *, train: bool
+    ) -> Iterator[dict[str, Any]]:
         """Losses under a memory setting: to nearest, ``auto``, and in order with inputs as of memory settings."""
         for bits in widths:
             formats = self.formats(bits)
@@ -68,6 +76,10 @@ class Bench:
                 label = "sequential" if inputs == memory else f"sequential, inputs of memory {inputs}"
                 seconds[label] = time.process_time() - start
                 rounders[label] = replace(auto, fitted=FittedTensors(kept, fit.formats))
+                if train:
+                    start = time.process_time()
+                    rounders[f"{label}+scales"] = self.trained(rounders[label], formats, memory, f"{bits}-{inputs}")
+                    seconds[f"{label}+scales"] = time.process_time() - start
             for label, rounder in rounders.items():
                 found = {
                     kind: joint_losses(self.loaded, tokens, {"": formats}, memory, rounder=rounder)[""].kl_nats
@@ -75,13 +87,22 @@ class Bench:
                 }
                 yield {"bits": bits, "memory": memory, "integers": label, "kl_nats": found, "s": seconds.get(label)}
 
+    def trained(self, rounder: Rounder, formats: dict[str, QuantFormat], memory: Memory, name: str) -> Rounder:
+        """Train the scales of a rounder's integers."""
+        plan = Variant(formats, memory, Int8Activations())
+        kept = StoredCache(self.work / f"trained-{name}-{memory}", {"rounding": "scales"})
+        schedule = Schedule.of(len(self.fit), len(self.held_out), SEQ_LEN)
+        fit = ScaleFit(rounder, plan, torch.cat([self.fit, self.held_out]), kept, schedule)
+        fit.run()
+        return replace(rounder, fitted=FittedTensors(kept, fit.formats))
+
     def formats(self, bits: int) -> dict[str, QuantFormat]:
         """The decoder's linears at one width, the head in fp16."""
         tensors = self.loaded.card.tensors
         return {one.name: FP16 if one.layer is None else QuantFormat(bits, BLOCK) for one in tensors}
 
 
-def load_bench(model: Path, data: Path, work: Path) -> Bench:
+def load_bench(model: Path, data: Path, work: Path, fit_tokens: int = FIT_TOKENS) -> Bench:
     """Load a model and cut texts into windows."""
     loaded = load_model(str(model))
     windows = partial(
@@ -92,7 +113,7 @@ def load_bench(model: Path, data: Path, work: Path) -> Bench:
         context=loaded.card.context,
         vocabulary=loaded.card.vocabulary,
     )
-    valid = windows(load_text(str(data / "valid.txt"), loaded.tokenizer), samples=JUDGE_ROWS, fit_tokens=FIT_TOKENS)
+    valid = windows(load_text(str(data / "valid.txt"), loaded.tokenizer), samples=JUDGE_ROWS, fit_tokens=fit_tokens)
     texts = {"prose": str(data / "test.txt"), "code": "python-stdlib"}
     tests = {
         kind: torch.from_numpy(windows(load_text(text, loaded.tokenizer), samples=TEST_ROWS).tokens)
@@ -103,7 +124,7 @@ def load_bench(model: Path, data: Path, work: Path) -> Bench:
     def moments(name: str, tokens: Tensor) -> Moments:
         return gather_moments(loaded, tokens, work / name, inputs={"rows": str(len(tokens))})
 
-    return Bench(loaded, fit, tests, moments("fit", fit), moments("judge", judge), work)
+    return Bench(loaded, fit, tests, judge[HELD_OUT], moments("fit", fit), moments("judge", judge), work)
 
 
 def main() -> None:
@@ -114,10 +135,14 @@ def main() -> None:
     parser.add_argument("--widths", type=int, nargs="+", default=WIDTHS)
     parser.add_argument("--memory", choices=MEMORIES, default="normal", help="setting that losses are of")
     parser.add_argument("--seen", choices=MEMORIES, nargs="+", help="settings whose inputs are fitted to")
+    parser.add_argument("--fit-tokens", type=int, default=FIT_TOKENS)
+    parser.add_argument("--train", action="store_true", help="also train scales")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
-        bench = load_bench(given.shared / "models" / given.model, given.shared / "data" / "wikitext2", Path(work))
-        for row in bench.by_width(tuple(given.widths), given.memory, tuple(given.seen or (given.memory,))):
+        data = given.shared / "data" / "wikitext2"
+        bench = load_bench(given.shared / "models" / given.model, data, Path(work), given.fit_tokens)
+        seen = tuple(given.seen or (given.memory,))
+        for row in bench.by_width(tuple(given.widths), given.memory, seen, train=given.train):
             print(json.dumps(row), flush=True)  # noqa: T201 - its output
 
 

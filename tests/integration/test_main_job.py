@@ -75,7 +75,7 @@ def test_a_plan_keeps_its_promises_on_the_engine(work: Path, budget: str) -> Non
 def test_integers_fitted_to_the_plan_ship_and_are_proved(work: Path) -> None:
     emit = ("emit", "--run", "run", "--budget", "5.5bpw", "--tokens", "256", "--repair", "0", "--dynamic-option", "0")
     out, found = work / "run" / "5.5bpw", {}
-    for tune in ("off", "auto"):
+    for tune in ("off", "sequential", "scales"):
         printed = succeed(*emit, "--tune", tune, folder=work)
         verification = Verification.read(out / "verification.json")
         assert verification.passed
@@ -83,7 +83,7 @@ def test_integers_fitted_to_the_plan_ship_and_are_proved(work: Path) -> None:
         built = verification.model("plan")
         assert built is not None
         found[tune] = Plan.read(out / "plan.json"), built.emulated_nats
-    (off, before), (plan, after) = found["off"], found["auto"]
+    (off, before), (plan, after), (trained, last) = (found[tune] for tune in ("off", "sequential", "scales"))
     assert off.tuning is None
     assert plan.tuning is not None
     assert plan.tuning.ships
@@ -92,6 +92,16 @@ def test_integers_fitted_to_the_plan_ship_and_are_proved(work: Path) -> None:
     assert plan.predicted_nats == pytest.approx(off.predicted_nats * times, rel=1e-9)
     assert after[plan.memory] < before[plan.memory]
     assert "integers-tuned" in {note.code for note in plan.notes} - {note.code for note in off.notes}
+    assert trained.tuning is not None
+    assert trained.tuning.ships
+    assert trained.formats == off.formats
+    if trained.tuning.method == "sequential+scales":
+        assert trained.tuning.tokens == plan.tuning.tokens // 2
+        assert last[plan.memory] < after[plan.memory]
+    else:  # beyond what noise may do, they gain nothing on so few tokens
+        assert trained.tuning == plan.tuning
+        assert last == after
+    assert not (work / "run" / "rounding" / "tuning").exists()
 
 
 def test_a_scale_per_block_ships_if_asked_for(work: Path) -> None:

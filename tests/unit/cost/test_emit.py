@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -17,16 +18,19 @@ from qplan.cost.emit import (
     EXPORTING,
     GATE,
     JUDGING,
+    JUDGING_SCALES,
     KEEPING,
     PROVING,
     PROVING_ARM,
     REPAIRING,
+    TRAINING,
     TUNING,
     EmitAsked,
     EmitCost,
 )
 from qplan.cost.expected import Expected, ExpectedStage
 from qplan.cost.shape import Shape
+from qplan.cost.training import TrainingTokens
 from qplan.cost.work import REFERENCE, Machine
 from qplan.errors import InputError
 from qplan.formats import QuantFormat
@@ -35,6 +39,8 @@ from qplan.quantize.moments import gather_moments
 from qplan.quantize.rounder import Rounder
 from qplan.quantize.stored_cache import StoredCache
 from qplan.sensitivity.joint import Variant
+from qplan.tuning.scales import ScaleFit
+from qplan.tuning.schedule import Schedule
 from qplan.tuning.sequential import SequentialFit
 from tests.support.costs import COUNTING, engine_cost
 
@@ -99,6 +105,24 @@ def test_products_of_fitting_in_order_are_those_that_torch_counts(llama: LoadedM
     assert expected == pytest.approx(counter.get_total_flops(), rel=0.3)
 
 
+def test_products_of_training_are_those_that_torch_counts(llama: LoadedModel, tmp_path: Path) -> None:
+    tokens = torch.randint(3, 300, (24, SEQ_LEN), generator=torch.Generator().manual_seed(0))
+    plan = Variant({spec.name: QuantFormat(4, 4) for spec in llama.card.tensors}, "normal")
+    schedule = Schedule.of(20, 4, SEQ_LEN)
+    schedule = replace(schedule, order=np.resize(schedule.order.flatten(), (10, 4)))
+    fit = ScaleFit(Rounder(llama), plan, tokens, StoredCache(tmp_path / "trained", {}), schedule)
+    with FlopCounterMode(display=False) as counter:
+        fit.run()
+    asked = replace(ASKED, trained=schedule.tokens, steps=schedule.steps, weighed=128)
+    stages = _stages(llama, asked, COUNTING)
+    (name,) = (name for name in stages if name.startswith(TRAINING))
+    assert name == f"{TRAINING}, {schedule.tokens.passes(128):.1f} passes"
+    assert stages[name].seconds == pytest.approx(counter.get_total_flops(), rel=0.1)
+    # a pass is what a pass of the analysis is: forwards, forwards with a graph, and back to its inputs
+    pass_flops = 3 * stages[KEEPING].seconds * 128 / ASKED.planning
+    assert stages[name].seconds == pytest.approx(schedule.tokens.passes(128) * pass_flops, rel=0.3)
+
+
 def test_a_reference_holds_what_it_reads_of_a_streamed_model(qwen2: LoadedModel) -> None:
     stored, streamed = (_stages(qwen2, replace(ASKED, streamed=stays))[KEEPING] for stays in (False, True))
     shape = Shape.of(qwen2.card, ASKED.checkpoint_bytes)
@@ -112,7 +136,10 @@ def test_stages_are_those_that_were_asked_for(qwen2: LoadedModel) -> None:
     assert set(whole) - set(_stages(qwen2, replace(ASKED, evaluations=0))) == {REPAIRING}
     assert set(whole) - set(_stages(qwen2, replace(ASKED, solves=False))) == {COMPARING, REPAIRING}
     assert set(_stages(qwen2, replace(ASKED, processors=3))) - set(whole) == {PROVING_ARM}
-    assert set(_stages(qwen2, replace(ASKED, fitted=512, weighed=128))) - set(whole) == {TUNING, JUDGING}
+    tuned = set(_stages(qwen2, replace(ASKED, fitted=512, weighed=128)))
+    assert tuned - set(whole) == {TUNING, JUDGING}
+    trained = replace(ASKED, fitted=512, weighed=128, trained=TrainingTokens(640, 896, 1024), steps=16)
+    assert set(_stages(qwen2, trained)) - tuned == {f"{TRAINING}, 14.7 passes", JUDGING_SCALES}
     planned = _stages(qwen2, replace(ASKED, build=False))
     assert {GATE, BUILDING, PROVING} <= set(whole) - set(planned)
     for stage in whole.values():

@@ -11,10 +11,11 @@ import pytest
 from qplan.artifact import write_json
 from qplan.choosing.request import PlanRequest
 from qplan.cli.main import main
-from qplan.cost.emit import EXPORTING, GATE, REPAIRING
+from qplan.cost.emit import EXPORTING, GATE, REPAIRING, TRAINING
 from qplan.cost.work import REFERENCE, Machine
 from qplan.errors import DamagedArtifactError, InputError
 from qplan.formats import INT4, INT8
+from qplan.jobs import expect_emit as expect_module
 from qplan.jobs import outlook as outlook_module
 from qplan.jobs.emit import emission_of
 from qplan.jobs.expect_emit import expect_emit
@@ -26,6 +27,7 @@ from qplan.run.baselines import KIND, SCHEMA, baseline_path
 from qplan.run.calibration import CalibrationSet
 from qplan.run.fold import FoldRecord
 from qplan.run.folder import RunFolder
+from qplan.tuning.schedule import Schedule
 from qplan.verify.measure import Trial
 from qplan.verify.prove import baseline_inputs
 from tests.support.whole_tables import estimated_table
@@ -132,3 +134,27 @@ def test_a_model_that_is_not_whole_any_more_is_refused_by_name(
     (again.folded / "config.json").unlink()
     with pytest.raises(DamagedArtifactError, match=r"^\S*/folded, the folded model, is not as qplan wrote it"):
         expect_emit(emission_of(_options(), again))
+
+
+def test_scales_are_trained_where_the_machine_and_the_text_suffice(
+    run: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = emission_of(_options(), run)
+    tuned = replace(plain, table=replace(plain.table, conditions=replace(plain.table.conditions, rounding="gptq")))
+    asked = replace(tuned, options=replace(plain.options, tune="scales"))
+    assert "windows of calibration text" in replace(tuned).untrained
+    assert tuned.training is None
+    assert not asked.untrained
+    assert asked.training is not None
+    monkeypatch.setattr(Schedule, "is_worth_it", True)
+    enough = replace(tuned)
+    assert enough.training is not None
+    assert not enough.untrained
+    stages = [stage.name for stage in expect_emit(enough).expected.stages]
+    assert any(name.startswith(TRAINING) and name.endswith("passes") for name in stages)
+    monkeypatch.setattr(expect_module, "free_memory", lambda: 10**8)
+    assert "of memory" in replace(tuned).untrained
+    monkeypatch.setattr(type(tuned), "streamed", True)
+    assert "stay on the disk" in replace(tuned).untrained
+    with pytest.raises(InputError, match="raise --max-memory, or leave it out"):
+        _ = replace(asked).untrained

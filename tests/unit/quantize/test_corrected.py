@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -43,7 +45,44 @@ def test_the_target_is_the_least_squares_solution_drawn_towards_the_weights(fmt:
     rows = torch.cat([seen.double(), ridge])
     wanted = torch.cat([exact.double() @ weight.double().T, ridge @ weight.double().T])
     solution = torch.linalg.lstsq(rows, wanted).solution.T.float()
-    torch.testing.assert_close(target.weight(weight, fmt), solution, rtol=1e-3, atol=1e-3)
+    share = target.share(weight)
+    assert 0.9 < share < 1  # this correction is no noise
+    torch.testing.assert_close(target.weight(weight, fmt), weight.lerp(solution, share), rtol=1e-3, atol=1e-3)
+
+
+def test_a_correction_that_is_noise_is_not_made() -> None:
+    weight, seen, _ = inputs(7)
+
+    def float_model(seed: int, few: Tensor) -> Tensor:
+        """What nobody can foretell from what is seen."""
+        return few + 0.3 * torch.randn(few.shape, generator=torch.Generator().manual_seed(seed))
+
+    few, rest = seen[: TOKENS // 2], seen[TOKENS // 2 :]
+    target = sums(float_model(1, few), few).target()
+    share = target.share(weight)
+    assert share < 0.3
+    moved, full = (one.weight(weight, QuantFormat(4, 32)) for one in (target, replace(target, halves=())))
+    torch.testing.assert_close(moved, weight.lerp(full, share))
+    wanted = float_model(2, rest) @ weight.T
+    errors = [float((rest @ values.T - wanted).square().mean()) for values in (moved, full)]
+    assert errors[0] < errors[1]
+
+
+def test_the_share_is_what_the_other_half_of_the_tokens_bears_out() -> None:
+    weight, exact, seen = inputs(8)
+    target = sums(exact, seen).target()
+    parts = [values.view(4, -1, WIDTH)[half::2].flatten(0, 1) for values in (exact, seen) for half in (0, 1)]
+    along = across = 0.0
+    for one, other in ((0, 1), (1, 0)):
+        lost, rows = (parts[one] - parts[2 + one]).double(), parts[2 + one].double()
+        damped = rows.T @ rows / len(rows)
+        damped.diagonal().add_(DAMPING * damped.diagonal().mean())
+        found = weight.double() @ (lost.T @ rows / len(rows)) @ damped.inverse()
+        change = parts[2 + other].double() @ found.T
+        along += float((((parts[other] - parts[2 + other]).double() @ weight.double().T) * change).mean())
+        across += float(change.square().mean())
+    share = along / across
+    assert target.share(weight) == pytest.approx(2 * share / (1 + share), rel=1e-3)
 
 
 @given(formats, st.integers(0, 2**31))
@@ -72,10 +111,11 @@ def test_another_use_with_exact_inputs_counts_as_well(share: float) -> None:
     generator = torch.Generator().manual_seed(6)
     lookups = share * torch.randn(TOKENS, WIDTH, generator=generator) @ torch.diag(torch.linspace(0.1, 1, WIDTH))
     more = lookups.T @ lookups / TOKENS
-    found = sums(exact, seen).target(more).weight(weight, QuantFormat(4, 32))
+    target = sums(exact, seen).target(more)
     mean = (seen.square().mean() + more.diagonal().mean()).double()
     ridge = (TOKENS * DAMPING * mean).sqrt() * torch.eye(WIDTH, dtype=torch.float64)
     rows = torch.cat([seen.double(), lookups.double(), ridge])
     exact_rows = torch.cat([exact.double(), lookups.double(), ridge])
     solution = torch.linalg.lstsq(rows, exact_rows @ weight.double().T).solution.T.float()
-    torch.testing.assert_close(found, solution, rtol=1e-3, atol=1e-3)
+    wanted = weight.lerp(solution, target.share(weight))
+    torch.testing.assert_close(target.weight(weight, QuantFormat(4, 32)), wanted, rtol=1e-3, atol=1e-3)

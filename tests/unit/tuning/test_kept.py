@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,15 @@ from qplan.formats import INT4, INT8
 from qplan.model.load import LoadedModel
 from qplan.planner.budget import Budget
 from qplan.planner.planning import make_plan
+from qplan.quantize import Int8Activations
 from qplan.quantize.run_rounder import run_rounder
+from qplan.quantize.stored_cache import FittedTensors
 from qplan.run.calibration import CalibrationSet
 from qplan.run.folder import RunFolder
 from qplan.run.plan import Tuning
-from qplan.tuning.kept import built_rounder, fit_of
+from qplan.sensitivity.joint import Variant
+from qplan.tuning.judge import Tuned, with_scales
+from qplan.tuning.kept import built_rounder, fit_of, scales_of, schedule_of
 from tests.support.whole_tables import estimated_table
 
 UP = "model.layers.1.mlp.up_proj"
@@ -50,3 +55,46 @@ def test_what_was_built_of_a_plan_is_what_the_run_kept_of_its_fit(
         assert torch.equal(stored.dequantize(), (own if fitted else before).dequantize())
         pieces = torch.cat([part.dequantize() for _, part in found.pieces(name, fmt)])
         assert torch.equal(pieces, stored.dequantize())
+
+
+@pytest.mark.parametrize("base", ["own", "sequential", "sequential head"])
+def test_trained_scales_of_a_plan_are_found_again(
+    qwen2: LoadedModel, calibration: CalibrationSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: str
+) -> None:
+    monkeypatch.setattr("qplan.quantize.rounder.FEW_TOKENS", 1)
+    run = RunFolder(tmp_path / "run")
+    table = estimated_table(qwen2, calibration, (INT8, INT4))
+    plan = make_plan(table, Budget.parse("int4"), estimate_fixed(table.model))
+    rounder, before = run_rounder(run, qwen2, calibration, "gptq"), None
+    if base != "own":
+        fit = fit_of(run, rounder, calibration, plan.formats)
+        fit.run()
+        before = Tuning("sequential", ships=True, head="head" in base, tokens=64, before_nats=0.02, after_nats=0.01)
+        formats = fit.shipped(head=before.head)
+        rounder = replace(rounder, fitted=FittedTensors(fit.cache, formats))
+    schedule = schedule_of(calibration).first(3)
+    shipped = Variant(plan.formats, plan.memory, Int8Activations("prefill", 2))
+    start = Tuned(rounder, before)
+    assert start.base == base
+    scales = scales_of(run, start, calibration, shipped, schedule)
+    scales.run()
+    assert not list(run.tuning.glob("*/*"))
+    choice = with_scales(scales, start)
+    told = Tuning(
+        choice.method,
+        ships=True,
+        head=choice.head,
+        tokens=64,
+        before_nats=0.02,
+        after_nats=0.01,
+        steps=choice.steps,
+        dynamic_option=choice.option,
+    )
+    # as another process finds it
+    found = built_rounder(run, run_rounder(run, qwen2, calibration, "gptq"), calibration, plan.tuned(told))
+    for name in (UP, "lm_head"):
+        fmt = plan.formats[name]
+        assert torch.equal(found.store(name, fmt).dequantize(), choice.rounder.store(name, fmt).dequantize())
+    own = scales.cache.read(UP, plan.formats[UP])
+    assert own is not None
+    assert torch.equal(found.store(UP, plan.formats[UP]).dequantize(), own.dequantize())

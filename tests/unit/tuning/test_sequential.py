@@ -21,8 +21,9 @@ from qplan.sensitivity.joint import Variant, joint_losses
 from qplan.sensitivity.stored_weights import StoredWeights
 from qplan.sensitivity.variants import apply_formats
 from qplan.settings import Memory
-from qplan.tuning.inputs import in_order, input_of
-from qplan.tuning.judge import judged
+from qplan.tuning.inputs import in_order as linears_in_order
+from qplan.tuning.inputs import input_of
+from qplan.tuning.judge import Tuned, in_order, judged
 from qplan.tuning.sequential import SequentialFit
 
 INPUTS = {"model": "a", "tokens": "b"}
@@ -97,7 +98,7 @@ def test_a_layers_output_comes_closer_to_the_float_models(qwen2: LoadedModel, tm
 
 def test_linears_run_in_order_and_those_of_one_input_together(tiny: LoadedModel) -> None:
     linears = [tiny.linear(spec.name) for spec in tiny.card.tensors if spec.layer == 0]
-    groups = in_order(tiny, 0, tokens(1, 2), None, list(dict.fromkeys(linears)))
+    groups = linears_in_order(tiny, 0, tokens(1, 2), None, list(dict.fromkeys(linears)))
     names = {linear: spec.kind for spec, linear in zip(tiny.card.tensors, linears, strict=False)}
     kinds = [{names[linear] for linear in together} for together in groups]
     assert kinds[0] >= {"q_proj", "k_proj", "v_proj"} or len(kinds[0]) == 1
@@ -237,8 +238,9 @@ def test_a_tied_head_keeps_to_its_lookups(qwen2: LoadedModel, tmp_path: Path, mo
 def test_integers_ship_where_whole_models_lose_less_beyond_doubt(qwen2: LoadedModel, tmp_path: Path) -> None:
     fit = a_fit(qwen2, tmp_path, bits=2)
     fit.run()
-    found = judged(fit, fit.plan, tokens(0).numpy())
+    found = judged(Tuned(fit.rounder), in_order(fit), fit.plan, tokens(0).numpy())
     record = found.record
+    assert record is not None
     assert record.ships
     assert record.after_nats < record.before_nats
     assert record.tokens == tokens(0).numel()
@@ -254,7 +256,8 @@ def test_what_gains_nothing_does_not_ship(qwen2: LoadedModel, tmp_path: Path) ->
     for name, fmt in fit.formats.items():  # as if fitting had found the same
         fit.cache.get(name, fmt, lambda name=name, fmt=fmt: fit.rounder.store(name, fmt))  # type: ignore[misc]
     fit.run()
-    found = judged(fit, fit.plan, tokens(0, 4).numpy())
+    found = judged(Tuned(fit.rounder), in_order(fit), fit.plan, tokens(0, 4).numpy())
+    assert found.record is not None
     assert found.rounder is fit.rounder
     assert not found.record.ships
     assert not found.record.head

@@ -1,0 +1,31 @@
+"""What training takes in passes, the unit that measurements are limited in.
+
+A pass is once forwards and backwards over the calibration tokens: three times as much as once forwards.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MOST_PASSES = 30
+"""Beyond this nothing is trained unless it was asked for."""
+
+_PASS = 3
+_STEP = 4
+"""Forwards, forwards again with a graph, and backwards to inputs and weights."""
+
+
+@dataclass(frozen=True)
+class TrainingTokens:
+    """How many tokens go through a model while it is trained."""
+
+    exact: int
+    """Through the float model, once."""
+    looked: int
+    """Through the quantized one, to measure what it loses."""
+    trained: int
+    """There and back."""
+
+    def passes(self, calibration: int) -> float:
+        """The work in passes over so many calibration tokens."""
+        return (self.exact + self.looked + _STEP * self.trained) / (_PASS * calibration)
