@@ -12,14 +12,14 @@ demo: .venv/installed
 PYTEST := $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # what takes neither an engine nor a browser nor long; tests/conftest.py sets the marks
-check: .venv/installed lint
+check: .venv/harness lint
 	$(PYTEST) -m "not engine and not browser and not slow"
 
 # the linters beside the tests: type checks take a minute on one processor
-test: .venv/installed
+test: .venv/harness
 	$(MAKE) --jobs=2 --no-print-directory tests lint
 
-tests: .venv/installed
+tests: .venv/harness
 	$(PYTEST)
 
 docs: .venv/installed
@@ -44,6 +44,11 @@ lint: .venv/installed
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "qplan needs Python 3.11 or newer; set PYTHON=")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+# lm-evaluation-harness and what it brings along, which the demo does without
+.venv/harness: .venv/installed
+	$(BIN)/pip install --disable-pip-version-check --constraint constraints.txt --editable '.[dev,eval]'
 	touch $@
 
 clean:

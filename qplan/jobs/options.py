@@ -305,6 +305,39 @@ class BenchOptions:
                 raise InputError(msg)
 
 
+@dataclass(frozen=True)
+class EvalOptions:
+    """What ``qplan eval`` was asked for."""
+
+    folder: Path
+    tasks: tuple[str, ...]
+    """Of lm-evaluation-harness: tasks, groups or tags, with ``*`` for any characters."""
+    reference: str | None = None
+    """Hugging Face model that runs the same tasks in FP32; None to compare with nothing."""
+    include_path: Path | None = None
+    """Folder of further task files."""
+    limit: int | None = None
+    """Samples of each task at most; None for all."""
+    num_fewshot: int | None = None
+    """Solved examples in a prompt; None for the task's own number."""
+    threads: int | None = None
+    """Of the engine; None for the folder's own."""
+
+    def __post_init__(self) -> None:
+        """Refuse counts and lists that say nothing.
+
+        Raises:
+            InputError: names the option, its value and the limit.
+        """
+        if not self.tasks or not all(self.tasks):
+            msg = f"--tasks {','.join(self.tasks)!r}: name one task at least, several with commas between them"
+            raise InputError(msg)
+        for option, value, least in (("--limit", self.limit, 1), ("--num-fewshot", self.num_fewshot, 0)):
+            if value is not None and value < least:
+                msg = f"{option} {value}: must be at least {least}"
+                raise InputError(msg)
+
+
 def check_ray(address: str | None) -> None:
     """Refuse what names no cluster.
 
