@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import get_args
 
 from qplan.card import ModelCard
 from qplan.choosing.request import PlanRequest
@@ -17,7 +18,7 @@ from qplan.formats import DEFAULT_FORMATS, QuantFormat
 from qplan.mnn.engines import EngineTarget, EngineVersion
 from qplan.report.words import Language
 from qplan.roundings import can_be_tuned, check_rounding
-from qplan.settings import DTypeName, DynamicOption, Effort, Folding, Memory, Mode, Tune
+from qplan.settings import DTypeName, DynamicOption, Effort, Folding, Memory, Mode, Tune, WindowKind
 from qplan.uniform import RIVALS
 
 LOGITS_BYTES = 640 << 20
@@ -290,6 +291,8 @@ class BenchOptions:
     """At most this many tokens of the text."""
     seq_len: int = 512
     """Tokens of a sequence at most: the model sees nothing of the text before it."""
+    windows: WindowKind = "rows"
+    """``rows`` of ``seq_len`` tokens, or the windows of MNN's ``ppl_eval``."""
     threads: int | None = None
     """Of the engine; None for the folder's own."""
 
@@ -303,6 +306,12 @@ class BenchOptions:
             if value < least:
                 msg = f"{option} {value}: must be at least {least}, to predict one token from another"
                 raise InputError(msg)
+        if self.windows not in get_args(WindowKind):
+            msg = f"--windows {self.windows!r}: must be one of {', '.join(get_args(WindowKind))}"
+            raise InputError(msg)
+        if self.windows == "ppl_eval" and self.seq_len != BenchOptions.seq_len:
+            msg = f"--seq-len {self.seq_len}: --windows ppl_eval has windows of its own; leave one of the two out"
+            raise InputError(msg)
 
 
 @dataclass(frozen=True)

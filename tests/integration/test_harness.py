@@ -154,9 +154,14 @@ def test_answers_come_in_the_order_of_the_requests(mnn: Any) -> None:
 
 
 def test_requests_that_begin_alike_share_a_pass(mnn: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
+    calls: list[int] = []
     score = mnn.engine.score
-    monkeypatch.setattr(mnn.engine, "score", lambda ids, wanted: calls.append(len(wanted)) or score(ids, wanted))
+
+    def counted(ids: object, wanted: list[object]) -> object:
+        calls.append(len(wanted))
+        return score(ids, wanted)
+
+    monkeypatch.setattr(mnn.engine, "score", counted)
     mnn.loglikelihood(instances("loglikelihood", *[("Question?\nAnswer:", f" {letter}") for letter in "ABCD"]))
     assert calls == [4]
 
@@ -266,8 +271,8 @@ def hold(done: Done) -> None:
 
 
 def test_eval_prints_both_models(folders: dict[str, Path], tasks: Path, tmp_path: Path) -> None:
-    asked = (str(folders["fp16"]), "--tasks", "qplan_ch*,qplan_letters", "--include-path", str(tasks))
-    asked = (*asked, "--reference", str(MODEL), "--threads", "1", "--limit", "3", "--num-fewshot", "1")
+    asked = [str(folders["fp16"]), "--tasks", "qplan_ch*,qplan_letters", "--include-path", str(tasks)]
+    asked += ["--reference", str(MODEL), "--threads", "1", "--limit", "3", "--num-fewshot", "1"]
     done = qplan("eval", *asked, "--json", folder=tmp_path)
     hold(done)
     found = done.document
