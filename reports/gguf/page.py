@@ -52,12 +52,15 @@ def _model(name: str, result: Mapping[str, Any]) -> Iterator[str]:
             ratio = plan["kl_nats"] / file["kl_nats"]
             told = f"**{ratio:.2f}**" if ratio > 1 else f"{ratio:.2f}"
             row += f" {plan['file_bytes']:,} | {plan['kl_nats']:.2e} | {told} |"
+        elif plans:
+            row += " not made | | |"
         yield row
     yield ""
     if plans:
         pairs = [(file, plans[file["type"]]) for file in files if file["type"] in plans]
         lost = [file["type"] for file, plan in pairs if plan["kl_nats"] > file["kl_nats"]]
-        yield f"llama.cpp loses less at {', '.join(lost)} (**bold**).\n" if lost else "qplan loses less at each size.\n"
+        told = f"llama.cpp loses less at {', '.join(lost)} (**bold**)" if lost else "qplan loses less"
+        yield f"{told}, of the {len(pairs)} of {len(files)} sizes that were planned.\n"
         uniform = next(iter(plans.values()))["uniform"]
         told = "; ".join(f"{kind} {kl:.2e} at {size:,} bytes" for kind, (size, kl) in uniform.items())
         yield f"MNN's uniform exports: {told}.\n"

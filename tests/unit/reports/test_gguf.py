@@ -45,7 +45,7 @@ def test_the_page_says_where_each_loses_less(tmp_path: Path) -> None:
     # smaller files first
     assert "| Q4_0 | 1,000 | 1.00e-02 | 90.0% | 900 | 5.00e-03 | 0.50 |\n| Q6_K |" in page
     assert "| 4.00e-03 | **4.00** |" in page
-    assert "llama.cpp loses less at Q6_K" in page
+    assert "llama.cpp loses less at Q6_K (**bold**), of the 2 of 2 sizes that were planned." in page
     assert "Rows of 704 weights are no multiple of 256." in page
     assert (tmp_path / "losses.png").stat().st_size > 1000
 
