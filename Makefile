@@ -13,14 +13,14 @@ demo: .venv/runtime
 PYTEST := $(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # what takes neither an engine nor a browser nor long; tests/conftest.py sets the marks
-check: .venv/installed lint
+check: .venv/harness lint
 	$(PYTEST) -m "not engine and not browser and not slow"
 
 # the linters beside the tests: type checks take a minute on one processor
-test: .venv/installed
+test: .venv/harness
 	$(MAKE) --jobs=2 --no-print-directory tests lint
 
-tests: .venv/installed
+tests: .venv/harness
 	$(PYTEST)
 
 docs: .venv/installed
@@ -49,6 +49,11 @@ lint: .venv/installed
 
 .venv/installed: .venv/runtime
 	$(INSTALL) --editable '.[dev]'
+	touch $@
+
+# lm-evaluation-harness and what it brings along, which the demo does without
+.venv/harness: .venv/installed
+	$(BIN)/pip install --disable-pip-version-check --constraint constraints.txt --editable '.[dev,eval]'
 	touch $@
 
 clean:

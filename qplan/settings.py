@@ -44,6 +44,9 @@ Folding = Literal["auto", "off"]
 DTypeName = Literal["float32", "bfloat16", "float16"]
 """Floating-point type that the model computes in."""
 
+WindowKind = Literal["rows", "ppl_eval"]
+"""How a text is cut into sequences: rows that do not overlap, or the windows of MNN's ``ppl_eval``."""
+
 Objective = Literal["loss", "smallest", "fastest"]
 """What makes a plan the best: the least loss, or the fewest bytes or the least time under a limit on the loss."""
 

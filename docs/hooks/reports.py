@@ -14,9 +14,10 @@ _LINK = re.compile(r"(\]\()(?!\w+:|#|/)([^)\s#]+)")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add ``reports/**/*.md`` and the pictures of the gallery."""
+    """Add ``reports/**/*.md`` and the pictures of the gallery and of the comparison with GGUF."""
     root = Path(config.config_file_path).parent
-    for path in sorted((*root.glob("reports/**/*.md"), *root.glob("reports/gallery/*.png"))):
+    pictures = (path for folder in ("gallery", "gguf") for path in root.glob(f"reports/{folder}/*.png"))
+    for path in sorted((*root.glob("reports/**/*.md"), *pictures)):
         files.append(File.generated(config, path.relative_to(root).as_posix(), abs_src_path=str(path)))
     return files
 

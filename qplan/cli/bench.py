@@ -13,6 +13,7 @@ from qplan.cli.modes import with_modes
 from qplan.cli.run import FolderArgument, ThreadsOption
 from qplan.cli.view import View, table_view
 from qplan.jobs.options import BenchOptions
+from qplan.settings import WindowKind
 
 if TYPE_CHECKING:
     from qplan.verify.folder import FolderMeasured
@@ -46,6 +47,13 @@ def command(
     seq_len: Annotated[
         int, typer.Option(metavar="N", help="Tokens per sequence, at most.", rich_help_panel=panels.JUDGING)
     ] = BenchOptions.seq_len,
+    windows: Annotated[
+        WindowKind,
+        typer.Option(
+            help="How the text is cut: rows of --seq-len tokens, or the windows of MNN's ppl_eval.",
+            rich_help_panel=panels.JUDGING,
+        ),
+    ] = BenchOptions.windows,
     threads: ThreadsOption = None,
 ) -> None:
     """Measure an MNN model on the engine: speed, RAM, perplexity, and with a reference how far it is from FP32.
@@ -56,9 +64,16 @@ def command(
         qplan bench my-export
         qplan bench my-export --reference Qwen/Qwen2.5-0.5B-Instruct
         qplan bench qplan-runs/my-model/int4/model --reference models/mine --text wiki.txt --tokens 16384
+        qplan bench my-export --text wiki/prompt.txt --windows ppl_eval
     """
     options = BenchOptions(
-        folder=folder, reference=reference, text=text, tokens=tokens, seq_len=seq_len, threads=threads
+        folder=folder,
+        reference=reference,
+        text=text,
+        tokens=tokens,
+        seq_len=seq_len,
+        windows=windows,
+        threads=threads,
     )
     from qplan.jobs.bench import check_bench, run_bench  # noqa: PLC0415 - NumPy: not for --help
 
@@ -75,7 +90,8 @@ def bench_table(found: FolderMeasured, folder: str, reference: str | None) -> Vi
 
     threads = f"{found.threads} thread" + ("s" if found.threads > 1 else "")
     settings = f"MNN {found.engine}, memory {found.memory}, precision {found.precision}, {threads}"
-    judged = f"{found.tokens:,} tokens of {notation.place(found.text)} in sequences of {found.seq_len}"
+    cut = "windows of ppl_eval," if found.windows == "ppl_eval" else "sequences of"
+    judged = f"{found.tokens:,} tokens of {notation.place(found.text)} in {cut} {found.seq_len}"
     against = [] if reference is None else [f"FP32: {reference}"]
     note = "\n".join([settings, judged, *against])
     view = table_view(("", ""), left=("",), heading=folder, note=note)

@@ -24,6 +24,7 @@ from qplan.cli import (
     demo,
     emit,
     engines,
+    eval,  # noqa: A004 - the command's own name
     explain,
     frontier,
     ladder,
@@ -58,6 +59,7 @@ app = App(
 app.command("quantize")(quantize.command)
 app.command("run")(run.command)
 app.command("bench")(bench.command)
+app.command("eval")(eval.command)
 app.command("analyze")(analyze.command)
 app.add_typer(plan.app, name="plan")
 app.command("emit")(emit.command)

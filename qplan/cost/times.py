@@ -42,6 +42,28 @@ def changes_of_shapes(
     return zero, found
 
 
+def changes_by_weights(
+    classes: Mapping[Shape, Sequence[QuantFormat]],
+    counts: Mapping[Shape, int],
+    base: QuantFormat,
+    times: Mapping[QuantFormat, float],
+) -> dict[tuple[Shape, QuantFormat], float]:
+    """What each shape adds in each format beyond the base, where only uniform models were timed: so much per weight.
+
+    Args:
+        classes: formats by shape, without the base.
+        counts: tensors of each shape.
+        base: format of the model that the others are compared with.
+        times: of the uniform models, by format.
+    """
+    found: dict[tuple[Shape, QuantFormat], float] = {}
+    for fmt in _formats(classes):
+        weights = {s: counts[s] * math.prod(s) for s, formats in classes.items() if fmt in formats}
+        change = (times[fmt] - times[base]) / sum(weights.values())
+        found |= {(shape, fmt): count * change for shape, count in weights.items()}
+    return found
+
+
 def _level(
     classes: Mapping[Shape, Sequence[QuantFormat]],
     counts: Mapping[Shape, int],

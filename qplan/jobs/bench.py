@@ -24,7 +24,9 @@ from qplan.verify.folder import (
     REPEATS,
     Agreement,
     FolderMeasured,
-    nll_of,
+    Windows,
+    perplexity_of,
+    ppl_eval_windows,
     top_agreement,
     windows,
 )
@@ -85,16 +87,19 @@ def run_bench(options: BenchOptions, say: Say, progress: Progress) -> FolderMeas
         else:
             _check_same_tokens(options, engine, loaded)
             ids = _reference_ids(text.documents, loaded.tokenizer, options.tokens)
-        rows = windows(ids, options.tokens, min(options.seq_len, context))
+        if options.windows == "ppl_eval":
+            judged = ppl_eval_windows(ids, options.tokens, found.settings)
+        else:
+            judged = windows(ids, options.tokens, min(options.seq_len, context))
         decode = max(1, min(DECODE_TOKENS, context // 4))
         prompt = max(1, min(PROMPT_TOKENS, context - decode))
         say(f"timing {prompt} tokens of prefill and {decode} of decode")
         speed = engine.measure_speed(prompt, decode, REPEATS, least=2, enough_s=_ENOUGH_S)
-        say(f"{rows.size:,} tokens of {text.source}")
+        say(f"{judged.tokens:,} tokens of {text.source}")
         if loaded is None:
-            nll, agreement = _alone(engine, rows, progress), None
+            nll, agreement = _alone(engine, judged, progress), None
         else:
-            nll, agreement = _compared(engine, rows, loaded, progress)
+            nll, agreement = _compared(engine, judged, loaded, progress)
         return FolderMeasured(
             engine=engine.version,
             memory=runtime.memory,
@@ -107,9 +112,10 @@ def run_bench(options: BenchOptions, say: Say, progress: Progress) -> FolderMeas
             decode_tokens=decode,
             decode_tokens_per_s=speed.decode_tokens_per_s,
             text=text.source,
-            tokens=rows.size,
-            seq_len=rows.shape[1],
-            perplexity=float(np.exp(nll.mean())),
+            windows=options.windows,
+            tokens=judged.tokens,
+            seq_len=judged.rows.shape[1],
+            perplexity=perplexity_of(nll),
             agreement=agreement,
         )
 
@@ -161,33 +167,36 @@ def _check_same_tokens(options: BenchOptions, engine: EngineSession, loaded: Loa
         raise InputError(msg)
 
 
-def _alone(engine: EngineSession, rows: NDArray[np.int64], progress: Progress) -> NDArray[np.float64]:
-    """Negative log-likelihoods of the text."""
+def _alone(engine: EngineSession, judged: Windows, progress: Progress) -> list[NDArray[np.float64]]:
+    """Negative log-likelihoods of the text, by row."""
     found = []
-    for number, row in enumerate(rows):
-        found.append(nll_of(engine.logits(row), row))
-        progress(number + 1, len(rows))
-    return np.concatenate(found)
+    for number, row in enumerate(judged.rows):
+        found.append(judged.nll(engine.logits(row), number))
+        progress(number + 1, len(judged.rows))
+    return found
 
 
 def _compared(
-    engine: EngineSession, rows: NDArray[np.int64], loaded: LoadedModel, progress: Progress
-) -> tuple[NDArray[np.float64], Agreement]:
-    """Negative log-likelihoods of the text, and how far the folder is from the reference."""
+    engine: EngineSession, judged: Windows, loaded: LoadedModel, progress: Progress
+) -> tuple[list[NDArray[np.float64]], Agreement]:
+    """Negative log-likelihoods of the text by row, and how far the folder is from the reference."""
     import torch  # noqa: PLC0415 - not without a reference
 
     from qplan.sensitivity.kept_logits import kept_logits  # noqa: PLC0415
     from qplan.sensitivity.metrics import compare, join, reference_of  # noqa: PLC0415
 
+    rows = judged.rows
     # both go over the text once
     with kept_logits(loaded, rows, lambda done, _: progress(done, 2 * len(rows))) as reference:
-        nll, parts, top = [], [], []
+        nll, theirs, parts, top = [], [], [], []
         for number, row in enumerate(rows):
+            part = judged.judged(number)
             expected, found = np.array(reference.logits[number]), engine.logits(row)
-            nll.append(nll_of(found, row))
-            top.append(top_agreement(expected, found))
-            prepared = reference_of(torch.from_numpy(expected), torch.from_numpy(row))
-            parts.append(compare(prepared, torch.from_numpy(found)))
+            nll.append(judged.nll(found, number))
+            theirs.append(judged.nll(expected, number))
+            top.append(top_agreement(expected[part], found[part]))
+            prepared = reference_of(torch.from_numpy(expected[part]), torch.from_numpy(row[part]))
+            parts.append(compare(prepared, torch.from_numpy(found[part])))
             progress(len(rows) + number + 1, 2 * len(rows))
         stats = join(parts)
         agreement = Agreement(
@@ -196,6 +205,6 @@ def _compared(
             kl_p999_nats=float(torch.quantile(stats.kl, 0.999)),
             top1=stats.top1,
             top5=float(np.concatenate(top).mean()),
-            reference_perplexity=reference.perplexity,
+            reference_perplexity=perplexity_of(theirs),
         )
-    return np.concatenate(nll), agreement
+    return nll, agreement

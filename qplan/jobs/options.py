@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import get_args
 
 from qplan.card import ModelCard
 from qplan.choosing.request import PlanRequest
@@ -17,7 +18,7 @@ from qplan.formats import DEFAULT_FORMATS, QuantFormat
 from qplan.mnn.engines import EngineTarget, EngineVersion
 from qplan.report.words import Language
 from qplan.roundings import can_be_tuned, check_rounding, needs_tokens
-from qplan.settings import DTypeName, DynamicOption, Effort, Folding, Memory, Mode, Tune
+from qplan.settings import DTypeName, DynamicOption, Effort, Folding, Memory, Mode, Tune, WindowKind
 from qplan.uniform import RIVALS
 
 LOGITS_BYTES = 640 << 20
@@ -295,6 +296,8 @@ class BenchOptions:
     """At most this many tokens of the text."""
     seq_len: int = 512
     """Tokens of a sequence at most: the model sees nothing of the text before it."""
+    windows: WindowKind = "rows"
+    """``rows`` of ``seq_len`` tokens, or the windows of MNN's ``ppl_eval``."""
     threads: int | None = None
     """Of the engine; None for the folder's own."""
 
@@ -307,6 +310,45 @@ class BenchOptions:
         for option, value, least in (("--tokens", self.tokens, 2), ("--seq-len", self.seq_len, 2)):
             if value < least:
                 msg = f"{option} {value}: must be at least {least}, to predict one token from another"
+                raise InputError(msg)
+        if self.windows not in get_args(WindowKind):
+            msg = f"--windows {self.windows!r}: must be one of {', '.join(get_args(WindowKind))}"
+            raise InputError(msg)
+        if self.windows == "ppl_eval" and self.seq_len != BenchOptions.seq_len:
+            msg = f"--seq-len {self.seq_len}: --windows ppl_eval has windows of its own; leave one of the two out"
+            raise InputError(msg)
+
+
+@dataclass(frozen=True)
+class EvalOptions:
+    """What ``qplan eval`` was asked for."""
+
+    folder: Path
+    tasks: tuple[str, ...]
+    """Of lm-evaluation-harness: tasks, groups or tags, with ``*`` for any characters."""
+    reference: str | None = None
+    """Hugging Face model that runs the same tasks in FP32; None to compare with nothing."""
+    include_path: Path | None = None
+    """Folder of further task files."""
+    limit: int | None = None
+    """Samples of each task at most; None for all."""
+    num_fewshot: int | None = None
+    """Solved examples in a prompt; None for the task's own number."""
+    threads: int | None = None
+    """Of the engine; None for the folder's own."""
+
+    def __post_init__(self) -> None:
+        """Refuse counts and lists that say nothing.
+
+        Raises:
+            InputError: names the option, its value and the limit.
+        """
+        if not self.tasks or not all(self.tasks):
+            msg = f"--tasks {','.join(self.tasks)!r}: name one task at least, several with commas between them"
+            raise InputError(msg)
+        for option, value, least in (("--limit", self.limit, 1), ("--num-fewshot", self.num_fewshot, 0)):
+            if value is not None and value < least:
+                msg = f"{option} {value}: must be at least {least}"
                 raise InputError(msg)
 
 

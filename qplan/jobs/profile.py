@@ -72,21 +72,19 @@ def profile(
         ToolError: converter or engine failed.
     """
     card = table.model
-    classes = _classes(table, target)
+    classes = time_classes(table, target)
     base = _uniform(card, INT8)
     trials: dict[str, Formats] = {"base": base}
     for fmt in dict.fromkeys(f for found in classes.values() for f in found):
-        trials[f"uniform {fmt}"] = {
-            spec.name: fmt if fmt in classes[_shape(spec)] else base[spec.name] for spec in card.tensors
-        }
+        trials[f"uniform {fmt}"] = uniform_trial(card, classes, fmt)
     for shape, formats in classes.items():
         for fmt in formats:
-            changed = {spec.name: fmt for spec in card.tensors if _shape(spec) == shape}
+            changed = {spec.name: fmt for spec in card.tensors if shape_of(spec) == shape}
             trials[f"{shape} {fmt}"] = {**base, **changed}
     times = measure_times(
         card, skeleton, trials, table.goal, scratch=scratch, options=options, say=say, progress=progress
     )
-    counts = Counter(_shape(spec) for spec in card.tensors)
+    counts = Counter(shape_of(spec) for spec in card.tensors)
     (base_prefill, prefill), (base_decode, decode) = (
         changes_of_shapes(
             classes, counts, {label: [getattr(t, kind) for t in rounds] for label, rounds in times.items()}
@@ -160,7 +158,7 @@ def measure_times(
             folder = folders[label]
             if turn >= len(journal.times.get(label, ())):
                 if not folder.is_dir():
-                    _build(card, skeleton, trials[label], folder, runtime)
+                    build_drawn(card, skeleton, trials[label], folder, runtime)
                 with EngineSession(folder, runtime, context=card.context) as engine:
                     # a thread's own CPU time is not disturbed by other processes
                     sample = engine.measure_speed(prompt, decode, options.repeats, own_time=options.threads == 1)
@@ -185,25 +183,38 @@ def machine() -> str:
     return f"{platform.system()} {platform.machine()}" + (f", {model}" if model else "")
 
 
-def _shape(spec: TensorSpec) -> Shape:
+def shape_of(spec: TensorSpec) -> Shape:
+    """Rows and columns of a tensor."""
     return spec.out_features, spec.in_features
 
 
-def _classes(table: SensitivityTable, target: Target) -> dict[Shape, list[QuantFormat]]:
+def time_classes(table: SensitivityTable, target: Target) -> dict[Shape, list[QuantFormat]]:
     """Formats by shape that differ in time, without the base format."""
     found: dict[Shape, dict[QuantFormat, None]] = {}
     for spec in table.model.tensors:
-        known = found.setdefault(_shape(spec), {})
+        known = found.setdefault(shape_of(spec), {})
         for fmt in table.formats_of(spec.name):
             known.setdefault(target.timed_as(fmt))
     return {shape: [f for f in known if f != INT8.resolve(shape[1])] for shape, known in found.items()}
+
+
+def uniform_trial(card: ModelCard, classes: Mapping[Shape, list[QuantFormat]], fmt: QuantFormat) -> Formats:
+    """One format in every tensor whose shape is timed in it, and the base format in the others."""
+    base = _uniform(card, INT8)
+    return {spec.name: fmt if fmt in classes[shape_of(spec)] else base[spec.name] for spec in card.tensors}
 
 
 def _uniform(card: ModelCard, fmt: QuantFormat) -> dict[str, QuantFormat]:
     return {spec.name: fmt.resolve(spec.in_features) for spec in card.tensors}
 
 
-def _build(card: ModelCard, skeleton: Skeleton, formats: Formats, folder: Path, runtime: RuntimeConfig) -> None:
+def build_drawn(card: ModelCard, skeleton: Skeleton, formats: Formats, folder: Path, runtime: RuntimeConfig) -> None:
+    """Build a model of random weights.
+
+    Raises:
+        ToolError: the converter failed.
+    """
+
     def store(name: str, fmt: QuantFormat) -> StoredTensor:
         return drawn(card.tensor(name), fmt)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,9 @@ from qplan.errors import InputError, MeasurementError
 
 TOP = 5
 """Most likely tokens whose agreement is told besides that of the first."""
+
+PPL_EVAL_TOKENS, PPL_EVAL_STRIDE = 768, 512
+"""Of MNN's ``ppl_eval``: tokens of a window, and from the beginning of one to the next."""
 
 PROMPT_TOKENS, DECODE_TOKENS, REPEATS = 128, 32, 5
 """Timed: the prompt, tokens after it, and how often both at most."""
@@ -36,6 +40,35 @@ class Agreement:
 
 
 @dataclass(frozen=True)
+class Windows:
+    """A text in sequences, each of which the model sees by itself, and what is judged of each."""
+
+    rows: NDArray[np.int64]
+    """Token ids ``[rows, seq_len]``."""
+    tokens: int
+    """Of the text."""
+    overlap: int = 0
+    """Tokens at the beginning of every row but the first that the row before ends with: they are not judged again."""
+
+    def judged(self, row: int) -> slice:
+        """Positions of a row whose logits are judged."""
+        return slice(self.overlap if row else 0, None)
+
+    def nll(self, logits: NDArray[np.float32], row: int) -> NDArray[np.float64]:
+        """Negative log-likelihoods of a row's tokens, in nats: of those that no row before had.
+
+        Raises:
+            MeasurementError: logits that are not finite.
+        """
+        return nll_of(logits, self.rows[row])[max(0, self.overlap - 1) if row else 0 :]
+
+
+def perplexity_of(nll: Sequence[NDArray[np.float64]]) -> float:
+    """Of the negative log-likelihoods of rows: each row counts alike, as for ``ppl_eval``."""
+    return float(np.exp(np.mean([row.mean() for row in nll])))
+
+
+@dataclass(frozen=True)
 class FolderMeasured:
     """A folder on the engine."""
 
@@ -53,6 +86,8 @@ class FolderMeasured:
     decode_tokens: int
     decode_tokens_per_s: float
     text: str
+    windows: str
+    """``rows`` that do not overlap, or those of MNN's ``ppl_eval``."""
     tokens: int
     seq_len: int
     perplexity: float
@@ -89,15 +124,54 @@ def top_agreement(reference: NDArray[np.float32], logits: NDArray[np.float32], c
     return np.array([len(np.intersect1d(a, b)) / count for a, b in zip(first, second, strict=True)])
 
 
-def windows(ids: NDArray[np.int64], tokens: int, seq_len: int) -> NDArray[np.int64]:
-    """The beginning of a text as sequences that do not overlap, ``[rows, seq_len]``; all of one length.
+def windows(ids: NDArray[np.int64], tokens: int, seq_len: int) -> Windows:
+    """The beginning of a text as sequences that do not overlap, all of one length.
 
     Raises:
         InputError: the text has not two tokens.
     """
-    ids = ids[:tokens]
+    ids = _beginning(ids, tokens)
     length = min(seq_len, len(ids))
-    if length < 2:  # noqa: PLR2004 - one to predict another from
+    rows = ids[: len(ids) // length * length].reshape(-1, length)
+    return Windows(rows, rows.size)
+
+
+def ppl_eval_windows(ids: NDArray[np.int64], tokens: int, settings: Mapping[str, object]) -> Windows:
+    """The beginning of a text in the windows of MNN's ``ppl_eval``: each token with 256 before it at least.
+
+    The last tokens of the text are left out where they do not fill a window, which that program takes as it is.
+
+    Args:
+        ids: the text.
+        tokens: at most so many of it.
+        settings: the folder's; ``chunk_limits`` and ``chunk`` change the windows.
+
+    Raises:
+        InputError: the text has not two tokens, or settings of windows that are none.
+    """
+    ids = _beginning(ids, tokens)
+    length, stride = _ppl_eval_lengths(settings)
+    if len(ids) <= length:
+        return Windows(ids[None], len(ids))
+    count = 1 + (len(ids) - length) // stride
+    rows = np.stack([ids[stride * row : stride * row + length] for row in range(count)])
+    return Windows(rows, stride * (count - 1) + length, length - stride)
+
+
+def _ppl_eval_lengths(settings: Mapping[str, object]) -> tuple[int, int]:
+    limits = settings.get("chunk_limits")
+    chunk = limits[0] if isinstance(limits, Sequence) and limits else settings.get("chunk")
+    if chunk is None:
+        return PPL_EVAL_TOKENS, PPL_EVAL_STRIDE
+    if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 3:  # noqa: PLR2004 - the stride is 2 of 3
+        msg = f"chunk {chunk!r} in the folder's config.json: must be a whole number from 3 for windows of ppl_eval"
+        raise InputError(msg)
+    return chunk, chunk // 3 * 2
+
+
+def _beginning(ids: NDArray[np.int64], tokens: int) -> NDArray[np.int64]:
+    ids = ids[:tokens]
+    if len(ids) < 2:  # noqa: PLR2004 - one to predict another from
         msg = f"the text has {len(ids)} tokens, and at least 2 are needed; give a longer --text"
         raise InputError(msg)
-    return ids[: len(ids) // length * length].reshape(-1, length)
+    return ids

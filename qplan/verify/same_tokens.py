@@ -7,9 +7,13 @@ from typing import Any
 
 from qplan.calibration import start_of_text
 from qplan.errors import ToolError
+from qplan.mnn.engine.engine import Engine
 from qplan.mnn.engine.session import EngineSession
 from qplan.notes import note
 from qplan.run.verification import Check
+
+Encoder = EngineSession | Engine
+"""A model whose tokenizer is asked."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ PROBES = (
 _CHAT = ({"role": "user", "content": "Hello, who are you?"},)
 
 
-def same_tokens(engine: EngineSession, tokenizer: Any) -> Check:  # noqa: ANN401 - a Hugging Face tokenizer
+def same_tokens(engine: Encoder, tokenizer: Any) -> Check:  # noqa: ANN401 - a Hugging Face tokenizer
     """Encode every probe on the engine and in Python; what differs is listed, and ordinary text must not.
 
     Nor must anything stand before every text but the special tokens that Hugging Face's puts there.
@@ -73,7 +77,7 @@ def same_tokens(engine: EngineSession, tokenizer: Any) -> Check:  # noqa: ANN401
     return Check(note("same-tokens"), not failed, told)
 
 
-def _start(engine: EngineSession, tokenizer: Any) -> list[int]:  # noqa: ANN401
+def _start(engine: Encoder, tokenizer: Any) -> list[int]:  # noqa: ANN401
     """Tokens that the engine puts before every text: the exporter writes them into the tokenizer's file."""
     plain = _tokens(tokenizer, PROBES[0].text, special=False)
     found = engine.encode(PROBES[0].text)
@@ -96,12 +100,12 @@ def _own(tokenizer: Any) -> tuple[Probe, ...]:  # noqa: ANN401
     return tuple(probe for probe in found if probe.text)
 
 
-def _same(engine: EngineSession, tokenizer: Any, text: str, start: list[int]) -> bool:  # noqa: ANN401
+def _same(engine: Encoder, tokenizer: Any, text: str, start: list[int]) -> bool:  # noqa: ANN401
     """Whether both make the same tokens, after what the engine begins every text with."""
     plain, special = (_tokens(tokenizer, text, special=special) for special in (False, True))
     try:
         return engine.encode(text) in (plain, special, start + plain)
     except ToolError:
-        if not engine.alive:
+        if isinstance(engine, EngineSession) and not engine.alive:  # the other starts itself again
             engine.restart()
         return False

@@ -13,10 +13,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from qplan.artifact import sha256_file
 from qplan.folding.analyzed import load_analyzed
-from qplan.formats import INT4, INT8
+from qplan.formats import INT4, INT8, QuantFormat
 from qplan.jobs.options import ProfileOptions
 from qplan.jobs.profile import measure_times
 from qplan.jobs.skeletons import run_skeleton
+from qplan.mnn.graph.binary import read_linears
+from qplan.mnn.preflight import check_folder
 from qplan.run.folder import RunFolder
 from qplan.run.plan import Plan
 from qplan.run.profile import DeviceProfile
@@ -24,6 +26,7 @@ from qplan.run.table import SensitivityTable
 from qplan.run.times import Times
 from qplan.run.verification import Verification
 from qplan.uniform import uniform_formats
+from tests.support.bench_tables import HEAD, line, table
 from tests.support.command import ANALYZE, qplan, succeed
 from tests.support.documented import DOCS, assert_documented, keys
 from tests.support.mnn_models import VOCABULARY, save
@@ -151,6 +154,36 @@ def test_an_edited_plan_is_built_and_verified(work: Path) -> None:
     built = verification.model("plan")
     assert built is not None
     assert (built.files.weight, built.files.embedding) == (plan.files.weight, plan.files.embedding)
+
+
+def test_models_to_time_on_a_phone(analyzed: Callable[[str], Path], tmp_path: Path) -> None:
+    """What one command builds is what the other wants the times of."""
+    work, out = analyzed("tied_model_dir"), tmp_path / "to-time"
+    asked = ("--run", "run", "--target", "arm-dot")
+    printed = succeed("profile", *asked, "--models", str(out), "--json", folder=work)
+    page = DOCS / "reference" / "json.md"
+    assert_documented(json.loads(printed), keys(page, "Every command") | keys(page, "Models to time of qplan profile"))
+    built = [Path(name) for name in json.loads(printed)["built"]]
+    assert sorted(built) == sorted(out.iterdir())
+    assert {folder.name for folder in built} >= {"int8", "int4", "fp16"}
+    for folder in built:
+        assert check_folder(folder).errors == ()
+        bits, own = {op.bits for op in read_linears(folder)}, QuantFormat.parse(folder.name).bits
+        assert own in bits
+        assert bits <= {own, 8}
+    again = qplan("profile", *asked, "--models", str(out), folder=work)
+    assert again.returncode == 2
+    assert "name a new folder" in again.stderr
+    rows = [
+        line(folder.name, test, f"{10.0 + place:.2f} ± 0.01")
+        for place, folder in enumerate(built)
+        for test in ("pp128", "tg32")
+    ]
+    (tmp_path / "pixel.md").write_text(table(HEAD, *rows), encoding="utf-8")
+    succeed("profile", *asked, "--from", str(tmp_path / "pixel.md"), folder=work)
+    assert DeviceProfile.read(work / "run" / "device.json").machine == "pixel"
+    succeed("plan", "--run", "run", "--budget", "int8", "--max-decode-ms", "1000", "--target", "arm-dot", folder=work)
+    (work / "run" / "device.json").unlink()
 
 
 def test_limits_on_time_ram_and_loss(analyzed: Callable[[str], Path]) -> None:

@@ -142,3 +142,32 @@ def test_a_broken_folder_is_told_before_anything_is_loaded(corpus: dict[str, Pat
         done = qplan(command, str(next(path for key, path in corpus.items() if name in key)), *more, folder=tmp_path)
         assert done.returncode == 8, done.stderr
         assert "Remedy" in done.stderr
+
+
+def test_perplexity_in_the_windows_of_ppl_eval(folder: Path, tied_model_dir: Path, text: Path, tmp_path: Path) -> None:
+    """Written as that program computes it: windows overlap by a third, and each counts alike."""
+    copy = tmp_path / "chunked"
+    shutil.copytree(folder, copy)
+    config = copy / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"chunk": 96}))
+    asked = (str(copy), "--text", str(text), "--windows", "ppl_eval", "--tokens", "230", "--threads", "1")
+    done = qplan("bench", *asked, "--reference", str(tied_model_dir), "--json", folder=tmp_path)
+    hold(done, "bench")
+    found = done.document
+    assert (found["windows"], found["tokens"], found["seq_len"]) == ("ppl_eval", 224, 96)
+    model = AutoModelForCausalLM.from_pretrained(tied_model_dir, dtype=torch.float32).eval()
+    losses: list[float] = []
+    exact: list[float] = []
+    with package.Engine(copy, RuntimeConfig()) as engine, torch.no_grad():
+        ids = np.array(engine.encode(text.read_text()))
+        for begin, first in ((0, 1), (64, 96), (128, 160)):
+            row = ids[begin : begin + 96]
+            rows = slice(first - begin - 1, 95), row[first - begin :]
+            for logits, into in ((engine.logits(row), losses), (model(torch.from_numpy(row)[None]).logits[0], exact)):
+                likely = torch.log_softmax(torch.as_tensor(logits).double(), -1)[rows[0]]
+                into.append(-float(likely.gather(-1, torch.from_numpy(rows[1])[:, None]).mean()))
+    assert found["perplexity"] == pytest.approx(np.exp(np.mean(losses)), rel=1e-5)
+    assert found["agreement"]["reference_perplexity"] == pytest.approx(np.exp(np.mean(exact)), rel=1e-4)
+    shown = qplan("bench", *asked, folder=tmp_path)
+    assert "224 tokens of" in shown.stdout
+    assert "in windows of ppl_eval, 96" in " ".join(shown.stdout.split())

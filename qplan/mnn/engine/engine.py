@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +13,7 @@ from qplan.errors import InputError, PreflightError, ToolError
 from qplan.mnn.arm.home import require_arm
 from qplan.mnn.arm.processors import find_processor
 from qplan.mnn.engine.requests import TokenIds, checked_count, checked_text, shown
-from qplan.mnn.engine.session import EngineSession, Logits
+from qplan.mnn.engine.session import EngineSession, Logits, Score
 from qplan.mnn.host import THIS_PYTHON, EngineHost
 from qplan.mnn.preflight import Preflight, check_folder
 from qplan.mnn.runtime import RuntimeConfig
@@ -176,6 +176,22 @@ class Engine:
             raise InputError(msg)
         self._generation += 1
         return self._ask(lambda session: session.logits(ids))
+
+    def score(self, token_ids: TokenIds, wanted: Sequence[tuple[int, int]]) -> list[Score]:
+        """How likely tokens are after positions of a sequence, with each whether it is the likeliest.
+
+        The same as from `logits`, at a fraction of its memory: any length that the context has room for.
+
+        Args:
+            token_ids: the sequence.
+            wanted: positions in it from 0, each with the token that may follow the tokens up to there.
+
+        Raises:
+            InputError: see `logits`; no position, or one outside of the sequence.
+            ToolError: the engine failed, or its logits are not finite.
+        """
+        self._generation += 1
+        return self._ask(lambda session: session.score(token_ids, wanted))
 
     def generate(self, prompt: str | TokenIds, max_tokens: int = 256) -> Iterator[str]:
         """Continue a prompt greedily, piece by piece, until a stop token or ``max_tokens``.

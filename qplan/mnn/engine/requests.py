@@ -62,6 +62,30 @@ def checked_tokens(token_ids: object, vocabulary: int, context: int | None, more
     return [int(token) for token in ids]
 
 
+def checked_positions(wanted: object, tokens: int, vocabulary: int) -> list[tuple[int, int]]:
+    """Positions of a sequence, each with a token that may follow.
+
+    Args:
+        wanted: what was asked for.
+        tokens: length of the sequence.
+        vocabulary: number of tokens that the model has.
+
+    Raises:
+        InputError: none, not pairs of whole numbers, a position outside of the sequence, a token of the vocabulary.
+    """
+    pairs = [tuple(pair) for pair in wanted] if isinstance(wanted, Sequence) and not isinstance(wanted, str) else []
+    if not pairs or any(len(pair) != 2 for pair in pairs):
+        msg = f"wanted {shown(wanted)}: expected a list of pairs of a position and a token"
+        raise InputError(msg)
+    found = []
+    for position, token in pairs:
+        if checked_count("position", position, least=0) >= tokens:
+            msg = f"position {shown(position)}: outside of the sequence of {tokens:,} tokens, which begins at 0"
+            raise InputError(msg)
+        found.append((int(position), checked_tokens([token], vocabulary, None)[0]))
+    return found
+
+
 def checked_count(name: str, value: object, least: int = 1) -> int:
     """A whole number that is not too small.
 

@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qplan.errors import InputError, ToolError
+from qplan.mnn.engine.passes import passes
 from qplan.mnn.engine.process import EngineProcess
-from qplan.mnn.engine.requests import TokenIds, checked_count, checked_text, checked_tokens
+from qplan.mnn.engine.requests import TokenIds, checked_count, checked_positions, checked_text, checked_tokens
 from qplan.mnn.files import CONFIG_FILE, GRAPH_FILE
 from qplan.mnn.graph.binary import LINEAR_ATTENTION, read_binary_graph
 from qplan.mnn.host import THIS_PYTHON, EngineHost
@@ -37,6 +38,15 @@ class Step:
     """Characters that it completes; empty within a character of several tokens."""
     seconds: float
     """Duration of the pass that made it."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """A token after a position."""
+
+    log_probability_nats: float
+    likeliest: bool
+    """Whether no other token is more likely there."""
 
 
 @dataclass(frozen=True)
@@ -197,6 +207,25 @@ class EngineSession:
             msg = f"parts of {', '.join(map(str, parts))} tokens are no division of {len(ids)}"
             raise InputError(msg)
         return self._logits("in_parts", ids, parts=list(parts))
+
+    def score(self, token_ids: TokenIds, wanted: Sequence[tuple[int, int]]) -> list[Score]:
+        """How likely tokens are after positions of a sequence, as a prefill computes it.
+
+        The same as from `logits`, but these stay in the engine's process, and are made only from where they are wanted.
+
+        Args:
+            token_ids: the sequence.
+            wanted: positions in it from 0, each with the token that may follow the tokens up to there.
+
+        Raises:
+            InputError: see `checked`; no position, or one outside of the sequence.
+            ToolError: the engine failed, or its logits are not finite.
+        """
+        ids = self.checked(token_ids)
+        pairs = checked_positions(wanted, len(ids), self.vocabulary)
+        parts = passes(len(ids), min(position for position, _ in pairs), self.vocabulary)
+        self._begin(parts[0])
+        return [Score(*found) for found in self._ask(command="score", ids=ids, wanted=pairs, parts=parts)["scores"]]
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, without a chat template.

@@ -101,6 +101,31 @@ class Session:
             start += count
         return self._written(np.concatenate(found), request)
 
+    def score(self, request: Request) -> Answer:
+        """Log-probabilities of wanted tokens, in nats, and whether each is the likeliest; the logits stay here.
+
+        In passes over so many tokens each; those that end before the first wanted position make no logits but a last.
+        """
+        ids, wanted = request["ids"], [(int(position), int(token)) for position, token in request["wanted"]]
+        first, start, found = min(position for position, _ in wanted), 0, {}
+        for count in request["parts"]:
+            end = start + count
+            every = end > first
+            values = self._forward_for(ids[start:end], fresh=start == 0, every=every)
+            base = end - len(values)
+            found.update({(at, token): _scored(values[at - base], token) for at, token in wanted if base <= at < end})
+            start = end
+        return {"scores": [found[pair] for pair in wanted]}
+
+    def _forward_for(self, ids: list[int], *, fresh: bool, every: bool) -> "np.ndarray[Any, np.dtype[np.float32]]":
+        """Logits of every position ``[tokens, vocabulary]``, or of the last one ``[1, vocabulary]``."""
+        self.llm.set_config({"all_logits": every})
+        try:
+            values = self._forward(ids, fresh=fresh)
+        finally:
+            self.llm.set_config({"all_logits": True})
+        return values if every else values[-1:]
+
     @staticmethod
     def _written(values: "np.ndarray[Any, np.dtype[np.float32]]", request: Request) -> Answer:
         values.tofile(request["path"])
@@ -134,10 +159,7 @@ class Session:
             seconds = time.perf_counter() - started
         finally:
             self.llm.set_config({"all_logits": True})
-        last = values[-1]
-        if not np.isfinite(last).all():
-            msg = "logits that are not finite: the model's weights or widths are wrong, see qplan check"
-            raise RuntimeError(msg)
+        last = _finite(values[-1])
         token = int(last.argmax())
         return {"token": token, "text": self.text.decode(self._bytes(token)), "seconds": seconds}
 
@@ -185,6 +207,20 @@ class Session:
         return seconds
 
 
+def _finite(logits: "np.ndarray[Any, np.dtype[np.float32]]") -> "np.ndarray[Any, np.dtype[np.float32]]":
+    if not np.isfinite(logits).all():
+        msg = "logits that are not finite: the model's weights or widths are wrong, see qplan check"
+        raise RuntimeError(msg)
+    return logits
+
+
+def _scored(logits: "np.ndarray[Any, np.dtype[np.float32]]", token: int) -> tuple[float, bool]:
+    """Log-probability of a token in nats, and whether it is the likeliest."""
+    row = _finite(logits).astype(np.float64)
+    largest = row.max()
+    return float(row[token] - largest - np.log(np.exp(row - largest).sum())), int(logits.argmax()) == token
+
+
 def answer(state: dict[str, Session], request: Request) -> Answer:
     """Answer one request."""
     command = request["command"]
@@ -201,6 +237,7 @@ def answer(state: dict[str, Session], request: Request) -> Answer:
         "logits": session.logits,
         "stepwise": session.stepwise,
         "in_parts": session.in_parts,
+        "score": session.score,
         "speed": session.speed,
         "encode": session.encode,
         "chat": session.chat,

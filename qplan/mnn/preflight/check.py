@@ -53,6 +53,8 @@ class Preflight:
     """Longest sequence that the model was made for; None if the folder does not say."""
     stops: tuple[int, ...] = ()
     """Tokens that end a text."""
+    starts: tuple[int, ...] = ()
+    """Tokens that the engine's tokenizer puts before every text."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """``config.json`` and ``llm_config.json``, as the engine merges them."""
     file_bytes: int = 0
@@ -89,6 +91,7 @@ def check_folder(folder: Path, engine: EngineVersion | None = None, *, full: boo
         vocabulary=head.out_features if head is not None else None,
         context=limit if limit is not None and limit > 0 else None,
         stops=model.tokenizer.stops if model.tokenizer is not None else (),
+        starts=model.tokenizer.prefix if model.tokenizer is not None else (),
         settings=model.settings,
         file_bytes=model.file_bytes,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from qplan.cost.times import changes_of_shapes
+from qplan.cost.times import changes_by_weights, changes_of_shapes
 from qplan.formats import QuantFormat
 
 
@@ -27,3 +27,10 @@ def test_noisy_times_are_pulled_towards_the_time_per_weight() -> None:
     _, noisy = changes_of_shapes(classes, shapes, times(1.5))
     per_weight = [noisy[shape, formats[0]] / (count * shape[0] * shape[1]) for shape, count in shapes.items()]
     assert max(per_weight) - min(per_weight) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_uniform_models_alone_give_a_time_per_weight() -> None:
+    int8, int4, fp16 = (QuantFormat.parse(name) for name in ("int8", "int4", "fp16"))
+    classes = {(8, 4): [int4, fp16], (2, 4): [int4]}
+    found = changes_by_weights(classes, {(8, 4): 3, (2, 4): 12}, int8, {int8: 10.0, int4: 4.0, fp16: 34.0})
+    assert found == {((8, 4), int4): -3.0, ((2, 4), int4): -3.0, ((8, 4), fp16): 24.0}

@@ -6,7 +6,7 @@ import pytest
 
 from qplan.errors import InputError
 from qplan.mnn.engine.engine import Engine
-from qplan.mnn.engine.requests import checked_count, checked_tokens
+from qplan.mnn.engine.requests import checked_count, checked_positions, checked_tokens
 
 LONG = 10**5000
 """Python refuses to write it."""
@@ -30,3 +30,24 @@ def test_a_length_of_thousands_of_digits() -> None:
 def test_a_long_number_is_cut() -> None:
     with pytest.raises(InputError, match=r"token 0 is 10{79}\.\.\., outside"):
         checked_tokens([10**400], vocabulary=9, context=None)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ([], "expected a list of pairs"),
+        ("ab", "expected a list of pairs"),
+        ([(1, 2, 3)], "expected a list of pairs"),
+        ([(4, 1)], "position 4: outside of the sequence of 4 tokens"),
+        ([(-1, 1)], "position -1: must be a whole number from 0"),
+        ([(0, 9)], "token 0 is 9, outside of the vocabulary of 9"),
+        ([(LONG, 1)], "position a number of thousands of digits: outside"),
+    ],
+)
+def test_a_position_that_is_none(wanted: object, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        checked_positions(wanted, 4, 9)
+
+
+def test_positions_are_pairs_of_plain_numbers() -> None:
+    assert checked_positions([[3, 8], (0, 0)], 4, 9) == [(3, 8), (0, 0)]
