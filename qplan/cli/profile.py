@@ -135,7 +135,7 @@ def _import(home: RunFolder, source: Path, target: str) -> None:
 def _build(home: RunFolder, models: Path, target: str, llmexport: Path | None) -> None:
     from qplan.jobs.phone_times import build_timed_models  # noqa: PLC0415 - torch takes seconds to import
 
-    with progress_bar("building") as progress:
+    with progress_bar("building models", "models") as progress:
         built = build_timed_models(home, models, target, llmexport=llmexport, say=say, progress=progress)
     answer(built=[str(folder) for folder in built])
     listed = ",".join(f"{folder.name}/config.json" for folder in built)
