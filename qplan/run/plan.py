@@ -23,9 +23,8 @@ _ENGINE = re.compile(r"[0-9]{1,9}\.[0-9]{1,9}\.[0-9]{1,9}")
 _ENGINE_RECORDED = 3
 """First schema with `Plan.engine`."""
 
-_TUNED = {"sequential": "integers-tuned", "scales": "scales-tuned", "sequential+scales": "integers-and-scales-tuned"}
-"""Notes on what was fitted to the plan as a whole, by `Tuning.method`."""
-_GAINS_NOTHING = "tuning-gains-nothing"
+_TUNED = frozenset({"integers-tuned", "scales-tuned", "integers-and-scales-tuned", "tuning-gains-nothing"})
+"""Notes on what was fitted to the plan as a whole."""
 
 _OF_ENGINE = re.compile(rf"-mnn-({_ENGINE.pattern})$")
 """End of a folder's name that ``emit --engine`` makes; plans of schemas before 3 record their engine nowhere else."""
@@ -254,14 +253,21 @@ class Plan:
             "tokens": tuning.tokens,
             "memory": self.memory,
         }
-        told = note(_TUNED[tuning.method] if tuning.ships else _GAINS_NOTHING, **figures)
+        if not tuning.ships:
+            told = note("tuning-gains-nothing", **figures)
+        elif tuning.method == "sequential":
+            told = note("integers-tuned", **figures)
+        elif tuning.method == "scales":
+            told = note("scales-tuned", **figures)
+        else:
+            told = note("integers-and-scales-tuned", **figures)
         return replace(self, tuning=tuning, predicted_nats=self.predicted_nats * tuning.times).noted(told)
 
     def untuned(self) -> Plan:
         """The plan without that."""
         if self.tuning is None:
             return self
-        notes = tuple(known for known in self.notes if known.code not in {*_TUNED.values(), _GAINS_NOTHING})
+        notes = tuple(known for known in self.notes if known.code not in _TUNED)
         predicted = self.predicted_nats / self.tuning.times
         return replace(self, tuning=None, predicted_nats=predicted, notes=notes)
 

@@ -106,6 +106,6 @@ def _same(engine: Encoder, tokenizer: Any, text: str, start: list[int]) -> bool:
     try:
         return engine.encode(text) in (plain, special, start + plain)
     except ToolError:
-        if isinstance(engine, EngineSession) and not engine.alive:  # the other starts itself again
+        if not isinstance(engine, Engine) and not engine.alive:  # the other starts itself again
             engine.restart()
         return False

@@ -24,6 +24,7 @@ BASES: dict[str, tuple[tuple[str, ...], ...]] = {
     "engines add": (("absent",),),  # never one that would fetch packages
     "engines list": ((),),
     "engines remove": (("absent",),),
+    "eval": (("absent", "--tasks", "absent"), ("mnn", "--tasks", "absent", "--include-path", ".")),
     "explain": (("int8", "--run", "golden"), ("int4", "0.mlp.down_proj", "--run", "small")),
     "frontier": (("--run", "golden", "--points", "3"), ("--run", "small", "--points", "3")),
     "ladder": (("absent",), ("hf", "--text", "short.txt"), ("hf", "--text", "short.txt", "--run", "golden")),
