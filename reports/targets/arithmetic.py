@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +72,7 @@ def main() -> None:
     given.work.mkdir(parents=True, exist_ok=True)
     run = RunFolder(given.run)
     table = SensitivityTable.read(run.sensitivity)
-    model = load_analyzed(run, table.model, print)
+    model = load_analyzed(run, table.model, tell)
     calibration = CalibrationSet.read(run.calibration)
     rules = Rules(target=find_target("phone"))
     rounder = run_rounder(
@@ -81,7 +82,7 @@ def main() -> None:
         table.conditions.rounding,
         within_int16=rules.target.adds_in_int16,
     )
-    skeleton = run_skeleton(run, model.loaded, None, print)
+    skeleton = run_skeleton(run, model.loaded, None, tell)
     under = setting(table, PlanRequest(budgets=(Budget.parse("int4"),), rules=rules), 0)
     limits = under.wanted.limits(under.table, run)
     plan = make_plan(
@@ -102,6 +103,11 @@ def main() -> None:
             build_model(skeleton, table.model.tensors, formats, own.store, folder, replace=True)
         compare(results, label, Built(folder, model.loaded, formats, own), rows, given)
     print("\n".join(page(results.rows, model.loaded.folder.name, rows.shape, by_steps(rows, given.steps).size)))
+
+
+def tell(*words: object) -> None:
+    """Print a line of progress, which is no part of the page."""
+    print(*words, file=sys.stderr, flush=True)
 
 
 def by_steps(rows: Tokens, tokens: int) -> Tokens:
@@ -165,7 +171,7 @@ def compare(results: Results, label: str, built: Built, rows: Tokens, given: arg
                             predicted[activations, path] = built.predicted(tokens, activations)
                         row = _row(measured, predicted[activations, path], tokens.shape[1])
                         results.keep(_key(label, name, precision, option, path), row)
-                        print(_key(label, name, precision, option, path), row, flush=True)
+                        tell(_key(label, name, precision, option, path), row)
 
 
 def _row(measured: TokenStats, predicted: TokenStats, seq_len: int) -> dict[str, float]:

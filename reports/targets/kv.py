@@ -3,13 +3,14 @@
     python -m reports.targets.kv MODEL_FOLDER --text FILE
 
 Weights are in fp16, so that nothing else is rounded. With ``--run``, an analysis of the model, plans are made beside
-each cache under ``--max-ram``; the pair that loses least is built and proved. Writes ``kv.md`` beside this file.
+each cache under ``--max-ram``; the pair that loses least is built and proved. Prints a page in Markdown.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
@@ -89,9 +90,12 @@ def main() -> None:
     if options.run is not None:
         limited = UnderLimit(RunFolder(options.run), Size.parse(options.max_ram, "--max-ram"), row, found)
         lines += limited.lines(options.work / "plan")
-    out = Path(__file__).with_name("kv.md")
-    out.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print(out)
+    print("\n".join(lines))
+
+
+def tell(*words: object) -> None:
+    """Print a line of progress, which is no part of the page."""
+    print(*words, file=sys.stderr, flush=True)
 
 
 def built(loaded: LoadedModel, work: Path) -> Path:
@@ -109,7 +113,7 @@ def measured(trial: CacheTrial, folder: Path, mode: KvMode) -> dict[str, Any]:
     losses, allocated = trial.run(folder, RuntimeConfig("normal", kv=mode))
     last = losses[trial.prompt * 7 // 8 : trial.prompt]
     found = asdict(trial.of(losses)) | {"last_nats": float(last.mean()), "bytes": allocated}
-    print(mode.value, found, flush=True)
+    tell(mode.value, found)
     return found
 
 
@@ -124,7 +128,7 @@ def short_prompts(folder: Path, mode: KvMode, ids: list[int], context: int) -> d
         for name, parts in (("answer", (SHORT, *[1] * SHORT)), ("second", (SHORT, SECOND - SHORT))):
             logits = torch.from_numpy(engine.logits_in_parts(ids, parts)).double().log_softmax(-1)[SHORT:]
             found[name] = float((expected.exp() * (expected - logits)).sum(-1).mean())
-    print(mode.value, found, flush=True)
+    tell(mode.value, found)
     return found
 
 
@@ -219,7 +223,7 @@ class UnderLimit:
         Raises:
             MeasurementError: the engine broke a promise.
         """
-        loaded = load_analyzed(self.run, self.table.model, print).loaded
+        loaded = load_analyzed(self.run, self.table.model, tell).loaded
         shape = kv_shape(loaded.config)
         menu = CacheMenu(shape, kv_target("cpu-x86", "low"), "cpu-x86", self.row.size)
         request = PlanRequest(budgets=parse_budgets(["int4"]), max_ram=self.limit, context=self.row.size)
@@ -232,7 +236,7 @@ class UnderLimit:
             except InfeasibleError:
                 losses = "does not fit | |"
             told.append(f"| {mode} | {cache.bytes / 1e6:.1f} | {losses} |")
-        cache = choose_cache(menu, request, lambda asked: self.plan(asked).predicted_nats, self.loss, print)
+        cache = choose_cache(menu, request, lambda asked: self.plan(asked).predicted_nats, self.loss, tell)
         plan = replace(self.plan(replace(request, cache=cache)), kv=cache)
         tensors, store = loaded.card.tensors, Rounder(loaded).store
         build_model(
