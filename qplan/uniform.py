@@ -16,8 +16,14 @@ HEAD_BITS = 8
 UNIFORM_NAMES = {FP16.bits: "fp16"} | {bits: f"int{bits}" for bits in sorted(INT_BITS, reverse=True)}
 """Names of the plain uniform exports by their width, the widest first."""
 
+UNIFORM_BITS = {name: bits for bits, name in UNIFORM_NAMES.items()}
+"""Their widths by name."""
+
 COMPARED = {"fp16": 16, "int8": 8, "int4": 4}
 """Width by name of the uniform exports that every plan is compared with on the engine."""
+
+COMPARED_INTEGERS = tuple(name for name, bits in COMPARED.items() if bits != FP16.bits)
+"""Those of them in integers."""
 
 RIVALS = 1
 """Uniform models within a plan's limits that are built by default, besides `COMPARED`: the best one."""

@@ -21,7 +21,7 @@ from qplan.planner.rules import Rules
 from qplan.run.folder import RunFolder
 from qplan.run.profile import DeviceProfile
 from qplan.tensors import Role, TensorSpec
-from qplan.uniform import UNIFORM_NAMES, uniform_formats
+from qplan.uniform import UNIFORM_BITS, UNIFORM_NAMES, uniform_formats
 
 if TYPE_CHECKING:  # the command line takes its defaults from here, and waits for no pyarrow
     from qplan.run.table import SensitivityTable
@@ -115,7 +115,7 @@ def runnable_uniform(table: SensitivityTable, rules: Rules, bits: int) -> dict[s
 
 def relimited(limit_of: str, name: str, rules: Rules, table: SensitivityTable) -> ResourceLimit | None:
     """A relative limit again, from what a plan records of it; None if it is none."""
-    bits = next((bits for bits, known in UNIFORM_NAMES.items() if known == limit_of), None)
+    bits = UNIFORM_BITS.get(limit_of)
     uniform = None if bits is None else runnable_uniform(table, rules, bits)
     if bits is None or uniform is None:
         return None

@@ -149,22 +149,15 @@ def _check_same_tokens(options: BenchOptions, engine: EngineSession, loaded: Loa
     Raises:
         InputError: another vocabulary, or another tokenizer.
     """
-    from qplan.verify.same_tokens import same_tokens  # noqa: PLC0415 - not without a reference
+    from qplan.verify.same_tokens import OTHER_REFERENCE, require_same_tokens  # noqa: PLC0415 - not without a reference
 
-    remedy = "give the model that the folder was exported from, or leave --reference out"
     if engine.vocabulary != loaded.card.vocabulary:
         msg = (
             f"{options.folder} has {engine.vocabulary:,} logits a token, and {options.reference} has "
-            f"{loaded.card.vocabulary:,}: they are not of one model; {remedy}"
+            f"{loaded.card.vocabulary:,}: they are not of one model; {OTHER_REFERENCE}"
         )
         raise InputError(msg)
-    check = same_tokens(engine, loaded.tokenizer)
-    if not check.passed:
-        msg = (
-            f"the tokenizers of {options.folder} and {options.reference} differ on everyday text ({check.detail}), so "
-            f"that their logits do not compare; {remedy}"
-        )
-        raise InputError(msg)
+    require_same_tokens(engine, loaded.tokenizer, options.folder, str(options.reference), "logits")
 
 
 def _alone(engine: EngineSession, judged: Windows, progress: Progress) -> list[NDArray[np.float64]]:

@@ -9,7 +9,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qplan.errors import InputError
 from qplan.harness.installed import require_harness
 from qplan.harness.scores import TaskScore, task_scores
 from qplan.harness.tasks import load_tasks
@@ -118,6 +117,7 @@ def _engine_model(options: EvalOptions) -> MnnLM:
     from transformers import AutoConfig, AutoTokenizer  # noqa: PLC0415 - not without a reference
 
     from qplan.model.stock import blamed_on  # noqa: PLC0415
+    from qplan.verify.same_tokens import require_same_tokens  # noqa: PLC0415
 
     folder = fetch(options.reference)
     with blamed_on(folder, "has no configuration and tokenizer that transformers can use"):
@@ -127,26 +127,8 @@ def _engine_model(options: EvalOptions) -> MnnLM:
     context = getattr(config, "max_position_embeddings", None)
     model = MnnLM(options.folder, threads=options.threads, prefix_token_id=first, max_length=context)
     try:
-        _check_same_tokens(options, model, tokenizer)
+        require_same_tokens(model.engine, tokenizer, options.folder, options.reference, "scores")
     except BaseException:  # also an interrupt: no one would end the engine
         model.close()
         raise
     return model
-
-
-def _check_same_tokens(options: EvalOptions, model: MnnLM, tokenizer: Any) -> None:  # noqa: ANN401
-    """Refuse a reference whose tokens mean something else than the folder's.
-
-    Raises:
-        InputError: another tokenizer.
-    """
-    from qplan.verify.same_tokens import same_tokens  # noqa: PLC0415 - not without a reference
-
-    check = same_tokens(model.engine, tokenizer)
-    if not check.passed:
-        msg = (
-            f"the tokenizers of {options.folder} and {options.reference} differ on everyday text ({check.detail}), so "
-            "that their scores do not compare; give the model that the folder was exported from, or leave --reference "
-            "out"
-        )
-        raise InputError(msg)

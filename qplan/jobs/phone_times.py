@@ -13,12 +13,12 @@ from qplan.cost.times import Shape, changes_by_weights
 from qplan.errors import InputError
 from qplan.folding.analyzed import load_analyzed
 from qplan.formats import INT8, QuantFormat
-from qplan.jobs.profile import build_drawn, shape_of, time_classes, uniform_trial
+from qplan.jobs.profile import build_drawn, op_times, shape_of, time_classes, uniform_trial
 from qplan.jobs.skeletons import run_skeleton
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.run.folder import RunFolder
 from qplan.run.lock import alone_in_run
-from qplan.run.profile import DeviceProfile, OpTime, TimedModel
+from qplan.run.profile import DeviceProfile, TimedModel
 from qplan.run.table import SensitivityTable
 from qplan.settings import Progress, Say
 
@@ -125,11 +125,7 @@ def _profile(bench: BenchTable, table: SensitivityTable, target: Target, device:
         base=INT8.name,
         base_prefill_ms=times[INT8].prefill_ms,
         base_decode_ms=times[INT8].decode_ms,
-        ops=tuple(
-            OpTime(*shape, fmt.name, counts[shape], prefill.get((shape, fmt), 0.0), decode.get((shape, fmt), 0.0))
-            for shape, formats in classes.items()
-            for fmt in (INT8.resolve(shape[1]), *formats)
-        ),
+        ops=op_times(classes, counts, prefill, decode),
         models=tuple(TimedModel(f"uniform {fmt}", t.prefill_ms, t.decode_ms) for fmt, t in times.items()),
     )
 

@@ -10,7 +10,7 @@ import math
 import platform
 import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -102,15 +102,32 @@ def profile(
         base=INT8.name,
         base_prefill_ms=base_prefill,
         base_decode_ms=base_decode,
-        ops=tuple(
-            OpTime(*shape, fmt.name, counts[shape], prefill.get((shape, fmt), 0.0), decode.get((shape, fmt), 0.0))
-            for shape, formats in classes.items()
-            for fmt in (INT8.resolve(shape[1]), *formats)
-        ),
+        ops=op_times(classes, counts, prefill, decode),
         models=tuple(
             TimedModel(label, min(t.prefill_ms for t in rounds), min(t.decode_ms for t in rounds))
             for label, rounds in times.items()
         ),
+    )
+
+
+def op_times(
+    classes: Mapping[Shape, Sequence[QuantFormat]],
+    counts: Mapping[Shape, int],
+    prefill: Mapping[tuple[Shape, QuantFormat], float],
+    decode: Mapping[tuple[Shape, QuantFormat], float],
+) -> tuple[OpTime, ...]:
+    """Times of every shape in every format, the base first.
+
+    Args:
+        classes: formats by shape, without the base.
+        counts: tensors by shape.
+        prefill: milliseconds beyond the base, by shape and format; those left out take none.
+        decode: the same of a decoded token.
+    """
+    return tuple(
+        OpTime(*shape, fmt.name, counts[shape], prefill.get((shape, fmt), 0.0), decode.get((shape, fmt), 0.0))
+        for shape, formats in classes.items()
+        for fmt in (INT8.resolve(shape[1]), *formats)
     )
 
 

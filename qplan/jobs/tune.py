@@ -30,8 +30,7 @@ def tuned(job: EmitJob, plan: Plan, option: DynamicOption) -> tuple[EmitJob, Pla
     found = Tuned(job.rounder)
     if job.options.tunes(job.rounder.rounding):
         found = _in_order(job, found, shipped, calibration)
-    if job.schedule is not None:
-        found = _trained(job, found, shipped, calibration)
+    found = _trained(job, found, shipped, calibration)
     remove_folder(job.run.tuning)
     if found.record is None:
         return job, plan

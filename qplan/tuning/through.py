@@ -57,7 +57,7 @@ class QuantizedModel:
             last = self._there(batch.tokens)[-1]
             parts = []
             for rows in self._head_rows(batch.tokens):
-                exact = torch.cat([self._exact_logits(batch, row) for row in range(rows.start, rows.stop)])
+                exact = self._exact_logits(batch, rows)
                 reference = reference_of(exact, batch.tokens[rows])
                 with self._quantized(len(self.loaded.layers)):
                     logits = run_layer(self.loaded, len(self.loaded.layers), batch.tokens[rows], _rows(last, rows))
@@ -76,7 +76,7 @@ class QuantizedModel:
         loss, slopes = 0.0, []
         for rows in self._head_rows(batch.tokens):
             with torch.no_grad():
-                exact = torch.cat([self._exact_logits(batch, row) for row in range(rows.start, rows.stop)])
+                exact = self._exact_logits(batch, rows)
                 expected = torch.log_softmax(exact.float(), -1)
             leaf, logits = self._again(count, batch.tokens[rows], _rows(given[-1], rows))
             with torch.no_grad():
@@ -113,10 +113,10 @@ class QuantizedModel:
         with torch.enable_grad(), self._quantized(index):
             return leaf, _first(run_layer(self.loaded, index, tokens, fresh))
 
-    def _exact_logits(self, batch: Batch, row: int) -> Tensor:
-        tokens, given = batch.tokens[row : row + 1], batch.exact[row]
-        found: Tensor = run_layer(self.loaded, len(self.loaded.layers), tokens, given)
-        return found
+    def _exact_logits(self, batch: Batch, rows: slice) -> Tensor:
+        """The float model's logits of some rows, one after the other."""
+        pairs = zip(batch.tokens[rows].split(1), batch.exact[rows], strict=True)
+        return torch.cat([run_layer(self.loaded, len(self.loaded.layers), tokens, given) for tokens, given in pairs])
 
     def _head_rows(self, tokens: Tensor) -> list[slice]:
         """Rows whose logits are in memory at a time."""

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from qplan.cost.target import DEFAULT_TARGET
-from qplan.formats import FP16, QuantFormat, garbled, has_options
+from qplan.formats import QuantFormat, garbled, has_options
 from qplan.notes import note
 from qplan.run.plan import Plan
 from qplan.run.speeds import SLOWER, Phase
 from qplan.run.verification import Check, Speed
 from qplan.settings import DYNAMIC_OPTIONS, DynamicOption
-from qplan.uniform import COMPARED, UNIFORM_NAMES, uniform_formats
+from qplan.uniform import COMPARED_INTEGERS, UNIFORM_BITS, uniform_formats
 from qplan.verify.bench import BuildBench
 from qplan.verify.turns import Contestant, speeds_in_turns
 from qplan.verify.uniform_builds import UniformBuilds
@@ -62,10 +62,9 @@ def timed_by_turns(
 
 def _uniform(bench: BuildBench, plan: Plan, builds: UniformBuilds) -> Iterator[Contestant]:
     """Integers of those that every plan is compared with, and the rivals, also as the plan ships where asked for."""
-    rivals, widths = rivals_of(plan), {name: bits for bits, name in UNIFORM_NAMES.items()}
-    names = [name for name, bits in COMPARED.items() if bits != FP16.bits]
-    for name in dict.fromkeys((*names, *rivals)):
-        formats = uniform_of(builds.bench, widths[name])
+    rivals = rivals_of(plan)
+    for name in dict.fromkeys((*COMPARED_INTEGERS, *rivals)):
+        formats = uniform_of(builds.bench, UNIFORM_BITS[name])
         if "low" not in bench.settings(formats):
             continue
         yield Contestant(name, builds.folder(name, formats), formats)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from qplan.calibration import start_of_text
-from qplan.errors import ToolError
+from qplan.errors import InputError, ToolError
 from qplan.mnn.engine.engine import Engine
 from qplan.mnn.engine.session import EngineSession
 from qplan.notes import note
@@ -14,6 +15,10 @@ from qplan.run.verification import Check
 
 Encoder = EngineSession | Engine
 """A model whose tokenizer is asked."""
+
+
+OTHER_REFERENCE = "give the model that the folder was exported from, or leave --reference out"
+"""What to do about a reference of another model."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,28 @@ def same_tokens(engine: Encoder, tokenizer: Any) -> Check:  # noqa: ANN401 - a H
     )
     failed = wrong_start or any(probe.ordinary for probe in different)
     return Check(note("same-tokens"), not failed, told)
+
+
+def require_same_tokens(engine: Encoder, tokenizer: Any, folder: Path, reference: str, compared: str) -> None:  # noqa: ANN401
+    """Refuse a reference whose tokens mean something else than a folder's.
+
+    Args:
+        engine: runs the folder.
+        tokenizer: the reference's.
+        folder: what is measured.
+        reference: what it is compared with.
+        compared: what of both, in the plural.
+
+    Raises:
+        InputError: another tokenizer.
+    """
+    check = same_tokens(engine, tokenizer)
+    if not check.passed:
+        msg = (
+            f"the tokenizers of {folder} and {reference} differ on everyday text ({check.detail}), so that their "
+            f"{compared} do not compare; {OTHER_REFERENCE}"
+        )
+        raise InputError(msg)
 
 
 def _start(engine: Encoder, tokenizer: Any) -> list[int]:  # noqa: ANN401

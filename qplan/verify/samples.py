@@ -17,7 +17,7 @@ from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import LoadedModel
 from qplan.run.plan import Plan
 from qplan.run.samples import FP32, Sample, Samples
-from qplan.uniform import COMPARED, UNIFORM_NAMES
+from qplan.uniform import COMPARED_INTEGERS, UNIFORM_BITS
 from qplan.verify.bench import BuildBench
 from qplan.verify.parity import uniform_of
 from qplan.verify.uniform_builds import UniformBuilds
@@ -52,7 +52,7 @@ def sample_texts(bench: BuildBench, plan: Plan, model: Path, builds: UniformBuil
         ToolError: the engine failed.
     """
     name = _uniform_name(plan)
-    formats = uniform_of(builds.bench, {known: bits for bits, known in UNIFORM_NAMES.items()}[name])
+    formats = uniform_of(builds.bench, UNIFORM_BITS[name])
     fits = all(plan.memory in bench.settings(held) for held in (plan.formats, formats))
     if bench.loaded.streamed or not fits:
         return None
@@ -106,11 +106,10 @@ def samples_of(
 def _uniform_name(plan: Plan) -> str:
     """The uniform export that the budget names, otherwise the integers nearest in bytes."""
     sizes = {point.name: point.total_bytes for point in plan.uniform}
-    integers = [name for name, bits in COMPARED.items() if bits != FP16.bits]
     named = plan.budget.strip().lower()
-    if named in UNIFORM_NAMES.values() and named != FP16.name:
+    if named in UNIFORM_BITS and named != FP16.name:
         return named
-    return min(integers, key=lambda name: abs(sizes.get(name, 0) - plan.files.total))
+    return min(COMPARED_INTEGERS, key=lambda name: abs(sizes.get(name, 0) - plan.files.total))
 
 
 def _prompts(rows: NDArray[np.int64]) -> NDArray[np.int64]:

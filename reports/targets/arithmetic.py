@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +49,7 @@ from qplan.sensitivity.kept_logits import kept_logits
 from qplan.sensitivity.metrics import TokenStats
 from qplan.sensitivity.paired import change_of
 from qplan.settings import DYNAMIC_OPTIONS, DynamicOption, Precision
+from reports.targets.console import tell
 
 Formats = Mapping[str, QuantFormat]
 Tokens = NDArray[np.int64]
@@ -103,11 +103,6 @@ def main() -> None:
             build_model(skeleton, table.model.tensors, formats, own.store, folder, replace=True)
         compare(results, label, Built(folder, model.loaded, formats, own), rows, given)
     print("\n".join(page(results.rows, model.loaded.folder.name, rows.shape, by_steps(rows, given.steps).size)))
-
-
-def tell(*words: object) -> None:
-    """Print a line of progress, which is no part of the page."""
-    print(*words, file=sys.stderr, flush=True)
 
 
 def by_steps(rows: Tokens, tokens: int) -> Tokens:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
@@ -47,6 +46,7 @@ from qplan.run.table import SensitivityTable
 from qplan.sensitivity.kept_logits import kept_logits
 from qplan.uniform import uniform_formats
 from qplan.verify.cache import STEPS, CacheTrial, cache_trial, prove_cache
+from reports.targets.console import tell
 
 HOME = Path(qplan.demo.__file__).parent
 HEAD = (
@@ -91,11 +91,6 @@ def main() -> None:
         limited = UnderLimit(RunFolder(options.run), Size.parse(options.max_ram, "--max-ram"), row, found)
         lines += limited.lines(options.work / "plan")
     print("\n".join(lines))
-
-
-def tell(*words: object) -> None:
-    """Print a line of progress, which is no part of the page."""
-    print(*words, file=sys.stderr, flush=True)
 
 
 def built(loaded: LoadedModel, work: Path) -> Path:

@@ -24,6 +24,7 @@ from qplan.report.felt import time_against
 from qplan.run.plan import Plan
 from qplan.run.plan_folder import PlanFolder
 from qplan.run.verification import BuiltModel, Verification
+from reports.targets.console import tell
 
 QPLAN = Path(sys.executable).with_name("qplan")
 PARITIES = {"all": "", "files": "-files"}
@@ -60,9 +61,9 @@ def main() -> None:
 
 def command(arguments: list[str], *, may_fail: bool = False) -> None:
     """Run qplan, with the machine's load before and after."""
-    print(f"load {os.getloadavg()[0]:.1f}: qplan {shlex.join(arguments)}", file=sys.stderr)
+    tell(f"load {os.getloadavg()[0]:.1f}: qplan {shlex.join(arguments)}")
     found = subprocess.run([QPLAN, *arguments], check=not may_fail, stdout=sys.stderr)
-    print(f"load {os.getloadavg()[0]:.1f}, exit code {found.returncode}", file=sys.stderr)
+    tell(f"load {os.getloadavg()[0]:.1f}, exit code {found.returncode}")
 
 
 def page(model: str, run: Path, budgets: list[str]) -> Iterator[str]:

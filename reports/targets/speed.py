@@ -12,7 +12,6 @@ import argparse
 import json
 import shutil
 import statistics
-import sys
 from pathlib import Path
 
 from qplan.formats import FP16, INT8, QuantFormat
@@ -23,6 +22,7 @@ from qplan.mnn.engine.session import EngineSession
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import load_model
 from qplan.tensors import Role
+from reports.targets.console import tell
 
 FORMATS = (
     FP16,
@@ -67,7 +67,7 @@ def main() -> None:
                     row["prefill"].append(found.prefill_ms)
                     row["decode"].append(found.decode_ms)
                     row["ram"].append(engine.ram_bytes / 1e6)
-        print(f"round {turn + 1} of {given.rounds}", file=sys.stderr)
+        tell(f"round {turn + 1} of {given.rounds}")
     body_weights = sum(spec.weights for spec in card.tensors if spec.role is not Role.HEAD)
     shown = {
         "machine": machine(),

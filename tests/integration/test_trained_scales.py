@@ -15,7 +15,7 @@ from qplan.mnn.build.writer import build_model
 from qplan.mnn.engine.session import EngineSession
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import load_model
-from qplan.quantize import Int8Activations, IntTensor
+from qplan.quantize import Int8Activations
 from qplan.quantize.rounder import Rounder
 from qplan.quantize.stored_cache import FittedTensors, StoredCache
 from qplan.sensitivity.joint import Variant
@@ -23,8 +23,9 @@ from qplan.sensitivity.kept_logits import kept_logits
 from qplan.settings import MEMORIES
 from qplan.tuning.straight import StraightActivations
 from qplan.tuning.through import Batch, QuantizedModel
-from qplan.tuning.trained import TrainedGrid, TrainedWeights
+from qplan.tuning.trained import TrainedWeights
 from qplan.verify.reference import stored_logits
+from tests.support.moved_grids import moved_grids
 
 
 @pytest.mark.parametrize("name", ["tied_model_dir", "untied_model_dir"])
@@ -35,15 +36,10 @@ def test_the_engine_loses_what_training_measures(name: str, request: pytest.Fixt
         spec.name: QuantFormat(8 if spec.layer is None else 4, 64 if spec.in_features % 64 == 0 else 0)
         for spec in loaded.card.tensors
     }
-    nearest, grids = Rounder(loaded), {}
+    nearest = Rounder(loaded)
+    grids = moved_grids(nearest, formats, generator)
     cache = StoredCache(tmp_path / "trained", {"model": loaded.card.sha256})
     for tensor, fmt in formats.items():
-        start = nearest.store(tensor, fmt)
-        assert isinstance(start, IntTensor)
-        grids[tensor] = TrainedGrid(start)
-        with torch.no_grad():
-            for value in grids[tensor].parameters.values():
-                value.copy_(torch.randn(value.shape, generator=generator) / 8)
         cache.get(tensor, fmt, grids[tensor].stored, slice(0))
     rounder = replace(nearest, fitted=FittedTensors(cache, formats))
 

@@ -24,8 +24,9 @@ from qplan.tuning.scales import ScaleFit
 from qplan.tuning.schedule import Schedule
 from qplan.tuning.straight import StraightActivations
 from qplan.tuning.through import Batch, QuantizedModel
-from qplan.tuning.trained import TrainedGrid, TrainedWeights
+from qplan.tuning.trained import TrainedWeights
 from qplan.tuning.training_state import TrainingState
+from tests.support.moved_grids import moved_grids
 
 INPUTS = {"model": "a", "tokens": "b"}
 ROWS, HELD_OUT, LENGTH = 24, 4, 32
@@ -47,14 +48,7 @@ def formats_of(loaded: LoadedModel, bits: int = 3) -> dict[str, QuantFormat]:
 def a_model(loaded: LoadedModel, memory: Memory = "low", option: DynamicOption = 0) -> QuantizedModel:
     """Everything rounded to nearest, with its scales moved at random."""
     formats, rounder = formats_of(loaded), Rounder(loaded)
-    generator, grids = torch.Generator().manual_seed(1), {}
-    for name, fmt in formats.items():
-        stored = rounder.store(name, fmt)
-        assert isinstance(stored, IntTensor)
-        grids[name] = TrainedGrid(stored)
-        with torch.no_grad():
-            for value in grids[name].parameters.values():
-                value.copy_(torch.randn(value.shape, generator=generator) / 8)
+    grids = moved_grids(rounder, formats, torch.Generator().manual_seed(1))
     activations = StraightActivations.of(Int8Activations("prefill", option))
     return QuantizedModel(loaded, Variant(formats, memory, activations), TrainedWeights(loaded, rounder, grids=grids))
 
