@@ -1,4 +1,4 @@
-"""The one list of roundings. A new one is a file of its own in `qplan.quantize` and an entry here.
+"""The one list of roundings. A new one is a file of its own in `qplan.rounding` and an entry here.
 
 Shell completion reads names and help at every key press, so nothing here imports torch.
 """
@@ -29,18 +29,18 @@ class Method:
 
 
 _LIST = (
-    Method("gptq", "qplan.quantize.gptq:gptq", fits=True, automatic=True, help="feeds errors back and refines"),
-    Method("search", "qplan.quantize.range_search:range_search", fits=True, automatic=True, help="finds ranges"),
-    Method("hqq", "qplan.quantize.hqq:hqq", fits=False, automatic=False, help="is HQQ as published, for each block"),
+    Method("gptq", "qplan.rounding.gptq:gptq", fits=True, automatic=True, help="feeds errors back and refines"),
+    Method("search", "qplan.rounding.range_search:range_search", fits=True, automatic=True, help="finds ranges"),
+    Method("hqq", "qplan.rounding.hqq:hqq", fits=False, automatic=False, help="is HQQ as published, for each block"),
     Method(
         "llmexport-hqq",
-        "qplan.quantize.exported_hqq:exported_hqq",
+        "qplan.rounding.exported_hqq:exported_hqq",
         fits=False,
         automatic=False,
         help="stores what `llmexport --hqq` does",
         whole=True,
     ),
-    Method("rtn", "qplan.quantize.rtn:rtn", fits=False, automatic=True, help="rounds to nearest like MNN's exporter"),
+    Method("rtn", "qplan.rounding.rtn:rtn", fits=False, automatic=True, help="rounds to nearest like MNN's exporter"),
 )
 
 METHODS = {method.name: method for method in _LIST}

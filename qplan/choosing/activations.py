@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from qplan.notes import Note, few, note
-from qplan.quantize import EnginePath, Int8Activations
-from qplan.quantize.rounder import Rounder
+from qplan.rounding import EnginePath, Int8Activations
+from qplan.rounding.rounder import Rounder
 from qplan.run.plan import Plan
 from qplan.sensitivity.joint import Variant, variant_losses
 from qplan.sensitivity.kept_logits import KeptLogits

@@ -17,9 +17,9 @@ from qplan.cost.emit import COMPARING, ROUNDING
 from qplan.cost.file_bytes import FixedBytes
 from qplan.formats import Formats, QuantFormat, applies, garbled
 from qplan.planner.rules import Rules
-from qplan.quantize import Int8Activations
-from qplan.quantize.round_all import pending, round_all
-from qplan.quantize.rounder import Rounder
+from qplan.rounding import Int8Activations
+from qplan.rounding.round_all import pending, round_all
+from qplan.rounding.rounder import Rounder
 from qplan.run.safetensors_file import ALL
 from qplan.run.table import SensitivityTable
 from qplan.sensitivity.joint import Variant, variant_losses

@@ -15,7 +15,7 @@ from qplan.formats import Formats, QuantFormat
 from qplan.planner.ceiling import Ceiling
 from qplan.planner.limits import ResourceLimit
 from qplan.planner.uniform import exports_within
-from qplan.quantize.methods import round_with
+from qplan.rounding.methods import round_with
 from qplan.run.plan import Rival
 from qplan.tensors import Role, TensorSpec
 from qplan.uniform import UniformExport

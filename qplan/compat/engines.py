@@ -23,7 +23,7 @@ from qplan.mnn.graph.tie import TieForm
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import LoadedModel, load_model
 from qplan.model.specimen import save_specimen, token_ids
-from qplan.quantize.rounder import Rounder
+from qplan.rounding.rounder import Rounder
 from qplan.sensitivity.kept_logits import Logits
 from qplan.settings import Say
 from qplan.verify.reference import stored_logits

@@ -21,12 +21,12 @@ REFERENCE_VALUES, COMPARED_VALUES = 47, 13
 NEAREST_VALUES = 8
 """Per weight that is rounded to nearest."""
 SWEEPS, _CANDIDATES = 3, 3
-"""Of `qplan.quantize.gptq`, and roundings that ``auto`` chooses from."""
+"""Of `qplan.rounding.gptq`, and roundings that ``auto`` chooses from."""
 _FEEDBACK, _FIRST = 0.4, 0.75
 """Of what rounding takes beside products, what error feedback takes without refinement, and with it, but without other
 candidates."""
 _TRIED = 64
-"""Rows of a large matrix that these are tried on: `qplan.quantize.rounder`."""
+"""Rows of a large matrix that these are tried on: `qplan.rounding.rounder`."""
 
 
 def layer_forward(layer: Sequence[Input], tokens: int, seq_len: int, hidden: int, *, streamed: bool = False) -> Work:

@@ -27,7 +27,7 @@ _FEW_COPIES = 3
 _WIDE = 8192
 """Input features above which one ordering is kept at a time: `qplan.sensitivity.layer_losses.MOST_AT_ONCE`."""
 _GRAM_BLOCK = 512
-"""Of `qplan.quantize.gram`."""
+"""Of `qplan.rounding.gram`."""
 _FOLD_FORMATS, _FOLD_SWEEPS = 2, 0
 """Formats that a fold is decided by, and sweeps of refinement then, as of features that are not refined."""
 _KIND_STEPS = 6700.0

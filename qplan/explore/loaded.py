@@ -15,8 +15,8 @@ from qplan.folding.analyzed import load_analyzed
 from qplan.formats import QuantFormat
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import LoadedModel
-from qplan.quantize import IntTensor
-from qplan.quantize.methods import round_with
+from qplan.rounding import IntTensor
+from qplan.rounding.methods import round_with
 from qplan.roundings import needs_tokens
 from qplan.run.calibration import CalibrationSet
 from qplan.run.folder import RunFolder

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from qplan.quantize.curvature import Curvature
-from qplan.quantize.gram import divided, gram
-from qplan.quantize.moments import Moments
-from qplan.quantize.rounder import FEW_TOKENS
+from qplan.rounding.curvature import Curvature
+from qplan.rounding.gram import divided, gram
+from qplan.rounding.moments import Moments
+from qplan.rounding.rounder import FEW_TOKENS
 from qplan.sensitivity.layer_losses import MOST_AT_ONCE
 from qplan.sensitivity.seen import Seen
 

@@ -20,9 +20,9 @@ from qplan.formats import QuantFormat
 from qplan.model.load import LoadedModel
 from qplan.model.source import sha256_beside_model, sha256_model
 from qplan.notes import Note
-from qplan.quantize import Int8Activations
-from qplan.quantize.round_all import round_all
-from qplan.quantize.run_rounder import run_rounder
+from qplan.rounding import Int8Activations
+from qplan.rounding.round_all import round_all
+from qplan.rounding.run_rounder import run_rounder
 from qplan.run.calibration import CalibrationSet
 from qplan.run.fold import FoldRecord, fold_ratio, inputs_of
 from qplan.run.fold_draft import FoldDraft

@@ -24,8 +24,8 @@ from qplan.folding.fold import FoldSite, fold_sites
 from qplan.folding.witness import Witness
 from qplan.formats import QuantFormat
 from qplan.model.layerwise import LayerTrace, WayBack
-from qplan.quantize import Int8Activations
-from qplan.quantize.moments import Moments
+from qplan.rounding import Int8Activations
+from qplan.rounding.moments import Moments
 from qplan.run.fold_draft import FoldDraft
 from qplan.run.journal import ReferenceRecord, cell_of
 from qplan.run.measurement import Measurement

@@ -13,8 +13,8 @@ from qplan.model.load import LoadedModel
 from qplan.planner.budget import Budget
 from qplan.planner.planning import make_plan
 from qplan.planner.rules import Rules
-from qplan.quantize import Int8Activations
-from qplan.quantize.rounder import Rounder
+from qplan.rounding import Int8Activations
+from qplan.rounding.rounder import Rounder
 from qplan.run.additivity import JointPoint
 from qplan.run.table import SensitivityTable
 from qplan.sensitivity.joint import joint_losses

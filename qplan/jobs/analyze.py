@@ -25,8 +25,8 @@ from qplan.model.source import local_folder
 from qplan.model.tokenizer_class import unknown_tokenizer_class
 from qplan.notes import Note, note
 from qplan.planner.elbow_room import notes_on_menu
-from qplan.quantize.round_all import default_jobs, round_all
-from qplan.quantize.run_rounder import run_rounder
+from qplan.rounding.round_all import default_jobs, round_all
+from qplan.rounding.run_rounder import run_rounder
 from qplan.roundings import needs_tokens
 from qplan.run.calibration import CalibrationSet
 from qplan.run.folder import RunFolder

@@ -42,8 +42,8 @@ from qplan.model.load import LoadedModel
 from qplan.model.source import local_folder
 from qplan.notes import Note, note, text_note
 from qplan.planner.rules import target_of
-from qplan.quantize.round_all import default_jobs
-from qplan.quantize.run_rounder import run_rounder
+from qplan.rounding.round_all import default_jobs
+from qplan.rounding.run_rounder import run_rounder
 from qplan.run.calibration import CalibrationSet
 from qplan.run.folder import RunFolder
 from qplan.run.lock import alone_in_run

@@ -53,8 +53,8 @@ from qplan.jobs.stages import Stages
 from qplan.mnn.build.skeleton import Skeleton
 from qplan.model.load import LoadedModel
 from qplan.planner.rules import Rules
-from qplan.quantize.rounder import Rounder
-from qplan.quantize.stored_cache import StoredCache
+from qplan.rounding.rounder import Rounder
+from qplan.rounding.stored_cache import StoredCache
 from qplan.run.folder import RunFolder
 from qplan.run.kv_cache import KvLoss
 from qplan.run.plan import Plan

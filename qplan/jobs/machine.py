@@ -15,8 +15,8 @@ from qplan.artifact import free_bytes, writing
 from qplan.cost.free import existing, free_memory
 from qplan.cost.work import Machine
 from qplan.formats import DEFAULT_FORMATS
-from qplan.quantize.curvature import Curvature
-from qplan.quantize.rounder import alike, one_thread, round_widths
+from qplan.rounding.curvature import Curvature
+from qplan.rounding.rounder import alike, one_thread, round_widths
 from qplan.scratch import Scratch
 
 _TOKENS, _WIDTH, _ROUNDED = 1024, 1024, 1024

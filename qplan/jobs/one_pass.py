@@ -25,9 +25,9 @@ from qplan.model.layerwise import WayBack, WayThere, with_layer_read
 from qplan.model.load import LoadedModel
 from qplan.model.source import sha256_beside_model
 from qplan.notes import Note
-from qplan.quantize.moments import Moments, gather_on_the_way
-from qplan.quantize.rounder import Rounder
-from qplan.quantize.run_rounder import run_rounder
+from qplan.rounding.moments import Moments, gather_on_the_way
+from qplan.rounding.rounder import Rounder
+from qplan.rounding.run_rounder import run_rounder
 from qplan.roundings import needs_tokens
 from qplan.run.calibration import CalibrationSet
 from qplan.run.fold import FoldRecord, inputs_of

@@ -17,7 +17,7 @@ from qplan.jobs.deciding import decisions
 from qplan.jobs.options import MEASURED_PASSES
 from qplan.jobs.passes import PassBudget, PassCosts
 from qplan.notes import note
-from qplan.quantize.rounder import Rounder
+from qplan.rounding.rounder import Rounder
 from qplan.run.additivity import JointPoint
 from qplan.run.table import SensitivityTable
 from qplan.sensitivity.analysis import Analysis, Entry

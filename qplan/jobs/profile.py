@@ -28,7 +28,7 @@ from qplan.mnn.build.skeleton import Skeleton
 from qplan.mnn.build.writer import build_model
 from qplan.mnn.engine.session import EngineSession, SpeedSample
 from qplan.mnn.runtime import RuntimeConfig
-from qplan.quantize import IntTensor, StoredTensor, store_float
+from qplan.rounding import IntTensor, StoredTensor, store_float
 from qplan.run.folder import RunFolder
 from qplan.run.lock import alone_in_run
 from qplan.run.profile import DeviceProfile, OpTime, TimedModel

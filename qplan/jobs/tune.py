@@ -7,7 +7,7 @@ from dataclasses import replace
 from qplan.artifact import remove_folder
 from qplan.cost.emit import JUDGING, JUDGING_SCALES, TRAINING, TUNING
 from qplan.jobs.emit_job import EmitJob
-from qplan.quantize import Int8Activations
+from qplan.rounding import Int8Activations
 from qplan.run.calibration import CalibrationSet
 from qplan.run.plan import Plan
 from qplan.sensitivity.joint import Variant

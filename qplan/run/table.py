@@ -66,7 +66,7 @@ class Conditions:
     seed: int
     mode: Mode = "measured"
     rounding: str = "rtn"
-    """How integers were chosen: to nearest (``rtn``), or so that less is lost, see `qplan.quantize.rounder`."""
+    """How integers were chosen: to nearest (``rtn``), or so that less is lost, see `qplan.rounding.rounder`."""
     draws: int = 1
     """Times that labels are sampled for each sequence, where gradients are used."""
     dynamic_option: DynamicOption = 0

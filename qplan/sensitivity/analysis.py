@@ -17,8 +17,8 @@ from qplan.errors import MeasurementError
 from qplan.formats import QuantFormat
 from qplan.model.load import LoadedModel
 from qplan.notes import Note, few, note
-from qplan.quantize import Int8Activations
-from qplan.quantize.rounder import Rounder
+from qplan.rounding import Int8Activations
+from qplan.rounding.rounder import Rounder
 from qplan.run.calibration import CalibrationSet
 from qplan.run.journal import Journal, Memo
 from qplan.run.measurement import LARGEST_HALF, LEAST_HALF_PEAK, Measurement, Source

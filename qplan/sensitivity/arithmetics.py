@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from qplan.formats import QuantFormat
-from qplan.quantize import Int8Activations
+from qplan.rounding import Int8Activations
 from qplan.sensitivity.half_arithmetic import half_values
 from qplan.sensitivity.half_products import accumulate_half
 from qplan.sensitivity.seen import Seen

@@ -8,7 +8,7 @@ from itertools import accumulate
 import torch
 
 from qplan.model.streamed import looked_up
-from qplan.quantize.embedding import store_embedding
+from qplan.rounding.embedding import store_embedding
 from qplan.run.measurement import PARTS, Measurement
 from qplan.sensitivity.analysis import Analysis
 from qplan.sensitivity.joint import Variant, variant_losses

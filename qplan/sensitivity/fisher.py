@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from qplan.formats import QuantFormat
 from qplan.model.load import LoadedModel
 from qplan.model.mixture import RoutedLinear
-from qplan.quantize import Int8Activations
+from qplan.rounding import Int8Activations
 from qplan.sensitivity.menu import Menu
 from qplan.sensitivity.stored_weights import StoredWeights
 

@@ -14,8 +14,8 @@ from qplan.formats import QuantFormat
 from qplan.model.half_products import with_half_outputs
 from qplan.model.layerwise import but_routers, run_layer
 from qplan.model.load import LoadedModel
-from qplan.quantize import Int8Activations
-from qplan.quantize.rounder import Rounder
+from qplan.rounding import Int8Activations
+from qplan.rounding.rounder import Rounder
 from qplan.sensitivity.half_arithmetic import in_half
 from qplan.sensitivity.kept_logits import KeptLogits, Passes
 from qplan.sensitivity.metrics import TokenStats, compare, join, reference_of

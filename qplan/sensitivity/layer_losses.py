@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from qplan.formats import QuantFormat
-from qplan.quantize import Int8Activations
-from qplan.quantize.curvature import Curvature
-from qplan.quantize.gptq import SWEEPS
-from qplan.quantize.rounder import alike, one_thread
+from qplan.rounding import Int8Activations
+from qplan.rounding.curvature import Curvature
+from qplan.rounding.gptq import SWEEPS
+from qplan.rounding.rounder import alike, one_thread
 from qplan.sensitivity.arithmetics import formulas_of, half_squares, int8_squares
 from qplan.sensitivity.seen import FormatLoss, Seen
 from qplan.sensitivity.weight_errors import WeightErrors
@@ -51,7 +51,7 @@ def losses_of(
         curvature: of the inputs that it is fitted to, divided by ``columns``; needed unless it fits to nothing.
         activations: the int8 activations of integer formats; None to leave them out.
         columns: ``[in]``, factors that the weights' columns are multiplied and their inputs divided by.
-        sweeps: passes of refinement after GPTQ, see `qplan.quantize.gptq`.
+        sweeps: passes of refinement after GPTQ, see `qplan.rounding.gptq`.
         parts: whether to find what activations lose under every arithmetic, too.
     """
     for seen in group:

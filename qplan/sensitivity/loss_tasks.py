@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import torch
 
 from qplan.formats import QuantFormat
-from qplan.quantize import Int8Activations
-from qplan.quantize.curvature import Curvature
-from qplan.quantize.gptq import SWEEPS
+from qplan.rounding import Int8Activations
+from qplan.rounding.curvature import Curvature
+from qplan.rounding.gptq import SWEEPS
 from qplan.sensitivity.layer_losses import losses_of
 from qplan.sensitivity.seen import FormatLoss, Seen
 from qplan.spread.work import Task, Workers

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from qplan.formats import QuantFormat
 from qplan.model.load import LoadedModel
-from qplan.quantize import Int8Activations
+from qplan.rounding import Int8Activations
 from qplan.sensitivity.stored_weights import StoredWeights
 from qplan.sensitivity.variants import apply_formats
 from qplan.settings import Memory

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from qplan.formats import Formats, QuantFormat
 from qplan.model.layerwise import run_layer
-from qplan.quantize import rtn
-from qplan.quantize.moments import Moments
-from qplan.quantize.rounder import Rounder
-from qplan.quantize.stored import row_pieces
+from qplan.rounding import rtn
+from qplan.rounding.moments import Moments
+from qplan.rounding.rounder import Rounder
+from qplan.rounding.stored import row_pieces
 from qplan.roundings import needs_tokens
 from qplan.sensitivity.analysis import Analysis
 from qplan.sensitivity.joint import formats_of_layer

@@ -12,10 +12,10 @@ from torch.nn import functional
 from qplan.errors import InputError
 from qplan.formats import FP32, QuantFormat
 from qplan.model.load import LoadedModel
-from qplan.quantize import rtn
-from qplan.quantize.embedding import store_embedding
-from qplan.quantize.rounder import Rounder
-from qplan.quantize.stored import row_pieces
+from qplan.rounding import rtn
+from qplan.rounding.embedding import store_embedding
+from qplan.rounding.rounder import Rounder
+from qplan.rounding.stored import row_pieces
 
 
 @dataclass

@@ -21,8 +21,8 @@ from qplan.model.half_products import half_linear
 from qplan.model.load import LoadedModel
 from qplan.model.mixture import RoutedLinear
 from qplan.model.replace import bfloat16_values, with_forward, with_lookups
-from qplan.quantize import Int8Activations
-from qplan.quantize.stored import row_pieces
+from qplan.rounding import Int8Activations
+from qplan.rounding.stored import row_pieces
 from qplan.sensitivity.half_arithmetic import half_linear_of_floats
 from qplan.sensitivity.stored_weights import StoredWeights
 from qplan.settings import Memory

@@ -14,7 +14,7 @@ from qplan.model.half_products import half_product
 from qplan.model.layerwise import LayerTrace
 from qplan.model.load import LoadedModel
 from qplan.model.mixture import RoutedLinear
-from qplan.quantize.gram import gram
+from qplan.rounding.gram import gram
 from qplan.sensitivity.rows import RowSample
 from qplan.sensitivity.seen import Seen
 

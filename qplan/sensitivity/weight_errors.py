@@ -1,6 +1,6 @@
 """Weight errors of drawn output features: what they lose, and how large they are at the output.
 
-Error feedback is cheap, its refinement and the choice between candidates are not (`qplan.quantize.gptq`). So all
+Error feedback is cheap, its refinement and the choice between candidates are not (`qplan.rounding.gptq`). So all
 features that are drawn are rounded by error feedback alone, a few of them in full as well, and what these gain is
 brought to the others: two-phase sampling with a ratio (Särndal, Swensson, Wretman, Model Assisted Survey Sampling,
 1992, section 9.7). The gain is that of the quadratic form ``e M e'`` with the moments M of the tokens that are judged,
@@ -20,9 +20,9 @@ from torch import Tensor
 
 from qplan.formats import QuantFormat
 from qplan.model.half_products import half_product, half_products_pay
-from qplan.quantize import StoredTensor
-from qplan.quantize.curvature import Curvature
-from qplan.quantize.rounder import round_phases, round_widths
+from qplan.rounding import StoredTensor
+from qplan.rounding.curvature import Curvature
+from qplan.rounding.rounder import round_phases, round_widths
 from qplan.sensitivity.seen import FormatLoss, Seen
 
 REFINED = 16

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from qplan.model.layerwise import run_layer
 from qplan.model.load import LoadedModel
-from qplan.quantize.moments import without_logits
+from qplan.rounding.moments import without_logits
 
 
 class _SeenError(Exception):

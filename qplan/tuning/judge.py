@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from qplan.quantize.rounder import Rounder
-from qplan.quantize.stored_cache import FittedTensors
+from qplan.rounding.rounder import Rounder
+from qplan.rounding.stored_cache import FittedTensors
 from qplan.run.plan import Tuning
 from qplan.sensitivity.joint import Variant, variant_losses
 from qplan.sensitivity.kept_logits import kept_logits

@@ -11,9 +11,9 @@ import torch
 from qplan.artifact import sha256_json
 from qplan.cost.target import find_target
 from qplan.formats import QuantFormat
-from qplan.quantize import Int8Activations
-from qplan.quantize.rounder import Rounder
-from qplan.quantize.stored_cache import FittedTensors, StoredCache
+from qplan.rounding import Int8Activations
+from qplan.rounding.rounder import Rounder
+from qplan.rounding.stored_cache import FittedTensors, StoredCache
 from qplan.run.calibration import CalibrationSet
 from qplan.run.folder import RunFolder
 from qplan.run.plan import Plan

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from qplan.formats import QuantFormat
 from qplan.model.mixture import RoutedLinear
-from qplan.quantize import IntTensor
-from qplan.quantize.rounder import Rounder
-from qplan.quantize.stored_cache import StoredCache
+from qplan.rounding import IntTensor
+from qplan.rounding.rounder import Rounder
+from qplan.rounding.stored_cache import StoredCache
 from qplan.sensitivity.joint import Variant
 from qplan.settings import Progress
 from qplan.tuning.schedule import Schedule

@@ -1,7 +1,7 @@
 """Fits the integers of a plan layer by layer, in the order in which they run, to the float model's outputs.
 
 Each linear's inputs are those that the layers before it make with the integers that they got, under memory low with the
-engine's int8 activations too, and its target corrects what these lose (`qplan.quantize.corrected`). What lies between
+engine's int8 activations too, and its target corrects what these lose (`qplan.rounding.corrected`). What lies between
 two layers is on disk, and every tensor is kept once it is fitted: a run that was killed goes on where it was, with the
 same integers.
 """
@@ -22,10 +22,10 @@ from qplan.formats import QuantFormat
 from qplan.model.boundaries import Boundaries
 from qplan.model.layerwise import WayThere, names_by_linear, with_layer_read
 from qplan.model.mixture import RoutedLinear
-from qplan.quantize.corrected import CorrectedTarget, PairedSums
-from qplan.quantize.rounder import Rounder, one_thread
-from qplan.quantize.stored import StoredTensor, joined, row_pieces
-from qplan.quantize.stored_cache import FittedTensors, StoredCache
+from qplan.rounding.corrected import CorrectedTarget, PairedSums
+from qplan.rounding.rounder import Rounder, one_thread
+from qplan.rounding.stored import StoredTensor, joined, row_pieces
+from qplan.rounding.stored_cache import FittedTensors, StoredCache
 from qplan.sensitivity.joint import Variant, formats_of_layer
 from qplan.sensitivity.stored_weights import StoredWeights
 from qplan.sensitivity.variants import apply_formats

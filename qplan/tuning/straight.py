@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qplan.quantize import Int8Activations
+from qplan.rounding import Int8Activations
 
 
 class _Straight(torch.autograd.Function):

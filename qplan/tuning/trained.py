@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from qplan.formats import QuantFormat
-from qplan.quantize import IntTensor
-from qplan.quantize.codes import levels_of
-from qplan.quantize.grid import storable
-from qplan.quantize.stored import row_pieces
+from qplan.rounding import IntTensor
+from qplan.rounding.codes import levels_of
+from qplan.rounding.grid import storable
+from qplan.rounding.stored import row_pieces
 from qplan.run.safetensors_file import ALL
 from qplan.sensitivity.stored_weights import StoredWeights
 from qplan.tuning.straight import straight

@@ -18,7 +18,7 @@ from qplan.mnn.engine.session import EngineSession
 from qplan.mnn.host import THIS_PYTHON, EngineHost
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.notes import Note, few, note, text_note
-from qplan.quantize import EnginePath
+from qplan.rounding import EnginePath
 from qplan.run.verification import Accuracy, ArmRun, Check
 from qplan.sensitivity.kept_logits import KeptLogits
 from qplan.settings import Precision, Progress

@@ -8,8 +8,8 @@ import torch
 
 from qplan.cost.arm import PATHS
 from qplan.cost.target import find_target
-from qplan.quantize import Int8Activations
-from qplan.quantize.rounder import Rounder
+from qplan.rounding import Int8Activations
+from qplan.rounding.rounder import Rounder
 from qplan.run.plan import Plan
 from qplan.sensitivity.joint import Variant, variant_losses
 from qplan.settings import Progress

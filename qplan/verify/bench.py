@@ -20,8 +20,8 @@ from qplan.model.load import LoadedModel
 from qplan.model.model_settings import settings_of
 from qplan.model.replace import with_first_layers
 from qplan.notes import Note
-from qplan.quantize import StoredTensor
-from qplan.quantize.rounder import Rounder
+from qplan.rounding import StoredTensor
+from qplan.rounding.rounder import Rounder
 from qplan.scratch import Scratch
 from qplan.settings import MEMORIES, Memory, Progress, Say
 from qplan.uniform import NEAREST, UniformExport

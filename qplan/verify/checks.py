@@ -18,7 +18,7 @@ from qplan.mnn.preflight import check_folder
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import LoadedModel
 from qplan.notes import Note, note, text_note
-from qplan.quantize.rounder import Rounder
+from qplan.rounding.rounder import Rounder
 from qplan.run.plan import Plan, PlannedTensor
 from qplan.run.verification import BuiltModel, Check
 from qplan.sensitivity.kept_logits import Logits

@@ -22,8 +22,8 @@ from qplan.mnn.engine.session import EngineSession
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import LoadedModel, load_model
 from qplan.model.model_settings import model_config
-from qplan.quantize.rounder import Rounder
-from qplan.quantize.run_rounder import run_rounder
+from qplan.rounding.rounder import Rounder
+from qplan.rounding.run_rounder import run_rounder
 from qplan.run.calibration import CalibrationSet
 from qplan.run.plan import Plan
 from qplan.run.plan_folder import PlanFolder

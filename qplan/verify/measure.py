@@ -12,8 +12,8 @@ from qplan.formats import QuantFormat, applies
 from qplan.mnn.build.skeleton import folder_bytes
 from qplan.mnn.engine.session import EngineSession
 from qplan.mnn.runtime import RuntimeConfig
-from qplan.quantize import Int8Activations
-from qplan.quantize.rounder import Rounder
+from qplan.rounding import Int8Activations
+from qplan.rounding.rounder import Rounder
 from qplan.run.verification import BuiltModel, EngineRun, Speed
 from qplan.sensitivity.joint import Variant, variant_losses
 from qplan.sensitivity.kept_logits import KeptLogits

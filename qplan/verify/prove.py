@@ -18,7 +18,7 @@ from qplan.formats import has_options
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.model_settings import settings_of
 from qplan.planner.rules import Rules
-from qplan.quantize.rounder import Rounder
+from qplan.rounding.rounder import Rounder
 from qplan.run.baselines import baseline_path, baseline_token_losses, measured_once
 from qplan.run.plan import Plan
 from qplan.run.plan_folder import PlanFolder

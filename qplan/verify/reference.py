@@ -10,8 +10,8 @@ import torch
 from qplan.formats import QuantFormat
 from qplan.model.load import LoadedModel
 from qplan.model.replace import LookUp, with_lookups
-from qplan.quantize.rounder import Rounder
-from qplan.quantize.stored import row_pieces
+from qplan.rounding.rounder import Rounder
+from qplan.rounding.stored import row_pieces
 from qplan.run.verification import Accuracy
 from qplan.sensitivity.kept_logits import Logits
 from qplan.sensitivity.metrics import TokenStats

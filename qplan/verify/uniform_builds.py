@@ -10,7 +10,7 @@ from pathlib import Path
 
 from qplan.formats import QuantFormat
 from qplan.mnn.runtime import RuntimeConfig
-from qplan.quantize.rounder import Rounder
+from qplan.rounding.rounder import Rounder
 from qplan.verify.bench import BuildBench
 
 

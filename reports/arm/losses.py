@@ -21,7 +21,7 @@ from qplan.mnn.build.exporter import export_skeleton
 from qplan.mnn.build.writer import build_model
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import load_model
-from qplan.quantize.rounder import Rounder
+from qplan.rounding.rounder import Rounder
 from qplan.sensitivity.kept_logits import kept_logits
 from qplan.verify.arm import ArmTrial, prove_on_arm
 

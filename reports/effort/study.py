@@ -23,9 +23,9 @@ from qplan.jobs.options import FIT_TOKENS, AnalyzeOptions, sequences_per_pass
 from qplan.model.load import LoadedModel, load_model
 from qplan.planner.budget import Budget
 from qplan.planner.planning import make_plan
-from qplan.quantize import Int8Activations
-from qplan.quantize.round_all import round_all
-from qplan.quantize.run_rounder import run_rounder
+from qplan.rounding import Int8Activations
+from qplan.rounding.round_all import round_all
+from qplan.rounding.run_rounder import run_rounder
 from qplan.run.calibration import CalibrationSet
 from qplan.run.folder import RunFolder
 from qplan.run.plan import Plan

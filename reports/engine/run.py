@@ -32,7 +32,7 @@ from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import load_model
 from qplan.model.specimen import save_specimen
 from qplan.model.specimen_sizes import SPECIMENS
-from qplan.quantize.rounder import Rounder
+from qplan.rounding.rounder import Rounder
 from reports.engine import page
 from tests.support.fault_corpus import FAULTS, make_corpus, write_graph_json
 

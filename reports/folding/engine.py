@@ -17,7 +17,7 @@ from qplan.mnn.engines import EngineTarget, EngineVersion
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import LoadedModel, load_model
 from qplan.notes import text_note
-from qplan.quantize.rounder import Rounder
+from qplan.rounding.rounder import Rounder
 from qplan.sensitivity.kept_logits import kept_logits
 from qplan.settings import MEMORIES
 from qplan.verify.bench import BuildBench

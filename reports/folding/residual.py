@@ -24,7 +24,7 @@ from qplan.calibration import load_text, tokenize
 from qplan.folding.decide import check_equal
 from qplan.folding.fold import fold_sites
 from qplan.model.load import LoadedModel, load_model
-from qplan.quantize.rounder import Rounder
+from qplan.rounding.rounder import Rounder
 from reports.folding.page import found_before, keep
 from reports.folding.run import emulated
 

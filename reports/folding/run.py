@@ -28,8 +28,8 @@ from qplan.folding.decide import check_equal
 from qplan.folding.evidence import Evidence, gather_evidence
 from qplan.folding.fold import fold, fold_sites, save_folded
 from qplan.model.load import LoadedModel, load_model
-from qplan.quantize.rounder import Rounder
-from qplan.quantize.run_rounder import run_rounder
+from qplan.rounding.rounder import Rounder
+from qplan.rounding.run_rounder import run_rounder
 from qplan.run.calibration import CalibrationSet
 from qplan.run.folder import RunFolder
 from qplan.sensitivity.joint import joint_losses

@@ -10,7 +10,7 @@ import torch
 
 from qplan.cost.file_bytes import FixedBytes, file_bytes
 from qplan.formats import QuantFormat
-from qplan.quantize.rounder import Rounder
+from qplan.rounding.rounder import Rounder
 from qplan.sensitivity.joint import joint_losses
 from qplan.sensitivity.metrics import TokenStats
 from qplan.settings import Memory, Mode

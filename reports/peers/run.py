@@ -29,8 +29,8 @@ from qplan.calibration import load_text, tokenize
 from qplan.cost.file_bytes import FixedBytes, estimate_fixed
 from qplan.errors import ToolError
 from qplan.model.load import LoadedModel, load_model
-from qplan.quantize.rounder import Rounder
-from qplan.quantize.run_rounder import run_rounder
+from qplan.rounding.rounder import Rounder
+from qplan.rounding.run_rounder import run_rounder
 from qplan.run.calibration import CalibrationSet
 from qplan.run.folder import RunFolder
 from qplan.sensitivity.kept_logits import kept_logits

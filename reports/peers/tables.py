@@ -10,7 +10,7 @@ from pathlib import Path
 from qplan.formats import QuantFormat
 from qplan.jobs.auto import analyze_auto
 from qplan.model.load import LoadedModel
-from qplan.quantize.rounder import Rounder
+from qplan.rounding.rounder import Rounder
 from qplan.run.calibration import CalibrationSet
 from qplan.run.table import SensitivityTable
 from qplan.sensitivity import gradient, measured

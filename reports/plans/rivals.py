@@ -21,7 +21,7 @@ from qplan.mnn.build.skeleton import Skeleton
 from qplan.model.load import LoadedModel
 from qplan.planner.budget import Budget
 from qplan.planner.rules import Rules
-from qplan.quantize.rounder import Rounder
+from qplan.rounding.rounder import Rounder
 from qplan.run.folder import RunFolder
 from qplan.run.plan import Plan
 from qplan.sensitivity.kept_logits import KeptLogits, kept_logits

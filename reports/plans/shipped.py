@@ -14,7 +14,7 @@ from qplan.jobs.options import EmitOptions
 from qplan.jobs.skeletons import run_skeleton
 from qplan.model.load import LoadedModel
 from qplan.planner.budget import parse_budgets
-from qplan.quantize.rounder import Rounder
+from qplan.rounding.rounder import Rounder
 from qplan.run.folder import RunFolder
 from qplan.sensitivity.kept_logits import kept_logits
 from qplan.settings import Memory

@@ -15,8 +15,8 @@ from qplan.formats import DEFAULT_FORMATS, QuantFormat, parse_formats
 from qplan.jobs.analyze import run_analyze
 from qplan.jobs.options import AnalyzeOptions
 from qplan.model.load import LoadedModel, load_model
-from qplan.quantize.rounder import Rounder
-from qplan.quantize.run_rounder import run_rounder
+from qplan.rounding.rounder import Rounder
+from qplan.rounding.run_rounder import run_rounder
 from qplan.run.calibration import CalibrationSet
 from qplan.run.folder import RunFolder
 from qplan.run.table import SensitivityTable

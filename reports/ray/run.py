@@ -20,11 +20,11 @@ from qplan.artifact import sha256_files
 from qplan.calibration import load_text, tokenize
 from qplan.formats import INT4, INT8, QuantFormat
 from qplan.model.load import load_model
-from qplan.quantize.moments import gather_moments
-from qplan.quantize.round_all import round_all
-from qplan.quantize.round_tasks import RoundItem, RoundTensors, by_tensor
-from qplan.quantize.rounder import Rounder
-from qplan.quantize.stored_cache import StoredCache
+from qplan.rounding.moments import gather_moments
+from qplan.rounding.round_all import round_all
+from qplan.rounding.round_tasks import RoundItem, RoundTensors, by_tensor
+from qplan.rounding.rounder import Rounder
+from qplan.rounding.stored_cache import StoredCache
 from qplan.run.folder import RunFolder
 from qplan.sensitivity.menu import resolve_menu
 from qplan.spread.cluster import Cluster
@@ -183,7 +183,7 @@ Rounding every tensor to one format, as `emit` does, with moments of {FIT_TOKENS
 {_planned()}
 
 Read: a task's weights in bf16 and the two matrices of moments of its inputs. Written: a byte per weight and its scales.
-The memory of a worker is what `qplan.quantize.round_tasks` reserves: its largest tensor in {COPIES} copies and that
+The memory of a worker is what `qplan.rounding.round_tasks` reserves: its largest tensor in {COPIES} copies and that
 tensor's moments in {MATRICES}, on top of the model; of a streamed model, weights are read tensor by tensor. Hours are
 those of GPTQ's products at {FLOPS / 1e9:.0f} GFLOP/s per processor; no cluster ends sooner than the longest task.
 Experts of a mixture each have inputs, and so moments, of their own.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 FLOAT, HALF = 4, 2
 COPIES, MATRICES = 8, 10
-"""As `qplan.quantize.round_tasks` counts a worker's memory."""
+"""As `qplan.rounding.round_tasks` counts a worker's memory."""
 
 FIT_TOKENS = 32768
 """Tokens that rounding is fitted to by default."""

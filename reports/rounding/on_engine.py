@@ -10,7 +10,7 @@ from qplan.mnn.build.skeleton import Skeleton
 from qplan.mnn.build.writer import build_model
 from qplan.mnn.engine.session import EngineSession
 from qplan.mnn.runtime import RuntimeConfig
-from qplan.quantize.rounder import Rounder
+from qplan.rounding.rounder import Rounder
 from qplan.sensitivity.kept_logits import KeptLogits
 from reports.rounding.subject import BLOCK, Subject
 

@@ -27,13 +27,13 @@ import torch
 from qplan.formats import QuantFormat
 from qplan.mnn.build.exporter import export_skeleton
 from qplan.model.replace import with_weights
-from qplan.quantize.curvature import DAMPING, Curvature
-from qplan.quantize.gptq import SWEEPS, gptq
-from qplan.quantize.methods import round_with
-from qplan.quantize.moments import Moments
-from qplan.quantize.round_all import round_all
-from qplan.quantize.rounder import Rounder, best_rows, one_thread
-from qplan.quantize.stored_cache import StoredCache
+from qplan.rounding.curvature import DAMPING, Curvature
+from qplan.rounding.gptq import SWEEPS, gptq
+from qplan.rounding.methods import round_with
+from qplan.rounding.moments import Moments
+from qplan.rounding.round_all import round_all
+from qplan.rounding.rounder import Rounder, best_rows, one_thread
+from qplan.rounding.stored_cache import StoredCache
 from qplan.roundings import CANDIDATES, METHODS, ROUNDINGS
 from qplan.sensitivity.kept_logits import KeptLogits, kept_logits
 from qplan.verify.reference import torch_logits

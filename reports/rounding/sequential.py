@@ -27,10 +27,10 @@ from torch import Tensor
 from qplan.calibration import load_text, tokenize
 from qplan.formats import FP16, QuantFormat
 from qplan.model.load import LoadedModel, load_model
-from qplan.quantize import Int8Activations
-from qplan.quantize.moments import Moments, gather_moments
-from qplan.quantize.rounder import Rounder
-from qplan.quantize.stored_cache import FittedTensors, StoredCache
+from qplan.rounding import Int8Activations
+from qplan.rounding.moments import Moments, gather_moments
+from qplan.rounding.rounder import Rounder
+from qplan.rounding.stored_cache import FittedTensors, StoredCache
 from qplan.sensitivity.joint import Variant, joint_losses
 from qplan.settings import MEMORIES, Memory
 from qplan.tuning.kept import HELD_OUT

@@ -13,9 +13,9 @@ import qplan.demo
 from qplan.calibration import load_text, tokenize
 from qplan.formats import QuantFormat
 from qplan.model.load import LoadedModel, load_model
-from qplan.quantize.moments import Moments, gather_moments
-from qplan.quantize.rounder import Rounder
-from qplan.quantize.stored_cache import StoredCache
+from qplan.rounding.moments import Moments, gather_moments
+from qplan.rounding.rounder import Rounder
+from qplan.rounding.stored_cache import StoredCache
 from qplan.roundings import needs_tokens
 from qplan.sensitivity.kept_logits import KeptLogits
 from qplan.sensitivity.stored_weights import StoredWeights

@@ -26,7 +26,7 @@ from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import load_model
 from qplan.notes import text_note
 from qplan.planner.size import Size
-from qplan.quantize.rounder import Rounder
+from qplan.rounding.rounder import Rounder
 from qplan.sensitivity.kept_logits import kept_logits
 from qplan.uniform import uniform_formats
 from qplan.verify.bench import BuildBench

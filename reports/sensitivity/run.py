@@ -34,8 +34,8 @@ from qplan.model.load import LoadedModel, load_model
 from qplan.planner.budget import Budget
 from qplan.planner.planning import make_plan
 from qplan.planner.rules import Rules
-from qplan.quantize.rounder import Rounder
-from qplan.quantize.run_rounder import run_rounder
+from qplan.rounding.rounder import Rounder
+from qplan.rounding.run_rounder import run_rounder
 from qplan.run.calibration import CalibrationSet
 from qplan.run.folder import RunFolder
 from qplan.run.table import SensitivityTable

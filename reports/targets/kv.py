@@ -38,7 +38,7 @@ from qplan.model.load import LoadedModel, load_model
 from qplan.planner.budget import parse_budgets
 from qplan.planner.planning import make_plan
 from qplan.planner.size import Size
-from qplan.quantize.rounder import Rounder
+from qplan.rounding.rounder import Rounder
 from qplan.run.folder import RunFolder
 from qplan.run.kv_cache import KvLoss
 from qplan.run.plan import Plan

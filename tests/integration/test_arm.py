@@ -23,9 +23,9 @@ from qplan.mnn.engine.session import EngineSession
 from qplan.mnn.host import THIS_PYTHON, EngineHost
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import LoadedModel, load_model
-from qplan.quantize import Int8Activations, StoredTensor, rtn
-from qplan.quantize.int16 import within_int16
-from qplan.quantize.rounder import Rounder
+from qplan.rounding import Int8Activations, StoredTensor, rtn
+from qplan.rounding.int16 import within_int16
+from qplan.rounding.rounder import Rounder
 from qplan.sensitivity.kept_logits import kept_logits
 from qplan.settings import DynamicOption
 from qplan.verify.arm import ArmTrial, prove_on_arm

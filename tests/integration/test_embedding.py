@@ -25,7 +25,7 @@ from qplan.mnn.engines import EngineVersion
 from qplan.mnn.preflight import check_folder
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import LoadedModel, load_model
-from qplan.quantize.rounder import Rounder
+from qplan.rounding.rounder import Rounder
 from qplan.run.plan import Plan
 from qplan.run.verification import Verification
 from qplan.verify.reference import relative_error, stored_logits

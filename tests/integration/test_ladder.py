@@ -12,7 +12,7 @@ from qplan.mnn.engine.session import EngineSession
 from qplan.mnn.graph.lens import look_after, open_lens
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import load_model
-from qplan.quantize.rounder import Rounder
+from qplan.rounding.rounder import Rounder
 from qplan.sensitivity.kept_logits import kept_logits
 from qplan.verify.climb import _RungBench, _Step
 from qplan.verify.lens import lens_logits

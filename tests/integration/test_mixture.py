@@ -28,8 +28,8 @@ from qplan.model.load import LoadedModel, load_model
 from qplan.planner.budget import Budget
 from qplan.planner.planning import make_plan
 from qplan.planner.rules import Rules
-from qplan.quantize import EnginePath, Int8Activations
-from qplan.quantize.rounder import Rounder
+from qplan.rounding import EnginePath, Int8Activations
+from qplan.rounding.rounder import Rounder
 from qplan.run.plan import Plan
 from qplan.run.table import SensitivityTable
 from qplan.run.verification import Verification

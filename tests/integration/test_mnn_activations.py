@@ -14,8 +14,8 @@ from qplan.mnn.build.writer import build_model
 from qplan.mnn.engine.session import EngineSession
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import LoadedModel, load_model
-from qplan.quantize import EnginePath, Int8Activations
-from qplan.quantize.rounder import Rounder
+from qplan.rounding import EnginePath, Int8Activations
+from qplan.rounding.rounder import Rounder
 from qplan.sensitivity.joint import joint_losses
 from qplan.sensitivity.kept_logits import kept_logits
 from qplan.settings import DynamicOption

@@ -20,7 +20,7 @@ from qplan.mnn.graph.input_scale import insert_scale
 from qplan.mnn.graph.json_graph import read_document
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import load_model
-from qplan.quantize.rounder import Rounder
+from qplan.rounding.rounder import Rounder
 from qplan.verify.reference import relative_error, torch_logits
 from tests.support.mnn_models import ExportedModel
 

@@ -15,9 +15,9 @@ from qplan.mnn.build.writer import build_model
 from qplan.mnn.engine.session import EngineSession
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import load_model
-from qplan.quantize import Int8Activations
-from qplan.quantize.rounder import Rounder
-from qplan.quantize.stored_cache import FittedTensors, StoredCache
+from qplan.rounding import Int8Activations
+from qplan.rounding.rounder import Rounder
+from qplan.rounding.stored_cache import FittedTensors, StoredCache
 from qplan.sensitivity.joint import Variant
 from qplan.sensitivity.kept_logits import kept_logits
 from qplan.settings import MEMORIES

@@ -25,7 +25,7 @@ from qplan.mnn.graph.linear import Linear
 from qplan.mnn.graph.tie import TieForm
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import load_model
-from qplan.quantize import StoredTensor, rtn
+from qplan.rounding import StoredTensor, rtn
 from qplan.tensors import TensorSpec
 
 TEXT = ["the quick brown fox jumps over the lazy dog", "a model of language is a model of the world", "0123456789 ()[]"]

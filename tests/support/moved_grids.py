@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 
 from qplan.formats import QuantFormat
-from qplan.quantize import IntTensor
-from qplan.quantize.rounder import Rounder
+from qplan.rounding import IntTensor
+from qplan.rounding.rounder import Rounder
 from qplan.tuning.trained import TrainedGrid
 
 

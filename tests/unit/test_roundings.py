@@ -11,9 +11,9 @@ import torch
 
 from qplan.errors import InputError
 from qplan.formats import FP16, INT4
-from qplan.quantize import rtn
-from qplan.quantize.curvature import Curvature
-from qplan.quantize.methods import function_of, round_with
+from qplan.rounding import rtn
+from qplan.rounding.curvature import Curvature
+from qplan.rounding.methods import function_of, round_with
 from qplan.roundings import CANDIDATES, HELP, METHODS, ROUNDINGS, check_rounding, needs_tokens
 
 

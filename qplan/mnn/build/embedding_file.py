@@ -13,7 +13,7 @@ from qplan.errors import InputError
 from qplan.formats import FP16, QuantFormat
 from qplan.mnn.files import EMBEDDING_FILE, EMBEDDING_FILES, LLM_CONFIG_FILE
 from qplan.mnn.graph.tie import TieRecord, read_tie
-from qplan.quantize.stored import IntTensor
+from qplan.rounding.stored import IntTensor
 
 
 def write_embedding(embedding: IntTensor, folder: Path) -> TieRecord:

@@ -14,7 +14,7 @@ from qplan.mnn.build.skeleton import FixedRange, Skeleton
 from qplan.mnn.files import WEIGHT_FILE
 from qplan.mnn.graph.linear import Linear, Record
 from qplan.mnn.graph.tie import TieRecord
-from qplan.quantize import StoredTensor, store_float
+from qplan.rounding import StoredTensor, store_float
 
 _ROWS = 4096
 """Rows of a lookup table to convert at a time."""

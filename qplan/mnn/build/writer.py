@@ -36,7 +36,7 @@ from qplan.mnn.graph.linear import Linear
 from qplan.mnn.graph.patch import patch_graph
 from qplan.mnn.graph.tie import TIE_KEY, TieForm, TieRecord, check_tied
 from qplan.mnn.runtime import ATTENTION_MODE, ATTENTION_SCALE, RuntimeConfig
-from qplan.quantize import IntTensor, StoredTensor
+from qplan.rounding import IntTensor, StoredTensor
 from qplan.tensors import TensorSpec
 
 _NOT_COPIED = frozenset(

@@ -30,8 +30,8 @@ from qplan.formats import FP16, INT4, INT8, QuantFormat, applies, garbled
 from qplan.model.load import LoadedModel
 from qplan.planner.budget import Budget
 from qplan.planner.planning import make_plan
-from qplan.quantize import Int8Activations
-from qplan.quantize.rounder import Rounder
+from qplan.rounding import Int8Activations
+from qplan.rounding.rounder import Rounder
 from qplan.run.plan import Plan
 from qplan.sensitivity.joint import Variant, joint_losses
 from qplan.sensitivity.metrics import TokenStats

@@ -15,7 +15,7 @@ from qplan.planner.budget import Budget
 from qplan.planner.ceiling import Ceiling
 from qplan.planner.planning import make_plan
 from qplan.planner.rules import Rules
-from qplan.quantize.rounder import Rounder
+from qplan.rounding.rounder import Rounder
 from qplan.run.plan import Plan
 from qplan.run.table import SensitivityTable
 from qplan.settings import Memory

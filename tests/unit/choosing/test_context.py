@@ -17,10 +17,10 @@ from qplan.cost.file_bytes import estimate_fixed
 from qplan.formats import FP16, INT4, INT8, QuantFormat
 from qplan.jobs.stages import Stages
 from qplan.model.load import LoadedModel
-from qplan.quantize import Int8Activations
-from qplan.quantize.moments import gather_moments
-from qplan.quantize.rounder import Rounder
-from qplan.quantize.stored_cache import StoredCache
+from qplan.rounding import Int8Activations
+from qplan.rounding.moments import gather_moments
+from qplan.rounding.rounder import Rounder
+from qplan.rounding.stored_cache import StoredCache
 from qplan.run.calibration import CalibrationSet
 from qplan.run.safetensors_file import ALL
 from qplan.run.table import SensitivityTable

@@ -15,7 +15,7 @@ from qplan.cost.file_bytes import estimate_fixed
 from qplan.errors import InfeasibleError
 from qplan.formats import Formats, parse_formats
 from qplan.model.load import LoadedModel
-from qplan.quantize.rounder import Rounder
+from qplan.rounding.rounder import Rounder
 from qplan.run.calibration import CalibrationSet
 from qplan.run.folder import RunFolder
 from qplan.run.plan import Plan

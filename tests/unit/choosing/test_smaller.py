@@ -15,7 +15,7 @@ from qplan.cost.file_bytes import estimate_fixed
 from qplan.planner.budget import Budget
 from qplan.planner.planning import make_plan
 from qplan.planner.rules import Rules
-from qplan.quantize.rounder import Rounder
+from qplan.rounding.rounder import Rounder
 from qplan.run.folder import RunFolder
 from qplan.run.plan import Plan
 from tests.support.whole_models import ROWS, Whole

@@ -35,9 +35,9 @@ from qplan.cost.work import REFERENCE, Machine
 from qplan.errors import InputError
 from qplan.formats import QuantFormat
 from qplan.model.load import LoadedModel
-from qplan.quantize.moments import gather_moments
-from qplan.quantize.rounder import Rounder
-from qplan.quantize.stored_cache import StoredCache
+from qplan.rounding.moments import gather_moments
+from qplan.rounding.rounder import Rounder
+from qplan.rounding.stored_cache import StoredCache
 from qplan.sensitivity.joint import Variant
 from qplan.tuning.scales import ScaleFit
 from qplan.tuning.schedule import Schedule

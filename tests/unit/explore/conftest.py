@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from qplan.artifact import sha256_file, write_json
 from qplan.explore import Run, open_run
 from qplan.formats import QuantFormat
-from qplan.quantize import IntTensor, rtn
+from qplan.rounding import IntTensor, rtn
 from qplan.run.baselines import baseline_token_losses
 from qplan.run.fold import FoldRecord
 from qplan.run.folder import RunFolder

@@ -14,7 +14,7 @@ from qplan.folding.fit import expected_loss, fit_scales, root_mean_square_scales
 from qplan.folding.fold import fold, fold_sites
 from qplan.formats import FP16, INT4, INT8
 from qplan.model.load import LoadedModel
-from qplan.quantize import int8_prefill
+from qplan.rounding import int8_prefill
 from qplan.run.calibration import CalibrationSet
 from qplan.sensitivity.joint import joint_losses
 from qplan.uniform import uniform_formats

@@ -21,8 +21,8 @@ from qplan.jobs.options import FEWER_FIT_TOKENS, FIT_TOKENS, LARGE, AnalyzeOptio
 from qplan.model.layerwise import run_layer
 from qplan.model.load import LoadedModel
 from qplan.model.source import sha256_beside_model
-from qplan.quantize.moments import gather_moments
-from qplan.quantize.run_rounder import run_rounder
+from qplan.rounding.moments import gather_moments
+from qplan.rounding.run_rounder import run_rounder
 from qplan.run.calibration import CalibrationSet
 from qplan.run.fold import FoldRecord
 from qplan.run.folder import RunFolder

@@ -11,7 +11,7 @@ from qplan.formats import Formats, QuantFormat, parse_formats
 from qplan.jobs import pivotal
 from qplan.jobs.analyze import run_analyze
 from qplan.jobs.options import AnalyzeOptions
-from qplan.quantize.run_rounder import run_rounder
+from qplan.rounding.run_rounder import run_rounder
 from qplan.run.calibration import CalibrationSet
 from qplan.run.folder import RunFolder
 from qplan.run.table import SensitivityTable

@@ -10,7 +10,7 @@ import torch
 from qplan.errors import InputError, StaleArtifactError
 from qplan.formats import INT8, parse_formats
 from qplan.model.load import LoadedModel
-from qplan.quantize import Int8Activations
+from qplan.rounding import Int8Activations
 from qplan.run.calibration import CalibrationSet
 from qplan.run.table import SensitivityTable
 from qplan.sensitivity.analysis import open_analysis

@@ -15,8 +15,8 @@ from qplan.model.load import LoadedModel
 from qplan.planner.budget import Budget
 from qplan.planner.planning import make_plan
 from qplan.planner.rules import Rules
-from qplan.quantize.moments import gather_moments
-from qplan.quantize.rounder import Rounder
+from qplan.rounding.moments import gather_moments
+from qplan.rounding.rounder import Rounder
 from qplan.run.calibration import CalibrationSet
 from qplan.run.table import SensitivityTable
 from qplan.sensitivity.menu import resolve_menu

@@ -19,8 +19,8 @@ from qplan.folding.one_pass import OnePass, label_seeds
 from qplan.formats import INT4, INT8, QuantFormat
 from qplan.model.layerwise import WayBack, WayThere
 from qplan.model.load import LoadedModel, load_model
-from qplan.quantize.moments import gather_moments
-from qplan.quantize.rounder import Rounder
+from qplan.rounding.moments import gather_moments
+from qplan.rounding.rounder import Rounder
 from qplan.run.calibration import CalibrationSet
 from qplan.run.fold_draft import FoldDraft
 from qplan.run.measurement import summarize

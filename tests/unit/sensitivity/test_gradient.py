@@ -22,7 +22,7 @@ from qplan.model.load import LoadedModel, load_model
 from qplan.model.mixture import RoutedLinear
 from qplan.model.replace import with_forward, with_weights
 from qplan.notes import note
-from qplan.quantize import Int8Activations
+from qplan.rounding import Int8Activations
 from qplan.run.calibration import CalibrationSet
 from qplan.run.table import SensitivityTable
 from qplan.sensitivity.analysis import open_analysis

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from qplan.formats import FP16, INT8
 from qplan.model.load import LoadedModel
-from qplan.quantize import Int8Activations
+from qplan.rounding import Int8Activations
 from qplan.sensitivity.half_arithmetic import half_values, in_half
 from qplan.sensitivity.half_products import accumulate_half
 from qplan.sensitivity.joint import Variant, variant_losses

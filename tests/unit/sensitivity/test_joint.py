@@ -14,8 +14,8 @@ from torch import Tensor
 from qplan.formats import INT4, INT8, QuantFormat
 from qplan.model.layerwise import run_layer
 from qplan.model.load import LoadedModel, load_model
-from qplan.quantize import Int8Activations, IntTensor
-from qplan.quantize import stored as storage
+from qplan.rounding import Int8Activations, IntTensor
+from qplan.rounding import stored as storage
 from qplan.run.calibration import CalibrationSet
 from qplan.sensitivity.joint import Variant, joint_losses, variant_losses
 from qplan.sensitivity.kept_logits import kept_logits

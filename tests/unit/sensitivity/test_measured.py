@@ -18,7 +18,7 @@ from qplan.model.replace import with_forward, with_weights
 from qplan.notes import text_note
 from qplan.planner.budget import parse_budgets
 from qplan.planner.planning import make_plan
-from qplan.quantize import Int8Activations
+from qplan.rounding import Int8Activations
 from qplan.run.calibration import CalibrationSet
 from qplan.run.table import SensitivityTable
 from qplan.sensitivity.joint import joint_losses

@@ -9,9 +9,9 @@ import torch
 
 from qplan.formats import INT4, INT8
 from qplan.model.load import LoadedModel
-from qplan.quantize import rtn
-from qplan.quantize.moments import gather_moments
-from qplan.quantize.rounder import Rounder
+from qplan.rounding import rtn
+from qplan.rounding.moments import gather_moments
+from qplan.rounding.rounder import Rounder
 from qplan.run.calibration import CalibrationSet
 from qplan.sensitivity.analysis import open_analysis
 from qplan.sensitivity.joint import joint_losses

@@ -12,9 +12,9 @@ from torch.nn import functional
 from qplan.errors import InputError
 from qplan.formats import FP16, INT4, INT8, QuantFormat
 from qplan.model.load import LoadedModel
-from qplan.quantize import EnginePath, Int8Activations, IntTensor, int8_prefill, rtn
-from qplan.quantize.rounder import Rounder
-from qplan.quantize.stored_cache import StoredCache
+from qplan.rounding import EnginePath, Int8Activations, IntTensor, int8_prefill, rtn
+from qplan.rounding.rounder import Rounder
+from qplan.rounding.stored_cache import StoredCache
 from qplan.sensitivity.stored_weights import StoredWeights
 from qplan.sensitivity.variants import apply_formats
 from qplan.settings import DynamicOption

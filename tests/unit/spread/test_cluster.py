@@ -21,12 +21,12 @@ from qplan.jobs.analyze import run_analyze
 from qplan.jobs.emit import run_emit
 from qplan.jobs.options import AnalyzeOptions, EmitOptions
 from qplan.model.load import LoadedModel
-from qplan.quantize.moment_tasks import gather_by
-from qplan.quantize.moments import Moments, gather_moments
-from qplan.quantize.round_all import round_all
-from qplan.quantize.rounder import Rounder
-from qplan.quantize.run_rounder import run_rounder
-from qplan.quantize.stored_cache import StoredCache
+from qplan.rounding.moment_tasks import gather_by
+from qplan.rounding.moments import Moments, gather_moments
+from qplan.rounding.round_all import round_all
+from qplan.rounding.rounder import Rounder
+from qplan.rounding.run_rounder import run_rounder
+from qplan.rounding.stored_cache import StoredCache
 from qplan.run.calibration import CalibrationSet
 from qplan.run.folder import RunFolder
 from qplan.run.moments import write_matrix

@@ -11,9 +11,9 @@ from qplan.formats import INT4, INT8
 from qplan.model.load import LoadedModel
 from qplan.planner.budget import Budget
 from qplan.planner.planning import make_plan
-from qplan.quantize import Int8Activations
-from qplan.quantize.run_rounder import run_rounder
-from qplan.quantize.stored_cache import FittedTensors
+from qplan.rounding import Int8Activations
+from qplan.rounding.run_rounder import run_rounder
+from qplan.rounding.stored_cache import FittedTensors
 from qplan.run.calibration import CalibrationSet
 from qplan.run.folder import RunFolder
 from qplan.run.plan import Tuning
@@ -35,7 +35,7 @@ def test_what_was_built_of_a_plan_is_what_the_run_kept_of_its_fit(
     ships: bool,
     head: bool,
 ) -> None:
-    monkeypatch.setattr("qplan.quantize.rounder.FEW_TOKENS", 1)
+    monkeypatch.setattr("qplan.rounding.rounder.FEW_TOKENS", 1)
     run = RunFolder(tmp_path / "run")
     table = estimated_table(qwen2, calibration, (INT8, INT4))
     plan = make_plan(table, Budget.parse("int4"), estimate_fixed(table.model))
@@ -61,7 +61,7 @@ def test_what_was_built_of_a_plan_is_what_the_run_kept_of_its_fit(
 def test_trained_scales_of_a_plan_are_found_again(
     qwen2: LoadedModel, calibration: CalibrationSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: str
 ) -> None:
-    monkeypatch.setattr("qplan.quantize.rounder.FEW_TOKENS", 1)
+    monkeypatch.setattr("qplan.rounding.rounder.FEW_TOKENS", 1)
     run = RunFolder(tmp_path / "run")
     table = estimated_table(qwen2, calibration, (INT8, INT4))
     plan = make_plan(table, Budget.parse("int4"), estimate_fixed(table.model))

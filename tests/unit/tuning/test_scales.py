@@ -13,9 +13,9 @@ from torch import Tensor
 from qplan.errors import DamagedArtifactError
 from qplan.formats import FP16, QuantFormat
 from qplan.model.load import LoadedModel
-from qplan.quantize import Int8Activations, IntTensor
-from qplan.quantize.rounder import Rounder
-from qplan.quantize.stored_cache import FittedTensors, StoredCache
+from qplan.rounding import Int8Activations, IntTensor
+from qplan.rounding.rounder import Rounder
+from qplan.rounding.stored_cache import FittedTensors, StoredCache
 from qplan.sensitivity.joint import Variant, joint_losses
 from qplan.sensitivity.variants import apply_formats
 from qplan.settings import DynamicOption, Memory

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from qplan.errors import DamagedArtifactError
 from qplan.formats import FP16, QuantFormat
 from qplan.model.load import LoadedModel, load_model
-from qplan.quantize import Int8Activations
-from qplan.quantize.corrected import PairedSums
-from qplan.quantize.moments import Moments, gather_moments
-from qplan.quantize.rounder import Rounder
-from qplan.quantize.stored_cache import FittedTensors, StoredCache
+from qplan.rounding import Int8Activations
+from qplan.rounding.corrected import PairedSums
+from qplan.rounding.moments import Moments, gather_moments
+from qplan.rounding.rounder import Rounder
+from qplan.rounding.stored_cache import FittedTensors, StoredCache
 from qplan.sensitivity.joint import Variant, joint_losses
 from qplan.sensitivity.stored_weights import StoredWeights
 from qplan.sensitivity.variants import apply_formats

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from qplan.formats import QuantFormat
-from qplan.quantize import Int8Activations, IntTensor, rtn
+from qplan.rounding import Int8Activations, IntTensor, rtn
 from qplan.settings import DynamicOption
 from qplan.tuning.straight import StraightActivations
 from qplan.tuning.trained import TrainedGrid

@@ -12,8 +12,8 @@ import torch
 from qplan.formats import INT4
 from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import LoadedModel
-from qplan.quantize import EnginePath, Int8Activations
-from qplan.quantize.rounder import Rounder
+from qplan.rounding import EnginePath, Int8Activations
+from qplan.rounding.rounder import Rounder
 from qplan.run.plan import Plan
 from qplan.sensitivity.joint import joint_losses
 from qplan.sensitivity.kept_logits import kept_logits

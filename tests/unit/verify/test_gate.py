@@ -15,7 +15,7 @@ import pytest
 from qplan.errors import VerificationError
 from qplan.model.load import LoadedModel, load_model
 from qplan.model.specimen import save_specimen
-from qplan.quantize.rounder import Rounder
+from qplan.rounding.rounder import Rounder
 from qplan.sensitivity.kept_logits import KeptLogits
 from qplan.uniform import uniform_formats
 from qplan.verify.bench import GATE_TOKENS, BuildBench

@@ -12,8 +12,8 @@ from torch.nn import functional
 
 from qplan.formats import INT4, INT8, QuantFormat
 from qplan.model.load import LoadedModel
-from qplan.quantize import rtn
-from qplan.quantize.rounder import Rounder
+from qplan.rounding import rtn
+from qplan.rounding.rounder import Rounder
 from qplan.run.calibration import CalibrationSet
 from qplan.sensitivity.kept_logits import kept_logits
 from qplan.verify.layers import kl_between
