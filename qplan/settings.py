@@ -38,8 +38,9 @@ Effort = Literal["quick", "default", "thorough"]
 then measurements of what plans hang on, within a budget of passes (``default``), or a measurement of every loss
 (``thorough``)."""
 
-Folding = Literal["auto", "off"]
-"""Whether scales may move between neighboring weights before anything is quantized."""
+Folding = Literal["auto", "trained", "off"]
+"""Whether scales may move between neighboring weights before anything is quantized: fitted place by place (``auto``),
+or all at once to the loss of the whole model in 8 bits (``trained``)."""
 
 DTypeName = Literal["float32", "bfloat16", "float16"]
 """Floating-point type that the model computes in."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from qplan.cost.expected import ExpectedStage
 from qplan.cost.forward import FLOAT_BYTES, LOGIT_VALUES, all_forward, factored, layer_forward, rounding
 from qplan.cost.shape import Input, Shape
+from qplan.cost.training import TrainingTokens
 from qplan.cost.work import NOTHING, Machine, Work
 from qplan.formats import QuantFormat
 
@@ -40,6 +41,12 @@ _HELD_BYTES = 1 << 30
 _STAND_INS, _STAND_IN_VALUES = 5, 12
 """Whole plans that are measured on weights made up for them, and numbers that making them reads and writes."""
 
+_TRAINED_VALUES, _TRAINED_LOGIT_VALUES, _TRAINED_COPIES = 60, 40, 12
+"""Numbers that a step reads and writes per weight, which it rounds there and back, and per logit of a token; copies of
+the largest matrix and of a layer's inputs and outputs that its graph holds."""
+
+FOLD_TRAINING = "training the fold"
+
 PROCESS_BYTES = 480e6
 """Resident memory of Python with torch, transformers and a tokenizer."""
 
@@ -68,6 +75,10 @@ class OnePassOptions:
     chosen: bool
     """Whether rounding chooses between candidates (``auto``), each judged."""
     fold: bool
+    """Whether folds are fitted place by place."""
+    training: TrainingTokens | None = None
+    """What goes through the model to train folds; None if they are not trained."""
+    training_steps: int = 0
     half: bool = False
     """Whether gradients are products of bfloat16."""
     streamed: bool = False
@@ -93,7 +104,10 @@ class OnePassCost:
 
     def stages(self) -> tuple[ExpectedStage, ...]:
         """The stages in their order."""
-        found = [self._loading(), self._there(), self._back()]
+        found = [self._loading()]
+        if self.asked.training is not None:
+            found.append(self._training(self.asked.training))
+        found += [self._there(), self._back()]
         if self.asked.fold:
             found.append(self._folding())
         if self.shape.card.embedding is not None:
@@ -124,6 +138,24 @@ class OnePassCost:
         work = Work(read=2 * self.shape.checkpoint_bytes, values=4 * self.shape.parameters, seconds_anywhere=1)
         memory = self._read(self.shape.head.weights) if self.asked.streamed else self.shape.checkpoint_bytes
         return self._stage("loading", [work], memory)
+
+    def _training(self, tokens: TrainingTokens) -> ExpectedStage:
+        """The float model once; then the quantized one, there, and back through every layer, which runs again."""
+        asked, shape, steps = self.asked, self.shape, self.asked.training_steps
+        logits = Work(flops=2.0 * shape.head.weights, values=float(_TRAINED_LOGIT_VALUES * shape.head.outputs))
+        one = self._all_forward(1) + Work(values=float(_ACTIVATION_VALUES * sum(given.width for given in shape.inputs)))
+        work = self._all_forward(tokens.exact) + (one + logits).times(tokens.looked)
+        work += (one.times(3) + logits).times(tokens.trained)
+        work += Work(values=float(_TRAINED_VALUES * sum(given.weights for given in shape.inputs))).times(steps)
+        at_once = tokens.trained / max(1, steps)
+        exact = _FLOAT * shape.hidden * (tokens.exact + at_once * len(shape.layers))
+        widest = max(sum(given.width + given.outputs for given in layer) for layer in shape.layers)
+        graph = _TRAINED_COPIES * _FLOAT * (at_once * widest + self._largest)
+        head = float(_LOGIT_COPIES) * max(1 << 28, _FLOAT * asked.seq_len * shape.head.outputs)
+        head += self._read(shape.head.weights)
+        memory = WORKING_BYTES + exact + max(graph, head) + self._second + self._held
+        name = f"{FOLD_TRAINING}, {tokens.passes(asked.judged):.1f} passes"
+        return self._stage(name, [work], memory, _FLOAT * shape.parameters)
 
     def _there(self) -> ExpectedStage:
         asked, shape = self.asked, self.shape

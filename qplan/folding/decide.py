@@ -78,7 +78,7 @@ def run_fold(
         "rounding": rounding,
     }
     if is_there(run.fold):
-        _check_inputs(run, inputs)
+        check_fold_inputs(run, inputs)
         record = FoldRecord.read(run.fold)
     else:
         draft = FoldDraft.open(run.fold_draft, inputs, say)
@@ -103,7 +103,7 @@ def run_fold(
     return load_folded(run, record, device).within(loaded.card.context), record.note
 
 
-def _check_inputs(run: RunFolder, inputs: Mapping[str, str]) -> None:
+def check_fold_inputs(run: RunFolder, inputs: Mapping[str, str]) -> None:
     """Refuse to replace a fold that a finished table may depend on.
 
     Raises:

@@ -10,7 +10,10 @@ import torch
 from qplan.artifact import is_there, remove_folder
 from qplan.calibration import check_chat_template, check_ids, load_text, tokenize
 from qplan.cost.file_bytes import estimate_fixed
+from qplan.cost.one_pass import FOLD_TRAINING
 from qplan.folding.decide import run_fold
+from qplan.folding.train import run_fold_training
+from qplan.folding.trained import BITS
 from qplan.jobs.additivity import measure_additivity
 from qplan.jobs.auto import analyze_auto
 from qplan.jobs.checks import check_analyze
@@ -25,6 +28,7 @@ from qplan.model.source import local_folder
 from qplan.model.tokenizer_class import unknown_tokenizer_class
 from qplan.notes import Note, note
 from qplan.planner.elbow_room import notes_on_menu
+from qplan.rounding import Int8Activations
 from qplan.rounding.round_all import default_jobs, round_all
 from qplan.rounding.run_rounder import run_rounder
 from qplan.roundings import needs_tokens
@@ -98,6 +102,8 @@ def _analyze(
     own = options.batch_size or sequences_per_pass(loaded.card, calibration.seq_len)
     batch_size = own if outlook is None else outlook.asked.batch_size
     notes = (*context.notes, *notes, *text.notes)
+    loaded, on_fold = _with_trained_fold(options, run, loaded, calibration, stages)
+    notes += on_fold
     mode: Mode | None = "measured" if options.effort == "thorough" else options.mode
     if mode is None:
         table = analyze_in_one_pass(
@@ -157,6 +163,25 @@ def _analyze(
     return _written(table, notes, calibration, run)
 
 
+def _with_trained_fold(
+    options: AnalyzeOptions, run: RunFolder, loaded: LoadedModel, calibration: CalibrationSet, stages: Stages
+) -> tuple[LoadedModel, tuple[Note, ...]]:
+    """The model with scales that were trained, if that was asked for and it loses less with them, and a note on it."""
+    if options.fold != "trained":
+        return loaded, ()
+    told = f"training the scales of all folds on the loss of the whole model in {BITS} bits"
+    folded, decided = run_fold_training(
+        run,
+        loaded,
+        calibration,
+        Int8Activations("prefill", options.dynamic_option),
+        options.memory,
+        say=stages.say,
+        progress=stages.begin(FOLD_TRAINING, told),
+    )
+    return folded, (decided,)
+
+
 def _outlook(options: AnalyzeOptions, run: RunFolder, say: Say) -> AnalysisOutlook | None:
     """What lies ahead, told where it takes long.
 
@@ -185,7 +210,7 @@ def _written(
 
 def _discard(run: RunFolder) -> None:
     """Delete what an earlier analysis left."""
-    for path in (run.journal, run.sensitivity, run.calibration, run.fold, run.fold_draft):
+    for path in (run.journal, run.sensitivity, run.calibration, run.fold, run.fold_draft, run.fold_training):
         path.unlink(missing_ok=True)
     for folder in (run.rounding, run.folded):
         remove_folder(folder)

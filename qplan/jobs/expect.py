@@ -14,6 +14,7 @@ from qplan.cost.free import most_memory
 from qplan.cost.one_pass import OnePassCost, OnePassOptions
 from qplan.cost.shape import Shape
 from qplan.cost.work import REFERENCE, Machine
+from qplan.folding.train import fold_schedule
 from qplan.jobs.one_pass import DRAWN, WITNESS_TOKENS
 from qplan.jobs.options import MEASURED_PASSES, AnalyzeOptions, sequences_per_pass
 from qplan.jobs.outlook import Outlook, on_this_machine
@@ -121,6 +122,7 @@ def one_pass_options(options: AnalyzeOptions, shape: Shape) -> OnePassOptions:
     seq_len = min(options.seq_len, shape.card.context)
     most = options.most_fit_tokens(shape.card.parameters)
     fit = most // seq_len * seq_len if needs_tokens(options.rounding) else 0
+    schedule = fold_schedule(most // seq_len, options.samples, seq_len) if options.fold == "trained" else None
     return OnePassOptions(
         judged=options.samples * seq_len,
         fit=fit,
@@ -132,6 +134,8 @@ def one_pass_options(options: AnalyzeOptions, shape: Shape) -> OnePassOptions:
         head_drawn=HEAD_SHARE * DRAWN,
         chosen=options.rounding == "auto",
         fold=options.fold == "auto",
+        training=None if schedule is None else schedule.tokens,
+        training_steps=0 if schedule is None else schedule.steps,
         half=half_products_pay(torch.device(options.device)),
         embedding=EMBEDDING_TOKENS,
         measured_passes=MEASURED_PASSES if options.effort == "default" else 0.0,

@@ -127,6 +127,15 @@ class AnalyzeOptions:
                 "read layer by layer there; leave one of them out"
             )
             raise InputError(msg)
+        if self.fold == "trained" and self.memory == "normal":
+            msg = (
+                "--fold trained --memory normal: scales are trained with the int8 activations that memory low computes "
+                "with; leave one of them out"
+            )
+            raise InputError(msg)
+        if self.fold == "trained" and self.dtype != "float32":
+            msg = f"--fold trained --dtype {self.dtype}: half precision loses more than int8; use --dtype float32"
+            raise InputError(msg)
         if self.dynamic_option == 2 and self.memory != "low":
             msg = f"--dynamic-option 2 has no effect under --memory {self.memory}; leave one of them out"
             raise InputError(msg)

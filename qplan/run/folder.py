@@ -112,6 +112,11 @@ class RunFolder:
         return self.folder / "fold.draft.json"
 
     @property
+    def fold_training(self) -> Path:
+        """What a killed training of scales goes on from."""
+        return self.folder / "fold.training.safetensors"
+
+    @property
     def folded(self) -> Path:
         """The folded model, if folding pays off: the Hugging Face folder that all later stages use."""
         return self.folder / "folded"

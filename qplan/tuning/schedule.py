@@ -41,12 +41,12 @@ class Schedule:
     largest_rate: float = RATE
 
     @classmethod
-    def of(cls, rows: int, held_out: int, seq_len: int, *, seed: int = 0) -> Schedule:
+    def of(cls, rows: int, held_out: int, seq_len: int, *, seed: int = 0, largest_rate: float = RATE) -> Schedule:
         """The schedule for ``tokens [rows + held_out, seq_len]``, in no order but that those held out come last."""
         together = max(1, min(rows // _LEAST_STEPS, TOKENS // seq_len))
         epochs = [np.random.default_rng((seed, epoch)).permutation(rows) for epoch in range(EPOCHS)]
         batches = [epoch[: len(epoch) // together * together].reshape(-1, together) for epoch in epochs]
-        return cls(np.concatenate(batches)[:STEPS], np.arange(rows, rows + held_out), seq_len)
+        return cls(np.concatenate(batches)[:STEPS], np.arange(rows, rows + held_out), seq_len, largest_rate)
 
     def within(self, passes: float, calibration: int) -> Schedule:
         """As many of the first steps as a number of passes over so many calibration tokens allows."""

@@ -6,6 +6,7 @@ layer's graph is in memory, and what lies between layers.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -33,12 +34,14 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class QuantizedModel:
-    """A model as it will ship."""
+class LossyModel(ABC):
+    """A model that computes with rounded numbers."""
 
     loaded: LoadedModel
-    plan: Variant
-    weights: StoredWeights
+
+    @abstractmethod
+    def quantized(self, index: int) -> AbstractContextManager[None]:
+        """Make one layer compute so; their number stands for the head."""
 
     def exact(self, tokens: Tensor) -> list[Any]:
         """What the last layer of the float model returns of each row of ``tokens [rows, seq_len]``."""
@@ -59,7 +62,7 @@ class QuantizedModel:
             for rows in self._head_rows(batch.tokens):
                 exact = self._exact_logits(batch, rows)
                 reference = reference_of(exact, batch.tokens[rows])
-                with self._quantized(len(self.loaded.layers)):
+                with self.quantized(len(self.loaded.layers)):
                     logits = run_layer(self.loaded, len(self.loaded.layers), batch.tokens[rows], _rows(last, rows))
                 parts.append(compare(reference, logits))
         return join(parts)
@@ -100,7 +103,7 @@ class QuantizedModel:
         """What each layer is given, and the head."""
         found: list[Any] = [None]
         for index in range(len(self.loaded.layers)):
-            with self._quantized(index):
+            with self.quantized(index):
                 found.append(run_layer(self.loaded, index, tokens, found[-1]))
         return found
 
@@ -110,7 +113,7 @@ class QuantizedModel:
         if given is not None:
             leaf = _first(given).detach().requires_grad_()
             fresh = leaf if isinstance(given, Tensor) else (leaf, *given[1:])
-        with torch.enable_grad(), self._quantized(index):
+        with torch.enable_grad(), self.quantized(index):
             return leaf, _first(run_layer(self.loaded, index, tokens, fresh))
 
     def _exact_logits(self, batch: Batch, rows: slice) -> Tensor:
@@ -123,7 +126,16 @@ class QuantizedModel:
         step = rows_together(self.loaded, tokens, len(tokens))
         return [slice(start, min(start + step, len(tokens))) for start in range(0, len(tokens), step)]
 
-    def _quantized(self, index: int) -> AbstractContextManager[None]:
+
+@dataclass(frozen=True)
+class QuantizedModel(LossyModel):
+    """A model as it will ship."""
+
+    plan: Variant
+    weights: StoredWeights
+
+    def quantized(self, index: int) -> AbstractContextManager[None]:
+        """See `LossyModel.quantized`."""
         return apply_formats(
             self.loaded,
             formats_of_layer(self.loaded, self.plan.formats, index),
