@@ -58,10 +58,16 @@ def run_fold_training(
         The folded model as stored in the run folder, or ``loaded``, and a note for the table.
 
     Raises:
-        InputError: too few tokens to train on.
+        InputError: too few tokens to train on, or a model whose weights stay on the disk.
         StaleArtifactError: the run decided this from other inputs; its folded model is left alone.
         MeasurementError: the folded model computes something else.
     """
+    if loaded.streamed:
+        msg = (
+            "--fold trained: the model's weights stay on the disk, and training reads them at every step; raise "
+            "--max-memory, or use --fold auto"
+        )
+        raise InputError(msg)
     inputs = {
         "model": loaded.card.sha256,
         "fit": calibration.fit_sha256,

@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from qplan.calibration import Text, tokenize
+from qplan.cli.main import main
+from qplan.cost.one_pass import OnePassCost, OnePassOptions
+from qplan.cost.shape import Shape
 from qplan.errors import InputError, StaleArtifactError
 from qplan.folding.analyzed import load_analyzed
 from qplan.folding.evidence import gather_evidence
@@ -19,17 +24,20 @@ from qplan.folding.fit import root_mean_square_scales
 from qplan.folding.fold import fold, fold_sites, save_folded
 from qplan.folding.train import run_fold_training
 from qplan.folding.trained import FoldTraining
+from qplan.jobs.options import AnalyzeOptions
 from qplan.model.load import LoadedModel, load_model
 from qplan.notes import Note
 from qplan.rounding import Int8Activations
 from qplan.run.calibration import CalibrationSet
 from qplan.run.fold import FoldRecord
 from qplan.run.folder import RunFolder
+from qplan.run.table import SensitivityTable
 from qplan.sensitivity.joint import joint_losses
 from qplan.settings import DynamicOption
 from qplan.tuning.schedule import Schedule
 from qplan.tuning.through import Batch, LossyModel
 from qplan.uniform import uniform_formats
+from tests.support.costs import COUNTING
 from tests.support.tiny_models import VOCABULARY, words
 
 ROWS, HELD_OUT, LENGTH = 24, 8, 32
@@ -191,3 +199,59 @@ def test_a_run_keeps_the_folded_model_and_decides_once(outlying: LoadedModel, tm
 def test_too_few_tokens_are_refused(outlying: LoadedModel, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--fit-tokens, or use --fold auto"):
         _run(tmp_path, outlying, _calibrated(outlying, 1024))
+
+
+def test_a_model_whose_weights_stay_on_the_disk_is_not_trained(outlying: LoadedModel, tmp_path: Path) -> None:
+    streamed = load_model(str(outlying.folder), stream=True)
+    with pytest.raises(InputError, match="raise --max-memory, or use --fold auto"):
+        _run(tmp_path, streamed, _calibrated(outlying))
+
+
+@pytest.mark.parametrize("effort", ["quick", "thorough"])
+def test_an_analysis_is_of_the_trained_model(
+    outlying: LoadedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str], effort: str
+) -> None:
+    text, run = tmp_path / "text.txt", tmp_path / "run"
+    text.write_text(words(9000, seed=2), encoding="utf-8")
+    command = ["analyze", str(outlying.folder), "--run", str(run), "--calib", str(text), "--effort", effort]
+    command += ["--samples", "2", "--seq-len", "32", "--fit-tokens", "4096", "--formats", "int8", "--fold", "trained"]
+    for _ in range(2):  # the second time, from what is there
+        with pytest.raises(SystemExit) as ended:
+            main(command)
+        assert ended.value.code in (None, 0), capsys.readouterr()
+    table = SensitivityTable.read(RunFolder(run).sensitivity)
+    record = FoldRecord.read(RunFolder(run).fold)
+    assert table.model.sha256 == record.folded_sha256
+    assert record.original_sha256 == outlying.card.sha256
+    assert [note.code for note in table.notes].count("folded") == 1
+
+
+@pytest.mark.parametrize("more", [{"memory": "normal"}, {"dtype": "bfloat16", "mode": "gradient", "effort": "default"}])
+def test_what_scales_cannot_be_trained_with_is_refused(more: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="--fold trained --"):
+        AnalyzeOptions(model="model", fold="trained", **more)
+
+
+def test_the_work_of_training_is_what_torch_counts(outlying: LoadedModel) -> None:
+    training = a_training(outlying)
+    training.begin(4)
+    with FlopCounterMode(display=False) as counter:
+        training.run()
+    tokens_of = training.schedule.tokens
+    asked = OnePassOptions(
+        judged=256,
+        fit=0,
+        witnesses=0,
+        seq_len=LENGTH,
+        batch_size=4,
+        formats=(),
+        drawn=8,
+        head_drawn=8,
+        chosen=False,
+        fold=False,
+        training=tokens_of,
+        training_steps=training.schedule.steps,
+    )
+    stage = OnePassCost(Shape.of(outlying.card, 0), asked, COUNTING).stages()[1]
+    assert stage.name == f"training the fold, {tokens_of.passes(256):.1f} passes"
+    assert stage.seconds == pytest.approx(counter.get_total_flops(), rel=0.1)
