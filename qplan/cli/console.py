@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.segment import Segment
 from rich.text import Text
 
-from qplan.cost.work import spell_time
+from qplan.jobs.progress import LINE_S, Pace, WorkLines, WorkProgress
 from qplan.report.literal import visible
 
 
@@ -79,9 +79,6 @@ out = Terminal()
 alarm = Terminal(stderr=True)
 """Errors: never quiet."""
 
-LINE_S = 5.0
-"""Least time between two progress lines of a stage, where there is no terminal for a bar."""
-
 
 class Mode(StrEnum):
     """Who reads what a command prints."""
@@ -118,6 +115,11 @@ def begin() -> None:
 def start(command: str) -> None:
     """Name the command that runs."""
     _answer["command"] = command
+
+
+def running() -> str:
+    """Name of the command that runs; empty before one is known."""
+    return str(_answer.get("command", ""))
 
 
 def use(mode: Mode) -> None:
@@ -250,7 +252,7 @@ def work_bar(label: str) -> Iterator[WorkProgress]:
     """
     pace = Pace(time.monotonic)
     if not err.is_terminal:
-        yield WorkLines(label, pace)
+        yield WorkLines(label, pace, _line)
         return
     columns = (
         TextColumn("{task.description}"),
@@ -261,27 +263,6 @@ def work_bar(label: str) -> Iterator[WorkProgress]:
     )
     with Progress(*columns, console=err, transient=True, refresh_per_second=4) as bar:
         yield WorkBar(label, pace, bar)
-
-
-class WorkProgress:
-    """Shows how much of all work is done, and which stage of it runs."""
-
-    def __init__(self, label: str, pace: Pace) -> None:
-        """Take what is done, and what watches its speed."""
-        self.label, self.pace, self.name = label, pace, ""
-
-    def __call__(self, completed: int, total: int, /) -> None:
-        """Show it."""
-        self.pace.see(completed, total)
-
-    def stage(self, name: str) -> None:
-        """Take the name of the stage that runs."""
-        self.name = name
-
-    @property
-    def described(self) -> str:
-        """What is done, with the stage that runs."""
-        return f"{self.label}, {self.name}" if self.name else self.label
 
 
 class WorkBar(WorkProgress):
@@ -303,61 +284,9 @@ class WorkBar(WorkProgress):
         self._bar.update(self._task, description=self.described)
 
 
-class Pace:
-    """The time left, by the speed so far; what was done before an interruption is no work of this time."""
-
-    _FASTEST = 20_000.0
-    """Units per second beyond which they were done before: twenty times as many as are expected."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        """Start to watch."""
-        self._clock = clock
-        self._last = clock()
-        self._seen = self._total = 0
-        self.spent_s, self._worked = 0.0, 0
-
-    def see(self, completed: int, total: int) -> None:
-        """See how much is done."""
-        now = self._clock()
-        if total != self._total or completed < self._seen:  # the next of stages that count for themselves
-            self.spent_s, self._worked, self._seen, self._total = 0.0, 0, 0, total
-        took, done = now - self._last, completed - self._seen
-        if done <= self._FASTEST * took:
-            self._worked += done
-            self.spent_s += took
-        self._last, self._seen = now, completed
-
-    @property
-    def left_s(self) -> float | None:
-        """Seconds left; None if nothing was done yet."""
-        return self.spent_s / self._worked * (self._total - self._seen) if self._worked else None
-
-    def left(self) -> str:
-        """The same in words; empty if it is not known, or none is left."""
-        left = self.left_s
-        return f"about {spell_time(left)} left" if left and self._seen < self._total else ""
-
-
-class WorkLines(WorkProgress):
-    """As lines in a log file: every twentieth of the way, but no more often than `LINE_S`."""
-
-    def __init__(self, label: str, pace: Pace) -> None:
-        """Begin to count the time."""
-        super().__init__(label, pace)
-        self._began = self._told = time.monotonic()
-        self._shown = 0
-
-    def __call__(self, completed: int, total: int, /) -> None:
-        """Print a line if it is time for one."""
-        super().__call__(completed, total)
-        now, step = time.monotonic(), 20 * completed // max(1, total)
-        if step < self._shown:
-            self._shown = 0
-        if step > self._shown and now - self._told >= LINE_S:
-            self._shown, self._told = step, now
-            share = f"{100 * completed / max(1, total):.0f} % of all"
-            words = [f"{self.described}: {share}", spell_time(now - self._began), self.pace.left()]
-            err.print(", ".join(filter(None, words)), soft_wrap=True)
+def _line(message: str) -> None:
+    """Print a line of progress as it stands, however long."""
+    err.print(message, soft_wrap=True)
 
 
 def _lines(label: str, unit: str) -> Callable[[int, int], None]:

@@ -36,6 +36,7 @@ from qplan.cli import (
     run,
 )
 from qplan.cli.app import App
+from qplan.cli.elsewhere import options_of, with_homes
 from qplan.cli.signals import InterruptedCommand, interruption, signals_interrupt
 from qplan.errors import InputError, QplanError, StorageError
 from qplan.run.damage import RunFolderWarning
@@ -124,8 +125,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (KeyboardInterrupt, typer.Abort) as stop:  # before the command began; typer makes one of the other
         _stop(interruption(stop.__cause__ or stop), as_json=wants_json)
     except QplanError as error:
-        console.error(str(error))
-        _end(error, error.exit_code, as_json=wants_json)
+        told = with_homes(str(error), console.running(), options_of(typer.main.get_command(app)))
+        console.error(told)
+        _end(error, error.exit_code, as_json=wants_json, told=told)
     except _UsageError as error:
         if error.ctx is not None:
             usage, path = error.ctx.get_usage(), error.ctx.command_path
@@ -179,9 +181,9 @@ def _shortage_told() -> Iterator[None]:
         raise StorageError(msg) from error
 
 
-def _end(error: Exception | None, code: int, *, as_json: bool) -> NoReturn:
+def _end(error: Exception | None, code: int, *, as_json: bool, told: str = "") -> NoReturn:
     if as_json:
-        message = getattr(error, "format_message", error.__str__)()
+        message = told or getattr(error, "format_message", error.__str__)()
         found = None if error is None else {"kind": type(error).__name__, "message": message, "exit_code": code}
         _write(console.answer_as_json(code, found) + "\n")
     _write("")
