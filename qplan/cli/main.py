@@ -125,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (KeyboardInterrupt, typer.Abort) as stop:  # before the command began; typer makes one of the other
         _stop(interruption(stop.__cause__ or stop), as_json=wants_json)
     except QplanError as error:
-        told = with_homes(str(error), console.running(), options_of(typer.main.get_command(app)))
+        told = with_homes(str(error), console.running(), _owners())
         console.error(told)
         _end(error, error.exit_code, as_json=wants_json, told=told)
     except _UsageError as error:
@@ -140,6 +140,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             _end(error, 1, as_json=True)
         raise
     _end(None, code, as_json=wants_json and not _SHOWS.intersection(typed))
+
+
+def _owners(known: App = app) -> dict[str, set[str]]:
+    """Names of the commands that have an option, by option."""
+    return options_of(typer.main.get_command(known))
 
 
 def _stop(stop: InterruptedCommand, *, as_json: bool) -> NoReturn:
