@@ -15,7 +15,7 @@ from io import TextIOWrapper
 from typing import Any, TextIO
 
 from rich.console import Console, ConsoleOptions, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.segment import Segment
 from rich.text import Text
 
@@ -220,24 +220,19 @@ def progress_bar(label: str, unit: str) -> Iterator[Callable[[int, int], None]]:
         return
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(unit),
+        BarColumn(bar_width=30),
+        TextColumn("{task.fields[counted]}"),
         TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        TextColumn("{task.fields[left]}"),
     )
     # transient: the lines about what was done stay on the screen, the bars do not
     with Progress(*columns, console=err, transient=True, refresh_per_second=4) as bar:
-        task = bar.add_task(label, total=None)
-        shown = 0
+        task, pace = bar.add_task(label, total=None, counted="", left=""), Pace(time.monotonic)
 
         def tell(completed: int, total: int) -> None:
-            nonlocal shown
-            if completed < shown:  # the next stage has its own time left
-                bar.reset(task)
-            shown = completed
-            bar.update(task, completed=completed, total=total)
+            pace.see(completed, total)
+            counted = f"{completed} of {total} {unit}"
+            bar.update(task, completed=completed, total=total, counted=counted, left=pace.left())
 
         yield tell
 
@@ -255,14 +250,23 @@ def work_bar(label: str) -> Iterator[WorkProgress]:
         yield WorkLines(label, pace, _line)
         return
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=30),
         TextColumn("{task.percentage:>3.0f} % of all"),
         TimeElapsedColumn(),
         TextColumn("{task.fields[left]}"),
     )
-    with Progress(*columns, console=err, transient=True, refresh_per_second=4) as bar:
+    with _Described(*columns, console=err, transient=True, refresh_per_second=4) as bar:
         yield WorkBar(label, pace, bar)
+
+
+class _Described(Progress):
+    """Bars with what is done in a line above: beside them, a terminal of 80 columns would cut both short."""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        """Each task's description, and its bar."""
+        for task in self.tasks:
+            yield Text(task.description, overflow="ellipsis", no_wrap=True)
+            yield self.make_tasks_table([task])
 
 
 class WorkBar(WorkProgress):

@@ -28,7 +28,9 @@ def with_homes(message: str, command: str, owners: Mapping[str, set[str]]) -> st
             continue
         home = next((name for name in _FIRST if name in homes), min(homes))
         lacking.setdefault(home, []).append(option)
-    return message + "".join(_told(home, options, command) for home, options in lacking.items())
+    return message.removesuffix("." if lacking else "") + "".join(
+        _told(home, options, command) for home, options in lacking.items()
+    )
 
 
 def options_of(group: Any, above: str = "") -> dict[str, set[str]]:  # noqa: ANN401 - typer's group

@@ -297,7 +297,7 @@ def show_plan(emitted: Emitted) -> None:
         out.print(cache_line(plan.kv))
     for known in plan.notes:
         if known.code in SHOWN:
-            out.print(f"{known}.")
+            out.print(f"note: {known}")
     out.print(predicted_table(plan) if verification is None else felt_table(plan, verification))
     if verification is not None:
         out.print(verification_table(verification))

@@ -129,11 +129,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         console.error(told)
         _end(error, error.exit_code, as_json=wants_json, told=told)
     except _UsageError as error:
+        told = error.format_message()
         if error.ctx is not None:
             usage, path = error.ctx.get_usage(), error.ctx.command_path
             console.alarm.print(f"{usage}\nHelp:  {path} --help", soft_wrap=True)
-        console.error(error.format_message())
-        _end(error, _BAD_INPUT, as_json=wants_json)
+            told = with_homes(told, path.removeprefix("qplan").strip(), _owners())
+        console.error(told)
+        _end(error, _BAD_INPUT, as_json=wants_json, told=told)
     except Exception as error:
         if wants_json:  # a bug: scripts get their object, people the traceback
             traceback.print_exc()

@@ -8,6 +8,9 @@ from collections.abc import Callable
 from qplan.cost.work import spell_time
 from qplan.settings import Say
 
+_SHORTEST_S = 0.5
+"""Least time left that is told."""
+
 LINE_S = 5.0
 """Least time between two progress lines of a stage, where there is no terminal for a bar."""
 
@@ -44,7 +47,7 @@ class Pace:
     def left(self) -> str:
         """The same in words; empty if it is not known, or none is left."""
         left = self.left_s
-        return f"about {spell_time(left)} left" if left and self._seen < self._total else ""
+        return f"about {spell_time(left)} left" if left and left >= _SHORTEST_S and self._seen < self._total else ""
 
 
 class WorkProgress:

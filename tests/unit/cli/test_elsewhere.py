@@ -62,7 +62,7 @@ def test_every_option_that_a_message_names_exists() -> None:
 def test_an_option_that_the_command_lacks_comes_with_one_that_has_it(command: str) -> None:
     for _, text in spoken():
         told = with_homes(text, command, OWNERS)
-        assert told.startswith(text)
+        assert told.startswith(text.removesuffix("."))
         for option in (option for option in named(text) if option in OWNERS):
             homes = OWNERS[option]
             assert command in homes or any(re.search(rf"\b{home}\b", told) for home in homes), (option, told)
@@ -87,3 +87,10 @@ def test_quantize_names_the_command_whose_option_an_error_is_about(
     assert done.returncode == 2
     for said in (done.stderr, done.document["error"]["message"]):
         assert "--samples and --seq-len are options of 'qplan analyze'" in said.replace("\n", " ")
+
+
+def test_an_option_of_another_command_is_named_with_it(tmp_path: Path) -> None:
+    done = qplan("quantize", "model", "--samples", "8", folder=tmp_path)
+    assert done.returncode == 2
+    assert "No such option: --samples. --samples is an option of 'qplan analyze': give it there" in done.stderr
+    assert "is an option of" not in qplan("quantize", "model", "--sample-it", "8", folder=tmp_path).stderr
