@@ -47,7 +47,9 @@ def options_of(group: Any, above: str = "") -> dict[str, set[str]]:  # noqa: ANN
 
 
 def _names(message: str, command: str) -> bool:
-    return re.search(rf"(?<![\w/.-]){command}(?![\w/.-])", message) is not None
+    """Whether a message speaks of a command; names such as plan and run are words as well."""
+    spoken = command if command in _FIRST else f"qplan {command}"
+    return re.search(rf"(?<![\w/.-]){spoken}(?![\w/.-])", message) is not None
 
 
 def _told(home: str, options: list[str], command: str) -> str:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qplan.artifact import new_folder
+from qplan.choosing.feasible import check_smallest
+from qplan.cost.file_bytes import estimate_fixed
 from qplan.cost.work import spell_time
 from qplan.jobs.analyze import run_analyze
 from qplan.jobs.checks import check_out, check_quantize
@@ -18,10 +20,12 @@ from qplan.jobs.emitted import Emitted
 from qplan.jobs.expect import expect_analysis
 from qplan.jobs.model_context import check_context
 from qplan.jobs.options import AnalyzeOptions, QuantizeOptions
+from qplan.model.outline import outline
 from qplan.run.folder import RunFolder
 from qplan.run.plan_folder import PlanFolder
 from qplan.run.table import SensitivityTable
 from qplan.scratch import remove_leftovers_told
+from qplan.sensitivity.menu import resolve_menu
 from qplan.settings import Effort, Progress, Say
 
 PATIENCE_S = 20 * 60.0
@@ -107,6 +111,7 @@ def run_quantize(options: QuantizeOptions, audience: Audience, command: str) -> 
     """
     check_quantize(options)
     home, analysis = options.home, options.analysis
+    _check_budget(options)
     remove_leftovers_told(home.folder, audience.say, deep=True)
     if options.effort is None:
         chosen = choose_effort(analysis, home)
@@ -125,6 +130,21 @@ def run_quantize(options: QuantizeOptions, audience: Audience, command: str) -> 
     out = options.out_folder
     give_out(PlanFolder(emitted.folder).model, out)
     return Quantized(home, analysis.effort, emitted, out)
+
+
+def _check_budget(options: QuantizeOptions) -> None:
+    """Refuse a budget that is too small for the model, before it is analyzed for hours.
+
+    Raises:
+        InputError: the model cannot be planned.
+        InfeasibleError: names the smallest budget that is not.
+    """
+    card = outline(options.model).card
+    formats = options.analysis.formats
+    menu = dict(resolve_menu(card, formats)[0])
+    if card.embedding is not None:
+        menu[card.embedding.name] = tuple(card.embedding_formats(formats))
+    check_smallest(options.wanted, card, menu, estimate_fixed(card))
 
 
 def _ignore(_line: str) -> None:

@@ -65,7 +65,8 @@ def test_an_option_that_the_command_lacks_comes_with_one_that_has_it(command: st
         assert told.startswith(text.removesuffix("."))
         for option in (option for option in named(text) if option in OWNERS):
             homes = OWNERS[option]
-            assert command in homes or any(re.search(rf"\b{home}\b", told) for home in homes), (option, told)
+            names = [home if home in {"analyze", "emit"} else f"qplan {home}" for home in homes]
+            assert command in homes or any(re.search(rf"\b{name}\b", told) for name in names), (option, told)
 
 
 def test_what_is_told_reads_as_a_sentence() -> None:
@@ -74,6 +75,10 @@ def test_what_is_told_reads_as_a_sentence() -> None:
     assert with_homes(text, "quantize", OWNERS) == (
         f"{text}. --samples and --seq-len are options of 'qplan analyze': give them there, then go on with "
         "'qplan emit'; the run is the same"
+    )
+    small = "budget 1kB is below the smallest plan, 2 MB; raise it or lower --logits-bits"
+    assert with_homes(small, "quantize", OWNERS) == (
+        f"{small}. --logits-bits is an option of 'qplan emit': give it there; the run is the same"
     )
     assert with_homes("run 'qplan analyze' with --restart", "emit", OWNERS) == "run 'qplan analyze' with --restart"
     assert with_homes("llmexport lacks --disable_transformer_c4", "quantize", OWNERS).endswith("_c4")

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import shlex
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from qplan.choosing.request import PlanRequest
-from qplan.errors import InputError
+from qplan.errors import InfeasibleError, InputError
 from qplan.jobs import quantize
 from qplan.jobs.checks import check_out
 from qplan.jobs.options import AnalyzeOptions, QuantizeOptions
-from qplan.jobs.quantize import choose_effort, give_out
+from qplan.jobs.quantize import Audience, choose_effort, give_out, run_quantize
 from qplan.planner.budget import parse_budgets
 from qplan.planner.rules import Rules
 from qplan.run.folder import RunFolder
@@ -107,3 +108,18 @@ def test_what_takes_long_is_analyzed_quickly(
     hurried = choose_effort(options, run)
     assert hurried.options.effort == "quick"
     assert "--effort default takes about" in hurried.told
+
+
+def test_a_budget_that_is_too_small_is_refused_before_the_analysis(
+    model_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    def never(line: str) -> None:
+        raise AssertionError(line)
+
+    wanted = PlanRequest(budgets=parse_budgets(["1kB"]))
+    options = QuantizeOptions(
+        model=str(model_folders["qwen2"]), wanted=wanted, run=tmp_path / "run", out=tmp_path / "out"
+    )
+    with pytest.raises(InfeasibleError, match="budget 1kB is below the smallest plan"):
+        run_quantize(options, Audience(never, never, lambda _: nullcontext(never)), "")  # type: ignore[arg-type]
+    assert not (tmp_path / "run").exists()
