@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qplan.artifact import is_there
+from qplan.artifact import FULL, is_there
 from qplan.calibration import check_text
 from qplan.choosing.request import PlanRequest
 from qplan.choosing.retarget import computable, retarget_rules, retarget_table
@@ -87,6 +87,8 @@ def check_out(out: Path) -> None:
     try:
         Scratch(beside=place / out.name).remove()
     except OSError as error:
+        if error.errno in FULL:  # told with the bytes that are needed, once they are known
+            return
         msg = f"OUT {out} cannot be made: {place}: {error.strerror}; name another one"
         raise InputError(msg) from error
 
