@@ -36,7 +36,9 @@ def read_dataset(source: str, *, known: Iterable[str] = ()) -> tuple[Iterator[Re
 
 def _parse(source: str) -> tuple[str, str | None, str | None]:
     if Path(source).expanduser().is_dir():
-        return str(Path(source).expanduser()), None, None
+        folder = Path(source).expanduser()
+        # `datasets` names a dataset after its folder
+        return str(folder.resolve() if folder.name in ("", "..") else folder), None, None
     name, *rest = source.split(":")
     if len(rest) > 2 or not name:
         msg = f"dataset {source!r} is not understood; write id, id:config or id:config:split"
@@ -106,10 +108,10 @@ def _streamed(name: str, config: str | None, split: str | None, known: Iterable[
         used = _choose(name, datasets.get_dataset_split_names(name, config), split)
         return datasets.load_dataset(name, config, split=used, streaming=True), used
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        if Path(name).is_dir():
-            msg = f"folder {name!r} holds no data file that can be read; give a .txt, .jsonl or .parquet file"
-            raise InputError(msg) from None
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if Path(name).is_dir():
+            msg = f"folder {name!r} holds no data file that can be read ({first}); give a .txt, .jsonl or .parquet file"
+            raise InputError(msg) from None
         msg = f"{_none_of(name, known)}, and cannot be opened as a dataset: {first}"
         raise InputError(msg) from None
 
