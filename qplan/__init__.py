@@ -3,15 +3,15 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from qplan.explore import open_run
+    from qplan.explore import open_run, quantize
     from qplan.mnn.engine.engine import Engine
 
-__all__ = ["Engine", "open_run"]
+__all__ = ["Engine", "open_run", "quantize"]
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> object:
-    """Import `Engine` and `open_run` when they are asked for: ``import qplan`` stays light."""
+    """Import what there is when it is asked for: ``import qplan`` stays light."""
     if name == "Engine":
         from qplan.mnn.engine.engine import Engine  # noqa: PLC0415
 
@@ -20,6 +20,10 @@ def __getattr__(name: str) -> object:
         from qplan.explore import open_run  # noqa: PLC0415
 
         return open_run
+    if name == "quantize":
+        from qplan.explore import quantize  # noqa: PLC0415
+
+        return quantize
     msg = f"module 'qplan' has no attribute {name!r}"
     raise AttributeError(msg)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from qplan.errors import InputError
 
@@ -76,14 +77,7 @@ class QuantFormat:
         Raises:
             InputError: the name follows no such pattern or names an impossible format.
         """
-        match = _NAME.fullmatch(name.strip().lower())
-        if match is None:
-            msg = f"format {name!r} is not understood; write fp16 or int<bits>[-b<block>][-sym][-s32], e.g. int4-b32"
-            raise InputError(msg)
-        if match["fp"]:
-            return cls(int(match["fp"]), 0)
-        block = 64 if match["block"] is None else int(match["block"])
-        return cls(int(match["bits"]), block, match["sym"] is not None, int(match["scale"] or 16))
+        return _parsed(name)
 
     @property
     def name(self) -> str:
@@ -193,6 +187,19 @@ Formats = Mapping[str, QuantFormat]
 DEFAULT_FORMATS = (FP16, *(QuantFormat(bits, block) for bits in (8, 6, 5, 4, 3, 2) for block in (0, 64)))
 """Formats that are measured by default. Without the widths between 4 and 16, plans lose 1.2 to 1.8 times more, without
 whole rows up to 1.5 times; adding blocks of 32 and 128 gains 1 to 2 %, see ``reports/planner/formats.md``."""
+
+
+@lru_cache(maxsize=1024)
+def _parsed(name: str) -> QuantFormat:
+    """The format of a name. Cached: tables name few formats, and many times."""
+    match = _NAME.fullmatch(name.strip().lower())
+    if match is None:
+        msg = f"format {name!r} is not understood; write fp16 or int<bits>[-b<block>][-sym][-s32], e.g. int4-b32"
+        raise InputError(msg)
+    if match["fp"]:
+        return QuantFormat(int(match["fp"]), 0)
+    block = 64 if match["block"] is None else int(match["block"])
+    return QuantFormat(int(match["bits"]), block, match["sym"] is not None, int(match["scale"] or 16))
 
 
 def parse_formats(text: str) -> tuple[QuantFormat, ...]:

@@ -12,7 +12,7 @@ import re
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -83,6 +83,13 @@ def remove_leftovers(folder: Path, *, deep: bool = False) -> int:
         with suppress(OSError):  # another user's, another command's, or already gone
             removed += _remove_leftover(path)
     return removed
+
+
+def remove_leftovers_told(folder: Path, say: Callable[[str], None], *, deep: bool) -> None:
+    """`remove_leftovers`, with a line about what was removed."""
+    removed = remove_leftovers(folder, deep=deep)
+    if removed:
+        say(f"removed {removed} temporary file(s) and folder(s) of killed commands from {folder}")
 
 
 def _named(folder: Path, *, deep: bool) -> Iterator[Path]:

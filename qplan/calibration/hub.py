@@ -26,6 +26,8 @@ def read_dataset(source: str, *, known: Iterable[str] = ()) -> tuple[Iterator[Re
     if (Path(name) / "state.json").is_file() or (Path(name) / "dataset_dict.json").is_file():
         loaded, used = _from_disk(name, split)
     else:
+        if not Path(name).is_dir():
+            _check_reachable(name, known)
         loaded, used = _streamed(name, config, split, known)
     described = ":".join([name, config or "", used])
     license_ = getattr(getattr(loaded, "info", None), "license", None)
@@ -34,7 +36,9 @@ def read_dataset(source: str, *, known: Iterable[str] = ()) -> tuple[Iterator[Re
 
 def _parse(source: str) -> tuple[str, str | None, str | None]:
     if Path(source).expanduser().is_dir():
-        return str(Path(source).expanduser()), None, None
+        folder = Path(source).expanduser()
+        # `datasets` names a dataset after its folder
+        return str(folder.resolve() if folder.name in ("", "..") else folder), None, None
     name, *rest = source.split(":")
     if len(rest) > 2 or not name:
         msg = f"dataset {source!r} is not understood; write id, id:config or id:config:split"
@@ -71,6 +75,32 @@ def _from_disk(name: str, split: str | None) -> tuple[Any, str]:
     return stored[used], used
 
 
+def _check_reachable(name: str, known: Iterable[str]) -> None:
+    """Refuse a dataset where the hub cannot be reached; `datasets` would try for half a minute, and say so each time.
+
+    Raises:
+        InputError: it cannot.
+    """
+    from huggingface_hub import snapshot_download  # noqa: PLC0415 - takes seconds, and a text file needs none of it
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError  # noqa: PLC0415
+
+    try:
+        snapshot_download(name, repo_type="dataset", allow_patterns=[])
+    except LocalEntryNotFoundError:
+        msg = (
+            f"{_none_of(name, known)}, and the hub cannot be reached to look for a dataset; check the path, or go "
+            "online and retry"
+        )
+        raise InputError(msg) from None
+    except (HfHubHTTPError, HFValidationError):  # what the hub says, or would say, is told with the data
+        return
+
+
+def _none_of(name: str, known: Iterable[str]) -> str:
+    sets = ", ".join(known) or "none"
+    return f"{name!r} is neither a file, a folder with data files, nor a set in calib/ ({sets})"
+
+
 def _streamed(name: str, config: str | None, split: str | None, known: Iterable[str]) -> tuple[Any, str]:
     import datasets  # noqa: PLC0415 - takes seconds, and a text file needs none of it
 
@@ -79,10 +109,10 @@ def _streamed(name: str, config: str | None, split: str | None, known: Iterable[
         return datasets.load_dataset(name, config, split=used, streaming=True), used
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        msg = (
-            f"{name!r} is neither a file, a folder with data files, nor a set in calib/ "
-            f"({', '.join(known) or 'none'}), and cannot be opened as a dataset: {first}"
-        )
+        if Path(name).is_dir():
+            msg = f"folder {name!r} holds no data file that can be read ({first}); give a .txt, .jsonl or .parquet file"
+            raise InputError(msg) from None
+        msg = f"{_none_of(name, known)}, and cannot be opened as a dataset: {first}"
         raise InputError(msg) from None
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from qplan.card import ModelCard
 from qplan.choosing.request import PlanRequest
 from qplan.cost.file_bytes import FixedBytes
+from qplan.formats import QuantFormat
 from qplan.planner.ceiling import Ceiling
 from qplan.planner.infeasible import infeasible
 from qplan.planner.limits import ResourceLimit
 from qplan.planner.planning import tightest
+from qplan.planner.problem import Problem
 from qplan.planner.solver.solver import solve
 from qplan.run.folder import RunFolder
 from qplan.run.table import SensitivityTable
@@ -37,6 +41,31 @@ def check_feasible(request: PlanRequest, table: SensitivityTable, run: RunFolder
     for limit in limits:
         problem = limit.applied(problem, card)
     request.minimize(table, run)
+    _check_bytes(request, problem, card, fixed)
+
+
+def check_smallest(
+    request: PlanRequest, card: ModelCard, menu: Mapping[str, Sequence[QuantFormat]], fixed: FixedBytes
+) -> None:
+    """Check the smallest plan of a model against the budgets before anything is known of its losses.
+
+    Args:
+        request: budgets and rules.
+        card: the model.
+        menu: the formats that will be measured, by tensor name.
+        fixed: bytes that every plan ships.
+
+    Raises:
+        InputError: a tensor has no format that the target computes.
+        InfeasibleError: no plan fits the budgets; the message gives the nearest that does.
+    """
+    legal = request.rules.target.legal
+    unknown = {spec.name: {fmt.name: 0.0 for fmt in menu[spec.name] if legal(spec, fmt)} for spec in card.planned}
+    _check_bytes(request, request.rules.problem(card, unknown, None), card, fixed)
+
+
+def _check_bytes(request: PlanRequest, problem: Problem, card: ModelCard, fixed: FixedBytes) -> None:
+    rules = request.rules
     certain = fixed if fixed.exact else FixedBytes(0, fixed.embedding, 0, exact=False)
     smallest = solve(problem.smallest_program())
     budget = tightest(request.budgets, card, certain, rules.uniform_scale_bits)

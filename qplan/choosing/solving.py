@@ -31,6 +31,7 @@ def solved(
     unfolded: FixedBytes | None,
     time_limit_s: float = TIME_LIMIT_S,
     prices_logits_rule: bool = True,
+    sensitivity_sha256: str | None = None,
 ) -> Plan:
     """The best plan under a table's memory setting.
 
@@ -45,6 +46,7 @@ def solved(
         unfolded: fixed bytes of the model before folding; None if it was not exported.
         time_limit_s: for each of two solves.
         prices_logits_rule: as for `qplan.planner.planning.make_plan`.
+        sensitivity_sha256: likewise.
 
     Raises:
         InputError: a pattern that matches nothing, or no device profile where one is needed.
@@ -64,6 +66,7 @@ def solved(
             minimize=minimize,
             time_limit_s=time_limit_s,
             prices_logits_rule=prices_logits_rule,
+            sensitivity_sha256=sensitivity_sha256,
         )
         return plan.noted(*parity_notes(wanted.budgets, rules, table))
 

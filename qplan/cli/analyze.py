@@ -14,7 +14,7 @@ from qplan.cli.documents import analysis_document
 from qplan.cli.forecast import DryRun, check_alone, show_forecast
 from qplan.cli.modes import with_modes
 from qplan.cli.ray import RayOption
-from qplan.cli.rules import MaxMemory, memory_limit
+from qplan.cli.rules import MaxContext, MaxMemory, memory_limit
 from qplan.cli.tidy import tidied
 from qplan.errors import InputError
 from qplan.formats import parse_formats
@@ -25,6 +25,7 @@ from qplan.jobs.options import (
     LOGITS_BYTES,
     MEASURED_PASSES,
     MOST_SEQUENCES,
+    SEQ_LEN,
     AnalyzeOptions,
 )
 from qplan.roundings import HELP, ROUNDINGS
@@ -51,7 +52,13 @@ def command(
         int, typer.Option(metavar="N", help="Calibration sequences.", rich_help_panel=panels.TEXT)
     ] = AnalyzeOptions.samples,
     seq_len: Annotated[
-        int, typer.Option(metavar="N", help="Tokens per sequence.", rich_help_panel=panels.TEXT)
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Tokens per sequence.",
+            show_default=f"{SEQ_LEN}, or the model's context",
+            rich_help_panel=panels.TEXT,
+        ),
     ] = AnalyzeOptions.seq_len,
     seed: Annotated[
         int, typer.Option(metavar="N", help="Chooses the sequences.", rich_help_panel=panels.TEXT)
@@ -118,15 +125,7 @@ def command(
             rich_help_panel=panels.WEIGHTS,
         ),
     ] = AnalyzeOptions.fit_tokens,
-    max_context: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="Limit the built model to sequences of this many tokens, where the exporter is wrong beyond.",
-            show_default="the model's own",
-            rich_help_panel=panels.ENGINE,
-        ),
-    ] = AnalyzeOptions.max_context,
+    max_context: MaxContext = AnalyzeOptions.max_context,
     llmexport: Annotated[
         Path | None,
         typer.Option(

@@ -15,11 +15,11 @@ from io import TextIOWrapper
 from typing import Any, TextIO
 
 from rich.console import Console, ConsoleOptions, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.segment import Segment
 from rich.text import Text
 
-from qplan.cost.work import spell_time
+from qplan.jobs.progress import LINE_S, Pace, WorkLines, WorkProgress
 from qplan.report.literal import visible
 
 
@@ -79,9 +79,6 @@ out = Terminal()
 alarm = Terminal(stderr=True)
 """Errors: never quiet."""
 
-LINE_S = 5.0
-"""Least time between two progress lines of a stage, where there is no terminal for a bar."""
-
 
 class Mode(StrEnum):
     """Who reads what a command prints."""
@@ -118,6 +115,11 @@ def begin() -> None:
 def start(command: str) -> None:
     """Name the command that runs."""
     _answer["command"] = command
+
+
+def running() -> str:
+    """Name of the command that runs; empty before one is known."""
+    return str(_answer.get("command", ""))
 
 
 def use(mode: Mode) -> None:
@@ -218,24 +220,19 @@ def progress_bar(label: str, unit: str) -> Iterator[Callable[[int, int], None]]:
         return
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(unit),
+        BarColumn(bar_width=30),
+        TextColumn("{task.fields[counted]}"),
         TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        TextColumn("{task.fields[left]}"),
     )
     # transient: the lines about what was done stay on the screen, the bars do not
     with Progress(*columns, console=err, transient=True, refresh_per_second=4) as bar:
-        task = bar.add_task(label, total=None)
-        shown = 0
+        task, pace = bar.add_task(label, total=None, counted="", left=""), Pace(time.monotonic)
 
         def tell(completed: int, total: int) -> None:
-            nonlocal shown
-            if completed < shown:  # the next stage has its own time left
-                bar.reset(task)
-            shown = completed
-            bar.update(task, completed=completed, total=total)
+            pace.see(completed, total)
+            counted = f"{completed} of {total} {unit}"
+            bar.update(task, completed=completed, total=total, counted=counted, left=pace.left())
 
         yield tell
 
@@ -250,38 +247,26 @@ def work_bar(label: str) -> Iterator[WorkProgress]:
     """
     pace = Pace(time.monotonic)
     if not err.is_terminal:
-        yield WorkLines(label, pace)
+        yield WorkLines(label, pace, _line)
         return
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=30),
         TextColumn("{task.percentage:>3.0f} % of all"),
         TimeElapsedColumn(),
         TextColumn("{task.fields[left]}"),
     )
-    with Progress(*columns, console=err, transient=True, refresh_per_second=4) as bar:
+    with _Described(*columns, console=err, transient=True, refresh_per_second=4) as bar:
         yield WorkBar(label, pace, bar)
 
 
-class WorkProgress:
-    """Shows how much of all work is done, and which stage of it runs."""
+class _Described(Progress):
+    """Bars with what is done in a line above: beside them, a terminal of 80 columns would cut both short."""
 
-    def __init__(self, label: str, pace: Pace) -> None:
-        """Take what is done, and what watches its speed."""
-        self.label, self.pace, self.name = label, pace, ""
-
-    def __call__(self, completed: int, total: int, /) -> None:
-        """Show it."""
-        self.pace.see(completed, total)
-
-    def stage(self, name: str) -> None:
-        """Take the name of the stage that runs."""
-        self.name = name
-
-    @property
-    def described(self) -> str:
-        """What is done, with the stage that runs."""
-        return f"{self.label}, {self.name}" if self.name else self.label
+    def get_renderables(self) -> Iterator[RenderableType]:
+        """Each task's description, and its bar."""
+        for task in self.tasks:
+            yield Text(task.description, overflow="ellipsis", no_wrap=True)
+            yield self.make_tasks_table([task])
 
 
 class WorkBar(WorkProgress):
@@ -303,61 +288,9 @@ class WorkBar(WorkProgress):
         self._bar.update(self._task, description=self.described)
 
 
-class Pace:
-    """The time left, by the speed so far; what was done before an interruption is no work of this time."""
-
-    _FASTEST = 20_000.0
-    """Units per second beyond which they were done before: twenty times as many as are expected."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        """Start to watch."""
-        self._clock = clock
-        self._last = clock()
-        self._seen = self._total = 0
-        self.spent_s, self._worked = 0.0, 0
-
-    def see(self, completed: int, total: int) -> None:
-        """See how much is done."""
-        now = self._clock()
-        if total != self._total or completed < self._seen:  # the next of stages that count for themselves
-            self.spent_s, self._worked, self._seen, self._total = 0.0, 0, 0, total
-        took, done = now - self._last, completed - self._seen
-        if done <= self._FASTEST * took:
-            self._worked += done
-            self.spent_s += took
-        self._last, self._seen = now, completed
-
-    @property
-    def left_s(self) -> float | None:
-        """Seconds left; None if nothing was done yet."""
-        return self.spent_s / self._worked * (self._total - self._seen) if self._worked else None
-
-    def left(self) -> str:
-        """The same in words; empty if it is not known, or none is left."""
-        left = self.left_s
-        return f"about {spell_time(left)} left" if left and self._seen < self._total else ""
-
-
-class WorkLines(WorkProgress):
-    """As lines in a log file: every twentieth of the way, but no more often than `LINE_S`."""
-
-    def __init__(self, label: str, pace: Pace) -> None:
-        """Begin to count the time."""
-        super().__init__(label, pace)
-        self._began = self._told = time.monotonic()
-        self._shown = 0
-
-    def __call__(self, completed: int, total: int, /) -> None:
-        """Print a line if it is time for one."""
-        super().__call__(completed, total)
-        now, step = time.monotonic(), 20 * completed // max(1, total)
-        if step < self._shown:
-            self._shown = 0
-        if step > self._shown and now - self._told >= LINE_S:
-            self._shown, self._told = step, now
-            share = f"{100 * completed / max(1, total):.0f} % of all"
-            words = [f"{self.described}: {share}", spell_time(now - self._began), self.pace.left()]
-            err.print(", ".join(filter(None, words)), soft_wrap=True)
+def _line(message: str) -> None:
+    """Print a line of progress as it stands, however long."""
+    err.print(message, soft_wrap=True)
 
 
 def _lines(label: str, unit: str) -> Callable[[int, int], None]:

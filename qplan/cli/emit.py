@@ -52,7 +52,7 @@ from qplan.cli.rules import (
 )
 from qplan.cli.view import mark
 from qplan.cost.target import DEFAULT_TARGET
-from qplan.errors import InputError, VerificationError
+from qplan.errors import InputError
 from qplan.jobs.options import EmitOptions
 from qplan.mnn.arm.processors import parse_processors
 from qplan.mnn.engines import EngineVersion
@@ -259,6 +259,8 @@ def show(emitted: Emitted) -> None:
     Raises:
         VerificationError: the built model broke a promise.
     """
+    from qplan.jobs.emitted import check_promises  # noqa: PLC0415 - not for --help
+
     files = PlanFolder(emitted.folder)
     answer(**emit_document(emitted))
     show_plan(emitted)
@@ -271,34 +273,6 @@ def show(emitted: Emitted) -> None:
         out.print(f"model:  {files.model}", soft_wrap=True)
     out.print(f"report: {files.report}", soft_wrap=True)
     check_promises(emitted)
-
-
-def check_promises(emitted: Emitted) -> None:
-    """End with an error if a promise was not kept.
-
-    Raises:
-        VerificationError: names those promises, and the report.
-    """
-    if emitted.verification is not None and not emitted.verification.passed:
-        failed = [check.name for check in emitted.verification.checks if not check.passed]
-        kept = "1 promise was" if len(failed) == 1 else f"{len(failed)} promises were"
-        msg = f"{kept} not kept: {'; '.join(failed)}. See {PlanFolder(emitted.folder).report}{_if_slow(emitted)}"
-        raise VerificationError(msg)
-
-
-def _if_slow(emitted: Emitted) -> str:
-    """What to do about a plan that is slower than it was made to be; empty for one that is not."""
-    from qplan.choosing.parity import RELATIVE_DECODE, RELATIVE_PREFILL  # noqa: PLC0415 - not for --help
-
-    plan, verification = emitted.plan, emitted.verification
-    slow = {"decode-of-uniform", "prefill-of-uniform"}
-    by_data = any(limit.name in {RELATIVE_DECODE, RELATIVE_PREFILL} for limit in plan.limits)
-    if verification is None or plan.dynamic_option or not by_data or not verification.failed & slow:
-        return ""
-    return (
-        f". Plans are made with relative speeds of another machine: qplan profile --run {emitted.folder.parent} times "
-        f"this one, and the same qplan emit plans with what it finds (--parity files promises no speed)"
-    )
 
 
 def show_plan(emitted: Emitted) -> None:
@@ -323,7 +297,7 @@ def show_plan(emitted: Emitted) -> None:
         out.print(cache_line(plan.kv))
     for known in plan.notes:
         if known.code in SHOWN:
-            out.print(f"{known}.")
+            out.print(f"note: {known}")
     out.print(predicted_table(plan) if verification is None else felt_table(plan, verification))
     if verification is not None:
         out.print(verification_table(verification))

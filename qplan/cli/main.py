@@ -36,6 +36,7 @@ from qplan.cli import (
     run,
 )
 from qplan.cli.app import App
+from qplan.cli.elsewhere import options_of, with_homes
 from qplan.cli.signals import InterruptedCommand, interruption, signals_interrupt
 from qplan.errors import InputError, QplanError, StorageError
 from qplan.run.damage import RunFolderWarning
@@ -124,20 +125,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (KeyboardInterrupt, typer.Abort) as stop:  # before the command began; typer makes one of the other
         _stop(interruption(stop.__cause__ or stop), as_json=wants_json)
     except QplanError as error:
-        console.error(str(error))
-        _end(error, error.exit_code, as_json=wants_json)
+        told = with_homes(str(error), console.running(), _owners())
+        console.error(told)
+        _end(error, error.exit_code, as_json=wants_json, told=told)
     except _UsageError as error:
+        told = error.format_message()
         if error.ctx is not None:
             usage, path = error.ctx.get_usage(), error.ctx.command_path
             console.alarm.print(f"{usage}\nHelp:  {path} --help", soft_wrap=True)
-        console.error(error.format_message())
-        _end(error, _BAD_INPUT, as_json=wants_json)
+            told = with_homes(told, path.removeprefix("qplan").strip(), _owners())
+        console.error(told)
+        _end(error, _BAD_INPUT, as_json=wants_json, told=told)
     except Exception as error:
         if wants_json:  # a bug: scripts get their object, people the traceback
             traceback.print_exc()
             _end(error, 1, as_json=True)
         raise
     _end(None, code, as_json=wants_json and not _SHOWS.intersection(typed))
+
+
+def _owners(known: App = app) -> dict[str, set[str]]:
+    """Names of the commands that have an option, by option."""
+    return options_of(typer.main.get_command(known))
 
 
 def _stop(stop: InterruptedCommand, *, as_json: bool) -> NoReturn:
@@ -179,9 +188,9 @@ def _shortage_told() -> Iterator[None]:
         raise StorageError(msg) from error
 
 
-def _end(error: Exception | None, code: int, *, as_json: bool) -> NoReturn:
+def _end(error: Exception | None, code: int, *, as_json: bool, told: str = "") -> NoReturn:
     if as_json:
-        message = getattr(error, "format_message", error.__str__)()
+        message = told or getattr(error, "format_message", error.__str__)()
         found = None if error is None else {"kind": type(error).__name__, "message": message, "exit_code": code}
         _write(console.answer_as_json(code, found) + "\n")
     _write("")

@@ -163,7 +163,7 @@ def show(found: PlanAnswer) -> None:
         out.print(cache_line(plan.kv))
     for known in plan.notes:
         if known.code in _SHOWN:
-            out.print(f"{known}.")
+            out.print(f"note: {known}")
 
 
 _SHOWN = frozenset({"budget-does-not-bind", "limits-do-not-bind", "no-choice-left", "graph-estimated", "time-limit"})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -12,22 +12,21 @@ from qplan.choosing.request import PlanRequest
 from qplan.cli import completion, console, panels
 from qplan.cli.console import answer, say, work_bar
 from qplan.cli.documents import analysis_document, emit_document
-from qplan.cli.emit import check_promises, command_line, show_plan
-from qplan.cli.limits import TargetOption
+from qplan.cli.emit import command_line, show_plan
+from qplan.cli.limits import AUTO, TargetOption
 from qplan.cli.modes import with_modes
 from qplan.cli.report import Lang
-from qplan.cli.rules import MaxMemory, memory_limit
-from qplan.cli.tidy import tidied
+from qplan.cli.rules import LlmExport, MaxContext, MaxMemory, memory_limit
 from qplan.cost.target import DEFAULT_TARGET
-from qplan.jobs.options import AnalyzeOptions, EmitOptions
+from qplan.jobs.options import QUANTIZED_TO, AnalyzeOptions, EmitOptions, QuantizeOptions
 from qplan.planner.budget import parse_budgets
 from qplan.planner.rules import Rules
 from qplan.run.folder import RunFolder
 from qplan.run.plan_folder import PlanFolder
 from qplan.settings import Effort
 
-BUDGET = "int4"
-"""Default of ``--budget``: what people who quantize for a phone export today."""
+if TYPE_CHECKING:
+    from qplan.run.table import SensitivityTable
 
 
 @with_modes("quantize")
@@ -51,7 +50,7 @@ def command(
             autocompletion=completion.budgets,
             rich_help_panel=panels.LIMITS,
         ),
-    ] = BUDGET,
+    ] = QUANTIZED_TO,
     target: TargetOption = DEFAULT_TARGET,
     calib: Annotated[
         str,
@@ -69,7 +68,9 @@ def command(
             help="How thorough the analysis is; auto is default where that takes minutes, quick for large models.",
             rich_help_panel=panels.LOSSES,
         ),
-    ] = "auto",
+    ] = AUTO,
+    max_context: MaxContext = None,
+    llmexport: LlmExport = None,
     max_memory: MaxMemory = None,
     lang: Lang = EmitOptions.language,
     run: Annotated[
@@ -100,51 +101,41 @@ def command(
         qplan quantize models/mine my-model-mnn --budget int4 --target phone --calib my-text.jsonl
         qplan quantize models/mine --budget 300MB --effort quick
     """
-    wanted = PlanRequest(budgets=parse_budgets([budget]), rules=Rules.parse(target=target))
-    memory = memory_limit(max_memory)
-    analysis = AnalyzeOptions(
+    options = QuantizeOptions(
         model=model,
+        out=out,
+        wanted=PlanRequest(budgets=parse_budgets([budget]), rules=Rules.parse(target=target)),
         calib=calib,
-        effort="default" if effort == "auto" else effort,
+        effort=None if effort == AUTO else effort,
+        max_context=max_context,
+        llmexport=llmexport,
+        language=lang,
+        run=run,
         restart=restart,
-        max_memory_bytes=memory,
+        max_memory_bytes=memory_limit(max_memory),
     )
-    emission = EmitOptions(wanted=wanted, language=lang, max_memory_bytes=memory)
-    home = RunFolder(run) if run is not None else RunFolder.for_model(model)
-    home.check_place()
-    given = out if out is not None else Path(f"{home.folder.name}-{home.budget(wanted.label).name}-MNN")
-    from qplan.jobs.checks import check_analyze  # noqa: PLC0415 - NumPy and pyarrow: not for --help
+    from qplan.jobs.checks import check_quantize  # noqa: PLC0415 - NumPy and pyarrow: not for --help
 
-    check_analyze(analysis)
+    check_quantize(options)
     # torch and transformers take seconds to import: not for a wrong word
-    from qplan.cli.quantized_table import quantized_table  # noqa: PLC0415
-    from qplan.jobs.analyze import run_analyze  # noqa: PLC0415
-    from qplan.jobs.emit import run_emit  # noqa: PLC0415
-    from qplan.jobs.quantize import check_out, choose_effort, give_out  # noqa: PLC0415
+    from qplan.cli.tables import quantized_table  # noqa: PLC0415
+    from qplan.jobs.emitted import check_promises  # noqa: PLC0415
+    from qplan.jobs.quantize import Audience, run_quantize  # noqa: PLC0415
 
-    check_out(given)
-    home, tell = tidied(home), say if verbose else _ignore
-    if effort == "auto":
-        chosen = choose_effort(analysis, home)
-        analysis = chosen.options
-        say(chosen.told)
-    with work_bar("1 of 2, analyzing") as progress:
-        table = run_analyze(analysis, home, tell, progress)
-    answer(effort=analysis.effort, analysis=analysis_document(table, home.sensitivity))
-    with work_bar("2 of 2, planning and building") as progress:
-        emitted = run_emit(emission, home, tell, progress, command_line())
-    files = PlanFolder(emitted.folder)
-    give_out(files.model, given)
-    answer(out=str(given), **emit_document(emitted))
+    audience = Audience(say, say if verbose else None, work_bar, _analyzed)
+    made = run_quantize(options, audience, command_line())
+    files = PlanFolder(made.emitted.folder)
+    answer(out=str(made.out), **emit_document(made.emitted))
     if verbose:
-        show_plan(emitted)
-    console.out.print(quantized_table(emitted.plan, emitted.verification))
+        show_plan(made.emitted)
+    console.out.print(quantized_table(made.emitted.plan, made.emitted.verification))
     console.out.print(
-        f"model:  {given}\nreport: {files.report}\nnext:   {shlex.join(['qplan', 'run', str(given), 'Hello'])}",
+        f"model:  {made.out}\nreport: {files.report}\nnext:   {shlex.join(['qplan', 'run', str(made.out), 'Hello'])}",
         soft_wrap=True,
     )
-    check_promises(emitted)
+    check_promises(made.emitted)
 
 
-def _ignore(_message: str) -> None:
-    """Takes the lines about steps that are told with ``--verbose`` only."""
+def _analyzed(analysis: AnalyzeOptions, table: SensitivityTable, home: RunFolder) -> None:
+    """Answer with the first half, which stays if the second one fails."""
+    answer(effort=analysis.effort, analysis=analysis_document(table, home.sensitivity))

@@ -132,6 +132,18 @@ LlmExport = Annotated[
 ]
 
 
+MaxContext = Annotated[
+    int | None,
+    typer.Option(
+        "--max-context",
+        metavar="N",
+        help="Limit the built model to sequences of this many tokens, where the exporter is wrong beyond.",
+        show_default="the model's own",
+        rich_help_panel=panels.ENGINE,
+    ),
+]
+
+
 def memory_limit(given: str | None) -> int | None:
     """Bytes of ``--max-memory``; None if it was not given.
 

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from qplan.cli.view import table_view
+from qplan.cli.view import View, table_view
 from qplan.cost.kv_cache import KvMode
 from qplan.cost.work import spell_time
 from qplan.formats import QuantFormat
 from qplan.report import notation
 from qplan.report.arm import arm_rows
 from qplan.report.felt import time_against
+from qplan.report.quantized import QuantizedRows
 from qplan.report.summary import Contender, baseline, contenders
 from qplan.run.kv_cache import PlannedCache
 from qplan.run.plan import Plan
@@ -188,3 +189,12 @@ def _cells(model: BuiltModel, option: int, speed: Speed | None) -> list[str]:
         f"{speed.prefill_tokens_per_s:,.0f}" if speed else "-",
         f"{speed.decode_tokens_per_s:,.0f}" if speed else "-",
     ]
+
+
+def quantized_table(plan: Plan, verification: Verification | None) -> View:
+    """What came of a quantization, beside a uniform export."""
+    found = QuantizedRows.of(plan, verification)
+    view = table_view(found.head, left=("",), heading=found.heading, note=found.note)
+    for row in found.rows:
+        view.add_row(*row)
+    return view

@@ -86,7 +86,7 @@ def _analyze(
         text,
         loaded.tokenizer,
         samples=options.samples,
-        seq_len=options.seq_len,
+        seq_len=options.sequence(loaded.card.context),
         seed=options.seed,
         context=loaded.card.context,
         vocabulary=loaded.card.vocabulary,

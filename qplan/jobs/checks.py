@@ -6,21 +6,23 @@ callers from Python.
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qplan.artifact import is_there
+from qplan.artifact import FULL, is_there
 from qplan.calibration import check_text
 from qplan.choosing.request import PlanRequest
 from qplan.choosing.retarget import computable, retarget_rules, retarget_table
 from qplan.choosing.sizes import run_fixed_bytes
 from qplan.cost.file_bytes import FixedBytes
 from qplan.errors import InputError
-from qplan.jobs.options import AnalyzeOptions, EmitOptions, check_least
+from qplan.jobs.options import AnalyzeOptions, EmitOptions, QuantizeOptions, check_least
 from qplan.mnn.arm.home import require_arm
 from qplan.mnn.build.exporter_source import find_exporter
 from qplan.mnn.engines import EngineVersion
+from qplan.mnn.files import CHECKSUMS_FILE, GRAPH_FILE
 from qplan.model.door import check_source
 from qplan.planner.rules import Rules
 from qplan.run.calibration import CalibrationSet
@@ -29,6 +31,7 @@ from qplan.run.folder import RunFolder
 from qplan.run.plan import Plan
 from qplan.run.plans import FoundPlan, run_of
 from qplan.run.table import SensitivityTable
+from qplan.scratch import Scratch
 from qplan.settings import DynamicOption
 from qplan.verify.ladder import LadderOptions
 
@@ -48,6 +51,46 @@ def check_analyze(options: AnalyzeOptions) -> None:
     check_source(options.model)
     check_text(options.calib, "--calib")
     find_exporter(options.llmexport)
+
+
+def check_quantize(options: QuantizeOptions) -> None:
+    """Refuse what the analysis cannot use, and a place where no run or no model can be.
+
+    Raises:
+        InputError: about the first such input.
+    """
+    options.home.check_place()
+    check_analyze(options.analysis)
+    check_out(options.out_folder)
+
+
+def check_out(out: Path) -> None:
+    """Refuse to replace anything but a model that qplan built, and a place where nothing can be written.
+
+    Raises:
+        InputError: there is something else, or it cannot be written.
+    """
+    absolute = out.absolute()
+    there = next(path for path in (absolute, *absolute.parents) if os.path.lexists(path))
+    if there != absolute:
+        if not there.is_dir():
+            msg = f"OUT {out} cannot be made: {there} is no folder; name another one"
+            raise InputError(msg)
+    elif not out.is_dir():
+        msg = f"OUT {out} is no folder; name another one, which is made, or remove it"
+        raise InputError(msg)
+    elif any(out.iterdir()) and not all((out / name).is_file() for name in (CHECKSUMS_FILE, GRAPH_FILE)):
+        other = "is a folder that holds something else than a model of qplan's"
+        msg = f"OUT {out} {other}; name another one, which is made, or remove it"
+        raise InputError(msg)
+    place = there if there != absolute else absolute.parent
+    try:
+        Scratch(beside=place / out.name).remove()
+    except OSError as error:
+        if error.errno in FULL:  # told with the bytes that are needed, once they are known
+            return
+        msg = f"OUT {out} cannot be made: {place}: {error.strerror}; name another one"
+        raise InputError(msg) from error
 
 
 def check_ladder(options: LadderOptions) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from qplan.choosing.parity import RELATIVE_DECODE, RELATIVE_PREFILL
 from qplan.choosing.planned import PlannedOn
+from qplan.errors import VerificationError
 from qplan.formats import FP16, QuantFormat
 from qplan.jobs.options import EmitOptions
 from qplan.mnn.build.exporter_source import Exporter
@@ -30,6 +32,32 @@ class Emitted:
     """Command line of llmexport for the same plan."""
     export_problems: tuple[str, ...]
     """What that exporter cannot make of it."""
+
+
+def check_promises(emitted: Emitted) -> None:
+    """End with an error if a promise was not kept.
+
+    Raises:
+        VerificationError: names those promises, and the report.
+    """
+    if emitted.verification is not None and not emitted.verification.passed:
+        failed = [check.name for check in emitted.verification.checks if not check.passed]
+        kept = "1 promise was" if len(failed) == 1 else f"{len(failed)} promises were"
+        msg = f"{kept} not kept: {'; '.join(failed)}. See {PlanFolder(emitted.folder).report}{_if_slow(emitted)}"
+        raise VerificationError(msg)
+
+
+def _if_slow(emitted: Emitted) -> str:
+    """What to do about a plan that is slower than it was made to be; empty for one that is not."""
+    plan, verification = emitted.plan, emitted.verification
+    slow = {"decode-of-uniform", "prefill-of-uniform"}
+    by_data = any(limit.name in {RELATIVE_DECODE, RELATIVE_PREFILL} for limit in plan.limits)
+    if verification is None or plan.dynamic_option or not by_data or not verification.failed & slow:
+        return ""
+    return (
+        f". Plans are made with relative speeds of another machine: qplan profile --run {emitted.folder.parent} times "
+        f"this one, and the same qplan emit plans with what it finds (--parity files promises no speed)"
+    )
 
 
 @dataclass(frozen=True)

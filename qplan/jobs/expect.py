@@ -119,7 +119,8 @@ def _fitting(shape: Shape, asked: OnePassOptions, limit: float) -> OnePassOption
 
 def one_pass_options(options: AnalyzeOptions, shape: Shape) -> OnePassOptions:
     """What the work depends on."""
-    seq_len = min(options.seq_len, shape.card.context)
+    context = min(shape.card.context, options.max_context or shape.card.context)
+    seq_len = min(options.sequence(context), context)
     most = options.most_fit_tokens(shape.card.parameters)
     fit = most // seq_len * seq_len if needs_tokens(options.rounding) else 0
     schedule = fold_schedule(most // seq_len, options.samples, seq_len) if options.fold == "trained" else None

@@ -8,7 +8,7 @@ from qplan.calibration import check_limits
 from qplan.compat.settings import check_settings
 from qplan.compat.table import CompatTable
 from qplan.errors import InputError
-from qplan.jobs.options import AnalyzeOptions
+from qplan.jobs.options import SEQ_LEN, AnalyzeOptions
 from qplan.mnn.build.exporter_source import find_exporter
 from qplan.model.model_settings import model_config, settings_of
 from qplan.notes import Note, note
@@ -39,6 +39,9 @@ def check_context(options: AnalyzeOptions) -> ModelContext:
     context = own if limit is None else limit
     exporter = find_exporter(options.llmexport).version
     found = check_settings(CompatTable.read(), config.model_type, settings_of(config), context, exporter)
-    check_limits(options.samples, options.seq_len, context)
-    limited = (note("context-limited", tokens=context, own_tokens=own),) if context < own else ()
+    seq_len = options.sequence(context)
+    check_limits(options.samples, seq_len, context)
+    limited = [note("context-limited", tokens=context, own_tokens=own)] if context < own else []
+    if options.seq_len is None and seq_len < SEQ_LEN:
+        limited.append(note("sequences-shortened", tokens=seq_len, usual_tokens=SEQ_LEN))
     return ModelContext(context, (*limited, *found))

@@ -6,6 +6,7 @@ Nothing here imports torch, since the command line takes its defaults from these
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,11 +14,14 @@ from typing import get_args
 
 from qplan.card import ModelCard
 from qplan.choosing.request import PlanRequest
+from qplan.cost.target import DEFAULT_TARGET
 from qplan.errors import InputError
 from qplan.formats import DEFAULT_FORMATS, QuantFormat
 from qplan.mnn.engines import EngineTarget, EngineVersion
+from qplan.planner.budget import Budget
 from qplan.report.words import Language
 from qplan.roundings import can_be_tuned, check_rounding, needs_tokens
+from qplan.run.folder import RunFolder
 from qplan.settings import DTypeName, DynamicOption, Effort, Folding, Memory, Mode, Tune, WindowKind
 from qplan.uniform import RIVALS
 
@@ -33,6 +37,9 @@ many, plans of a model of 8 million parameters lose 3 % more (``reports/effort``
 
 LARGE = 1 << 28
 """Parameters from which on a model is large."""
+
+SEQ_LEN = 256
+"""Tokens of a calibration sequence, unless the user gives their number or the model's context holds fewer."""
 
 MEASURED_PASSES = 1.0
 """Most passes that the default effort takes for measurements; a pass is once forwards and backwards over the
@@ -55,7 +62,8 @@ class AnalyzeOptions:
     """Local folder or hub id."""
     calib: str = "python-stdlib"
     samples: int = 16
-    seq_len: int = 256
+    seq_len: int | None = None
+    """Tokens of each; None for `SEQ_LEN`, or the model's context if that is shorter."""
     seed: int = 0
     formats: tuple[QuantFormat, ...] = DEFAULT_FORMATS
     memory: Memory = "low"
@@ -92,7 +100,8 @@ class AnalyzeOptions:
         Raises:
             InputError: about the first; the message gives value, limit and remedy.
         """
-        least = {"--samples": (self.samples, 1), "--seq-len": (self.seq_len, 2), "--seed": (self.seed, 0)}
+        least = {"--samples": (self.samples, 1), "--seed": (self.seed, 0)}
+        least |= {"--seq-len": (self.seq_len, 2)} if self.seq_len is not None else {}
         least |= {"--fit-tokens": (self.fit_tokens, 1)} if self.fit_tokens is not None else {}
         least |= {"--jobs": (self.jobs, 1)} if self.jobs is not None else {}
         least |= {"--max-context": (self.max_context, 2)} if self.max_context is not None else {}
@@ -139,6 +148,10 @@ class AnalyzeOptions:
         if self.dynamic_option == 2 and self.memory != "low":
             msg = f"--dynamic-option 2 has no effect under --memory {self.memory}; leave one of them out"
             raise InputError(msg)
+
+    def sequence(self, context: int) -> int:
+        """Tokens of a sequence, of a model with such a context."""
+        return min(SEQ_LEN, context) if self.seq_len is None else self.seq_len
 
     def most_fit_tokens(self, parameters: int) -> int:
         """Most tokens that rounding is fitted to, of a model with so many parameters."""
@@ -241,6 +254,92 @@ class EmitOptions:
             InputError: no model is known to run on it.
         """
         return EngineTarget.of(self.engine or EngineVersion.installed())
+
+
+QUANTIZED_TO = "int4"
+"""Budget of ``qplan quantize``, unless another is given: what people who quantize for a phone export today."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeOptions:
+    """What ``qplan quantize`` was asked for; all else is as `AnalyzeOptions` and `EmitOptions` have it."""
+
+    model: str
+    """Local folder or hub id."""
+    out: Path | None = None
+    """Folder that is given out; None for `out_folder`."""
+    wanted: PlanRequest = field(default_factory=lambda: PlanRequest(budgets=(Budget.parse(QUANTIZED_TO),)))
+    calib: str = AnalyzeOptions.calib
+    effort: Effort | None = None
+    """None for the default one where that takes minutes, and the quick one for large models."""
+    max_context: int | None = None
+    llmexport: Path | None = None
+    language: Language = EmitOptions.language
+    run: Path | None = None
+    """Run folder; None for the model's own under ``qplan-runs``."""
+    restart: bool = False
+    max_memory_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what one of the halves refuses.
+
+        Raises:
+            InputError: about the first such option.
+        """
+        _ = self.analysis, self.emission
+
+    @property
+    def analysis(self) -> AnalyzeOptions:
+        """Options of its first half."""
+        return AnalyzeOptions(
+            model=self.model,
+            calib=self.calib,
+            effort=self.effort or AnalyzeOptions.effort,
+            max_context=self.max_context,
+            llmexport=self.llmexport,
+            restart=self.restart,
+            max_memory_bytes=self.max_memory_bytes,
+        )
+
+    @property
+    def emission(self) -> EmitOptions:
+        """Options of its second half."""
+        return EmitOptions(
+            wanted=self.wanted,
+            llmexport=self.llmexport,
+            language=self.language,
+            max_memory_bytes=self.max_memory_bytes,
+        )
+
+    @property
+    def command(self) -> str:
+        """The command line that asks for the same."""
+        wanted = self.wanted
+        given: tuple[tuple[str, object, object], ...] = (
+            ("--budget", ",".join(budget.text for budget in wanted.budgets), QUANTIZED_TO),
+            ("--target", wanted.rules.target.name, DEFAULT_TARGET),
+            ("--calib", self.calib, AnalyzeOptions.calib),
+            ("--effort", self.effort, None),
+            ("--max-context", self.max_context, None),
+            ("--llmexport", self.llmexport, None),
+            ("--lang", self.language, EmitOptions.language),
+            ("--run", self.run, None),
+            ("--max-memory", None if self.max_memory_bytes is None else f"{self.max_memory_bytes}B", None),
+        )
+        words = [word for name, value, plain in given if value != plain for word in (name, str(value))]
+        places = [self.model, *([] if self.out is None else [str(self.out)])]
+        return shlex.join(["qplan", "quantize", *places, *words, *(["--restart"] if self.restart else [])])
+
+    @property
+    def home(self) -> RunFolder:
+        """Where it writes."""
+        return RunFolder.for_model(self.model) if self.run is None else RunFolder(self.run)
+
+    @property
+    def out_folder(self) -> Path:
+        """The folder that is given out: ``<model>-<budget>-MNN``, here, unless it was named."""
+        home = self.home
+        return self.out or Path(f"{home.folder.name}-{home.budget(self.wanted.label).name}-MNN")
 
 
 @dataclass(frozen=True, kw_only=True)

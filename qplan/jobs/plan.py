@@ -94,7 +94,7 @@ def run_plan(options: PlanOptions, run: RunFolder, say: Say) -> PlanAnswer:
     plan, found = solve_plan(options, ground, say, time_limit_s=_TIME_LIMIT_S)
     return PlanAnswer(
         plan=plan,
-        uniform_nats=_uniform_nats(found),
+        uniform_nats=_uniform_nats(found, ground),
         larger=_larger(plan, found, ground),
         times=_times(plan, found, run),
         seconds=time.perf_counter() - start,
@@ -155,7 +155,6 @@ def solve_plan(
         plan = replace(plan, dynamic_option=asked)
     plan = replace(
         plan,
-        sensitivity_sha256=table.sha256,
         engine=None if options.engine is None else str(options.target.engine),
         kv=found.wanted.cache,
     )
@@ -166,8 +165,15 @@ def _solved(found: Setting, ground: Ground, time_limit_s: float) -> Plan:
     """The plan for a setting; on a busy machine, a short limit may be over before there is one."""
 
     def within(limit_s: float) -> Plan:
-        table, wanted = found.table, found.wanted
-        return solved(ground.run, table, ground.fixed, wanted, unfolded=ground.unfolded, time_limit_s=limit_s)
+        return solved(
+            ground.run,
+            found.table,
+            ground.fixed,
+            found.wanted,
+            unfolded=ground.unfolded,
+            time_limit_s=limit_s,
+            sensitivity_sha256=ground.table.sha256,
+        )
 
     try:
         return within(time_limit_s)
@@ -213,6 +219,7 @@ def _larger(plan: Plan, found: Setting, ground: Ground) -> tuple[Plan, ...]:
                 unfolded=ground.unfolded,
                 time_limit_s=_LARGER_TIME_LIMIT_S,
                 prices_logits_rule=False,
+                sensitivity_sha256=ground.table.sha256,
             )
         except (InfeasibleError, UnsolvedError):
             continue
@@ -237,12 +244,17 @@ def _round_megabytes(count: float) -> str:
     return f"{megabytes:g}MB" if megabytes < 1000 else f"{megabytes / 1000:g}GB"
 
 
-def _uniform_nats(found: Setting) -> dict[str, float]:
-    """Predicted losses of the uniform formats that a plan names."""
-    table, losses = found.table, found.table.ordered_kl(found.table.goal)
+def _uniform_nats(found: Setting, ground: Ground) -> dict[str, float]:
+    """Predicted losses of the uniform formats that a plan names, under the ``dynamic_option`` that MNN exports with.
+
+    That is what their times are of, whatever the plan is made for.
+    """
+    rules = found.wanted.rules
+    table = replace(rules, target=rules.target.scaling(0)).seen(ground.table)
+    losses = table.ordered_kl(table.goal)
     nats: dict[str, float] = {}
     for bits, name in UNIFORM_NAMES.items():
-        total = uniform_loss(uniform_formats(table.model, bits, found.wanted.rules.uniform_scale_bits), losses)
+        total = uniform_loss(uniform_formats(table.model, bits, rules.uniform_scale_bits), losses)
         if total is not None:
             nats[name] = table.predict_joint(total)
     return nats

@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import os
 import shutil
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qplan.artifact import new_folder
+from qplan.choosing.feasible import check_smallest
+from qplan.cost.file_bytes import estimate_fixed
 from qplan.cost.work import spell_time
-from qplan.errors import InputError
+from qplan.jobs.analyze import run_analyze
+from qplan.jobs.checks import check_out, check_quantize
+from qplan.jobs.emit import run_emit
+from qplan.jobs.emitted import Emitted
 from qplan.jobs.expect import expect_analysis
-from qplan.jobs.options import AnalyzeOptions
-from qplan.mnn.files import CHECKSUMS_FILE, GRAPH_FILE
+from qplan.jobs.model_context import check_context
+from qplan.jobs.options import AnalyzeOptions, QuantizeOptions
+from qplan.model.outline import outline
 from qplan.run.folder import RunFolder
+from qplan.run.plan_folder import PlanFolder
+from qplan.run.table import SensitivityTable
+from qplan.scratch import remove_leftovers_told
+from qplan.sensitivity.menu import resolve_menu
+from qplan.settings import Effort, Progress, Say
 
 PATIENCE_S = 20 * 60.0
 """Longest analysis that is expected to be waited for, where nothing says how thorough it is to be."""
@@ -55,20 +67,88 @@ def choose_effort(options: AnalyzeOptions, run: RunFolder) -> ChosenEffort:
     return ChosenEffort(quick, told)
 
 
-def check_out(out: Path) -> None:
-    """Refuse to replace anything but a model that qplan built.
+@dataclass(frozen=True)
+class Quantized:
+    """What came of a quantization."""
+
+    home: RunFolder
+    effort: Effort
+    """How thorough the analysis was."""
+    emitted: Emitted
+    out: Path
+    """The MNN folder that was given out."""
+
+
+@dataclass(frozen=True)
+class Audience:
+    """Who is told what."""
+
+    say: Say
+    """Takes the few lines that everybody gets."""
+    steps: Say | None
+    """Takes a line about each step; None where nobody asked for them."""
+    bar: Callable[[str], AbstractContextManager[Progress]]
+    """Opens the progress of one of the two halves, by its name."""
+    analyzed: Callable[[AnalyzeOptions, SensitivityTable, RunFolder], None] | None = None
+    """Takes what the first half found."""
+
+
+def run_quantize(options: QuantizeOptions, audience: Audience, command: str) -> Quantized:
+    """Analyze, plan, build and prove a model, and give it out; goes on where an earlier run of the same was ended.
+
+    Args:
+        options: what was asked for.
+        audience: who is told what.
+        command: the command line, for the report.
 
     Raises:
-        InputError: there is something else.
+        InputError: a model, a text, an option or a place cannot be used.
+        InfeasibleError: no plan fits the budget.
+        StaleArtifactError: the run folder holds results of other inputs.
+        ToolError: exporter, converter or engine failed.
+        VerificationError: the export of this architecture is wrong.
+        StorageError: the disk is full.
     """
-    if out.is_dir() and (
-        not any(out.iterdir()) or all((out / name).is_file() for name in (CHECKSUMS_FILE, GRAPH_FILE))
-    ):
-        return
-    if os.path.lexists(out):
-        what = "a folder that holds something else than a model of qplan's" if out.is_dir() else "no folder"
-        msg = f"OUT {out} is {what}; name another one, which is made, or remove it"
-        raise InputError(msg)
+    check_quantize(options)
+    home, analysis = options.home, options.analysis
+    _check_budget(options)
+    remove_leftovers_told(home.folder, audience.say, deep=True)
+    if options.effort is None:
+        chosen = choose_effort(analysis, home)
+        analysis = chosen.options
+        audience.say(chosen.told)
+    if audience.steps is None:  # with all steps, the analysis tells it
+        for told in check_context(analysis).notes:
+            audience.say(str(told))
+    steps = audience.steps or _ignore
+    with audience.bar("1 of 2, analyzing") as progress:
+        table = run_analyze(analysis, home, steps, progress)
+    if audience.analyzed is not None:
+        audience.analyzed(analysis, table, home)
+    with audience.bar("2 of 2, planning and building") as progress:
+        emitted = run_emit(options.emission, home, steps, progress, command)
+    out = options.out_folder
+    give_out(PlanFolder(emitted.folder).model, out)
+    return Quantized(home, analysis.effort, emitted, out)
+
+
+def _check_budget(options: QuantizeOptions) -> None:
+    """Refuse a budget that is too small for the model, before it is analyzed for hours.
+
+    Raises:
+        InputError: the model cannot be planned.
+        InfeasibleError: names the smallest budget that is not.
+    """
+    card = outline(options.model).card
+    formats = options.analysis.formats
+    menu = dict(resolve_menu(card, formats)[0])
+    if card.embedding is not None:
+        menu[card.embedding.name] = tuple(card.embedding_formats(formats))
+    check_smallest(options.wanted, card, menu, estimate_fixed(card))
+
+
+def _ignore(_line: str) -> None:
+    """Takes the lines about steps that nobody asked for."""
 
 
 def give_out(model: Path, out: Path) -> None:

@@ -179,6 +179,11 @@ CATALOG: Mapping[str, NoteKind] = {
         tokens=int,
         own_tokens=int,
     ),
+    "sequences-shortened": _kind(
+        "calibration sequences have {tokens:,} tokens instead of {usual_tokens:,}: the model's context holds no more",
+        tokens=int,
+        usual_tokens=int,
+    ),
     "setting-beyond-context": _kind(
         "{exporter} drops {setting}, which changes nothing up to {tokens:,} tokens: the built model ends there",
         exporter=str,

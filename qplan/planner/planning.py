@@ -51,6 +51,7 @@ def make_plan(
     minimize: Cost | None = None,
     time_limit_s: float = TIME_LIMIT_S,
     prices_logits_rule: bool = True,
+    sensitivity_sha256: str | None = None,
 ) -> Plan:
     """Make the plan with the least predicted loss whose files are no larger than the budget.
 
@@ -64,6 +65,7 @@ def make_plan(
         time_limit_s: for each of two solves; the solver report of a plan says if it was not proved optimal in time.
         prices_logits_rule: whether to solve once more without the logits rule; False leaves its price at 0, for plans
             of which only formats, sizes and losses are looked at.
+        sensitivity_sha256: hash of the analysis that the table was derived from; None for the table's own.
 
     Raises:
         InputError: a pattern matches nothing, or a tensor has no measured format that is allowed.
@@ -71,7 +73,7 @@ def make_plan(
         UnsolvedError: no plan was found in time.
     """
     rules = rules or Rules()
-    table, sensitivity_sha256 = rules.seen(table), table.sha256
+    table, sensitivity_sha256 = rules.seen(table), sensitivity_sha256 or table.sha256
     card, losses = table.model, rules.losses(table)
     uniform_fixed, scale_bits = rules.uniform_fixed or fixed, rules.uniform_scale_bits
     budget = tightest(budgets, card, uniform_fixed, scale_bits)

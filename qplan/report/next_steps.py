@@ -59,8 +59,18 @@ def _other(point: FrontierPoint, plan: Plan, words: Words) -> Step:
     budget = f"{point.total_bytes / 1e6:.3g}MB" if point.total_bytes < 1e9 else f"{point.total_bytes / 1e9:.4g}GB"
     share = point.joint_nats / plan.predicted_nats if plan.predicted_nats else None
     values = {"size": notation.size(point.total_bytes), "lost": loss_share(share, words)}
-    if point.total_bytes > plan.files.total:
+    larger = point.total_bytes > plan.files.total
+    freely = any(limit.of for limit in plan.limits)  # and a budget that names no uniform export promises files alone
+    if larger and freely:
+        said = words(
+            "Larger, {size} of files and any RAM and speed, predicted to lose {lost} what this plan loses:", **values
+        )
+    elif larger:
         said = words("Larger, {size} of files, predicted to lose {lost} what this plan loses:", **values)
+    elif freely:
+        said = words(
+            "Smaller, {size} of files but any RAM and speed, predicted to lose {lost} what this plan loses:", **values
+        )
     else:
         said = words("Smaller, {size} of files, predicted to lose {lost} what this plan loses:", **values)
     return Step(said, f"qplan emit --budget {budget} --run ..")

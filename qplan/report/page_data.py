@@ -132,6 +132,7 @@ def _script_words(words: Words) -> dict[str, str]:
         "changes": words.pattern(
             "Against this plan {wider} tensors are wider, {narrower} narrower, {other} stored otherwise."
         ),
+        "times": words.pattern("{number}×"),  # noqa: RUF001 - a factor
         "times_plan": words.pattern("{share} this plan"),
         "best_uniform": words.pattern("the loss of the best uniform format at no more bytes"),
         "no_uniform": words.pattern("no uniform format is as small"),

@@ -22,6 +22,9 @@ from qplan.report.notation import TIMES
 _QUOTIENT = re.compile(rf"(\d){TIMES}(?= \(|$)")
 """A quotient, with or without its interval behind."""
 
+_BETWEEN_CHINESE = re.compile(r"(?<=[\u3001-\u9fff\uff01-\uff5e]) (?=[\u3001-\u9fff\uff01-\uff5e])")
+"""A space that a place needs beside Latin letters, and that what fills it does not have."""
+
 
 class Language(StrEnum):
     """Languages that reports are written in."""
@@ -54,7 +57,8 @@ class Words:
         Raises:
             KeyError: the catalog lacks the message.
         """
-        return self.pattern(message).format(**{name: self._said(value) for name, value in values.items()})
+        text = self.pattern(message).format(**{name: self._said(value) for name, value in values.items()})
+        return _BETWEEN_CHINESE.sub("", text) if self.language is Language.zh else text
 
     def _said(self, value: object) -> object:
         return _QUOTIENT.sub(r"\1 倍", value) if isinstance(value, str) and self.language is Language.zh else value

@@ -7,8 +7,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from qplan.artifact import FULL
 from qplan.errors import InputError
 from qplan.run.plan_folder import PLAN_FILE, VERIFICATION_FILE, PlanFolder
+from qplan.scratch import Scratch
 
 RUNS = Path("qplan-runs")
 """Default parent of run folders, in the current directory."""
@@ -46,16 +48,23 @@ class RunFolder:
         return runs[-1]
 
     def check_place(self) -> None:
-        """Refuse a place where there can be no folder.
+        """Refuse a place where there can be no folder, or where nothing can be written.
 
         Raises:
-            InputError: there is something else.
+            InputError: there is something else, or it cannot be written.
         """
         there = next(path for path in (self.folder, *self.folder.absolute().parents) if os.path.lexists(path))
         if not there.is_dir():
             what = "is" if there == self.folder else f"cannot be made: {there} is"
             msg = f"--run {self.folder} {what} no folder; name one, which is made if need be"
             raise InputError(msg)
+        try:
+            Scratch(beside=there / self.folder.name).remove()
+        except OSError as error:
+            if error.errno in FULL:  # told with the bytes that are needed, once they are known
+                return
+            msg = f"--run {self.folder} cannot be written: {there}: {error.strerror}; name another one"
+            raise InputError(msg) from error
 
     def from_anywhere(self) -> RunFolder:
         """The same by its absolute path, for processes that work in other folders."""

@@ -150,6 +150,18 @@ class SensitivityTable:
         own = self.conditions
         if self.goal == "normal" or (own.arithmetic, own.dynamic_option) == (arithmetic, option):
             return self
+        if (arithmetic, option) not in self._computing:
+            self._computing[arithmetic, option] = self._computed(arithmetic, option)
+        return self._computing[arithmetic, option]
+
+    @cached_property
+    def _computing(self) -> dict[tuple[Arithmetic, DynamicOption], SensitivityTable | None]:
+        """Cached, so that rows are computed and losses summarized once for each back end and option."""
+        return {}
+
+    def _computed(self, arithmetic: Arithmetic, option: DynamicOption) -> SensitivityTable | None:
+        """`computing`, for another arithmetic or option than the table's own."""
+        own = self.conditions
         # a scale per token is the same on x86 and ARM
         alike = "float" not in {arithmetic, own.arithmetic} and option == own.dynamic_option == 0
         if alike and arithmetic != "arm-fp16":

@@ -19,7 +19,7 @@ from qplan.folding.analyzed import load_analyzed
 from qplan.folding.decide import run_fold
 from qplan.formats import DEFAULT_FORMATS, Formats, QuantFormat
 from qplan.jobs.analyze import run_analyze
-from qplan.jobs.options import FIT_TOKENS, AnalyzeOptions, sequences_per_pass
+from qplan.jobs.options import FIT_TOKENS, SEQ_LEN, AnalyzeOptions, sequences_per_pass
 from qplan.model.load import LoadedModel, load_model
 from qplan.planner.budget import Budget
 from qplan.planner.planning import make_plan
@@ -88,7 +88,7 @@ class Study:
         options = AnalyzeOptions(model=self.model, calib=self.calib, mode="measured", formats=tuple(self.formats))
         loaded = load_model(self.model)
         calibration = self.tokens(loaded, self.calib, options.samples, FIT_TOKENS)
-        batch_size = sequences_per_pass(loaded.card, options.seq_len)
+        batch_size = sequences_per_pass(loaded.card, SEQ_LEN)
         loaded, folded = run_fold(
             run,
             loaded,
@@ -130,7 +130,7 @@ class Study:
         menu: Mapping[str, Sequence[QuantFormat]],
     ) -> Iterator[Analysis]:
         """An analysis on the batches to measure, with all formats of a menu rounded whole."""
-        batch_size = sequences_per_pass(loaded.card, options.seq_len)
+        batch_size = sequences_per_pass(loaded.card, SEQ_LEN)
         rounder = run_rounder(run, loaded, calibration, options.rounding, menu=menu, batch_size=batch_size)
         opened = open_analysis(
             loaded,
@@ -152,7 +152,7 @@ class Study:
             load_text(text, loaded.tokenizer),
             loaded.tokenizer,
             samples=samples,
-            seq_len=AnalyzeOptions.seq_len,
+            seq_len=SEQ_LEN,
             seed=AnalyzeOptions.seed,
             context=loaded.card.context,
             vocabulary=loaded.card.vocabulary,

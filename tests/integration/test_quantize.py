@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+import qplan as package
+from qplan.errors import InputError
 from qplan.run.folder import RunFolder
 from tests.support.command import qplan, succeed
 from tests.support.documented import DOCS, assert_documented, keys
@@ -41,3 +45,24 @@ def test_from_a_model_to_a_folder_that_runs(untied_model_dir: Path, tmp_path: Pa
     refused = qplan(*line[:2], "mine", *line[2:], folder=tmp_path)
     assert refused.returncode == 2
     assert "holds something else" in refused.stderr
+    _from_python(untied_model_dir, tmp_path)
+
+
+def _from_python(model: Path, folder: Path) -> None:
+    """The same by a call, which goes on from the same run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        with pytest.raises(InputError, match="holds something else"):
+            package.quantize(model, "mine", "int8", calib="text.txt", effort="quick")
+        made = package.quantize(model, "called", "int8", calib="text.txt", effort="quick", quiet=True)
+        assert (made.out / "llm.mnn").is_file()
+        assert made.report.is_file()
+        assert made.plan.measured is not None
+        assert made.losses["plan"] == made.plan.measured.kl_nats
+        assert set(made.losses) >= {"plan", "int8", "int4"}
+        assert set(made.verification["budget"]) == {"int8"}
+        for shown in (repr(made), made._repr_html_(), made._repr_markdown_()):
+            assert "KL to FP32" in shown
+            assert "called" in shown
+        with made.engine() as engine:
+            assert engine.vocabulary == made.run.model.vocabulary

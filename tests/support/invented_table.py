@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from qplan.card import ModelCard
-from qplan.formats import QuantFormat
+from qplan.formats import FP16, QuantFormat
 from qplan.run.measurement import Measurement
 from qplan.run.table import Conditions, SensitivityTable
 from qplan.tensors import Role, TensorSpec
@@ -66,3 +67,17 @@ def make_table(
                 )
     conditions = Conditions("normal", formats, 4, 16, 4, "invented", "d" * 64, 0)
     return SensitivityTable(card, conditions, 3.0, (), tuple(rows))
+
+
+def with_parts(token: float, block: float, arm_block: float) -> SensitivityTable:
+    """An invented table whose int8 activations add so many nats."""
+    plain = make_table(("fp16", "int8", "int4"))
+    rows = []
+    for row in plain.measurements:
+        if row.format == FP16.name:
+            rows += [replace(row, memory=memory, half_nats=1e-6) for memory in ("low", "normal")]
+            continue
+        low = replace(row, memory="low", kl_nats=row.kl_nats + token)
+        low = replace(low, token_nats=token, block_nats=block, arm_block_nats=arm_block)
+        rows += [low, replace(row, memory="normal")]
+    return replace(plain, conditions=replace(plain.conditions, memory="low"), measurements=tuple(rows))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qplan.planner.solver.dominance import Grid, drop_dominated, drop_impossible
-from qplan.planner.solver.relaxation import Relaxation, relax
+from qplan.planner.solver.relaxation import Relaxation, lagrangian, relax
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,17 @@ class Branch:
 
     grid: Grid
     relaxation: Relaxation
+    sharp: bool
+    """Whether the prices are its own relaxation's, and not those of the whole grid's."""
+
+    def sharpened(self) -> Branch | None:
+        """The branch with its own prices; None if its relaxation, and so the branch, has no solution."""
+        if self.sharp:
+            return self
+        own = relax(self.grid)
+        if own is None:
+            return None
+        return Branch(self.grid, own if own.bound > self.relaxation.bound else self.relaxation, sharp=True)
 
 
 def pivot(grid: Grid) -> int:
@@ -38,12 +49,16 @@ def decided(grid: Grid, group: int, choice: int) -> Grid:
 
 
 def branches(grid: Grid) -> list[Branch]:
-    """Branches that together hold every feasible plan of a grid, least bound first; empty if there is no plan."""
+    """Branches that together hold every feasible plan of a grid, least bound first; empty if there is no plan.
+
+    Their bounds are those that the whole grid's prices prove: any prices do, and most branches need no better ones to
+    be left out.
+    """
+    whole = relax(grid)
+    if whole is None:
+        return []
     group = pivot(grid)
     parts = [drop_impossible(decided(grid, group, int(c))) for c in np.flatnonzero(grid.alive[group])]
-    found = [
-        Branch(part, relaxation)
-        for part in map(drop_dominated, (part for part in parts if part.solvable))
-        if (relaxation := relax(part)) is not None
-    ]
+    kept = map(drop_dominated, (part for part in parts if part.solvable))
+    found = [Branch(part, lagrangian(part, whole.prices), sharp=False) for part in kept]
     return sorted(found, key=lambda branch: branch.relaxation.bound)

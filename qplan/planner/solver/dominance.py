@@ -56,6 +56,10 @@ class Grid:
         group, choice = np.nonzero(self.alive)
         return group, choice
 
+    def least_values(self) -> tuple[int, ...]:
+        """The living choice of each group with the smallest value, the first of equals."""
+        return tuple(int(choice) for choice in np.where(self.alive, self.values, np.inf).argmin(axis=1))
+
     def least_costs(self) -> NDArray[np.int64]:
         """``[rows, groups]``: the smallest cost of a living choice."""
         least: NDArray[np.int64] = np.where(self.alive, self.costs, np.iinfo(np.int64).max).min(axis=2)
@@ -85,15 +89,14 @@ def drop_dominated(grid: Grid) -> Grid:
     """
     most = np.where(grid.alive, grid.costs, np.iinfo(np.int64).min).max(axis=2).sum(axis=1)
     costs = grid.costs[most > grid.limits]
-    dominated = np.zeros_like(grid.alive)
-    for one in range(grid.alive.shape[1]):
-        for other in range(grid.alive.shape[1]):
-            if one == other:
-                continue
-            no_worse = grid.alive[:, other] & (grid.values[:, other] <= grid.values[:, one])
-            no_worse &= (costs[:, :, other] <= costs[:, :, one]).all(axis=0)
-            if other > one:
-                same = (grid.values[:, other] == grid.values[:, one]) & grid.alive[:, one]
-                no_worse &= ~(same & (costs[:, :, other] == costs[:, :, one]).all(axis=0))
-            dominated[:, one] |= no_worse
-    return grid.keep(~dominated)
+    # [groups, choice, other]: whether the other one is alive and no worse, and whether the two are equal
+    one, other = grid.values[:, :, None], grid.values[:, None, :]
+    no_worse, equal = grid.alive[:, None, :] & (other <= one), other == one
+    for row in costs:
+        one_costs, other_costs = row[:, :, None], row[:, None, :]
+        no_worse &= other_costs <= one_costs
+        equal &= other_costs == one_costs
+    places = np.arange(grid.alive.shape[1])
+    no_worse &= (places[None, :] < places[:, None]) | ~(equal & grid.alive[:, :, None])
+    no_worse &= places[None, :] != places[:, None]
+    return grid.keep(np.logical_not(no_worse.any(axis=2)))

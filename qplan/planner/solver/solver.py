@@ -68,6 +68,14 @@ class _Part:
 
     def fix(self, best: _Best) -> None:
         """Drop choices that cannot be part of a better plan, which also sharpens the prices."""
+        if self.distance(best) <= 0:
+            self.bound = math.inf
+            return
+        sharp = self.branch.sharpened()
+        if sharp is None:
+            self.bound = math.inf
+            return
+        self.branch, self.bound = sharp, max(self.bound, sharp.relaxation.bound)
         grid, distance = self.branch.grid, self.distance(best)
         left = grid.keep(self.branch.relaxation.extra <= distance)
         if distance <= 0 or not left.solvable:
@@ -75,7 +83,7 @@ class _Part:
         elif not (left.alive == grid.alive).all():
             again = relax(left)
             sharper = again if again is not None and again.bound > self.branch.relaxation.bound else None
-            self.branch = Branch(left, sharper or self.branch.relaxation)
+            self.branch = Branch(left, sharper or self.branch.relaxation, sharp=True)
             self.bound = max(self.bound, self.branch.relaxation.bound)
 
     def search(self, best: _Best, states: int, deadline: float, *, rough: bool) -> None:
@@ -114,8 +122,7 @@ def solve(program: Program, *, known: Iterable[Sequence[int]] = (), time_limit_s
     best = _Best(program)
     for picks in known:
         best.offer(picks)
-    grid = drop_impossible(Grid.of(program))
-    parts = [_Part(b, b.relaxation.bound) for b in branches(drop_dominated(grid))] if grid.solvable else []
+    parts = _parts(drop_impossible(Grid.of(program)), best)
     for rough, factor in ((True, 1), *((False, factor) for factor in WIDENING)):
         for part in parts:
             if time.perf_counter() > deadline:
@@ -135,6 +142,18 @@ def solve(program: Program, *, known: Iterable[Sequence[int]] = (), time_limit_s
         sum(len(values) for values in program.values),
         time.perf_counter() - start,
     )
+
+
+def _parts(grid: Grid, best: _Best) -> list[_Part]:
+    """The branches to search; none if there is no plan, or if every group can have the choice that is best for it."""
+    if not grid.solvable:
+        return []
+    grid = drop_dominated(grid)
+    picks = grid.least_values()
+    if best.program.holds(picks):
+        best.offer(picks)
+        return []
+    return [_Part(branch, branch.relaxation.bound) for branch in branches(grid)]
 
 
 def _gap(best: _Best, parts: Sequence[_Part]) -> float:

@@ -36,6 +36,8 @@
     while (Math.abs(value - 1) > 1e-6 && decimals < 6 && Number(value.toFixed(decimals)) === 1) decimals += 1;
     return `${value.toFixed(decimals)}×`;
   };
+  // as a sentence of the language has it
+  const times = (value) => ratio(value).replace(/(.*)×$/, (_, number) => fill(words.times, { number }));
 
   for (const element of document.querySelectorAll("[data-script]")) element.hidden = false;
 
@@ -301,12 +303,12 @@
       const said = { size: size(stop.bytes), bpw: stop.bpw.toFixed(2), loss: loss(stop.nats) };
       slider.setAttribute("aria-valuetext", fill(words.stop, said));
       reading("size", said.size);
-      reading("size-beside", fill(words.times_plan, { share: ratio(stop.bytes / data.plan.bytes) }));
+      reading("size-beside", fill(words.times_plan, { share: times(stop.bytes / data.plan.bytes) }));
       reading("bpw", said.bpw);
       reading("marks", [stop.knee && words.knee, place === data.plan.stop && words.own].filter(Boolean).join(", "));
       reading("loss", said.loss);
-      reading("loss-beside", data.plan.nats ? fill(words.times_plan, { share: ratio(stop.nats / data.plan.nats) }) : "");
-      reading("against", ratio(stop.against));
+      reading("loss-beside", data.plan.nats ? fill(words.times_plan, { share: times(stop.nats / data.plan.nats) }) : "");
+      reading("against", times(stop.against));
       reading("against-beside", stop.against === null ? words.no_uniform : words.best_uniform);
       for (const row of rows) row.toggleAttribute("aria-current", Number(row.dataset.stop) === place);
       const dot = plot.querySelector(`[data-stop="${place}"] .mark`);

@@ -48,8 +48,14 @@ REFUSED = {
     "gbk.txt": ((CHINESE * 900).encode("gbk"), "is not UTF-8 text: invalid .* at byte 0; convert it, e.g. with iconv"),
     "late.txt": (b"a" * 100_000 + b"\xe9 ", "at byte 100,000"),
     "utf16.txt": (CODE.encode("utf-16"), "begins like UTF-16; convert it, e.g. with iconv -f UTF-16 -t UTF-8"),
-    "latin1.jsonl": (b'{"text": "caf\xe9"}', "line 1 is not valid JSON: .*utf-8"),
-    "utf16.jsonl": (lines({"text": CODE}, {"text": CODE}).decode().encode("utf-16"), "line 1 .*JSON"),
+    "utf16le.txt": (
+        CODE.encode("utf-16-le"),
+        "full of zero bytes, as UTF-16 is; convert it, e.g. with iconv -f UTF-16LE",
+    ),
+    "random.txt": (bytes(range(256)) * 8, "random.txt is not text but a binary file, such as an archive"),
+    "random.jsonl": (bytes(range(128, 256)) + bytes(range(128)), "line 1 is not text but a binary file"),
+    "latin1.jsonl": (b'{"text": "caf\xe9"}', "line 1 is not UTF-8 text: .*GB18030"),
+    "utf16.jsonl": (lines({"text": CODE}, {"text": CODE}).decode().encode("utf-16"), "line 1 .*UTF-16"),
     "empty.jsonl": (b"", "holds no text"),
     "empty-texts.jsonl": (lines({"text": ""}, {"text": " "}), "holds no text"),
     "sharegpt.jsonl": (lines({"conversations": CHAT}), "line 1 has none of the fields .*; it has conversations"),
@@ -68,7 +74,7 @@ REFUSED = {
     "code.py": (CODE.encode(), r"extension '\.py' is not understood"),
     "packed.jsonl.gz": (gzip.compress(CODE.encode()), r"extension '\.gz' is not understood"),
     "wiki.test.raw": (CODE.encode(), r"extension '\.raw' is not understood"),
-    "packed.jsonl": (gzip.compress(lines({"text": CODE})), "line 1 is not valid JSON"),
+    "packed.jsonl": (gzip.compress(lines({"text": CODE})), "line 1 is not text but a binary file, .*unpack it"),
     "not.parquet": (CODE.encode(), "is not a readable Parquet file"),
 }
 

@@ -10,6 +10,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
 
 from qplan import calib_sets as sets_module
 from qplan.artifact import sha256_file
@@ -102,8 +103,18 @@ def test_a_saved_dataset(tmp_path: Path) -> None:
 
 def test_a_dataset_that_cannot_be_opened_names_what_there_is(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match=r"neither a file, a folder with data files, nor a set in calib/"):
+    with pytest.raises(InputError, match=r"folder .*empty.* holds no data file that can be read .*; give a \.txt"):
         load_text(str(tmp_path / "empty"))
+
+
+def test_a_dataset_is_not_waited_for_where_the_hub_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        msg = "no network"
+        raise LocalEntryNotFoundError(msg)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
+    with pytest.raises(InputError, match=r"'owner/name' is neither a file.* and the hub cannot be reached"):
+        load_text("owner/name")
 
 
 def test_unknown_extension_missing_file_and_empty_text(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from qplan.choosing.feasible import check_feasible
+from qplan.choosing.feasible import check_feasible, check_smallest
 from qplan.choosing.request import PlanRequest
 from qplan.cost.file_bytes import FixedBytes, estimate_fixed
 from qplan.errors import InfeasibleError
@@ -52,3 +52,14 @@ def test_what_hangs_on_an_estimate_is_let_through() -> None:
     check_feasible(request(certain), table, RUN, fixed)
     with pytest.raises(InfeasibleError):
         check_feasible(request(certain - 1), table, RUN, fixed)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_budget_is_refused_without_losses_where_it_is_with_them(*, tied: bool) -> None:
+    table = make_table(tied=tied)
+    fixed = replace(estimate_fixed(table.model), exact=True)
+    menu = {spec.name: table.formats_of(spec.name) for spec in table.model.planned}
+    least = smallest(table, fixed)
+    check_smallest(request(least), table.model, menu, fixed)
+    with pytest.raises(InfeasibleError, match=f"{least:,} bytes"):
+        check_smallest(request(least - 1), table.model, menu, fixed)

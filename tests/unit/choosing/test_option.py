@@ -12,29 +12,13 @@ from qplan.choosing.request import PlanRequest
 from qplan.cost.file_bytes import estimate_fixed
 from qplan.cost.target import find_target
 from qplan.errors import InputError
-from qplan.formats import FP16
 from qplan.planner.budget import Budget
 from qplan.planner.planning import make_plan
 from qplan.planner.rules import Rules
 from qplan.run.folder import RunFolder
-from qplan.run.table import SensitivityTable
-from tests.support.invented_table import make_table
+from tests.support.invented_table import make_table, with_parts
 
 WANTED = PlanRequest(budgets=(Budget.parse("int8"),), rules=Rules(parity="files"))
-
-
-def with_parts(token: float, block: float, arm_block: float) -> SensitivityTable:
-    """An invented table whose int8 activations add so many nats."""
-    plain = make_table(("fp16", "int8", "int4"))
-    rows = []
-    for row in plain.measurements:
-        if row.format == FP16.name:
-            rows += [replace(row, memory=memory, half_nats=1e-6) for memory in ("low", "normal")]
-            continue
-        low = replace(row, memory="low", kl_nats=row.kl_nats + token)
-        low = replace(low, token_nats=token, block_nats=block, arm_block_nats=arm_block)
-        rows += [low, replace(row, memory="normal")]
-    return replace(plain, conditions=replace(plain.conditions, memory="low"), measurements=tuple(rows))
 
 
 def test_the_option_is_that_under_which_the_best_plan_loses_less_on_the_target(tmp_path: Path) -> None:

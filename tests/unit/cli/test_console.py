@@ -21,6 +21,7 @@ from qplan.errors import StorageError
 from qplan.formats import QuantFormat
 from qplan.jobs.emitted import Emitted
 from qplan.jobs.frontier import Swept
+from qplan.jobs.progress import Pace
 from qplan.planner.diff import diff
 from qplan.planner.explain import explain_all
 from qplan.planner.frontier import frontier
@@ -126,7 +127,7 @@ class _Clock:
 
 def test_the_time_left_follows_the_speed_so_far_and_not_what_was_done_before() -> None:
     clock = _Clock()
-    pace = console.Pace(clock)
+    pace = Pace(clock)
     pace.see(0, 100_000)
     assert pace.left() == ""
     pace.see(40_000, 100_000)  # at once: an earlier run did that

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -124,3 +125,13 @@ def test_a_limited_context_is_let_in_and_told(tmp_path: Path) -> None:
         check_context(AnalyzeOptions(model=str(folder), max_context=1024))
     with pytest.raises(InputError, match="--seq-len 97 is above the model's context of 96 tokens; lower it"):
         check_context(AnalyzeOptions(model=str(folder), max_context=96, seq_len=97))
+
+
+def test_sequences_are_no_longer_than_a_short_context_unless_they_are_asked_for(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path, "qwen2", TIED | {"max_position_embeddings": 64})
+    options = AnalyzeOptions(model=str(folder))
+    assert [told.code for told in check_context(options).notes] == ["sequences-shortened"]
+    assert (options.sequence(64), options.sequence(4096)) == (64, 256)
+    with pytest.raises(InputError, match="--seq-len 256 is above the model's context of 64 tokens; lower it"):
+        check_context(replace(options, seq_len=256))
+    assert check_context(replace(options, seq_len=32)).notes == ()

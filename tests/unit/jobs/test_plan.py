@@ -18,7 +18,7 @@ from qplan.planner.size import Size
 from qplan.run.folder import RunFolder
 from qplan.run.profile import DeviceProfile, OpTime
 from tests.support.command import qplan
-from tests.support.invented_table import make_table
+from tests.support.invented_table import make_table, with_parts
 
 
 @pytest.fixture
@@ -66,6 +66,17 @@ def test_larger_plans_lose_less_and_keep_to_their_budgets_and_rules(run: RunFold
         assert larger.formats["model.layers.0.mlp.down_proj"].name == "int8"
         again = run_plan(asked(larger.budget, rules=rules), run, print)
         assert again.plan.formats == larger.formats
+
+
+def test_uniform_exports_have_the_losses_of_the_option_that_their_times_are_of(run: RunFolder) -> None:
+    table = with_parts(1e-3, 1e-4, 2e-3)
+    table.write(run.sensitivity)
+    found = run_plan(asked("int8", rules=Rules(parity="files")), run, print)
+    assert found.plan.dynamic_option == 2
+    losses, tensors = table.kl("low"), [spec.name for spec in table.model.tensors]
+    assert found.uniform_nats["int8"] == pytest.approx(sum(losses[name]["int8"] for name in tensors))
+    assert found.plan.predicted_nats < found.uniform_nats["int8"]
+    assert found.plan.sensitivity_sha256 == table.sha256
 
 
 def test_a_plan_that_nothing_limits_has_none_above_it(run: RunFolder) -> None:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import shlex
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
-from qplan.errors import InputError
+from qplan.choosing.request import PlanRequest
+from qplan.errors import InfeasibleError, InputError
 from qplan.jobs import quantize
-from qplan.jobs.options import AnalyzeOptions
-from qplan.jobs.quantize import check_out, choose_effort, give_out
+from qplan.jobs.checks import check_out
+from qplan.jobs.options import AnalyzeOptions, QuantizeOptions
+from qplan.jobs.quantize import Audience, choose_effort, give_out, run_quantize
+from qplan.planner.budget import parse_budgets
+from qplan.planner.rules import Rules
 from qplan.run.folder import RunFolder
+from tests.support.commands import parses
 
 
 @pytest.fixture
@@ -59,6 +66,37 @@ def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
     check_out(tmp_path / "out")
 
 
+@pytest.mark.parametrize("place", ["file/out", "link/out"])
+def test_a_place_where_no_folder_can_be_is_refused_at_the_start(place: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"cannot be made: .* is no folder; name another one"):
+        check_out(tmp_path / place)
+
+
+def test_a_folder_that_cannot_be_written_is_refused_at_the_start() -> None:
+    with pytest.raises(InputError, match=r"OUT /proc/out cannot be made: /proc: .*; name another one"):
+        check_out(Path("/proc/out"))
+
+
+def test_the_folder_that_is_given_out_is_named_after_model_and_budget(tmp_path: Path) -> None:
+    wanted = PlanRequest(budgets=parse_budgets(["300MB"]))
+    assert QuantizeOptions(model="org/Name").out_folder == Path("Name-int4-MNN")
+    assert QuantizeOptions(model="org/Name", wanted=wanted, run=tmp_path / "r").out_folder == Path("r-300mb-MNN")
+    assert QuantizeOptions(model="org/Name", out=tmp_path).out_folder == tmp_path
+
+
+def test_the_command_line_that_a_report_tells_asks_for_the_same(tmp_path: Path) -> None:
+    wanted = PlanRequest(budgets=parse_budgets(["int8"]), rules=Rules.parse(target="phone"))
+    options = QuantizeOptions(
+        model="my model", out=tmp_path, wanted=wanted, effort="quick", max_context=512, max_memory_bytes=10**9
+    )
+    assert QuantizeOptions(model="org/Name").command == "qplan quantize org/Name"
+    line = f"qplan quantize 'my model' {tmp_path} --budget int8 --target phone --effort quick"
+    assert options.command == f"{line} --max-context 512 --max-memory 1000000000B"
+    parses(shlex.split(options.command)[1:])
+
+
 def test_what_takes_long_is_analyzed_quickly(
     model_folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -70,3 +108,18 @@ def test_what_takes_long_is_analyzed_quickly(
     hurried = choose_effort(options, run)
     assert hurried.options.effort == "quick"
     assert "--effort default takes about" in hurried.told
+
+
+def test_a_budget_that_is_too_small_is_refused_before_the_analysis(
+    model_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    def never(line: str) -> None:
+        raise AssertionError(line)
+
+    wanted = PlanRequest(budgets=parse_budgets(["1kB"]))
+    options = QuantizeOptions(
+        model=str(model_folders["qwen2"]), wanted=wanted, run=tmp_path / "run", out=tmp_path / "out"
+    )
+    with pytest.raises(InfeasibleError, match="budget 1kB is below the smallest plan"):
+        run_quantize(options, Audience(never, never, lambda _: nullcontext(never)), "")  # type: ignore[arg-type]
+    assert not (tmp_path / "run").exists()

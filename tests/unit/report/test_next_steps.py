@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from qplan.report.next_steps import next_steps
+from qplan.run.plan import PlannedLimit
 from tests.support.invented_run import small_run, swept_run
 
 
@@ -22,3 +23,8 @@ def test_larger_and_smaller_plans_of_the_frontier_are_named() -> None:
     named = [step.command for step in next_steps(middle, run.verification, frontier) if "--budget" in step.command]
     budgets = [float(command.split("--budget ")[1].split("MB")[0]) * 1e6 for command in named]
     assert budgets[0] < middle.files.total < budgets[-1]
+    said = " ".join(step.said for step in next_steps(middle, run.verification, frontier))
+    assert "RAM and speed" not in said
+    promised = replace(middle, limits=(PlannedLimit("RAM", 2.0, 1.0, "MB", "int8"),))
+    steps = [step.said for step in next_steps(promised, run.verification, frontier) if "--budget" in step.command]
+    assert all("any RAM and speed" in told for told in steps)

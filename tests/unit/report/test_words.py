@@ -50,6 +50,11 @@ def test_every_note_has_a_sentence_in_every_language_with_the_same_places(langua
     }
 
 
+def test_no_space_stands_between_chinese_characters_whatever_fills_a_place() -> None:
+    assert CHINESE("Measured on {text}.", text="留出片段") == "在留出片段上实测。"
+    assert CHINESE("Measured on {text}.", text="wikitext2") == "在 wikitext2 上实测。"
+
+
 def test_every_way_in_which_a_solver_ends_has_a_name() -> None:
     assert set(CHINESE.statuses) == {*(status.value for status in Status), REPAIRED, EDITED}
     assert CHINESE.status("of a newer version") == "of a newer version"

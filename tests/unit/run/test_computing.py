@@ -45,6 +45,7 @@ def test_integers_lose_what_weights_lose_and_what_activations_add(
     assert found.kl("normal") == table.kl("normal")
     assert (found.conditions.arithmetic, found.conditions.dynamic_option) == (arithmetic, option)
     assert found.computing(arithmetic, option) is found
+    assert table.computing(arithmetic, option) is found  # computed once
 
 
 def test_what_was_measured_stays_where_activations_are_rounded_alike(table: SensitivityTable) -> None:

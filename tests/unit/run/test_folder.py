@@ -58,3 +58,8 @@ def test_latest_is_the_newest_table(tmp_path: Path) -> None:
         table.touch()
         os.utime(table, (1e9 - age, 1e9 - age))
     assert RunFolder.latest(tmp_path).folder.name == "new"
+
+
+def test_a_place_that_cannot_be_written_is_refused() -> None:
+    with pytest.raises(InputError, match=r"--run /proc/run cannot be written: /proc: .*; name another one"):
+        RunFolder(Path("/proc/run")).check_place()

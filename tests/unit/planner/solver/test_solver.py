@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from qplan.errors import QplanError
 from qplan.planner.solver import solver
-from qplan.planner.solver.branching import decided, pivot
+from qplan.planner.solver.branching import branches, decided, pivot
 from qplan.planner.solver.dominance import Grid, drop_dominated, drop_impossible
 from qplan.planner.solver.program import Program, Row, Status
 from qplan.planner.solver.relaxation import relax
@@ -96,6 +96,36 @@ def test_pruning_keeps_an_optimum_and_bounds_hold(program: Program) -> None:
     relaxation = relax(grid)
     assert relaxation is not None
     assert relaxation.bound <= best + relaxation.margin
+
+
+@settings(max_examples=100, deadline=None)
+@given(programs())
+def test_branches_hold_an_optimum_and_their_bounds_hold_before_and_after_they_are_sharpened(program: Program) -> None:
+    best, grid = brute_force(program), drop_impossible(Grid.of(program))
+    if math.isinf(best):
+        return
+    found = branches(drop_dominated(grid))
+    least = math.inf
+    for branch in found:
+        every = itertools.product(*([c for c in range(len(row)) if row[c]] for row in branch.grid.alive))
+        own = min((program.value(picks) for picks in every if program.holds(picks)), default=math.inf)
+        least = min(least, own)
+        sharp = branch.sharpened()
+        if sharp is None:
+            assert math.isinf(own)
+            continue
+        for relaxation in (branch.relaxation, sharp.relaxation):
+            assert relaxation.bound <= own + relaxation.margin
+        assert sharp.relaxation.bound >= branch.relaxation.bound
+    assert least == pytest.approx(best, rel=1e-12)
+
+
+def test_nothing_is_relaxed_where_every_group_can_have_its_best_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("qplan.planner.solver.branching.relax")
+    free = Program(((1.0, 0.0), (3.0, 2.0)), (Row("bytes", ((0, 1), (0, 1)), 2),))
+    assert solve(free).picks == (1, 1)
+    assert solve(free).status is Status.OPTIMAL
+    assert solve(free, known=[(1, 1)]).gap == 0
 
 
 def test_a_tiny_objective_is_solved_to_the_end() -> None:

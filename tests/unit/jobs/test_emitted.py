@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from qplan.choosing.parity import RELATIVE_DECODE
-from qplan.cli.emit import check_promises
 from qplan.errors import VerificationError
-from qplan.jobs.emitted import Emitted
+from qplan.jobs.emitted import Emitted, check_promises
 from qplan.notes import note
 from qplan.run.plan import Plan, PlannedLimit
 from qplan.run.verification import Check

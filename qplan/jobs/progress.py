@@ -1,0 +1,99 @@
+"""How much of a job's work is done, and when the rest will be: what bars, lines and notebooks show."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from qplan.cost.work import spell_time
+from qplan.settings import Say
+
+_SHORTEST_S = 0.5
+"""Least time left that is told."""
+
+LINE_S = 5.0
+"""Least time between two progress lines of a stage, where there is no terminal for a bar."""
+
+
+class Pace:
+    """The time left, by the speed so far; what was done before an interruption is no work of this time."""
+
+    _FASTEST = 20_000.0
+    """Units per second beyond which they were done before: twenty times as many as are expected."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        """Start to watch."""
+        self._clock = clock
+        self._last = clock()
+        self._seen = self._total = 0
+        self.spent_s, self._worked = 0.0, 0
+
+    def see(self, completed: int, total: int) -> None:
+        """See how much is done."""
+        now = self._clock()
+        if total != self._total or completed < self._seen:  # the next of stages that count for themselves
+            self.spent_s, self._worked, self._seen, self._total = 0.0, 0, 0, total
+        took, done = now - self._last, completed - self._seen
+        if done <= self._FASTEST * took:
+            self._worked += done
+            self.spent_s += took
+        self._last, self._seen = now, completed
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds left; None if nothing was done yet."""
+        return self.spent_s / self._worked * (self._total - self._seen) if self._worked else None
+
+    def left(self) -> str:
+        """The same in words; empty if it is not known, or none is left."""
+        left = self.left_s
+        return f"about {spell_time(left)} left" if left and left >= _SHORTEST_S and self._seen < self._total else ""
+
+
+class WorkProgress:
+    """Shows how much of all work is done, and which stage of it runs."""
+
+    def __init__(self, label: str, pace: Pace) -> None:
+        """Take what is done, and what watches its speed."""
+        self.label, self.pace, self.name = label, pace, ""
+        self._began = time.monotonic()
+
+    def __call__(self, completed: int, total: int, /) -> None:
+        """Show it."""
+        self.pace.see(completed, total)
+
+    def stage(self, name: str) -> None:
+        """Take the name of the stage that runs."""
+        self.name = name
+
+    def told(self, completed: int, total: int) -> str:
+        """A line about it all, with the time that it took and that is left."""
+        share = f"{100 * completed / max(1, total):.0f} % of all"
+        words = [f"{self.described}: {share}", spell_time(time.monotonic() - self._began), self.pace.left()]
+        return ", ".join(filter(None, words))
+
+    @property
+    def described(self) -> str:
+        """What is done, with the stage that runs."""
+        return f"{self.label}, {self.name}" if self.name else self.label
+
+
+class WorkLines(WorkProgress):
+    """As lines in a log file: every twentieth of the way, but no more often than `LINE_S`."""
+
+    def __init__(self, label: str, pace: Pace, tell: Say) -> None:
+        """Begin to count the time; ``tell`` takes each line."""
+        super().__init__(label, pace)
+        self._tell = tell
+        self._told_s = self._began
+        self._shown = 0
+
+    def __call__(self, completed: int, total: int, /) -> None:
+        """Print a line if it is time for one."""
+        super().__call__(completed, total)
+        now, step = time.monotonic(), 20 * completed // max(1, total)
+        if step < self._shown:
+            self._shown = 0
+        if step > self._shown and now - self._told_s >= LINE_S:
+            self._shown, self._told_s = step, now
+            self._tell(self.told(completed, total))
