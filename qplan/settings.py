@@ -42,6 +42,8 @@ Folding = Literal["auto", "trained", "off"]
 """Whether scales may move between neighboring weights before anything is quantized: fitted place by place (``auto``),
 or all at once to the loss of the whole model in 8 bits (``trained``)."""
 
+FOLDINGS: tuple[Folding, ...] = get_args(Folding)
+
 DTypeName = Literal["float32", "bfloat16", "float16"]
 """Floating-point type that the model computes in."""
 

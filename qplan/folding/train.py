@@ -24,6 +24,11 @@ from qplan.settings import Memory, Progress, Say
 from qplan.tuning.kept import HELD_OUT
 from qplan.tuning.schedule import Schedule
 
+
+class TooFewTokensError(InputError):
+    """So few tokens that scales would learn them by heart."""
+
+
 _BEGUN_TOKENS = 4096
 """Most tokens that channels are measured on, to begin with."""
 
@@ -58,7 +63,8 @@ def run_fold_training(
         The folded model as stored in the run folder, or ``loaded``, and a note for the table.
 
     Raises:
-        InputError: too few tokens to train on, or a model whose weights stay on the disk.
+        TooFewTokensError: see there.
+        InputError: the model's weights stay on the disk.
         StaleArtifactError: the run decided this from other inputs; its folded model is left alone.
         MeasurementError: the folded model computes something else.
     """
@@ -112,7 +118,7 @@ def _train(
     """What the model loses without scales and with them, and the scales ``[channels]`` by site name.
 
     Raises:
-        InputError: too few tokens to train on.
+        TooFewTokensError: there are too few.
     """
     length = calibration.seq_len
     tokens = torch.from_numpy(np.concatenate([calibration.fit, calibration.tokens[HELD_OUT]]))
@@ -123,7 +129,7 @@ def _train(
             f"{schedule.steps} steps, and scales learn them by heart; give more text or --fit-tokens, or use --fold "
             "auto"
         )
-        raise InputError(msg)
+        raise TooFewTokensError(msg)
     training = FoldTraining(loaded, tokens, activations, schedule, inputs, run.fold_training)
     before = training.unfolded_loss()
     training.begin(max(1, _BEGUN_TOKENS // length))

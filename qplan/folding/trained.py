@@ -43,7 +43,7 @@ BITS = 8
 RATE = 0.03
 """Largest rate of Adam on log scales."""
 
-_SHARE = 0.5
+_SHARE = 0.65
 """Errors of weights as they ship, relative to rounding to nearest; its square is what is left of a loss at 8 bits."""
 
 _SMALLEST = 1e-9

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from qplan.artifact import new_folder
+from qplan.artifact import is_there, new_folder
 from qplan.choosing.feasible import check_smallest
 from qplan.cost.file_bytes import estimate_fixed
 from qplan.cost.work import spell_time
+from qplan.folding.train import TooFewTokensError
 from qplan.jobs.analyze import run_analyze
 from qplan.jobs.checks import check_out, check_quantize
 from qplan.jobs.emit import run_emit
@@ -21,12 +22,15 @@ from qplan.jobs.expect import expect_analysis
 from qplan.jobs.model_context import check_context
 from qplan.jobs.options import AnalyzeOptions, QuantizeOptions
 from qplan.model.outline import outline
+from qplan.planner.budget import Budget
+from qplan.run.fold import inputs_of
 from qplan.run.folder import RunFolder
+from qplan.run.journal import begun_with
 from qplan.run.plan_folder import PlanFolder
 from qplan.run.table import SensitivityTable
 from qplan.scratch import remove_leftovers_told
 from qplan.sensitivity.menu import resolve_menu
-from qplan.settings import Effort, Progress, Say
+from qplan.settings import FOLDINGS, Effort, Progress, Say
 
 PATIENCE_S = 20 * 60.0
 """Longest analysis that is expected to be waited for, where nothing says how thorough it is to be."""
@@ -65,6 +69,28 @@ def choose_effort(options: AnalyzeOptions, run: RunFolder) -> ChosenEffort:
     takes = "" if shorter is None else f": about {spell_time(shorter.expected.seconds)} of analysis expected"
     told = f"effort quick{takes}, where --effort default takes about {spell_time(seconds)}"
     return ChosenEffort(quick, told)
+
+
+def choose_fold(options: AnalyzeOptions, run: RunFolder, budgets: Sequence[Budget]) -> AnalyzeOptions:
+    """Trained folds for a budget of 8 bits, if even the quick effort is then expected to end within `PATIENCE_S`.
+
+    A run that was begun goes on with the folds that it has.
+
+    Args:
+        options: of the analysis.
+        run: where it writes.
+        budgets: what is to be planned for.
+    """
+    if not options.restart and (is_there(run.fold_training) or is_there(run.fold) or is_there(run.journal)):
+        known = begun_with(run.journal).get("fold", "trained" if is_there(run.fold_training) else None)
+        known = known or inputs_of(run.fold).get("fold", options.fold)
+        return replace(options, fold=next((fold for fold in FOLDINGS if fold == known), options.fold))
+    trained = replace(options, fold="trained")
+    if any(budget.text != "int8" for budget in budgets) or options.memory != "low":
+        return options
+    outlook = expect_analysis(replace(trained, effort="quick"), run)
+    fits = outlook is not None and not outlook.asked.streamed and outlook.expected.seconds <= PATIENCE_S
+    return trained if fits else options
 
 
 @dataclass(frozen=True)
@@ -113,6 +139,7 @@ def run_quantize(options: QuantizeOptions, audience: Audience, command: str) -> 
     home, analysis = options.home, options.analysis
     _check_budget(options)
     remove_leftovers_told(home.folder, audience.say, deep=True)
+    analysis = choose_fold(analysis, home, options.wanted.budgets)
     if options.effort is None:
         chosen = choose_effort(analysis, home)
         analysis = chosen.options
@@ -122,7 +149,7 @@ def run_quantize(options: QuantizeOptions, audience: Audience, command: str) -> 
             audience.say(str(told))
     steps = audience.steps or _ignore
     with audience.bar("1 of 2, analyzing") as progress:
-        table = run_analyze(analysis, home, steps, progress)
+        table = _analyzed(analysis, home, steps, progress)
     if audience.analyzed is not None:
         audience.analyzed(analysis, table, home)
     with audience.bar("2 of 2, planning and building") as progress:
@@ -130,6 +157,15 @@ def run_quantize(options: QuantizeOptions, audience: Audience, command: str) -> 
     out = options.out_folder
     give_out(PlanFolder(emitted.folder).model, out)
     return Quantized(home, analysis.effort, emitted, out)
+
+
+def _analyzed(options: AnalyzeOptions, run: RunFolder, say: Say, progress: Progress) -> SensitivityTable:
+    """Analyze; where the text is too short to train folds, with those that are fitted place by place."""
+    try:
+        return run_analyze(options, run, say, progress)
+    except TooFewTokensError:
+        say("the calibration text is too short to train folds: they are fitted place by place")
+        return run_analyze(replace(options, fold="auto"), run, say, progress)
 
 
 def _check_budget(options: QuantizeOptions) -> None:

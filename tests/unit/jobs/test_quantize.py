@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,11 @@ from qplan.errors import InfeasibleError, InputError
 from qplan.jobs import quantize
 from qplan.jobs.checks import check_out
 from qplan.jobs.options import AnalyzeOptions, QuantizeOptions
-from qplan.jobs.quantize import Audience, choose_effort, give_out, run_quantize
+from qplan.jobs.quantize import Audience, choose_effort, choose_fold, give_out, run_quantize
 from qplan.planner.budget import parse_budgets
 from qplan.planner.rules import Rules
 from qplan.run.folder import RunFolder
+from qplan.run.journal import Journal
 from tests.support.commands import parses
 
 
@@ -108,6 +110,26 @@ def test_what_takes_long_is_analyzed_quickly(
     hurried = choose_effort(options, run)
     assert hurried.options.effort == "quick"
     assert "--effort default takes about" in hurried.told
+
+
+def test_folds_are_trained_for_eight_bits_where_that_takes_minutes(
+    model_folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, options = RunFolder(tmp_path / "run"), AnalyzeOptions(model=str(model_folders["qwen2"]), seq_len=64)
+    int8, others = parse_budgets(["int8"]), (parse_budgets(["int4"]), parse_budgets(["int8", "4bpw"]))
+    assert choose_fold(options, run, int8).fold == "trained"
+    assert all(choose_fold(options, run, budgets).fold == "auto" for budgets in others)
+    with monkeypatch.context() as patch:
+        patch.setattr(quantize, "PATIENCE_S", 1e-9)
+        assert choose_fold(options, run, int8).fold == "auto"
+    run.folder.mkdir()
+    run.fold_training.touch()  # it was begun so
+    assert choose_fold(options, run, others[0]).fold == "trained"
+    run.fold_training.unlink()
+    with Journal(run.journal, {"fold": "auto"}):
+        pass
+    assert choose_fold(options, run, int8).fold == "auto"
+    assert choose_fold(replace(options, restart=True), run, int8).fold == "trained"
 
 
 def test_a_budget_that_is_too_small_is_refused_before_the_analysis(
