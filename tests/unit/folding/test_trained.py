@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from qplan.calibration import Text, tokenize
@@ -28,6 +29,7 @@ from qplan.jobs.options import AnalyzeOptions
 from qplan.model.load import LoadedModel, load_model
 from qplan.notes import Note
 from qplan.rounding import Int8Activations
+from qplan.rounding.rtn import rtn
 from qplan.run.calibration import CalibrationSet
 from qplan.run.fold import FoldRecord
 from qplan.run.folder import RunFolder
@@ -68,19 +70,21 @@ def a_training(loaded: LoadedModel, path: Path | None = None, *, option: Dynamic
 
 
 @pytest.mark.parametrize("option", [0, 2])
-def test_without_scales_inputs_are_the_engines(outlying: LoadedModel, option: DynamicOption) -> None:
-    """Of a linear alone, so that no error meets another: what it computes of its input is what the engine does."""
+def test_without_scales_inputs_are_the_engines(
+    outlying: LoadedModel, option: DynamicOption, monkeypatch: pytest.MonkeyPatch
+) -> None:
     training = a_training(outlying, option=option)
     name = training.sites[0].name
     linear, given = outlying.linear(name), torch.randn(2, 8, outlying.linear(name).in_features)
-    block = training.activations.block(uniform_formats(outlying.card, 8)[name])
-    exact = linear(given)
-    with training.rounded(0), torch.no_grad():
-        found = linear(given)
-    seen = training.activations.round(given, block)
-    # half of the error of the weights is in it too, a tenth of that of activations
-    assert (found - exact).norm() > 0
-    assert (found - linear(seen)).norm() < 0.7 * (found - exact).norm()
+    fmt = uniform_formats(outlying.card, 8)[name]
+    seen = training.activations.round(given, training.activations.block(fmt))
+    nearest = rtn(outlying.weight(name), fmt).dequantize()
+    for share, weight in ((0.0, outlying.weight(name)), (1.0, nearest)):
+        monkeypatch.setattr("qplan.folding.trained._SHARE", share)
+        with training.rounded(0), torch.no_grad():
+            found = linear(given)
+        wanted = functional.linear(seen, weight, linear.bias)[..., : found.shape[-1]]
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_gradients_are_those_of_the_noise(outlying: LoadedModel) -> None:
