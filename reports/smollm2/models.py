@@ -22,11 +22,13 @@ from qplan.planner.rules import Rules
 from qplan.rounding.rounder import Rounder
 from qplan.run.plan import Plan
 from qplan.run.plan_folder import PlanFolder
-from qplan.settings import DynamicOption
+from qplan.settings import DynamicOption, Tune
 from qplan.uniform import HEAD_BITS, HQQ, UNIFORM_BITS, UniformExport
 from reports.smollm2.subject import Subject, quiet, tell
 
 UNIFORM = ("fp16", "int8", "int4")
+PROVED_TOKENS = 512
+"""Of held-out calibration text, in the proof that `qplan emit` makes itself."""
 OFFICIAL = UniformExport.of(QuantFormat(4, 64), HQQ)
 """The recipe of MNN's published models: ``llmexport --hqq``, 4 bits in blocks of 64; the head at 8 bits, as for all."""
 
@@ -40,6 +42,8 @@ class Wanted:
     target: str = "cpu-x86"
     beside: str | None = None
     """Type of the GGUF file whose bytes the budget is."""
+    tune: Tune = "off"
+    """Whether it is fitted as a whole, which takes longest."""
 
     @property
     def name(self) -> str:
@@ -50,7 +54,7 @@ class Wanted:
         return "-".join(filter(None, ("plan", self.budget, *ends)))
 
 
-PLANS = (Wanted("int8"), Wanted("int4"), Wanted("int4", "files"))
+PLANS = (Wanted("int8", tune="auto"), Wanted("int4", tune="auto"), Wanted("int4", "files"))
 PHONE_PLANS = (Wanted("int8", target="phone"), Wanted("int4", target="phone"))
 
 
@@ -131,18 +135,21 @@ def _official(subject: Subject) -> Model:
 
 def _plan(subject: Subject, wanted: Wanted) -> Model:
     """What ``qplan emit`` ships, with its plan beside it."""
+    wanted = replace(wanted, tune="off") if subject.quick else wanted
     home = PlanFolder(subject.work / "models" / wanted.name)
     words = ["qplan emit --budget", wanted.budget]
     words += [f"--parity {wanted.parity}"] if wanted.parity != Rules.parity else []
     words += [f"--target {wanted.target}"] if wanted.target != "cpu-x86" else []
+    words += [f"--tune {wanted.tune}"] if wanted.tune != EmitOptions.tune else []
+    words += ["--repair 0"] if subject.quick else []
     if not home.plan.is_file():
         command = " ".join(words)
         tell(command)
         request = PlanRequest(
             budgets=parse_budgets([wanted.budget]), rules=Rules.parse(target=wanted.target, parity=wanted.parity)
         )
-        options = EmitOptions(wanted=request, tokens=512)
-        options = replace(options, tune="off", evaluations=0) if subject.quick else options
+        repairs = 0 if subject.quick else None
+        options = EmitOptions(wanted=request, tokens=PROVED_TOKENS, tune=wanted.tune, evaluations=repairs)
         emitted = run_emit(options, subject.run, tell, quiet, command)
         shutil.move(emitted.folder, home.folder)
     plan = Plan.read(home.plan)

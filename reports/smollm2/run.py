@@ -60,6 +60,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="minutes: to see that it works")
     parser.add_argument("--processor", default="arm-dot", help="ARM processor to emulate")
     parser.add_argument("--again", default="", help="models to make anew, with commas between them")
+    parser.add_argument("--plans", default=",".join(one.name for one in (*PLANS, *PHONE_PLANS)), help="plans to make")
     parser.add_argument("--gguf", action="store_true", help="also llama.cpp's files, and plans of their bytes")
     parser.add_argument("--gguf-plans", default=",".join(TYPES), help="types of whose bytes plans are made")
     parser.add_argument(
@@ -90,7 +91,8 @@ def subject_of(options: argparse.Namespace) -> Subject:
 def results_of(subject: Subject, options: argparse.Namespace) -> dict[str, Any]:
     """Everything that the page tells."""
     again = tuple(filter(None, options.again.split(",")))
-    wanted = PLANS + (PHONE_PLANS if subject.emulated_tokens else ())
+    every = PLANS + (PHONE_PLANS if subject.emulated_tokens else ())
+    wanted = tuple(one for one in every if one.name in options.plans.split(","))
     with ExitStack() as stack:
         measured, files, both = Measurements(subject, stack), [], []
         llama = llama_of(subject, options.environments) if options.gguf else None
