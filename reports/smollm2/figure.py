@@ -104,4 +104,4 @@ def _series_on(axis: Axes, found: list[Point], number: int, look: Mapping[str, A
     line = look if number == 0 else {**look, "linestyle": ""}  # a frontier of files alone is none of RAM or time
     axis.plot([x for x, *_ in placed], [y for _, y, _ in placed], label=series, markersize=7, **line)
     for x, y, text in placed:
-        axis.annotate(text, (x, y), (6, 5), textcoords="offset points", fontsize=8, color=style.SOFT)
+        axis.annotate(text, (x, y), (6, 5), textcoords="offset points", fontsize=8, color=look["color"])

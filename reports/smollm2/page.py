@@ -14,7 +14,7 @@ from reports.smollm2.labels import FLOAT, PLAN, label
 Row = Mapping[str, Any]
 Results = Mapping[str, Any]
 
-INTRODUCTION = """# SmolLM2-135M-Instruct: a model that one can name
+INTRODUCTION = """# {model} on MNN's engine
 
 Written by
 
@@ -33,7 +33,8 @@ HEADS = ("files, MB", "RAM, MB", "decode, tokens/s", "prefill, tokens/s", "KL", 
 
 def write_page(results: Results, folder: Path) -> None:
     """Write ``README.md``."""
-    lines = [INTRODUCTION, *_subject(results), *table(results, spread=True), "", *_verdict(results)]
+    lines = [INTRODUCTION.format(model=results["model"]), *_subject(results)]
+    lines += [*table(results, spread=True), "", *_verdict(results)]
     lines += ["", "![KL against files, RAM and decode](losses.png)"] if (folder / "losses.png").is_file() else []
     lines += ["", *_emulated(results), *against_gguf(results), *_texts(results), *_commands(results)]
     (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -8,9 +8,9 @@ Run from the repository's root with
     python -m reports.smollm2.run --again plan-int8     # after a change of qplan: this plan anew, and what hangs on it
     python -m reports.smollm2.run --gguf                # also llama.cpp's files, which it builds llama.cpp for
 
-Adds to ``--work`` what it makes and measures, and makes none of it twice: killed, it goes on. Writes ``results.json``
-and ``README.md`` here, with ``--quick`` into the folder of ``--work``. The emulated ARM engine is left out where
-``qplan engines add arm`` has not fetched it.
+Adds to ``--work`` what it makes and measures, and makes none of it twice: killed, it goes on. Writes ``results.json``,
+``README.md`` and a figure into ``--out``: here, with ``--quick`` into the folder of ``--work``. The emulated ARM engine
+is left out where ``qplan engines add arm`` has not fetched it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from qplan.calibration import check_text
 from qplan.jobs.options import AnalyzeOptions
 from qplan.jobs.profile import machine
 from qplan.mnn.arm.home import arm_is_there
-from qplan.report.notation import place
+from qplan.report.notation import model_name, place
 from qplan.run.plan_folder import PlanFolder
 from qplan.run.provenance import Provenance
 from qplan.run.table import SensitivityTable
@@ -57,6 +57,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--calib", default=f"{WIKITEXT}:validation", help="text that plans are made on")
     parser.add_argument("--text", default=f"{WIKITEXT}:test", help="text that all are judged on")
     parser.add_argument("--work", type=Path, default=Path("qplan-runs/report-smollm2"), help="kept and reused")
+    parser.add_argument("--name", help="the model's name on the page; the last part of --model, if not given")
+    parser.add_argument("--out", type=Path, help="where the page is written")
     parser.add_argument("--quick", action="store_true", help="minutes: to see that it works")
     parser.add_argument("--processor", default="arm-dot", help="ARM processor to emulate")
     parser.add_argument("--again", default="", help="models to make anew, with commas between them")
@@ -110,7 +112,7 @@ def results_of(subject: Subject, options: argparse.Namespace) -> dict[str, Any]:
     analyzed, own = Took.read(subject.run.took), subject.analysis
     plans = [Provenance.read(PlanFolder(one.folder.parent)).took for one in made if one.mean_bits is not None]
     return {
-        "model": "SmolLM2-135M-Instruct" if options.model == MODEL else place(options.model),
+        "model": options.name or model_name(options.model),
         "note": options.note,
         "parameters": table.model.parameters,
         "text": place(options.text),
@@ -154,7 +156,8 @@ def main() -> None:
     subject.work.mkdir(parents=True, exist_ok=True)
     subject.analyze()
     results = results_of(subject, options)
-    out = subject.work if options.quick else HOME
+    out = options.out or (subject.work if options.quick else HOME)
+    out.mkdir(parents=True, exist_ok=True)
     (out / "results.json").write_text(json.dumps(results, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     draw(results, out / "losses.png")
     write_page(results, out)
