@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -39,18 +40,18 @@ class LlamaCpp:
         without = folder / "without-tokenizer"
         if not self._whole.is_file():
             try:
-                self.tools.convert(loaded.folder, self._whole)
+                _whole_or_not(self._whole, lambda part: self.tools.convert(loaded.folder, part))
             except ToolError as error:  # a tokenizer that it does not know
                 print(f"{error}\nconverted without a tokenizer: no imatrix", flush=True)
                 without.touch()
-                self._convert(loaded)
+                _whole_or_not(self._whole, lambda part: self._convert(loaded, part))
         self.imatrix = None if without.is_file() else folder / "imatrix.gguf"
         """What the types are weighted with; None where there is none."""
         if self.imatrix is not None and not self.imatrix.is_file():
             print("llama.cpp: imatrix", flush=True)
             text = folder / "calibration.txt"
             text.write_text("\n".join(load_text(calib, loaded.tokenizer).documents), encoding="utf-8")
-            self.tools.imatrix(self._whole, text, self.imatrix)
+            _whole_or_not(self.imatrix, lambda part: self.tools.imatrix(self._whole, text, part))
 
     def file(self, kind: str) -> Path:
         """The file of a type; `F32` is not quantized."""
@@ -58,7 +59,7 @@ class LlamaCpp:
             return self._whole
         path = self._folder / f"{kind}.gguf"
         if not path.is_file():
-            self.tools.quantize(self._whole, path, kind, self.imatrix)
+            _whole_or_not(path, lambda part: self.tools.quantize(self._whole, part, kind, self.imatrix))
         return path
 
     def logits(self, path: Path, rows: NDArray[np.int64]) -> Path:
@@ -76,9 +77,9 @@ class LlamaCpp:
         """Growth of resident memory by loading a file, not mapped."""
         return int(json.loads(self._call("load", path)))
 
-    def _convert(self, loaded: LoadedModel) -> None:
+    def _convert(self, loaded: LoadedModel, out: Path) -> None:
         weights = write_tensors(loaded, self._folder)
-        self._call("convert", weights, self._whole)
+        self._call("convert", weights, out)
         weights.unlink()
 
     def _call(self, command: str, *arguments: object) -> str:
@@ -88,3 +89,10 @@ class LlamaCpp:
             msg = f"llama.cpp cannot {command}"
             raise ToolError(msg, command=" ".join(line), code=done.returncode, tail=done.stderr[-2000:])
         return done.stdout
+
+
+def _whole_or_not(path: Path, make: Callable[[Path], None]) -> None:
+    """Make a file under another name, and give it its own once it is whole."""
+    part = path.with_name(f"part-{path.name}")
+    make(part)
+    part.rename(path)

@@ -22,6 +22,7 @@ from qplan.planner.rules import Rules
 from qplan.rounding.rounder import Rounder
 from qplan.run.plan import Plan
 from qplan.run.plan_folder import PlanFolder
+from qplan.run.provenance import Provenance
 from qplan.settings import DynamicOption, Tune
 from qplan.uniform import HEAD_BITS, HQQ, UNIFORM_BITS, UniformExport
 from reports.smollm2.subject import Subject, quiet, tell
@@ -98,7 +99,8 @@ def models(subject: Subject, wanted: tuple[Wanted, ...], again: tuple[str, ...])
     for one in wanted:
         plan = _plan(subject, one)
         made = Plan.read(PlanFolder(plan.folder.parent).plan)
-        best = made.rivals[0].name if made.rivals and one in PLANS and one.parity == "all" else None
+        fair = [rival.name for rival in made.rivals if not rival.name.startswith(subject.leave_out)]
+        best = fair[0] if fair and one in PLANS and one.parity == "all" else None
         if best is not None and best not in known:
             known.add(best)
             yield _uniform(subject, UniformExport.parse(best), one.budget)
@@ -135,7 +137,7 @@ def _official(subject: Subject) -> Model:
 
 def _plan(subject: Subject, wanted: Wanted) -> Model:
     """What ``qplan emit`` ships, with its plan beside it."""
-    wanted = replace(wanted, tune="off") if subject.quick else wanted
+    wanted = wanted if subject.tunes else replace(wanted, tune="off")
     home = PlanFolder(subject.work / "models" / wanted.name)
     words = ["qplan emit --budget", wanted.budget]
     words += [f"--parity {wanted.parity}"] if wanted.parity != Rules.parity else []
@@ -157,7 +159,7 @@ def _plan(subject: Subject, wanted: Wanted) -> Model:
         wanted.name,
         home.model,
         plan.formats,
-        " ".join(words),
+        Provenance.read(home).commands[0],
         None if wanted.beside is not None else wanted.budget,
         plan.dynamic_option,
         plan.mean_bits,

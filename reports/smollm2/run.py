@@ -62,6 +62,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="minutes: to see that it works")
     parser.add_argument("--processor", default="arm-dot", help="ARM processor to emulate")
     parser.add_argument("--again", default="", help="models to make anew, with commas between them")
+    parser.add_argument(
+        "--tune", action=argparse.BooleanOptionalAction, default=True, help="fit the first two plans as a whole"
+    )
     parser.add_argument("--plans", default=",".join(one.name for one in (*PLANS, *PHONE_PLANS)), help="plans to make")
     parser.add_argument("--gguf", action="store_true", help="also llama.cpp's files, and plans of their bytes")
     parser.add_argument("--gguf-plans", default=",".join(TYPES), help="types of whose bytes plans are made")
@@ -69,6 +72,9 @@ def parse() -> argparse.Namespace:
         "--environments", type=Path, default=Path.home() / ".cache" / "qplan-peers", help="where llama.cpp is built"
     )
     parser.add_argument("--note", default="", help="a sentence about the model, for the page")
+    parser.add_argument(
+        "--leave-out", default="", help="beginnings of names of uniform exports that are no fair rivals for the model"
+    )
     return parser.parse_args()
 
 
@@ -87,6 +93,8 @@ def subject_of(options: argparse.Namespace) -> Subject:
         emulated_tokens=emulated,
         processor=options.processor,
         quick=quick,
+        leave_out=tuple(filter(None, options.leave_out.split(","))),
+        tunes=not quick and options.tune,
     )
 
 

@@ -38,7 +38,11 @@ class Subject:
     """Of the text's beginning, on the emulated ARM processor; 0 to leave it out."""
     processor: str
     quick: bool = False
-    """Whether plans are left as they are planned: neither repaired nor fitted as a whole."""
+    """Whether plans are left as they are planned, and not repaired."""
+    leave_out: tuple[str, ...] = ()
+    """Beginnings of names of uniform exports that are no fair rivals for this model."""
+    tunes: bool = True
+    """Whether any plan is fitted as a whole."""
 
     @property
     def run(self) -> RunFolder:
