@@ -40,18 +40,18 @@ class LlamaCpp:
         without = folder / "without-tokenizer"
         if not self._whole.is_file():
             try:
-                _whole_or_not(self._whole, lambda part: self.tools.convert(loaded.folder, part))
+                whole_or_not(self._whole, lambda part: self.tools.convert(loaded.folder, part))
             except ToolError as error:  # a tokenizer that it does not know
                 print(f"{error}\nconverted without a tokenizer: no imatrix", flush=True)
                 without.touch()
-                _whole_or_not(self._whole, lambda part: self._convert(loaded, part))
+                whole_or_not(self._whole, lambda part: self._convert(loaded, part))
         self.imatrix = None if without.is_file() else folder / "imatrix.gguf"
         """What the types are weighted with; None where there is none."""
         if self.imatrix is not None and not self.imatrix.is_file():
             print("llama.cpp: imatrix", flush=True)
             text = folder / "calibration.txt"
             text.write_text("\n".join(load_text(calib, loaded.tokenizer).documents), encoding="utf-8")
-            _whole_or_not(self.imatrix, lambda part: self.tools.imatrix(self._whole, text, part))
+            whole_or_not(self.imatrix, lambda part: self.tools.imatrix(self._whole, text, part))
 
     def file(self, kind: str) -> Path:
         """The file of a type; `F32` is not quantized."""
@@ -59,7 +59,7 @@ class LlamaCpp:
             return self._whole
         path = self._folder / f"{kind}.gguf"
         if not path.is_file():
-            _whole_or_not(path, lambda part: self.tools.quantize(self._whole, part, kind, self.imatrix))
+            whole_or_not(path, lambda part: self.tools.quantize(self._whole, part, kind, self.imatrix))
         return path
 
     def logits(self, path: Path, rows: NDArray[np.int64]) -> Path:
@@ -91,7 +91,7 @@ class LlamaCpp:
         return done.stdout
 
 
-def _whole_or_not(path: Path, make: Callable[[Path], None]) -> None:
+def whole_or_not(path: Path, make: Callable[[Path], None]) -> None:
     """Make a file under another name, and give it its own once it is whole."""
     part = path.with_name(f"part-{path.name}")
     make(part)

@@ -38,13 +38,14 @@ def against_gguf(results: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _introduction(gguf: Mapping[str, Any], threads: list[int]) -> str:
-    made = "with an imatrix of the text of qplan's analysis" if gguf["imatrix"] else "without an imatrix"
+    tokens = gguf["imatrix_tokens"]
+    made = f"with an imatrix of {tokens:,} tokens of the text of qplan's analysis" if tokens else "without an imatrix"
     told = (
-        f"The same model in llama.cpp's files, converted and quantized by its own programs ({gguf['tools']}), {made}, "
+        f"The same model in llama.cpp's files, made by its own programs ({gguf['tools']}), {made}, "
         f"run by its library ({gguf['library']}) on the same tokens; and plans of the same bytes (`--parity files`: "
-        "RAM and speed as they come). Bytes of GGUF files are those of their tensors. Speeds of both engines are by "
-        f"the clock, the fastest of rounds by turns, with {' and '.join(map(str, threads))} threads; llama.cpp's "
-        "programs are built for this processor."
+        "RAM and speed as they come). Bytes of GGUF files are those of their tensors. Speeds of both engines are the "
+        f"fastest of rounds by turns, with {' and '.join(map(str, threads))} threads: one by its processor time, more "
+        "by the clock, which whatever else runs disturbs. llama.cpp's programs are built for this processor."
     )
     if gguf["odd_rows"]:
         rows = " and ".join(map(str, gguf["odd_rows"]))

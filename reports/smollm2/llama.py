@@ -49,7 +49,10 @@ def gguf_rows(llama: LlamaCpp, subject: Subject, measured: Measurements) -> list
 
 
 def both_engines(llama: LlamaCpp, models: Sequence[Model], measured: Measurements) -> list[Row]:
-    """Tokens per second of llama.cpp's files and of MNN's folders, by the clock: the fastest of rounds by turns."""
+    """Tokens per second of llama.cpp's files and of MNN's folders: the fastest of rounds by turns.
+
+    One thread by its processor time, all by the clock, which others on the machine disturb.
+    """
     files = {kind: llama.file(kind) for kind in TYPES}
     here = {model.name: model for model in models if not model.for_phones}
     threads = sorted({1, os.cpu_count() or 1})
@@ -79,5 +82,5 @@ def _of_llama(llama: LlamaCpp, path: Path, threads: int) -> dict[str, float]:
 
 def _of_mnn(model: Model, threads: int) -> dict[str, float]:
     with EngineSession(model.folder, model.runtime(threads)) as engine:
-        speed = engine.measure_speed(PROMPT_TOKENS, DECODE_TOKENS, 1)
+        speed = engine.measure_speed(PROMPT_TOKENS, DECODE_TOKENS, 2, own_time=threads == 1)
     return {"decode": speed.decode_tokens_per_s, "prefill": speed.prefill_tokens_per_s}

@@ -34,7 +34,7 @@ from qplan.run.table import SensitivityTable
 from qplan.run.took import Took
 from reports.gguf.llama import PEER, TYPES
 from reports.gguf.page import SUPER_BLOCK
-from reports.gguf.tools import PACKAGE
+from reports.gguf.tools import IMATRIX_TOKENS, PACKAGE
 from reports.peers.environment import REQUIREMENTS
 from reports.smollm2.figure import draw
 from reports.smollm2.llama import both_engines, gguf_rows, llama_of
@@ -46,7 +46,7 @@ from reports.smollm2.subject import Subject, tell
 HOME = Path(__file__).parent
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 WIKITEXT = "Salesforce/wikitext:wikitext-2-raw-v1"
-TOKENS, SEQ_LEN, EMULATED_TOKENS = 8192, 512, 256
+TOKENS, SEQ_LEN, EMULATED_TOKENS = 4096, 512, 128
 FIT_TOKENS, QUICK_TOKENS = 8192, 1024
 
 
@@ -61,6 +61,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="where the page is written")
     parser.add_argument("--quick", action="store_true", help="minutes: to see that it works")
     parser.add_argument("--processor", default="arm-dot", help="ARM processor to emulate")
+    parser.add_argument("--emulated-tokens", type=int, default=EMULATED_TOKENS, help="of the text, on it; 0 for none")
     parser.add_argument("--again", default="", help="models to make anew, with commas between them")
     parser.add_argument(
         "--tune", action=argparse.BooleanOptionalAction, default=True, help="fit the first two plans as a whole"
@@ -82,7 +83,7 @@ def subject_of(options: argparse.Namespace) -> Subject:
     """What is judged, and how thoroughly."""
     quick = options.quick
     analysis = AnalyzeOptions(model=options.model, calib=options.calib, effort="quick", fit_tokens=FIT_TOKENS)
-    emulated = 0 if quick or not arm_is_there() else EMULATED_TOKENS
+    emulated = 0 if quick or not arm_is_there() else options.emulated_tokens
     return Subject(
         model=options.model,
         text=options.text,
@@ -142,7 +143,7 @@ def results_of(subject: Subject, options: argparse.Namespace) -> dict[str, Any]:
             "speeds": both,
             "tools": PACKAGE,
             "library": REQUIREMENTS[PEER][0],
-            "imatrix": llama is not None and llama.imatrix is not None,
+            "imatrix_tokens": IMATRIX_TOKENS if llama is not None and llama.imatrix is not None else 0,
             "odd_rows": sorted({spec.in_features for spec in table.model.tensors if spec.in_features % SUPER_BLOCK}),
         },
         "questions": QUESTIONS,
