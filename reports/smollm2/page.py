@@ -118,10 +118,10 @@ def _verdict(results: Results) -> Iterator[str]:
 def _beyond(row: Row, uniform: Row, speeds: Mapping[str, Row]) -> str:
     """What a plan takes more of than the uniform export."""
     own, its = speeds[row["name"]], speeds[uniform["name"]]
-    more = [phase for phase in ("decode", "prefill") if phase in own and own[phase]["low"] > 1]
+    more = [f"{phase} time" for phase in ("decode", "prefill") if phase in own and own[phase]["low"] > 1]
     more += ["RAM"] if own["ram_bytes"] > MORE_RAM * its["ram_bytes"] else []
     more += ["files"] if row["file_bytes"] > uniform["file_bytes"] else []
-    return f"; it takes more of {', '.join(more)}" if more else "; nothing it takes is more"
+    return f"; it takes more {' and '.join(more)}" if more else "; it takes no more of anything"
 
 
 def _emulated(results: Results) -> Iterator[str]:

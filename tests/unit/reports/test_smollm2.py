@@ -120,11 +120,11 @@ def test_a_ratio_of_times_is_told_beyond_its_spread_alone(tmp_path: Path) -> Non
 def test_what_a_plan_takes_more_of_is_told(tmp_path: Path) -> None:
     found = page(tmp_path)
     plan, best = f"**qplan**, INT4's limits: 0.20{TIMES} the loss", f"0.30{TIMES} that of llmexport --hqq, 4 bits"
-    assert f"- {plan} of uniform INT4, {best}; nothing it takes is more." in found
-    assert f"0.25{TIMES} that of llmexport --hqq, 4 bits; it takes more of decode, prefill, RAM." in found
+    assert f"- {plan} of uniform INT4, {best}; it takes no more of anything." in found
+    assert f"0.25{TIMES} that of llmexport --hqq, 4 bits; it takes more decode time and prefill time and RAM." in found
     larger = copy.deepcopy(RESULTS)
     larger["rows"][4]["file_bytes"] = 145e6
-    assert f"0.15{TIMES} the loss of uniform INT8; it takes more of files." in page(tmp_path, larger)
+    assert f"0.15{TIMES} the loss of uniform INT8; it takes more files." in page(tmp_path, larger)
 
 
 def test_where_llama_cpp_loses_less_is_said(tmp_path: Path) -> None:
