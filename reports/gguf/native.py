@@ -75,7 +75,7 @@ def load(model: str) -> None:
     """Print how much resident memory grows by loading a file, not mapped."""
     library = open_library()
     options = library.llama_model_default_params()
-    options.use_mmap = False
+    options.load_mode = library.LLAMA_LOAD_MODE_NONE
     before = resident_bytes()
     if library.llama_model_load_from_file(model.encode(), options) == ffi.NULL:
         sys.exit(f"llama.cpp does not load {model}")

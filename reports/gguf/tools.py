@@ -25,7 +25,7 @@ _OPTIONS = (
         for part in ("CURL", "OPENSSL", "BUILD_SERVER", "BUILD_TESTS", "BUILD_EXAMPLES", "BUILD_UI")
     ),
 )
-_REPEATS = 4
+_REPEATS = 2
 CHUNK_TOKENS, IMATRIX_CHUNKS = 512, 24
 IMATRIX_TOKENS = CHUNK_TOKENS * IMATRIX_CHUNKS
 """As many as qplan's analysis takes in `reports.smollm2`, those that rounding is fitted to included."""
@@ -80,7 +80,7 @@ class Tools:
         _run([self._program("llama-quantize"), *by, str(whole), str(out), kind, "1"])
 
     def speed(self, path: Path, threads: int, prompt: int, decode: int) -> Speed:
-        """Time a prompt, and tokens after such a prompt: one thread by its processor time, several by the clock.
+        """Time a prompt, and tokens after none: one thread by its processor time, several by the clock.
 
         Raises:
             ToolError: the program failed.
@@ -94,7 +94,7 @@ class Tools:
             seconds = [_processor_s([*words, "-r", str(repeats)]) for repeats in (1, 1 + _REPEATS)]
             return _REPEATS * tokens / (seconds[1] - seconds[0])
 
-        return Speed(rate(prompt, "-p", prompt, "-n", 0), rate(decode, "-p", 0, "-n", decode, "-d", prompt))
+        return Speed(rate(prompt, "-p", prompt, "-n", 0), rate(decode, "-p", 0, "-n", decode))
 
     def _program(self, name: str) -> str:
         return str(self.home / "build" / "bin" / name)

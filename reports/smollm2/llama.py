@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -48,15 +47,14 @@ def gguf_rows(llama: LlamaCpp, subject: Subject, measured: Measurements) -> list
     return rows
 
 
-def both_engines(llama: LlamaCpp, models: Sequence[Model], measured: Measurements) -> list[Row]:
+def both_engines(llama: LlamaCpp, models: Sequence[Model], measured: Measurements, threads: Sequence[int]) -> list[Row]:
     """Tokens per second of llama.cpp's files and of MNN's folders: the fastest of rounds by turns.
 
     One thread by its processor time, all by the clock, which others on the machine disturb.
     """
     files = {kind: llama.file(kind) for kind in TYPES}
     here = {model.name: model for model in models if not model.for_phones}
-    threads = sorted({1, os.cpu_count() or 1})
-    inputs = {kind: sha256_file(path) for kind, path in files.items()}
+    inputs = {"threads": str(threads)} | {kind: sha256_file(path) for kind, path in files.items()}
     inputs |= {name: model.digest for name, model in here.items()}
 
     def measure() -> list[Row]:

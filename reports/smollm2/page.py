@@ -25,7 +25,8 @@ from `results.json`. Every model is an MNN folder, run by MNN's engine with one 
 prefill, on tokens of a text that nothing was fitted to; top-5 is the share of FP32's five likeliest tokens that are
 among the model's. RAM is the growth of the engine's resident memory by loading. Speeds are medians of rounds in which
 all models took turns, in processor time of the engine's thread, after a prompt of 128 tokens; beside a speed stands how
-much longer than the uniform export's the time is, with the interval of the rounds' median, or `=` where that holds 1.
+much longer than the uniform export's the time is, with the interval of the rounds' median, or `=` where that or the
+ratio itself is 1.
 """
 
 HEADS = ("files, MB", "RAM, MB", "decode, tokens/s", "prefill, tokens/s", "KL", "p99", "p99.9", "top-1", "top-5", "ppl")
@@ -78,7 +79,7 @@ def _speed(speed: Row, phase: str, *, spread: bool) -> str:
     rate, times = notation.speed(speed[f"{phase}_tokens_per_s"]), speed.get(phase)
     if times is None:
         return rate
-    if times["low"] <= 1 <= times["high"]:
+    if times["low"] <= 1 <= times["high"] or round(times["times"], 2) == 1:
         return f"{rate} (=)"
     told = f", {times['low']:.2f}\N{EN DASH}{times['high']:.2f}" if spread else ""
     return f"{rate} ({notation.ratio(times['times'])}{told})"
@@ -90,11 +91,17 @@ def _subject(results: Results) -> Iterator[str]:
         f"({_minutes(results['analysis']['seconds'])}), judged on {results['tokens']:,} tokens of {results['text']} in "
         f"rows of {results['seq_len']}, where FP32's perplexity is "
         f"{notation.perplexity(results['reference_perplexity'])}. "
-        f"{results['machine']}; MNN {results['engine']}. Plans took {_minutes(results['took_s']['plans'])}, "
+        f"{results['machine']}; MNN {results['engine']}; {_rounds(results)} rounds of speeds. "
+        f"Plans took {_minutes(results['took_s']['plans'])}, "
         f"measuring {_minutes(results['took_s']['measured'])}.\n"
     )
     if results["note"]:
         yield f"{results['note']}\n"
+
+
+def _rounds(results: Results) -> int:
+    """Rounds in which models were timed: as many for each."""
+    return max((int(speed["decode"]["rounds"]) for speed in results["speeds"].values() if "decode" in speed), default=0)
 
 
 def _verdict(results: Results) -> Iterator[str]:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -68,6 +69,12 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--plans", default=",".join(one.name for one in (*PLANS, *PHONE_PLANS)), help="plans to make")
     parser.add_argument("--gguf", action="store_true", help="also llama.cpp's files, and plans of their bytes")
+    parser.add_argument(
+        "--threads",
+        type=lambda text: sorted({int(word) for word in text.split(",")}),
+        default=sorted({1, os.cpu_count() or 1}),
+        help="numbers of threads that llama.cpp and MNN are timed with",
+    )
     parser.add_argument("--gguf-plans", default=",".join(TYPES), help="types of whose bytes plans are made")
     parser.add_argument(
         "--environments", type=Path, default=Path.home() / ".cache" / "qplan-peers", help="where llama.cpp is built"
@@ -116,7 +123,7 @@ def results_of(subject: Subject, options: argparse.Namespace) -> dict[str, Any]:
         rows = [measured.row(model) for model in made]
         texts = measured.texts_of_fp32()["texts"]
         if llama is not None:
-            both = both_engines(llama, made, measured)
+            both = both_engines(llama, made, measured, options.threads)
     table = SensitivityTable.read(subject.run.sensitivity)
     analyzed, own = Took.read(subject.run.took), subject.analysis
     plans = [Provenance.read(PlanFolder(one.folder.parent)).took for one in made if one.mean_bits is not None]
