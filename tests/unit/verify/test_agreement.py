@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from qplan.sensitivity.kept_logits import KeptLogits
+from qplan.sensitivity.kept_logits import KeptLogits, Logits
 from qplan.verify.agreement import agreement_with
 from qplan.verify.folder import Windows, perplexity_of
 
@@ -23,12 +25,13 @@ def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     return found
 
 
-def in_turn(logits: NDArray[np.float32]) -> tuple[list[NDArray[np.int64]], object]:
+def in_turn(logits: Logits) -> tuple[list[NDArray[np.int64]], Callable[[NDArray[np.int64]], Logits]]:
     seen: list[NDArray[np.int64]] = []
 
-    def logits_of(row: NDArray[np.int64]) -> NDArray[np.float32]:
+    def logits_of(row: NDArray[np.int64]) -> Logits:
+        found: Logits = logits[len(seen)]
         seen.append(row)
-        return logits[len(seen) - 1]
+        return found
 
     return seen, logits_of
 
@@ -39,7 +42,7 @@ def test_the_model_itself_agrees() -> None:
     nll, found = agreement_with(
         KeptLogits(JUDGED.rows, LOGITS),
         JUDGED,
-        logits_of,  # type: ignore[arg-type]
+        logits_of,
         lambda done, total: told.append((done, total)),
     )
     assert (found.kl_nats, found.kl_p999_nats, found.top1, found.top5) == (0, 0, 1, 1)
@@ -54,7 +57,7 @@ def test_losses_are_those_of_the_formula() -> None:
     nll, found = agreement_with(
         KeptLogits(JUDGED.rows, LOGITS),
         JUDGED,
-        logits_of,  # type: ignore[arg-type]
+        logits_of,
         lambda *_: None,
     )
     ours, theirs = log_softmax(LOGITS), log_softmax(other)
