@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qplan.artifact import sha256_json, write_text
+from qplan.cost.target import find_target
 from qplan.mnn.arm.home import require_arm
 from qplan.mnn.arm.processors import find_processor
 from qplan.mnn.build.skeleton import folder_bytes
@@ -97,7 +98,7 @@ class Measurements:
             return found
         if not model.for_phones:
             found |= self.once(f"{model.name}-texts", inputs, lambda: self._texts(model))
-        if self._subject.emulated_tokens:
+        if self._subject.emulated_tokens and self._right_there(model):
             part = self._part()
             inputs |= {"processor": self._subject.processor, "tokens": str(part.tokens)}
             found["arm"] = self.once(f"{model.name}-arm", inputs, lambda: self._loss(model, part, self._host()))
@@ -119,6 +120,11 @@ class Measurements:
         speeds = speeds_in_turns(contestants, trial, self._subject.loaded.card.context)
         named = {name: speed for (name, _), speed in speeds.items()}
         return {one.name: _speed_row(one, named) for one in models}
+
+    def _right_there(self, model: Model) -> bool:
+        """Whether the emulated processor computes all of a model's formats right."""
+        target = find_target(self._subject.processor)
+        return all(target.legal(spec, model.formats[spec.name]) for spec in self._subject.loaded.card.planned)
 
     def _part(self) -> Windows:
         rows = self._subject.judged.rows

@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -40,7 +41,7 @@ from reports.peers.environment import REQUIREMENTS
 from reports.smollm2.figure import draw
 from reports.smollm2.llama import both_engines, gguf_rows, llama_of
 from reports.smollm2.measure import NEW_TOKENS, QUESTIONS, Measurements, took_s
-from reports.smollm2.models import PHONE_PLANS, PLANS, Wanted, models
+from reports.smollm2.models import OFFICIAL, PHONE_PLANS, PLANS, UNIFORM, Wanted, models
 from reports.smollm2.page import write_page
 from reports.smollm2.subject import Subject, tell
 
@@ -49,6 +50,22 @@ MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 WIKITEXT = "Salesforce/wikitext:wikitext-2-raw-v1"
 TOKENS, SEQ_LEN, EMULATED_TOKENS = 4096, 512, 128
 FIT_TOKENS, QUICK_TOKENS = 8192, 1024
+PLAN_NAMES = tuple(one.name for one in (*PLANS, *PHONE_PLANS))
+MADE_AGAIN = (*UNIFORM, OFFICIAL.name, *PLAN_NAMES, *(f"plan-{kind}" for kind in TYPES))
+
+
+def names(known: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
+    """Reads names of a list, with commas between them."""
+
+    def read(text: str) -> tuple[str, ...]:
+        found = tuple(filter(None, text.split(",")))
+        unknown = [name for name in found if name not in known]
+        if unknown:
+            msg = f"{', '.join(unknown)}: known are {', '.join(known)}"
+            raise argparse.ArgumentTypeError(msg)
+        return found
+
+    return read
 
 
 def parse() -> argparse.Namespace:
@@ -63,11 +80,15 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="minutes: to see that it works")
     parser.add_argument("--processor", default="arm-dot", help="ARM processor to emulate")
     parser.add_argument("--emulated-tokens", type=int, default=EMULATED_TOKENS, help="of the text, on it; 0 for none")
-    parser.add_argument("--again", default="", help="models to make anew, with commas between them")
+    parser.add_argument(
+        "--again", type=names(MADE_AGAIN), default=(), help="models to make anew, with commas between them"
+    )
     parser.add_argument(
         "--tune", action=argparse.BooleanOptionalAction, default=True, help="fit the first two plans as a whole"
     )
-    parser.add_argument("--plans", default=",".join(one.name for one in (*PLANS, *PHONE_PLANS)), help="plans to make")
+    parser.add_argument(
+        "--plans", type=names(PLAN_NAMES), default=PLAN_NAMES, help="plans to make, with commas between them"
+    )
     parser.add_argument("--gguf", action="store_true", help="also llama.cpp's files, and plans of their bytes")
     parser.add_argument(
         "--threads",
@@ -75,7 +96,9 @@ def parse() -> argparse.Namespace:
         default=sorted({1, os.cpu_count() or 1}),
         help="numbers of threads that llama.cpp and MNN are timed with",
     )
-    parser.add_argument("--gguf-plans", default=",".join(TYPES), help="types of whose bytes plans are made")
+    parser.add_argument(
+        "--gguf-plans", type=names(TYPES), default=TYPES, help="types of whose bytes plans are made, likewise"
+    )
     parser.add_argument(
         "--environments", type=Path, default=Path.home() / ".cache" / "qplan-peers", help="where llama.cpp is built"
     )
@@ -108,17 +131,16 @@ def subject_of(options: argparse.Namespace) -> Subject:
 
 def results_of(subject: Subject, options: argparse.Namespace) -> dict[str, Any]:
     """Everything that the page tells."""
-    again = tuple(filter(None, options.again.split(",")))
     every = PLANS + (PHONE_PLANS if subject.emulated_tokens else ())
-    wanted = tuple(one for one in every if one.name in options.plans.split(","))
+    wanted = tuple(one for one in every if one.name in options.plans)
     with ExitStack() as stack:
         measured, files, both = Measurements(subject, stack), [], []
         llama = llama_of(subject, options.environments) if options.gguf else None
         if llama is not None:
             files = gguf_rows(llama, subject, measured)
-            asked = [file for file in files if file["name"] in options.gguf_plans.split(",")]
+            asked = [file for file in files if file["name"] in options.gguf_plans]
             wanted += tuple(Wanted(f"{file['file_bytes']}B", "files", beside=file["name"]) for file in asked)
-        made = list(models(subject, wanted, again))
+        made = list(models(subject, wanted, options.again))
         speeds = measured.speeds(made)
         rows = [measured.row(model) for model in made]
         texts = measured.texts_of_fp32()["texts"]
