@@ -9,6 +9,7 @@ from typing import Any
 
 import matplotlib as mpl
 
+from reports.smollm2.gguf_page import rate_of
 from reports.smollm2.labels import FLOAT, OFFICIAL, PLAN
 
 mpl.use("Agg")
@@ -34,6 +35,9 @@ LOOKS: dict[str, dict[str, Any]] = {
     GGUF: {"marker": "^", "color": style.THIRD, "linestyle": ""},
 }
 
+LOWERED = frozenset({"Q5_K_M"})
+"""Names that would lie on a neighbor's."""
+
 
 @dataclass(frozen=True)
 class Point:
@@ -48,19 +52,20 @@ class Point:
 
 def points(results: Mapping[str, Any]) -> Iterator[Point]:
     """Every model but those in floats and those for phones."""
-    clock = {row["name"]: row["decode"] for row in results["gguf"]["speeds"] if row["threads"] == 1}
     for row in results["rows"]:
         if row["for_phones"] or row["name"] == FLOAT:
             continue
         speed, name = results["speeds"][row["name"]], str(row["name"])
-        rate = clock.get(name) if clock else speed["decode_tokens_per_s"]
-        where = (row["file_bytes"] / 1e6, speed["ram_bytes"] / 1e6, 1e3 / rate if rate else None)
-        yield Point(_series(row), _label(row), row["here"]["kl_nats"], where)
+        rate = rate_of(results, name, "decode") if results["gguf"]["speeds"] else speed["decode_tokens_per_s"]
+        yield Point(_series(row), _label(row), row["here"]["kl_nats"], _places(row["file_bytes"], speed, rate))
     for file in results["gguf"]["files"]:
         if file["name"] != "F32":
-            rate = clock.get(file["name"])
-            where = (file["file_bytes"] / 1e6, file["ram_bytes"] / 1e6, 1e3 / rate if rate else None)
-            yield Point(GGUF, file["name"], file["here"]["kl_nats"], where)
+            places = _places(file["file_bytes"], file, rate_of(results, file["name"], "decode"))
+            yield Point(GGUF, file["name"], file["here"]["kl_nats"], places)
+
+
+def _places(file_bytes: int, speed: Mapping[str, Any], rate: float | None) -> tuple[float, float, float | None]:
+    return file_bytes / 1e6, speed["ram_bytes"] / 1e6, 1e3 / rate if rate else None
 
 
 def _series(row: Mapping[str, Any]) -> str:
@@ -74,7 +79,8 @@ def _label(row: Mapping[str, Any]) -> str:
     name = str(row["name"])
     if row["beside"] is not None or name.endswith("-files"):
         return ""
-    return name.removeprefix(PLAN).upper() if name != OFFICIAL else ""
+    plain = name.removeprefix(PLAN)
+    return plain.upper() if plain in {"int8", "int4"} else ""
 
 
 def draw(results: Mapping[str, Any], path: Path) -> None:
@@ -85,7 +91,7 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
         for series, look in LOOKS.items():
             _series_on(axis, [point for point in found if point.series == series], number, look, series)
         axis.set_xlabel(name, color=style.INK)
-        axis.margins(x=0.12, y=0.12)
+        axis.margins(x=0.2, y=0.12)
         style.quiet(axis)
     style.log_nats(axes[0], "y")
     axes[0].set_ylabel("KL to FP32, nats per token", color=style.INK)
@@ -103,5 +109,8 @@ def _series_on(axis: Axes, found: list[Point], number: int, look: Mapping[str, A
         return
     line = look if number == 0 else {**look, "linestyle": ""}  # a frontier of files alone is none of RAM or time
     axis.plot([x for x, *_ in placed], [y for _, y, _ in placed], label=series, markersize=7, **line)
+    # names of what lies close together stand on either side
+    across, side = (-7, "right") if series == GGUF else (7, "left")
     for x, y, text in placed:
-        axis.annotate(text, (x, y), (6, 5), textcoords="offset points", fontsize=8, color=look["color"])
+        where = (across, -12 if text in LOWERED else -3)
+        axis.annotate(text, (x, y), where, textcoords="offset points", ha=side, fontsize=8, color=look["color"])

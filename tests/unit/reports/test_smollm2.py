@@ -9,6 +9,7 @@ from typing import Any
 
 from qplan.report.notation import TIMES
 from reports.smollm2.figure import GGUF, LIMITS, QPLAN, RECIPE, UNIFORM, points
+from reports.smollm2.gguf_page import rate_of
 from reports.smollm2.measure import Measurements
 from reports.smollm2.models import PHONE_PLANS, PLANS, Wanted
 from reports.smollm2.page import table, write_page
@@ -129,12 +130,23 @@ def test_what_a_plan_takes_more_of_is_told(tmp_path: Path) -> None:
 
 def test_where_llama_cpp_loses_less_is_said(tmp_path: Path) -> None:
     found = page(tmp_path)
-    assert "Of 1 sizes that were planned, llama.cpp loses less at Q4_0." in found
-    assert "| Q4_0 | 92.0 | 93 | 100/200 | 300/300 | 3.0e-2 |" in found
+    assert f"- **qplan**, INT8's limits: 0.20{TIMES} the loss of Q4_0, the best file that is no larger." in found
+    assert f"- **qplan**, Q4_0's bytes: llama.cpp loses less: 1.33{TIMES} the loss of Q4_0, the best file" in found
+    assert "**qplan**, INT4's limits: 2" not in found  # no file is as small
+    assert "| llama.cpp Q4_0 | 92.0 | 93 | 100/200 | 300/300 | 3.0e-2 |" in found
     assert "| **qplan**, Q4_0's bytes | 92.0 | 125 | 100/200 |" in found
     assert "Rows of 576 weights" in found
     without = RESULTS | {"gguf": RESULTS["gguf"] | {"files": [], "speeds": []}, "rows": RESULTS["rows"][:7]}
     assert "GGUF" not in page(tmp_path, without)
+
+
+def test_a_plan_s_speed_beside_llama_cpp_follows_from_its_ratio_by_turns() -> None:
+    timed = {"name": "int4", "threads": 1, "decode": 210.0, "prefill": 600.0}
+    results = RESULTS | {"gguf": RESULTS["gguf"] | {"speeds": [*RESULTS["gguf"]["speeds"], timed]}}
+    assert rate_of(results, "plan-int4", "decode") == 210 / 1.05
+    assert rate_of(results, "plan-int4", "decode", threads=2) == 200
+    assert rate_of(results, "int4", "decode") == 210
+    assert rate_of(results, "int8", "decode") is None
 
 
 def test_phones_and_texts(tmp_path: Path) -> None:
