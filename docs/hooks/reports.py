@@ -14,9 +14,9 @@ _LINK = re.compile(r"(\]\()(?!\w+:|#|/)([^)\s#]+)")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add ``reports/**/*.md`` and the pictures of the gallery and of the comparison with GGUF."""
+    """Add ``reports/**/*.md`` and the pictures of the gallery and of the comparisons with MNN's and llama.cpp's own."""
     root = Path(config.config_file_path).parent
-    pictures = (path for folder in ("gallery", "gguf") for path in root.glob(f"reports/{folder}/*.png"))
+    pictures = (path for folder in ("gallery", "gguf", "smollm2") for path in root.glob(f"reports/{folder}/*.png"))
     for path in sorted((*root.glob("reports/**/*.md"), *pictures)):
         files.append(File.generated(config, path.relative_to(root).as_posix(), abs_src_path=str(path)))
     return files

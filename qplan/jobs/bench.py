@@ -27,7 +27,6 @@ from qplan.verify.folder import (
     Windows,
     perplexity_of,
     ppl_eval_windows,
-    top_agreement,
     windows,
 )
 
@@ -86,7 +85,7 @@ def run_bench(options: BenchOptions, say: Say, progress: Progress) -> FolderMeas
             ids = _engine_ids(text.documents, engine, options.tokens)
         else:
             _check_same_tokens(options, engine, loaded)
-            ids = _reference_ids(text.documents, loaded.tokenizer, options.tokens)
+            ids = reference_ids(text.documents, loaded.tokenizer, options.tokens)
         if options.windows == "ppl_eval":
             judged = ppl_eval_windows(ids, options.tokens, found.settings)
         else:
@@ -99,7 +98,7 @@ def run_bench(options: BenchOptions, say: Say, progress: Progress) -> FolderMeas
         if loaded is None:
             nll, agreement = _alone(engine, judged, progress), None
         else:
-            nll, agreement = _compared(engine, judged, loaded, progress)
+            nll, agreement = _beside(engine, judged, loaded, progress)
         return FolderMeasured(
             engine=engine.version,
             memory=runtime.memory,
@@ -125,8 +124,8 @@ def _engine_ids(documents: tuple[str, ...], engine: EngineSession, tokens: int) 
     return _first(documents, tokens, engine.encode)
 
 
-def _reference_ids(documents: tuple[str, ...], tokenizer: Any, tokens: int) -> NDArray[np.int64]:  # noqa: ANN401
-    """The same by the reference's, without special tokens."""
+def reference_ids(documents: tuple[str, ...], tokenizer: Any, tokens: int) -> NDArray[np.int64]:  # noqa: ANN401
+    """The same by the reference's tokenizer, without special tokens."""
     return _first(
         documents, tokens, lambda piece: tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"]
     )
@@ -169,35 +168,14 @@ def _alone(engine: EngineSession, judged: Windows, progress: Progress) -> list[N
     return found
 
 
-def _compared(
+def _beside(
     engine: EngineSession, judged: Windows, loaded: LoadedModel, progress: Progress
 ) -> tuple[list[NDArray[np.float64]], Agreement]:
     """Negative log-likelihoods of the text by row, and how far the folder is from the reference."""
-    import torch  # noqa: PLC0415 - not without a reference
+    from qplan.sensitivity.kept_logits import kept_logits  # noqa: PLC0415 - torch: not without a reference
+    from qplan.verify.agreement import agreement_with  # noqa: PLC0415
 
-    from qplan.sensitivity.kept_logits import kept_logits  # noqa: PLC0415
-    from qplan.sensitivity.metrics import compare, join, reference_of  # noqa: PLC0415
-
-    rows = judged.rows
+    count = len(judged.rows)
     # both go over the text once
-    with kept_logits(loaded, rows, lambda done, _: progress(done, 2 * len(rows))) as reference:
-        nll, theirs, parts, top = [], [], [], []
-        for number, row in enumerate(rows):
-            part = judged.judged(number)
-            expected, found = np.array(reference.logits[number]), engine.logits(row)
-            nll.append(judged.nll(found, number))
-            theirs.append(judged.nll(expected, number))
-            top.append(top_agreement(expected[part], found[part]))
-            prepared = reference_of(torch.from_numpy(expected[part]), torch.from_numpy(row[part]))
-            parts.append(compare(prepared, torch.from_numpy(found[part])))
-            progress(len(rows) + number + 1, 2 * len(rows))
-        stats = join(parts)
-        agreement = Agreement(
-            kl_nats=stats.kl_nats,
-            kl_p99_nats=stats.kl_p99_nats,
-            kl_p999_nats=float(torch.quantile(stats.kl, 0.999)),
-            top1=stats.top1,
-            top5=float(np.concatenate(top).mean()),
-            reference_perplexity=perplexity_of(theirs),
-        )
-    return nll, agreement
+    with kept_logits(loaded, judged.rows, lambda done, _: progress(done, 2 * count)) as reference:
+        return agreement_with(reference, judged, engine.logits, lambda done, _: progress(count + done, 2 * count))

@@ -31,7 +31,7 @@ Tokens = list[int]
 
 
 @dataclass(frozen=True)
-class _Engine:
+class WritingEngine:
     """A model folder as it is run."""
 
     name: str
@@ -61,11 +61,11 @@ def sample_texts(bench: BuildBench, plan: Plan, model: Path, builds: UniformBuil
     new = max(1, min(NEW_TOKENS, bench.loaded.card.context - prompts.shape[1]))
     threads = bench.trial.threads
     engines = (
-        _Engine(name, builds.folder(name, formats), RuntimeConfig(plan.memory, threads=threads)),
-        _Engine("plan", model, RuntimeConfig.of(plan, threads)),
+        WritingEngine(name, builds.folder(name, formats), RuntimeConfig(plan.memory, threads=threads)),
+        WritingEngine("plan", model, RuntimeConfig.of(plan, threads)),
     )
-    written = {FP32: _of_torch(bench.loaded, prompts, new)}
-    written |= {one.name: _of_engine(one, prompts, new, bench.loaded.card.context) for one in engines}
+    written = {FP32: torch_texts(bench.loaded, prompts, new)}
+    written |= {one.name: engine_texts(one, prompts.tolist(), new, bench.loaded.card.context) for one in engines}
     return samples_of(bench.loaded.tokenizer, prompts, written, new)
 
 
@@ -83,7 +83,7 @@ def samples_of(
         written: continuations of each prompt by model, that of FP32 first.
         new_tokens: tokens that were asked for.
     """
-    ended = {name: [_ended(tokens, tokenizer.eos_token_id) for tokens in texts] for name, texts in written.items()}
+    ended = {name: [until_end(tokens, tokenizer.eos_token_id) for tokens in texts] for name, texts in written.items()}
     reference = ended[FP32]
     others = [name for name in ended if name != FP32]
     kept = [sum(_in_common(reference[row], ended[name][row]) for name in others) for row in range(len(prompts))]
@@ -119,8 +119,8 @@ def _prompts(rows: NDArray[np.int64]) -> NDArray[np.int64]:
     return beginnings
 
 
-def _of_torch(loaded: LoadedModel, prompts: NDArray[np.int64], new: int) -> list[Tokens]:
-    """What the Hugging Face model continues with, all prompts at once."""
+def torch_texts(loaded: LoadedModel, prompts: NDArray[np.int64], new: int) -> list[Tokens]:
+    """What the Hugging Face model continues prompts ``[prompts, tokens]`` with, all at once: the likeliest tokens."""
     ids, cache = torch.from_numpy(prompts).to(loaded.device), None
     steps = []
     with torch.no_grad():
@@ -132,10 +132,10 @@ def _of_torch(loaded: LoadedModel, prompts: NDArray[np.int64], new: int) -> list
     return found
 
 
-def _of_engine(one: _Engine, prompts: NDArray[np.int64], new: int, context: int) -> list[Tokens]:
-    """What the engine continues each prompt with."""
+def engine_texts(one: WritingEngine, prompts: Sequence[Tokens], new: int, context: int) -> list[Tokens]:
+    """What the engine continues each prompt with: so many tokens, the likeliest ones."""
     with EngineSession(one.folder, one.runtime, context=context) as engine:
-        return [_continued(engine, prompt.tolist(), new) for prompt in prompts]
+        return [_continued(engine, prompt, new) for prompt in prompts]
 
 
 def _continued(engine: EngineSession, prompt: Tokens, new: int) -> Tokens:
@@ -145,7 +145,7 @@ def _continued(engine: EngineSession, prompt: Tokens, new: int) -> Tokens:
     return tokens
 
 
-def _ended(tokens: Tokens, end: int | None) -> Tokens:
+def until_end(tokens: Tokens, end: int | None) -> Tokens:
     """The tokens up to the end of the text."""
     return tokens[: tokens.index(end)] if end in tokens else tokens
 

@@ -1,13 +1,15 @@
 """Runs in llama.cpp's own environment: a GGUF file from weights, its quantized copies, and their logits.
 
 ``native.py convert WEIGHTS OUT``: an ``.npz`` of float32 tensors under llama.cpp's names, beside ``model.json``,
-becomes a GGUF file in F32. ``native.py quantize IN OUT TYPE``: by the library's own ``llama_model_quantize``.
+becomes a GGUF file in F32. ``native.py tensors MODEL``: bytes of its tensors. ``native.py load MODEL``: the growth of
+resident memory.
 ``native.py logits MODEL TOKENS OUT``: float32 logits ``[rows, seq_len, vocabulary]`` of int32 rows of tokens.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -64,14 +66,25 @@ def convert(weights: str, out: str) -> None:
     writer.close()
 
 
-def quantize(source: str, out: str, kind: str) -> None:
-    """Quantize a GGUF file; the package has no way to give an imatrix."""
-    from cyllama.llama.llama_cpp import LlamaModelQuantizeParams, model_quantize  # noqa: PLC0415 - another library
+def tensors(path: str) -> None:
+    """Print the bytes of a file's tensors."""
+    print(sum(int(tensor.n_bytes) for tensor in gguf.GGUFReader(path).tensors))
 
-    options = LlamaModelQuantizeParams()
-    options.nthread = 1
-    options.ftype = int(gguf.LlamaFileType[f"MOSTLY_{kind}"])
-    model_quantize(source, out, options)
+
+def load(model: str) -> None:
+    """Print how much resident memory grows by loading a file, not mapped."""
+    library = open_library()
+    options = library.llama_model_default_params()
+    options.load_mode = library.LLAMA_LOAD_MODE_NONE
+    before = resident_bytes()
+    if library.llama_model_load_from_file(model.encode(), options) == ffi.NULL:
+        sys.exit(f"llama.cpp does not load {model}")
+    print(resident_bytes() - before)
+
+
+def resident_bytes() -> int:
+    """Of this process, on Linux."""
+    return int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def logits(model: str, tokens: str, out: str) -> None:
@@ -102,5 +115,5 @@ def logits(model: str, tokens: str, out: str) -> None:
 
 
 if __name__ == "__main__":
-    commands: dict[str, Callable[..., None]] = {"convert": convert, "quantize": quantize, "logits": logits}
+    commands: dict[str, Callable[..., None]] = {"convert": convert, "tensors": tensors, "load": load, "logits": logits}
     commands[sys.argv[1]](*sys.argv[2:])

@@ -9,15 +9,20 @@ from typing import Any
 INTRODUCTION = """# GGUF files against plans of the same bytes
 
 Written by `python -m reports.gguf.run`, from `results.json`. The same float model, quantized by llama.cpp's own
-`llama_model_quantize` and run by its library, and planned by qplan within the bytes of each file and run by MNN under
+`llama-quantize` and run by its library, and planned by qplan within the bytes of each file and run by MNN under
 memory low. Losses are mean KL divergences per token from the Hugging Face model in FP32, in nats, in prefill, on the
-same tokens of a text that nothing was fitted to. Both engines quantize activations to 8 bits. The files are made
-without an imatrix: the package that quantizes hands none to the library. GGUF files with one lose less as a rule, so
-these are not llama.cpp at its best. A GGUF file here holds no tokenizer; bytes of MNN's are graph and weights.
+same tokens of a text that nothing was fitted to. Both engines quantize activations to 8 bits. An imatrix is made on
+the text of qplan's analysis where llama.cpp knows the model's tokenizer. Bytes of GGUF files are those of their
+tensors, bytes of MNN's are graph and weights.
+
+[SmolLM2-135M-Instruct](../smollm2/README.md#against-gguf), with an imatrix and with speeds, is in a report of its own.
 
 K-quants and IQ4_XS take rows of a multiple of 256 weights; llama.cpp gives other rows other types, and their files
 are larger than elsewhere.
 """
+
+SUPER_BLOCK = 256
+"""Weights that K-quants and IQ4_XS take at a time."""
 
 
 def write_page(results: Mapping[str, Any], folder: Path) -> None:
@@ -37,10 +42,15 @@ def _model(name: str, result: Mapping[str, Any]) -> Iterator[str]:
         f"## {name}\n\n{result['parameters']:,} parameters; analyzed on {result['calibration']}, judged on "
         f"{judged['tokens']:,} tokens of {judged['text']}; MNN {result['engine']}; {result['library']}.\n"
     )
-    odd = [str(width) for width in result["rows"] if width % 256]
+    odd = [str(width) for width in result["rows"] if width % SUPER_BLOCK]
     if odd:
         yield f"Rows of {' and '.join(odd)} weights are no multiple of 256.\n"
     whole = next(file for file in result["files"] if file["type"] == "F32")
+    if not result.get("imatrix"):
+        yield (
+            "Made without an imatrix: llama.cpp does not know this tokenizer. GGUF files with one lose less as a rule, "
+            "so these are not llama.cpp at its best.\n"
+        )
     yield f"llama.cpp in F32 loses {whole['kl_nats']:.1e}: the conversion and the fp16 KV cache.\n"
     plans = {plan["type"]: plan for plan in result["plans"]}
     yield "| type | bytes | KL | top-1 |" + (" qplan's bytes | KL | over GGUF's |" if plans else "")

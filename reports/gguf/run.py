@@ -4,15 +4,15 @@ Run from the repository's root with
 
     python -m reports.gguf.run MODEL --calib FILE --text FILE --work FOLDER
 
-Installs llama.cpp's library from a package (no compiler is needed) into an environment of its own, adds the model to
-``results.json``, and writes ``README.md`` and ``losses.png`` beside it. What ``--work`` holds is not made again.
+Builds llama.cpp's programs from a package (with cmake and a C++ compiler), installs its library from another into an
+environment of its own, adds the model to ``results.json``, and writes ``README.md`` and ``losses.png`` beside it. What
+``--work`` holds is not made again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +21,6 @@ import numpy as np
 
 from qplan.artifact import versions
 from qplan.choosing.request import PlanRequest
-from qplan.errors import ToolError
 from qplan.jobs.emit import run_emit
 from qplan.jobs.options import EmitOptions
 from qplan.model.load import LoadedModel, load_model
@@ -29,14 +28,13 @@ from qplan.planner.budget import parse_budgets
 from qplan.planner.rules import Rules
 from qplan.run.folder import RunFolder
 from qplan.sensitivity.kept_logits import kept_logits
+from reports.gguf.llama import PEER, TYPES, LlamaCpp
 from reports.gguf.page import write_page
-from reports.gguf.tensors import write_tensors
-from reports.peers.environment import REQUIREMENTS, prepare
+from reports.gguf.tools import PACKAGE
+from reports.peers.environment import REQUIREMENTS
 from reports.plans.study import SEQ_LEN, Study
 
 HOME = Path(__file__).parent
-PEER = "llama.cpp"
-TYPES = ("Q4_0", "IQ4_XS", "Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0")
 
 
 @dataclass(frozen=True)
@@ -60,47 +58,8 @@ class Planned:
     """Bytes and loss of the uniform exports, by format."""
 
 
-class LlamaCpp:
-    """llama.cpp on one model, in its own environment."""
-
-    def __init__(self, loaded: LoadedModel, python: Path, folder: Path) -> None:
-        """Convert the model."""
-        self._python, self._folder = python, folder
-        self._whole = folder / "f32.gguf"
-        if not self._whole.is_file():
-            weights = write_tensors(loaded, folder)
-            self._call("convert", weights, self._whole)
-            weights.unlink()
-
-    def file(self, kind: str) -> Path:
-        """The file of a type; `F32` is not quantized."""
-        path = self._folder / f"{kind}.gguf"
-        if kind == "F32":
-            return self._whole
-        if not path.is_file():
-            self._call("quantize", self._whole, path, kind)
-        return path
-
-    def logits(self, path: Path, rows: np.ndarray[tuple[int, ...], np.dtype[np.int64]]) -> Path:
-        """A file's logits on some rows of tokens, as ``.npy``; delete it."""
-        tokens, out = self._folder / "tokens.npy", self._folder / "logits.npy"
-        np.save(tokens, rows.astype(np.int32))
-        self._call("logits", path, tokens, out)
-        return out
-
-    def _call(self, command: str, *arguments: object) -> None:
-        line = [str(self._python), str(HOME / "native.py"), command, *map(str, arguments)]
-        done = subprocess.run(line, check=False, capture_output=True, text=True)
-        if done.returncode:
-            msg = f"llama.cpp cannot {command}"
-            raise ToolError(msg, command=" ".join(line), code=done.returncode, tail=done.stderr[-2000:])
-
-
-def llama_files(study: Study, loaded: LoadedModel, options: argparse.Namespace) -> Iterator[Gguf]:
+def llama_files(study: Study, loaded: LoadedModel, folder: Path, engine: LlamaCpp) -> Iterator[Gguf]:
     """Every type, judged against the model in FP32; first F32 itself."""
-    folder = study.folder / f"{study.name}-gguf"
-    folder.mkdir(parents=True, exist_ok=True)
-    engine = LlamaCpp(loaded, prepare(PEER, options.environments), folder)
     rows = study.tokens(loaded).numpy()
     with kept_logits(loaded, rows) as reference:
         for kind in ("F32", *TYPES):
@@ -112,7 +71,7 @@ def llama_files(study: Study, loaded: LoadedModel, options: argparse.Namespace) 
                 found = iter(np.load(logits, mmap_mode="r"))
                 stats = reference.compare(lambda _ids, found=found: np.array(next(found)))  # type: ignore[misc]
                 logits.unlink()
-                row = Gguf(kind, path.stat().st_size, stats.kl_nats, stats.top1)
+                row = Gguf(kind, engine.tensor_bytes(path), stats.kl_nats, stats.top1)
                 kept.write_text(json.dumps(asdict(row)), encoding="utf-8")
             yield Gguf(**json.loads(kept.read_text(encoding="utf-8")))
 
@@ -169,7 +128,9 @@ def main() -> None:
     options = parse()
     study = Study(options.model, options.calib, options.text, options.judged, options.work)
     loaded = load_model(options.model)
-    files = list(llama_files(study, loaded, options))
+    folder = study.folder / f"{study.name}-gguf"
+    engine = LlamaCpp(loaded, options.environments, folder, options.calib)
+    files = list(llama_files(study, loaded, folder, engine))
     wanted = [file for file in files if file.type in options.plans]
     path = HOME / "results.json"
     results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -179,7 +140,8 @@ def main() -> None:
         "calibration": Path(options.calib).name,
         "judged": {"text": Path(options.text).name, "tokens": options.judged * SEQ_LEN},
         "engine": versions()["MNN"],
-        "library": ", ".join(REQUIREMENTS[PEER][:2]),
+        "library": f"{PACKAGE}, {REQUIREMENTS[PEER][0]}",
+        "imatrix": engine.imatrix is not None,
         "files": [asdict(file) for file in files],
         "plans": [asdict(plan) for plan in plans(study, wanted)],
     }

@@ -13,9 +13,8 @@ REQUIREMENTS: dict[str, tuple[str, ...]] = {
     "modelopt": ("nvidia-modelopt==0.47.0", "requests==2.34.2", "torch==2.13.0", "transformers==5.24.0"),
     "autoround": ("auto-round==0.16.1", "torch==2.13.0", "transformers==5.24.0"),
     "nncf": ("nncf==3.4.0", "torch==2.13.0", "transformers==5.24.0"),
-    # the first quantizes; the second's library, build 11549, runs, by the declarations of the third, build 11548
+    # the first's library, build 11549, runs, by the declarations of the second, build 11548
     "llama.cpp": (
-        "cyllama==0.2.18",
         "xllamacpp==2026.10.11549",
         "llama-cpp-py-sync==0.11548",
         "gguf==0.19.0",

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import Qwen2Config
+from transformers import Qwen2Config, Qwen3Config
 
 import qplan.demo
 
@@ -43,6 +43,16 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 4,
         "tie_word_embeddings": False,
     },
+    "qwen3-0.6b": {
+        "vocab_size": 151936,
+        "hidden_size": 1024,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "tie_word_embeddings": True,
+    },
 }
 """Configurations as the model cards give them."""
 
@@ -62,13 +72,15 @@ def write_shape(shape: str, folder: Path) -> None:
     if index.is_file():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    config: Any = Qwen2Config(
+    third = shape.startswith("qwen3")  # heads of a width of their own, with norms, and no biases
+    kind: Any = Qwen3Config if third else Qwen2Config
+    config = kind(
         **SHAPES[shape],
         max_position_embeddings=32768,
         rope_parameters={"rope_type": "default", "rope_theta": 1e6},
         rms_norm_eps=1e-6,
         dtype="bfloat16",
-        architectures=["Qwen2ForCausalLM"],
+        architectures=["Qwen3ForCausalLM" if third else "Qwen2ForCausalLM"],
     )
     config.save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -92,23 +104,28 @@ def _shards(config: Any) -> Iterator[dict[str, Tensor]]:  # noqa: ANN401 - trans
     def normal(*shape: int, deviation: float) -> Tensor:
         return torch.empty(shape, dtype=torch.bfloat16).normal_(0, deviation, generator=generator)
 
-    def norm() -> Tensor:
-        return normal(config.hidden_size, deviation=SPREAD).float().exp().bfloat16()
+    def norm(width: int = config.hidden_size) -> Tensor:
+        return normal(width, deviation=SPREAD).float().exp().bfloat16()
 
     def linear(name: str, rows: int, columns: int, gain: float) -> dict[str, Tensor]:
         return {f"{name}.weight": normal(rows, columns, deviation=gain / math.sqrt(columns))}
 
     hidden, inner, vocabulary = config.hidden_size, config.intermediate_size, config.vocab_size
-    keys = hidden // config.num_attention_heads * config.num_key_value_heads
+    own = getattr(config, "head_dim", None)
+    width = own or hidden // config.num_attention_heads
+    queries, keys = width * config.num_attention_heads, width * config.num_key_value_heads
     logits = LOGITS / math.sqrt(hidden)
     yield {"model.embed_tokens.weight": normal(vocabulary, hidden, deviation=logits)}
     for index in range(config.num_hidden_layers):
         layer = f"model.layers.{index}"
         tensors = {f"{layer}.input_layernorm.weight": norm(), f"{layer}.post_attention_layernorm.weight": norm()}
-        for kind, rows in (("q", hidden), ("k", keys), ("v", keys)):
+        for kind, rows in (("q", queries), ("k", keys), ("v", keys)):
             tensors |= linear(f"{layer}.self_attn.{kind}_proj", rows, hidden, 1.0)
-            tensors[f"{layer}.self_attn.{kind}_proj.bias"] = normal(rows, deviation=0.5)
-        tensors |= linear(f"{layer}.self_attn.o_proj", hidden, hidden, BRANCH)
+            if own is None:
+                tensors[f"{layer}.self_attn.{kind}_proj.bias"] = normal(rows, deviation=0.5)
+        if own is not None:
+            tensors |= {f"{layer}.self_attn.{kind}_norm.weight": norm(width) for kind in ("q", "k")}
+        tensors |= linear(f"{layer}.self_attn.o_proj", hidden, queries, BRANCH)
         tensors |= linear(f"{layer}.mlp.gate_proj", inner, hidden, 1.0)
         tensors |= linear(f"{layer}.mlp.up_proj", inner, hidden, 1.0)
         tensors |= linear(f"{layer}.mlp.down_proj", hidden, inner, BRANCH)

@@ -11,6 +11,7 @@ import pytest
 
 from qplan.errors import InputError
 from qplan.model.load import LoadedModel
+from reports.gguf.llama import whole_or_not
 from reports.gguf.page import write_page
 from reports.gguf.tensors import write_tensors
 
@@ -81,3 +82,15 @@ def test_an_unknown_architecture(tiny_models: dict[str, LoadedModel], tmp_path: 
     other = next(loaded for name, loaded in tiny_models.items() if name not in {"qwen2", "llama"})
     with pytest.raises(InputError, match="known to this report are qwen2, llama"):
         write_tensors(other, tmp_path)
+
+
+def test_what_fails_half_way_is_not_taken_for_a_file(tmp_path: Path) -> None:
+    def fails(part: Path) -> None:
+        part.write_text("half")
+        raise OSError
+
+    with pytest.raises(OSError):  # noqa: PT011 - any
+        whole_or_not(tmp_path / "Q4_0.gguf", fails)
+    assert not (tmp_path / "Q4_0.gguf").exists()
+    whole_or_not(tmp_path / "Q4_0.gguf", Path.touch)
+    assert [path.name for path in tmp_path.iterdir()] == ["Q4_0.gguf"]
