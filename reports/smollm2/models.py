@@ -23,7 +23,7 @@ from qplan.rounding.rounder import Rounder
 from qplan.run.plan import Plan
 from qplan.run.plan_folder import PlanFolder
 from qplan.run.provenance import Provenance
-from qplan.settings import DynamicOption, Tune
+from qplan.settings import DynamicOption, Folding, Tune
 from qplan.uniform import HEAD_BITS, HQQ, UNIFORM_BITS, UniformExport
 from reports.smollm2.subject import Subject, quiet, tell
 
@@ -45,6 +45,8 @@ class Wanted:
     """Type of the GGUF file whose bytes the budget is."""
     tune: Tune = "off"
     """Whether it is fitted as a whole, which takes longest."""
+    fold: Folding = "auto"
+    """How the folds were found of the analysis that it is made from."""
 
     @property
     def name(self) -> str:
@@ -55,7 +57,7 @@ class Wanted:
         return "-".join(filter(None, ("plan", self.budget, *ends)))
 
 
-PLANS = (Wanted("int8", tune="auto"), Wanted("int4", tune="auto"), Wanted("int4", "files"))
+PLANS = (Wanted("int8", tune="auto", fold="trained"), Wanted("int4", tune="auto"), Wanted("int4", "files"))
 PHONE_PLANS = (Wanted("int8", target="phone"), Wanted("int4", target="phone"))
 
 
@@ -152,7 +154,7 @@ def _plan(subject: Subject, wanted: Wanted) -> Model:
         )
         repairs = 0 if subject.quick else None
         options = EmitOptions(wanted=request, tokens=PROVED_TOKENS, tune=wanted.tune, evaluations=repairs)
-        emitted = run_emit(options, subject.run, tell, quiet, command)
+        emitted = run_emit(options, subject.analyzed(wanted.fold), tell, quiet, command)
         shutil.move(emitted.folder, home.folder)
     plan = Plan.read(home.plan)
     return Model(

@@ -192,7 +192,7 @@ def main() -> None:
         check_text(text, option)
     subject = subject_of(options)
     subject.work.mkdir(parents=True, exist_ok=True)
-    subject.analyze()
+    subject.analyzed()
     results = results_of(subject, options)
     out = options.out or (subject.work if options.quick else HOME)
     out.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -18,7 +18,11 @@ from qplan.mnn.build.skeleton import Skeleton
 from qplan.model.load import LoadedModel, load_model
 from qplan.run.folder import RunFolder
 from qplan.sensitivity.kept_logits import KeptLogits, kept_logits
+from qplan.settings import Folding
 from qplan.verify.folder import Windows, windows
+
+TRAINING_TOKENS = 32768
+"""That folds are trained on."""
 
 
 @dataclass(frozen=True)
@@ -75,10 +79,18 @@ class Subject:
             "engine": versions()["MNN"],
         }
 
-    def analyze(self) -> None:
-        """Analyze the model, or go on with it."""
-        if not self.run.is_finished:
-            run_analyze(self.analysis, self.run, tell, quiet)
+    def analyzed(self, fold: Folding = "auto") -> RunFolder:
+        """The finished analysis with folds that were found so; made now, or gone on with, if it is not there."""
+        run = self.run if fold == "auto" else RunFolder(self.work / f"run-{fold}")
+        if not run.is_finished:
+            run_analyze(self.options_of(fold), run, tell, quiet)
+        return run
+
+    def options_of(self, fold: Folding) -> AnalyzeOptions:
+        """Options of the analysis with such folds: training wants more and shorter windows."""
+        if fold == "auto" or self.quick:
+            return replace(self.analysis, fold=fold)
+        return replace(self.analysis, fold=fold, seq_len=128, fit_tokens=TRAINING_TOKENS)
 
     @contextmanager
     def reference(self) -> Iterator[KeptLogits]:
