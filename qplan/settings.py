@@ -57,8 +57,8 @@ NOTHING_NATS = 1e-7
 
 Tune = Literal["auto", "sequential", "scales", "off"]
 """Whether a plan is fitted as a whole once it is chosen: its integers in order, to the float model's outputs
-(``sequential``), and then its scales, zeros, norms and biases end to end (``scales``); ``auto`` does both wherever
-roundings are fitted to tokens, and trains within `qplan.cost.training.MOST_PASSES`."""
+(``sequential``), and then its scales and zeros end to end (``scales``); ``auto`` does both wherever roundings are
+fitted to tokens, and trains scales within `qplan.cost.training.MOST_PASSES`."""
 
 Parity = Literal["all", "files"]
 """What a budget that names a uniform export promises: no more of anything that a user feels than the export takes

@@ -7,7 +7,6 @@ from dataclasses import replace
 from qplan.artifact import remove_folder
 from qplan.cost.emit import JUDGING, JUDGING_SCALES, TRAINING, TUNING
 from qplan.jobs.emit_job import EmitJob
-from qplan.mnn.build.vectors import find_vectors
 from qplan.rounding import Int8Activations
 from qplan.run.calibration import CalibrationSet
 from qplan.run.plan import Plan
@@ -51,12 +50,11 @@ def _in_order(job: EmitJob, before: Tuned, plan: Variant, calibration: Calibrati
 def _trained(job: EmitJob, before: Tuned, plan: Variant, calibration: CalibrationSet) -> Tuned:
     if job.schedule is None:
         return before
-    vectors = find_vectors(job.skeleton, before.rounder.loaded)
-    fit = scales_of(job.run, before, calibration, plan, job.schedule, vectors)
+    fit = scales_of(job.run, before, calibration, plan, job.schedule)
     if not fit.formats:
         return before
     told = (
-        f"training scales, norms and biases on the loss of the whole model: {job.schedule.steps} steps of "
+        f"training scales on the loss of the whole model: {job.schedule.steps} steps of "
         f"{job.schedule.tokens_of_step} tokens"
     )
     fit.run(progress=job.stages.visit(TRAINING, told))

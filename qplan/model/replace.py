@@ -96,31 +96,6 @@ def _parameter(module: nn.Module, weight: Tensor) -> Iterator[None]:
 
 
 @contextmanager
-def with_vectors(loaded: LoadedModel, vectors: Mapping[str, Tensor]) -> Iterator[None]:
-    """Compute with other norms and biases, by parameter name; gradients go through them to what they are made of.
-
-    Raises:
-        ValueError: a vector of another shape.
-    """
-    replaced: list[tuple[dict[str, nn.Parameter | None], str, nn.Parameter | None]] = []
-    try:
-        for name, value in vectors.items():
-            path, _, own = name.rpartition(".")
-            parameters = loaded.model.get_submodule(path)._parameters  # noqa: SLF001 - a tensor with a graph is no parameter
-            original = parameters[own]
-            if original is None or original.shape != value.shape:
-                own_shape = None if original is None else tuple(original.shape)
-                msg = f"{name}: vector of shape {tuple(value.shape)}, expected {own_shape}"
-                raise ValueError(msg)
-            replaced.append((parameters, own, original))
-            parameters[own] = value.to(original)  # type: ignore[assignment]
-        yield
-    finally:
-        for parameters, own, original in replaced:
-            parameters[own] = original
-
-
-@contextmanager
 def with_first_layers(loaded: LoadedModel, count: int) -> Iterator[None]:
     """Compute without the decoder layers after the first ``count``: the final norm reads what these give."""
     path, _, name = loaded.architecture.layers.rpartition(".")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -97,10 +97,6 @@ class Rounder:
         else:
             found = self.cache.get(name, fmt, lambda: self._round(name, fmt), rows)
         return self._fitting(found)
-
-    def vectors_with(self, formats: Mapping[str, QuantFormat]) -> Mapping[str, Tensor]:
-        """Norms and biases by parameter name that were fitted to a plan of these formats."""
-        return self.fitted.vectors_with(formats) if self.fitted is not None else {}
 
     def _fitting(self, tensor: StoredTensor) -> StoredTensor:
         return within_int16(tensor) if self.within_int16 else tensor

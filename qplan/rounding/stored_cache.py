@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -68,17 +68,10 @@ class FittedTensors:
     cache: StoredCache
     formats: Mapping[str, QuantFormat]
     """By tensor name."""
-    vectors: Mapping[str, Tensor] = field(default_factory=dict)
-    """Norms and biases that ship with them, by parameter name."""
 
     def have(self, name: str, fmt: QuantFormat) -> bool:
         """Whether a tensor in a format is one of them."""
         return self.formats.get(name) == fmt
-
-    def vectors_with(self, formats: Mapping[str, QuantFormat]) -> Mapping[str, Tensor]:
-        """Norms and biases of a model whose tensors have some formats: none but those of the plan have any."""
-        own = bool(formats) and all(self.formats.get(name, fmt) == fmt for name, fmt in formats.items())
-        return self.vectors if own else {}
 
     def read(self, name: str, rows: slice = ALL) -> IntTensor:
         """Some rows of a tensor.

@@ -175,8 +175,6 @@ class Tuning:
     """Of the training of scales, at most; 0 where they were not trained."""
     dynamic_option: DynamicOption = 0
     """The one that they were trained under, which need not be the plan's own."""
-    vectors: bool = False
-    """Whether norms and biases were trained with the scales."""
 
     @property
     def times(self) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -100,10 +100,6 @@ class StoredWeights:
         self.check(name, fmt)
         for rows, part in self._rounder.pieces(name, fmt):
             yield rows, part.dequantize().to(self.loaded.device)
-
-    def vectors(self, formats: Mapping[str, QuantFormat]) -> Mapping[str, Tensor]:
-        """Norms and biases by parameter name that take the place of the model's, where tensors have some formats."""
-        return self.rounder.vectors_with(formats) if self.rounder is not None else {}
 
     def forget(self) -> None:
         """Drop everything that is kept."""

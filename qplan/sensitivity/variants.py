@@ -20,7 +20,7 @@ from qplan.model.discovery import Site
 from qplan.model.half_products import half_linear
 from qplan.model.load import LoadedModel
 from qplan.model.mixture import RoutedLinear
-from qplan.model.replace import bfloat16_values, with_forward, with_lookups, with_vectors
+from qplan.model.replace import bfloat16_values, with_forward, with_lookups
 from qplan.rounding import Int8Activations
 from qplan.rounding.stored import row_pieces
 from qplan.sensitivity.half_arithmetic import half_linear_of_floats
@@ -47,9 +47,8 @@ def apply_formats(
 
     A tied head's stored weights also serve as embedding; int8 activations only affect its matrix product. An untied
     embedding has a format of its own.
-    Tensors stored as floats keep float activations, as on the engine. Matrices stay what they are: only what the
-    linears and the embedding compute is changed. Norms and biases that were fitted to a plan are put in
-    place of the model's.
+    Tensors stored as floats keep float activations, as on the engine. Parameters stay what they are: only what the
+    linears and the embedding compute is changed.
 
     Args:
         loaded: the model.
@@ -79,7 +78,6 @@ def apply_formats(
         block = None if memory == "normal" or fmt.is_float else activations.block(fmt)
         linear.parts.append(_Part(name, loaded.sites[name], fmt, block))
     with ExitStack() as stack:
-        stack.enter_context(with_vectors(loaded, stored.vectors(formats)))
         if embedding is not None and embedding.name in formats:
             look_up = partial(stored.look_up, embedding.name, formats[embedding.name])
             stack.enter_context(with_lookups(loaded, look_up))

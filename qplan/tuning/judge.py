@@ -34,8 +34,6 @@ class Choice:
     """Of the training of its scales, at most; 0 where they were not trained."""
     option: DynamicOption = 0
     """The ``dynamic_option`` that they were trained under."""
-    vectors: bool = False
-    """Whether norms and biases were trained with them."""
 
 
 @dataclass(frozen=True)
@@ -78,12 +76,11 @@ def in_order(fit: SequentialFit) -> list[Choice]:
 
 def with_scales(fit: ScaleFit, before: Tuned) -> Choice:
     """The scales of a fit that has run, on top of the integers that shipped before."""
-    rounder = replace(fit.rounder, fitted=fit.fitted)
+    rounder = replace(fit.rounder, fitted=FittedTensors(fit.cache, fit.formats))
     fitted = before.base != "own"
     option = fit.plan.activations.dynamic_option
     method = "sequential+scales" if fitted else "scales"
-    head = before.base == "sequential head"
-    return Choice(rounder, method, head, fit.schedule.steps, option, vectors=bool(fit.vectors))
+    return Choice(rounder, method, before.base == "sequential head", fit.schedule.steps, option)
 
 
 def judged(
@@ -121,7 +118,6 @@ def judged(
         after_nats=found.kl_nats,
         steps=best.steps,
         dynamic_option=best.option,
-        vectors=best.vectors,
     )
     return Tuned(best.rounder, record, first, found) if ships else Tuned(before.rounder, record, first, stats[0])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -57,13 +57,8 @@ def fit_of(
     return SequentialFit(rounder, Variant(formats, _SEEN), tokens, cache, run.tuning / cache.folder.name)
 
 
-def scales_of(  # noqa: PLR0917
-    run: RunFolder,
-    before: Tuned,
-    calibration: CalibrationSet,
-    plan: Variant,
-    schedule: Schedule,
-    vectors: Collection[str] = (),
+def scales_of(
+    run: RunFolder, before: Tuned, calibration: CalibrationSet, plan: Variant, schedule: Schedule
 ) -> ScaleFit:
     """The training of a plan's scales, as far as the run keeps it.
 
@@ -73,22 +68,17 @@ def scales_of(  # noqa: PLR0917
         calibration: the run's tokens.
         plan: as it will ship.
         schedule: of the training.
-        vectors: norms and biases that are trained too, by parameter name.
     """
     acting, rounder = plan.activations, before.rounder
-    inputs = (
-        _inputs(rounder, calibration, plan.formats)
-        | {
-            "trained": f"memory {plan.memory}, {acting.path}, option {acting.dynamic_option}, {acting.arithmetic}",
-            "integers": before.base + (", within int16" if rounder.within_int16 else ""),
-            "steps": str(schedule.steps),
-        }
-        | ({"vectors": "norms and biases"} if vectors else {})
-    )
+    inputs = _inputs(rounder, calibration, plan.formats) | {
+        "trained": f"memory {plan.memory}, {acting.path}, option {acting.dynamic_option}, {acting.arithmetic}",
+        "integers": before.base + (", within int16" if rounder.within_int16 else ""),
+        "steps": str(schedule.steps),
+    }
     cache = StoredCache(fitted_tensors(run, inputs), inputs)
     state = run.tuning / cache.folder.name / "state.safetensors"
     tokens = torch.from_numpy(np.concatenate([calibration.fit, calibration.tokens[HELD_OUT]]))
-    return ScaleFit(rounder, plan, tokens, cache, schedule, state, tuple(sorted(vectors)))
+    return ScaleFit(rounder, plan, tokens, cache, schedule, state)
 
 
 def built_rounder(run: RunFolder, rounder: Rounder, calibration: CalibrationSet, plan: Plan) -> Rounder:
@@ -112,10 +102,8 @@ def built_rounder(run: RunFolder, rounder: Rounder, calibration: CalibrationSet,
     shipped = Variant(plan.formats, plan.memory, Int8Activations("prefill", told.dynamic_option, arithmetic))
     schedule = schedule_of(calibration).first(told.steps)
     integers = replace(told, method="sequential", ships=told.method != "scales")
-    every = [name for name, value in rounder.loaded.model.named_parameters() if value.dim() == 1]
-    vectors = every if told.vectors else ()
-    scales = scales_of(run, Tuned(rounder, integers), calibration, shipped, schedule, vectors)
-    return replace(rounder, fitted=scales.fitted)
+    scales = scales_of(run, Tuned(rounder, integers), calibration, shipped, schedule)
+    return replace(rounder, fitted=FittedTensors(scales.cache, scales.formats))
 
 
 def _inputs(rounder: Rounder, calibration: CalibrationSet, formats: Mapping[str, QuantFormat]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Trains the scales and zeros of a plan, its norms and its biases end to end: on the loss of the whole model.
+"""Trains the scales and zeros of a plan end to end: all at once, on the loss of the whole model.
 
 Integers stay. What is minimized is the KL divergence from the float model on calibration tokens, with the engine's int8
 activations in the way under memory low: rounding lets gradients straight through (`qplan.tuning.straight`). What
@@ -24,15 +24,14 @@ from qplan.formats import QuantFormat
 from qplan.model.mixture import RoutedLinear
 from qplan.rounding import IntTensor
 from qplan.rounding.rounder import Rounder
-from qplan.rounding.stored_cache import FittedTensors, StoredCache
+from qplan.rounding.stored_cache import StoredCache
 from qplan.sensitivity.joint import Variant
 from qplan.settings import Progress
 from qplan.tuning.schedule import Schedule
 from qplan.tuning.straight import StraightActivations
 from qplan.tuning.through import Batch, QuantizedModel
-from qplan.tuning.trained import TrainedGrid, TrainedVector, TrainedWeights
+from qplan.tuning.trained import TrainedGrid, TrainedWeights
 from qplan.tuning.training_state import TrainingState
-from qplan.tuning.vectors import KeptVectors
 
 _BETAS = (0.9, 0.95)
 
@@ -53,8 +52,6 @@ class ScaleFit:
     """Which rows are trained on, and when."""
     state: Path | None = None
     """File for what a killed run goes on from; None to begin anew."""
-    vectors: tuple[str, ...] = ()
-    """Norms and biases that are trained too, by parameter name: those that a build can ship."""
 
     @cached_property
     def formats(self) -> dict[str, QuantFormat]:
@@ -71,14 +68,7 @@ class ScaleFit:
     @property
     def is_done(self) -> bool:
         """Whether there is nothing left to do."""
-        vectors = not self.vectors or KeptVectors.of(self.cache).are_there
-        return vectors and all(self.cache.holds(name, fmt) for name, fmt in self.formats.items())
-
-    @property
-    def fitted(self) -> FittedTensors:
-        """What was trained, once it has run."""
-        vectors = KeptVectors.of(self.cache).read() if self.vectors else {}
-        return FittedTensors(self.cache, self.formats, vectors)
+        return all(self.cache.holds(name, fmt) for name, fmt in self.formats.items())
 
     def run(self, *, progress: Progress | None = None) -> None:
         """Train, and keep what lost least.
@@ -89,13 +79,10 @@ class ScaleFit:
         if self.is_done:
             return
         grids = {name: TrainedGrid(self._start(name, fmt)) for name, fmt in self.formats.items()}
-        vectors = {name: TrainedVector.of(self.rounder.loaded, name) for name in self.vectors}
-        training = _Training(self, grids, vectors)
+        training = _Training(self, grids)
         for done in training.steps():
             if progress is not None:
                 progress(done, self.schedule.steps)
-        if vectors:
-            KeptVectors.of(self.cache).write({name: vector.value().detach() for name, vector in vectors.items()})
         for name, grid in grids.items():
             self.cache.get(name, self.formats[name], grid.stored, slice(0))
         if self.state is not None:
@@ -112,15 +99,14 @@ class ScaleFit:
 class _Training:
     """The steps of one training."""
 
-    def __init__(self, fit: ScaleFit, grids: Mapping[str, TrainedGrid], vectors: Mapping[str, TrainedVector]) -> None:
+    def __init__(self, fit: ScaleFit, grids: Mapping[str, TrainedGrid]) -> None:
         self._fit, self._schedule = fit, fit.schedule
         plan = replace(fit.plan, activations=StraightActivations.of(fit.plan.activations))
         loaded = fit.rounder.loaded
-        weights = TrainedWeights(loaded, fit.rounder, grids=grids, trained_vectors=vectors)
-        self._model = QuantizedModel(loaded, plan, weights)
+        self._model = QuantizedModel(loaded, plan, TrainedWeights(loaded, fit.rounder, grids=grids))
         self._values = {
             f"{name} {part}": value for name, grid in grids.items() for part, value in grid.parameters.items()
-        } | {f"{name} moved": vector.moved for name, vector in vectors.items()}
+        }
         self._adam = torch.optim.Adam(self._values.values(), lr=1.0, betas=_BETAS, eps=1e-12)
         self._exact: dict[int, object] = {}
         self._state = TrainingState(fit.state, self._values, self._adam, fit.cache.inputs)

@@ -1,4 +1,4 @@
-"""Scales, zeros, norms and biases that are trained, and a model's stored weights with them."""
+"""Scales and zeros that are trained, and a model's stored weights with them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from qplan.formats import QuantFormat
-from qplan.model.load import LoadedModel
 from qplan.rounding import IntTensor
 from qplan.rounding.codes import levels_of
 from qplan.rounding.grid import storable
@@ -69,37 +68,6 @@ class TrainedGrid:
         return straight(scale, grid.scale), None if start.zero is None else straight(zero, grid.zero)
 
 
-@dataclass(frozen=True, eq=False)
-class TrainedVector:
-    """A norm or a bias that moves away from where it was, in parts of what it was.
-
-    One unit is the same change relative to a norm's channel, and to the mean of a bias: channels of a bias that are
-    nearly none may become as large as others.
-    """
-
-    start: Tensor
-    """float32 ``[channels]``."""
-    unit: Tensor
-    """The same, or ``[]``."""
-    moved: nn.Parameter = field(init=False)
-    """float32 ``[channels]``, 0 at the start."""
-
-    def __post_init__(self) -> None:
-        """Begin with what the model has."""
-        object.__setattr__(self, "moved", nn.Parameter(torch.zeros_like(self.start)))
-
-    @classmethod
-    def of(cls, loaded: LoadedModel, name: str) -> TrainedVector:
-        """A vector of a model, by parameter name."""
-        start = loaded.model.get_parameter(name).detach().to("cpu", torch.float32)
-        bias = name.endswith(".bias")
-        return cls(start, start.abs().mean() if bias else start + loaded.architecture.norm_offset)
-
-    def value(self) -> Tensor:
-        """float32 ``[channels]``, and its gradient."""
-        return self.start + self.unit * self.moved
-
-
 class _Dequantized(torch.autograd.Function):
     """`IntTensor.dequantize` that keeps the codes alone for its gradients."""
 
@@ -124,13 +92,6 @@ class TrainedWeights(StoredWeights):
 
     grids: Mapping[str, TrainedGrid] = field(default_factory=dict)
     """By tensor name."""
-    trained_vectors: Mapping[str, TrainedVector] = field(default_factory=dict)
-    """By parameter name."""
-
-    def vectors(self, formats: Mapping[str, QuantFormat]) -> Mapping[str, Tensor]:
-        """See `StoredWeights.vectors`."""
-        own = {name: vector.value() for name, vector in self.trained_vectors.items()}
-        return {**super().vectors(formats), **own} if formats else {}
 
     def get(self, name: str, fmt: QuantFormat) -> Tensor:
         """See `StoredWeights.get`."""

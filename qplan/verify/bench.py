@@ -11,7 +11,6 @@ import numpy as np
 
 from qplan.formats import QuantFormat
 from qplan.mnn.build.skeleton import Skeleton
-from qplan.mnn.build.vectors import vectors_of_ops
 from qplan.mnn.build.writer import build_model
 from qplan.mnn.engine.session import EngineSession
 from qplan.mnn.engines import EngineTarget
@@ -87,7 +86,6 @@ class BuildBench:
             runtime=runtime,
             context=self.loaded.card.context,
             replace=True,
-            vectors=vectors_of_ops(self.skeleton, rounder, formats),
         )
 
     def tell(self, measured: int, models: int) -> None:

@@ -17,7 +17,6 @@ from qplan.folding.analyzed import load_analyzed
 from qplan.formats import FP16, FP32, QuantFormat
 from qplan.mnn.build.exporter import export_skeleton
 from qplan.mnn.build.skeleton import Skeleton, folder_bytes
-from qplan.mnn.build.vectors import vectors_of_ops
 from qplan.mnn.build.writer import build_model
 from qplan.mnn.engine.session import EngineSession
 from qplan.mnn.runtime import RuntimeConfig
@@ -151,8 +150,7 @@ class _RungBench:
 
     def build(self, step: _Step) -> Path:
         folder = self.work / step.name
-        vectors = vectors_of_ops(self.skeleton, step.rounder, step.formats)
-        build_model(self.skeleton, self.loaded.card.tensors, step.formats, step.rounder.store, folder, vectors=vectors)
+        build_model(self.skeleton, self.loaded.card.tensors, step.formats, step.rounder.store, folder)
         return folder
 
     def rung(self, step: _Step, folder: Path, limit_nats: float) -> Rung:

@@ -1,4 +1,4 @@
-"""Scales, norms and biases as training leaves them, on the engine."""
+"""Scales as training leaves them, on the engine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import torch
 
 from qplan.formats import QuantFormat
 from qplan.mnn.build.exporter import export_skeleton
-from qplan.mnn.build.vectors import find_vectors, vectors_of_ops
 from qplan.mnn.build.writer import build_model
 from qplan.mnn.engine.session import EngineSession
 from qplan.mnn.runtime import RuntimeConfig
@@ -26,7 +25,7 @@ from qplan.tuning.straight import StraightActivations
 from qplan.tuning.through import Batch, QuantizedModel
 from qplan.tuning.trained import TrainedWeights
 from qplan.verify.reference import stored_logits
-from tests.support.moved_grids import moved_grids, moved_vectors, names_of_vectors
+from tests.support.moved_grids import moved_grids
 
 
 @pytest.mark.parametrize("name", ["tied_model_dir", "untied_model_dir"])
@@ -42,28 +41,16 @@ def test_the_engine_loses_what_training_measures(name: str, request: pytest.Fixt
     cache = StoredCache(tmp_path / "trained", {"model": loaded.card.sha256})
     for tensor, fmt in formats.items():
         cache.get(tensor, fmt, grids[tensor].stored, slice(0))
+    rounder = replace(nearest, fitted=FittedTensors(cache, formats))
+
     skeleton, folder = export_skeleton(loaded.folder, tmp_path / "skeleton"), tmp_path / "built"
-    places = find_vectors(skeleton, loaded)
-    assert places.keys() == set(names_of_vectors(loaded))
-    trained = moved_vectors(loaded, places, generator)
-    vectors = {tensor: vector.value().detach() for tensor, vector in trained.items()}
-    rounder = replace(nearest, fitted=FittedTensors(cache, formats, vectors))
-    build_model(
-        skeleton,
-        loaded.card.tensors,
-        formats,
-        rounder.store,
-        folder,
-        runtime=RuntimeConfig("normal"),
-        vectors=vectors_of_ops(skeleton, rounder, formats),
-    )
+    build_model(skeleton, loaded.card.tensors, formats, rounder.store, folder, runtime=RuntimeConfig("normal"))
     tokens = torch.randint(3, loaded.card.vocabulary, (6, 32), generator=generator)
     expected = stored_logits(rounder, formats, tokens[0].tolist())
-    weights = TrainedWeights(loaded, nearest, grids=grids, trained_vectors=trained)
     with kept_logits(loaded, tokens.numpy()) as reference:
         for memory in MEMORIES:
             plan = Variant(formats, memory, StraightActivations.of(Int8Activations()))
-            model = QuantizedModel(loaded, plan, weights)
+            model = QuantizedModel(loaded, plan, TrainedWeights(loaded, nearest, grids=grids))
             promised = model.stats(Batch(tokens, model.exact(tokens))).kl_nats
             with EngineSession(folder, RuntimeConfig(memory)) as engine:
                 assert reference.compare(engine.logits).kl_nats == pytest.approx(

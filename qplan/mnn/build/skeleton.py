@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from qplan.artifact import read_json, write_json
@@ -31,7 +31,7 @@ MARKER, MARKER_KIND, MARKER_SCHEMA = "qplan-export.json", "qplan-mnn-export", 1
 
 @dataclass(frozen=True)
 class FixedRange:
-    """Bytes of the weight file that are in the same order in every build: a norm or a constant."""
+    """Bytes of the weight file that no plan changes: a norm or a constant."""
 
     offset: int
     length: int
@@ -56,8 +56,6 @@ class Skeleton:
     """What made it, e.g. ``llmexport 0.0.5``; ``unknown`` if not exported by qplan."""
     whole: bool = True
     """Whether its weight file holds the linears' matrices, and not holes in their place."""
-    norms: Mapping[str, FixedRange] = field(default_factory=dict)
-    """Where the scales of each norm are, by its name in the graph, in graph order."""
 
     @property
     def fixed_bytes(self) -> int:
@@ -119,7 +117,6 @@ class Skeleton:
             graph_bytes=graph_bytes,
             exporter=exporter,
             whole=whole,
-            norms={name: FixedRange(*ranges[:2]) for name, ranges in graph.norms.items()},
         )
         _check_tiling(skeleton)
         return skeleton

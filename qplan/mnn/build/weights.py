@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -38,22 +38,12 @@ class WrittenWeights:
     """Where the input embedding is looked up, if tied."""
 
 
-def write_weights(
-    skeleton: Skeleton, store: StoreOp, path: Path, vectors: Mapping[str, bytes] | None = None
-) -> WrittenWeights:
+def write_weights(skeleton: Skeleton, store: StoreOp, path: Path) -> WrittenWeights:
     """Write every record in the skeleton's order, which is llmexport's.
 
-    Args:
-        skeleton: the exported model.
-        store: makes the tensors.
-        path: the file to write.
-        vectors: floats by op name that take the place of a norm's scales or a linear's bias.
-
     Raises:
-        InputError: a tensor or a vector and its op differ in shape.
+        InputError: a tensor and its op differ in shape.
     """
-    vectors = vectors or {}
-    own = {place.offset: (name, vectors[name]) for name, place in skeleton.norms.items() if name in vectors}
     written = WrittenWeights({}, {}, {}, None)
     pieces: list[Linear | FixedRange] = [*skeleton.ops, *skeleton.fixed]
     tie: TieRecord | None = None
@@ -61,18 +51,12 @@ def write_weights(
         for piece in sorted(pieces, key=_offset):
             start = target.tell()
             if isinstance(piece, FixedRange):
-                fixed = _bytes_at(source, piece.offset, piece.length)
-                if piece.offset in own:
-                    name, scales = own[piece.offset]
-                    fixed = _same_size(name, scales, skeleton.norms[name].length) + fixed[len(scales) :]
-                target.write(fixed)
+                target.write(_bytes_at(source, piece.offset, piece.length))
                 written.moved[piece.offset] = start
                 continue
             tensor = store(piece.name)
             old = piece.record
             bias = _bytes_at(source, old.offset + old.weight + old.alpha, old.bias)
-            if piece.name in vectors:
-                bias = _same_size(piece.name, vectors[piece.name], old.bias)
             if tensor is None:
                 hole = 2 * piece.out_features * piece.in_features
                 target.seek(hole, os.SEEK_CUR)
@@ -109,13 +93,6 @@ def _bytes_at(source: BinaryIO, offset: int, length: int) -> bytes:
         msg = f"{source.name} ends before byte {offset + length}; export the model again"
         raise ToolError(msg)
     return found
-
-
-def _same_size(name: str, vector: bytes, length: int) -> bytes:
-    if len(vector) != length:
-        msg = f"{name} has a vector of {length} bytes, and {len(vector)} are to take its place; export the model again"
-        raise InputError(msg)
-    return vector
 
 
 def _check_shape(op: Linear, tensor: StoredTensor) -> None:

@@ -61,12 +61,11 @@ def build_model(
     runtime: RuntimeConfig | None = None,
     context: int | None = None,
     replace: bool = False,
-    vectors: Mapping[str, bytes] | None = None,
 ) -> tuple[Linear, ...]:
     """Write a runnable folder, and read its graph back to prove that it holds what was asked for.
 
-    Biases and norms come from the skeleton unless others are given, and so do constants, tokenizer and an untied
-    embedding unless it gets integers. The folder appears whole or not at all.
+    Biases, norms, constants and tokenizer come from the skeleton, and so does an untied embedding unless it gets
+    integers. The folder appears whole or not at all.
 
     Args:
         skeleton: the exported model.
@@ -79,8 +78,6 @@ def build_model(
         context: longest sequence in tokens that the model is good for, which ``qplan.Engine`` holds to; None to leave
             it open.
         replace: replace an existing folder, at the last moment.
-        vectors: biases and norms' scales by op name that take the place of the skeleton's, see
-            `qplan.mnn.build.vectors`.
 
     Returns:
         The linears as read back from the built graph.
@@ -97,7 +94,7 @@ def build_model(
     if skeleton.tied_op is not None:
         check_tied(skeleton.tied_op, chosen[skeleton.tied_op][1], tie_form)
     with new_folder(out, replace=replace) as draft:
-        written = write_weights(skeleton, lambda op_name: store(*chosen[op_name]), draft / WEIGHT_FILE, vectors)
+        written = write_weights(skeleton, lambda op_name: store(*chosen[op_name]), draft / WEIGHT_FILE)
         tie = written.tie
         for spec in apart:
             tie = _write_embedding(skeleton, spec, formats[spec.name], store, draft)

@@ -98,13 +98,6 @@ class BinaryGraph:
         """Ranges of the weight file, offset and lengths, that ops other than linears read."""
         return tuple(ranges for node in self.all_nodes if not node.is_linear for ranges in node.externals)
 
-    @property
-    def norms(self) -> dict[str, tuple[int, ...]]:
-        """Ranges of the weight file by norm, offset and lengths of scales and shifts, that no other op reads."""
-        times = Counter(ranges[0] for ranges in self.other_ranges)
-        own = {node.name: node.externals[0] for node in self.all_nodes if node.type == LAYER_NORM and node.externals}
-        return {name: ranges for name, ranges in own.items() if times[ranges[0]] == 1}
-
     def tensor_name(self, index: int) -> str:
         """Name of a tensor, or its number if it has none."""
         return self.tensor_names[index] if 0 <= index < len(self.tensor_names) else f"tensor {index}"

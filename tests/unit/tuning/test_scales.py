@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from qplan.errors import DamagedArtifactError
 from qplan.formats import FP16, QuantFormat
@@ -27,7 +26,7 @@ from qplan.tuning.straight import StraightActivations
 from qplan.tuning.through import Batch, QuantizedModel
 from qplan.tuning.trained import TrainedWeights
 from qplan.tuning.training_state import TrainingState
-from tests.support.moved_grids import moved_grids, moved_vectors, names_of_vectors
+from tests.support.moved_grids import moved_grids
 
 INPUTS = {"model": "a", "tokens": "b"}
 ROWS, HELD_OUT, LENGTH = 24, 4, 32
@@ -50,22 +49,18 @@ def a_model(loaded: LoadedModel, memory: Memory = "low", option: DynamicOption =
     """Everything rounded to nearest, with its scales moved at random."""
     formats, rounder = formats_of(loaded), Rounder(loaded)
     grids = moved_grids(rounder, formats, torch.Generator().manual_seed(1))
-    vectors = moved_vectors(loaded, names_of_vectors(loaded), torch.Generator().manual_seed(2))
     activations = StraightActivations.of(Int8Activations("prefill", option))
-    weights = TrainedWeights(loaded, rounder, grids=grids, trained_vectors=vectors)
-    return QuantizedModel(loaded, Variant(formats, memory, activations), weights)
-
-
-def trained_of(model: QuantizedModel) -> dict[str, Parameter]:
-    """All that is trained, by name."""
-    assert isinstance(model.weights, TrainedWeights)
-    return {
-        f"{name} {part}": value for name, grid in model.weights.grids.items() for part, value in grid.parameters.items()
-    } | {name: vector.moved for name, vector in model.weights.trained_vectors.items()}
+    return QuantizedModel(loaded, Variant(formats, memory, activations), TrainedWeights(loaded, rounder, grids=grids))
 
 
 def gradients(model: QuantizedModel) -> dict[str, Tensor]:
-    return {name: value.grad.clone() for name, value in trained_of(model).items() if value.grad is not None}
+    assert isinstance(model.weights, TrainedWeights)
+    return {
+        f"{name} {part}": value.grad.clone()
+        for name, grid in model.weights.grids.items()
+        for part, value in grid.parameters.items()
+        if value.grad is not None
+    }
 
 
 def whole_loss(model: QuantizedModel, batch: Tensor) -> Tensor:
@@ -86,8 +81,9 @@ def test_gradients_layer_by_layer_are_those_of_the_whole_model(
     model, batch = a_model(tiny, memory, option), tokens(2, 3)
     loss = model.add_gradients(Batch(batch, model.exact(batch)))
     found = gradients(model)
-    for value in trained_of(model).values():
-        value.grad = None
+    for grid in model.weights.grids.values():  # type: ignore[attr-defined]
+        for value in grid.parameters.values():
+            value.grad = None
     with torch.enable_grad():
         whole = whole_loss(model, batch)
     whole.backward()
@@ -95,7 +91,6 @@ def test_gradients_layer_by_layer_are_those_of_the_whole_model(
     assert loss == pytest.approx(float(whole.detach()), rel=1e-5)
     assert found.keys() == wanted.keys()
     assert len(found) >= 2 * len([name for name in model.plan.formats if ".experts." not in name])
-    assert set(names_of_vectors(tiny)) <= found.keys()
     for name, value in wanted.items():
         torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-6, msg=name)
 
@@ -106,8 +101,7 @@ def test_losses_are_those_of_the_plan_as_it_ships(tiny: LoadedModel, tmp_path: P
     kept = StoredCache(tmp_path, INPUTS)
     for name, grid in model.weights.grids.items():  # type: ignore[attr-defined]
         kept.get(name, grid.start.format, grid.stored, slice(0))
-    vectors = {name: one.value().detach() for name, one in model.weights.trained_vectors.items()}  # type: ignore[attr-defined]
-    rounder = replace(Rounder(tiny), fitted=FittedTensors(kept, model.plan.formats, vectors))
+    rounder = replace(Rounder(tiny), fitted=FittedTensors(kept, model.plan.formats))
     shipped = joint_losses(tiny, batch, {"": model.plan.formats}, "low", rounder=rounder, engine_embedding=True)[""]
     assert stats.kl_nats == pytest.approx(shipped.kl_nats, rel=1e-5)
 
@@ -119,7 +113,6 @@ def a_fit(loaded: LoadedModel, folder: Path, *, memory: Memory = "low", bits: in
     order = np.resize(schedule.order.flatten(), (18, together))  # small steps: rows are short
     cache = StoredCache(folder / "trained", INPUTS)
     schedule = replace(schedule, order=order, largest_rate=0.05)
-    more = {"vectors": tuple(names_of_vectors(loaded)), **more}
     return ScaleFit(Rounder(loaded), plan, tokens(0), cache, schedule, folder / "state.safetensors", **more)
 
 
@@ -135,7 +128,7 @@ def test_the_whole_model_loses_less_on_rows_that_it_was_not_trained_on(
     fit = a_fit(tiny, tmp_path, memory=memory)
     fit.run()
     held_out = fit.tokens[ROWS:]
-    trained = replace(fit.rounder, fitted=fit.fitted)
+    trained = replace(fit.rounder, fitted=FittedTensors(fit.cache, fit.formats))
     nearest, found = (
         joint_losses(tiny, held_out, {"": fit.plan.formats}, memory, rounder=rounder)[""].kl_nats
         for rounder in (fit.rounder, trained)
@@ -153,11 +146,6 @@ def test_the_whole_model_loses_less_on_rows_that_it_was_not_trained_on(
     assert found_again.record is not None
     assert found_again.record.method == "scales"
     assert found_again.record.steps == 18
-    assert found_again.record.vectors
-    vectors = trained.vectors_with(fit.plan.formats)
-    assert vectors.keys() == set(names_of_vectors(tiny))
-    assert all(not torch.equal(value, before[name]) for name, value in vectors.items())
-    assert not trained.vectors_with({**fit.plan.formats, fit.formats.popitem()[0]: FP16})
 
 
 class _KilledError(Exception):
@@ -235,7 +223,7 @@ def test_floats_and_experts_stay_as_they_are(tiny_models: dict[str, LoadedModel]
     assert experts
     assert set(fit.plan.formats) - set(fit.formats) == experts | {up}
     fit.run()
-    assert len(files(tmp_path / "trained")) == len(fit.formats) + 1
+    assert len(files(tmp_path / "trained")) == len(fit.formats)
 
 
 def test_a_schedule_trains_on_no_row_that_is_held_out_and_on_each_twice_at_most() -> None:
