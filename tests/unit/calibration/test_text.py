@@ -155,10 +155,16 @@ def test_a_changed_calib_set_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
         load_text("mine")
 
 
-def test_the_set_that_comes_with_qplan() -> None:
+def test_the_sets_that_come_with_qplan() -> None:
     text = load_text("python-stdlib")
     assert text.license == "PSF-2.0"
     assert len(text.documents[0]) > 100_000
+    mixture = load_text("mixture")
+    assert "CC-BY-SA-3.0" in str(mixture.license)
+    sizes = [len(part.encode()) for part in mixture.documents]
+    assert len(sizes) == 4
+    assert min(sizes) > sum(sizes) / 6
+    assert sum(sizes) < 300_000
 
 
 def test_reading_stops_at_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -173,7 +173,7 @@ def test_values_are_completed_from_what_lies_there(tmp_path: Path, monkeypatch: 
     (tmp_path / "models" / "tiny" / "llm.mnn").touch()
     assert completion.mnn_folders("models/") == ["models/tiny"]
     assert completion.mnn_folders("qplan-runs/mine/") == ["qplan-runs/mine/int4/"]
-    assert completion.calibrations("") == ["python-stdlib"]
+    assert completion.calibrations("") == ["mixture", "python-stdlib"]
     assert completion.targets("arm-") == ["arm-dot", "arm-i8mm", "arm-sme2", "arm-v8"]
     assert [value for value, _ in completion.budgets("int8,i")] == ["int8,int8", "int8,int4"]
     plan.write_text("no plan")

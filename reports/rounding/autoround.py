@@ -1,0 +1,62 @@
+"""AutoRound on given tokens, all decoder linears at one width. Runs in AutoRound's environment, without qplan.
+
+Takes a JSON file: ``model`` (folder), ``tokens`` (``.npy``, int64 ``[rows, seq_len]``), ``bits``, ``block``, ``steps``,
+``batch`` (rows), ``best`` (whether to use its extended algorithm), ``out`` (safetensors file for the weights that its
+integers stand for).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from auto_round import AutoRound
+from safetensors.torch import save_file
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+
+def main() -> None:
+    """Quantize, write the weights, and print the processor seconds."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("job", type=Path)
+    job = json.loads(parser.parse_args().job.read_text(encoding="utf-8"))
+    torch.set_num_threads(1)
+    model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32)
+    rows = torch.from_numpy(np.load(job["tokens"]))
+    batches = [{"input_ids": part, "attention_mask": torch.ones_like(part)} for part in rows.split(job["batch"])]
+    start = time.process_time()
+    quantized, _ = AutoRound(
+        model,
+        AutoTokenizer.from_pretrained(job["model"]),
+        dataset=batches,
+        bits=job["bits"],
+        group_size=job["block"],
+        sym=False,
+        iters=job["steps"],
+        nsamples=len(rows),
+        seqlen=rows.shape[1],
+        batch_size=job["batch"],
+        enable_alg_ext=job["best"],
+        # float32 throughout, as qplan fits and as both are judged
+        amp=False,
+        enable_torch_compile=False,
+        device_map="cpu",
+    ).quantize()
+    seconds = time.process_time() - start
+    head = quantized.get_output_embeddings()
+    weights = {
+        name: module.weight.detach().float().contiguous()
+        for name, module in quantized.named_modules()
+        if isinstance(module, nn.Linear) and module is not head
+    }
+    save_file(weights, job["out"])
+    print(json.dumps({"s": seconds}))
+
+
+if __name__ == "__main__":
+    main()
