@@ -127,7 +127,8 @@ def _beyond(row: Row, uniform: Row, speeds: Mapping[str, Row]) -> str:
     own, its = speeds[row["name"]], speeds[uniform["name"]]
     more = [f"{phase} time" for phase in ("decode", "prefill") if phase in own and own[phase]["low"] > 1]
     more += ["RAM"] if own["ram_bytes"] > MORE_RAM * its["ram_bytes"] else []
-    more += ["files"] if row["file_bytes"] > uniform["file_bytes"] else []
+    larger = row["file_bytes"] - uniform["file_bytes"]
+    more += [f"{larger:,.0f} bytes of files"] if larger > 0 else []
     return f"; it takes more {' and '.join(more)}" if more else "; it takes no more of anything"
 
 

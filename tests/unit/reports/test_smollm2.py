@@ -124,8 +124,8 @@ def test_what_a_plan_takes_more_of_is_told(tmp_path: Path) -> None:
     assert f"- {plan} of uniform INT4, {best}; it takes no more of anything." in found
     assert f"0.25{TIMES} that of llmexport --hqq, 4 bits; it takes more decode time and prefill time and RAM." in found
     larger = copy.deepcopy(RESULTS)
-    larger["rows"][4]["file_bytes"] = 145e6
-    assert f"0.15{TIMES} the loss of uniform INT8; it takes more files." in page(tmp_path, larger)
+    larger["rows"][4]["file_bytes"] = next(row["file_bytes"] for row in larger["rows"] if row["name"] == "int8") + 2600
+    assert f"0.15{TIMES} the loss of uniform INT8; it takes more 2,600 bytes of files." in page(tmp_path, larger)
 
 
 def test_where_llama_cpp_loses_less_is_said(tmp_path: Path) -> None:
