@@ -161,7 +161,7 @@ def _plan(subject: Subject, wanted: Wanted) -> Model:
         wanted.name,
         home.model,
         plan.formats,
-        Provenance.read(home).commands[0],
+        " && ".join([*subject.command_for(wanted.fold), Provenance.read(home).commands[0]]),
         None if wanted.beside is not None else wanted.budget,
         plan.dynamic_option,
         plan.mean_bits,

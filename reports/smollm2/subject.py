@@ -92,6 +92,14 @@ class Subject:
             return replace(self.analysis, fold=fold)
         return replace(self.analysis, fold=fold, seq_len=128, fit_tokens=TRAINING_TOKENS)
 
+    def command_for(self, fold: Folding) -> tuple[str, ...]:
+        """The command of an analysis with such folds, where it is not the page's first one."""
+        own = self.options_of(fold)
+        if fold == "auto":
+            return ()
+        asked = f"--effort quick --samples {own.samples} --seq-len {own.seq_len} --fit-tokens {own.fit_tokens}"
+        return (f"qplan analyze MODEL --calib TEXT {asked} --fold {fold}",)
+
     @contextmanager
     def reference(self) -> Iterator[KeptLogits]:
         """What the model in FP32 says of the text, until the block ends."""
