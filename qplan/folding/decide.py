@@ -209,20 +209,30 @@ def _decide(
             losses = {_loss_name(name, setting): stats.kl_nats for name, stats in found.items()}
             draft.add_losses(label, losses, None if rounder.cache is None else rounder.cache.folder)
     pays = math.prod(fold_ratio(draft.losses, name) for name in draft.losses["original"]) < 1
-    beside = sha256_beside_model(run.folded)
     rejected = draft.rounded.get("original" if pays else "folded")
     for folder in ([] if rejected is None else [run.rounding / rejected]) + ([] if pays else [run.folded]):
         shutil.rmtree(folder, ignore_errors=True)
-    record = FoldRecord(
-        loaded.card.source,
-        loaded.card.sha256,
-        folded.card.sha256 if pays else None,
-        memory,
-        draft.losses,
-        beside if pays else None,
-    )
+    record = fold_record(run, loaded, folded if pays else None, memory, draft.losses)
     say(str(record.note))
     return record
+
+
+def fold_record(
+    run: RunFolder,
+    loaded: LoadedModel,
+    folded: LoadedModel | None,
+    memory: Memory,
+    losses: Mapping[str, Mapping[str, float]],
+) -> FoldRecord:
+    """What was decided about a model: the folded one that is in the run folder, or None."""
+    return FoldRecord(
+        loaded.card.source,
+        loaded.card.sha256,
+        None if folded is None else folded.card.sha256,
+        memory,
+        losses,
+        None if folded is None else sha256_beside_model(run.folded),
+    )
 
 
 def store_folded(run: RunFolder, loaded: LoadedModel, scales: Mapping[str, Tensor], tokens: Tensor) -> LoadedModel:

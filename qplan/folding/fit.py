@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from qplan.folding.evidence import Evidence
+from qplan.folding.fold import FoldSite
 from qplan.formats import Formats, QuantFormat
 from qplan.model.load import LoadedModel
 from qplan.settings import Memory
@@ -34,7 +35,7 @@ _TOKENS, _ROWS = 512, 512
 the embedded model's head lost what it gains, and a plan from few tokens a tenth."""
 _MANY_ROWS = 8192
 """Most rows to evaluate where no sampling is wanted; a larger vocabulary is sampled evenly by importance."""
-_SMALLEST = 1e-9
+SMALLEST = 1e-9
 """Lower bound on the squares of a channel, for channels that are never used."""
 _REACH = math.log(64)
 """Largest distance of log scales from their mean: fp16 block scales span 30 binades."""
@@ -42,15 +43,15 @@ _REACH = math.log(64)
 
 def root_mean_square_scales(evidence: Evidence, alpha: float) -> Tensor:
     """Root mean squares of the channels to the power ``alpha``: SmoothQuant's scales without the weights' part."""
-    energy = _by_channel(evidence, evidence.inputs.float().square()).mean(0)
-    return _centred(energy.clamp(min=_SMALLEST).log() * alpha / 2)
+    energy = by_channel(evidence.site, evidence.inputs.float().square()).mean(0)
+    return _centred(energy.clamp(min=SMALLEST).log() * alpha / 2)
 
 
 def smooth_scales(evidence: Evidence, loaded: LoadedModel, alpha: float) -> Tensor:
     """SmoothQuant, equation 4: ``max|x_i|^alpha / max|w_i|^(1 - alpha)``, which inputs are divided by."""
-    largest = _by_channel(evidence, evidence.inputs.float().abs()).amax(0).clamp(min=_SMALLEST)
+    largest = by_channel(evidence.site, evidence.inputs.float().abs()).amax(0).clamp(min=SMALLEST)
     columns = torch.stack([loaded.weight(name).abs().amax(0) for name in evidence.site.readers]).amax(0)
-    weights = _by_channel(evidence, columns.unsqueeze(0)).amax(0).clamp(min=_SMALLEST)
+    weights = by_channel(evidence.site, columns.unsqueeze(0)).amax(0).clamp(min=SMALLEST)
     return _centred(alpha * largest.log() - (1 - alpha) * weights.log())
 
 
@@ -195,11 +196,10 @@ def _drawn(importance: Tensor, generator: torch.Generator | None) -> tuple[Tenso
     return rows, (cumulative[-1] / count).to(importance).expand(count)
 
 
-def _by_channel(evidence: Evidence, values: Tensor) -> Tensor:
+def by_channel(site: FoldSite, values: Tensor) -> Tensor:
     """``[rows, in_features]`` to ``[rows * sharing columns, channels]``."""
-    shared, heads = evidence.site.repeats
-    channels = evidence.site.channels
-    return values.reshape(-1, heads, shared, channels // heads).transpose(1, 2).reshape(-1, channels)
+    shared, heads = site.repeats
+    return values.reshape(-1, heads, shared, site.channels // heads).transpose(1, 2).reshape(-1, site.channels)
 
 
 def _centred(log_scale: Tensor) -> Tensor:

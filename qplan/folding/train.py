@@ -11,10 +11,9 @@ from torch import Tensor
 from qplan.artifact import is_there
 from qplan.errors import InputError
 from qplan.folding.analyzed import load_folded
-from qplan.folding.decide import check_fold_inputs, store_folded
+from qplan.folding.decide import check_fold_inputs, fold_record, store_folded
 from qplan.folding.trained import BITS, RATE, FoldTraining
 from qplan.model.load import LoadedModel
-from qplan.model.source import sha256_beside_model
 from qplan.notes import Note
 from qplan.rounding import Int8Activations
 from qplan.run.calibration import CalibrationSet
@@ -89,14 +88,8 @@ def run_fold_training(
         before, after, scales = _train(run, loaded, calibration, activations, inputs, progress=progress)
         folded = store_folded(run, loaded, scales, torch.from_numpy(calibration.fit[:1])) if after < before else None
         name = f"int{BITS}, memory low"
-        record = FoldRecord(
-            loaded.card.source,
-            loaded.card.sha256,
-            None if folded is None else folded.card.sha256,
-            memory,
-            {"original": {name: before}, "folded": {name: after}},
-            None if folded is None else sha256_beside_model(run.folded),
-        )
+        losses = {"original": {name: before}, "folded": {name: after}}
+        record = fold_record(run, loaded, folded, memory, losses)
         record.write(run.fold, inputs)
         say(str(record.note))
     run.fold_training.unlink(missing_ok=True)

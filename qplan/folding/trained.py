@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from qplan.folding.fit import SMALLEST, by_channel
 from qplan.folding.fold import FoldSite, fold_sites
 from qplan.formats import QuantFormat
 from qplan.model.layerwise import WayThere, run_layer
@@ -45,9 +46,6 @@ RATE = 0.03
 
 _SHARE = 0.65
 """Errors of weights as they ship, relative to rounding to nearest; its square is what is left of a loss at 8 bits."""
-
-_SMALLEST = 1e-9
-"""Lower bound on the mean squares of a channel, for channels that are never used."""
 
 
 @dataclass(frozen=True)
@@ -113,9 +111,8 @@ class FoldTraining:
             if progress is not None:
                 progress(index + 1, layers + 1)
         for site in self.sites:
-            shared, heads = site.repeats
-            means = squares[site.name].view(heads, shared, -1).mean(1).flatten() / self.tokens[:rows].numel()
-            log = means.clamp(min=_SMALLEST).log() / 4
+            means = by_channel(site, squares[site.name].unsqueeze(0)).mean(0) / self.tokens[:rows].numel()
+            log = means.clamp(min=SMALLEST).log() / 4
             with torch.no_grad():
                 self.logs[site.name].copy_(log - log.mean())
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from qplan.artifact import is_there, remove_folder, sha256_json, versions
 from qplan.folding.analyzed import load_folded
-from qplan.folding.decide import store_folded
+from qplan.folding.decide import fold_record, store_folded
 from qplan.folding.one_pass import OnePass, label_seeds, model_losses
 from qplan.jobs.left_behind import can_go_on
 from qplan.jobs.options import AnalyzeOptions
@@ -23,7 +23,6 @@ from qplan.model.boundaries import Boundaries
 from qplan.model.half_products import half_products_pay
 from qplan.model.layerwise import WayBack, WayThere, with_layer_read
 from qplan.model.load import LoadedModel
-from qplan.model.source import sha256_beside_model
 from qplan.notes import Note
 from qplan.rounding.moments import Moments, gather_on_the_way
 from qplan.rounding.rounder import Rounder
@@ -340,14 +339,7 @@ def _fold(job: _Job, one: OnePass) -> tuple[LoadedModel, tuple[Note, ...]]:
     folded = store_folded(run, loaded, scales, one.analysis.batches[0][:1]) if scales else loaded
     tokens = sum(batch.numel() for batch in one.analysis.batches)
     losses = model_losses(draft.losses, tokens)
-    record = FoldRecord(
-        loaded.card.source,
-        loaded.card.sha256,
-        folded.card.sha256 if scales else None,
-        job.options.memory,
-        losses,
-        sha256_beside_model(run.folded) if scales else None,
-    )
+    record = fold_record(run, loaded, folded if scales else None, job.options.memory, losses)
     record.write(run.fold, draft.inputs)
     job.say(str(record.note))
     return folded, (record.note,)

@@ -22,7 +22,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -32,9 +31,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from qplan.calibration import load_text, tokenize
+from qplan.calibration import load_text
 from qplan.errors import ToolError
-from qplan.formats import FP16, QuantFormat
+from qplan.formats import QuantFormat
 from qplan.model.load import LoadedModel, load_model
 from qplan.model.replace import with_weights
 from qplan.rounding import Int8Activations
@@ -48,7 +47,7 @@ from qplan.tuning.schedule import Schedule
 from qplan.tuning.sequential import SequentialFit
 from qplan.verify.reference import torch_logits
 from reports.peers.environment import prepare
-from reports.rounding.subject import BLOCK, JUDGE_ROWS, SEQ_LEN
+from reports.rounding.subject import BLOCK, JUDGE_ROWS, SEQ_LEN, decoder_formats, windows_of
 
 ROOT = Path(__file__).parents[2]
 FIT_TOKENS, TEST_ROWS = 32768, 24
@@ -94,7 +93,7 @@ class Comparison:
 
     def rows(self, bits: int, recipes: tuple[Recipe, ...]) -> Iterator[dict[str, Any]]:
         """Every rounding's losses and processor seconds at one width."""
-        formats = self.formats(bits)
+        formats = decoder_formats(self.loaded, bits)
         yield {"rounding": "rtn"} | self.losses(Rounder(self.loaded), formats)
         cache = StoredCache(self.work / f"hqq-{bits}", {"rounding": "llmexport-hqq"})
         yield {"rounding": "llmexport --hqq"} | self.losses(Rounder(self.loaded, "llmexport-hqq", cache=cache), formats)
@@ -172,24 +171,12 @@ class Comparison:
             raise ToolError(msg, command=" ".join(command), code=done.returncode, tail=tail)
         return load_file(out), float(json.loads(done.stdout.splitlines()[-1])["s"])
 
-    def formats(self, bits: int) -> dict[str, QuantFormat]:
-        """The decoder's linears at one width, the head in fp16."""
-        tensors = self.loaded.card.tensors
-        return {one.name: FP16 if one.layer is None else QuantFormat(bits, BLOCK) for one in tensors}
-
 
 def load_texts(loaded: LoadedModel, data: Path, work: Path) -> dict[str, Texts]:
     """Every kind of text."""
     documentation = work / "documentation.txt"
     documentation.write_text("\n\n".join(topics[name] for name in sorted(topics)), encoding="utf-8")
-    windows = partial(
-        tokenize,
-        tokenizer=loaded.tokenizer,
-        seq_len=SEQ_LEN,
-        seed=0,
-        context=loaded.card.context,
-        vocabulary=loaded.card.vocabulary,
-    )
+    windows = windows_of(loaded)
     found = {}
     for kind, sources in {
         "prose": (str(data / "valid.txt"), str(data / "test.txt")),

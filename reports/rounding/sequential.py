@@ -17,15 +17,14 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from qplan.calibration import load_text, tokenize
-from qplan.formats import FP16, QuantFormat
+from qplan.calibration import load_text
+from qplan.formats import QuantFormat
 from qplan.model.load import LoadedModel, load_model
 from qplan.rounding import Int8Activations
 from qplan.rounding.moments import Moments, gather_moments
@@ -37,7 +36,7 @@ from qplan.tuning.kept import HELD_OUT
 from qplan.tuning.scales import ScaleFit
 from qplan.tuning.schedule import Schedule
 from qplan.tuning.sequential import SequentialFit
-from reports.rounding.subject import BLOCK, SEQ_LEN
+from reports.rounding.subject import SEQ_LEN, decoder_formats, windows_of
 
 FIT_TOKENS, JUDGE_ROWS, TEST_ROWS = 16384, 16, 24
 WIDTHS = (8, 4, 3, 2)
@@ -62,7 +61,7 @@ class Bench:
     ) -> Iterator[dict[str, Any]]:
         """Losses under a memory setting: to nearest, ``auto``, and in order with inputs as of memory settings."""
         for bits in widths:
-            formats = self.formats(bits)
+            formats = decoder_formats(self.loaded, bits)
             cache = StoredCache(self.work / f"auto-{bits}", {"rounding": "auto"})
             auto = Rounder(self.loaded, "auto", self.moments, self.judge, cache)
             rounders = {"rtn": Rounder(self.loaded), "auto": auto}
@@ -96,23 +95,11 @@ class Bench:
         fit.run()
         return replace(rounder, fitted=FittedTensors(kept, fit.formats))
 
-    def formats(self, bits: int) -> dict[str, QuantFormat]:
-        """The decoder's linears at one width, the head in fp16."""
-        tensors = self.loaded.card.tensors
-        return {one.name: FP16 if one.layer is None else QuantFormat(bits, BLOCK) for one in tensors}
-
 
 def load_bench(model: Path, data: Path, work: Path, fit_tokens: int = FIT_TOKENS) -> Bench:
     """Load a model and cut texts into windows."""
     loaded = load_model(str(model))
-    windows = partial(
-        tokenize,
-        tokenizer=loaded.tokenizer,
-        seq_len=SEQ_LEN,
-        seed=0,
-        context=loaded.card.context,
-        vocabulary=loaded.card.vocabulary,
-    )
+    windows = windows_of(loaded)
     valid = windows(load_text(str(data / "valid.txt"), loaded.tokenizer), samples=JUDGE_ROWS, fit_tokens=fit_tokens)
     texts = {"prose": str(data / "test.txt"), "code": "python-stdlib"}
     tests = {

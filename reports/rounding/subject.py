@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,12 +12,13 @@ from torch import Tensor, nn
 
 import qplan.demo
 from qplan.calibration import load_text, tokenize
-from qplan.formats import QuantFormat
+from qplan.formats import FP16, QuantFormat
 from qplan.model.load import LoadedModel, load_model
 from qplan.rounding.moments import Moments, gather_moments
 from qplan.rounding.rounder import Rounder
 from qplan.rounding.stored_cache import StoredCache
 from qplan.roundings import needs_tokens
+from qplan.run.calibration import CalibrationSet
 from qplan.sensitivity.kept_logits import KeptLogits
 from qplan.sensitivity.stored_weights import StoredWeights
 from qplan.sensitivity.variants import apply_formats
@@ -91,6 +93,23 @@ class Subject:
             return reference.compare(lambda ids: torch_logits(self.loaded, ids)).kl_nats
 
 
+def windows_of(loaded: LoadedModel) -> partial[CalibrationSet]:
+    """Cuts a text into windows for a model, as `tokenize` does with what is left to say."""
+    return partial(
+        tokenize,
+        tokenizer=loaded.tokenizer,
+        seq_len=SEQ_LEN,
+        seed=0,
+        context=loaded.card.context,
+        vocabulary=loaded.card.vocabulary,
+    )
+
+
+def decoder_formats(loaded: LoadedModel, bits: int) -> dict[str, QuantFormat]:
+    """The decoder's linears at one width, the head in fp16."""
+    return {one.name: FP16 if one.layer is None else QuantFormat(bits, BLOCK) for one in loaded.card.tensors}
+
+
 def load_subject(model: Path | None, fit_tokens: int, wikitext: Path | None) -> Subject:
     """Load a model, None for the embedded one, with code and, if WikiText-2 is given, prose."""
     loaded = load_model(str(model or Path(qplan.demo.__file__).parent / "stdlib-3m"))
@@ -103,14 +122,5 @@ def load_subject(model: Path | None, fit_tokens: int, wikitext: Path | None) -> 
 
 
 def _windows(loaded: LoadedModel, text: str, fit_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
-    found = tokenize(
-        load_text(text, loaded.tokenizer),
-        loaded.tokenizer,
-        samples=JUDGE_ROWS,
-        seq_len=SEQ_LEN,
-        seed=0,
-        context=loaded.card.context,
-        vocabulary=loaded.card.vocabulary,
-        fit_tokens=fit_tokens,
-    )
+    found = windows_of(loaded)(load_text(text, loaded.tokenizer), samples=JUDGE_ROWS, fit_tokens=fit_tokens)
     return torch.from_numpy(found.fit), torch.from_numpy(found.tokens), torch.from_numpy(found.heldout[:TEST_ROWS])
