@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from statistics import fmean
 
 import numpy as np
 
 from qplan.cost.file_bytes import FixedBytes
-from qplan.errors import InfeasibleError
+from qplan.errors import InfeasibleError, UnsolvedError
 from qplan.formats import QuantFormat
 from qplan.planner.budget import parse_budgets
 from qplan.planner.elbow_room import rules_within
@@ -29,6 +30,9 @@ NARROW_BITS = 4
 
 _NARROW_ERROR = 0.3
 """Relative standard error to assume there."""
+
+_TIME_LIMIT_S = 5.0
+"""For one plan: these are compared, not shipped, and one that is not proved best tells as much."""
 
 
 @dataclass(frozen=True)
@@ -62,26 +66,33 @@ class Decided:
 def decisions(
     table: SensitivityTable, fixed: FixedBytes, generator: np.random.Generator, draws: int
 ) -> Iterator[Decided]:
-    """Plan at each of `BUDGETS` that can be met, and as often as ``draws`` with losses drawn within their errors."""
-    rules = rules_within(table)
+    """Plan at each of `BUDGETS` that can be met, and as often as ``draws`` with losses drawn within their errors.
+
+    What the solver does not find in time is left out.
+    """
+    plans = partial(make_plan, rules=rules_within(table), time_limit_s=_TIME_LIMIT_S, prices_logits_rule=False)
     errors = {
         (name, fmt): _relative_error(fmt, loss) for name, row in table.losses().items() for fmt, loss in row.items()
     }
     for budget in BUDGETS:
         try:
-            plan = make_plan(table, budget, fixed, rules=rules)
-        except InfeasibleError:
+            plan = plans(table, budget, fixed)
+        except (InfeasibleError, UnsolvedError):
             continue
         others, regrets = [], []
         for _ in range(draws):
             factors = {key: math.exp(error * generator.standard_normal()) for key, error in errors.items()}
             rows = (replace(m, kl_nats=m.kl_nats * factors[m.tensor, m.format]) for m in table.measurements)
             drawn = replace(table, measurements=tuple(rows))
-            other, losses = make_plan(drawn, budget, fixed, rules=rules), drawn.ordered_kl(table.goal)
+            try:
+                other, losses = plans(drawn, budget, fixed), drawn.ordered_kl(table.goal)
+            except UnsolvedError:
+                continue
             others.append(other)
             ours = math.fsum(losses[name][fmt.name] for name, fmt in plan.formats.items())
             regrets.append(ours / least - 1 if (least := other.solver.objective_nats) else 0.0)
-        yield Decided(plan, tuple(others), tuple(regrets), table.goal)
+        if others:
+            yield Decided(plan, tuple(others), tuple(regrets), table.goal)
 
 
 def _relative_error(fmt: str, loss: Loss) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from qplan.card import ModelCard
@@ -14,7 +14,7 @@ from qplan.planner.limits import ResourceLimit
 from qplan.planner.planning import picks_of
 from qplan.planner.problem import FILE_BYTES, GroupChoices, Problem
 from qplan.planner.rules import Rules
-from qplan.planner.solver.branching import decided, pivot
+from qplan.planner.solver.branching import decided, pivots
 from qplan.planner.solver.dominance import Grid, drop_impossible
 from qplan.planner.solver.relaxation import relax
 from qplan.planner.validate import validate_plan
@@ -126,11 +126,10 @@ def explain_all(
 
 
 def _prices_around(problem: Problem, picks: tuple[int, ...] | None) -> dict[str, float]:
-    """Shadow prices with the largest group fixed to its planned format, if all planned formats are choices."""
+    """Shadow prices with the largest groups fixed to their planned formats, if all planned formats are choices."""
     if picks is None:
         return shadow_prices(problem)
-    largest = pivot(Grid.of(problem.program()))
-    return shadow_prices(problem, largest, picks[largest])
+    return shadow_prices(problem, {group: picks[group] for group in pivots(Grid.of(problem.program()))})
 
 
 def _explain(
@@ -159,19 +158,15 @@ def _explain(
     )
 
 
-def shadow_prices(problem: Problem, index: int = -1, pick: int = -1) -> dict[str, float]:
+def shadow_prices(problem: Problem, picks: Mapping[int, int] | None = None) -> dict[str, float]:
     """What one more unit of each limit is worth, in nats, from the linear relaxation; empty if that is infeasible.
 
     Args:
         problem: the problem with its limits.
-        index: the group to fix, which should be the largest, see `branching`; negative fixes none.
-        pick: its choice.
+        picks: choices of groups to fix, which should be the largest, see `branching`.
     """
     program = problem.program()
-    grid = Grid.of(program)
-    if index >= 0:
-        grid = decided(grid, index, pick)
-    grid = drop_impossible(grid)
+    grid = drop_impossible(decided(Grid.of(program), picks or {}))
     relaxation = relax(grid) if grid.solvable else None
     if relaxation is None:
         return {}

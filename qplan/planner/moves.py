@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from qplan.planner.solver.branching import decided, pivot
+from qplan.planner.solver.branching import decided, pivots
 from qplan.planner.solver.dominance import Grid, drop_impossible
 from qplan.planner.solver.program import Program, Row
 from qplan.planner.solver.relaxation import relax
@@ -35,8 +35,7 @@ def nearest_moves(program: Program, picks: Sequence[int], most: int) -> tuple[Mo
         most: how many moves to return.
     """
     grid = Grid.of(program)
-    largest = pivot(grid)
-    priced = relax(drop_impossible(decided(grid, largest, picks[largest])))
+    priced = relax(drop_impossible(decided(grid, {group: picks[group] for group in pivots(grid)})))
     prices = [0.0] * len(program.rows) if priced is None else [float(price) for price in priced.prices]
     possible = drop_impossible(grid).alive
     taking: list[Move] = []

@@ -1,7 +1,7 @@
 """The solver: bounds, and a search that widens until the gap is negligible. Limits are checked in integers.
 
 1. Impossible and dominated choices are dropped.
-2. The largest group is decided, one branch per choice.
+2. The largest groups are decided, one branch per combination of their choices.
 3. In each branch the linear relaxation gives prices, a lower bound, and how much each choice would raise it (`extra`).
 4. The search looks at the choices with the smallest extras first, then at all that could be part of a plan better than
    the best known (reduced-cost fixing, Pisinger, "A minimal algorithm for the multiple-choice knapsack problem", 1995).
