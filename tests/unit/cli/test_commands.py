@@ -33,6 +33,13 @@ def test_help_shows_examples_that_the_program_understands(name: str) -> None:
         parses(shlex.split(line)[1:])
 
 
+@pytest.mark.parametrize("name", commands())
+def test_only_the_terminal_breaks_the_lines_of_a_paragraph(name: str) -> None:
+    shown = CliRunner().invoke(app, [*name.split(), "--help"], env={"COLUMNS": "1000", "NO_COLOR": "1"}).stdout
+    told = shown.partition("Usage:")[2].partition("Examples:")[0].splitlines()[1:]
+    assert all(line.endswith((".", "?")) for line in map(str.strip, told) if line)
+
+
 def test_efforts_are_what_the_user_sees_and_modes_still_work() -> None:
     shown = CliRunner().invoke(app, ["analyze", "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"}).stdout
     assert "--effort" in shown
