@@ -7,8 +7,8 @@ from collections.abc import Callable
 from qplan.cost.work import spell_time
 from qplan.settings import Say
 
-_SHORTEST_S = 0.5
-"""Least time left that is told."""
+_SHORTEST_S, _LEAST_SHARE = 0.5, 0.01
+"""Least time left that is told, and least share of the work that it is told from: a slow start would make hours."""
 
 LINE_S, QUIET_S = 5.0, 60.0
 """Least time between two progress lines, where there is no terminal for a bar, and most while work gets done."""
@@ -44,8 +44,8 @@ class Pace:
         return self.spent_s / self._worked * (self._total - self._seen) if self._worked else None
 
     def left(self) -> str:
-        """The same in words; empty if it is not known, or none is left."""
-        left = self.left_s
+        """The same in words; empty if it is hardly known, or none is left."""
+        left = self.left_s if self._worked >= _LEAST_SHARE * self._total else None
         return f"about {spell_time(left)} left" if left and left >= _SHORTEST_S and self._seen < self._total else ""
 
 

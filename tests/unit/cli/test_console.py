@@ -141,6 +141,18 @@ def test_the_time_left_follows_the_speed_so_far_and_not_what_was_done_before() -
     assert pace.left() == ""
 
 
+def test_of_a_slow_start_no_hours_are_made() -> None:
+    clock = _Clock()
+    pace = Pace(clock)
+    pace.see(0, 100_000)
+    clock.now = 43.0
+    pace.see(450, 100_000)
+    assert pace.left() == ""
+    clock.now = 60.0
+    pace.see(1_000, 100_000)
+    assert pace.left() == "about 99 min left"
+
+
 def test_a_log_tells_each_stage_and_never_falls_silent_while_work_gets_done() -> None:
     clock, told = _Clock(), list[str]()
     lines = WorkLines("1 of 2, analyzing", Pace(clock), told.append)
