@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from qplan.cli import completion
+from qplan.cli import completion, entry
 from qplan.cli.main import app, main
 from tests.support.command import qplan
 from tests.support.commands import commands, parses
@@ -234,3 +234,16 @@ def test_a_wrong_word_is_told_in_plain_words(line: str, told: str, tmp_path: Pat
     assert told in stderr
     assert "Value error" not in stderr
     assert "Input should" not in stderr
+
+
+def test_threads_that_wait_sleep_soon_unless_the_user_says_how(monkeypatch: pytest.MonkeyPatch) -> None:
+    for given, found in (
+        ({}, entry.SPINS),
+        ({"GOMP_SPINCOUNT": "7"}, "7"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, None),
+    ):
+        environment = dict(given)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "environ", environment)
+            entry.share_processors()
+        assert environment.get("GOMP_SPINCOUNT") == found
