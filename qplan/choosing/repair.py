@@ -85,7 +85,7 @@ def repair(
         evaluations = affordable(context)
         context.say(
             f"promotions and demotions: at most {evaluations} whole models on {heldout[EVEN].size:,} tokens, about "
-            f"{REPAIR_PASSES:g} passes over the calibration"
+            f"{REPAIR_PASSES:g} pass{'es' if REPAIR_PASSES > 1 else ''} over the calibration"
         )
     seq_len = heldout.shape[1]
     choosing, confirming = (partial(context.whole, rows=half, stage=REPAIRING) for half in (EVEN, ODD))

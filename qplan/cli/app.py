@@ -77,10 +77,14 @@ def _shown(parameters: list[Any]) -> list[Any]:
 
 
 def _styled(text: str | None) -> str | None:
-    """Color code, including whole lines of it: Markdown would take half of the time of ``--help``."""
+    """Color code, including whole lines of it: Markdown would take half of the time of ``--help``.
+
+    Lines of a paragraph become one, for the terminal to break; those of examples are indented.
+    """
     if text is None:
         return None
-    colored = re.sub(r"`([^`]+)`", r"[cyan]\1[/cyan]", escape(text))
+    flowing = re.sub(r"(?<=\S)\n(?=\S)", " ", text)
+    colored = re.sub(r"`([^`]+)`", r"[cyan]\1[/cyan]", escape(flowing))
     return re.sub(r"^ +(qplan .*)$", r"[not dim]  \1[/not dim]", colored, flags=re.MULTILINE)
 
 

@@ -144,7 +144,7 @@ def command(
     show(found)
     if out_file is not None:
         out.print(f"wrote {out_file}", soft_wrap=True)
-    out.print(f"next:  {_next_command(home.folder, out_file)}", soft_wrap=True)
+    out.print(f"\nnext:  {_next_command(home.folder, out_file)}", soft_wrap=True)
 
 
 def show(found: PlanAnswer) -> None:

@@ -22,13 +22,16 @@ def predicted_table(plan: Plan, uniform_nats: Mapping[str, float] | None = None,
     """
     near = nearest_footprint(plan)
     against = "" if near is None else f"; times over those of uniform {near[0]}"
+    notes = ["RAM: of the weights; KL to FP32 in nats per token."]
+    if uniform_nats:
+        notes.append("Uniform formats are rounded like the plan.")
+    if larger:
+        notes.append(f"+: what more bytes buy under the same rules and dynamic_option {plan.dynamic_option}.")
     view = table_view(
         ("", "files, MB", "RAM, MB", "decode", "prefill", "KL"),
         left=("",),
         heading=f"Predicted on {plan.target}{against}",
-        note="RAM: of the weights; KL to FP32 in nats per token"
-        + (", uniform formats rounded like the plan." if uniform_nats else ".")
-        + ("\n+: what more bytes buy under the same rules." if larger else ""),
+        note="\n".join(notes),
     )
     base = None if near is None else near[1]
     view.add_row("plan", *_cells(plan.files.total, plan.footprint, base, plan.predicted_nats), style="bold")

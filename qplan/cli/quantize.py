@@ -130,7 +130,7 @@ def command(
         show_plan(made.emitted)
     console.out.print(quantized_table(made.emitted.plan, made.emitted.verification))
     console.out.print(
-        f"model:  {made.out}\nreport: {files.report}\nnext:   {shlex.join(['qplan', 'run', str(made.out), 'Hello'])}",
+        f"\nmodel:  {made.out}\nreport: {files.report}\nnext:   {shlex.join(['qplan', 'run', str(made.out), 'Hello'])}",
         soft_wrap=True,
     )
     check_promises(made.emitted)

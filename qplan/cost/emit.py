@@ -414,7 +414,7 @@ class EmitCost:
         matrices = 3 * FLOAT_BYTES * max(self._layer_weights, shape.head.weights)
         memory = _WORKING_BYTES + exact + grids + matrices + max(graph, logits)
         passes = tokens.passes(asked.weighed)
-        return self._stage(f"{TRAINING}, {passes:.1f} passes", [work], memory, disk=weights + grids, units=asked.steps)
+        return self._stage(f"{TRAINING}, {passes:.3g} passes", [work], memory, disk=weights + grids, units=asked.steps)
 
     @property
     def _activations(self) -> Work:

@@ -154,7 +154,7 @@ class OnePassCost:
         head = float(_LOGIT_COPIES) * max(1 << 28, _FLOAT * asked.seq_len * shape.head.outputs)
         head += self._read(shape.head.weights)
         memory = WORKING_BYTES + exact + max(graph, head) + self._second + self._held
-        name = f"{FOLD_TRAINING}, {tokens.passes(asked.judged):.1f} passes"
+        name = f"{FOLD_TRAINING}, {tokens.passes(asked.judged):.3g} passes"
         return self._stage(name, [work], memory, _FLOAT * shape.parameters)
 
     def _there(self) -> ExpectedStage:

@@ -130,7 +130,7 @@ def _analyze(
         )
         notes += (decided,)
     if needs_tokens(options.rounding):
-        say(f"second moments of all inputs, {calibration.fit.size} tokens for fitting the rounding")
+        say(f"second moments of all inputs, {calibration.fit.size:,} tokens for fitting the rounding")
     rounder = run_rounder(
         run,
         loaded,

@@ -237,7 +237,7 @@ def _plan_and_build(job: EmitJob, judged: _HeldOut, command: str) -> Emitted:
     """Make the plan, its configs and the model, and measure the model on the engine."""
     options, loaded, target = job.options, job.model.loaded, job.options.target
     given = _given(job)
-    told = f"FP32 reference on {judged.rows.size} tokens: {judged.text}"
+    told = f"FP32 reference on {judged.rows.size:,} tokens: {judged.text}"
     with kept_logits(loaded, judged.rows, job.stages.visit(REFERENCE, told)) as reference:
         trial = Trial(reference, threads=options.threads, decode_rows=_decode_rows(len(judged.rows)))
         bench = BuildBench(

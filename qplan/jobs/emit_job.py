@@ -150,7 +150,7 @@ class EmitJob:
         """What the model in FP32 says of `heldout`, computed when it is first asked for."""
         if self.open is None:
             return None
-        line = f"FP32 reference on {self.heldout.size} held-out tokens, to measure plans with"
+        line = f"FP32 reference on {self.heldout.size:,} held-out tokens, to measure plans with"
         progress = self.stages.visit(KEEPING, line)
         return self.open.enter_context(kept_logits(self.model.loaded, self.heldout, progress))
 

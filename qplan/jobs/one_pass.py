@@ -289,7 +289,7 @@ def _passes(job: _Job, analysis: Analysis) -> _Found:
         remove_folder(between.folder)
         turned = False
     more = ", second moments of all inputs" if gather else ""
-    progress = job.stages.begin("forward", f"{sum(b.numel() for b in way.batches)} tokens{more}")
+    progress = job.stages.begin("forward", f"{sum(b.numel() for b in way.batches):,} tokens{more}")
     if gather:
         moments = gather_on_the_way(way, len(judged), folder, inputs=inputs, progress=progress)
         judge = replace(judge, key_of=moments.key_of)

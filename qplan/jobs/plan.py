@@ -68,7 +68,7 @@ class PlanAnswer:
     uniform_nats: dict[str, float]
     """Predicted losses of uniform formats, rounded like the plan; those that were not measured are left out."""
     larger: tuple[Plan, ...]
-    """Plans of larger budgets that lose less, under the same rules, sizes ascending."""
+    """Plans of larger budgets that lose less, under the same rules and ``dynamic_option``, sizes ascending."""
     times: PredictedTimes | None
     """None without a profile of this model and target."""
     seconds: float

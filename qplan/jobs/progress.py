@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 from qplan.cost.work import spell_time
 from qplan.settings import Say
 
-_SHORTEST_S = 0.5
-"""Least time left that is told."""
+_SHORTEST_S, _LEAST_SHARE = 0.5, 0.01
+"""Least time left that is told, and least share of the work that it is told from: a slow start would make hours."""
 
-LINE_S = 5.0
-"""Least time between two progress lines of a stage, where there is no terminal for a bar."""
+LINE_S, QUIET_S = 5.0, 60.0
+"""Least time between two progress lines, where there is no terminal for a bar, and most while work gets done."""
 
 
 class Pace:
@@ -23,14 +22,14 @@ class Pace:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         """Start to watch."""
-        self._clock = clock
+        self.clock = clock
         self._last = clock()
         self._seen = self._total = 0
         self.spent_s, self._worked = 0.0, 0
 
     def see(self, completed: int, total: int) -> None:
         """See how much is done."""
-        now = self._clock()
+        now = self.clock()
         if total != self._total or completed < self._seen:  # the next of stages that count for themselves
             self.spent_s, self._worked, self._seen, self._total = 0.0, 0, 0, total
         took, done = now - self._last, completed - self._seen
@@ -45,8 +44,8 @@ class Pace:
         return self.spent_s / self._worked * (self._total - self._seen) if self._worked else None
 
     def left(self) -> str:
-        """The same in words; empty if it is not known, or none is left."""
-        left = self.left_s
+        """The same in words; empty if it is hardly known, or none is left."""
+        left = self.left_s if self._worked >= _LEAST_SHARE * self._total else None
         return f"about {spell_time(left)} left" if left and left >= _SHORTEST_S and self._seen < self._total else ""
 
 
@@ -56,7 +55,7 @@ class WorkProgress:
     def __init__(self, label: str, pace: Pace) -> None:
         """Take what is done, and what watches its speed."""
         self.label, self.pace, self.name = label, pace, ""
-        self._began = time.monotonic()
+        self._began = pace.clock()
 
     def __call__(self, completed: int, total: int, /) -> None:
         """Show it."""
@@ -69,7 +68,7 @@ class WorkProgress:
     def told(self, completed: int, total: int) -> str:
         """A line about it all, with the time that it took and that is left."""
         share = f"{100 * completed / max(1, total):.0f} % of all"
-        words = [f"{self.described}: {share}", spell_time(time.monotonic() - self._began), self.pace.left()]
+        words = [f"{self.described}: {share}", spell_time(self.pace.clock() - self._began), self.pace.left()]
         return ", ".join(filter(None, words))
 
     @property
@@ -79,21 +78,26 @@ class WorkProgress:
 
 
 class WorkLines(WorkProgress):
-    """As lines in a log file: every twentieth of the way, but no more often than `LINE_S`."""
+    """As lines in a log file: every twentieth of the way and when a stage begins, but no more often than `LINE_S`.
+
+    And at least every `QUIET_S`: a stage may take much longer than was expected, and a silent log looks dead.
+    """
 
     def __init__(self, label: str, pace: Pace, tell: Say) -> None:
         """Begin to count the time; ``tell`` takes each line."""
         super().__init__(label, pace)
         self._tell = tell
         self._told_s = self._began
+        self._told_name = ""
         self._shown = 0
 
     def __call__(self, completed: int, total: int, /) -> None:
         """Print a line if it is time for one."""
         super().__call__(completed, total)
-        now, step = time.monotonic(), 20 * completed // max(1, total)
+        now, step = self.pace.clock(), 20 * completed // max(1, total)
         if step < self._shown:
             self._shown = 0
-        if step > self._shown and now - self._told_s >= LINE_S:
-            self._shown, self._told_s = step, now
+        is_news, silent_s = step > self._shown or self.name != self._told_name, now - self._told_s
+        if silent_s >= (LINE_S if is_news else QUIET_S):
+            self._shown, self._told_s, self._told_name = step, now, self.name
             self._tell(self.told(completed, total))

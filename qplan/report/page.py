@@ -136,7 +136,7 @@ def marked(words: Words) -> Callable[..., Markup]:
     """The words for the page: messages may hold HTML elements, values are escaped."""
 
     def message(text: str, /, **values: object) -> Markup:
-        return Markup(words.pattern(text)).format(**values)  # noqa: S704 - the catalog is part of qplan
+        return words.filled(Markup(words.pattern(text)), values)  # noqa: S704 - the catalog is part of qplan
 
     return message
 

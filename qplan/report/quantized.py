@@ -42,9 +42,11 @@ class QuantizedRows:
         ]
         if base is not None and plan.target != DEFAULT_TARGET:
             rows += _on_target(plan, base)
-        note = "Measured on this machine's engine; KL in nats per token"
+        speed = shown[0].speed
+        threads = "" if speed is None else f" with {speed.threads} thread" + ("s" if speed.threads > 1 else "")
+        note = f"Measured on this machine's engine{threads}; KL in nats per token"
         if verification is not None:
-            note += f"; perplexity of FP32 {notation.perplexity(verification.reference_perplexity)}"
+            note += f"\nPerplexity of FP32: {notation.perplexity(verification.reference_perplexity)}"
         head = ("", "plan", *([] if base is None else [f"uniform {base.name}"]))
         return cls(f"{notation.place(plan.model)} at {plan.budget}", head, tuple(rows), note)
 

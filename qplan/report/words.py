@@ -13,11 +13,15 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache
 from importlib.resources import files
+from typing import TypeVar
 
 from qplan.notes import Note
 from qplan.notes.sentence import ENGLISH as ENGLISH_GRAMMAR
 from qplan.notes.sentence import Grammar
 from qplan.report.notation import TIMES
+
+Text = TypeVar("Text", bound=str)
+"""A message, or one that is markup."""
 
 _QUOTIENT = re.compile(rf"(\d){TIMES}(?= \(|$)")
 """A quotient, with or without its interval behind."""
@@ -57,11 +61,17 @@ class Words:
         Raises:
             KeyError: the catalog lacks the message.
         """
-        text = self.pattern(message).format(**{name: self._said(value) for name, value in values.items()})
-        return _BETWEEN_CHINESE.sub("", text) if self.language is Language.zh else text
+        return self.filled(self.pattern(message), values)
 
-    def _said(self, value: object) -> object:
-        return _QUOTIENT.sub(r"\1 倍", value) if isinstance(value, str) and self.language is Language.zh else value
+    def filled(self, pattern: Text, values: Mapping[str, object]) -> Text:
+        """A pattern with its places filled; of markup, markup."""
+        if self.language is not Language.zh:
+            return type(pattern)(pattern.format(**values))
+        said = {
+            name: type(value)(_QUOTIENT.sub(r"\1 倍", value)) if isinstance(value, str) else value
+            for name, value in values.items()
+        }
+        return type(pattern)(_BETWEEN_CHINESE.sub("", pattern.format(**said)))
 
     def pattern(self, message: str) -> str:
         """A message with its ``{places}`` left open, to be filled later.

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from qplan.cli import completion
+from qplan.cli import completion, entry
 from qplan.cli.main import app, main
 from tests.support.command import qplan
 from tests.support.commands import commands, parses
@@ -31,6 +31,13 @@ def test_help_shows_examples_that_the_program_understands(name: str) -> None:
     assert any(line.startswith(f"qplan {name}") for line in examples)
     for line in examples:
         parses(shlex.split(line)[1:])
+
+
+@pytest.mark.parametrize("name", commands())
+def test_only_the_terminal_breaks_the_lines_of_a_paragraph(name: str) -> None:
+    shown = CliRunner().invoke(app, [*name.split(), "--help"], env={"COLUMNS": "1000", "NO_COLOR": "1"}).stdout
+    told = shown.partition("Usage:")[2].partition("Examples:")[0].splitlines()[1:]
+    assert all(line.endswith((".", "?")) for line in map(str.strip, told) if line)
 
 
 def test_efforts_are_what_the_user_sees_and_modes_still_work() -> None:
@@ -227,3 +234,16 @@ def test_a_wrong_word_is_told_in_plain_words(line: str, told: str, tmp_path: Pat
     assert told in stderr
     assert "Value error" not in stderr
     assert "Input should" not in stderr
+
+
+def test_threads_that_wait_sleep_soon_unless_the_user_says_how(monkeypatch: pytest.MonkeyPatch) -> None:
+    for given, found in (
+        ({}, entry.SPINS),
+        ({"GOMP_SPINCOUNT": "7"}, "7"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, None),
+    ):
+        environment = dict(given)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "environ", environment)
+            entry.share_processors()
+        assert environment.get("GOMP_SPINCOUNT") == found

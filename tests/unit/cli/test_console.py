@@ -21,7 +21,7 @@ from qplan.errors import StorageError
 from qplan.formats import QuantFormat
 from qplan.jobs.emitted import Emitted
 from qplan.jobs.frontier import Swept
-from qplan.jobs.progress import Pace
+from qplan.jobs.progress import Pace, WorkLines
 from qplan.planner.diff import diff
 from qplan.planner.explain import explain_all
 from qplan.planner.frontier import frontier
@@ -139,3 +139,33 @@ def test_the_time_left_follows_the_speed_so_far_and_not_what_was_done_before() -
     assert pace.left() == "about 60 s left"
     pace.see(100_000, 100_000)
     assert pace.left() == ""
+
+
+def test_of_a_slow_start_no_hours_are_made() -> None:
+    clock = _Clock()
+    pace = Pace(clock)
+    pace.see(0, 100_000)
+    clock.now = 43.0
+    pace.see(450, 100_000)
+    assert pace.left() == ""
+    clock.now = 60.0
+    pace.see(1_000, 100_000)
+    assert pace.left() == "about 99 min left"
+
+
+def test_a_log_tells_each_stage_and_never_falls_silent_while_work_gets_done() -> None:
+    clock, told = _Clock(), list[str]()
+    lines = WorkLines("1 of 2, analyzing", Pace(clock), told.append)
+    lines.stage("stage 1 of 2, loading")
+    lines(0, 1000)
+    assert not told, "nothing is known yet"
+    clock.now = 6.0
+    lines.stage("stage 2 of 2, training")
+    lines(10, 1000)
+    assert len(told) == 1
+    assert "training: 1 % of all, 6 s" in told[0]
+    for second in range(7, 187):  # ten times as long as was expected
+        clock.now = float(second)
+        lines(10 + (second - 6) // 10, 1000)
+    assert len(told) == 4, "one a minute"
+    assert "training: 3 % of all, 3 min, about" in told[-1]

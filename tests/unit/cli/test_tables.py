@@ -10,7 +10,7 @@ from rich.table import Table
 
 from qplan.cli.console import Terminal
 from qplan.cli.frontier_table import frontier_table
-from qplan.cli.tables import verification_table
+from qplan.cli.tables import quantized_table, verification_table
 from qplan.formats import QuantFormat
 from qplan.jobs.frontier import Swept
 from qplan.report import notation
@@ -79,6 +79,16 @@ def test_the_frontier_shows_an_untied_embedding() -> None:
     assert "but the head's and the embedding's" in " ".join(text.split())
     tied = _shown(frontier_table(Swept((), small_run().table, swept_run(), ())))
     assert "embed" not in tied
+
+
+def test_what_came_of_a_quantization_says_how_it_was_measured_in_short_lines() -> None:
+    run = small_run()
+    larger = replace(run.verification, reference_perplexity=557_669.66)
+    lines = [line.strip() for line in _shown(quantized_table(run.plan, larger)).splitlines() if line.strip()]
+    assert lines[-2:] == [
+        "Measured on this machine's engine with 2 threads; KL in nats per token",
+        "Perplexity of FP32: 557,700",
+    ]
 
 
 def test_large_models_and_perplexities_fit() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 from pathlib import Path
@@ -42,6 +43,18 @@ PAGES = [path for path in [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))] if e
 def test_every_command_line_is_understood(path: Path) -> None:
     for words in examples(path):
         parses(words)
+
+
+def test_every_command_in_the_tables_of_other_tools_is_understood_as_it_stands() -> None:
+    text = (DOCS / "guides" / "coming-from.md").read_text(encoding="utf-8")
+    lines = [line for line in re.findall(r"`qplan ([^`]+)`", text) if " " in line]
+    assert len(lines) > 20
+    for line in lines:
+        words = [{"...": "anything", "PATTERN=fp16": "*=fp16"}.get(word, word) for word in shlex.split(line)]
+        parses(words)
+        for option, budget in itertools.pairwise(words):
+            if option == "--budget" and budget != "anything":
+                Budget.parse(budget)
 
 
 def test_there_are_examples_of_every_kind() -> None:

@@ -122,6 +122,7 @@ def test_people_see_what_it_takes_and_the_command_that_builds_it(run: RunFolder)
         "RAM, MB",
         "uniform int8",
         "+ --budget",
+        "the same rules and dynamic_option",
         "next:  qplan emit --budget int4 --run run",
     ):
         assert words in shown

@@ -194,6 +194,17 @@ def test_long_numbers_keep_to_their_tiles(
         assert report.page.evaluate(f"{beyond}.map((e) => e.innerText)") == []
 
 
+@pytest.mark.parametrize("width", WIDTHS)
+def test_rows_are_whole_pixels_high_so_that_the_fixed_column_meets_the_others(
+    browser: Browser, reports: dict[str, Path], width: int
+) -> None:
+    rows = "[...document.querySelectorAll('#tensor-table tbody tr')]"
+    with opened(browser, reports["zh"], width) as report:
+        found = report.page.evaluate(f"{rows}.map((row) => row.getBoundingClientRect().height)")
+        assert found
+        assert all(height == round(height) for height in found)
+
+
 def test_a_cell_tells_its_loss_its_bytes_and_where_they_come_from(browser: Browser, reports: dict[str, Path]) -> None:
     run = small_run()
     losses = loss_table(run.table)

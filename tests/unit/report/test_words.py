@@ -13,7 +13,7 @@ from qplan.notes.catalog import CATALOG as NOTES
 from qplan.notes.sentence import places
 from qplan.planner.solver.program import Status
 from qplan.planner.validate import EDITED
-from qplan.report.page import render_html, render_markdown
+from qplan.report.page import marked, render_html, render_markdown
 from qplan.report.words import ENGLISH, Language, words_of
 from tests.support.invented_run import (
     Run,
@@ -53,6 +53,10 @@ def test_every_note_has_a_sentence_in_every_language_with_the_same_places(langua
 def test_no_space_stands_between_chinese_characters_whatever_fills_a_place() -> None:
     assert CHINESE("Measured on {text}.", text="留出片段") == "在留出片段上实测。"
     assert CHINESE("Measured on {text}.", text="wikitext2") == "在 wikitext2 上实测。"
+    assert marked(CHINESE)("Measured on {text}.", text="<a> 的留出片段") == "在 &lt;a&gt; 的留出片段上实测。"
+    larger = "Larger, {size} of files, predicted to lose {lost} what this plan loses:"
+    assert CHINESE(larger, size="3.7 MB", lost="0.65×") == "更大，文件 3.7 MB，预计损失为本方案的 0.65 倍："
+    assert CHINESE(larger, size="3.7 MB", lost="一半") == "更大，文件 3.7 MB，预计损失为本方案的一半："
 
 
 def test_every_way_in_which_a_solver_ends_has_a_name() -> None:
