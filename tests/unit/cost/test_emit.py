@@ -116,7 +116,7 @@ def test_products_of_training_are_those_that_torch_counts(llama: LoadedModel, tm
     asked = replace(ASKED, trained=schedule.tokens, steps=schedule.steps, weighed=128)
     stages = _stages(llama, asked, COUNTING)
     (name,) = (name for name in stages if name.startswith(TRAINING))
-    assert name == f"{TRAINING}, {schedule.tokens.passes(128):.1f} passes"
+    assert name == f"{TRAINING}, {schedule.tokens.passes(128):.3g} passes"
     assert stages[name].seconds == pytest.approx(counter.get_total_flops(), rel=0.1)
     # a pass is what a pass of the analysis is: forwards, forwards with a graph, and back to its inputs
     pass_flops = 3 * stages[KEEPING].seconds * 128 / ASKED.planning
