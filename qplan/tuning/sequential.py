@@ -3,8 +3,8 @@
 Each linear's inputs are those that the layers before it make with the integers that they got, under memory low with the
 engine's int8 activations too, and its target corrects what these lose (`qplan.rounding.corrected`). What lies between
 two layers is on disk, and every tensor is kept once it is fitted: a run that was killed goes on where it was, with the
-same integers. Where it is asked for, the scales of a layer are then trained together (`qplan.tuning.layer_training`), before
-the next layer is fitted to what it makes.
+same integers. Where it is asked for, the scales of a layer are then trained together (`qplan.tuning.layer_training`),
+before the next layer is fitted to what it makes.
 """
 
 from __future__ import annotations

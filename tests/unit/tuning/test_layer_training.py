@@ -12,6 +12,7 @@ from qplan.rounding import IntTensor, rtn
 from qplan.tuning.layer_training import Example, LayerTraining
 from qplan.tuning.trained import TrainedGrid
 
+
 def a_tensor() -> IntTensor:
     stored = rtn(weights(), QuantFormat(3, 32))
     assert isinstance(stored, IntTensor)
