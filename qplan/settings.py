@@ -58,10 +58,11 @@ OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 NOTHING_NATS = 1e-7
 """Losses below this are float32 rounding, and count as equal."""
 
-Tune = Literal["auto", "sequential", "scales", "off"]
+Tune = Literal["auto", "sequential", "scales", "full", "off"]
 """Whether a plan is fitted as a whole once it is chosen: its integers in order, to the float model's outputs
-(``sequential``), and then its scales and zeros end to end (``scales``); ``auto`` does both wherever roundings are
-fitted to tokens, and trains scales within `qplan.cost.training.MOST_PASSES`."""
+(``sequential``), and then its scales and zeros end to end (``scales``); ``full`` trains scales layer by layer as well,
+on the way. ``auto`` does the first two wherever roundings are fitted to tokens, and trains scales within
+`qplan.cost.training.MOST_PASSES`."""
 
 Parity = Literal["all", "files"]
 """What a budget that names a uniform export promises: no more of anything that a user feels than the export takes

@@ -21,7 +21,7 @@ from qplan.cost.forward import (
 )
 from qplan.cost.one_pass import PROCESS_BYTES
 from qplan.cost.shape import Input, Shape
-from qplan.cost.training import TrainingTokens
+from qplan.cost.training import LAYER_EPOCHS, TrainingTokens, layer_passes
 from qplan.cost.work import NOTHING, Machine, Work
 from qplan.settings import Precision
 from qplan.tensors import TensorSpec
@@ -117,6 +117,8 @@ class EmitAsked:
     """Ways to store the cache that may have to be measured."""
     fitted: int = 0
     """Tokens that the plan's integers are fitted to in order; 0 if they are not."""
+    layers: bool = False
+    """Whether the scales of each layer are trained with them."""
     trained: TrainingTokens | None = None
     """Tokens that the plan's scales are trained with; None if they are not."""
     steps: int = 0
@@ -351,7 +353,7 @@ class EmitCost:
         return self._stage(CACHING, parts, self._with_engine(_WORKING_BYTES, widest), disk=disk, units=len(parts))
 
     def _tuning(self) -> ExpectedStage:
-        """Both models up to each input of every layer, and once behind it; the sums there, and the rounding."""
+        """Both models up to each input of every layer, and once behind it; sums, rounding and training there."""
         asked, shape, work = self.asked, self.shape, NOTHING
         tokens, hidden_bytes = asked.fitted, FLOAT_BYTES * asked.fitted * shape.hidden
         for layer in (*shape.layers, (shape.head,)):
@@ -363,11 +365,16 @@ class EmitCost:
                 work += self._fitted(given, tokens)
             if layer[0] is not shape.head:
                 work += layer_forward(layer, tokens, asked.seq_len, shape.hidden, streamed=asked.streamed).times(2)
+                if asked.layers:
+                    work += self._trained_layer(layer, tokens)
             work += Work(read=2.0 * hidden_bytes * (len(fitted) + 1), written=2.0 * hidden_bytes)
         widest = max(given.width for given in shape.inputs)
         # sums of one input beside both models; then its moments and their factors, and copies of what is rounded
         summed = self._batch(_BATCH_ROWS * asked.seq_len, 2) + self._kept_weights + 6 * FLOAT_BYTES * widest**2
         memory = max(summed, self._read + self._rounding_bytes)
+        if asked.layers:
+            graph = self._graph(_BATCH_ROWS * asked.seq_len) + 3 * FLOAT_BYTES * self._layer_weights
+            memory = max(memory, _WORKING_BYTES + self._kept_weights + graph)
         disk = 4.0 * hidden_bytes + sum(spec.weights for spec in shape.card.tensors)
         return self._stage(
             TUNING,
@@ -377,6 +384,13 @@ class EmitCost:
             at_once=self.machine.processors,
             units=len(shape.layers) + 1,
         )
+
+    def _trained_layer(self, layer: Sequence[Input], tokens: int) -> Work:
+        """A layer's scales: it runs on every batch, and back, and is made anew each time."""
+        seq_len, batches = self.asked.seq_len, tokens // (_BATCH_ROWS * self.asked.seq_len)
+        work = layer_forward(layer, tokens, seq_len, self.shape.hidden).times(layer_passes())
+        made = _TRAINED_VALUES * sum(given.weights for given in layer)
+        return work + Work(values=float(made)).times(LAYER_EPOCHS * batches)
 
     def _fitted(self, given: Input, tokens: int) -> Work:
         """Sums of two products per token, and for each reader a rounding to a target of both halves of them."""
@@ -403,18 +417,17 @@ class EmitCost:
         work += Work(values=_TRAINED_VALUES * weights).times(asked.steps)
         at_once = tokens.trained / max(1, asked.steps)
         exact = FLOAT_BYTES * shape.hidden * (tokens.exact + at_once * len(shape.layers))
-        graph = (
-            FLOAT_BYTES
-            * at_once
-            * _GRAPH_VALUES
-            * max(sum(given.width + given.outputs for given in layer) for layer in shape.layers)
-        )
         logits = _LOGIT_COPIES * max(1 << 28, FLOAT_BYTES * asked.seq_len * shape.head.outputs)
         grids = (1 + 2 * _VALUES_OF_GRID * FLOAT_BYTES / _LEAST_BLOCK) * weights
         matrices = 3 * FLOAT_BYTES * max(self._layer_weights, shape.head.weights)
-        memory = _WORKING_BYTES + exact + grids + matrices + max(graph, logits)
+        memory = _WORKING_BYTES + exact + grids + matrices + max(self._graph(at_once), logits)
         passes = tokens.passes(asked.weighed)
         return self._stage(f"{TRAINING}, {passes:.3g} passes", [work], memory, disk=weights + grids, units=asked.steps)
+
+    def _graph(self, tokens: float) -> float:
+        """Bytes of what one layer keeps of some tokens for the way back."""
+        widest = max(sum(given.width + given.outputs for given in layer) for layer in self.shape.layers)
+        return FLOAT_BYTES * tokens * _GRAPH_VALUES * widest
 
     @property
     def _activations(self) -> Work:

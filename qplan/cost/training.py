@@ -10,9 +10,19 @@ from dataclasses import dataclass
 MOST_PASSES = 30
 """Beyond this nothing is trained unless it was asked for."""
 
+LAYER_EPOCHS, LAYER_HELD_OUT, LAYER_STOPS = 4, 16, 8
+"""Of the training of one layer: times that every batch is trained on; of so many batches one is not, and is looked at
+before and at so many stops."""
+
 _PASS = 3
 _STEP = 4
 """Forwards, forwards again with a graph, and backwards to inputs and weights."""
+
+
+def layer_passes() -> float:
+    """How many times a layer runs forwards in its training, or does as much: backwards counts twice."""
+    looked = (1 + LAYER_STOPS) / LAYER_HELD_OUT
+    return looked + _PASS * LAYER_EPOCHS * (1 - 1 / LAYER_HELD_OUT)
 
 
 @dataclass(frozen=True)

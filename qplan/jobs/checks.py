@@ -156,9 +156,9 @@ def check_emit(options: EmitOptions, run: RunFolder) -> None:
     check_model_there(run, table.model)
     check_option(options.dynamic_option, table, run)
     rounding = table.conditions.rounding
-    if options.tune == "sequential" and not options.tunes(rounding):
+    if options.tune in {"sequential", "full"} and not options.tunes(rounding):
         msg = (
-            f"--tune sequential fits integers by error feedback, and {run.folder} was analyzed with --rounding "
+            f"--tune {options.tune} fits integers by error feedback, and {run.folder} was analyzed with --rounding "
             f"{rounding}; leave it out, or analyze with --rounding auto"
         )
         raise InputError(msg)

@@ -203,8 +203,8 @@ class Emission:
             remedy = "analyze with more --samples and --fit-tokens, or leave it out"
         elif self.options.tune == "auto":  # asked for, it is refused by the outlook
             why = self._lacking(schedule)
-        if why and self.options.tune == "scales":
-            msg = f"--tune scales: {why}; {remedy}"
+        if why and self.options.tune != "auto":
+            msg = f"--tune {self.options.tune}: {why}; {remedy}"
             raise InputError(msg)
         return f"scales are not trained: {why}" if why else ""
 
@@ -250,6 +250,7 @@ class Emission:
             cache_steps=STEPS,
             caches=self.caches,
             fitted=self.calibration.fit.size if self.tunes else 0,
+            layers=options.tune == "full",
             trained=None if training is None else training.tokens,
             steps=0 if training is None else training.steps,
             weighed=self.calibration.tokens.size,

@@ -216,7 +216,7 @@ class EmitOptions:
         if self.prove and not self.build:
             msg = f"--prove {','.join(self.prove)} --no-build: only a model that is built can be proved; leave one out"
             raise InputError(msg)
-        if self.tune in {"sequential", "scales"} and not self.build:
+        if self.tune in {"sequential", "scales", "full"} and not self.build:
             msg = f"--tune {self.tune} --no-build: a plan is fitted for a model that is built; leave one out"
             raise InputError(msg)
         unheard = self.wanted.asked() if self.plan is not None else ()
@@ -234,7 +234,7 @@ class EmitOptions:
     def trains(self, rounding: str) -> bool:
         """Whether its scales are trained after that, if nothing speaks against it."""
         asked = self.tune == "scales" and needs_tokens(rounding)
-        return self.build and (asked or (self.tune == "auto" and can_be_tuned(rounding)))
+        return self.build and (asked or (self.tune in {"auto", "full"} and can_be_tuned(rounding)))
 
     @property
     def loads_model(self) -> bool:

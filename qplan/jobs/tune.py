@@ -38,10 +38,12 @@ def tuned(job: EmitJob, plan: Plan, option: DynamicOption) -> tuple[EmitJob, Pla
 
 
 def _in_order(job: EmitJob, before: Tuned, plan: Variant, calibration: CalibrationSet) -> Tuned:
-    fit = fit_of(job.run, before.rounder, calibration, plan.formats)
+    layers = job.options.tune == "full"
+    fit = fit_of(job.run, before.rounder, calibration, plan.formats, layers=layers)
     if not fit.formats:
         return before
-    told = f"fitting integers to the plan: {calibration.fit.size} tokens, layer after layer"
+    what = "fitting integers to the plan and training scales" if layers else "fitting integers to the plan"
+    told = f"{what}: {calibration.fit.size} tokens, layer after layer"
     fit.run(jobs=job.jobs, progress=job.stages.visit(TUNING, told))
     told = f"whole models with integers fitted to the plan and without: {calibration.tokens.size} calibration tokens"
     return judged(before, in_order(fit), plan, calibration.tokens, job.stages.visit(JUDGING, told))

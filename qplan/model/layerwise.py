@@ -66,6 +66,12 @@ def run_layer(loaded: LoadedModel, index: int, batch: Tensor, given: Any) -> Any
     return returned[0] if index < len(loaded.layers) else logits
 
 
+def hidden_of(returned: Any) -> Tensor:  # noqa: ANN401 - layers differ
+    """The hidden states ``[rows, seq_len, hidden]`` of what a layer returned."""
+    found: Tensor = returned if isinstance(returned, Tensor) else returned[0]
+    return found
+
+
 @contextmanager
 def with_layer_read(loaded: LoadedModel, index: int) -> Iterator[None]:
     """Read the weights of a decoder layer, or of the head behind the last, once for all batches of a block.
@@ -229,10 +235,10 @@ class WayBack:
                 stack.callback(self.loaded.embedding.register_forward_hook(start).remove)
                 fresh = None
             else:
-                leaf = _first(given).detach().requires_grad_()
+                leaf = hidden_of(given).detach().requires_grad_()
                 fresh = leaf if isinstance(given, Tensor) else (leaf, *given[1:])
             output = run_layer(self.loaded, index, batch, fresh)
-        trace.peak = max(trace.peak, float(_first(output).detach().abs().max()))
+        trace.peak = max(trace.peak, float(hidden_of(output).detach().abs().max()))
         if index == len(self.loaded.layers):
             probabilities, nll = probabilities_of(output.detach(), batch)
             self.nll.append(nll)
@@ -243,7 +249,7 @@ class WayBack:
         if leaf is None:
             msg = "the model did not look its tokens up in its embedding; the calibration cannot reach its layers"
             raise MeasurementError(msg)
-        (found,) = torch.autograd.grad(_first(output), leaf, slope)
+        (found,) = torch.autograd.grad(hidden_of(output), leaf, slope)
         if index == 0 and start.tied:
             self.lookups.append(found * start.scale)
         return found
@@ -252,11 +258,6 @@ class WayBack:
 def _squares(values: Tensor) -> Tensor:
     """Squares of ``values [..., features]`` summed over all but the features, float32; logits are too many to copy."""
     found: Tensor = torch.linalg.vector_norm(values.float().flatten(0, -2), dim=0).square()
-    return found
-
-
-def _first(value: Any) -> Tensor:  # noqa: ANN401 - a layer's output
-    found: Tensor = value if isinstance(value, Tensor) else value[0]
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,8 @@ class FittedTensors:
     cache: StoredCache
     formats: Mapping[str, QuantFormat]
     """By tensor name."""
+    held: Mapping[str, IntTensor] = field(default_factory=dict)
+    """Those that are in memory instead."""
 
     def have(self, name: str, fmt: QuantFormat) -> bool:
         """Whether a tensor in a format is one of them."""
@@ -79,6 +81,8 @@ class FittedTensors:
         Raises:
             DamagedArtifactError: its file was damaged or removed.
         """
+        if name in self.held:
+            return self.held[name].rows(rows)
         found = self.cache.read(name, self.formats[name], rows)
         if found is None:
             msg = f"{self.cache.folder} has no whole {name} any more; 'qplan emit' fits it again"

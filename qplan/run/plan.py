@@ -175,6 +175,8 @@ class Tuning:
     """Of the training of scales, at most; 0 where they were not trained."""
     dynamic_option: DynamicOption = 0
     """The one that they were trained under, which need not be the plan's own."""
+    layers: bool = False
+    """Whether the scales of each layer were trained as well, once its integers were fitted."""
 
     @property
     def times(self) -> float:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from qplan.formats import Formats, QuantFormat
-from qplan.model.layerwise import run_layer
+from qplan.model.layerwise import hidden_of, run_layer
 from qplan.rounding import rtn
 from qplan.rounding.moments import Moments
 from qplan.rounding.rounder import Rounder
@@ -172,6 +172,5 @@ def _with_formats(
 
 def _rows(state: Any) -> Iterator[Any]:  # noqa: ANN401 - layers differ in what they return
     """The sequences of a batch, of what a layer returned."""
-    first = state if isinstance(state, Tensor) else state[0]
-    for row in first.split(1):
+    for row in hidden_of(state).split(1):
         yield row if isinstance(state, Tensor) else (row, *state[1:])

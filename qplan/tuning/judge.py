@@ -34,6 +34,8 @@ class Choice:
     """Of the training of its scales, at most; 0 where they were not trained."""
     option: DynamicOption = 0
     """The ``dynamic_option`` that they were trained under."""
+    layers: bool = False
+    """Whether the scales of each layer were trained on the way."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +57,10 @@ class Tuned:
 
     @property
     def base(self) -> str:
-        """What training the scales begins with: ``own``, ``sequential`` or ``sequential head``."""
+        """What training the scales begins with: ``own``, or ``sequential`` with what it took in."""
         if self.record is None or not self.record.ships:
             return "own"
-        return "sequential head" if self.record.head else "sequential"
+        return "sequential" + (" head" if self.record.head else "") + (" layers" if self.record.layers else "")
 
 
 def in_order(fit: SequentialFit) -> list[Choice]:
@@ -68,7 +70,12 @@ def in_order(fit: SequentialFit) -> list[Choice]:
     """
     head = fit.rounder.loaded.architecture.head
     return [
-        Choice(replace(fit.rounder, fitted=FittedTensors(fit.cache, formats)), "sequential", head in formats)
+        Choice(
+            replace(fit.rounder, fitted=FittedTensors(fit.cache, formats)),
+            "sequential",
+            head in formats,
+            layers=fit.trains,
+        )
         for formats in (fit.shipped(head=False), fit.formats)
         if formats
     ]
@@ -80,7 +87,8 @@ def with_scales(fit: ScaleFit, before: Tuned) -> Choice:
     fitted = before.base != "own"
     option = fit.plan.activations.dynamic_option
     method = "sequential+scales" if fitted else "scales"
-    return Choice(rounder, method, before.base == "sequential head", fit.schedule.steps, option)
+    head, layers = (" head" in before.base, " layers" in before.base)
+    return Choice(rounder, method, head, fit.schedule.steps, option, layers)
 
 
 def judged(
@@ -118,6 +126,7 @@ def judged(
         after_nats=found.kl_nats,
         steps=best.steps,
         dynamic_option=best.option,
+        layers=best.layers,
     )
     return Tuned(best.rounder, record, first, found) if ships else Tuned(before.rounder, record, first, stats[0])
 

@@ -41,7 +41,12 @@ def schedule_of(calibration: CalibrationSet) -> Schedule:
 
 
 def fit_of(
-    run: RunFolder, rounder: Rounder, calibration: CalibrationSet, formats: Mapping[str, QuantFormat]
+    run: RunFolder,
+    rounder: Rounder,
+    calibration: CalibrationSet,
+    formats: Mapping[str, QuantFormat],
+    *,
+    layers: bool = False,
 ) -> SequentialFit:
     """The fit of a plan's integers, as far as the run keeps it.
 
@@ -50,11 +55,13 @@ def fit_of(
         rounder: its rounding, one that fits to moments.
         calibration: its tokens.
         formats: the plan's.
+        layers: whether the scales of each layer are trained.
     """
-    inputs = _inputs(rounder, calibration, formats) | {"seen": _SEEN}
+    inputs = _inputs(rounder, calibration, formats) | {"seen": _SEEN} | ({"layers": "trained"} if layers else {})
     cache = StoredCache(fitted_tensors(run, inputs), inputs)
     tokens = torch.from_numpy(calibration.fit)
-    return SequentialFit(rounder, Variant(formats, _SEEN), tokens, cache, run.tuning / cache.folder.name)
+    between = run.tuning / cache.folder.name
+    return SequentialFit(rounder, Variant(formats, _SEEN), tokens, cache, between, trains=layers)
 
 
 def scales_of(
@@ -94,7 +101,7 @@ def built_rounder(run: RunFolder, rounder: Rounder, calibration: CalibrationSet,
     if told is None or not told.ships:
         return rounder
     if told.method != "scales":
-        fit = fit_of(run, rounder, calibration, plan.formats)
+        fit = fit_of(run, rounder, calibration, plan.formats, layers=told.layers)
         rounder = replace(rounder, fitted=FittedTensors(fit.cache, fit.shipped(head=told.head)))
     if not told.steps:
         return rounder

@@ -24,7 +24,7 @@ from qplan.settings import Progress
 from qplan.tuning.schedule import Schedule
 from qplan.tuning.straight import StraightActivations
 from qplan.tuning.through import QuantizedModel
-from qplan.tuning.trained import TrainedGrid, TrainedWeights
+from qplan.tuning.trained import TrainedGrid, TrainedWeights, integers
 from qplan.tuning.training import Training
 
 
@@ -87,8 +87,4 @@ class ScaleFit:
         return Training(model, self.tokens, self.schedule, values, self.state, self.cache.inputs)
 
     def _start(self, name: str, fmt: QuantFormat) -> IntTensor:
-        stored = self.rounder.store(name, fmt)
-        if not isinstance(stored, IntTensor):
-            msg = f"{name} was to be stored in {fmt} and is not integers"
-            raise TypeError(msg)
-        return stored
+        return integers(name, self.rounder.store(name, fmt))

@@ -3,7 +3,8 @@
 Each linear's inputs are those that the layers before it make with the integers that they got, under memory low with the
 engine's int8 activations too, and its target corrects what these lose (`qplan.rounding.corrected`). What lies between
 two layers is on disk, and every tensor is kept once it is fitted: a run that was killed goes on where it was, with the
-same integers.
+same integers. Where it is asked for, the scales of a layer are then trained together (`qplan.tuning.layer_training`),
+before the next layer is fitted to what it makes.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -20,8 +21,9 @@ from torch import Tensor, nn
 from qplan.artifact import remove_folder
 from qplan.formats import QuantFormat
 from qplan.model.boundaries import Boundaries
-from qplan.model.layerwise import WayThere, names_by_linear, with_layer_read
+from qplan.model.layerwise import WayThere, hidden_of, names_by_linear, run_layer, with_layer_read
 from qplan.model.mixture import RoutedLinear
+from qplan.rounding import IntTensor
 from qplan.rounding.corrected import CorrectedTarget, PairedSums
 from qplan.rounding.rounder import Rounder, one_thread
 from qplan.rounding.stored import StoredTensor, joined, row_pieces
@@ -31,6 +33,8 @@ from qplan.sensitivity.stored_weights import StoredWeights
 from qplan.sensitivity.variants import apply_formats
 from qplan.settings import Progress
 from qplan.tuning.inputs import in_order, input_of
+from qplan.tuning.layer_training import Example, LayerTraining
+from qplan.tuning.trained import TrainedGrid, TrainedWeights, integers
 
 _Block = int | None
 """Features that share a scale of int8 activations, 0 for all; None for float activations."""
@@ -51,10 +55,16 @@ class SequentialFit:
     between: Path | None = None
     """Folder for what lies between layers; None for memory."""
     batch_size: int = 4
+    trains: bool = False
+    """Whether the scales of each layer are trained, once its integers are fitted."""
     _exact: WayThere = field(init=False)
     """The float model, on its way through the layers."""
     _stored: WayThere = field(init=False)
     """The quantized one."""
+    _open: dict[str, QuantFormat] = field(default_factory=dict, init=False)
+    """Tensors that are being fitted."""
+    _held: dict[str, IntTensor] = field(default_factory=dict, init=False)
+    """Those of them that wait for their scales to be trained."""
 
     def __post_init__(self) -> None:
         """Begin, or go on."""
@@ -116,9 +126,10 @@ class SequentialFit:
         loaded = self.rounder.loaded
         everything = range(len(self._exact.batches))
         with with_layer_read(loaded, index):
-            if formats := self._of_layer(index):
+            self._open.update(self._unfinished(self._of_layer(index)))
+            if self._open:
                 names = {
-                    linear: [name for name in members if name in formats]
+                    linear: [name for name in members if name in self._open]
                     for linear, members in names_by_linear(loaded, index).items()
                 }
                 linears = [linear for linear, members in names.items() if members]
@@ -127,24 +138,45 @@ class SequentialFit:
                     self._together(index, together[0], [name for linear in together for name in names[linear]], pool)
             for number in everything:
                 self._exact.run(index, number)
+            if self._held:
+                self._train(index)
+            self._open.clear()
             with self._quantized(index, self._stored_weights()):
                 for number in everything:
                     self._stored.run(index, number)
+
+    def _train(self, index: int) -> None:
+        """Train the scales of what was fitted of a layer, and keep it."""
+        loaded = self.rounder.loaded
+        grids = {name: TrainedGrid(stored) for name, stored in self._held.items()}
+        weights = TrainedWeights(loaded, self._stored_weights().rounder, grids=grids)
+
+        def example(number: int) -> Example:
+            given = self._stored.between.get(index - 1, number) if index else None
+
+            def run() -> Tensor:
+                with self._quantized(index, weights):
+                    return hidden_of(run_layer(loaded, index, self._exact.batches[number], given))
+
+            return Example(run, hidden_of(self._exact.between.get(index, number)))
+
+        batches = [partial(example, number) for number in range(len(self._exact.batches))]
+        LayerTraining(grids, batches, self._exact.batches[0].numel(), index).run()
+        for name, grid in grids.items():
+            self.cache.get(name, self.formats[name], grid.stored, slice(0))
+        self._held.clear()
 
     def _head(self, layers: int, pool: ThreadPoolExecutor) -> None:
         """Fit the head, the last. Where it is tied, its lookups count as they do in its moments."""
         loaded = self.rounder.loaded
         head = loaded.architecture.head
-        if head in self.formats:
+        if self._missing({name: fmt for name, fmt in self.formats.items() if name == head}):
             with with_layer_read(loaded, layers):
                 self._together(layers, loaded.head, [head], pool)
 
     def _together(self, index: int, linear: nn.Linear, names: Sequence[str], pool: ThreadPoolExecutor) -> None:
         """Fit tensors that are given the same input, that of a linear."""
-        missing = self._missing({name: self.formats[name] for name in names})
-        if not missing:
-            return
-        blocks = {name: self._block(fmt) for name, fmt in missing.items()}
+        blocks = {name: self._block(self.formats[name]) for name in names}
         sums = {block: PairedSums(linear.in_features) for block in dict.fromkeys(blocks.values())}
         tied = index == len(self.rounder.loaded.layers) and self.rounder.loaded.card.tensor(names[0]).tied
         exact = PairedSums(linear.in_features) if tied else None
@@ -156,7 +188,7 @@ class SequentialFit:
         lookups = None if exact is None else self._lookups(names[0], exact)
         targets = {block: sums.pop(block).target(lookups) for block in tuple(sums)}
         with one_thread():
-            list(pool.map(lambda name: self._fit(name, targets[blocks[name]]), missing))
+            list(pool.map(lambda name: self._fit(name, targets[blocks[name]]), names))
 
     def _inputs(self, index: int, linear: nn.Linear) -> Iterator[tuple[Tensor, Tensor]]:
         """A linear's inputs in the float model and in the quantized one, batch by batch."""
@@ -187,9 +219,10 @@ class SequentialFit:
         done = {
             name: fmt
             for name, fmt in self.formats.items()
-            if name != loaded.architecture.head and self.cache.holds(name, fmt)
+            if name != loaded.architecture.head
+            and (name in self._held if self.trains and name in self._open else self.cache.holds(name, fmt))
         }
-        return StoredWeights(loaded, replace(self.rounder, fitted=FittedTensors(self.cache, done)))
+        return StoredWeights(loaded, replace(self.rounder, fitted=FittedTensors(self.cache, done, self._held)))
 
     def _lookups(self, head: str, exact: PairedSums) -> Tensor:
         """Moments of the gradients at a tied head's lookups: what its own moments hold beside those of its inputs."""
@@ -205,7 +238,10 @@ class SequentialFit:
             pieces = row_pieces(spec.out_features, spec.in_features)
             return joined([target.store(loaded.weight(name, rows), fmt) for rows in pieces])
 
-        self.cache.get(name, fmt, store, slice(0))
+        if self.trains and name in self._open:
+            self._held[name] = integers(name, store())
+        else:
+            self.cache.get(name, fmt, store, slice(0))
 
     def _block(self, fmt: QuantFormat) -> _Block:
         return self.plan.activations.block(fmt) if self.plan.memory == "low" else None
@@ -214,6 +250,11 @@ class SequentialFit:
         """Formats of a layer's tensors that are fitted; those of the head come last, whatever it is tied to."""
         card = self.rounder.loaded.card
         return {name: fmt for name, fmt in self.formats.items() if card.tensor(name).layer == index}
+
+    def _unfinished(self, formats: Mapping[str, QuantFormat]) -> dict[str, QuantFormat]:
+        """What is to be fitted of a layer: scales are trained together, so all of it where anything is missing."""
+        missing = self._missing(formats)
+        return dict(formats) if missing and self.trains else missing
 
     def _missing(self, formats: Mapping[str, QuantFormat]) -> dict[str, QuantFormat]:
         return {name: fmt for name, fmt in formats.items() if not self.cache.holds(name, fmt)}

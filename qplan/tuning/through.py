@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qplan.model.layerwise import run_layer
+from qplan.model.layerwise import hidden_of, run_layer
 from qplan.model.load import LoadedModel
 from qplan.sensitivity.joint import Variant, formats_of_layer, rows_together
 from qplan.sensitivity.metrics import TokenStats, compare, join, reference_of
@@ -111,10 +111,10 @@ class LossyModel(ABC):
         """A layer with its graph: the leaf where it begins, None for the first layer, and its output."""
         leaf, fresh = None, None
         if given is not None:
-            leaf = _first(given).detach().requires_grad_()
+            leaf = hidden_of(given).detach().requires_grad_()
             fresh = leaf if isinstance(given, Tensor) else (leaf, *given[1:])
         with torch.enable_grad(), self.quantized(index):
-            return leaf, _first(run_layer(self.loaded, index, tokens, fresh))
+            return leaf, hidden_of(run_layer(self.loaded, index, tokens, fresh))
 
     def _exact_logits(self, batch: Batch, rows: slice) -> Tensor:
         """The float model's logits of some rows, one after the other."""
@@ -144,11 +144,6 @@ class QuantizedModel(LossyModel):
             stored=self.weights,
             engine_embedding=index == 0,
         )
-
-
-def _first(value: Any) -> Tensor:  # noqa: ANN401 - a layer's output
-    found: Tensor = value if isinstance(value, Tensor) else value[0]
-    return found
 
 
 def _rows(value: Any, rows: slice) -> Any:  # noqa: ANN401

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from qplan.formats import QuantFormat
-from qplan.rounding import IntTensor
+from qplan.rounding import IntTensor, StoredTensor
 from qplan.rounding.codes import levels_of
 from qplan.rounding.grid import storable
 from qplan.rounding.stored import row_pieces
@@ -66,6 +66,18 @@ class TrainedGrid:
             zero = start.zero + start.scale * self.higher[rows]
         grid = storable(fmt, scale.detach(), zero.detach())
         return straight(scale, grid.scale), None if start.zero is None else straight(zero, grid.zero)
+
+
+def integers(name: str, stored: StoredTensor) -> IntTensor:
+    """A tensor that is to be trained.
+
+    Raises:
+        TypeError: it was not stored as integers.
+    """
+    if isinstance(stored, IntTensor):
+        return stored
+    msg = f"{name} was to be trained and is not integers"
+    raise TypeError(msg)
 
 
 class _Dequantized(torch.autograd.Function):

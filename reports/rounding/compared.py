@@ -105,14 +105,15 @@ class Comparison:
         auto = Rounder(self.loaded, "auto", fit, judge, cache)
         yield {"rounding": "qplan, auto"} | self.losses(auto, formats)
         plan = Variant(formats, "normal", Int8Activations())
-        ordered = SequentialFit(
-            auto, plan, self.fit, StoredCache(self.work / f"ordered-{bits}", {"rounding": "ordered"})
-        )
-        start = time.process_time()
-        ordered.run()
-        rounder = replace(auto, fitted=FittedTensors(ordered.cache, ordered.formats))
-        spent = {"s": time.process_time() - start}
-        yield {"rounding": "qplan, in order"} | spent | self.losses(rounder, formats)
+        rounder = auto
+        for trains, told in ((False, "qplan, in order"), (True, "qplan, in order, scales of layers trained")):
+            kept = StoredCache(self.work / f"ordered-{bits}-{trains}", {"rounding": told})
+            ordered = SequentialFit(auto, plan, self.fit, kept, trains=trains)
+            start = time.process_time()
+            ordered.run()
+            spent = {"s": time.process_time() - start}
+            rounder = replace(auto, fitted=FittedTensors(ordered.cache, ordered.formats))
+            yield {"rounding": told} | spent | self.losses(rounder, formats)
         schedule = Schedule.of(len(self.fit), len(self.held_out), SEQ_LEN)
         kept = StoredCache(self.work / f"trained-{bits}", {"rounding": "trained"})
         trained = ScaleFit(rounder, plan, torch.cat([self.fit, self.held_out]), kept, schedule)
@@ -120,7 +121,7 @@ class Comparison:
         trained.run()
         spent = {"s": time.process_time() - start, "passes": schedule.tokens.passes(self.fit.numel())}
         found = self.losses(replace(auto, fitted=FittedTensors(kept, trained.formats)), formats)
-        yield {"rounding": "qplan, in order, scales trained"} | spent | found
+        yield {"rounding": "qplan, then all scales trained"} | spent | found
         for recipe in recipes:
             weights, seconds = self.autoround(bits, recipe)
             yield {"rounding": recipe.name, "s": seconds} | self.losses_of(weights)
@@ -172,8 +173,8 @@ class Comparison:
         return load_file(out), float(json.loads(done.stdout.splitlines()[-1])["s"])
 
 
-def load_texts(loaded: LoadedModel, data: Path, work: Path) -> dict[str, Texts]:
-    """Every kind of text."""
+def load_texts(loaded: LoadedModel, data: Path, work: Path, fit_tokens: int) -> dict[str, Texts]:
+    """Every kind of text, with so many tokens to fit to, or all that there are."""
     documentation = work / "documentation.txt"
     documentation.write_text("\n\n".join(topics[name] for name in sorted(topics)), encoding="utf-8")
     windows = windows_of(loaded)
@@ -184,7 +185,7 @@ def load_texts(loaded: LoadedModel, data: Path, work: Path) -> dict[str, Texts]:
         "documentation": (str(documentation),),
     }.items():
         samples = max(TEST_ROWS, 2 * JUDGE_ROWS)  # the held-out ones are as many
-        cut = windows(load_text(sources[0]), samples=samples, fit_tokens=FIT_TOKENS)
+        cut = windows(load_text(sources[0]), samples=samples, fit_tokens=fit_tokens)
         test = cut.tokens[:TEST_ROWS] if len(sources) == 1 else windows(load_text(sources[1]), samples=TEST_ROWS).tokens
         judge, held_out = np.split(cut.heldout[: 2 * JUDGE_ROWS], 2)
         found[kind] = Texts(*(torch.from_numpy(part.copy()) for part in (cut.fit, judge, held_out, test)))
@@ -214,7 +215,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         loaded = load_model(str(given.shared / "models" / given.model))
-        texts = load_texts(loaded, given.shared / "data" / "wikitext2", work)
+        texts = load_texts(loaded, given.shared / "data" / "wikitext2", work, given.fit_tokens)
         fitted = list(texts.values()) if given.fit == "mixture" else [texts[given.fit]]
         comparison = Comparison(
             loaded,

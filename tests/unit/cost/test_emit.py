@@ -94,14 +94,18 @@ def test_products_of_a_reference_are_those_that_torch_counts(tiny_models: dict[s
     assert stages[REPAIRING].seconds > nearest[REPAIRING].seconds  # which rounds nothing whole
 
 
-def test_products_of_fitting_in_order_are_those_that_torch_counts(llama: LoadedModel, tmp_path: Path) -> None:
+@pytest.mark.parametrize("layers", [False, True])
+def test_products_of_fitting_in_order_are_those_that_torch_counts(
+    llama: LoadedModel, tmp_path: Path, *, layers: bool
+) -> None:
     tokens = torch.randint(3, 300, (64, SEQ_LEN), generator=torch.Generator().manual_seed(0))
     moments = gather_moments(llama, tokens, tmp_path / "moments", inputs={})
     plan = Variant({spec.name: QuantFormat(4, 4) for spec in llama.card.tensors}, "normal")
-    fit = SequentialFit(Rounder(llama, "gptq", moments), plan, tokens, StoredCache(tmp_path / "fitted", {}))
+    cache = StoredCache(tmp_path / "fitted", {})
+    fit = SequentialFit(Rounder(llama, "gptq", moments), plan, tokens, cache, trains=layers)
     with FlopCounterMode(display=False) as counter:
         fit.run()
-    expected = _stages(llama, replace(ASKED, fitted=tokens.numel()), COUNTING)[TUNING].seconds
+    expected = _stages(llama, replace(ASKED, fitted=tokens.numel(), layers=layers), COUNTING)[TUNING].seconds
     assert expected == pytest.approx(counter.get_total_flops(), rel=0.3)
 
 

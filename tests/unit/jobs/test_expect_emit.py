@@ -141,7 +141,7 @@ def test_scales_are_trained_where_the_machine_and_the_text_suffice(
 ) -> None:
     plain = emission_of(_options(), run)
     tuned = replace(plain, table=replace(plain.table, conditions=replace(plain.table.conditions, rounding="gptq")))
-    asked = replace(tuned, options=replace(plain.options, tune="scales"))
+    asked = replace(tuned, options=replace(plain.options, tune="full"))
     assert "windows of calibration text" in replace(tuned).untrained
     assert tuned.training is None
     assert not asked.untrained
@@ -156,5 +156,5 @@ def test_scales_are_trained_where_the_machine_and_the_text_suffice(
     assert "of memory" in replace(tuned).untrained
     monkeypatch.setattr(type(tuned), "streamed", True)
     assert "stay on the disk" in replace(tuned).untrained
-    with pytest.raises(InputError, match="raise --max-memory, or leave it out"):
+    with pytest.raises(InputError, match=r"^--tune full: .*raise --max-memory, or leave it out"):
         _ = replace(asked).untrained

@@ -18,7 +18,7 @@ from qplan.run.calibration import CalibrationSet
 from qplan.run.folder import RunFolder
 from qplan.run.plan import Tuning
 from qplan.sensitivity.joint import Variant
-from qplan.tuning.judge import Tuned, with_scales
+from qplan.tuning.judge import Tuned, in_order, with_scales
 from qplan.tuning.kept import built_rounder, fit_of, scales_of, schedule_of
 from tests.support.whole_tables import estimated_table
 
@@ -57,7 +57,7 @@ def test_what_was_built_of_a_plan_is_what_the_run_kept_of_its_fit(
         assert torch.equal(pieces, stored.dequantize())
 
 
-@pytest.mark.parametrize("base", ["own", "sequential", "sequential head"])
+@pytest.mark.parametrize("base", ["own", "sequential", "sequential head", "sequential head layers"])
 def test_trained_scales_of_a_plan_are_found_again(
     qwen2: LoadedModel, calibration: CalibrationSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base: str
 ) -> None:
@@ -67,9 +67,20 @@ def test_trained_scales_of_a_plan_are_found_again(
     plan = make_plan(table, Budget.parse("int4"), estimate_fixed(table.model))
     rounder, before = run_rounder(run, qwen2, calibration, "gptq"), None
     if base != "own":
-        fit = fit_of(run, rounder, calibration, plan.formats)
+        layers = "layers" in base
+        fit = fit_of(run, rounder, calibration, plan.formats, layers=layers)
         fit.run()
-        before = Tuning("sequential", ships=True, head="head" in base, tokens=64, before_nats=0.02, after_nats=0.01)
+        (*_, whole) = in_order(fit)
+        assert (whole.head, whole.layers) == (True, layers)
+        before = Tuning(
+            "sequential",
+            ships=True,
+            head="head" in base,
+            tokens=64,
+            before_nats=0.02,
+            after_nats=0.01,
+            layers=layers,
+        )
         formats = fit.shipped(head=before.head)
         rounder = replace(rounder, fitted=FittedTensors(fit.cache, formats))
     schedule = schedule_of(calibration).first(3)
@@ -89,6 +100,7 @@ def test_trained_scales_of_a_plan_are_found_again(
         after_nats=0.01,
         steps=choice.steps,
         dynamic_option=choice.option,
+        layers=choice.layers,
     )
     # as another process finds it
     found = built_rounder(run, run_rounder(run, qwen2, calibration, "gptq"), calibration, plan.tuned(told))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from qplan.errors import DamagedArtifactError
 from qplan.formats import FP16, QuantFormat
 from qplan.model.load import LoadedModel, load_model
-from qplan.rounding import Int8Activations
+from qplan.rounding import Int8Activations, IntTensor
 from qplan.rounding.corrected import PairedSums
 from qplan.rounding.moments import Moments, gather_moments
 from qplan.rounding.rounder import Rounder
@@ -50,7 +50,8 @@ def a_fit(loaded: LoadedModel, folder: Path, *, memory: Memory = "low", bits: in
     rounder = Rounder(loaded, "gptq", moments, None, StoredCache(folder / "rounded", INPUTS))
     plan = Variant(formats_of(loaded, bits), memory, Int8Activations())
     cache = StoredCache(folder / "fitted", INPUTS)
-    return SequentialFit(rounder, plan, tokens(0), cache, folder / "between", **more)
+    # batches of one sequence, so that there are enough of them to train on
+    return SequentialFit(rounder, plan, tokens(0), cache, folder / "between", **{"batch_size": 1, **more})
 
 
 def fitted(fit: SequentialFit) -> Rounder:
@@ -96,6 +97,19 @@ def test_a_layers_output_comes_closer_to_the_float_models(qwen2: LoadedModel, tm
     assert in_turn < 0.9 * one_by_one
 
 
+def test_the_scales_of_layers_are_trained_if_asked_for(qwen2: LoadedModel, tmp_path: Path) -> None:
+    stored: dict[bool, dict[str, IntTensor]] = {}
+    for trains in (False, True):
+        fit = a_fit(qwen2, tmp_path / str(trains), memory="normal", trains=trains)
+        fit.run()
+        stored[trains] = {name: FittedTensors(fit.cache, fit.formats).read(name) for name in fit.formats}
+    first = [name for name in stored[True] if ".layers.0." in name]
+    assert all(torch.equal(stored[False][name].codes, stored[True][name].codes) for name in first)
+    assert any(not torch.equal(stored[False][name].scale, stored[True][name].scale) for name in first)
+    # what layer 1 is given is another thing then
+    assert not torch.equal(stored[False][DOWN].codes, stored[True][DOWN].codes)
+
+
 def test_linears_run_in_order_and_those_of_one_input_together(tiny: LoadedModel) -> None:
     linears = [tiny.linear(spec.name) for spec in tiny.card.tensors if spec.layer == 0]
     groups = linears_in_order(tiny, 0, tokens(1, 2), None, list(dict.fromkeys(linears)))
@@ -128,11 +142,12 @@ class _KilledError(Exception):
     pass
 
 
+@pytest.mark.parametrize("trains", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("after", [*(pytest.param(after, marks=pytest.mark.slow) for after in (1, 5, 14, 21)), 9])
 def test_a_killed_fit_goes_on_with_the_same_integers(
-    qwen2: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+    qwen2: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int, *, trains: bool
 ) -> None:
-    whole = a_fit(qwen2, tmp_path / "whole")
+    whole = a_fit(qwen2, tmp_path / "whole", trains=trains)
     whole.run()
     wanted = files(tmp_path / "whole" / "fitted")
     assert len(wanted) == len(whole.formats) == 22
@@ -150,10 +165,10 @@ def test_a_killed_fit_goes_on_with_the_same_integers(
     with monkeypatch.context() as patch:
         patch.setattr(StoredCache, "get", until_killed)
         with pytest.raises(_KilledError):
-            a_fit(qwen2, tmp_path / "killed").run()
+            a_fit(qwen2, tmp_path / "killed", trains=trains).run()
     assert 0 < len(files(tmp_path / "killed" / "fitted")) < 22
     told: list[int] = []
-    a_fit(qwen2, tmp_path / "killed").run(progress=lambda done, _: told.append(done))
+    a_fit(qwen2, tmp_path / "killed", trains=trains).run(progress=lambda done, _: told.append(done))
     assert files(tmp_path / "killed" / "fitted") == wanted
     assert len(told) <= 4 - after // 7  # layers that were finished are not done again
 
