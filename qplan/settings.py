@@ -60,7 +60,7 @@ NOTHING_NATS = 1e-7
 
 Tune = Literal["auto", "sequential", "scales", "full", "off"]
 """Whether a plan is fitted as a whole once it is chosen: its integers in order, to the float model's outputs
-(``sequential``), and then its scales and zeros end to end (``scales``); ``full`` trains scales layer by layer as well,
+(``sequential``), and then its scales and zeros end to end (``scales``); ``full`` trains both layer by layer as well,
 on the way. ``auto`` does the first two wherever roundings are fitted to tokens, and trains scales within
 `qplan.cost.training.MOST_PASSES`."""
 

@@ -95,8 +95,8 @@ def command(
         Tune,
         typer.Option(
             help="Fit the plan as a whole, and ship what lowers its loss: sequential fits integers layer by layer, "
-            "scales trains scales end to end after that, full trains them layer by layer as well; auto does the first "
-            "two, if tensors are rounded by auto or gptq and training fits the machine.",
+            "scales trains scales end to end after that, full trains integers and scales layer by layer as well; auto "
+            "does the first two, if tensors are rounded by auto or gptq and training fits the machine.",
             rich_help_panel=panels.RULES,
         ),
     ] = EmitOptions.tune,

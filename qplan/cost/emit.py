@@ -51,6 +51,8 @@ _GRAPH_VALUES = 6
 """Numbers that a layer's graph holds per number that its linears read or write."""
 _LOGIT_COPIES = 5
 """Of the logits that are made at a time."""
+_LEARNED_COPIES = 6
+"""Of a layer that is trained: its weights, how far each moved, the gradients of both, the best so far, and one more."""
 _VALUES_OF_GRID = 5
 """Of a scale or zero in training: itself, its gradient, two moments, the best."""
 _LEAST_BLOCK = 32
@@ -118,7 +120,7 @@ class EmitAsked:
     fitted: int = 0
     """Tokens that the plan's integers are fitted to in order; 0 if they are not."""
     layers: bool = False
-    """Whether the scales of each layer are trained with them."""
+    """Whether each layer is trained with them."""
     trained: TrainingTokens | None = None
     """Tokens that the plan's scales are trained with; None if they are not."""
     steps: int = 0
@@ -373,7 +375,7 @@ class EmitCost:
         summed = self._batch(_BATCH_ROWS * asked.seq_len, 2) + self._kept_weights + 6 * FLOAT_BYTES * widest**2
         memory = max(summed, self._read + self._rounding_bytes)
         if asked.layers:
-            graph = self._graph(_BATCH_ROWS * asked.seq_len) + 3 * FLOAT_BYTES * self._layer_weights
+            graph = self._graph(_BATCH_ROWS * asked.seq_len) + _LEARNED_COPIES * FLOAT_BYTES * self._layer_weights
             memory = max(memory, _WORKING_BYTES + self._kept_weights + graph)
         disk = 4.0 * hidden_bytes + sum(spec.weights for spec in shape.card.tensors)
         return self._stage(
@@ -386,11 +388,11 @@ class EmitCost:
         )
 
     def _trained_layer(self, layer: Sequence[Input], tokens: int) -> Work:
-        """A layer's scales: it runs on every batch, and back, and is made anew each time."""
+        """A layer's scales and integers: it runs on every batch, and back, and is made anew each time."""
         seq_len, batches = self.asked.seq_len, tokens // (_BATCH_ROWS * self.asked.seq_len)
         work = layer_forward(layer, tokens, seq_len, self.shape.hidden).times(layer_passes())
         made = _TRAINED_VALUES * sum(given.weights for given in layer)
-        return work + Work(values=float(made)).times(LAYER_EPOCHS * batches)
+        return work + Work(values=float(made)).times(2 * LAYER_EPOCHS * batches)
 
     def _fitted(self, given: Input, tokens: int) -> Work:
         """Sums of two products per token, and for each reader a rounding to a target of both halves of them."""

@@ -11,8 +11,8 @@ MOST_PASSES = 30
 """Beyond this nothing is trained unless it was asked for."""
 
 LAYER_EPOCHS, LAYER_HELD_OUT, LAYER_STOPS = 4, 16, 8
-"""Of the training of one layer: times that every batch is trained on; of so many batches one is not, and is looked at
-before and at so many stops."""
+"""Of the training of one layer, first of its scales and then of its integers too: times that each trains on every
+batch; of so many batches one is not trained on, and is looked at before and at so many stops."""
 
 _PASS = 3
 _STEP = 4
@@ -22,7 +22,7 @@ _STEP = 4
 def layer_passes() -> float:
     """How many times a layer runs forwards in its training, or does as much: backwards counts twice."""
     looked = (1 + LAYER_STOPS) / LAYER_HELD_OUT
-    return looked + _PASS * LAYER_EPOCHS * (1 - 1 / LAYER_HELD_OUT)
+    return 2 * (looked + _PASS * LAYER_EPOCHS * (1 - 1 / LAYER_HELD_OUT))
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ def _in_order(job: EmitJob, before: Tuned, plan: Variant, calibration: Calibrati
     fit = fit_of(job.run, before.rounder, calibration, plan.formats, layers=layers)
     if not fit.formats:
         return before
-    what = "fitting integers to the plan and training scales" if layers else "fitting integers to the plan"
+    what = "fitting integers to the plan and training layers" if layers else "fitting integers to the plan"
     told = f"{what}: {calibration.fit.size} tokens, layer after layer"
     fit.run(jobs=job.jobs, progress=job.stages.visit(TUNING, told))
     told = f"whole models with integers fitted to the plan and without: {calibration.tokens.size} calibration tokens"

@@ -176,7 +176,7 @@ class Tuning:
     dynamic_option: DynamicOption = 0
     """The one that they were trained under, which need not be the plan's own."""
     layers: bool = False
-    """Whether the scales of each layer were trained as well, once its integers were fitted."""
+    """Whether the integers and scales of each layer were trained as well, once they were fitted."""
 
     @property
     def times(self) -> float:

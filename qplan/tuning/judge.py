@@ -35,7 +35,7 @@ class Choice:
     option: DynamicOption = 0
     """The ``dynamic_option`` that they were trained under."""
     layers: bool = False
-    """Whether the scales of each layer were trained on the way."""
+    """Whether each layer was trained on the way."""
 
 
 @dataclass(frozen=True)

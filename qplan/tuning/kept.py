@@ -55,7 +55,7 @@ def fit_of(
         rounder: its rounding, one that fits to moments.
         calibration: its tokens.
         formats: the plan's.
-        layers: whether the scales of each layer are trained.
+        layers: whether each layer is trained.
     """
     inputs = _inputs(rounder, calibration, formats) | {"seen": _SEEN} | ({"layers": "trained"} if layers else {})
     cache = StoredCache(fitted_tensors(run, inputs), inputs)

@@ -3,8 +3,8 @@
 Each linear's inputs are those that the layers before it make with the integers that they got, under memory low with the
 engine's int8 activations too, and its target corrects what these lose (`qplan.rounding.corrected`). What lies between
 two layers is on disk, and every tensor is kept once it is fitted: a run that was killed goes on where it was, with the
-same integers. Where it is asked for, the scales of a layer are then trained together (`qplan.tuning.layer_training`),
-before the next layer is fitted to what it makes.
+same integers. Where it is asked for, a layer's integers and scales are then trained together
+(`qplan.tuning.layer_training`), before the next layer is fitted to what it makes.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class SequentialFit:
     """Folder for what lies between layers; None for memory."""
     batch_size: int = 4
     trains: bool = False
-    """Whether the scales of each layer are trained, once its integers are fitted."""
+    """Whether each layer is trained, once its integers are fitted."""
     _exact: WayThere = field(init=False)
     """The float model, on its way through the layers."""
     _stored: WayThere = field(init=False)
@@ -64,7 +64,7 @@ class SequentialFit:
     _open: dict[str, QuantFormat] = field(default_factory=dict, init=False)
     """Tensors that are being fitted."""
     _held: dict[str, IntTensor] = field(default_factory=dict, init=False)
-    """Those of them that wait for their scales to be trained."""
+    """Those of them that wait for their layer to be trained."""
 
     def __post_init__(self) -> None:
         """Begin, or go on."""
@@ -146,9 +146,9 @@ class SequentialFit:
                     self._stored.run(index, number)
 
     def _train(self, index: int) -> None:
-        """Train the scales of what was fitted of a layer, and keep it."""
+        """Train what was fitted of a layer, and keep it."""
         loaded = self.rounder.loaded
-        grids = {name: TrainedGrid(stored) for name, stored in self._held.items()}
+        grids: dict[str, TrainedGrid] = {name: TrainedGrid(stored) for name, stored in self._held.items()}
         weights = TrainedWeights(loaded, self._stored_weights().rounder, grids=grids)
 
         def example(number: int) -> Example:
@@ -252,7 +252,7 @@ class SequentialFit:
         return {name: fmt for name, fmt in self.formats.items() if card.tensor(name).layer == index}
 
     def _unfinished(self, formats: Mapping[str, QuantFormat]) -> dict[str, QuantFormat]:
-        """What is to be fitted of a layer: scales are trained together, so all of it where anything is missing."""
+        """What is to be fitted of a layer: it is trained as a whole, so all of it where anything is missing."""
         missing = self._missing(formats)
         return dict(formats) if missing and self.trains else missing
 

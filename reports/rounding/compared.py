@@ -106,7 +106,7 @@ class Comparison:
         yield {"rounding": "qplan, auto"} | self.losses(auto, formats)
         plan = Variant(formats, "normal", Int8Activations())
         rounder = auto
-        for trains, told in ((False, "qplan, in order"), (True, "qplan, in order, scales of layers trained")):
+        for trains, told in ((False, "qplan, in order"), (True, "qplan, in order, layers trained")):
             kept = StoredCache(self.work / f"ordered-{bits}-{trains}", {"rounding": told})
             ordered = SequentialFit(auto, plan, self.fit, kept, trains=trains)
             start = time.process_time()

@@ -97,14 +97,13 @@ def test_a_layers_output_comes_closer_to_the_float_models(qwen2: LoadedModel, tm
     assert in_turn < 0.9 * one_by_one
 
 
-def test_the_scales_of_layers_are_trained_if_asked_for(qwen2: LoadedModel, tmp_path: Path) -> None:
+def test_layers_are_trained_if_asked_for(qwen2: LoadedModel, tmp_path: Path) -> None:
     stored: dict[bool, dict[str, IntTensor]] = {}
     for trains in (False, True):
         fit = a_fit(qwen2, tmp_path / str(trains), memory="normal", trains=trains)
         fit.run()
         stored[trains] = {name: FittedTensors(fit.cache, fit.formats).read(name) for name in fit.formats}
     first = [name for name in stored[True] if ".layers.0." in name]
-    assert all(torch.equal(stored[False][name].codes, stored[True][name].codes) for name in first)
     assert any(not torch.equal(stored[False][name].scale, stored[True][name].scale) for name in first)
     # what layer 1 is given is another thing then
     assert not torch.equal(stored[False][DOWN].codes, stored[True][DOWN].codes)
@@ -142,10 +141,12 @@ class _KilledError(Exception):
     pass
 
 
-@pytest.mark.parametrize("trains", [pytest.param(False, marks=pytest.mark.slow), True])
-@pytest.mark.parametrize("after", [*(pytest.param(after, marks=pytest.mark.slow) for after in (1, 5, 14, 21)), 9])
+@pytest.mark.parametrize(
+    ("after", "trains"),
+    [(9, True), *(pytest.param(after, False, marks=pytest.mark.slow) for after in (1, 5, 14, 21)), (9, False)],
+)
 def test_a_killed_fit_goes_on_with_the_same_integers(
-    qwen2: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int, *, trains: bool
+    qwen2: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, after: int, trains: bool
 ) -> None:
     whole = a_fit(qwen2, tmp_path / "whole", trains=trains)
     whole.run()
