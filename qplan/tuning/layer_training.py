@@ -29,7 +29,7 @@ _LEAST_STEPS, _ENOUGH_STEPS = 32, 64
 """Steps below which nothing is trained, and those that take precedence over tokens of a step."""
 _RATE = 0.003
 """Of scales and zeros, in steps of a block's grid per step of Adam; it falls to 0."""
-_REACH = 2.0
+_REACH = 3.0
 """Twice as far as an integer moves, in steps of its grid, if its gradient never changes its sign."""
 _BETAS = (0.9, 0.95)
 
