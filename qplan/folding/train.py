@@ -34,7 +34,7 @@ _BEGUN_TOKENS = 4096
 
 def fold_schedule(rows: int, judged: int, seq_len: int) -> Schedule:
     """The schedule of training on so many windows, judged by half of so many others."""
-    return Schedule.of(rows, len(range(*HELD_OUT.indices(judged))), seq_len, largest_rate=RATE)
+    return Schedule.of(rows, len(range(*HELD_OUT.indices(judged))), seq_len, fixed_rate=RATE)
 
 
 def run_fold_training(

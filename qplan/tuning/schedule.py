@@ -15,9 +15,11 @@ TOKENS = 1024
 STEPS = 256
 EPOCHS = 2
 """Most times that a token is trained on: with more, scales learn it by heart."""
-RATE = 0.005
-"""Largest rate, in steps of a block's grid per step of Adam: with 0.002 qwen2-8m loses 1 % more at 3 bits, with 0.02
-training begins to lose what it gains (``reports/rounding/tuned.md``)."""
+RATE, RATE_OF_MANY = 0.003, 0.006
+"""Largest rate, in steps of a block's grid per step of Adam, and that of `MANY` steps: with 32 steps qwen2-8m loses the
+same at 3 bits with 0.002 and 0.005, with 128 steps and 0.006 1.3 % less than with 0.003, and with 0.02 training begins
+to lose what it gains (``reports/rounding/tuned.md``)."""
+MANY = 128
 LEAST_TOKENS = 4096
 """Tokens below which scales learn them by heart."""
 _LEAST_STEPS = 8
@@ -37,15 +39,16 @@ class Schedule:
     held_out: NDArray[np.int64]
     """Rows that are not trained on, the last ones."""
     seq_len: int
-    largest_rate: float = RATE
+    fixed_rate: float | None = None
+    """The largest rate; None for the one that suits the steps."""
 
     @classmethod
-    def of(cls, rows: int, held_out: int, seq_len: int, *, seed: int = 0, largest_rate: float = RATE) -> Schedule:
+    def of(cls, rows: int, held_out: int, seq_len: int, *, seed: int = 0, fixed_rate: float | None = None) -> Schedule:
         """The schedule for ``tokens [rows + held_out, seq_len]``, in no order but that those held out come last."""
         together = max(1, min(rows // _LEAST_STEPS, TOKENS // seq_len))
         epochs = [np.random.default_rng((seed, epoch)).permutation(rows) for epoch in range(EPOCHS)]
         batches = [epoch[: len(epoch) // together * together].reshape(-1, together) for epoch in epochs]
-        return cls(np.concatenate(batches)[:STEPS], np.arange(rows, rows + held_out), seq_len, largest_rate)
+        return cls(np.concatenate(batches)[:STEPS], np.arange(rows, rows + held_out), seq_len, fixed_rate)
 
     def within(self, passes: float, calibration: int) -> Schedule:
         """As many of the first steps as a number of passes over so many calibration tokens allows."""
@@ -57,6 +60,13 @@ class Schedule:
     def first(self, steps: int) -> Schedule:
         """Some first steps; the rate falls within them."""
         return replace(self, order=self.order[:steps])
+
+    @property
+    def largest_rate(self) -> float:
+        """The largest rate of all steps."""
+        if self.fixed_rate is not None:
+            return self.fixed_rate
+        return RATE if self.steps < MANY else RATE_OF_MANY
 
     @property
     def is_possible(self) -> bool:

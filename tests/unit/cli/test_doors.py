@@ -110,7 +110,7 @@ REFUSALS = (
     Refusal("emit --tune sequential --no-build", ("--tune sequential --no-build", "leave one out")),
     Refusal("emit --tune scales", ("--tune scales", "--rounding rtn", "leave it out")),
     Refusal("emit --tune scales --no-build", ("--tune scales --no-build", "leave one out")),
-    Refusal("emit --tune never", ("'never'", "'auto', 'sequential', 'scales', 'off'"), "BadParameter"),
+    Refusal("emit --tune never", ("'never'", "'auto', 'sequential', 'scales', 'full', 'off'"), "BadParameter"),
     Refusal("emit --dynamic-option 1", ("'1'", "'auto', '0', '2'"), "BadParameter"),
     Refusal("emit --dynamic-option 2", ("--dynamic-option 2", "memory normal", "leave it out")),
     Refusal("emit --text nofile.txt", ("--text nofile.txt", "does not exist", ".jsonl")),

@@ -65,7 +65,7 @@ def tokens(seed: int, rows: int = ROWS + HELD_OUT) -> Tensor:
 
 def a_training(loaded: LoadedModel, path: Path | None = None, *, option: DynamicOption = 0) -> FoldTraining:
     whole = Schedule.of(ROWS, HELD_OUT, LENGTH)
-    schedule = replace(whole, order=np.resize(whole.order.flatten(), (12, 4)), largest_rate=0.1)
+    schedule = replace(whole, order=np.resize(whole.order.flatten(), (12, 4)), fixed_rate=0.1)
     return FoldTraining(loaded, tokens(0), Int8Activations("prefill", option), schedule, {"model": "one"}, path)
 
 
