@@ -22,7 +22,7 @@ from qplan.sensitivity.joint import Variant
 from qplan.settings import Memory, without_half
 from qplan.tuning.judge import Tuned
 from qplan.tuning.scales import ScaleFit
-from qplan.tuning.schedule import Schedule
+from qplan.tuning.schedule import STEPS, Schedule
 from qplan.tuning.sequential import SequentialFit
 
 _SEEN: Memory = "normal"
@@ -35,9 +35,9 @@ HELD_OUT, JUDGED = slice(0, None, 2), slice(1, None, 2)
 whether these ship."""
 
 
-def schedule_of(calibration: CalibrationSet) -> Schedule:
-    """The schedule of training on a run's tokens."""
-    return Schedule.of(len(calibration.fit), len(calibration.tokens[HELD_OUT]), calibration.seq_len)
+def schedule_of(calibration: CalibrationSet, most: int = STEPS) -> Schedule:
+    """The schedule of training on a run's tokens, in so many steps at most."""
+    return Schedule.of(len(calibration.fit), len(calibration.tokens[HELD_OUT]), calibration.seq_len, most=most)
 
 
 def fit_of(
@@ -107,7 +107,7 @@ def built_rounder(run: RunFolder, rounder: Rounder, calibration: CalibrationSet,
         return rounder
     arithmetic = without_half(find_target(plan.target).arithmetic)
     shipped = Variant(plan.formats, plan.memory, Int8Activations("prefill", told.dynamic_option, arithmetic))
-    schedule = schedule_of(calibration).first(told.steps)
+    schedule = schedule_of(calibration, told.steps)
     integers = replace(told, method="sequential", ships=told.method != "scales")
     scales = scales_of(run, Tuned(rounder, integers), calibration, shipped, schedule)
     return replace(rounder, fitted=FittedTensors(scales.cache, scales.formats))

@@ -12,7 +12,8 @@ from qplan.cost.training import TrainingTokens
 
 TOKENS = 1024
 """Tokens of a step, unless so few steps would be left; or as few more as a whole row takes."""
-STEPS = 256
+STEPS, STEPS_OF_FULL = 60, 256
+"""Most steps, and those of ``--tune full``."""
 EPOCHS = 2
 """Most times that a token is trained on: with more, scales learn it by heart."""
 RATE, RATE_OF_MANY = 0.003, 0.006
@@ -20,6 +21,7 @@ RATE, RATE_OF_MANY = 0.003, 0.006
 same at 3 bits with 0.002 and 0.005, with 128 steps and 0.006 1.3 % less than with 0.003, and with 0.02 training begins
 to lose what it gains (``reports/rounding/tuned.md``)."""
 MANY = 128
+"""Steps from which on the higher rate is taken."""
 LEAST_TOKENS = 4096
 """Tokens below which scales learn them by heart."""
 _LEAST_STEPS = 8
@@ -43,12 +45,24 @@ class Schedule:
     """The largest rate; None for the one that suits the steps."""
 
     @classmethod
-    def of(cls, rows: int, held_out: int, seq_len: int, *, seed: int = 0, fixed_rate: float | None = None) -> Schedule:
-        """The schedule for ``tokens [rows + held_out, seq_len]``, in no order but that those held out come last."""
+    def of(
+        cls,
+        rows: int,
+        held_out: int,
+        seq_len: int,
+        *,
+        most: int = STEPS,
+        seed: int = 0,
+        fixed_rate: float | None = None,
+    ) -> Schedule:
+        """The schedule for ``tokens [rows + held_out, seq_len]``, in no order but that those held out come last.
+
+        It has at most ``most`` steps; a smaller number of them are the first of a larger one's.
+        """
         together = max(1, min(rows // _LEAST_STEPS, TOKENS // seq_len))
         epochs = [np.random.default_rng((seed, epoch)).permutation(rows) for epoch in range(EPOCHS)]
         batches = [epoch[: len(epoch) // together * together].reshape(-1, together) for epoch in epochs]
-        return cls(np.concatenate(batches)[:STEPS], np.arange(rows, rows + held_out), seq_len, fixed_rate)
+        return cls(np.concatenate(batches)[:most], np.arange(rows, rows + held_out), seq_len, fixed_rate)
 
     def within(self, passes: float, calibration: int) -> Schedule:
         """As many of the first steps as a number of passes over so many calibration tokens allows."""

@@ -43,7 +43,7 @@ from qplan.rounding.stored_cache import FittedTensors, StoredCache
 from qplan.sensitivity.joint import Variant, joint_losses
 from qplan.sensitivity.kept_logits import kept_logits
 from qplan.tuning.scales import ScaleFit
-from qplan.tuning.schedule import Schedule
+from qplan.tuning.schedule import STEPS_OF_FULL, Schedule
 from qplan.tuning.sequential import SequentialFit
 from qplan.verify.reference import torch_logits
 from reports.peers.environment import prepare
@@ -114,7 +114,7 @@ class Comparison:
             spent = {"s": time.process_time() - start}
             rounder = replace(auto, fitted=FittedTensors(ordered.cache, ordered.formats))
             yield {"rounding": told} | spent | self.losses(rounder, formats)
-        schedule = Schedule.of(len(self.fit), len(self.held_out), SEQ_LEN)
+        schedule = Schedule.of(len(self.fit), len(self.held_out), SEQ_LEN, most=STEPS_OF_FULL)
         kept = StoredCache(self.work / f"trained-{bits}", {"rounding": "trained"})
         trained = ScaleFit(rounder, plan, torch.cat([self.fit, self.held_out]), kept, schedule)
         start = time.process_time()
