@@ -88,7 +88,7 @@ def bench_table(found: FolderMeasured, folder: str, reference: str | None) -> Vi
     """What was measured, a line each."""
     from qplan.report import notation  # noqa: PLC0415 - not for --help
 
-    threads = f"{found.threads} thread" + ("s" if found.threads > 1 else "")
+    threads = notation.threads(found.threads)
     settings = f"MNN {found.engine}, memory {found.memory}, precision {found.precision}, {threads}"
     cut = "windows of ppl_eval," if found.windows == "ppl_eval" else "sequences of"
     judged = f"{found.tokens:,} tokens of {notation.place(found.text)} in {cut} {found.seq_len}"

@@ -104,7 +104,9 @@ def command(
 
 def scores_table(found: Evaluated, folder: str, reference: str | None) -> View:
     """A line for each metric of each task."""
-    threads = f"{found.threads} thread" + ("s" if found.threads > 1 else "")
+    from qplan.report import notation  # noqa: PLC0415
+
+    threads = notation.threads(found.threads)
     settings = f"MNN {found.engine}, memory {found.memory}, precision {found.precision}, {threads}"
     judged = f"lm-evaluation-harness {found.harness}" + ("" if found.limit is None else f", --limit {found.limit}")
     against = [] if reference is None else [f"FP32: {reference}"]

@@ -113,8 +113,7 @@ def _speeds(timing: Timing, template: str, threads: int) -> str:
     prompt, written = timing.prompt_tokens, len(timing.decode_s) + 1
     prefill = f"prefill {prompt:,} tokens at {notation.speed(prompt / timing.prefill_s)}/s"
     decode = f"decode {written:,}" + (f" at {notation.speed(timing.decode_tokens_per_s)}/s" if timing.decode_s else "")
-    told = f"{threads} thread" + ("s" if threads > 1 else "")
-    return f"{prefill}, {decode}, {told}; {_TEMPLATES[template]}"
+    return f"{prefill}, {decode}, {notation.threads(threads)}; {_TEMPLATES[template]}"
 
 
 def _read_prompt(prompt: str) -> str:

@@ -21,7 +21,7 @@ from qplan.cost.forward import (
 )
 from qplan.cost.one_pass import PROCESS_BYTES
 from qplan.cost.shape import Input, Shape
-from qplan.cost.training import LAYER_EPOCHS, TrainingTokens, layer_passes
+from qplan.cost.training import LAYER_EPOCHS, TrainingTokens, layer_forwards
 from qplan.cost.work import NOTHING, Machine, Work
 from qplan.settings import Precision
 from qplan.tensors import TensorSpec
@@ -390,7 +390,7 @@ class EmitCost:
     def _trained_layer(self, layer: Sequence[Input], tokens: int) -> Work:
         """A layer's scales and integers: it runs on every batch, and back, and is made anew each time."""
         seq_len, batches = self.asked.seq_len, tokens // (_BATCH_ROWS * self.asked.seq_len)
-        work = layer_forward(layer, tokens, seq_len, self.shape.hidden).times(layer_passes())
+        work = layer_forward(layer, tokens, seq_len, self.shape.hidden).times(layer_forwards())
         made = _TRAINED_VALUES * sum(given.weights for given in layer)
         return work + Work(values=float(made)).times(2 * LAYER_EPOCHS * batches)
 

@@ -19,7 +19,7 @@ _STEP = 4
 """Forwards, forwards again with a graph, and backwards to inputs and weights."""
 
 
-def layer_passes() -> float:
+def layer_forwards() -> float:
     """How many times a layer runs forwards in its training, or does as much: backwards counts twice."""
     looked = (1 + LAYER_STOPS) / LAYER_HELD_OUT
     return 2 * (looked + _PASS * LAYER_EPOCHS * (1 - 1 / LAYER_HELD_OUT))

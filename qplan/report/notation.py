@@ -24,6 +24,11 @@ def significant(value: float, digits: int = 3) -> str:
     return f"{round(value, decimals):,.{max(decimals, 0)}f}"
 
 
+def threads(count: int) -> str:
+    """So many threads: ``1 thread``, ``2 threads``."""
+    return f"{count} thread" + ("s" if count > 1 else "")
+
+
 def size(count: float | None) -> str:
     """Bytes in SI units: ``4.21 MB`` is about 4,210,000 bytes."""
     if count is None:

@@ -43,7 +43,7 @@ class QuantizedRows:
         if base is not None and plan.target != DEFAULT_TARGET:
             rows += _on_target(plan, base)
         speed = shown[0].speed
-        threads = "" if speed is None else f" with {speed.threads} thread" + ("s" if speed.threads > 1 else "")
+        threads = "" if speed is None else f" with {notation.threads(speed.threads)}"
         note = f"Measured on this machine's engine{threads}; KL in nats per token"
         if verification is not None:
             note += f"\nPerplexity of FP32: {notation.perplexity(verification.reference_perplexity)}"

@@ -84,11 +84,11 @@ def in_order(fit: SequentialFit) -> list[Choice]:
 def with_scales(fit: ScaleFit, before: Tuned) -> Choice:
     """The scales of a fit that has run, on top of the integers that shipped before."""
     rounder = replace(fit.rounder, fitted=FittedTensors(fit.cache, fit.formats))
-    fitted = before.base != "own"
+    fitted = before.record if before.base != "own" else None
     option = fit.plan.activations.dynamic_option
-    method = "sequential+scales" if fitted else "scales"
-    head, layers = (" head" in before.base, " layers" in before.base)
-    return Choice(rounder, method, head, fit.schedule.steps, option, layers)
+    if fitted is None:
+        return Choice(rounder, "scales", head=False, steps=fit.schedule.steps, option=option)
+    return Choice(rounder, "sequential+scales", fitted.head, fit.schedule.steps, option, fitted.layers)
 
 
 def judged(

@@ -61,7 +61,7 @@ class SequentialFit:
     """The float model, on its way through the layers."""
     _stored: WayThere = field(init=False)
     """The quantized one."""
-    _open: dict[str, QuantFormat] = field(default_factory=dict, init=False)
+    _open: set[str] = field(default_factory=set, init=False)
     """Tensors that are being fitted."""
     _held: dict[str, IntTensor] = field(default_factory=dict, init=False)
     """Those of them that wait for their layer to be trained."""

@@ -200,7 +200,7 @@ def invented(
 
 
 def untied() -> Iterator[Case]:
-    """A stored program of a small untied model, whose activations lose more than its weights."""
+    """A stored program of a small model whose embedding is not tied to its head, at three limits."""
     for seed, share in itertools.product(range(4), (0.7, 0.85, 1.0)):
         yield Case("untied", programs.untied(seed, share))
 
