@@ -20,6 +20,9 @@ from qplan.errors import InputError
 from qplan.notes import Note, note
 from qplan.settings import Say
 
+_LOOKED_AT = 10_000
+"""Characters that tell whether a tokenizer knows a script. It takes them apart into bytes if it does not."""
+
 
 @dataclass(frozen=True)
 class Text:
@@ -32,6 +35,8 @@ class Text:
     """The license, if it is known."""
     notes: tuple[Note, ...] = ()
     """What was left out or replaced."""
+    kinds: bool = False
+    """Whether each document is a kind of text of its own, of which as much is to be taken as of the others."""
 
 
 def load_text(source: str, tokenizer: Any = None, say: Say | None = None) -> Text:  # noqa: ANN401 - a Hugging Face tokenizer
@@ -51,7 +56,7 @@ def load_text(source: str, tokenizer: Any = None, say: Say | None = None) -> Tex
     if path.is_file():
         text = _read(records_of(path), tokenizer, source, None)
     elif not path.is_dir() and (folder := calib_sets().get(source)) is not None:
-        text = _calib_set(folder)
+        text = _calib_set(folder, tokenizer)
     else:
         records, described, license_ = read_dataset(source, known=calib_sets())
         text = _read(records, tokenizer, described, license_)
@@ -106,18 +111,32 @@ def _without_surrogates(text: str) -> str:
     return text
 
 
-def _calib_set(folder: Path) -> Text:
+def _calib_set(folder: Path, tokenizer: Any) -> Text:  # noqa: ANN401
+    """A set's files, without those in a script that the tokenizer hardly knows."""
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     names, expected = manifest["files"], manifest["sha256"]
     # one hash for one file, a hash by name for several
     hashes = expected if isinstance(expected, dict) else {names[0]: expected}
+    documents: dict[str, str] = {}
+    foreign: dict[str, float] = {}
     for name in names:
         found = sha256_file(folder / name)
         if found != hashes.get(name):
             msg = f"{folder / name} has sha256 {found}, its manifest says {hashes.get(name)}; restore the file"
             raise InputError(msg)
-    documents = tuple((folder / name).read_text(encoding="utf-8") for name in names)
-    return Text(documents, str(manifest["name"]), manifest.get("licence"))
+        documents[name] = (folder / name).read_text(encoding="utf-8")
+        start = documents[name][:_LOOKED_AT]
+        tokens = 0 if tokenizer is None else len(tokenizer(start, add_special_tokens=False, verbose=False)["input_ids"])
+        if tokens > len(start):
+            foreign[name] = tokens / len(start)
+    known = [text for name, text in documents.items() if name not in foreign] or list(documents.values())
+    told = [
+        note("script-unknown", file=name, source=str(manifest["name"]), tokens=round(count, 1))
+        for name, count in foreign.items()
+        if len(known) < len(documents)
+    ]
+    kinds = len(known) > 1
+    return Text(tuple(known), str(manifest["name"]), manifest.get("licence"), tuple(told), kinds=kinds)
 
 
 def _capped(documents: Iterable[str]) -> tuple[str, ...]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from qplan.artifact import sha256_json
 from qplan.calibration.text import Text
@@ -27,7 +29,8 @@ def tokenize(
 ) -> CalibrationSet:
     """Cut a text into windows and choose calibration and held-out ones by a seeded permutation.
 
-    Documents are tokenized whole, without special tokens, and joined; windows do not overlap. As many windows are
+    Documents are tokenized whole, without special tokens, and joined; windows do not overlap. Of kinds of text none is
+    joined to another, and the same number of windows is taken of each, as far as they have them. As many windows are
     held out as are used, if the text has them, and at least one; rounding is fitted to windows beyond those.
 
     Args:
@@ -45,16 +48,17 @@ def tokenize(
     """
     check_limits(samples, seq_len, context)
     check_ids(tokenizer, vocabulary)
-    ids = _token_ids(text, tokenizer)
-    needed = (samples + 1) * seq_len
-    if len(ids) < needed:
+    parts = _token_ids(text, tokenizer)
+    total = sum(map(len, parts))
+    cut = [ids[: len(ids) // seq_len * seq_len].reshape(-1, seq_len) for ids in parts]
+    windows = np.concatenate(cut)
+    if len(windows) <= samples:
         msg = (
-            f"{text.source} has {len(ids)} tokens; --samples {samples} --seq-len {seq_len} needs {samples * seq_len}, "
+            f"{text.source} has {total} tokens; --samples {samples} --seq-len {seq_len} needs {samples * seq_len}, "
             f"and {seq_len} more to hold out; give a longer text or lower --samples or --seq-len"
         )
         raise InputError(msg)
-    windows = ids[: len(ids) // seq_len * seq_len].reshape(-1, seq_len)
-    order = np.random.default_rng(seed).permutation(len(windows))
+    order = _by_turns([len(part) for part in cut], np.random.default_rng(seed))
     chosen, rest, more = np.split(order[: 2 * samples + fit_tokens // seq_len], (samples, 2 * samples))
     return CalibrationSet(
         windows[np.sort(chosen)],
@@ -93,10 +97,20 @@ def check_limits(samples: int, seq_len: int, context: int) -> None:
         raise InputError(msg)
 
 
-def _token_ids(text: Text, tokenizer: Any) -> Ids:  # noqa: ANN401
+def _by_turns(counts: Sequence[int], random: np.random.Generator) -> NDArray[np.int64]:
+    """Places of windows: those of every kind in a random order, and kinds by turns."""
+    ends = np.cumsum(counts)
+    orders = [end - count + random.permutation(count) for count, end in zip(counts, ends, strict=True)]
+    turns = np.concatenate([np.arange(count) for count in counts])
+    return np.concatenate(orders)[np.argsort(turns, kind="stable")]
+
+
+def _token_ids(text: Text, tokenizer: Any) -> list[Ids]:  # noqa: ANN401
+    """Ids of every kind of text."""
     # verbose=False: a document may well be longer than the context, windows are cut afterwards
     parts = [
         np.asarray(tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"], dtype=np.int64)
         for document in text.documents
     ]
-    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+    joined = [np.concatenate(parts)] if parts else [np.zeros(0, dtype=np.int64)]
+    return parts if text.kinds else joined

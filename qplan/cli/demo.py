@@ -19,8 +19,8 @@ from qplan.jobs.options import AnalyzeOptions, EmitOptions
 from qplan.planner.budget import parse_budgets
 from qplan.run.folder import RUNS, RunFolder
 
-SAMPLES, SEQ_LEN = 8, 256
-"""Calibration of the demo; the model was trained on 256 tokens at a time."""
+CALIB, SAMPLES, SEQ_LEN = "python-stdlib", 8, 256
+"""Calibration of the demo: text of the kind that the model was trained on, 256 tokens at a time."""
 
 
 @with_modes("demo")
@@ -52,7 +52,7 @@ def command(
 
     home = Path(qplan.demo.__file__).parent
     run = tidied(RunFolder(folder / "stdlib-3m"))
-    analysis = AnalyzeOptions(model=str(home / "stdlib-3m"), samples=SAMPLES, seq_len=SEQ_LEN)
+    analysis = AnalyzeOptions(model=str(home / "stdlib-3m"), calib=CALIB, samples=SAMPLES, seq_len=SEQ_LEN)
     with work_bar("1 of 2, analyzing") as progress:
         table = run_analyze(analysis, run, say, progress)
     answer(analysis=analysis_document(table, run.sensitivity))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qplan.calibration import check_text, load_text
+from qplan.calibration import Text, check_text, load_text
 from qplan.errors import InputError
 from qplan.jobs.options import BenchOptions
 from qplan.mnn.engine.engine import MOST_TOKENS, checked_folder
@@ -82,10 +82,10 @@ def run_bench(options: BenchOptions, say: Say, progress: Progress) -> FolderMeas
     say(f"loading {options.folder} on the engine")
     with EngineSession(options.folder, runtime, context=context) as engine:
         if loaded is None:
-            ids = _engine_ids(text.documents, engine, options.tokens)
+            ids = _first(text, options.tokens, engine.encode)
         else:
             _check_same_tokens(options, engine, loaded)
-            ids = reference_ids(text.documents, loaded.tokenizer, options.tokens)
+            ids = reference_ids(text, loaded.tokenizer, options.tokens)
         if options.windows == "ppl_eval":
             judged = ppl_eval_windows(ids, options.tokens, found.settings)
         else:
@@ -119,27 +119,31 @@ def run_bench(options: BenchOptions, say: Say, progress: Progress) -> FolderMeas
         )
 
 
-def _engine_ids(documents: tuple[str, ...], engine: EngineSession, tokens: int) -> NDArray[np.int64]:
-    """The text's first tokens as the engine's tokenizer makes them."""
-    return _first(documents, tokens, engine.encode)
+def reference_ids(text: Text, tokenizer: Any, tokens: int) -> NDArray[np.int64]:  # noqa: ANN401
+    """A text's first tokens as the reference's tokenizer makes them, without special tokens."""
+    return _first(text, tokens, lambda piece: tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"])
 
 
-def reference_ids(documents: tuple[str, ...], tokenizer: Any, tokens: int) -> NDArray[np.int64]:  # noqa: ANN401
-    """The same by the reference's tokenizer, without special tokens."""
-    return _first(
-        documents, tokens, lambda piece: tokenizer(piece, add_special_tokens=False, verbose=False)["input_ids"]
-    )
+def _first(text: Text, tokens: int, encode: Callable[[str], list[int]]) -> NDArray[np.int64]:
+    """At least so many tokens of a text, if it has them: whole pieces of it, one after the other.
+
+    Of kinds of text as many of each.
+    """
+    if not text.kinds:
+        return np.array(_first_of(text.documents, tokens, encode), np.int64)
+    share = -(-tokens // len(text.documents))
+    parts = (_first_of((document,), share, encode)[:share] for document in text.documents)
+    return np.array([token for part in parts for token in part], np.int64)
 
 
-def _first(documents: tuple[str, ...], tokens: int, encode: Callable[[str], list[int]]) -> NDArray[np.int64]:
-    """At least so many tokens of a text, if it has them: whole pieces of it, one after the other."""
+def _first_of(documents: tuple[str, ...], tokens: int, encode: Callable[[str], list[int]]) -> list[int]:
     found: list[int] = []
     for document in documents:
         for start in range(0, len(document), _PIECE_CHARACTERS):
             if len(found) >= tokens:
                 break
             found += encode(document[start : start + _PIECE_CHARACTERS].replace("\0", ""))
-    return np.array(found, np.int64)
+    return found
 
 
 def _check_same_tokens(options: BenchOptions, engine: EngineSession, loaded: LoadedModel) -> None:

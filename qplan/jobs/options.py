@@ -60,7 +60,7 @@ class AnalyzeOptions:
 
     model: str
     """Local folder or hub id."""
-    calib: str = "python-stdlib"
+    calib: str = "mixture"
     samples: int = 16
     seq_len: int | None = None
     """Tokens of each; None for `SEQ_LEN`, or the model's context if that is shorter."""
@@ -399,7 +399,7 @@ class BenchOptions:
     folder: Path
     reference: str | None = None
     """Hugging Face model that the folder is compared with; None to compare with nothing."""
-    text: str = "python-stdlib"
+    text: str = "mixture"
     tokens: int = 2048
     """At most this many tokens of the text."""
     seq_len: int = 512

@@ -139,6 +139,12 @@ CATALOG: Mapping[str, NoteKind] = {
         records=int,
         source=str,
     ),
+    "script-unknown": _kind(
+        "{file} of {source} is left out: the model's tokenizer takes {tokens} tokens per character of its script",
+        file=str,
+        source=str,
+        tokens=float,
+    ),
     "own-code-not-run": _kind(
         "the model's folder has code of its own for {classes}, which was not run: the classes are transformers' own",
         classes=list[str],

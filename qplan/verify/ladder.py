@@ -20,7 +20,7 @@ class LadderOptions:
 
     model: str
     """Local folder or hub id."""
-    text: str = "python-stdlib"
+    text: str = "mixture"
     """Text that rungs are judged on, as for ``--calib``."""
     tokens: int = 1024
     """At most this many tokens of the text."""

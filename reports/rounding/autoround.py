@@ -1,8 +1,8 @@
 """AutoRound on given tokens, all decoder linears at one width. Runs in AutoRound's environment, without qplan.
 
 Takes a JSON file: ``model`` (folder), ``tokens`` (``.npy``, int64 ``[rows, seq_len]``), ``bits``, ``block``, ``steps``,
-``batch`` (rows), ``best`` (whether to use its extended algorithm), ``out`` (safetensors file for the weights that its
-integers stand for).
+``batch`` (rows), ``best`` (whether to use its extended algorithm), ``out``: safetensors file, of every linear the
+weights that its integers stand for, and, under ``scale:`` and ``zero:`` with its name, its grid (``[out, blocks]``).
 """
 
 from __future__ import annotations
@@ -49,12 +49,15 @@ def main() -> None:
     ).quantize()
     seconds = time.process_time() - start
     head = quantized.get_output_embeddings()
-    weights = {
-        name: module.weight.detach().float().contiguous()
-        for name, module in quantized.named_modules()
-        if isinstance(module, nn.Linear) and module is not head
-    }
-    save_file(weights, job["out"])
+    found: dict[str, torch.Tensor] = {}
+    for name, module in quantized.named_modules():
+        if isinstance(module, nn.Linear) and module is not head:
+            weight = module.weight.detach()
+            scale, zero = (torch.as_tensor(getattr(module, part)).flatten() for part in ("scale", "zp"))
+            scale, zero = (part.expand(len(scale)).view(len(weight), -1) for part in (scale, zero))
+            parts = {name: weight, f"scale:{name}": scale, f"zero:{name}": zero}
+            found |= {key: part.float().contiguous() for key, part in parts.items()}
+    save_file(found, job["out"])
     print(json.dumps({"s": seconds}))
 
 

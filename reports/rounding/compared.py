@@ -3,13 +3,15 @@
 Run from the repository's root with
 
     python -m reports.rounding.compared --shared FOLDER                # FOLDER/models/qwen2-8m, FOLDER/data/wikitext2
+    python -m reports.rounding.compared --shared FOLDER --model embedded
     python -m reports.rounding.compared --shared FOLDER --fit prose    # fitted to prose alone
 
-All linears of the decoder at one width, asymmetric blocks of 64, the head in fp16, memory normal. Kinds of text are
-*prose* (WikiText-2), *code* (``calib/python-stdlib``) and *documentation* (what Python's ``help`` says of the
-language); the mixture has a third of each. Losses are those on 6,144 tokens of each kind to which nothing was fitted.
-AutoRound is installed into an environment of its own (about 2 GB) and quantizes in FP32 on one thread: 200 steps of 8
-rows, its default, and with ``--best`` 1,000 steps of its extended algorithm too. Prints a line of JSON for each row.
+All linears of the decoder at one width, asymmetric blocks of 64, the head in fp16, memory normal, on MNN's engine.
+Kinds of text are *prose* (WikiText-2), *code* (``calib/python-stdlib``) and *documentation* (what Python's ``help``
+says of the language); the mixture has a third of each. Losses are those on 6,144 tokens of each kind to which nothing
+was fitted. AutoRound is installed into an environment of its own (about 2 GB) and quantizes in FP32 on one thread: 200
+steps of 8 rows, its default, and with ``--best`` 1,000 steps of its extended algorithm too. Prints a line of JSON for
+each row; what is in ``--work`` is not computed again.
 """
 
 from __future__ import annotations
@@ -20,32 +22,39 @@ import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from pydoc_data.topics import topics
-from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+import qplan.demo
 from qplan.calibration import load_text
 from qplan.errors import ToolError
 from qplan.formats import QuantFormat
+from qplan.mnn.build.exporter import export_skeleton
+from qplan.mnn.build.skeleton import Skeleton
+from qplan.mnn.build.writer import build_model
+from qplan.mnn.engine.session import EngineSession
+from qplan.mnn.runtime import RuntimeConfig
 from qplan.model.load import LoadedModel, load_model
-from qplan.model.replace import with_weights
-from qplan.rounding import Int8Activations
+from qplan.rounding import Int8Activations, IntTensor
+from qplan.rounding.codes import codes_of, extreme_levels
+from qplan.rounding.grid import storable
 from qplan.rounding.moments import gather_moments
 from qplan.rounding.rounder import Rounder
 from qplan.rounding.stored_cache import FittedTensors, StoredCache
-from qplan.sensitivity.joint import Variant, joint_losses
-from qplan.sensitivity.kept_logits import kept_logits
+from qplan.sensitivity.joint import Variant
+from qplan.sensitivity.kept_logits import KeptLogits, kept_logits
 from qplan.tuning.scales import ScaleFit
 from qplan.tuning.schedule import STEPS_OF_FULL, Schedule
 from qplan.tuning.sequential import SequentialFit
-from qplan.verify.reference import torch_logits
 from reports.peers.environment import prepare
 from reports.rounding.subject import BLOCK, JUDGE_ROWS, SEQ_LEN, decoder_formats, windows_of
 
@@ -54,6 +63,8 @@ FIT_TOKENS, TEST_ROWS = 32768, 24
 WIDTHS = (4, 3, 2, 8)
 KINDS = ("prose", "code", "documentation")
 TIMEOUT_S = 4 * 3600
+_OFF_GRID = 0.01
+"""Steps by which another tool's weights may differ from what MNN's fp16 scales and zeros make of its integers."""
 
 
 @dataclass(frozen=True)
@@ -80,75 +91,98 @@ RECIPES = (Recipe("AutoRound, default", 200, extended=False), Recipe("AutoRound,
 
 
 @dataclass(frozen=True)
+class Made:
+    """Integers of a model, and what they took."""
+
+    rounder: Rounder
+    seconds: float | None = None
+    """Of the processor; None where it was not measured."""
+    passes: float | None = None
+
+
+@dataclass(frozen=True)
 class Comparison:
     """A model, what roundings are fitted to, and what they are tested on."""
 
     loaded: LoadedModel
+    skeleton: Skeleton
     fit: Tensor
     judge: Tensor
     held_out: Tensor
-    tests: Mapping[str, Tensor]
+    tests: Mapping[str, KeptLogits]
+    """FP32's logits by kind of text."""
     work: Path
     environments: Path
 
-    def rows(self, bits: int, recipes: tuple[Recipe, ...]) -> Iterator[dict[str, Any]]:
-        """Every rounding's losses and processor seconds at one width."""
+    def roundings(self, bits: int, recipes: tuple[Recipe, ...]) -> Iterator[tuple[str, Callable[[], Made]]]:
+        """Every rounding at one width, in an order in which each has what it begins with."""
         formats = decoder_formats(self.loaded, bits)
-        yield {"rounding": "rtn"} | self.losses(Rounder(self.loaded), formats)
+        yield "rtn", lambda: Made(Rounder(self.loaded))
         cache = StoredCache(self.work / f"hqq-{bits}", {"rounding": "llmexport-hqq"})
-        yield {"rounding": "llmexport --hqq"} | self.losses(Rounder(self.loaded, "llmexport-hqq", cache=cache), formats)
-        cache = StoredCache(self.work / f"auto-{bits}", {"rounding": "auto"})
+        yield "llmexport --hqq", lambda: Made(Rounder(self.loaded, "llmexport-hqq", cache=cache))
+        yield "qplan, auto", lambda: Made(self.auto(bits))
+        yield "qplan, in order", lambda: self.in_order(bits, formats, trains=False)
+        yield "qplan, in order, layers trained", lambda: self.in_order(bits, formats, trains=True)
+        yield "qplan, then all scales trained", lambda: self.end_to_end(bits, formats)
+        for recipe in recipes:
+            yield recipe.name, partial(self.autoround, bits, recipe)
+
+    def auto(self, bits: int) -> Rounder:
+        """Each tensor by itself."""
         fit, judge = (
             gather_moments(self.loaded, tokens, self.work / name, inputs={"rows": str(len(tokens))})
             for name, tokens in (("fit", self.fit), ("judge", self.judge))
         )
-        auto = Rounder(self.loaded, "auto", fit, judge, cache)
-        yield {"rounding": "qplan, auto"} | self.losses(auto, formats)
+        return Rounder(self.loaded, "auto", fit, judge, StoredCache(self.work / f"auto-{bits}", {"rounding": "auto"}))
+
+    def in_order(self, bits: int, formats: Mapping[str, QuantFormat], *, trains: bool) -> Made:
+        """Layer after layer."""
+        auto, kept = self.auto(bits), StoredCache(self.work / f"ordered-{bits}-{trains}", {"rounding": "in order"})
         plan = Variant(formats, "normal", Int8Activations())
-        rounder = auto
-        for trains, told in ((False, "qplan, in order"), (True, "qplan, in order, layers trained")):
-            kept = StoredCache(self.work / f"ordered-{bits}-{trains}", {"rounding": told})
-            ordered = SequentialFit(auto, plan, self.fit, kept, trains=trains)
-            start = time.process_time()
-            ordered.run()
-            spent = {"s": time.process_time() - start}
-            rounder = replace(auto, fitted=FittedTensors(ordered.cache, ordered.formats))
-            yield {"rounding": told} | spent | self.losses(rounder, formats)
+        ordered = SequentialFit(auto, plan, self.fit, kept, trains=trains)
+        start = time.process_time()
+        ordered.run()
+        fitted = replace(auto, fitted=FittedTensors(ordered.cache, ordered.formats))
+        return Made(fitted, time.process_time() - start)
+
+    def end_to_end(self, bits: int, formats: Mapping[str, QuantFormat]) -> Made:
+        """Scales and zeros of what `in_order` made of all layers."""
+        rounder = self.in_order(bits, formats, trains=True).rounder
         schedule = Schedule.of(len(self.fit), len(self.held_out), SEQ_LEN, most=STEPS_OF_FULL)
         kept = StoredCache(self.work / f"trained-{bits}", {"rounding": "trained"})
+        plan = Variant(formats, "normal", Int8Activations())
         trained = ScaleFit(rounder, plan, torch.cat([self.fit, self.held_out]), kept, schedule)
         start = time.process_time()
         trained.run()
-        spent = {"s": time.process_time() - start, "passes": schedule.tokens.passes(self.fit.numel())}
-        found = self.losses(replace(auto, fitted=FittedTensors(kept, trained.formats)), formats)
-        yield {"rounding": "qplan, then all scales trained"} | spent | found
-        for recipe in recipes:
-            weights, seconds = self.autoround(bits, recipe)
-            yield {"rounding": recipe.name, "s": seconds} | self.losses_of(weights)
+        fitted = replace(rounder, fitted=FittedTensors(kept, trained.formats))
+        return Made(fitted, time.process_time() - start, schedule.tokens.passes(self.fit.numel()))
 
-    def losses(self, rounder: Rounder, formats: Mapping[str, QuantFormat]) -> dict[str, float]:
+    def losses(self, rounder: Rounder, bits: int) -> dict[str, float]:
         """KL in nats per token by kind of text."""
-        return {
-            kind: joint_losses(self.loaded, tokens, {"": formats}, "normal", rounder=rounder)[""].kl_nats
-            for kind, tokens in self.tests.items()
-        }
+        card, runtime = self.loaded.card, RuntimeConfig("normal")
+        built = self.work / "built"
+        build_model(
+            self.skeleton,
+            card.tensors,
+            decoder_formats(self.loaded, bits),
+            rounder.store,
+            built,
+            runtime=runtime,
+            replace=True,
+        )
+        with EngineSession(built, runtime, context=card.context) as engine:
+            return {kind: reference.compare(engine.logits).kl_nats for kind, reference in self.tests.items()}
 
-    def losses_of(self, weights: Mapping[str, Tensor]) -> dict[str, float]:
-        """The same with weights that another tool made."""
-        found = {}
-        for kind, tokens in self.tests.items():
-            with kept_logits(self.loaded, tokens.numpy()) as reference, with_weights(self.loaded, weights):
-                found[kind] = reference.compare(lambda ids: torch_logits(self.loaded, ids)).kl_nats
-        return found
-
-    def autoround(self, bits: int, recipe: Recipe) -> tuple[dict[str, Tensor], float]:
-        """What AutoRound makes of the same tokens, and its processor seconds.
+    def autoround(self, bits: int, recipe: Recipe) -> Made:
+        """What AutoRound makes of the same tokens.
 
         Raises:
             ToolError: it cannot be installed, or fails.
         """
         python = prepare("autoround", self.environments)
-        job, out, tokens = (self.work / f"autoround-{bits}.{end}" for end in ("json", "safetensors", "npy"))
+        job, out, tokens = (
+            self.work / f"autoround-{bits}-{recipe.steps}.{end}" for end in ("json", "safetensors", "npy")
+        )
         np.save(tokens, self.fit.numpy())
         asked = {
             "model": str(self.loaded.folder.resolve()),
@@ -170,7 +204,35 @@ class Comparison:
             msg = "AutoRound failed"
             tail = "\n".join((done.stdout + done.stderr).splitlines()[-12:])
             raise ToolError(msg, command=" ".join(command), code=done.returncode, tail=tail)
-        return load_file(out), float(json.loads(done.stdout.splitlines()[-1])["s"])
+        made, fmt = load_file(out), QuantFormat(bits, BLOCK)
+        held = {
+            spec.name: _integers(fmt, *(made[f"{part}{spec.name}"] for part in ("", "scale:", "zero:")))
+            for spec in self.loaded.card.tensors
+            if spec.layer is not None
+        }
+        none = StoredCache(self.work / "none", {})
+        fitted = FittedTensors(none, dict.fromkeys(held, fmt), held)
+        return Made(Rounder(self.loaded, fitted=fitted), float(json.loads(done.stdout.splitlines()[-1])["s"]))
+
+
+def _integers(fmt: QuantFormat, weight: Tensor, scale: Tensor, zero: Tensor) -> IntTensor:
+    """Another tool's weights in MNN's format.
+
+    Raises:
+        ToolError: they do not lie on its grid.
+    """
+    low, _ = extreme_levels(fmt)
+    blocks = weight.view(*scale.shape, -1)
+    steps = blocks / scale[..., None] + zero[..., None]
+    levels = steps.round().clamp_(0, 2**fmt.bits - 1) + low
+    codes = codes_of(levels, fmt).view(weight.shape)
+    grid = storable(fmt, scale, -(zero + low) * scale)
+    found = IntTensor(fmt, codes, grid.scale, grid.zero)
+    off = float((found.dequantize() - weight).abs().max() / scale.max())
+    if off > _OFF_GRID:
+        msg = f"weights are up to {off:.2g} steps away from their grid"
+        raise ToolError(msg)
+    return found
 
 
 def load_texts(loaded: LoadedModel, data: Path, work: Path, fit_tokens: int) -> dict[str, Texts]:
@@ -202,34 +264,50 @@ def main() -> None:
     """Run the comparison."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shared", type=Path, required=True)
-    parser.add_argument("--model", default="qwen2-8m", help="a folder of FOLDER/models")
+    parser.add_argument("--model", default="qwen2-8m", help="a folder of FOLDER/models, or embedded")
     parser.add_argument("--fit", choices=("mixture", *KINDS), default="mixture", help="what is fitted to")
     parser.add_argument("--fit-tokens", type=int, default=FIT_TOKENS)
     parser.add_argument("--widths", type=int, nargs="+", default=WIDTHS)
     parser.add_argument("--best", action="store_true", help="also AutoRound's best recipe: five times as long")
     parser.add_argument("--no-peers", action="store_true", help="qplan's own alone")
     parser.add_argument("--environments", type=Path, default=Path.home() / ".cache" / "qplan-peers")
+    parser.add_argument("--work", type=Path, help="folder for what is made, to go on from")
     given = parser.parse_args()
     torch.set_num_threads(1)
     recipes = () if given.no_peers else RECIPES if given.best else RECIPES[:1]
-    with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder)
-        loaded = load_model(str(given.shared / "models" / given.model))
+    embedded = Path(qplan.demo.__file__).parent / "stdlib-3m"
+    with ExitStack() as stack:
+        parent = given.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        work = parent / f"{given.model}-{given.fit}-{given.fit_tokens}"
+        work.mkdir(parents=True, exist_ok=True)
+        loaded = load_model(str(embedded if given.model == "embedded" else given.shared / "models" / given.model))
+        graph = work / "skeleton"
+        skeleton = Skeleton.open(graph) if graph.is_dir() else export_skeleton(loaded.folder, graph)
         texts = load_texts(loaded, given.shared / "data" / "wikitext2", work, given.fit_tokens)
         fitted = list(texts.values()) if given.fit == "mixture" else [texts[given.fit]]
         comparison = Comparison(
             loaded,
+            skeleton,
             mixed([kind.fit for kind in fitted], given.fit_tokens // SEQ_LEN),
             mixed([kind.judge for kind in fitted], JUDGE_ROWS),
             mixed([kind.held_out for kind in fitted], JUDGE_ROWS),
-            {name: kind.test for name, kind in texts.items()},
+            {name: stack.enter_context(kept_logits(loaded, kind.test.numpy())) for name, kind in texts.items()},
             work,
             given.environments,
         )
+        kept = work / "rows.jsonl"
+        rows = [json.loads(line) for line in kept.read_text(encoding="utf-8").splitlines()] if kept.exists() else []
+        done = {(row["bits"], row["rounding"]) for row in rows}
         for bits in given.widths:
-            for row in comparison.rows(bits, recipes):
-                said = {"fitted_to": given.fit, "tokens": comparison.fit.numel(), "bits": bits}
-                print(json.dumps(said | row), flush=True)  # noqa: T201 - its output
+            for name, make in comparison.roundings(bits, recipes):
+                if (bits, name) not in done:
+                    made = make()
+                    told = {"model": given.model, "fitted_to": given.fit, "tokens": comparison.fit.numel()}
+                    spent = {"bits": bits, "rounding": name, "s": made.seconds, "passes": made.passes}
+                    row = json.dumps(told | spent | comparison.losses(made.rounder, bits))
+                    print(row, flush=True)  # noqa: T201 - its output
+                    with kept.open("a", encoding="utf-8") as file:
+                        file.write(f"{row}\n")
 
 
 if __name__ == "__main__":

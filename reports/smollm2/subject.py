@@ -63,7 +63,7 @@ class Subject:
         """The text's beginning."""
         text = load_text(self.text, self.loaded.tokenizer, tell)
         length = min(self.seq_len, self.loaded.card.context)
-        return windows(reference_ids(text.documents, self.loaded.tokenizer, self.tokens), self.tokens, length)
+        return windows(reference_ids(text, self.loaded.tokenizer, self.tokens), self.tokens, length)
 
     @cached_property
     def skeleton(self) -> Skeleton:

@@ -11,7 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
+from transformers import AutoTokenizer
 
+import qplan.demo
 from qplan import calib_sets as sets_module
 from qplan.artifact import sha256_file
 from qplan.calibration import files, load_text
@@ -165,6 +167,18 @@ def test_the_sets_that_come_with_qplan() -> None:
     assert len(sizes) == 4
     assert min(sizes) > sum(sizes) / 6
     assert sum(sizes) < 300_000
+
+
+def test_kinds_whose_script_a_tokenizer_does_not_know_are_left_out() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(Path(qplan.demo.__file__).parent / "stdlib-3m")
+    told: list[str] = []
+    known = load_text("mixture", tokenizer, told.append)
+    assert known.documents == load_text("mixture").documents[:3]
+    assert known.kinds
+    assert [found.code for found in known.notes] == ["script-unknown"]
+    assert told == [
+        "chinese.txt of mixture is left out: the model's tokenizer takes 2.5 tokens per character of its script"
+    ]
 
 
 def test_reading_stops_at_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,3 +90,19 @@ def test_a_tokenizer_of_another_model_is_refused(qwen2: LoadedModel) -> None:
     text = Text((words(200),), "words", None)
     with pytest.raises(InputError, match="do not belong together"):
         tokenize(text, qwen2.tokenizer, samples=2, seq_len=8, seed=0, context=128, vocabulary=10)
+
+
+def test_kinds_of_text_are_taken_alike(qwen2: LoadedModel) -> None:
+    long, short = words(2000, seed=3), words(40, seed=4)
+    text = Text((long, short), "two kinds", None, kinds=True)
+    found = tokenize(
+        text, qwen2.tokenizer, samples=4, seq_len=16, seed=0, context=128, vocabulary=VOCABULARY, fit_tokens=320
+    )
+    ids = qwen2.tokenizer(short, add_special_tokens=False)["input_ids"]
+    windows = {tuple(window) for window in np.asarray(ids[: len(ids) // 16 * 16]).reshape(-1, 16)}
+    of_short = [sum(tuple(row) in windows for row in part) for part in (found.tokens, found.heldout, found.fit)]
+    assert of_short[:2] == [2, 2]
+    assert of_short[2] == len(windows) - 4, "what the shorter one has left"
+    assert len(found.fit) == 20
+    together = [tuple(row) for row in (*found.tokens, *found.heldout, *found.fit)]
+    assert len(set(together)) == len(together)
