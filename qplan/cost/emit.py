@@ -86,6 +86,8 @@ class EmitAsked:
     """Of all models that are loaded."""
     models: int
     """How many: the folded and the one before folding, or one."""
+    held: int
+    """Of these, those whose weights stay in memory; those of others are read when they are used."""
     fits: bool
     """Whether rounding is fitted to moments."""
     chosen: bool
@@ -131,8 +133,11 @@ class EmitAsked:
     """Emulated ARM processors that the plan is proved on."""
     precision: Precision = "low"
     """MNN's setting that the plan ships with."""
-    streamed: bool = False
-    """Whether weights are read when they are used."""
+
+    @property
+    def streamed(self) -> bool:
+        """Whether weights of the plan's model are read when they are used."""
+        return self.held == 0
 
 
 @dataclass(frozen=True)
@@ -187,7 +192,7 @@ class EmitCost:
     def own_bytes(self) -> float:
         """What this process holds all the time."""
         asked = self.asked
-        return PROCESS_BYTES + (0.0 if asked.streamed else FLOAT_BYTES * self.shape.parameters * asked.models)
+        return PROCESS_BYTES + FLOAT_BYTES * self.shape.parameters * asked.held
 
     def _forward(self, tokens: float) -> Work:
         return all_forward(self.shape, int(tokens), self.asked.seq_len, streamed=self.asked.streamed)

@@ -33,7 +33,14 @@ def weights_memory(limit: int | None) -> float:
     return free_memory() if limit is None else most_memory(limit) / 2
 
 
-def load_analyzed(run: RunFolder, card: ModelCard, say: Say, *, most_bytes: float | None = None) -> AnalyzedModel:
+def load_analyzed(
+    run: RunFolder,
+    card: ModelCard,
+    say: Say,
+    *,
+    most_bytes: float | None = None,
+    stream_original: bool = False,
+) -> AnalyzedModel:
     """Load the model that a run's table was measured on, streamed if it does not fit into memory.
 
     Args:
@@ -41,6 +48,7 @@ def load_analyzed(run: RunFolder, card: ModelCard, say: Say, *, most_bytes: floa
         card: the model of its table.
         say: called with a line about it.
         most_bytes: memory for the weights in float32, of the model before folding too; None for what is free.
+        stream_original: leave the weights of the model before folding on the disk, whatever the memory.
 
     Raises:
         InputError: it is not there any more, or no usable model.
@@ -53,7 +61,8 @@ def load_analyzed(run: RunFolder, card: ModelCard, say: Say, *, most_bytes: floa
     stream = need > (free_memory() if most_bytes is None else most_bytes)
     say(loading_line(card.source if record is None else run.folded, streamed=stream))
     if record is not None:
-        folded, original = load_folded(run, record, stream=stream), _load_original(record, run, stream)
+        folded = load_folded(run, record, stream=stream)
+        original = _load_original(record, run, stream or stream_original)
         return AnalyzedModel(folded.within(card.context), original.within(card.context))
     loaded = _load_given(card.source, run, stream).within(card.context)
     if loaded.card.sha256 != card.sha256 and run.folded.is_dir() and not is_there(run.fold):

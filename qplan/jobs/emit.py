@@ -152,7 +152,9 @@ def _emit(
     most = weights_memory(options.max_memory_bytes)
     if options.max_memory_bytes is not None:  # the engine too gets no more than there is
         options = replace(options, max_memory_bytes=most_memory(options.max_memory_bytes))
-    model = load_analyzed(run, table.model, stages.teller(LOADING), most_bytes=most)
+    model = load_analyzed(
+        run, table.model, stages.teller(LOADING), most_bytes=most, stream_original=emission.held < len(emission.folders)
+    )
     judged = _held_out(options, calibration, model.loaded, say)
     skeleton = run_skeleton(
         run,

@@ -89,6 +89,20 @@ class Emission:
         most = weights_memory(self.options.max_memory_bytes)
         return 4 * self.table.model.parameters * len(self.folders) > most
 
+    @cached_property
+    def held(self) -> int:
+        """Models whose weights stay in memory: that before folding stays on the disk where both leave too little."""
+        models = len(self.folders)
+        if self.streamed or models == 1:
+            return 0 if self.streamed else models
+        shape = shape_of(self.table.model, self.folders)
+        cost = EmitCost(shape, self._asked(shape, self._schedule, models), self.engine(shape), REFERENCE)
+        return models if max(stage.memory_bytes for stage in cost.stages()) <= self._memory else models - 1
+
+    @property
+    def _memory(self) -> float:
+        return min(free_memory(), self.options.max_memory_bytes or math.inf)
+
     @property
     def bits(self) -> float:
         """Mean bits of the plan's weights, as far as that is known before."""
@@ -212,19 +226,18 @@ class Emission:
     def _lacking(self, schedule: Schedule) -> str:
         """That training needs more memory than there is; empty if it does not."""
         shape = shape_of(self.table.model, self.folders)
-        limit = min(free_memory(), self.options.max_memory_bytes or math.inf)
-        cost = EmitCost(shape, self._asked(shape, schedule), self.engine(shape), REFERENCE)
+        cost = EmitCost(shape, self._asked(shape, schedule, self.held), self.engine(shape), REFERENCE)
         stage = next(stage for stage in cost.stages() if stage.name.startswith(TRAINING))
-        if stage.memory_bytes <= limit:
+        if stage.memory_bytes <= self._memory:
             return ""
-        need, have = apart(stage.memory_bytes, limit)
+        need, have = apart(stage.memory_bytes, self._memory)
         return f"that needs about {need} of memory, and there are {have}"
 
     def asked(self, shape: Shape) -> EmitAsked:
         """What the work depends on."""
-        return self._asked(shape, self.training)
+        return self._asked(shape, self.training, self.held)
 
-    def _asked(self, shape: Shape, training: Schedule | None) -> EmitAsked:
+    def _asked(self, shape: Shape, training: Schedule | None, held: int) -> EmitAsked:
         options, table, rounding = self.options, self.table, self.table.conditions.rounding
         seq_len = self.calibration.seq_len
         kept = kept_of(self.folders[0])
@@ -234,6 +247,7 @@ class Emission:
             seq_len=seq_len,
             checkpoint_bytes=shape.checkpoint_bytes,
             models=len(self.folders),
+            held=held,
             fits=needs_tokens(rounding),
             chosen=rounding == "auto",
             solves=self.given is None,
@@ -257,7 +271,6 @@ class Emission:
             weighed=self.calibration.tokens.size,
             processors=len(options.prove),
             precision=options.wanted.rules.target.precision if self.given is None else self.given.plan.precision,
-            streamed=self.streamed,
         )
 
     def engine(self, shape: Shape, most_bytes: float = math.inf) -> EngineCost:

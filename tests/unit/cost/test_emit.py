@@ -52,6 +52,7 @@ ASKED = EmitAsked(
     seq_len=SEQ_LEN,
     checkpoint_bytes=10**6,
     models=1,
+    held=1,
     fits=True,
     chosen=True,
     solves=True,
@@ -128,7 +129,7 @@ def test_products_of_training_are_those_that_torch_counts(llama: LoadedModel, tm
 
 
 def test_a_reference_holds_what_it_reads_of_a_streamed_model(qwen2: LoadedModel) -> None:
-    stored, streamed = (_stages(qwen2, replace(ASKED, streamed=stays))[KEEPING] for stays in (False, True))
+    stored, streamed = (_stages(qwen2, replace(ASKED, held=held))[KEEPING] for held in (1, 0))
     shape = Shape.of(qwen2.card, ASKED.checkpoint_bytes)
     read = max(shape.head.weights, *(sum(given.weights for given in layer) for layer in shape.layers))
     assert streamed.memory_bytes == pytest.approx(stored.memory_bytes + 4 * (read - shape.parameters))
