@@ -21,7 +21,7 @@ from qplan.cost.forward import (
 )
 from qplan.cost.one_pass import PROCESS_BYTES
 from qplan.cost.shape import Input, Shape
-from qplan.cost.training import LAYER_EPOCHS, TrainingTokens, layer_forwards
+from qplan.cost.training import FIT_ROWS, LAYER_EPOCHS, TrainingTokens, layer_forwards
 from qplan.cost.work import NOTHING, Machine, Work
 from qplan.settings import Precision
 from qplan.tensors import TensorSpec
@@ -43,8 +43,6 @@ _ACTIVATION_VALUES = 10
 """Numbers read and written per activation that is rounded to int8."""
 _STORED_VALUES = 4
 """Per weight that is turned from integers into floats."""
-_BATCH_ROWS = 4
-"""Sequences that integers are fitted to at a time."""
 _TRAINED_VALUES, _TRAINED_LOGIT_VALUES = 20, 20
 """Numbers read and written per weight and step of training, and per logit."""
 _GRAPH_VALUES = 6
@@ -377,10 +375,10 @@ class EmitCost:
             work += Work(read=2.0 * hidden_bytes * (len(fitted) + 1), written=2.0 * hidden_bytes)
         widest = max(given.width for given in shape.inputs)
         # sums of one input beside both models; then its moments and their factors, and copies of what is rounded
-        summed = self._batch(_BATCH_ROWS * asked.seq_len, 2) + self._kept_weights + 6 * FLOAT_BYTES * widest**2
+        summed = self._batch(FIT_ROWS * asked.seq_len, 2) + self._kept_weights + 6 * FLOAT_BYTES * widest**2
         memory = max(summed, self._read + self._rounding_bytes)
         if asked.layers:
-            graph = self._graph(_BATCH_ROWS * asked.seq_len) + _LEARNED_COPIES * FLOAT_BYTES * self._layer_weights
+            graph = self._graph(FIT_ROWS * asked.seq_len) + _LEARNED_COPIES * FLOAT_BYTES * self._layer_weights
             memory = max(memory, _WORKING_BYTES + self._kept_weights + graph)
         disk = 4.0 * hidden_bytes + sum(spec.weights for spec in shape.card.tensors)
         return self._stage(
@@ -394,7 +392,7 @@ class EmitCost:
 
     def _trained_layer(self, layer: Sequence[Input], tokens: int) -> Work:
         """A layer's scales and integers: it runs on every batch, and back, and is made anew each time."""
-        seq_len, batches = self.asked.seq_len, tokens // (_BATCH_ROWS * self.asked.seq_len)
+        seq_len, batches = self.asked.seq_len, tokens // (FIT_ROWS * self.asked.seq_len)
         work = layer_forward(layer, tokens, seq_len, self.shape.hidden).times(layer_forwards())
         made = _TRAINED_VALUES * sum(given.weights for given in layer)
         return work + Work(values=float(made)).times(2 * LAYER_EPOCHS * batches)
@@ -402,7 +400,7 @@ class EmitCost:
     def _fitted(self, given: Input, tokens: int) -> Work:
         """Sums of two products per token, and for each reader a rounding to a target of both halves of them."""
         square = float(given.width) ** 2
-        batches = tokens / (_BATCH_ROWS * self.asked.seq_len)
+        batches = tokens / (FIT_ROWS * self.asked.seq_len)
         work = factored(given.width).times(3) + Work(
             flops=4.0 * tokens * square, values=_ACTIVATION_VALUES * tokens * given.width + 8.0 * square * batches
         )

@@ -14,6 +14,11 @@ LAYER_EPOCHS, LAYER_HELD_OUT, LAYER_STOPS = 4, 16, 8
 """Of the training of one layer, first of its scales and then of its integers too: times that each trains on every
 batch; of so many batches one is not trained on, and is looked at before and at so many stops."""
 
+FIT_ROWS = 4
+"""Sequences of a batch that integers are fitted to, and layers trained on."""
+LAYER_LEAST_STEPS = 32
+"""Steps below which no layer is trained."""
+
 _PASS = 3
 _STEP = 4
 """Forwards, forwards again with a graph, and backwards to inputs and weights."""
@@ -23,6 +28,12 @@ def layer_forwards() -> float:
     """How many times a layer runs forwards in its training, or does as much: backwards counts twice."""
     looked = (1 + LAYER_STOPS) / LAYER_HELD_OUT
     return 2 * (looked + _PASS * LAYER_EPOCHS * (1 - 1 / LAYER_HELD_OUT))
+
+
+def trained_batches(batches: int) -> int:
+    """Batches that a layer is trained on, of all: 0 where they are too few."""
+    left = batches - -(-batches // LAYER_HELD_OUT)
+    return left if left * LAYER_EPOCHS >= LAYER_LEAST_STEPS else 0
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +18,7 @@ from qplan.cost.expected import Expected, apart
 from qplan.cost.free import free_memory
 from qplan.cost.kv_cache import KvMode
 from qplan.cost.shape import Shape
-from qplan.cost.training import MOST_PASSES
+from qplan.cost.training import FIT_ROWS, MOST_PASSES, trained_batches
 from qplan.cost.work import REFERENCE, Machine
 from qplan.errors import InputError
 from qplan.folding.analyzed import folded_copy, weights_memory
@@ -40,7 +41,7 @@ from qplan.run.frontier import POINTS
 from qplan.run.skeleton_record import SkeletonRecord
 from qplan.run.table import SensitivityTable
 from qplan.settings import MEMORIES
-from qplan.tuning.kept import schedule_of
+from qplan.tuning.kept import JUDGED, schedule_of
 from qplan.tuning.schedule import STEPS as MOST_STEPS
 from qplan.tuning.schedule import STEPS_OF_FULL, Schedule
 from qplan.uniform import COMPARED
@@ -216,6 +217,16 @@ class Emission:
             rows = f"{len(self.calibration.fit)} windows of calibration text to train on"
             why = f"{rows}, {len(schedule.held_out)} others to judge by{limits} allow {schedule.steps} steps, too few"
             remedy = "analyze with more --samples and --fit-tokens, or leave it out"
+        elif not len(self.calibration.tokens[JUDGED]):
+            why = "with 1 calibration window none is left to decide whether they ship"
+            remedy = "analyze with more --samples, or leave it out"
+        elif self.options.tune == "full" and not trained_batches(-(-len(self.calibration.fit) // FIT_ROWS)):
+            least = next(count for count in itertools.count() if trained_batches(count))
+            why = (
+                f"layers are trained on {FIT_ROWS * (least - 1) + 1} windows of calibration text at least, "
+                f"and there are {len(self.calibration.fit)}"
+            )
+            remedy = "analyze with more --fit-tokens, or use --tune scales"
         elif self.options.tune == "auto":  # asked for, it is refused by the outlook
             why = self._lacking(schedule)
         if why and self.options.tune != "auto":

@@ -293,6 +293,27 @@ CATALOG: Mapping[str, NoteKind] = {
         tokens=int,
         memory=str,
     ),
+    "layers-tuned": _kind(
+        "the integers were fitted once more, in the order of the layers, and those of each layer trained with its "
+        "scales on what it returns: {times:.2f} times the loss ({before_nats:.1e} to {after_nats:.1e} nats per token "
+        "on {tokens:,} calibration tokens that they were not fitted to, memory {memory})",
+        times=float,
+        before_nats=float,
+        after_nats=float,
+        tokens=int,
+        memory=str,
+    ),
+    "layers-and-scales-tuned": _kind(
+        "the integers were fitted once more, in the order of the layers, those of each layer trained with its scales "
+        "on what it returns, and then all scales end to end, on the loss of the whole model: {times:.2f} times the "
+        "loss ({before_nats:.1e} to {after_nats:.1e} nats per token on {tokens:,} calibration tokens that they were "
+        "not fitted to, memory {memory})",
+        times=float,
+        before_nats=float,
+        after_nats=float,
+        tokens=int,
+        memory=str,
+    ),
     "scales-tuned": _kind(
         "the scales were trained end to end, on the loss of the whole model: {times:.2f} times the loss "
         "({before_nats:.1e} to {after_nats:.1e} nats per token on {tokens:,} calibration tokens that they were not "

@@ -56,6 +56,10 @@ class StoredCache:
         """Whether `get` would only have to read."""
         return self._files.holds(name, fmt)
 
+    def is_whole(self, name: str, fmt: QuantFormat) -> bool:
+        """Whether `read` would find it: all of its file is checked, once."""
+        return self.read(name, fmt, slice(0)) is not None
+
     @cached_property
     def _files(self) -> RoundedTensors:
         return RoundedTensors(self.folder, self.inputs)

@@ -23,7 +23,16 @@ _ENGINE = re.compile(r"[0-9]{1,9}\.[0-9]{1,9}\.[0-9]{1,9}")
 _ENGINE_RECORDED = 3
 """First schema with `Plan.engine`."""
 
-_TUNED = frozenset({"integers-tuned", "scales-tuned", "integers-and-scales-tuned", "tuning-gains-nothing"})
+_TUNED = frozenset(
+    {
+        "integers-tuned",
+        "layers-tuned",
+        "scales-tuned",
+        "integers-and-scales-tuned",
+        "layers-and-scales-tuned",
+        "tuning-gains-nothing",
+    }
+)
 """Notes on what was fitted to the plan as a whole."""
 
 _OF_ENGINE = re.compile(rf"-mnn-({_ENGINE.pattern})$")
@@ -258,11 +267,11 @@ class Plan:
         if not tuning.ships:
             told = note("tuning-gains-nothing", **figures)
         elif tuning.method == "sequential":
-            told = note("integers-tuned", **figures)
+            told = note("layers-tuned" if tuning.layers else "integers-tuned", **figures)
         elif tuning.method == "scales":
             told = note("scales-tuned", **figures)
         else:
-            told = note("integers-and-scales-tuned", **figures)
+            told = note("layers-and-scales-tuned" if tuning.layers else "integers-and-scales-tuned", **figures)
         return replace(self, tuning=tuning, predicted_nats=self.predicted_nats * tuning.times).noted(told)
 
     def untuned(self) -> Plan:

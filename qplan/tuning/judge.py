@@ -69,6 +69,7 @@ def in_order(fit: SequentialFit) -> list[Choice]:
     A head that is tied to the embedding changes what the layers were fitted with, and need not gain.
     """
     head = fit.rounder.loaded.architecture.head
+    without = fit.shipped(head=False)
     return [
         Choice(
             replace(fit.rounder, fitted=FittedTensors(fit.cache, formats)),
@@ -76,7 +77,7 @@ def in_order(fit: SequentialFit) -> list[Choice]:
             head in formats,
             layers=fit.trains,
         )
-        for formats in (fit.shipped(head=False), fit.formats)
+        for formats in ([without] if without == fit.formats else [without, fit.formats])
         if formats
     ]
 

@@ -58,6 +58,8 @@ def fit_of(
         layers: whether each layer is trained.
     """
     inputs = _inputs(rounder, calibration, formats) | {"seen": _SEEN} | ({"layers": "trained"} if layers else {})
+    if rounder.within_int16:
+        inputs |= {"integers": "within int16"}
     cache = StoredCache(fitted_tensors(run, inputs), inputs)
     tokens = torch.from_numpy(calibration.fit)
     between = run.tuning / cache.folder.name

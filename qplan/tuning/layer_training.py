@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from qplan.cost.training import LAYER_EPOCHS, LAYER_HELD_OUT, LAYER_STOPS
+from qplan.cost.training import LAYER_EPOCHS, LAYER_HELD_OUT, LAYER_STOPS, trained_batches
 from qplan.rounding import IntTensor
 from qplan.rounding.codes import codes_of, extreme_levels, levels_of
 from qplan.run.safetensors_file import ALL
@@ -25,8 +25,8 @@ from qplan.tuning.trained import TrainedGrid
 
 _STEP_TOKENS = 2048
 """Most tokens of a step, unless a batch has more."""
-_LEAST_STEPS, _ENOUGH_STEPS = 32, 64
-"""Steps below which nothing is trained, and those that take precedence over tokens of a step."""
+_ENOUGH_STEPS = 64
+"""Those that take precedence over tokens of a step."""
 _RATE = 0.003
 """Of scales and zeros, in steps of a block's grid per step of Adam; it falls to 0."""
 _REACH = 3.0
@@ -64,7 +64,7 @@ class LayerTraining:
 
     def run(self) -> None:
         """Train scales and zeros, and then integers with them; each way only what loses less is kept."""
-        if len(self._trained) * LAYER_EPOCHS < _LEAST_STEPS:
+        if not trained_batches(len(self.batches)):
             return
         self._descend()
         self.grids.update({name: LearnedGrid(grid.stored()) for name, grid in self.grids.items()})

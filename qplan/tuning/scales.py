@@ -60,7 +60,7 @@ class ScaleFit:
     @property
     def is_done(self) -> bool:
         """Whether there is nothing left to do."""
-        return all(self.cache.holds(name, fmt) for name, fmt in self.formats.items())
+        return all(self.cache.is_whole(name, fmt) for name, fmt in self.formats.items())
 
     def run(self, *, progress: Progress | None = None) -> None:
         """Train, and keep what lost least.

@@ -19,6 +19,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from qplan.artifact import remove_folder
+from qplan.cost.training import FIT_ROWS
 from qplan.formats import QuantFormat
 from qplan.model.boundaries import Boundaries
 from qplan.model.layerwise import WayThere, hidden_of, names_by_linear, run_layer, with_layer_read
@@ -54,7 +55,7 @@ class SequentialFit:
     """Keeps what is fitted."""
     between: Path | None = None
     """Folder for what lies between layers; None for memory."""
-    batch_size: int = 4
+    batch_size: int = FIT_ROWS
     trains: bool = False
     """Whether each layer is trained, once its integers are fitted."""
     _exact: WayThere = field(init=False)
@@ -117,10 +118,12 @@ class SequentialFit:
             progress(layers + 1, layers + 1)
 
     def _begin(self) -> None:
-        """Go on only behind layers whose tensors are all there."""
-        done = min(self._exact.done, self._stored.done)
-        if any(self._missing(self._of_layer(index)) for index in range(done)) and self.between is not None:
-            remove_folder(self.between)
+        """Go on only behind layers whose tensors are all there, and what both models returned of every batch."""
+        done, everything = min(self._exact.done, self._stored.done), range(len(self._exact.batches))
+        there = not done or all(way.between.has(done - 1, everything) for way in (self._exact, self._stored))
+        if self.between is None or (there and not any(self._missing(self._of_layer(i)) for i in range(done))):
+            return
+        remove_folder(self.between)
 
     def _layer(self, index: int, pool: ThreadPoolExecutor) -> None:
         loaded = self.rounder.loaded
@@ -220,7 +223,7 @@ class SequentialFit:
             name: fmt
             for name, fmt in self.formats.items()
             if name != loaded.architecture.head
-            and (name in self._held if self.trains and name in self._open else self.cache.holds(name, fmt))
+            and (name in self._held if self.trains and name in self._open else self.cache.is_whole(name, fmt))
         }
         return StoredWeights(loaded, replace(self.rounder, fitted=FittedTensors(self.cache, done, self._held)))
 
@@ -257,4 +260,4 @@ class SequentialFit:
         return dict(formats) if missing and self.trains else missing
 
     def _missing(self, formats: Mapping[str, QuantFormat]) -> dict[str, QuantFormat]:
-        return {name: fmt for name, fmt in formats.items() if not self.cache.holds(name, fmt)}
+        return {name: fmt for name, fmt in formats.items() if not self.cache.is_whole(name, fmt)}

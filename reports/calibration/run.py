@@ -7,8 +7,9 @@ Run from the repository's root with
 ``--data`` is a folder with WikiText-2's ``valid.txt`` and ``test.txt``. All linears of the decoder at 4 bits by
 ``auto``, asymmetric blocks of 64, the head in fp16, memory normal. Losses are mean KL divergences per token in nats on
 6,144 tokens of each kind, to which nothing was fitted: *prose* (WikiText-2's test split), *code* (modules of Python's
-standard library that are in no calibration text), *Chinese* (this repository's README) and *chat* (what the model says
-in both roles, begun with its template). Prints a line of JSON for each text, and adds them to ``results.json``.
+standard library that are in no calibration text), *Chinese* (this repository's README and the words of its report) and
+*chat* (what the model says in both roles, begun with its template). Prints a line of JSON for each text, and adds them
+to ``results.json``.
 """
 
 from __future__ import annotations
@@ -102,7 +103,10 @@ def tests(loaded: LoadedModel, data: Path, work: Path) -> dict[str, Tensor]:
     windows, samples = windows_of(loaded), Samples(loaded)
     heldout = Path(qplan.demo.__file__).parent / "heldout.txt"
     chinese = work / "chinese.txt"
-    chinese.write_text((ROOT / "README.zh.md").read_text(encoding="utf-8"), encoding="utf-8")
+    words = json.loads((ROOT / "qplan" / "report" / "locales" / "zh.json").read_text(encoding="utf-8"))
+    readme = (ROOT / "README.zh.md").read_text(encoding="utf-8")
+    told = "\n".join([readme, *words["messages"].values(), *words["notes"].values()])
+    chinese.write_text(told, encoding="utf-8")
     sources = {"prose": data / "test.txt", "code": heldout, "Chinese": chinese}
     found = {
         kind: torch.from_numpy(windows(load_text(str(source)), samples=TEST_ROWS).tokens)

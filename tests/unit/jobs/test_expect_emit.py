@@ -141,11 +141,20 @@ def test_scales_are_trained_where_the_machine_and_the_text_suffice(
 ) -> None:
     plain = emission_of(_options(), run)
     tuned = replace(plain, table=replace(plain.table, conditions=replace(plain.table.conditions, rounding="gptq")))
-    asked = replace(tuned, options=replace(plain.options, tune="full"))
+    asked = replace(tuned, options=replace(plain.options, tune="scales"))
     assert "windows of calibration text" in replace(tuned).untrained
     assert tuned.training is None
     assert not asked.untrained
     assert asked.training is not None
+    every = tuned.calibration
+    one = replace(asked, calibration=replace(every, tokens=every.tokens[:1]))
+    with pytest.raises(InputError, match=r"^--tune scales: with 1 calibration window none is left .*more --samples"):
+        _ = one.untrained
+    full = replace(asked, options=replace(plain.options, tune="full"))
+    few = replace(full, calibration=replace(every, fit=every.fit[:1].repeat(32, 0)))
+    with pytest.raises(InputError, match=r"^--tune full: layers are trained on 33 windows .* there are 32; .*--fit-t"):
+        _ = few.untrained
+    assert not replace(full, calibration=replace(every, fit=every.fit[:1].repeat(33, 0))).untrained
     monkeypatch.setattr(Schedule, "is_worth_it", True)
     enough = replace(tuned)
     assert enough.training is not None
@@ -156,5 +165,26 @@ def test_scales_are_trained_where_the_machine_and_the_text_suffice(
     assert "of memory" in replace(tuned).untrained
     monkeypatch.setattr(type(tuned), "streamed", True)
     assert "stay on the disk" in replace(tuned).untrained
-    with pytest.raises(InputError, match=r"^--tune full: .*raise --max-memory, or leave it out"):
+    with pytest.raises(InputError, match=r"^--tune scales: .*raise --max-memory, or leave it out"):
         _ = replace(asked).untrained
+
+
+def test_the_model_before_folding_stays_on_the_disk_where_both_are_too_large(
+    qwen2: LoadedModel, run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again = RunFolder(tmp_path / "run")
+    shutil.copytree(run.folder, again.folder)
+    shutil.copytree(qwen2.folder, again.folded)
+    record = FoldRecord(str(qwen2.folder), "1" * 64, qwen2.card.sha256, "low", {"original": {}, "folded": {}})
+    record.write(again.fold, {})
+
+    def expected(free: float) -> tuple[int, float]:
+        monkeypatch.setattr(expect_module, "free_memory", lambda: free)
+        emission = emission_of(_options(), again)
+        return emission.held, max(stage.memory_bytes for stage in expect_emit(emission).expected.stages)
+
+    both, most = expected(1e12)
+    one, less = expected(most - 1)
+    assert (both, one) == (2, 1)
+    assert less == pytest.approx(most - 4 * qwen2.card.parameters)
+    assert expected(most) == (2, most)

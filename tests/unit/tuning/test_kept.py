@@ -110,3 +110,16 @@ def test_trained_scales_of_a_plan_are_found_again(
     own = scales.cache.read(UP, plan.formats[UP])
     assert own is not None
     assert torch.equal(found.store(UP, plan.formats[UP]).dequantize(), own.dequantize())
+
+
+def test_integers_for_engines_that_add_in_16_bits_are_others(
+    qwen2: LoadedModel, calibration: CalibrationSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qplan.rounding.rounder.FEW_TOKENS", 1)
+    run = RunFolder(tmp_path / "run")
+    rounder = run_rounder(run, qwen2, calibration, "gptq")
+    formats = {spec.name: spec.resolve(INT8) for spec in qwen2.card.tensors}
+    plain, limited = (
+        fit_of(run, replace(rounder, within_int16=limit), calibration, formats).cache.folder for limit in (False, True)
+    )
+    assert plain != limited

@@ -17,6 +17,7 @@ from qplan.rounding.corrected import PairedSums
 from qplan.rounding.moments import Moments, gather_moments
 from qplan.rounding.rounder import Rounder
 from qplan.rounding.stored_cache import FittedTensors, StoredCache
+from qplan.run.damage import DamagedCacheWarning
 from qplan.sensitivity.joint import Variant, joint_losses
 from qplan.sensitivity.stored_weights import StoredWeights
 from qplan.sensitivity.variants import apply_formats
@@ -186,6 +187,40 @@ def test_a_lost_tensor_of_a_finished_layer_is_fitted_again(qwen2: LoadedModel, t
     assert files(tmp_path / "fitted") == wanted
 
 
+def test_a_damaged_tensor_is_fitted_again(qwen2: LoadedModel, tmp_path: Path) -> None:
+    fit = a_fit(qwen2, tmp_path)
+    fit.run()
+    wanted = files(tmp_path / "fitted")
+    damaged = next(path for path in (tmp_path / "fitted").iterdir() if "layers.1.mlp.up_proj" in path.name)
+    body = bytearray(damaged.read_bytes())
+    body[-1] ^= 1
+    damaged.write_bytes(body)
+    with pytest.warns(DamagedCacheWarning, match="layers.1.mlp.up_proj"):
+        a_fit(qwen2, tmp_path).run()
+    assert files(tmp_path / "fitted") == wanted
+
+
+def test_what_lies_between_layers_is_made_again_where_a_part_is_gone(
+    qwen2: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = a_fit(qwen2, tmp_path / "whole", trains=True)
+    whole.run()
+
+    def killed(_self: SequentialFit, index: int, train: Any = SequentialFit._train) -> None:
+        if index == 1:
+            raise _KilledError
+        train(_self, index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SequentialFit, "_train", killed)
+        with pytest.raises(_KilledError):
+            a_fit(qwen2, tmp_path / "killed", trains=True).run()
+    # the float model is a layer ahead of the quantized one then
+    (tmp_path / "killed" / "between" / "exact" / "layer-0-2.safetensors").unlink()
+    a_fit(qwen2, tmp_path / "killed", trains=True).run()
+    assert files(tmp_path / "killed" / "fitted") == files(tmp_path / "whole" / "fitted")
+
+
 @pytest.mark.slow
 def test_integers_do_not_depend_on_how_many_are_fitted_at_a_time(llama: LoadedModel, tmp_path: Path) -> None:
     for jobs in (1, 3):
@@ -278,3 +313,10 @@ def test_what_gains_nothing_does_not_ship(qwen2: LoadedModel, tmp_path: Path) ->
     assert not found.record.ships
     assert not found.record.head
     assert found.record.after_nats == found.record.before_nats
+
+
+def test_a_head_of_floats_makes_one_choice(qwen2: LoadedModel, tmp_path: Path) -> None:
+    fit = a_fit(qwen2, tmp_path)
+    assert [choice.head for choice in in_order(fit)] == [False, True]
+    floats = replace(fit, plan=replace(fit.plan, formats={**fit.plan.formats, "lm_head": FP16}))
+    assert [choice.head for choice in in_order(floats)] == [False]
