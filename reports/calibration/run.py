@@ -8,8 +8,8 @@ Run from the repository's root with
 ``auto``, asymmetric blocks of 64, the head in fp16, memory normal. Losses are mean KL divergences per token in nats on
 6,144 tokens of each kind, to which nothing was fitted: *prose* (WikiText-2's test split), *code* (modules of Python's
 standard library that are in no calibration text), *Chinese* (this repository's README and the words of its report) and
-*chat* (what the model says in both roles, begun with its template). Prints a line of JSON for each text, and adds them
-to ``results.json``.
+*chat* (what the model says in both roles, begun with its template). Adds the model to ``results.json``, and writes
+``README.md`` beside it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import geometric_mean
 from typing import Any
 
 import torch
@@ -135,6 +136,37 @@ def rows_of(loaded: LoadedModel, data: Path, work: Path) -> Iterator[dict[str, A
         yield {"fitted to": name} | losses(rounder)
 
 
+def page(everything: dict[str, list[dict[str, Any]]]) -> str:
+    """The report."""
+    lines = [
+        "# What to calibrate on",
+        "",
+        (
+            "Written by `python -m reports.calibration.run --model FOLDER --data FOLDER`, from `results.json`. "
+            f"All linears of the decoder at {BITS} bits by `auto`, asymmetric blocks of 64, fitted to "
+            f"{FIT_ROWS * SEQ_LEN:,} tokens and chosen on {JUDGE_ROWS * SEQ_LEN:,}; the head in fp16, memory normal, torch. KL"
+            f" divergence from FP32 in nats per token on {TEST_ROWS * SEQ_LEN:,} tokens of each kind, to which "
+            "nothing was fitted. *Mean* is the geometric one. *Own samples* are drawn from the model after its "
+            "first token, *own chat* after the opening of a user's turn, both at temperature 1; the kind *chat* "
+            "is drawn like the latter with another seed. One seed."
+        ),
+    ]
+    for model, rows in everything.items():
+        kinds = [kind for kind in rows[0] if kind != "fitted to"]
+        lines += [
+            "",
+            f"## {model}",
+            "",
+            f"| fitted to | {' | '.join(kinds)} | mean |",
+            f"|---|{'---:|' * (len(kinds) + 1)}",
+        ]
+        for row in rows:
+            losses = [float(row[kind]) for kind in kinds]
+            cells = [f"{loss:.2e}" for loss in (*losses, geometric_mean(losses))]
+            lines.append(f"| {row['fitted to']} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     """Run for one model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -152,6 +184,7 @@ def main() -> None:
     everything = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     everything[Path(given.model).name] = found
     path.write_text(json.dumps(everything, indent=1) + "\n", encoding="utf-8")
+    (HOME / "README.md").write_text(page(everything), encoding="utf-8")
 
 
 if __name__ == "__main__":
