@@ -145,8 +145,8 @@ def page(everything: dict[str, list[dict[str, Any]]]) -> str:
             "Written by `python -m reports.calibration.run --model FOLDER --data FOLDER`, from `results.json`. "
             f"All linears of the decoder at {BITS} bits by `auto`, asymmetric blocks of 64, fitted to "
             f"{FIT_ROWS * SEQ_LEN:,} tokens and chosen on {JUDGE_ROWS * SEQ_LEN:,}; the head in fp16, memory normal, "
-            f"torch. KL divergence from FP32 in nats per token on {TEST_ROWS * SEQ_LEN:,} tokens of each kind, to which "
-            "nothing was fitted. *Mean* is the geometric one. *Own samples* are drawn from the model after its "
+            f"torch. KL divergence from FP32 in nats per token on {TEST_ROWS * SEQ_LEN:,} tokens of each kind, to "
+            "which nothing was fitted. *Mean* is the geometric one. *Own samples* are drawn from the model after its "
             "first token, *own chat* after the opening of a user's turn, both at temperature 1; the kind *chat* "
             "is drawn like the latter with another seed. One seed."
         ),
