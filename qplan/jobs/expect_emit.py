@@ -329,7 +329,8 @@ def expect_emit(emission: Emission, *, measure: bool = False) -> Outlook:
         engine = emission.engine(shape, most - own_bytes)
         expected = Expected(EmitCost(shape, asked, engine, machine, most).stages())
         peak = max(expected.stages, key=lambda stage: stage.memory_bytes)
-        more = ("use --tune off",) if peak.name == TUNING else ()
+        less = "scales" if emission.options.tune == "full" else "off"
+        more = (f"use --tune {less}",) if peak.name == TUNING else ()
         more = ("use --tune sequential",) if peak.name.startswith(TRAINING) else more
         return Outlook(expected, machine, limit, remedies + more)
 

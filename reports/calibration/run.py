@@ -90,8 +90,16 @@ class Samples:
 def texts(loaded: LoadedModel, data: Path) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Name, tokens to fit to and tokens that ``auto`` chooses by."""
     windows, samples = windows_of(loaded), Samples(loaded)
-    for name, source in {"WikiText-2": str(data / "valid.txt"), "python-stdlib": "", "mixture": ""}.items():
-        cut = windows(load_text(source or name), samples=JUDGE_ROWS, fit_tokens=FIT_ROWS * SEQ_LEN)
+    known = {
+        "WikiText-2": load_text(str(data / "valid.txt")),
+        "python-stdlib": load_text("python-stdlib"),
+        "mixture": load_text("mixture", loaded.tokenizer),
+    }
+    whole = load_text("mixture")
+    if whole.documents != known["mixture"].documents:
+        known["mixture, with scripts that the tokenizer does not know"] = whole
+    for name, text in known.items():
+        cut = windows(text, samples=JUDGE_ROWS, fit_tokens=FIT_ROWS * SEQ_LEN)
         yield name, torch.from_numpy(cut.fit), torch.from_numpy(cut.tokens)
     for name, chat in {"own samples": False, "own chat": True}.items():
         if samples.has_chat or not chat:

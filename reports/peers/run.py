@@ -4,6 +4,8 @@ Run from the repository's root with
 
     python -m reports.peers.run                                            # the embedded model
     python -m reports.peers.run --model FOLDER --calib FILE --text FILE    # another one
+    python -m reports.peers.run --model SMOLLM2 --calib FILE --text FILE --samples 4 --judged 4 --budgets 4.5,6 \
+        --scorers modelopt-gradient,autoround --modes gradient --fitted-modes ''                   # within an hour
 
 Installs ModelOpt, AutoRound, NNCF and mlx-lm into environments of their own (about 5 GB), adds the model to
 ``results.json`` and writes ``README.md`` beside it. Times are those of the processor, one thread.
@@ -73,9 +75,11 @@ class Bench:
 
     def rounders(self) -> list[tuple[Rounder, tuple[Mode, ...]]]:
         """The roundings, and the modes whose plans are judged with each."""
+        nearest = Rounder(self.loaded), self.options.modes
+        if not self.options.fitted_modes:
+            return [nearest]
         run = RunFolder(self.folder / f"run-{self.loaded.card.sha256[:8]}-{self.calibration.sha256[:8]}")
-        fitted = run_rounder(run, self.loaded, self.calibration, "auto")
-        return [(Rounder(self.loaded), self.options.modes), (fitted, self.options.fitted_modes)]
+        return [nearest, (run_rounder(run, self.loaded, self.calibration, "auto"), self.options.fitted_modes)]
 
 
 def ask_all(bench: Bench) -> tuple[dict[str, Answer], dict[str, str]]:
@@ -212,7 +216,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--budgets", type=numbers, default=(4.5, 5.0, 6.0), help="mean bits of the peers' plans")
     parser.add_argument("--scorers", type=names, default=tuple(scorer.name for scorer in SCORERS))
     parser.add_argument("--modes", type=names, default=MODES, help="qplan's modes to judge with rounding to nearest")
-    parser.add_argument("--fitted-modes", type=names, default=MODES, help="qplan's modes to judge with rounding auto")
+    parser.add_argument(
+        "--fitted-modes", type=names, default=MODES, help="qplan's modes to judge with rounding auto; '' for none"
+    )
     parser.add_argument("--engine", type=numbers, default=(), help="budgets whose plans are built and run on MNN too")
     parser.add_argument(
         "--environments", type=Path, default=Path.home() / ".cache" / "qplan-peers", help="where peers are installed"
