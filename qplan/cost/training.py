@@ -30,10 +30,10 @@ def layer_forwards() -> float:
     return 2 * (looked + _PASS * LAYER_EPOCHS * (1 - 1 / LAYER_HELD_OUT))
 
 
-def trained_batches(batches: int) -> int:
-    """Batches that a layer is trained on, of all: 0 where they are too few."""
-    left = batches - -(-batches // LAYER_HELD_OUT)
-    return left if left * LAYER_EPOCHS >= LAYER_LEAST_STEPS else 0
+def enough_to_train_layers(batches: int) -> bool:
+    """Whether so many batches are enough to train layers on."""
+    trained = batches - -(-batches // LAYER_HELD_OUT)
+    return trained * LAYER_EPOCHS >= LAYER_LEAST_STEPS
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from qplan.cost.expected import Expected, apart
 from qplan.cost.free import free_memory
 from qplan.cost.kv_cache import KvMode
 from qplan.cost.shape import Shape
-from qplan.cost.training import FIT_ROWS, MOST_PASSES, trained_batches
+from qplan.cost.training import FIT_ROWS, MOST_PASSES, enough_to_train_layers
 from qplan.cost.work import REFERENCE, Machine
 from qplan.errors import InputError
 from qplan.folding.analyzed import folded_copy, weights_memory
@@ -220,8 +220,8 @@ class Emission:
         elif not len(self.calibration.tokens[JUDGED]):
             why = "with 1 calibration window none is left to decide whether they ship"
             remedy = "analyze with more --samples, or leave it out"
-        elif self.options.tune == "full" and not trained_batches(-(-len(self.calibration.fit) // FIT_ROWS)):
-            least = next(count for count in itertools.count() if trained_batches(count))
+        elif self.options.tune == "full" and not enough_to_train_layers(-(-len(self.calibration.fit) // FIT_ROWS)):
+            least = next(count for count in itertools.count() if enough_to_train_layers(count))
             why = (
                 f"layers are trained on {FIT_ROWS * (least - 1) + 1} windows of calibration text at least, "
                 f"and there are {len(self.calibration.fit)}"

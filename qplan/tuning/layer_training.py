@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from qplan.cost.training import LAYER_EPOCHS, LAYER_HELD_OUT, LAYER_STOPS, trained_batches
+from qplan.cost.training import LAYER_EPOCHS, LAYER_HELD_OUT, LAYER_STOPS, enough_to_train_layers
 from qplan.rounding import IntTensor
 from qplan.rounding.codes import codes_of, extreme_levels, levels_of
 from qplan.run.safetensors_file import ALL
@@ -64,7 +64,7 @@ class LayerTraining:
 
     def run(self) -> None:
         """Train scales and zeros, and then integers with them; each way only what loses less is kept."""
-        if not trained_batches(len(self.batches)):
+        if not enough_to_train_layers(len(self.batches)):
             return
         self._descend()
         self.grids.update({name: LearnedGrid(grid.stored()) for name, grid in self.grids.items()})
