@@ -11,7 +11,10 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "stdlib-3m"
 FEW = GOLDEN.parent / "few"
 """Table and plan that the same qplan made of few tokens and formats, quickly."""
 
-FEW_OPTIONS = ("--samples", "2", "--seq-len", "128", "--fit-tokens", "1024", "--formats", "fp16,int8,int4")
+FEW_OPTIONS = (
+    *("--calib", "python-stdlib", "--samples", "2", "--seq-len", "128", "--fit-tokens", "1024"),
+    *("--formats", "fp16,int8,int4"),
+)
 """With these options."""
 
 ENGINE_PLAN = "int8-mnn-3.5.0"
