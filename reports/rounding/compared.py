@@ -209,7 +209,7 @@ class Comparison:
             raise ToolError(msg, command=" ".join(command), code=done.returncode, tail=tail)
         made, fmt = load_file(out), QuantFormat(bits, BLOCK)
         held = {
-            spec.name: _integers(fmt, *(made[f"{part}{spec.name}"] for part in ("", "scale:", "zero:")))
+            spec.name: integers_of(fmt, *(made[f"{part}{spec.name}"] for part in ("", "scale:", "zero:")))
             for spec in self.loaded.card.tensors
             if spec.layer is not None
         }
@@ -218,7 +218,7 @@ class Comparison:
         return Made(Rounder(self.loaded, fitted=fitted), float(json.loads(done.stdout.splitlines()[-1])["s"]))
 
 
-def _integers(fmt: QuantFormat, weight: Tensor, scale: Tensor, zero: Tensor) -> IntTensor:
+def integers_of(fmt: QuantFormat, weight: Tensor, scale: Tensor, zero: Tensor) -> IntTensor:
     """Another tool's weights in MNN's format.
 
     Raises:

@@ -93,6 +93,9 @@ def test_a_fold_that_pays_is_kept_and_found_again(
     assert fold_of(run, outlying.card) is None
     model = load_analyzed(run, folded.card, lambda _: None)
     assert (model.loaded.card.sha256, model.original.card.sha256) == (folded.card.sha256, outlying.card.sha256)
+    one = load_analyzed(run, folded.card, lambda _: None, stream_original=True)
+    assert (one.loaded.streamed, one.original.streamed) == (False, True)
+    assert one.original.card.sha256 == outlying.card.sha256
     plain = load_analyzed(run, outlying.card, lambda _: None)
     assert plain.loaded is plain.original
     monkeypatch.setattr(folding, "fitted_scales", lambda *_, **__: pytest.fail("decided once"))
