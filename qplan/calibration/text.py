@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,38 @@ class Text:
     """The license, if it is known."""
     notes: tuple[Note, ...] = ()
     """What was left out or replaced."""
-    kinds: bool = False
-    """Whether each document is a kind of text of its own, of which as much is to be taken as of the others."""
+    names: tuple[str, ...] = ()
+    """Of the documents, where each is a kind of text of its own; as much is then to be taken of each."""
+
+    @property
+    def kinds(self) -> bool:
+        """Whether there are kinds of text to choose from."""
+        return len(self.names) > 1
+
+    def known_to(self, encode: Callable[[str], Sequence[int]], say: Say | None = None) -> Text:
+        """The text without kinds in a script that a tokenizer hardly knows, unless it knows none.
+
+        Args:
+            encode: the tokenizer.
+            say: told what was left out.
+        """
+        if not self.kinds:
+            return self
+        starts = [document[:_LOOKED_AT] for document in self.documents]
+        lengths = [len(encode(start)) / len(start) for start in starts]
+        known = [place for place, length in enumerate(lengths) if length <= 1]
+        if not known or len(known) == len(lengths):
+            return self
+        notes = tuple(
+            note("script-unknown", file=name, source=self.source, tokens=round(length, 1))
+            for name, length in zip(self.names, lengths, strict=True)
+            if length > 1
+        )
+        if say is not None:
+            for told in notes:
+                say(str(told))
+        documents, names = (tuple(part[place] for place in known) for part in (self.documents, self.names))
+        return replace(self, documents=documents, names=names, notes=(*self.notes, *notes))
 
 
 def load_text(source: str, tokenizer: Any = None, say: Say | None = None) -> Text:  # noqa: ANN401 - a Hugging Face tokenizer
@@ -56,7 +86,7 @@ def load_text(source: str, tokenizer: Any = None, say: Say | None = None) -> Tex
     if path.is_file():
         text = _read(records_of(path), tokenizer, source, None)
     elif not path.is_dir() and (folder := calib_sets().get(source)) is not None:
-        text = _calib_set(folder, tokenizer)
+        text = _calib_set(folder)
     else:
         records, described, license_ = read_dataset(source, known=calib_sets())
         text = _read(records, tokenizer, described, license_)
@@ -65,7 +95,9 @@ def load_text(source: str, tokenizer: Any = None, say: Say | None = None) -> Tex
     for told in text.notes:
         if say is not None:
             say(str(told))
-    return text
+    if tokenizer is None:
+        return text
+    return text.known_to(lambda part: tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"], say)
 
 
 def _read(records: Iterable[Record], tokenizer: Any, source: str, license_: str | None) -> Text:  # noqa: ANN401
@@ -111,32 +143,18 @@ def _without_surrogates(text: str) -> str:
     return text
 
 
-def _calib_set(folder: Path, tokenizer: Any) -> Text:  # noqa: ANN401
-    """A set's files, without those in a script that the tokenizer hardly knows."""
+def _calib_set(folder: Path) -> Text:
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     names, expected = manifest["files"], manifest["sha256"]
     # one hash for one file, a hash by name for several
     hashes = expected if isinstance(expected, dict) else {names[0]: expected}
-    documents: dict[str, str] = {}
-    foreign: dict[str, float] = {}
     for name in names:
         found = sha256_file(folder / name)
         if found != hashes.get(name):
             msg = f"{folder / name} has sha256 {found}, its manifest says {hashes.get(name)}; restore the file"
             raise InputError(msg)
-        documents[name] = (folder / name).read_text(encoding="utf-8")
-        start = documents[name][:_LOOKED_AT]
-        tokens = 0 if tokenizer is None else len(tokenizer(start, add_special_tokens=False, verbose=False)["input_ids"])
-        if tokens > len(start):
-            foreign[name] = tokens / len(start)
-    known = [text for name, text in documents.items() if name not in foreign] or list(documents.values())
-    told = [
-        note("script-unknown", file=name, source=str(manifest["name"]), tokens=round(count, 1))
-        for name, count in foreign.items()
-        if len(known) < len(documents)
-    ]
-    kinds = len(known) > 1
-    return Text(tuple(known), str(manifest["name"]), manifest.get("licence"), tuple(told), kinds=kinds)
+    documents = tuple((folder / name).read_text(encoding="utf-8") for name in names)
+    return Text(documents, str(manifest["name"]), manifest.get("licence"), names=tuple(names))
 
 
 def _capped(documents: Iterable[str]) -> tuple[str, ...]:

@@ -82,7 +82,7 @@ def run_bench(options: BenchOptions, say: Say, progress: Progress) -> FolderMeas
     say(f"loading {options.folder} on the engine")
     with EngineSession(options.folder, runtime, context=context) as engine:
         if loaded is None:
-            ids = _first(text, options.tokens, engine.encode)
+            ids = _first(text.known_to(engine.encode, say), options.tokens, engine.encode)
         else:
             _check_same_tokens(options, engine, loaded)
             ids = reference_ids(text, loaded.tokenizer, options.tokens)

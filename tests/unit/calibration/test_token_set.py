@@ -94,7 +94,7 @@ def test_a_tokenizer_of_another_model_is_refused(qwen2: LoadedModel) -> None:
 
 def test_kinds_of_text_are_taken_alike(qwen2: LoadedModel) -> None:
     long, short = words(2000, seed=3), words(40, seed=4)
-    text = Text((long, short), "two kinds", None, kinds=True)
+    text = Text((long, short), "two kinds", None, names=("long", "short"))
     found = tokenize(
         text, qwen2.tokenizer, samples=4, seq_len=16, seed=0, context=128, vocabulary=VOCABULARY, fit_tokens=320
     )
