@@ -239,9 +239,10 @@ class Emission:
         shape = shape_of(self.table.model, self.folders)
         cost = EmitCost(shape, self._asked(shape, schedule, self.held), self.engine(shape), REFERENCE)
         stage = next(stage for stage in cost.stages() if stage.name.startswith(TRAINING))
-        if stage.memory_bytes <= self._memory:
+        limit = self._memory  # what is free changes
+        if stage.memory_bytes <= limit:
             return ""
-        need, have = apart(stage.memory_bytes, self._memory)
+        need, have = apart(stage.memory_bytes, limit)
         return f"that needs about {need} of memory, and there are {have}"
 
     def asked(self, shape: Shape) -> EmitAsked:
