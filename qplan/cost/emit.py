@@ -18,10 +18,11 @@ from qplan.cost.forward import (
     factored,
     layer_forward,
     rounding,
+    rounding_again,
 )
 from qplan.cost.one_pass import PROCESS_BYTES
 from qplan.cost.shape import Input, Shape
-from qplan.cost.training import FIT_ROWS, LAYER_EPOCHS, TrainingTokens, layer_forwards
+from qplan.cost.training import FIT_ROWS, LAYER_EPOCHS, TrainingTokens, layer_forwards, restarts
 from qplan.cost.work import NOTHING, Machine, Work
 from qplan.settings import Precision
 from qplan.tensors import TensorSpec
@@ -398,7 +399,7 @@ class EmitCost:
         return work + Work(values=float(made)).times(2 * LAYER_EPOCHS * batches)
 
     def _fitted(self, given: Input, tokens: int) -> Work:
-        """Sums of two products per token, and for each reader a rounding to a target of both halves of them."""
+        """Sums of two products per token, and for each reader roundings to a target of both halves of them."""
         square = float(given.width) ** 2
         batches = tokens / (FIT_ROWS * self.asked.seq_len)
         work = factored(given.width).times(3) + Work(
@@ -407,6 +408,7 @@ class EmitCost:
         for spec in given.readers:
             work += Work(rounding_flops=16.0 * square * spec.out_features)
             work += rounding(given.width, spec.out_features, 1, fits=True, chosen=False)
+            work += rounding_again(given.width, spec.out_features, restarts(layers=self.asked.layers))
         return work
 
     def _training(self, tokens: TrainingTokens) -> ExpectedStage:

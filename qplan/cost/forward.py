@@ -22,9 +22,9 @@ NEAREST_VALUES = 8
 """Per weight that is rounded to nearest."""
 SWEEPS, _CANDIDATES = 3, 3
 """Of `qplan.rounding.gptq`, and roundings that ``auto`` chooses from."""
-_FEEDBACK, _FIRST = 0.4, 0.75
+_FEEDBACK, _FIRST, _AGAIN = 0.4, 0.75, 0.45
 """Of what rounding takes beside products, what error feedback takes without refinement, and with it, but without other
-candidates."""
+candidates, and what it takes once more."""
 _TRIED = 64
 """Rows of a large matrix that these are tried on: `qplan.rounding.rounder`."""
 
@@ -72,6 +72,12 @@ def rounding(width: int, rows: int, formats: int, *, fits: bool, chosen: bool, s
     found = Work(roundings=share * formats * rows * width)
     products = (2 * sweeps + 1 + (2 * _CANDIDATES if chosen and tried else 0)) * float(width) ** 2
     return found + Work(rounding_flops=products * rows * formats, steps=width * (1 + sweeps) / (1 + SWEEPS))
+
+
+def rounding_again(width: int, rows: int, times: int) -> Work:
+    """Rows of a matrix rounded again so many times, on other grids: `rounding` without a search for these."""
+    products = (2 * SWEEPS + 3) * float(width) ** 2
+    return Work(roundings=_AGAIN * rows * width, rounding_flops=products * rows).times(times)
 
 
 def factored(width: int, *, fits: bool = True) -> Work:

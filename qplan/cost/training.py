@@ -18,10 +18,17 @@ FIT_ROWS = 4
 """Sequences of a batch that integers are fitted to, and layers trained on."""
 LAYER_LEAST_STEPS = 32
 """Steps below which no layer is trained."""
+_RESTARTS, _RESTARTS_OF_FULL = 8, 128
+"""Times that the rounding of a tensor is tried again, and with ``--tune full``: the gain grows with their logarithm."""
 
 _PASS = 3
 _STEP = 4
 """Forwards, forwards again with a graph, and backwards to inputs and weights."""
+
+
+def restarts(*, layers: bool) -> int:
+    """How many times each tensor is tried again, where layers are trained and where they are not."""
+    return _RESTARTS_OF_FULL if layers else _RESTARTS
 
 
 def layer_forwards() -> float:

@@ -154,6 +154,6 @@ class CorrectedTarget:
         share = min(1.0, max(0.0, along / across)) if across > 0 else 0.0
         return 2 * share / (1 + share)
 
-    def store(self, weight: Tensor, fmt: QuantFormat) -> StoredTensor:
-        """Store rows of W, ``[rows, in]``, with error feedback around the corrected target."""
-        return gptq(self.weight(weight, fmt), fmt, self.curvature)
+    def store(self, weight: Tensor, fmt: QuantFormat, *, restarts: int = 0) -> StoredTensor:
+        """Store rows of W, ``[rows, in]``, with error feedback around the corrected target; see `gptq`."""
+        return gptq(self.weight(weight, fmt), fmt, self.curvature, restarts=restarts)

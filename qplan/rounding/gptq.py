@@ -6,6 +6,11 @@ allow, each error spread over the columns that follow. A block's grid is searche
 the weights as corrected so far. Afterwards sweeps over the blocks alternate least-squares refits of a block's grid
 with coordinate descent over its integers (QuantEase, arXiv 2309.01885).
 
+That ends in one of very many minima, and error feedback from a slightly different grid ends in another one. So it may
+be tried again, from a block drawn at random on and with grids a little wider or narrower than those of the best found:
+what loses less is kept, row by row. Each time takes as long as the first, and the gain grows with the logarithm of
+their number (``reports/rounding/tuned.md``).
+
 Rows are independent of each other and worked on in chunks, transposed: a column is then contiguous, and a block of
 a chunk stays in the processor's cache. Only the columns of one block are looped over, and of a long block, such as a
 whole row, only those of a part of it; everything else is a product of matrices.
@@ -14,7 +19,7 @@ whole row, only those of a part of it; everything else is a product of matrices.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -32,13 +37,19 @@ SWEEPS = 3
 """Passes of refinement after GPTQ; each costs about as much as GPTQ itself."""
 
 _CHUNK_ROWS = ROWS_TOGETHER
+_JITTER = 0.1
+"""Standard deviation by which a block's outermost level and its zero move where rounding is tried again, in steps."""
+_SEED = 0
+"""Of what is tried again."""
 _PART = 64
 """Columns that correct each other one by one; those behind them in the block are corrected by one matrix product."""
 _WIDE = 768
 """Columns from which a sweep takes most of its time for products of matrices."""
 
 
-def gptq(weight: Tensor, fmt: QuantFormat, curvature: Curvature, *, sweeps: int = SWEEPS) -> StoredTensor:
+def gptq(
+    weight: Tensor, fmt: QuantFormat, curvature: Curvature, *, sweeps: int = SWEEPS, restarts: int = 0
+) -> StoredTensor:
     """Store ``weight [out, in]`` with the error feedback of GPTQ, then refine.
 
     Args:
@@ -46,14 +57,20 @@ def gptq(weight: Tensor, fmt: QuantFormat, curvature: Curvature, *, sweeps: int 
         fmt: any format; floats are stored as they are.
         curvature: of the inputs.
         sweeps: passes of refinement.
+        restarts: times to try both again.
     """
     if fmt.is_float:
         return store_float(weight, fmt)
-    return gptq_widths(weight, (fmt,), curvature, sweeps=sweeps)[0]
+    return gptq_widths(weight, (fmt,), curvature, sweeps=sweeps, restarts=restarts)[0]
 
 
 def gptq_widths(
-    weight: Tensor, formats: Sequence[QuantFormat], curvature: Curvature, *, sweeps: int = SWEEPS
+    weight: Tensor,
+    formats: Sequence[QuantFormat],
+    curvature: Curvature,
+    *,
+    sweeps: int = SWEEPS,
+    restarts: int = 0,
 ) -> list[IntTensor]:
     """Store ``weight [out, in]`` in several formats that differ in their width alone.
 
@@ -64,12 +81,13 @@ def gptq_widths(
         formats: integer formats, the same but for their bits.
         curvature: of the inputs.
         sweeps: passes of refinement.
+        restarts: times to try again.
     """
     ordered = curvature.ordered(formats[0].block_size(weight.shape[1]))
     parts = []
     for _, work in _chunks(weight, formats, ordered):
-        for _ in range(sweeps):
-            work.sweep()
+        work.refine(sweeps)
+        work.search(sweeps, restarts)
         parts.append(work.store())
     return _in_place(parts, ordered)
 
@@ -93,8 +111,7 @@ def gptq_phases(
         inside = few[(few >= span.start) & (few < span.stop)] - span.start
         if len(inside):
             some = work.take(inside)
-            for _ in range(sweeps):
-                some.sweep()
+            some.refine(sweeps)
             refined.append(some.store())
     return _in_place(parts, ordered), _in_place(refined, ordered)
 
@@ -129,8 +146,8 @@ class _Rows:
     """They differ in their width alone."""
     levels: tuple[Tensor, Tensor]
     """Smallest and largest level, ``[rows]`` each."""
-    hessian: Tensor
-    """Damped, ``[in, in]``."""
+    ordered: Ordered
+    """Of the inputs."""
     weight: Tensor
     """``[in, rows]``."""
     signed: Tensor
@@ -147,47 +164,103 @@ class _Rows:
         blocks = (len(work) // formats[0].block_size(len(work)), work.shape[1])
         scale, zero = work.new_empty(blocks), work.new_empty(blocks)
         levels = _extreme_levels(formats, len(weight), work.device)
-        rows = cls(formats, levels, ordered.hessian, work, torch.empty_like(work), scale, zero)
-        carried = torch.zeros_like(work)
-        for index in range(blocks[0]):
-            span = rows.span(index)
-            errors = rows._round_block(index, carried[span], ordered.factor[span, span])
-            carried[span.stop :].addmm_(ordered.factor[span, span.stop :].T, errors)
+        rows = cls(formats, levels, ordered, work, torch.empty_like(work), scale, zero)
+        rows.feed(0, torch.zeros_like(work), searches=True)
         return rows
 
-    def _round_block(self, index: int, carried: Tensor, factor: Tensor) -> Tensor:
-        """Search a block's grid and round its columns.
+    def feed(self, first: int, carried: Tensor, *, searches: bool) -> None:
+        """Round the columns of one block after the other, each making up for the errors of those before it.
 
         Args:
-            index: of the block.
-            carried: ``[block, rows]``: errors of the columns before, each multiplied by its row of the factor; used up.
-            factor: of the block.
-
-        Returns:
-            the errors ``[block, rows]``.
+            first: block to begin with.
+            carried: ``[in, rows]``: errors of the columns before it, each multiplied by its row of the factor; used up.
+            searches: whether each block's grid is searched first.
         """
+        factor, (low, high) = self.ordered.factor, self.levels
+        for index in range(first, len(self.scale)):
+            span = self.span(index)
+            own, weight = factor[span, span], self.weight[span]
+            if searches:
+                self._search(index, carried[span], own)
+            errors = torch.empty_like(weight)
+            scale, zero = self.scale[index], self.zero[index]
+            round_columns(weight - zero, carried[span], own, scale, low, high, self.signed[span], errors, _PART)
+            carried[span.stop :].addmm_(factor[span, span.stop :].T, errors)
+
+    def _search(self, index: int, carried: Tensor, factor: Tensor) -> None:
+        """Search a block's grid, on the weights as the errors ``carried`` correct them; ``factor`` is the block's."""
         span = self.span(index)
-        weight = self.weight[span]
-        corrected = weight + torch.linalg.solve_triangular(factor.T, carried, upper=False) if index else weight
-        importance = self.hessian.diagonal()[span].view(1, 1, -1)
+        corrected = self.weight[span]
+        if index:
+            corrected = corrected + torch.linalg.solve_triangular(factor.T, carried, upper=False)
+        importance = self.ordered.hessian.diagonal()[span].view(1, 1, -1)
         for fmt, own in self._by_format():
             grid = search_grid(corrected[:, own].T.contiguous().unsqueeze(1), importance, fmt)
             self.scale[index, own], self.zero[index, own] = grid.scale.squeeze(1), grid.zero.squeeze(1)
-        errors = torch.empty_like(weight)
-        scale, (low, high) = self.scale[index], self.levels
-        round_columns(weight - self.zero[index], carried, factor, scale, low, high, self.signed[span], errors, _PART)
-        return errors
+
+    def search(self, sweeps: int, restarts: int) -> None:
+        """Round again so many times, each time from what lost least; keep what loses less, row by row."""
+        if not restarts:
+            return
+        random, least = torch.Generator().manual_seed(_SEED), self.losses()
+        for _ in range(restarts):
+            other = self._rounded_again(random)
+            other.refine(sweeps)
+            loss = other.losses()
+            wins = loss < least
+            for own, new in zip(self.found, other.found, strict=True):
+                torch.where(wins, new, own, out=own)
+            least = torch.where(wins, loss, least)
+
+    @property
+    def found(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Integers, scales and zeros."""
+        return self.signed, self.scale, self.zero
+
+    def _rounded_again(self, random: torch.Generator) -> _Rows:
+        """A copy whose blocks from a random one on were rounded again, on grids a little wider or narrower."""
+        other = replace(self, signed=self.signed.clone(), scale=self.scale.clone(), zero=self.zero.clone())
+        first = int(torch.randint(len(self.scale), (), generator=random))
+        wider, higher = torch.randn(2, *self.scale[first:].shape, generator=random).mul_(_JITTER).to(self.scale.device)
+        scale = self.scale[first:]
+        for fmt, own in self._by_format():
+            grid = storable(
+                fmt,
+                scale[:, own] * (1 + wider[:, own] / -fmt.levels[0]),
+                self.zero[first:, own] + scale[:, own] * higher[:, own],
+            )
+            other.scale[first:, own], other.zero[first:, own] = grid.scale, grid.zero
+        done = self.span(first).start
+        carried = torch.zeros_like(self.weight)
+        carried[done:] = self.ordered.factor[:done, done:].T @ self._residual()[:done]
+        other.feed(first, carried, searches=False)
+        return other
+
+    def losses(self) -> Tensor:
+        """The loss of each row, ``[rows]``."""
+        residual = self._residual()
+        found: Tensor = torch.linalg.vecdot(self.ordered.hessian @ residual, residual, dim=0)
+        return found
+
+    def _residual(self) -> Tensor:
+        """The weights less what is stored, ``[in, rows]``."""
+        shape = (len(self.scale), -1, self.weight.shape[1])
+        values = self.signed.view(shape) * self.scale.unsqueeze(1) + self.zero.unsqueeze(1)
+        return self.weight - values.view_as(self.weight)
+
+    def refine(self, sweeps: int) -> None:
+        """Sweep so many times."""
+        for _ in range(sweeps):
+            self.sweep()
 
     def sweep(self) -> None:
         """Refit every block's grid and then its integers, with all other blocks fixed."""
-        shape = (len(self.scale), -1, self.weight.shape[1])
-        values = self.signed.view(shape) * self.scale.unsqueeze(1) + self.zero.unsqueeze(1)
-        residual = self.weight - values.view_as(self.weight)
+        residual = self._residual()
         seen = residual.to(torch.bfloat16) if self._half else residual
         for index in range(len(self.scale)):
             span = self.span(index)
             # half the slope of the loss in this block
-            pull = (self.hessian[span].to(seen.dtype) @ seen).to(torch.float32)
+            pull = (self.ordered.hessian[span].to(seen.dtype) @ seen).to(torch.float32)
             residual[span] -= self._refit(index, pull)
             residual[span] -= self._descend(index, pull)
             if seen is not residual:
@@ -205,7 +278,8 @@ class _Rows:
             how the values moved, ``[block, rows]``; ``pull`` follows.
         """
         span = self.span(index)
-        local, codes, scale, zero = self.hessian[span, span], self.signed[span], self.scale[index], self.zero[index]
+        local, codes = self.ordered.hessian[span, span], self.signed[span]
+        scale, zero = self.scale[index], self.zero[index]
         # H times any values q s + z is (H q) s + (H 1) z
         weighted, ones = local @ codes, local.sum(1, keepdim=True)
         target = torch.addcmul(pull, weighted, scale).addcmul_(ones, zero)
@@ -229,7 +303,7 @@ class _Rows:
         span = self.span(index)
         signed, (low, high) = self.signed[span], self.levels
         steps = torch.empty_like(signed)
-        refine_columns(pull, self.hessian[span, span], self.scale[index], low, high, signed, steps, _PART)
+        refine_columns(pull, self.ordered.hessian[span, span], self.scale[index], low, high, signed, steps, _PART)
         return steps
 
     def span(self, index: int) -> slice:
@@ -242,7 +316,7 @@ class _Rows:
         places = torch.cat([own.start + rows for _, own in self._by_format()])
         levels = _extreme_levels(self.formats, len(rows), rows.device)
         taken = (part[:, places] for part in (self.weight, self.signed, self.scale, self.zero))
-        return _Rows(self.formats, levels, self.hessian, *taken)
+        return _Rows(self.formats, levels, self.ordered, *taken)
 
     def store(self) -> list[IntTensor]:
         """The rows as MNN stores them, in each format, their columns in the order in which they were rounded."""

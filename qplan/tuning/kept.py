@@ -10,6 +10,7 @@ import torch
 
 from qplan.artifact import sha256_json
 from qplan.cost.target import find_target
+from qplan.cost.training import restarts
 from qplan.formats import QuantFormat
 from qplan.rounding import Int8Activations
 from qplan.rounding.rounder import Rounder
@@ -60,10 +61,13 @@ def fit_of(
     inputs = _inputs(rounder, calibration, formats) | {"seen": _SEEN} | ({"layers": "trained"} if layers else {})
     if rounder.within_int16:
         inputs |= {"integers": "within int16"}
+    again = restarts(layers=layers)
+    inputs |= {"restarts": str(again)}
     cache = StoredCache(fitted_tensors(run, inputs), inputs)
     tokens = torch.from_numpy(calibration.fit)
     between = run.tuning / cache.folder.name
-    return SequentialFit(rounder, Variant(formats, _SEEN), tokens, cache, between, trains=layers)
+    plan = Variant(formats, _SEEN)
+    return SequentialFit(rounder, plan, tokens, cache, between, trains=layers, restarts=again)
 
 
 def scales_of(

@@ -58,6 +58,8 @@ class SequentialFit:
     batch_size: int = FIT_ROWS
     trains: bool = False
     """Whether each layer is trained, once its integers are fitted."""
+    restarts: int = 0
+    """Times that the rounding of a tensor is tried again; see `qplan.rounding.gptq`."""
     _exact: WayThere = field(init=False)
     """The float model, on its way through the layers."""
     _stored: WayThere = field(init=False)
@@ -239,7 +241,7 @@ class SequentialFit:
 
         def store() -> StoredTensor:
             pieces = row_pieces(spec.out_features, spec.in_features)
-            return joined([target.store(loaded.weight(name, rows), fmt) for rows in pieces])
+            return joined([target.store(loaded.weight(name, rows), fmt, restarts=self.restarts) for rows in pieces])
 
         if self.trains and name in self._open:
             self._held[name] = integers(name, store())

@@ -37,6 +37,7 @@ from torch import Tensor
 
 import qplan.demo
 from qplan.calibration import load_text
+from qplan.cost.training import restarts
 from qplan.errors import ToolError
 from qplan.formats import QuantFormat
 from qplan.mnn.build.exporter import export_skeleton
@@ -140,9 +141,11 @@ class Comparison:
 
     def in_order(self, bits: int, formats: Mapping[str, QuantFormat], *, trains: bool) -> Made:
         """Layer after layer."""
-        auto, kept = self.auto(bits), StoredCache(self.work / f"ordered-{bits}-{trains}", {"rounding": "in order"})
+        again = restarts(layers=trains)
+        auto = self.auto(bits)
+        kept = StoredCache(self.work / f"ordered-{bits}-{trains}", {"rounding": f"in order, {again} restarts"})
         plan = Variant(formats, "normal", Int8Activations())
-        ordered = SequentialFit(auto, plan, self.fit, kept, trains=trains)
+        ordered = SequentialFit(auto, plan, self.fit, kept, trains=trains, restarts=again)
         start = time.process_time()
         ordered.run()
         fitted = replace(auto, fitted=FittedTensors(ordered.cache, ordered.formats))
@@ -152,7 +155,8 @@ class Comparison:
         """Scales and zeros of what `in_order` made of all layers."""
         rounder = self.in_order(bits, formats, trains=True).rounder
         schedule = Schedule.of(len(self.fit), len(self.held_out), SEQ_LEN, most=STEPS_OF_FULL)
-        kept = StoredCache(self.work / f"trained-{bits}", {"rounding": "trained"})
+        begun = {"rounding": "trained", "restarts": str(restarts(layers=True))}
+        kept = StoredCache(self.work / f"trained-{bits}", begun)
         plan = Variant(formats, "normal", Int8Activations())
         trained = ScaleFit(rounder, plan, torch.cat([self.fit, self.held_out]), kept, schedule)
         start = time.process_time()

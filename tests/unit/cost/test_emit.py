@@ -29,12 +29,15 @@ from qplan.cost.emit import (
     EmitCost,
 )
 from qplan.cost.expected import Expected, ExpectedStage
+from qplan.cost.forward import rounding_again
 from qplan.cost.shape import Shape
 from qplan.cost.training import TrainingTokens
 from qplan.cost.work import REFERENCE, Machine
 from qplan.errors import InputError
 from qplan.formats import QuantFormat
 from qplan.model.load import LoadedModel
+from qplan.rounding.curvature import Curvature
+from qplan.rounding.gptq import gptq
 from qplan.rounding.moments import gather_moments
 from qplan.rounding.rounder import Rounder
 from qplan.rounding.stored_cache import StoredCache
@@ -97,8 +100,10 @@ def test_products_of_a_reference_are_those_that_torch_counts(tiny_models: dict[s
 
 @pytest.mark.parametrize("layers", [False, True])
 def test_products_of_fitting_in_order_are_those_that_torch_counts(
-    llama: LoadedModel, tmp_path: Path, *, layers: bool
+    llama: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, layers: bool
 ) -> None:
+    # torch counts what this thread does, and rounding has threads of its own
+    monkeypatch.setattr("qplan.cost.emit.restarts", lambda **_: 0)
     tokens = torch.randint(3, 300, (64, SEQ_LEN), generator=torch.Generator().manual_seed(0))
     moments = gather_moments(llama, tokens, tmp_path / "moments", inputs={})
     plan = Variant({spec.name: QuantFormat(4, 4) for spec in llama.card.tensors}, "normal")
@@ -108,6 +113,18 @@ def test_products_of_fitting_in_order_are_those_that_torch_counts(
         fit.run()
     expected = _stages(llama, replace(ASKED, fitted=tokens.numel(), layers=layers), COUNTING)[TUNING].seconds
     assert expected == pytest.approx(counter.get_total_flops(), rel=0.3)
+
+
+@pytest.mark.parametrize(("width", "rows"), [(128, 320), (512, 64)])
+def test_products_of_rounding_again_are_those_that_torch_counts(width: int, rows: int) -> None:
+    random = torch.Generator().manual_seed(0)
+    weight, inputs = (torch.randn(count, width, generator=random) for count in (rows, 2 * width))
+    curvature, counts = Curvature(inputs.T @ inputs), []
+    for again in (0, 10):
+        with FlopCounterMode(display=False) as counter:
+            gptq(weight, QuantFormat(4, 32), curvature, restarts=again)
+        counts.append(counter.get_total_flops())
+    assert rounding_again(width, rows, 10).rounding_flops == pytest.approx(counts[1] - counts[0], rel=0.2)
 
 
 def test_products_of_training_are_those_that_torch_counts(llama: LoadedModel, tmp_path: Path) -> None:

@@ -53,6 +53,28 @@ def test_every_sweep_of_refinement_helps_or_does_nothing(fmt: QuantFormat, seed:
     assert losses[2] <= losses[1] * (1 + 1e-5)
 
 
+@given(formats, st.integers(0, 2**31))
+def test_trying_again_loses_less_and_the_same_each_time(fmt: QuantFormat, seed: int) -> None:
+    weight, hessian = problem(seed)
+    regular = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(len(hessian))
+    curvature = Curvature(hessian)
+    once, some, more, same = (gptq(weight, fmt, curvature, restarts=n) for n in (0, 2, 8, 8))
+    losses = [output_error(weight, stored, regular) for stored in (once, some, more)]
+    assert losses[1] <= losses[0] * (1 + 1e-5)
+    assert losses[2] <= losses[1] * (1 + 1e-5)
+    assert losses[2] < losses[0]
+    assert torch.equal(more.dequantize(), same.dequantize())
+
+
+def test_rounding_tried_again_loses_less_on_other_inputs() -> None:
+    random = torch.Generator().manual_seed(3)
+    weight, mixing = (torch.randn(rows, 96, generator=random) for rows in (64, 96))
+    fitted, other = (torch.randn(2048, 96, generator=random) @ (mixing / 96**0.5 + 0.5 * torch.eye(96)) for _ in "12")
+    curvature, unseen = Curvature(fitted.T @ fitted / 2048), other.T @ other / 2048
+    once, again = (gptq(weight, QuantFormat(3, 32), curvature, restarts=n) for n in (0, 32))
+    assert output_error(weight, again, unseen) < 0.95 * output_error(weight, once, unseen)
+
+
 def test_a_few_rows_are_refined_like_all(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, hessian = problem(7)
     widths, few = [QuantFormat(bits, 32) for bits in (2, 4)], torch.tensor([1, 5, 22])
