@@ -408,7 +408,8 @@ class EmitCost:
         for spec in given.readers:
             work += Work(rounding_flops=16.0 * square * spec.out_features)
             work += rounding(given.width, spec.out_features, 1, fits=True, chosen=False)
-            work += rounding_again(given.width, spec.out_features, restarts(layers=self.asked.layers))
+            again = restarts(given.width, tokens, layers=self.asked.layers)
+            work += rounding_again(given.width, spec.out_features, again)
         return work
 
     def _training(self, tokens: TrainingTokens) -> ExpectedStage:

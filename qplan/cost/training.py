@@ -18,17 +18,27 @@ FIT_ROWS = 4
 """Sequences of a batch that integers are fitted to, and layers trained on."""
 LAYER_LEAST_STEPS = 32
 """Steps below which no layer is trained."""
-_RESTARTS, _RESTARTS_OF_FULL = 8, 128
-"""Times that the rounding of a tensor is tried again, and with ``--tune full``: the gain grows with their logarithm."""
+_MOST_RESTARTS = 512
+_SHARE_OF_RESTARTS = 0.5
+"""Where layers are not trained either, which takes longer than as many restarts as there are tokens per feature."""
 
 _PASS = 3
 _STEP = 4
 """Forwards, forwards again with a graph, and backwards to inputs and weights."""
 
 
-def restarts(*, layers: bool) -> int:
-    """How many times each tensor is tried again, where layers are trained and where they are not."""
-    return _RESTARTS_OF_FULL if layers else _RESTARTS
+def restarts(width: int, tokens: int, *, layers: bool) -> int:
+    """How many times the rounding of a tensor is tried again.
+
+    The gain grows with the logarithm of their number, and is real as far as tokens tell what inputs are like: so there
+    are as many as tokens per feature, which takes a time that grows with a layer as that of running it does.
+
+    Args:
+        width: input features.
+        tokens: that it is fitted to.
+        layers: whether layers are trained.
+    """
+    return min(_MOST_RESTARTS, int((1 if layers else _SHARE_OF_RESTARTS) * tokens / width))
 
 
 def layer_forwards() -> float:

@@ -42,8 +42,8 @@ from qplan.run.skeleton_record import SkeletonRecord
 from qplan.run.table import SensitivityTable
 from qplan.settings import MEMORIES
 from qplan.tuning.kept import JUDGED, schedule_of
+from qplan.tuning.schedule import EPOCHS_OF_FULL, STEPS_OF_FULL, Schedule
 from qplan.tuning.schedule import STEPS as MOST_STEPS
-from qplan.tuning.schedule import STEPS_OF_FULL, Schedule
 from qplan.uniform import COMPARED
 from qplan.verify.bench import GATE_TOKENS
 from qplan.verify.cache import STEPS, most_tokens
@@ -192,8 +192,9 @@ class Emission:
         """What training would be, if it is asked for."""
         if not self.options.trains(self.table.conditions.rounding):
             return None
-        whole = schedule_of(self.calibration, STEPS_OF_FULL if self.options.tune == "full" else MOST_STEPS)
-        limited = self.options.tune == "auto"
+        if self.options.tune == "full":
+            return schedule_of(self.calibration, STEPS_OF_FULL, epochs=EPOCHS_OF_FULL)
+        whole, limited = schedule_of(self.calibration, MOST_STEPS), self.options.tune == "auto"
         return whole.within(MOST_PASSES, self.calibration.tokens.size) if limited else whole
 
     @cached_property

@@ -10,7 +10,6 @@ import torch
 
 from qplan.artifact import sha256_json
 from qplan.cost.target import find_target
-from qplan.cost.training import restarts
 from qplan.formats import QuantFormat
 from qplan.rounding import Int8Activations
 from qplan.rounding.rounder import Rounder
@@ -23,7 +22,7 @@ from qplan.sensitivity.joint import Variant
 from qplan.settings import Memory, without_half
 from qplan.tuning.judge import Tuned
 from qplan.tuning.scales import ScaleFit
-from qplan.tuning.schedule import STEPS, Schedule
+from qplan.tuning.schedule import EPOCHS, EPOCHS_OF_FULL, STEPS, Schedule
 from qplan.tuning.sequential import SequentialFit
 
 _SEEN: Memory = "normal"
@@ -36,9 +35,10 @@ HELD_OUT, JUDGED = slice(0, None, 2), slice(1, None, 2)
 whether these ship."""
 
 
-def schedule_of(calibration: CalibrationSet, most: int = STEPS) -> Schedule:
-    """The schedule of training on a run's tokens, in so many steps at most."""
-    return Schedule.of(len(calibration.fit), len(calibration.tokens[HELD_OUT]), calibration.seq_len, most=most)
+def schedule_of(calibration: CalibrationSet, most: int = STEPS, *, epochs: int = EPOCHS) -> Schedule:
+    """The schedule of training on a run's tokens, in so many steps at most, on each token so many times at most."""
+    held_out = len(calibration.tokens[HELD_OUT])
+    return Schedule.of(len(calibration.fit), held_out, calibration.seq_len, most=most, epochs=epochs)
 
 
 def fit_of(
@@ -61,13 +61,10 @@ def fit_of(
     inputs = _inputs(rounder, calibration, formats) | {"seen": _SEEN} | ({"layers": "trained"} if layers else {})
     if rounder.within_int16:
         inputs |= {"integers": "within int16"}
-    again = restarts(layers=layers)
-    inputs |= {"restarts": str(again)}
     cache = StoredCache(fitted_tensors(run, inputs), inputs)
     tokens = torch.from_numpy(calibration.fit)
     between = run.tuning / cache.folder.name
-    plan = Variant(formats, _SEEN)
-    return SequentialFit(rounder, plan, tokens, cache, between, trains=layers, restarts=again)
+    return SequentialFit(rounder, Variant(formats, _SEEN), tokens, cache, between, trains=layers)
 
 
 def scales_of(
@@ -113,7 +110,7 @@ def built_rounder(run: RunFolder, rounder: Rounder, calibration: CalibrationSet,
         return rounder
     arithmetic = without_half(find_target(plan.target).arithmetic)
     shipped = Variant(plan.formats, plan.memory, Int8Activations("prefill", told.dynamic_option, arithmetic))
-    schedule = schedule_of(calibration, told.steps)
+    schedule = schedule_of(calibration, told.steps, epochs=EPOCHS_OF_FULL)
     integers = replace(told, method="sequential", ships=told.method != "scales")
     scales = scales_of(run, Tuned(rounder, integers), calibration, shipped, schedule)
     return replace(rounder, fitted=FittedTensors(scales.cache, scales.formats))

@@ -19,7 +19,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from qplan.artifact import remove_folder
-from qplan.cost.training import FIT_ROWS
+from qplan.cost.training import FIT_ROWS, restarts
 from qplan.formats import QuantFormat
 from qplan.model.boundaries import Boundaries
 from qplan.model.layerwise import WayThere, hidden_of, names_by_linear, run_layer, with_layer_read
@@ -58,8 +58,6 @@ class SequentialFit:
     batch_size: int = FIT_ROWS
     trains: bool = False
     """Whether each layer is trained, once its integers are fitted."""
-    restarts: int = 0
-    """Times that the rounding of a tensor is tried again; see `qplan.rounding.gptq`."""
     _exact: WayThere = field(init=False)
     """The float model, on its way through the layers."""
     _stored: WayThere = field(init=False)
@@ -241,7 +239,8 @@ class SequentialFit:
 
         def store() -> StoredTensor:
             pieces = row_pieces(spec.out_features, spec.in_features)
-            return joined([target.store(loaded.weight(name, rows), fmt, restarts=self.restarts) for rows in pieces])
+            again = restarts(spec.in_features, self.tokens.numel(), layers=self.trains)
+            return joined([target.store(loaded.weight(name, rows), fmt, restarts=again) for rows in pieces])
 
         if self.trains and name in self._open:
             self._held[name] = integers(name, store())

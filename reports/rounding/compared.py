@@ -37,7 +37,6 @@ from torch import Tensor
 
 import qplan.demo
 from qplan.calibration import load_text
-from qplan.cost.training import restarts
 from qplan.errors import ToolError
 from qplan.formats import QuantFormat
 from qplan.mnn.build.exporter import export_skeleton
@@ -55,7 +54,7 @@ from qplan.rounding.stored_cache import FittedTensors, StoredCache
 from qplan.sensitivity.joint import Variant
 from qplan.sensitivity.kept_logits import KeptLogits, kept_logits
 from qplan.tuning.scales import ScaleFit
-from qplan.tuning.schedule import STEPS_OF_FULL, Schedule
+from qplan.tuning.schedule import EPOCHS_OF_FULL, STEPS_OF_FULL, Schedule
 from qplan.tuning.sequential import SequentialFit
 from reports.peers.environment import prepare
 from reports.rounding.subject import BLOCK, JUDGE_ROWS, SEQ_LEN, decoder_formats, windows_of
@@ -141,11 +140,9 @@ class Comparison:
 
     def in_order(self, bits: int, formats: Mapping[str, QuantFormat], *, trains: bool) -> Made:
         """Layer after layer."""
-        again = restarts(layers=trains)
-        auto = self.auto(bits)
-        kept = StoredCache(self.work / f"ordered-{bits}-{trains}", {"rounding": f"in order, {again} restarts"})
+        auto, kept = self.auto(bits), StoredCache(self.work / f"ordered-{bits}-{trains}", {"rounding": "in order"})
         plan = Variant(formats, "normal", Int8Activations())
-        ordered = SequentialFit(auto, plan, self.fit, kept, trains=trains, restarts=again)
+        ordered = SequentialFit(auto, plan, self.fit, kept, trains=trains)
         start = time.process_time()
         ordered.run()
         fitted = replace(auto, fitted=FittedTensors(ordered.cache, ordered.formats))
@@ -154,9 +151,9 @@ class Comparison:
     def end_to_end(self, bits: int, formats: Mapping[str, QuantFormat]) -> Made:
         """Scales and zeros of what `in_order` made of all layers."""
         rounder = self.in_order(bits, formats, trains=True).rounder
-        schedule = Schedule.of(len(self.fit), len(self.held_out), SEQ_LEN, most=STEPS_OF_FULL)
-        begun = {"rounding": "trained", "restarts": str(restarts(layers=True))}
-        kept = StoredCache(self.work / f"trained-{bits}", begun)
+        rows = len(self.fit), len(self.held_out)
+        schedule = Schedule.of(*rows, SEQ_LEN, most=STEPS_OF_FULL, epochs=EPOCHS_OF_FULL)
+        kept = StoredCache(self.work / f"trained-{bits}", {"rounding": "trained"})
         plan = Variant(formats, "normal", Int8Activations())
         trained = ScaleFit(rounder, plan, torch.cat([self.fit, self.held_out]), kept, schedule)
         start = time.process_time()
