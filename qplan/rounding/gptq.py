@@ -8,8 +8,8 @@ with coordinate descent over its integers (QuantEase, arXiv 2309.01885).
 
 That ends in one of very many minima, and error feedback from a slightly different grid ends in another one. So it may
 be tried again, from a block drawn at random on and with grids a little wider or narrower than those of the best found:
-what loses less is kept, row by row. Each time takes as long as the first, and the gain grows with the logarithm of
-their number (``reports/rounding/tuned.md``).
+what loses less is kept, row by row. Each time takes about as long as the first, and the gain grows with the logarithm
+of their number (``reports/rounding/restarts.py``).
 
 Rows are independent of each other and worked on in chunks, transposed: a column is then contiguous, and a block of
 a chunk stays in the processor's cache. Only the columns of one block are looped over, and of a long block, such as a
