@@ -58,7 +58,9 @@ def fit_of(
         formats: the plan's.
         layers: whether each layer is trained.
     """
-    inputs = _inputs(rounder, calibration, formats) | {"seen": _SEEN} | ({"layers": "trained"} if layers else {})
+    inputs = _inputs(rounder, calibration, formats) | {"seen": _SEEN, "restarts": "by tokens"}
+    if layers:
+        inputs |= {"layers": "trained"}
     if rounder.within_int16:
         inputs |= {"integers": "within int16"}
     cache = StoredCache(fitted_tensors(run, inputs), inputs)
