@@ -12,6 +12,12 @@ REQUIREMENTS: dict[str, tuple[str, ...]] = {
     # requests: ModelOpt imports it without requiring it
     "modelopt": ("nvidia-modelopt==0.47.0", "requests==2.34.2", "torch==2.13.0", "transformers==5.24.0"),
     "autoround": ("auto-round==0.16.1", "torch==2.13.0", "transformers==5.24.0"),
+    "llm-compressor": (
+        "llmcompressor==0.14.0.1",
+        "compressed-tensors==0.19.0",
+        "torch==2.13.0",
+        "transformers==5.17.0",
+    ),
     "nncf": ("nncf==3.4.0", "torch==2.13.0", "transformers==5.24.0"),
     # the first's library, build 11549, runs, by the declarations of the second, build 11548
     "llama.cpp": (

@@ -9,8 +9,9 @@ Run from the repository's root with
 All linears of the decoder at one width, asymmetric blocks of 64, the head in fp16, memory normal, on MNN's engine.
 Kinds of text are *prose* (WikiText-2), *code* (``calib/python-stdlib``) and *documentation* (what Python's ``help``
 says of the language); the mixture has a third of each. Losses are those on 6,144 tokens of each kind to which nothing
-was fitted. AutoRound is installed into an environment of its own (about 2 GB) and quantizes in FP32 on one thread: 200
-steps of 8 rows, its default, and with ``--best`` 1,000 steps of its extended algorithm too. Adds each row to
+was fitted. AutoRound and llm-compressor are installed into environments of their own (about 2 GB each) and quantize in
+FP32 on one thread: GPTQ, 200 steps of 8 rows, which is AutoRound's default, and with ``--best`` 1,000 steps of its
+extended algorithm too. Adds each row to
 ``compared.json`` and writes ``compared.md`` beside this file; what is in ``--work`` is not computed again.
 """
 
@@ -60,7 +61,6 @@ from reports.peers.environment import prepare
 from reports.rounding.subject import BLOCK, JUDGE_ROWS, SEQ_LEN, decoder_formats, windows_of
 
 HOME = Path(__file__).parent
-ROOT = Path(__file__).parents[2]
 Row = dict[str, Any]
 FIT_TOKENS, TEST_ROWS = 32768, 24
 WIDTHS = (4, 3, 2, 8)
@@ -83,14 +83,20 @@ class Texts:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How AutoRound is run."""
+    """How a peer is run."""
 
     name: str
-    steps: int
-    extended: bool
+    script: str
+    """Beside this file; its name without its end is that of the jobs too."""
+    peer: str
+    """Whose environment it runs in."""
+    asked: Mapping[str, int]
+    """What its job holds beside model, tokens and width."""
 
 
-RECIPES = (Recipe("AutoRound, default", 200, extended=False), Recipe("AutoRound, best", 1000, extended=True))
+GPTQ = Recipe("GPTQ, llm-compressor", "llm_compressor.py", "llm-compressor", {})
+DEFAULT = Recipe("AutoRound, default", "autoround.py", "autoround", {"steps": 200, "batch": 8, "best": False})
+BEST = Recipe("AutoRound, best", "autoround.py", "autoround", {"steps": 1000, "batch": 8, "best": True})
 
 
 @dataclass(frozen=True)
@@ -128,7 +134,7 @@ class Comparison:
         yield "qplan, in order, layers trained", lambda: self.in_order(bits, formats, trains=True)
         yield "qplan, then all scales trained", lambda: self.end_to_end(bits, formats)
         for recipe in recipes:
-            yield recipe.name, partial(self.autoround, bits, recipe)
+            yield recipe.name, partial(self.by_peer, bits, recipe)
 
     def auto(self, bits: int) -> Rounder:
         """Each tensor by itself."""
@@ -177,35 +183,32 @@ class Comparison:
         with EngineSession(built, runtime, context=card.context) as engine:
             return {kind: reference.compare(engine.logits).kl_nats for kind, reference in self.tests.items()}
 
-    def autoround(self, bits: int, recipe: Recipe) -> Made:
-        """What AutoRound makes of the same tokens.
+    def by_peer(self, bits: int, recipe: Recipe) -> Made:
+        """What a peer makes of the same tokens.
 
         Raises:
             ToolError: it cannot be installed, or fails.
         """
-        python = prepare("autoround", self.environments)
-        job, out, tokens = (
-            self.work / f"autoround-{bits}-{recipe.steps}.{end}" for end in ("json", "safetensors", "npy")
-        )
+        python, script = prepare(recipe.peer, self.environments), Path(__file__).with_name(recipe.script)
+        name = "-".join([script.stem, str(bits), *map(str, recipe.asked.values())])
+        job, out, tokens = (self.work / f"{name}.{end}" for end in ("json", "safetensors", "npy"))
         np.save(tokens, self.fit.numpy())
         asked = {
             "model": str(self.loaded.folder.resolve()),
             "tokens": str(tokens),
             "bits": bits,
             "block": BLOCK,
-            "steps": recipe.steps,
-            "batch": 8,
-            "best": recipe.extended,
             "out": str(out),
+            **recipe.asked,
         }
         job.write_text(json.dumps(asked), encoding="utf-8")
         single = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-        command = [str(python), str(ROOT / "reports" / "rounding" / "autoround.py"), str(job)]
+        command = [str(python), str(script), str(job)]
         done = subprocess.run(
             command, check=False, env=os.environ | single, capture_output=True, text=True, timeout=TIMEOUT_S
         )
         if done.returncode:
-            msg = "AutoRound failed"
+            msg = f"{recipe.name} failed"
             tail = "\n".join((done.stdout + done.stderr).splitlines()[-12:])
             raise ToolError(msg, command=" ".join(command), code=done.returncode, tail=tail)
         made, fmt = load_file(out), QuantFormat(bits, BLOCK)
@@ -320,7 +323,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="folder for what is made, to go on from")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    recipes = () if given.no_peers else RECIPES if given.best else RECIPES[:1]
+    recipes = () if given.no_peers else (GPTQ, DEFAULT, BEST) if given.best else (GPTQ, DEFAULT)
     embedded = Path(qplan.demo.__file__).parent / "stdlib-3m"
     with ExitStack() as stack:
         parent = given.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))
