@@ -12,9 +12,9 @@ from qplan.cost.training import TrainingTokens
 
 TOKENS = 1024
 """Tokens of a step, unless so few steps would be left; or as few more as a whole row takes."""
-STEPS, STEPS_OF_FULL = 60, 768
+STEPS, STEPS_OF_FULL = 60, 1024
 """Most steps, and those of ``--tune full``."""
-EPOCHS, EPOCHS_OF_FULL = 2, 6
+EPOCHS, EPOCHS_OF_FULL = 2, 8
 """Most times that a token is trained on, and those of ``--tune full``: of few tokens, scales learn what is seen more
 often by heart, and of 131,072 six times lose 2 % less than twice."""
 RATE, RATE_OF_MANY = 0.003, 0.006
