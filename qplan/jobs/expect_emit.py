@@ -42,8 +42,8 @@ from qplan.run.skeleton_record import SkeletonRecord
 from qplan.run.table import SensitivityTable
 from qplan.settings import MEMORIES
 from qplan.tuning.kept import JUDGED, schedule_of
-from qplan.tuning.schedule import EPOCHS_OF_FULL, STEPS_OF_FULL, Schedule
 from qplan.tuning.schedule import STEPS as MOST_STEPS
+from qplan.tuning.schedule import STEPS_OF_FULL, Schedule, epochs_of_full
 from qplan.uniform import COMPARED
 from qplan.verify.bench import GATE_TOKENS
 from qplan.verify.cache import STEPS, most_tokens
@@ -193,7 +193,7 @@ class Emission:
         if not self.options.trains(self.table.conditions.rounding):
             return None
         if self.options.tune == "full":
-            return schedule_of(self.calibration, STEPS_OF_FULL, epochs=EPOCHS_OF_FULL)
+            return schedule_of(self.calibration, STEPS_OF_FULL, epochs=epochs_of_full(self.calibration.fit.size))
         whole, limited = schedule_of(self.calibration, MOST_STEPS), self.options.tune == "auto"
         return whole.within(MOST_PASSES, self.calibration.tokens.size) if limited else whole
 

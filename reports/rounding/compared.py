@@ -55,7 +55,7 @@ from qplan.rounding.stored_cache import FittedTensors, StoredCache
 from qplan.sensitivity.joint import Variant
 from qplan.sensitivity.kept_logits import KeptLogits, kept_logits
 from qplan.tuning.scales import ScaleFit
-from qplan.tuning.schedule import EPOCHS_OF_FULL, STEPS_OF_FULL, Schedule
+from qplan.tuning.schedule import STEPS_OF_FULL, Schedule, epochs_of_full
 from qplan.tuning.sequential import SequentialFit
 from reports.peers.environment import prepare
 from reports.rounding.subject import BLOCK, JUDGE_ROWS, SEQ_LEN, decoder_formats, windows_of
@@ -157,8 +157,8 @@ class Comparison:
     def end_to_end(self, bits: int, formats: Mapping[str, QuantFormat]) -> Made:
         """Scales and zeros of what `in_order` made of all layers."""
         rounder = self.in_order(bits, formats, trains=True).rounder
-        rows = len(self.fit), len(self.held_out)
-        schedule = Schedule.of(*rows, SEQ_LEN, most=STEPS_OF_FULL, epochs=EPOCHS_OF_FULL)
+        epochs = epochs_of_full(self.fit.numel())
+        schedule = Schedule.of(len(self.fit), len(self.held_out), SEQ_LEN, most=STEPS_OF_FULL, epochs=epochs)
         kept = StoredCache(self.work / f"trained-{bits}", {"rounding": "trained"})
         plan = Variant(formats, "normal", Int8Activations())
         trained = ScaleFit(rounder, plan, torch.cat([self.fit, self.held_out]), kept, schedule)

@@ -21,7 +21,7 @@ from qplan.sensitivity.variants import apply_formats
 from qplan.settings import DynamicOption, Memory
 from qplan.tuning.judge import Tuned, judged, with_scales
 from qplan.tuning.scales import ScaleFit
-from qplan.tuning.schedule import EPOCHS_OF_FULL, RATE, RATE_OF_MANY, STEPS_OF_FULL, Schedule
+from qplan.tuning.schedule import EPOCHS_OF_FULL, RATE, RATE_OF_MANY, STEPS_OF_FULL, Schedule, epochs_of_full
 from qplan.tuning.straight import StraightActivations
 from qplan.tuning.through import Batch, QuantizedModel
 from qplan.tuning.trained import TrainedWeights
@@ -238,6 +238,7 @@ def test_a_schedule_trains_on_no_row_that_is_held_out_and_on_each_twice_at_most(
     assert many.steps == STEPS_OF_FULL
     assert (many.first(60).order == Schedule.of(1000, 8, 256).order).all()
     assert Schedule.of(64, 8, 256, most=STEPS_OF_FULL, epochs=EPOCHS_OF_FULL).steps == 64 * EPOCHS_OF_FULL / 4
+    assert [epochs_of_full(tokens) for tokens in (8192, 65536, 131072, 1 << 20)] == [2, 4, 8, 8]
     assert (schedule.largest_rate, many.largest_rate, many.first(32).largest_rate) == (RATE, RATE_OF_MANY, RATE)
     assert Schedule.of(1000, 8, 256, fixed_rate=0.03).first(8).largest_rate == 0.03
     rates = [schedule.rate(step) for step in range(schedule.steps)]
