@@ -20,7 +20,7 @@ LAYER_LEAST_STEPS = 32
 """Steps below which no layer is trained."""
 _MOST_RESTARTS = 512
 _SHARE_OF_RESTARTS = 0.5
-"""Where layers are not trained either, which takes longer than as many restarts as there are tokens per feature."""
+"""Of the tokens per feature: restarts where layers are not trained; training takes longer than these."""
 
 _PASS = 3
 _STEP = 4

@@ -87,7 +87,7 @@ def gptq_widths(
     parts = []
     for _, work in _chunks(weight, formats, ordered):
         work.refine(sweeps)
-        work.search(sweeps, restarts)
+        work.restart(sweeps, restarts)
         parts.append(work.store())
     return _in_place(parts, ordered)
 
@@ -181,13 +181,13 @@ class _Rows:
             span = self.span(index)
             own, weight = factor[span, span], self.weight[span]
             if searches:
-                self._search(index, carried[span], own)
+                self._search_grid(index, carried[span], own)
             errors = torch.empty_like(weight)
             scale, zero = self.scale[index], self.zero[index]
             round_columns(weight - zero, carried[span], own, scale, low, high, self.signed[span], errors, _PART)
             carried[span.stop :].addmm_(factor[span, span.stop :].T, errors)
 
-    def _search(self, index: int, carried: Tensor, factor: Tensor) -> None:
+    def _search_grid(self, index: int, carried: Tensor, factor: Tensor) -> None:
         """Search a block's grid, on the weights as the errors ``carried`` correct them; ``factor`` is the block's."""
         span = self.span(index)
         corrected = self.weight[span]
@@ -198,7 +198,7 @@ class _Rows:
             grid = search_grid(corrected[:, own].T.contiguous().unsqueeze(1), importance, fmt)
             self.scale[index, own], self.zero[index, own] = grid.scale.squeeze(1), grid.zero.squeeze(1)
 
-    def search(self, sweeps: int, restarts: int) -> None:
+    def restart(self, sweeps: int, restarts: int) -> None:
         """Round again so many times, each time from what lost least; keep what loses less, row by row."""
         if not restarts:
             return
