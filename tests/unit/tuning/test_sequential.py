@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from qplan.cost.training import restarts
 from qplan.errors import DamagedArtifactError
 from qplan.formats import FP16, QuantFormat
 from qplan.model.load import LoadedModel, load_model
@@ -108,6 +109,13 @@ def test_layers_are_trained_if_asked_for(qwen2: LoadedModel, tmp_path: Path) -> 
     assert any(not torch.equal(stored[False][name].scale, stored[True][name].scale) for name in first)
     # what layer 1 is given is another thing then
     assert not torch.equal(stored[False][DOWN].codes, stored[True][DOWN].codes)
+
+
+def test_rounding_is_tried_again_only_where_tokens_are_many() -> None:
+    assert restarts(576, 8192, layers=False) == restarts(576, 8192, layers=True) == 0
+    assert restarts(704, 131072, layers=False) == 93
+    assert restarts(704, 131072, layers=True) == 186
+    assert restarts(64, 131072, layers=True) == 512
 
 
 def test_linears_run_in_order_and_those_of_one_input_together(tiny: LoadedModel) -> None:
