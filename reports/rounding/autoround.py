@@ -7,27 +7,20 @@ weights that its integers stand for, and, under ``scale:`` and ``zero:`` with it
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
-from pathlib import Path
 
-import numpy as np
 import torch
 from auto_round import AutoRound
-from safetensors.torch import save_file
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
+
+from reports.rounding.peer_job import grid_of, leave, read_job
 
 
 def main() -> None:
     """Quantize, write the weights, and print the processor seconds."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("job", type=Path)
-    job = json.loads(parser.parse_args().job.read_text(encoding="utf-8"))
-    torch.set_num_threads(1)
-    model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32)
-    rows = torch.from_numpy(np.load(job["tokens"]))
+    job, model, tokens = read_job(__doc__)
+    rows = torch.from_numpy(tokens)
     batches = [{"input_ids": part, "attention_mask": torch.ones_like(part)} for part in rows.split(job["batch"])]
     start = time.process_time()
     quantized, _ = AutoRound(
@@ -52,13 +45,11 @@ def main() -> None:
     found: dict[str, torch.Tensor] = {}
     for name, module in quantized.named_modules():
         if isinstance(module, nn.Linear) and module is not head:
-            weight = module.weight.detach()
+            weight = module.weight
             scale, zero = (torch.as_tensor(getattr(module, part)).flatten() for part in ("scale", "zp"))
             scale, zero = (part.expand(len(scale)).view(len(weight), -1) for part in (scale, zero))
-            parts = {name: weight, f"scale:{name}": scale, f"zero:{name}": zero}
-            found |= {key: part.float().contiguous() for key, part in parts.items()}
-    save_file(found, job["out"])
-    print(json.dumps({"s": seconds}))
+            found |= grid_of(name, weight, scale, zero)
+    leave(job, found, seconds)
 
 
 if __name__ == "__main__":

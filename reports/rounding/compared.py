@@ -87,16 +87,16 @@ class Recipe:
 
     name: str
     script: str
-    """Beside this file; its name without its end is that of the jobs too."""
+    """Module beside this file; jobs have its name too."""
     peer: str
     """Whose environment it runs in."""
     asked: Mapping[str, int]
     """What its job holds beside model, tokens and width."""
 
 
-GPTQ = Recipe("GPTQ, llm-compressor", "llm_compressor.py", "llm-compressor", {})
-DEFAULT = Recipe("AutoRound, default", "autoround.py", "autoround", {"steps": 200, "batch": 8, "best": False})
-BEST = Recipe("AutoRound, best", "autoround.py", "autoround", {"steps": 1000, "batch": 8, "best": True})
+GPTQ = Recipe("GPTQ, llm-compressor", "llm_compressor", "llm-compressor", {})
+DEFAULT = Recipe("AutoRound, default", "autoround", "autoround", {"steps": 200, "batch": 8, "best": False})
+BEST = Recipe("AutoRound, best", "autoround", "autoround", {"steps": 1000, "batch": 8, "best": True})
 
 
 @dataclass(frozen=True)
@@ -189,23 +189,29 @@ class Comparison:
         Raises:
             ToolError: it cannot be installed, or fails.
         """
-        python, script = prepare(recipe.peer, self.environments), Path(__file__).with_name(recipe.script)
-        name = "-".join([script.stem, str(bits), *map(str, recipe.asked.values())])
+        python = prepare(recipe.peer, self.environments)
+        name = "-".join([recipe.script, str(bits), *map(str, recipe.asked.values())])
         job, out, tokens = (self.work / f"{name}.{end}" for end in ("json", "safetensors", "npy"))
         np.save(tokens, self.fit.numpy())
         asked = {
             "model": str(self.loaded.folder.resolve()),
-            "tokens": str(tokens),
+            "tokens": str(tokens.resolve()),
             "bits": bits,
             "block": BLOCK,
-            "out": str(out),
+            "out": str(out.resolve()),
             **recipe.asked,
         }
         job.write_text(json.dumps(asked), encoding="utf-8")
         single = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-        command = [str(python), str(script), str(job)]
+        command = [str(python), "-m", f"reports.rounding.{recipe.script}", str(job.resolve())]
         done = subprocess.run(
-            command, check=False, env=os.environ | single, capture_output=True, text=True, timeout=TIMEOUT_S
+            command,
+            check=False,
+            cwd=HOME.parents[1],
+            env=os.environ | single,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
         )
         if done.returncode:
             msg = f"{recipe.name} failed"

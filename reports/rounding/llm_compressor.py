@@ -7,10 +7,7 @@ name, its grid (``[out, blocks]``), integers counted from 0.
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,18 +15,13 @@ from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 from datasets import Dataset
 from llmcompressor import oneshot
 from llmcompressor.modifiers.quantization import GPTQModifier
-from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM
+
+from reports.rounding.peer_job import grid_of, leave, read_job
 
 
 def main() -> None:
     """Quantize, write the weights, and print the processor seconds."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("job", type=Path)
-    job = json.loads(parser.parse_args().job.read_text(encoding="utf-8"))
-    torch.set_num_threads(1)
-    model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32)
-    rows = np.load(job["tokens"])
+    job, model, rows = read_job(__doc__)
     texts = Dataset.from_dict({"input_ids": rows.tolist(), "attention_mask": np.ones_like(rows).tolist()})
     weights = QuantizationArgs(
         num_bits=job["bits"], type="int", symmetric=False, strategy="group", group_size=job["block"]
@@ -50,10 +42,8 @@ def main() -> None:
     for name, module in model.named_modules():
         if hasattr(module, "weight_scale"):
             zero = module.weight_zero_point.float() + 2 ** (job["bits"] - 1)
-            parts = {name: module.weight, f"scale:{name}": module.weight_scale, f"zero:{name}": zero}
-            found |= {key: part.detach().float().contiguous() for key, part in parts.items()}
-    save_file(found, job["out"])
-    print(json.dumps({"s": seconds}))
+            found |= grid_of(name, module.weight, module.weight_scale, zero)
+    leave(job, found, seconds)
 
 
 if __name__ == "__main__":
