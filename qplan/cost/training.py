@@ -18,8 +18,7 @@ FIT_ROWS = 4
 """Sequences of a batch that integers are fitted to, and layers trained on."""
 LAYER_LEAST_STEPS = 32
 """Steps below which no layer is trained."""
-_LEAST_PER_FEATURE, _MOST_RESTARTS = 128, 512
-"""Tokens per input feature below which nothing is tried again: SmolLM2-135M lost more with 14 and 5 of them."""
+_MOST_RESTARTS = 512
 _SHARE_OF_RESTARTS = 0.5
 """Of the tokens per feature: restarts where layers are not trained; training takes longer than these."""
 
@@ -32,16 +31,13 @@ def restarts(width: int, tokens: int, *, layers: bool) -> int:
     """How many times the rounding of a tensor is tried again.
 
     The gain grows with the logarithm of their number, and is real as far as tokens tell what inputs are like: so there
-    are as many as tokens per feature, which takes a time that grows with a layer as that of running it does, and none
-    where these are few.
+    are as many as tokens per feature, which takes a time that grows with a layer as that of running it does.
 
     Args:
         width: input features.
         tokens: that it is fitted to.
         layers: whether layers are trained.
     """
-    if tokens < _LEAST_PER_FEATURE * width:
-        return 0
     return min(_MOST_RESTARTS, int((1 if layers else _SHARE_OF_RESTARTS) * tokens / width))
 
 

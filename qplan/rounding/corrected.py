@@ -37,17 +37,17 @@ class PairedSums:
         """Begin with nothing."""
         self._halves = _Sums(self.width), _Sums(self.width)
 
-    @property
-    def tokens(self) -> int:
-        """That were added."""
-        return sum(half.tokens for half in self._halves)
-
-    def add(self, exact: Tensor, seen: Tensor) -> None:
+    def add(self, exact: Tensor, seen: Tensor, weights: Tensor | None = None) -> None:
         """Add inputs ``[..., in]`` of the same tokens, in the float model and in the quantized one.
 
-        They go to the half that has fewer.
+        They go to the half that has less.
+
+        Args:
+            exact: in the float model.
+            seen: in the quantized one.
+            weights: how much each token counts, ``[...]``; None for all the same.
         """
-        min(self._halves, key=lambda half: half.tokens).add(exact, seen)
+        min(self._halves, key=lambda half: half.weight).add(exact, seen, weights)
 
     def target(self, more: Tensor | None = None) -> CorrectedTarget:
         """What rounding is to come close to; the sums are used up.
@@ -56,8 +56,9 @@ class PairedSums:
             more: float32 ``[in, in]``, moments of another use of the same matrix whose inputs are exact: lookups in a
                 tied head.
         """
-        shares = [half.tokens / self.tokens for half in self._halves if half.tokens]
-        halves = [half.taken(more) for half in self._halves if half.tokens]
+        filled = [half for half in self._halves if half.weight]
+        shares = [half.weight / sum(one.weight for one in filled) for half in filled]
+        halves = [half.taken(more) for half in filled]
         moments, cross = (
             sum((share * part for share, part in zip(shares, parts, strict=True)), torch.zeros(()))
             for parts in ([half.moments for half in halves], [half.cross for half in halves])
@@ -70,7 +71,8 @@ class _Sums:
     """Sums over some tokens."""
 
     width: int
-    tokens: int = 0
+    weight: float = 0
+    """Of all tokens together."""
     seen: Tensor = field(init=False)
     """float64 ``[in, in]`` of the quantized model's inputs, see `add_gram`."""
     cross: Tensor = field(init=False)
@@ -80,15 +82,18 @@ class _Sums:
         self.seen = torch.zeros(self.width, self.width, dtype=torch.float64)
         self.cross = torch.zeros(self.width, self.width)
 
-    def add(self, exact: Tensor, seen: Tensor) -> None:
+    def add(self, exact: Tensor, seen: Tensor, weights: Tensor | None) -> None:
         rows, others = (given.reshape(-1, self.width).to(torch.float32) for given in (seen, exact))
+        if weights is not None:
+            roots = weights.reshape(-1, 1).to(torch.float32).sqrt()
+            rows, others = rows * roots, others * roots
         add_gram(self.seen, rows)
         torch.addmm(self.cross, (others - rows).T.cpu(), rows.cpu(), out=self.cross)
-        self.tokens += len(rows)
+        self.weight += len(rows) if weights is None else float(weights.sum())
 
     def taken(self, more: Tensor | None) -> _Half:
-        moments = mirrored(by_rows(self.seen, self.tokens))
-        return _Half(moments if more is None else moments.add_(more), self.cross.div_(self.tokens))
+        moments = mirrored(by_rows(self.seen, self.weight))
+        return _Half(moments if more is None else moments.add_(more), self.cross.div_(self.weight))
 
 
 @dataclass(frozen=True, eq=False)

@@ -58,7 +58,7 @@ def fit_of(
         formats: the plan's.
         layers: whether each layer is trained.
     """
-    inputs = _inputs(rounder, calibration, formats) | {"seen": _SEEN, "restarts": "by tokens"}
+    inputs = _inputs(rounder, calibration, formats) | {"seen": _SEEN, "restarts": "by tokens", "weights": "by state"}
     if layers:
         inputs |= {"layers": "trained"}
     if rounder.within_int16:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from qplan.artifact import remove_folder
@@ -33,6 +34,7 @@ from qplan.sensitivity.joint import Variant, formats_of_layer
 from qplan.sensitivity.stored_weights import StoredWeights
 from qplan.sensitivity.variants import apply_formats
 from qplan.settings import Progress
+from qplan.tensors import Role
 from qplan.tuning.inputs import in_order, input_of
 from qplan.tuning.layer_training import Example, LayerTraining
 from qplan.tuning.trained import TrainedGrid, TrainedWeights, integers
@@ -129,6 +131,8 @@ class SequentialFit:
         loaded = self.rounder.loaded
         everything = range(len(self._exact.batches))
         with with_layer_read(loaded, index):
+            for number in everything:
+                self._exact.run(index, number)
             self._open.update(self._unfinished(self._of_layer(index)))
             if self._open:
                 names = {
@@ -139,8 +143,6 @@ class SequentialFit:
                 first = self._exact.between.get(index - 1, 0) if index else None
                 for together in in_order(loaded, index, self._exact.batches[0], first, linears):
                     self._together(index, together[0], [name for linear in together for name in names[linear]], pool)
-            for number in everything:
-                self._exact.run(index, number)
             if self._held:
                 self._train(index)
             self._open.clear()
@@ -183,15 +185,27 @@ class SequentialFit:
         sums = {block: PairedSums(linear.in_features) for block in dict.fromkeys(blocks.values())}
         tied = index == len(self.rounder.loaded.layers) and self.rounder.loaded.card.tensor(names[0]).tied
         exact = PairedSums(linear.in_features) if tied else None
-        for given, seen in self._inputs(index, linear):
+        weighs = self.rounder.loaded.card.tensor(names[0]).role is Role.MLP
+        for number, (given, seen) in enumerate(self._inputs(index, linear)):
+            weights = self._weights(index, number) if weighs else None
             for block, total in sums.items():
-                total.add(given, seen if block is None else self.plan.activations.round(seen, block))
+                total.add(given, seen if block is None else self.plan.activations.round(seen, block), weights)
             if exact is not None:
                 exact.add(given, given)
         lookups = None if exact is None else self._lookups(names[0], exact)
         targets = {block: sums.pop(block).target(lookups) for block in tuple(sums)}
         with one_thread():
             list(pool.map(lambda name: self._fit(name, targets[blocks[name]]), names))
+
+    def _weights(self, index: int, number: int) -> Tensor:
+        """How much each token of a batch counts in an MLP, ``[rows, seq_len]``: one over the size of its hidden state.
+
+        Norms divide by that size what comes behind. A few tokens, the first in a row above all, have states hundreds of
+        times as large as all others (massive activations, Sun et al., arXiv 2402.17762), and by their squares they
+        alone would be fitted; by relative errors they would count for nothing.
+        """
+        size = hidden_of(self._exact.between.get(index, number)).to(torch.float32).square().mean(-1).sqrt()
+        return torch.where(size > 0, 1 / size, 0)
 
     def _inputs(self, index: int, linear: nn.Linear) -> Iterator[tuple[Tensor, Tensor]]:
         """A linear's inputs in the float model and in the quantized one, batch by batch."""

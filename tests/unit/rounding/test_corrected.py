@@ -50,6 +50,18 @@ def test_the_target_is_the_least_squares_solution_drawn_towards_the_weights(fmt:
     torch.testing.assert_close(target.weight(weight, fmt), weight.lerp(solution, share), rtol=1e-3, atol=1e-3)
 
 
+def test_a_token_that_counts_twice_counts_as_two() -> None:
+    weight, exact, seen = inputs(9)
+    times = 1 + torch.arange(TOKENS) % 3
+    weighed, repeated = PairedSums(WIDTH), PairedSums(WIDTH)
+    for part in (slice(0, TOKENS // 2), slice(TOKENS // 2, TOKENS)):
+        weighed.add(exact[part], seen[part], times[part])
+        repeated.add(*(values[part].repeat_interleave(times[part], 0) for values in (exact, seen)))
+    one, other = weighed.target(), repeated.target()
+    torch.testing.assert_close(one.curvature.moments, other.curvature.moments)
+    torch.testing.assert_close(one.weight(weight, QuantFormat(4, 32)), other.weight(weight, QuantFormat(4, 32)))
+
+
 def test_a_correction_that_is_noise_is_not_made() -> None:
     weight, seen, _ = inputs(7)
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -99,6 +99,47 @@ def test_a_layers_output_comes_closer_to_the_float_models(qwen2: LoadedModel, tm
     assert in_turn < 0.9 * one_by_one
 
 
+def test_tokens_with_massive_activations_do_not_count_for_all_others(
+    llama: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {name: value.clone() for name, value in llama.model.state_dict().items()}
+    rows, last = tokens(0), llama.layers[-1]
+    rows[:, 0] = 2  # no other token is
+    errors = {}
+    try:
+        gate, up = (llama.linear(f"model.layers.0.mlp.{name}") for name in ("gate_proj", "up_proj"))
+        first = input_of(llama, 0, rows[:1], None, gate)[0, 0]
+        for linear in (gate, up):
+            linear.weight.data[0] = 8 * first / first.norm()
+        exact = _returned(last, lambda: llama.logits(rows))
+        sizes = exact.norm(dim=-1)
+        assert sizes[:, 0].min() > 20 * sizes[:, 1:].median()
+        for kind in ("weighed", "alike"):
+            if kind == "alike":
+                monkeypatch.setattr(SequentialFit, "_weights", lambda *_: None)
+            fit = replace(a_fit(llama, tmp_path / kind, memory="normal"), tokens=rows)
+            fit.run()
+            with apply_formats(llama, fit.plan.formats, "normal", stored=StoredWeights(llama, fitted(fit))):
+                seen = _returned(last, lambda: llama.logits(rows))
+            errors[kind] = ((seen - exact).norm(dim=-1) / sizes)[:, 1:].square().mean()
+    finally:
+        llama.model.load_state_dict(before)
+    assert errors["weighed"] < 0.95 * errors["alike"]
+
+
+def _returned(layer: nn.Module, run: Callable[[], object]) -> Tensor:
+    """What a layer returns."""
+    found: list[Tensor] = []
+    hook = layer.register_forward_hook(
+        lambda _m, _a, output: found.append(output if isinstance(output, Tensor) else output[0])
+    )
+    try:
+        run()
+    finally:
+        hook.remove()
+    return found[0]
+
+
 def test_layers_are_trained_if_asked_for(qwen2: LoadedModel, tmp_path: Path) -> None:
     stored: dict[bool, dict[str, IntTensor]] = {}
     for trains in (False, True):
@@ -111,8 +152,10 @@ def test_layers_are_trained_if_asked_for(qwen2: LoadedModel, tmp_path: Path) -> 
     assert not torch.equal(stored[False][DOWN].codes, stored[True][DOWN].codes)
 
 
-def test_rounding_is_tried_again_only_where_tokens_are_many() -> None:
-    assert restarts(576, 8192, layers=False) == restarts(576, 8192, layers=True) == 0
+def test_rounding_is_tried_again_as_often_as_tokens_tell_of_a_feature() -> None:
+    assert restarts(576, 8192, layers=False) == 7
+    assert restarts(1536, 8192, layers=False) == 2
+    assert restarts(4864, 4096, layers=False) == 0
     assert restarts(704, 131072, layers=False) == 93
     assert restarts(704, 131072, layers=True) == 186
     assert restarts(64, 131072, layers=True) == 512
