@@ -27,6 +27,8 @@ REQUIREMENTS: dict[str, tuple[str, ...]] = {
         "numpy==2.4.6",
     ),
     "mlx": ("mlx[cpu]==0.32.4", "mlx-lm==0.32.2", "transformers==5.24.0"),
+    # pulp: its planner needs it, its package alone does not bring it; kernels are compiled when it is first imported
+    "quark": ("amd-quark==0.13", "pulp==3.3.2", "torch==2.13.0", "transformers==5.15.0"),
 }
 """Packages to install for each peer."""
 

@@ -41,6 +41,8 @@ SCORERS = (
     Scorer("nncf", "NNCF", "nncf"),
     Scorer("nncf-hessian", "NNCF Hessian", "nncf", "hessian_input_activation"),
     Scorer("mlx", "mlx-lm dynamic_quant", "mlx"),
+    Scorer("quark", "Quark Weight-MSE", "quark"),
+    Scorer("quark-perplexity", "Quark Weight-MSE, perplexity gate", "quark", "perplexity"),
 )
 
 
