@@ -19,9 +19,10 @@ written by qplan and evaluated in the same way: mean KL divergence from FP32 per
 was fitted to. Rounding *rtn* is to nearest; *auto* is qplan's default.
 
 ModelOpt runs without its fused groups, unless the row says so, and may not leave a tensor unquantized; AutoScheme
-scores with symmetric integers, its default; NNCF's INT8 has one scale per row while it scores. A number above 1 is a
-plan of qplan's that loses more than the peer's; such numbers are **bold**, with a question mark if the difference
-is within two standard errors over the tokens.
+scores with symmetric integers, its default; NNCF's INT8 has one scale per row while it scores; Quark scores weights
+without tokens, in the architectures and formats that it is taught here. A number above 1 is a plan of qplan's that
+loses more than the peer's; such numbers are **bold**, with a question mark if the difference is within two standard
+errors over the tokens.
 """
 
 MODES = ("gradient", "auto", "measured")
