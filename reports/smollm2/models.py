@@ -57,7 +57,11 @@ class Wanted:
         return "-".join(filter(None, ("plan", self.budget, *ends)))
 
 
-PLANS = (Wanted("int8", tune="auto", fold="trained"), Wanted("int4", tune="auto"), Wanted("int4", "files"))
+PLANS = (
+    Wanted("int8", tune="sequential", fold="trained"),
+    Wanted("int4", tune="sequential"),
+    Wanted("int4", "files"),
+)
 PHONE_PLANS = (Wanted("int8", target="phone"), Wanted("int4", target="phone"))
 
 

@@ -49,7 +49,7 @@ HOME = Path(__file__).parent
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 WIKITEXT = "Salesforce/wikitext:wikitext-2-raw-v1"
 TOKENS, SEQ_LEN, EMULATED_TOKENS = 4096, 512, 128
-FIT_TOKENS, QUICK_TOKENS = 8192, 1024
+FIT_TOKENS, QUICK_TOKENS = 32768, 1024
 PLAN_NAMES = tuple(one.name for one in (*PLANS, *PHONE_PLANS))
 MADE_AGAIN = (*UNIFORM, OFFICIAL.name, *PLAN_NAMES, *(f"plan-{kind}" for kind in TYPES))
 
