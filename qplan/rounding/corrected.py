@@ -18,6 +18,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from qplan.errors import MeasurementError
 from qplan.formats import QuantFormat
 from qplan.rounding.curvature import DAMPING, Curvature
 from qplan.rounding.gptq import gptq
@@ -55,8 +56,14 @@ class PairedSums:
         Args:
             more: float32 ``[in, in]``, moments of another use of the same matrix whose inputs are exact: lookups in a
                 tied head.
+
+        Raises:
+            MeasurementError: no token counts for anything.
         """
         filled = [half for half in self._halves if half.weight]
+        if not filled:
+            msg = "no token counts: hidden states are all zero or not finite"
+            raise MeasurementError(msg)
         shares = [half.weight / sum(one.weight for one in filled) for half in filled]
         halves = [half.taken(more) for half in filled]
         moments, cross = (

@@ -30,6 +30,9 @@ _SEEN: Memory = "normal"
 and 1.01 times as much (8 bits) on text of the kind fitted to, and 1.01 and 1.49 times as much on other text
 (``reports/rounding/sequential.py``)."""
 
+IN_ORDER = {"restarts": "by tokens", "weights": "by state, in tensors of MLPs"}
+"""How integers are fitted in order, among what they depend on: fits that were made otherwise are made again."""
+
 HELD_OUT, JUDGED = slice(0, None, 2), slice(1, None, 2)
 """Of the calibration rows that losses are measured on: those by which training of scales ends, and those that decide
 whether these ship."""
@@ -58,7 +61,7 @@ def fit_of(
         formats: the plan's.
         layers: whether each layer is trained.
     """
-    inputs = _inputs(rounder, calibration, formats) | {"seen": _SEEN, "restarts": "by tokens", "weights": "by state"}
+    inputs = _inputs(rounder, calibration, formats) | IN_ORDER | {"seen": _SEEN}
     if layers:
         inputs |= {"layers": "trained"}
     if rounder.within_int16:

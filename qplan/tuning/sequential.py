@@ -181,21 +181,24 @@ class SequentialFit:
 
     def _together(self, index: int, linear: nn.Linear, names: Sequence[str], pool: ThreadPoolExecutor) -> None:
         """Fit tensors that are given the same input, that of a linear."""
-        blocks = {name: self._block(self.formats[name]) for name in names}
-        sums = {block: PairedSums(linear.in_features) for block in dict.fromkeys(blocks.values())}
-        tied = index == len(self.rounder.loaded.layers) and self.rounder.loaded.card.tensor(names[0]).tied
+        card = self.rounder.loaded.card
+        # an MLP beside attention reads its input, so tokens count by each tensor's own role
+        kinds = {name: (self._block(self.formats[name]), card.tensor(name).role is Role.MLP) for name in names}
+        sums = {kind: PairedSums(linear.in_features) for kind in dict.fromkeys(kinds.values())}
+        tied = index == len(self.rounder.loaded.layers) and card.tensor(names[0]).tied
         exact = PairedSums(linear.in_features) if tied else None
-        weighs = self.rounder.loaded.card.tensor(names[0]).role is Role.MLP
+        weighed = any(weighs for _, weighs in sums)
         for number, (given, seen) in enumerate(self._inputs(index, linear)):
-            weights = self._weights(index, number) if weighs else None
-            for block, total in sums.items():
-                total.add(given, seen if block is None else self.plan.activations.round(seen, block), weights)
+            weights = self._weights(index, number) if weighed else None
+            for (block, weighs), total in sums.items():
+                rounded = seen if block is None else self.plan.activations.round(seen, block)
+                total.add(given, rounded, weights if weighs else None)
             if exact is not None:
                 exact.add(given, given)
         lookups = None if exact is None else self._lookups(names[0], exact)
-        targets = {block: sums.pop(block).target(lookups) for block in tuple(sums)}
+        targets = {kind: sums.pop(kind).target(lookups) for kind in tuple(sums)}
         with one_thread():
-            list(pool.map(lambda name: self._fit(name, targets[blocks[name]]), names))
+            list(pool.map(lambda name: self._fit(name, targets[kinds[name]]), names))
 
     def _weights(self, index: int, number: int) -> Tensor:
         """How much each token of a batch counts in an MLP, ``[rows, seq_len]``: one over the size of its hidden state.
@@ -204,7 +207,7 @@ class SequentialFit:
         times as large as all others (massive activations, Sun et al., arXiv 2402.17762), and by their squares they
         alone would be fitted; by relative errors they would count for nothing.
         """
-        size = hidden_of(self._exact.between.get(index, number)).to(torch.float32).square().mean(-1).sqrt()
+        size = hidden_of(self._exact.between.get(index, number)).to(torch.float64).square().mean(-1).sqrt()
         return torch.where(size > 0, 1 / size, 0)
 
     def _inputs(self, index: int, linear: nn.Linear) -> Iterator[tuple[Tensor, Tensor]]:

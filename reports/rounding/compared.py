@@ -54,6 +54,7 @@ from qplan.rounding.rounder import Rounder
 from qplan.rounding.stored_cache import FittedTensors, StoredCache
 from qplan.sensitivity.joint import Variant
 from qplan.sensitivity.kept_logits import KeptLogits, kept_logits
+from qplan.tuning.kept import IN_ORDER
 from qplan.tuning.scales import ScaleFit
 from qplan.tuning.schedule import STEPS_OF_FULL, Schedule, epochs_of_full
 from qplan.tuning.sequential import SequentialFit
@@ -146,7 +147,7 @@ class Comparison:
 
     def in_order(self, bits: int, formats: Mapping[str, QuantFormat], *, trains: bool) -> Made:
         """Layer after layer."""
-        auto, kept = self.auto(bits), StoredCache(self.work / f"ordered-{bits}-{trains}", {"rounding": "in order"})
+        auto, kept = self.auto(bits), StoredCache(self.work / f"ordered-{bits}-{trains}", IN_ORDER)
         plan = Variant(formats, "normal", Int8Activations())
         ordered = SequentialFit(auto, plan, self.fit, kept, trains=trains)
         start = time.process_time()
@@ -159,7 +160,7 @@ class Comparison:
         rounder = self.in_order(bits, formats, trains=True).rounder
         epochs = epochs_of_full(self.fit.numel())
         schedule = Schedule.of(len(self.fit), len(self.held_out), SEQ_LEN, most=STEPS_OF_FULL, epochs=epochs)
-        kept = StoredCache(self.work / f"trained-{bits}", {"rounding": "trained"})
+        kept = StoredCache(self.work / f"trained-{bits}", IN_ORDER | {"rounding": "trained"})
         plan = Variant(formats, "normal", Int8Activations())
         trained = ScaleFit(rounder, plan, torch.cat([self.fit, self.held_out]), kept, schedule)
         start = time.process_time()

@@ -32,7 +32,7 @@ from qplan.rounding.rounder import Rounder
 from qplan.rounding.stored_cache import FittedTensors, StoredCache
 from qplan.sensitivity.joint import Variant, joint_losses
 from qplan.settings import MEMORIES, Memory
-from qplan.tuning.kept import HELD_OUT
+from qplan.tuning.kept import HELD_OUT, IN_ORDER
 from qplan.tuning.scales import ScaleFit
 from qplan.tuning.schedule import Schedule
 from qplan.tuning.sequential import SequentialFit
@@ -68,7 +68,7 @@ class Bench:
             seconds = {}
             for inputs in seen:
                 plan = Variant(formats, inputs, Int8Activations())
-                kept = StoredCache(self.work / f"fitted-{bits}-{inputs}", {"rounding": "sequential"})
+                kept = StoredCache(self.work / f"fitted-{bits}-{inputs}", IN_ORDER)
                 fit = SequentialFit(auto, plan, self.fit, kept)
                 start = time.process_time()
                 fit.run()
@@ -89,7 +89,7 @@ class Bench:
     def trained(self, rounder: Rounder, formats: dict[str, QuantFormat], memory: Memory, name: str) -> Rounder:
         """Train the scales of a rounder's integers."""
         plan = Variant(formats, memory, Int8Activations())
-        kept = StoredCache(self.work / f"trained-{name}-{memory}", {"rounding": "scales"})
+        kept = StoredCache(self.work / f"trained-{name}-{memory}", IN_ORDER | {"rounding": "scales"})
         schedule = Schedule.of(len(self.fit), len(self.held_out), SEQ_LEN)
         fit = ScaleFit(rounder, plan, torch.cat([self.fit, self.held_out]), kept, schedule)
         fit.run()

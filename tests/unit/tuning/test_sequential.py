@@ -14,7 +14,7 @@ from qplan.errors import DamagedArtifactError
 from qplan.formats import FP16, QuantFormat
 from qplan.model.load import LoadedModel, load_model
 from qplan.rounding import Int8Activations, IntTensor
-from qplan.rounding.corrected import PairedSums
+from qplan.rounding.corrected import CorrectedTarget, PairedSums
 from qplan.rounding.moments import Moments, gather_moments
 from qplan.rounding.rounder import Rounder
 from qplan.rounding.stored_cache import FittedTensors, StoredCache
@@ -27,6 +27,7 @@ from qplan.tuning.inputs import in_order as linears_in_order
 from qplan.tuning.inputs import input_of
 from qplan.tuning.judge import Tuned, in_order, judged
 from qplan.tuning.sequential import SequentialFit
+from tests.support.tiny_models import save_model
 
 INPUTS = {"model": "a", "tokens": "b"}
 DOWN = "model.layers.2.mlp.down_proj"
@@ -224,6 +225,27 @@ def test_a_killed_fit_goes_on_with_the_same_integers(
     a_fit(qwen2, tmp_path / "killed", trains=trains).run(progress=lambda done, _: told.append(done))
     assert files(tmp_path / "killed" / "fitted") == wanted
     assert len(told) <= 4 - after // 7  # layers that were finished are not done again
+
+
+def test_a_killed_fit_weighs_an_mlp_beside_attention_by_its_own_role(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which reads what q, k and v do: those may be there already."""
+    loaded = load_model(str(save_model("phi", tmp_path / "model")))
+    a_fit(loaded, tmp_path / "whole", memory="normal").run()
+    fit = SequentialFit._fit
+
+    def until_killed(self: SequentialFit, name: str, target: CorrectedTarget) -> None:
+        if name == "model.layers.1.mlp.fc1":
+            raise _KilledError
+        fit(self, name, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SequentialFit, "_fit", until_killed)
+        with pytest.raises(_KilledError):
+            a_fit(loaded, tmp_path / "killed", memory="normal").run()
+    a_fit(loaded, tmp_path / "killed", memory="normal").run()
+    assert files(tmp_path / "killed" / "fitted") == files(tmp_path / "whole" / "fitted")
 
 
 def test_a_lost_tensor_of_a_finished_layer_is_fitted_again(qwen2: LoadedModel, tmp_path: Path) -> None:
