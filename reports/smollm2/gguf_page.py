@@ -30,13 +30,19 @@ def against_gguf(results: Mapping[str, Any]) -> Iterator[str]:
         yield _line(name, row, ram, results, threads)
     yield ""
     for plan in here:
-        rivals = [file for file in files if file["name"] != "F32" and file["file_bytes"] <= plan["file_bytes"]]
+        # a plan of a file's bytes is a little smaller than that file
+        rivals = [
+            file
+            for file in files
+            if file["name"] != "F32" and (file["file_bytes"] <= plan["file_bytes"] or file["name"] == plan["beside"])
+        ]
         if not str(plan["name"]).startswith(PLAN) or not rivals:
             continue
         best = min(rivals, key=lambda file: float(file["here"]["kl_nats"]))
         ratio = plan["here"]["kl_nats"] / best["here"]["kl_nats"]
         told = "llama.cpp loses less: " if ratio > 1 else ""
-        held = f"{notation.ratio(ratio)} the loss of {best['name']}, the best file that is no larger"
+        which = "whose bytes it has" if best["name"] == plan["beside"] else "the best file that is no larger"
+        held = f"{notation.ratio(ratio)} the loss of {best['name']}, {which}"
         yield f"- {label(plan)}: {told}{held}."
     yield ""
 
