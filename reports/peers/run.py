@@ -5,7 +5,7 @@ Run from the repository's root with
     python -m reports.peers.run                                            # the embedded model
     python -m reports.peers.run --model FOLDER --calib FILE --text FILE    # another one
     python -m reports.peers.run --model SMOLLM2 --calib FILE --text FILE --samples 4 --judged 4 --budgets 4.5,6 \
-        --engine 4.5 --scorers modelopt-gradient,autoround,nncf --modes gradient --fitted-modes ''
+        --engine 4.5 --scorers modelopt-gradient,autoround,nncf,quark --modes gradient --fitted-modes ''
 
 Installs ModelOpt, AutoRound, NNCF, mlx-lm and Quark into environments of their own (about 6.5 GB), adds the model to
 ``results.json`` and writes ``README.md`` beside it. Times are those of the processor, one thread.
@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -166,17 +166,25 @@ def load(options: argparse.Namespace, folder: Path) -> Bench:
     return Bench(options, loaded, calibration, torch.from_numpy(judged.tokens), folder)
 
 
+def _installed(answers: Iterable[Answer]) -> dict[str, str]:
+    """Versions of packages, those that peers do not share one after the other."""
+    found: dict[str, dict[str, None]] = {}
+    for answer in answers:
+        for name, number in answer.versions.items():
+            found.setdefault(name, {})[number] = None
+    return {name: " and ".join(numbers) for name, numbers in found.items()}
+
+
 def benchmark(bench: Bench) -> dict[str, Any]:
     """All results of one model."""
     options, card = bench.options, bench.loaded.card
     answers, failures = ask_all(bench)
     cases = cases_of(bench, answers)
-    installed = {name: number for answer in answers.values() for name, number in answer.versions.items()}
     return {
         "model": {"parameters": card.parameters, "tensors": len(card.tensors)},
         "calibration": {"text": Path(options.calib).name, "samples": options.samples, "seq_len": options.seq_len},
         "heldout": {"text": Path(options.text).name, "tokens": bench.heldout.numel()},
-        "versions": installed | {"MNN": versions()["MNN"]},
+        "versions": _installed(answers.values()) | {"MNN": versions()["MNN"]},
         "methods": {label: answer.method for label, answer in answers.items()},
         "failures": failures,
         "cases": [asdict(case) | {"formats": {n: f.name for n, f in case.formats.items()}} for case in cases],
