@@ -5,7 +5,7 @@ Run from the repository's root with
     python -m reports.plans.run                                            # the embedded model
     python -m reports.plans.run --model FOLDER --calib FILE --text FILE    # another one
 
-Installs ModelOpt, AutoRound, NNCF and mlx-lm into environments of their own (about 5 GB), adds the model to
+Installs ModelOpt, AutoRound, NNCF, mlx-lm and Quark into environments of their own (about 6.5 GB), adds the model to
 ``results.json`` and writes ``README.md`` beside it. About one hour for the embedded model, two for 8 M parameters.
 """
 
