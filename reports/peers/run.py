@@ -5,7 +5,7 @@ Run from the repository's root with
     python -m reports.peers.run                                            # the embedded model
     python -m reports.peers.run --model FOLDER --calib FILE --text FILE    # another one
     python -m reports.peers.run --model SMOLLM2 --calib FILE --text FILE --samples 4 --judged 4 --budgets 4.5,6 \
-        --engine 4.5 --scorers modelopt-gradient,autoround,nncf,quark --modes gradient --fitted-modes ''
+        --engine 4.5 --scorers modelopt-gradient,autoround,nncf,mlx,quark --modes gradient --fitted-modes ''
 
 Installs ModelOpt, AutoRound, NNCF, mlx-lm and Quark into environments of their own (about 6.5 GB), adds the model to
 ``results.json`` and writes ``README.md`` beside it. Times are those of the processor, one thread.
