@@ -7,6 +7,7 @@ without the mark that starts one of MNN's child processes fails and says so.
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Generator
 from pathlib import Path
@@ -19,6 +20,11 @@ settings.register_profile("qplan", deadline=None, derandomize=True, max_examples
 settings.load_profile("qplan")
 # small tensors: more threads only get in each other's way
 torch.set_num_threads(1)
+
+# nohup and a shell's background jobs have them ignored, which the commands that tests interrupt would inherit
+signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 TESTS = Path(__file__).parent
 NATIVE = frozenset(path.name for path in (TESTS.parent / "qplan" / "mnn").rglob("*_child.py"))
