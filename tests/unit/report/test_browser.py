@@ -376,9 +376,9 @@ def test_the_slider_shows_the_stored_plans(browser: Browser, reports: dict[str, 
         page.locator('#stops tr[data-stop="3"] button').focus()
         page.keyboard.press("Enter")
         assert slider.input_value() == "3"
-        # scrolling hides the tip, and its event comes late
+        # scrolling hides the tip, and its event comes with the next frame
         page.locator('#stop-map [data-t="0"]').scroll_into_view_if_needed()
-        page.wait_for_timeout(200)
+        page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
         page.hover('#stop-map [data-t="0"]')
         page.wait_for_selector("#tip", state="visible")
         assert report.text("#tip").splitlines()[1].startswith(swept.points[3].formats[names[0]].name)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from qplan.cost.training import restarts
 from qplan.errors import DamagedArtifactError
 from qplan.formats import FP16, QuantFormat
+from qplan.model.layerwise import hidden_of
 from qplan.model.load import LoadedModel, load_model
 from qplan.rounding import Int8Activations, IntTensor
 from qplan.rounding.corrected import CorrectedTarget, PairedSums
@@ -82,18 +83,11 @@ def test_the_whole_model_loses_less(tiny: LoadedModel, tmp_path: Path, memory: M
 def test_a_layers_output_comes_closer_to_the_float_models(qwen2: LoadedModel, tmp_path: Path) -> None:
     fit = a_fit(qwen2, tmp_path)
     fit.run()
-    seen: dict[str, Tensor] = {}
 
     def hidden(rounder: Rounder | None) -> Tensor:
-        hook = qwen2.layers[-1].register_forward_hook(lambda _m, _a, output: seen.update(out=output))
-        try:
-            formats = {} if rounder is None else fit.plan.formats
-            with apply_formats(qwen2, formats, "low", stored=StoredWeights(qwen2, rounder)):
-                qwen2.logits(tokens(0))
-        finally:
-            hook.remove()
-        output = seen["out"]
-        return output if isinstance(output, Tensor) else output[0]
+        formats = {} if rounder is None else fit.plan.formats
+        with apply_formats(qwen2, formats, "low", stored=StoredWeights(qwen2, rounder)):
+            return _returned(qwen2.layers[-1], lambda: qwen2.logits(tokens(0)))
 
     exact = hidden(None)
     one_by_one, in_turn = ((hidden(rounder) - exact).square().mean() for rounder in (fit.rounder, fitted(fit)))
@@ -131,9 +125,7 @@ def test_tokens_with_massive_activations_do_not_count_for_all_others(
 def _returned(layer: nn.Module, run: Callable[[], object]) -> Tensor:
     """What a layer returns."""
     found: list[Tensor] = []
-    hook = layer.register_forward_hook(
-        lambda _m, _a, output: found.append(output if isinstance(output, Tensor) else output[0])
-    )
+    hook = layer.register_forward_hook(lambda _m, _a, output: found.append(hidden_of(output)))
     try:
         run()
     finally:
